@@ -1,0 +1,84 @@
+"""`lapa VERB ...`: each verb is a module of this package with a `main(argv)`."""
+
+import importlib
+import sys
+
+# verb → (module, what it does, an example)
+VERBS = {
+    "demo": (
+        "lapa_jax.demo",
+        "the whole method on the tabletop world, small, with a report",
+        "lapa demo",
+    ),
+    "train": (
+        "lapa_jax.train",
+        "train any stage: quantizer, latent_pretraining, action_finetuning",
+        "lapa train --config experiments/quantizer/tabletop.py:quick=True --workdir runs/quantizer",
+    ),
+    "label": (
+        "lapa_jax.label",
+        "latent actions of a corpus by a trained quantizer, as sidecar files",
+        "lapa label --workdir runs/quantizer --corpus data/robot --name laq",
+    ),
+    "evaluate": (
+        "lapa_jax.evaluate",
+        "diagnostics of a quantizer; token accuracy and closed-loop success of a policy",
+        "lapa evaluate --workdir runs/quantizer",
+    ),
+    "data": (
+        "lapa_jax.data",
+        "collect, convert, index, inspect data; show the batch of a step",
+        "lapa data collect --out data/tabletop --episodes 100 --families reach --views robot",
+    ),
+}
+
+
+def usage() -> str:
+    lines = ["usage: lapa VERB [flags]     (lapa VERB --help tells the flags)", ""]
+    for verb, (_, text, example) in VERBS.items():
+        lines += [f"  {verb:<9} {text}", f"            {example}"]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one verb; a user error becomes one line on stderr and exit code 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        sys.stdout.write(usage() + "\n")
+        return 0
+    verb, rest = argv[0], argv[1:]
+    if verb not in VERBS:
+        sys.stderr.write(f"lapa: unknown verb {verb!r}\n\n{usage()}\n")
+        return 2
+    return run(VERBS[verb][0], rest)
+
+
+def run(module: str, argv: list[str]) -> int:
+    """Calls `module.main(argv)`; errors that name a bad input are shown without a traceback."""
+    from absl import logging
+
+    logging.set_verbosity(logging.INFO)
+    logging.use_absl_handler()
+    try:
+        return importlib.import_module(module).main(argv) or 0
+    except (ValueError, OSError) as error:
+        if not _raised_by_us(error):
+            raise
+        sys.stderr.write(f"lapa: {type(error).__name__}: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("lapa: interrupted; the same command continues where it was\n")
+        return 130
+
+
+def _raised_by_us(error: BaseException) -> bool:
+    """Whether the innermost frame is ours: then the message is meant for the user as it is."""
+    frame = error.__traceback__
+    while frame.tb_next:
+        frame = frame.tb_next
+    package = frame.tb_frame.f_globals.get("__name__", "").split(".")[0]
+    return package in ("lapa_jax", "data_pipelines", "experiments", "launch")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""Packaging of lapa_jax: light core, heavier tools as extras."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="lapa_jax",
+    version="0.1.0",
+    description="Latent action pretraining from videos, in JAX: quantizer, latent VLA, action VLA.",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=find_packages(include=["lapa_jax*", "data_pipelines*", "experiments*", "launch*"]),
+    package_data={"lapa_jax.report": ["*.j2"]},
+    install_requires=[
+        "absl-py",
+        "av>=14",
+        "flax>=0.12",
+        "google-crc32c",
+        "jax>=0.10",
+        "jinja2",
+        "matplotlib",
+        "ml-collections>=1.1",
+        "numpy>=2",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8,<1",
+        "psutil",
+        "scipy",
+        "sentencepiece",
+        "simplejpeg",
+        "tensorboardX",
+        "tqdm",
+        "xxhash",
+        # Training runs without these three (the threads decoder): they are for the tf.data
+        # backend and for reading what TFDS and RLDS tools write.
+        "tensorflow-cpu>=2.21; platform_machine == 'x86_64' and sys_platform == 'linux'",
+        "tensorflow>=2.21; platform_machine != 'x86_64' or sys_platform != 'linux'",
+        "tensorflow-datasets>=4.9.10",
+        "rlds==0.1.6",  # 0.1.7 and later import dm-reverb and fail without it
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda12]"],
+        "beam": ["apache-beam>=2.77"],
+        "torch": ["torch==2.13.0", "safetensors", "transformers"],
+        "sim": ["metaworld==3.1.1", "gymnasium"],
+        "serve": ["fastapi", "uvicorn", "websockets", "msgpack"],
+        "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff"],
+    },
+    entry_points={"console_scripts": ["lapa = lapa_jax.cli:main"]},
+)
