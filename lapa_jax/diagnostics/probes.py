@@ -1,0 +1,185 @@
+"""Linear probes: how much of the true action a latent action carries, beside controls.
+
+A ridge regression from features to actions, split by episode; the ridge is chosen on held-out
+training episodes by the same rule for every feature set, so that wide controls are not handicapped.
+R^2 is per action dimension on test episodes. NumPy and SciPy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+
+from lapa_jax.diagnostics.codebook import check_codes
+from lapa_jax.diagnostics.statistics import bootstrap_ratio
+
+# Relative to the mean variance of a feature direction times the number of rows.
+RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+
+
+def one_hot_codes(z: np.ndarray, codebook_size: int) -> np.ndarray:
+    """One-hot of every slot, side by side: float64 (N, L * codebook_size)."""
+    z = check_codes(z, codebook_size)
+    return np.eye(codebook_size)[z].reshape(len(z), -1)
+
+
+def pooled_frames(images: np.ndarray, size: int = 8) -> np.ndarray:
+    """Frames averaged to size x size: what the scene alone tells, float64 (N, size*size*C)."""
+    images = np.asarray(images)
+    if images.ndim != 4 or images.shape[1] % size or images.shape[2] % size:
+        raise ValueError(f"images must be (N, H, W, C) with H, W divisible by {size}, "
+                         f"got {images.shape}")
+    n, h, w, c = images.shape
+    blocks = images.astype(np.float64).reshape(n, size, h // size, size, w // size, c)
+    return blocks.mean((2, 4)).reshape(n, -1)
+
+
+def split_episodes(episode: np.ndarray, *, test_fraction: float, seed: int) -> np.ndarray:
+    """Bool (N,): True where the row's episode was drawn for the test; no episode is in both."""
+    names, index = np.unique(np.asarray(episode), return_inverse=True)
+    if not 0.0 < test_fraction < 1.0:
+        raise ValueError(f"test_fraction must lie in (0, 1), got {test_fraction}")
+    if len(names) < 2:
+        raise ValueError(f"a split by episode needs at least 2 episodes, got {len(names)}")
+    count = min(max(round(test_fraction * len(names)), 1), len(names) - 1)
+    chosen = np.zeros(len(names), bool)
+    chosen[np.random.default_rng(seed).permutation(len(names))[:count]] = True
+    return chosen[index.reshape(-1)]
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """prediction = (x - x_mean) / x_scale @ weights + y_mean."""
+
+    x_mean: np.ndarray
+    x_scale: np.ndarray
+    weights: np.ndarray
+    y_mean: np.ndarray
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return (x - self.x_mean) / self.x_scale @ self.weights + self.y_mean
+
+
+def fit_ridge(
+    x: np.ndarray, y: np.ndarray, ridges: tuple[float, ...] = RIDGES
+) -> list[LinearMap]:
+    """One map per ridge from a single decomposition; features are standardised."""
+    x_mean, y_mean = x.mean(0), y.mean(0)
+    scale = x.std(0)
+    scale = np.where(scale > 0, scale, 1.0)  # a constant feature stays, with weight 0
+    u, s, vt = scipy.linalg.svd((x - x_mean) / scale, full_matrices=False)
+    unit = float((s**2).mean()) or 1.0
+    projected = u.T @ (y - y_mean)
+    return [
+        LinearMap(x_mean, scale, vt.T @ ((s / (s**2 + r * unit))[:, None] * projected), y_mean)
+        for r in ridges
+    ]
+
+
+def linear_probe(
+    features: np.ndarray,
+    actions: np.ndarray,
+    episode: np.ndarray,
+    *,
+    seed: int,
+    test_fraction: float = 0.25,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+) -> dict[str, Any]:
+    """R^2 per action dimension on held-out episodes, with bootstrap intervals over them.
+
+    `r2` of a dimension that never changes in the test is None; `r2_mean` averages the others. The
+    intervals resample test episodes around the fixed test mean and the fixed probe.
+    """
+    x, y = np.asarray(features, np.float64), np.asarray(actions, np.float64)
+    episode = np.asarray(episode)
+    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or episode.shape != (len(x),):
+        raise ValueError(
+            "need features (N, D), actions (N, A) and episode (N,), got "
+            f"{x.shape}, {y.shape}, {episode.shape}"
+        )
+    for name, value in (("features", x), ("actions", y)):
+        if not np.isfinite(value).all():
+            raise ValueError(f"{name} hold non-finite values: drop those rows first")
+    test = split_episodes(episode, test_fraction=test_fraction, seed=seed)
+    train = np.flatnonzero(~test)
+    if len(np.unique(episode[train])) < 2:
+        raise ValueError("the probe needs at least 3 episodes: train, validation and test")
+    validation = split_episodes(episode[train], test_fraction=test_fraction, seed=seed + 1)
+    fit, held = train[~validation], train[validation]
+    # Each dimension picks its own: one that cannot be predicted must not shrink the others.
+    errors = np.array([
+        ((candidate(x[held]) - y[held]) ** 2).mean(0) for candidate in fit_ridge(x[fit], y[fit])
+    ])
+    best = errors.argmin(0)
+    maps = fit_ridge(x[train], y[train])
+    prediction = np.stack([maps[r](x[test])[:, dim] for dim, r in enumerate(best)], 1)
+
+    residual = (prediction - y[test]) ** 2
+    total = (y[test] - y[test].mean(0)) ** 2
+    r2: list[float | None] = []
+    intervals: list[list[float] | None] = []
+    for dim in range(y.shape[1]):
+        if not total[:, dim].any():
+            r2.append(None)
+            intervals.append(None)
+            continue
+        ratio = bootstrap_ratio(
+            residual[:, dim], total[:, dim], episode[test],
+            seed=seed, resamples=resamples, confidence=confidence,
+        )
+        r2.append(1 - ratio.estimate)
+        intervals.append([1 - ratio.high, 1 - ratio.low])
+    known = [value for value in r2 if value is not None]
+    return {
+        "r2": r2,
+        "r2_interval": intervals,
+        "r2_mean": float(np.mean(known)) if known else None,
+        "confidence": confidence,
+        "ridge": [RIDGES[r] for r in best],
+        "features": x.shape[1],
+        "train_rows": len(train),
+        "test_rows": int(test.sum()),
+        "train_episodes": len(np.unique(episode[train])),
+        "test_episodes": len(np.unique(episode[test])),
+    }
+
+
+def probe_latent_actions(
+    z: np.ndarray,
+    actions: np.ndarray,
+    episode: np.ndarray,
+    codebook_size: int,
+    *,
+    seed: int,
+    first_frames: np.ndarray | None = None,
+    extra: Mapping[str, np.ndarray] | None = None,
+    **options: Any,
+) -> dict[str, dict[str, Any]]:
+    """The probe of the latent action beside its controls, all on one split.
+
+    `shuffled_latent_action`: the same codes in random order (should be about 0);
+    `first_frame`: what the scene alone tells; `first_frame_and_latent_action` minus `first_frame`
+    is what the code adds. `extra` holds more feature sets (N, D), such as continuous embeddings.
+    """
+    codes = one_hot_codes(z, codebook_size)
+    sets: dict[str, np.ndarray] = {
+        "latent_action": codes,
+        "shuffled_latent_action": np.random.default_rng(seed).permutation(codes),
+    }
+    if first_frames is not None:
+        scene = pooled_frames(first_frames)
+        sets["first_frame"] = scene
+        sets["first_frame_and_latent_action"] = np.concatenate([scene, codes], 1)
+    for name, value in (extra or {}).items():
+        if name in sets:
+            raise ValueError(f"extra feature set {name!r} has the name of a built-in one")
+        sets[name] = np.asarray(value)
+    return {
+        name: linear_probe(value, actions, episode, seed=seed, **options)
+        for name, value in sets.items()
+    }

@@ -1,0 +1,170 @@
+"""Intervals for success rates and for means over episodes.
+
+Wilson (1927) for one proportion; Newcombe (1998) hybrid-score intervals, method 10, for the
+difference of two proportions, independent or paired; a seeded percentile bootstrap that resamples
+episodes, because frames of one episode are not independent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from scipy.special import ndtri
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A point estimate with a two-sided interval."""
+
+    estimate: float
+    low: float
+    high: float
+    confidence: float
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+def _quantile(confidence: float) -> float:
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence must lie in (0, 1), got {confidence}")
+    return float(ndtri(0.5 + confidence / 2))
+
+
+def _check_count(successes: int, trials: int) -> None:
+    if trials < 1 or not 0 <= successes <= trials:
+        raise ValueError(
+            f"need 0 <= successes <= trials and trials >= 1, got {successes} of {trials}"
+        )
+
+
+def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) -> Interval:
+    """Score interval of a proportion; stays inside [0, 1] and is sound for small counts."""
+    _check_count(successes, trials)
+    quantile = _quantile(confidence)
+    rate = successes / trials
+    square = quantile**2 / trials
+    centre = (rate + square / 2) / (1 + square)
+    margin = math.sqrt(square * rate * (1 - rate) + square**2 / 4) / (1 + square)
+    # The ends are exact at 0 and 1; rounding would leave them an ulp away.
+    low = 0.0 if successes == 0 else centre - margin
+    high = 1.0 if successes == trials else centre + margin
+    return Interval(rate, low, high, confidence)
+
+
+def difference_of_proportions(
+    successes_a: int, trials_a: int, successes_b: int, trials_b: int, *, confidence: float = 0.95
+) -> Interval:
+    """Rate a - rate b of two independent sets of trials."""
+    a = wilson_interval(successes_a, trials_a, confidence=confidence)
+    b = wilson_interval(successes_b, trials_b, confidence=confidence)
+    return _newcombe(a, b, 0.0, confidence)
+
+
+def paired_difference_of_proportions(
+    outcomes_a: np.ndarray, outcomes_b: np.ndarray, *, confidence: float = 0.95
+) -> Interval:
+    """Rate a - rate b where trial i of both starts from the same initial state."""
+    a, b = np.asarray(outcomes_a), np.asarray(outcomes_b)
+    if a.dtype != bool or b.dtype != bool or a.ndim != 1 or a.shape != b.shape:
+        raise ValueError(
+            "paired outcomes must be two bool arrays of one length, got "
+            f"{a.dtype} {a.shape} and {b.dtype} {b.shape}"
+        )
+    trials = len(a)
+    both, only_a = int((a & b).sum()), int((a & ~b).sum())
+    only_b, neither = int((~a & b).sum()), int((~a & ~b).sum())
+    margins = (both + only_a) * (only_b + neither) * (both + only_b) * (only_a + neither)
+    product = both * neither - only_a * only_b
+    if product > 0:
+        product = max(product - trials / 2, 0.0)  # Newcombe's continuity correction
+    correlation = product / math.sqrt(margins) if margins else 0.0
+    return _newcombe(
+        wilson_interval(both + only_a, trials, confidence=confidence),
+        wilson_interval(both + only_b, trials, confidence=confidence),
+        correlation,
+        confidence,
+    )
+
+
+def _newcombe(a: Interval, b: Interval, correlation: float, confidence: float) -> Interval:
+    def margin(of_a: float, of_b: float) -> float:
+        return math.sqrt(max(0.0, of_a**2 - 2 * correlation * of_a * of_b + of_b**2))
+
+    estimate = a.estimate - b.estimate
+    low = estimate - margin(a.estimate - a.low, b.high - b.estimate)
+    high = estimate + margin(a.high - a.estimate, b.estimate - b.low)
+    return Interval(estimate, low, high, confidence)
+
+
+def _episodes(episode: np.ndarray, rows: int, resamples: int) -> tuple[np.ndarray, int]:
+    episode = np.asarray(episode)
+    if episode.shape != (rows,) or rows == 0:
+        raise ValueError(f"episode must name the episode of each of {rows} rows (at least 1), "
+                         f"got shape {episode.shape}")
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    names, index = np.unique(episode, return_inverse=True)
+    return index.reshape(-1), len(names)
+
+
+def _percentiles(estimate: float, values: np.ndarray, confidence: float) -> Interval:
+    _quantile(confidence)
+    low, high = np.quantile(values, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    return Interval(float(estimate), float(low), float(high), confidence)
+
+
+def bootstrap_ratio(
+    numerator: np.ndarray,
+    denominator: np.ndarray,
+    episode: np.ndarray,
+    *,
+    seed: int,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+) -> Interval:
+    """sum(numerator) / sum(denominator) with episodes resampled; ones below give a mean."""
+    numerator = np.asarray(numerator, np.float64)
+    denominator = np.asarray(denominator, np.float64)
+    if numerator.ndim != 1 or numerator.shape != denominator.shape:
+        raise ValueError(
+            "numerator and denominator must be two arrays of one length, got "
+            f"{numerator.shape} and {denominator.shape}"
+        )
+    index, count = _episodes(episode, len(numerator), resamples)
+    above = np.bincount(index, numerator, count)
+    below = np.bincount(index, denominator, count)
+    rng = np.random.default_rng(seed)
+    draws = rng.multinomial(count, np.full(count, 1 / count), size=resamples)
+    divisors = draws @ below
+    if below.sum() == 0 or (divisors == 0).any():
+        raise ValueError(
+            f"the denominator sums to zero over some resamples of {count} episodes: "
+            "drop episodes that carry none of it, or use more episodes"
+        )
+    return _percentiles(above.sum() / below.sum(), draws @ above / divisors, confidence)
+
+
+def bootstrap_episodes(
+    statistic: Callable[[np.ndarray], float],
+    episode: np.ndarray,
+    *,
+    seed: int,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+) -> Interval:
+    """Any statistic(rows) of row numbers, with whole episodes resampled with replacement."""
+    index, count = _episodes(episode, len(np.asarray(episode)), resamples)
+    order = np.argsort(index, kind="stable")
+    groups = np.split(order, np.cumsum(np.bincount(index, minlength=count))[:-1])
+    rng = np.random.default_rng(seed)
+    values = np.array([
+        statistic(np.concatenate([groups[i] for i in rng.integers(count, size=count)]))
+        for _ in range(resamples)
+    ])
+    if not np.isfinite(values).all():
+        raise ValueError("the statistic is not finite on some resample of episodes")
+    return _percentiles(statistic(np.arange(len(index))), values, confidence)
