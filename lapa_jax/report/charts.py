@@ -1,0 +1,260 @@
+"""Charts: loss curves, code usage, success rates with intervals, what each code means.
+
+Matplotlib through its object interface (no pyplot, no global state), written as SVG whose inks
+follow the reader's light or dark setting. The same input gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Ellipse
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from lapa_jax.report.picture import (
+    GRID,
+    INK,
+    MUTED,
+    SERIES,
+    STYLE,
+    Picture,
+    picture_of_svg,
+    printable,
+    wrap,
+)
+
+# Matplotlib knows no CSS variables: these stand in for them until the SVG is text.
+_INK, _MUTED, _GRID = "#010203", "#040506", "#070809"
+_STAND_INS = {_INK: INK, _MUTED: MUTED, _GRID: GRID}
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a line that is no JSON object is an error that names it."""
+    rows = []
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}:{number}: not JSON ({error})") from error
+            if not isinstance(row, dict) or "step" not in row:
+                raise ValueError(f"{path}:{number}: expected an object with the key 'step'")
+            rows.append(row)
+    return rows
+
+
+def _plain(text: str) -> str:
+    """Text for matplotlib, which reads $ as the start of a formula."""
+    return printable(text).replace("$", r"\$")
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width / 96, height / 96), dpi=96, layout="constrained")
+    figure.patch.set_alpha(0)
+    return figure
+
+
+def _dress(axes: Axes, *, x: str = "", y: str = "", title: str = "", grid: str = "y") -> None:
+    axes.patch.set_alpha(0)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(_GRID)
+    axes.tick_params(which="both", colors=_MUTED, labelsize=9, length=3)
+    axes.grid(True, axis=grid, color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.set_xlabel(_plain(x), color=_MUTED, fontsize=9.5)
+    axes.set_ylabel(_plain(y), color=_MUTED, fontsize=9.5)
+    if title:
+        axes.set_title(_plain(title), color=_INK, fontsize=10.5, loc="left")
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) > 1:
+        figure.legend(handles, labels, loc="outside upper left", ncols=min(4, len(labels)),
+                      frameon=False, labelcolor=_INK, fontsize=9.5)
+
+
+def _picture(figure: Figure, alt: str) -> Picture:
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "lapa_jax", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", transparent=True,
+                       metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg"):]  # the XML and DTD heads name outside addresses
+    for stand_in, color in _STAND_INS.items():
+        svg = svg.replace(stand_in, color)
+    head, rest = svg.split(">", 1)
+    width, height = (round(inches * 96) for inches in figure.get_size_inches())
+    return picture_of_svg(f"{head}>{STYLE}{rest}", alt, width, height)
+
+
+def loss_curves(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], metric: str = "loss", *,
+    log: bool = False, smooth: int = 0, title: str = "",
+) -> Picture:
+    """`metric` over steps, one line per run; `runs` maps a name to rows of its metrics.jsonl.
+
+    Rows without the metric (of another cadence) are no points of this curve. With `smooth` a
+    running mean over that many points is drawn over the pale raw curve.
+    """
+    if not runs:
+        raise ValueError("runs is empty: give at least one run")
+    figure = _figure(640, 320)
+    axes = figure.add_subplot()
+    said = []
+    for number, (name, rows) in enumerate(runs.items()):
+        points = [(row["step"], row[metric]) for row in rows if metric in row]
+        if not points:
+            known = sorted({key for row in rows for key in row})
+            raise ValueError(f"run {name!r} has no metric {metric!r}; its rows have {known}")
+        steps, values = np.asarray(points, np.float64).T
+        color = SERIES[number % len(SERIES)]
+        smoothed = smooth > 1 and len(values) > smooth
+        axes.plot(steps, values, color=color, linewidth=1.0 if smoothed else 1.8,
+                  alpha=0.3 if smoothed else 1.0, label=None if smoothed else _plain(name))
+        if smoothed:
+            mean = np.convolve(values, np.full(smooth, 1 / smooth), "valid")
+            axes.plot(steps[smooth - 1:], mean, color=color, linewidth=1.8, label=_plain(name))
+        said.append(f"{name} from {values[0]:.4g} to {values[-1]:.4g} at step {steps[-1]:.0f}")
+    if log:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    _dress(axes, x="step", y=metric, title=title)
+    _legend(figure, axes)
+    return _picture(figure, f"{metric} over training steps: {'; '.join(said)}.")
+
+
+def code_usage(histogram: Sequence[Sequence[int]]) -> Picture:
+    """Share of each code per slot; histogram (L, codebook_size) as `codebook_report` gives it."""
+    counts = np.asarray(histogram, np.float64)
+    if counts.ndim != 2 or (counts < 0).any() or not (counts.sum(1) > 0).all():
+        raise ValueError("histogram must be (code_length, codebook_size) counts, each slot used, "
+                         f"got shape {counts.shape}")
+    shares = counts / counts.sum(1, keepdims=True)
+    slots, size = shares.shape
+    columns = min(4, slots)
+    rows = -(-slots // columns)
+    figure = _figure(max(320, 215 * columns), 60 + 150 * rows)
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    for slot, axes in enumerate(grid.flat):
+        if slot >= slots:
+            axes.set_visible(False)
+            continue
+        axes.bar(np.arange(size), shares[slot], color=SERIES[0], width=0.78)
+        axes.axhline(1 / size, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        share = shares[slot][shares[slot] > 0]
+        perplexity = 2 ** -(share * np.log2(share)).sum()
+        _dress(axes, x="code", y="share" if slot % columns == 0 else "",
+               title=f"slot {slot}: perplexity {perplexity:.2f}")
+        for code in np.flatnonzero(shares[slot] == 0):
+            axes.text(code, 0, "×", color=SERIES[3], ha="center", va="bottom", fontsize=9)
+        if size <= 16:
+            axes.set_xticks(np.arange(size))
+    return _picture(figure, f"Share of each of {size} codes in {slots} slots; a dashed line marks "
+                            "equal use, a cross an unused code.")
+
+
+def success_chart(
+    rows: Sequence[Mapping[str, Any]], *, title: str = "", label: str = "success rate"
+) -> Picture:
+    """Bars with intervals; rows have `family`, `arm`, `estimate`, `low`, `high` in [0, 1].
+
+    Families group the bars, arms colour them, both in the order in which they appear. A missing
+    (family, arm) leaves a gap.
+    """
+    if not rows:
+        raise ValueError("rows is empty: give at least one (family, arm)")
+    families = list(dict.fromkeys(row["family"] for row in rows))
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    if len({(row["family"], row["arm"]) for row in rows}) < len(rows):
+        raise ValueError("rows give a (family, arm) twice")
+    width = 0.8 / len(arms)
+    figure = _figure(max(420, 130 + 26 * len(families) * (len(arms) + 1)), 340)
+    axes = figure.add_subplot()
+    for number, arm in enumerate(arms):
+        mine = [row for row in rows if row["arm"] == arm]
+        values = np.array([[row["estimate"], row["low"], row["high"]] for row in mine], float)
+        estimate, low, high = values.T
+        if not ((0 <= low) & (low <= estimate) & (estimate <= high) & (high <= 1)).all():
+            raise ValueError(f"rows of arm {arm!r} must have 0 <= low <= estimate <= high <= 1")
+        places = [families.index(row["family"]) + (number - (len(arms) - 1) / 2) * width
+                  for row in mine]
+        axes.bar(places, estimate, width * 0.9, color=SERIES[number % len(SERIES)],
+                 label=_plain(arm))
+        axes.errorbar(places, estimate, [estimate - low, high - estimate], fmt="none",
+                      ecolor=_INK, elinewidth=1.2, capsize=min(4.0, 14 * width))
+    room = (figure.get_figwidth() * 96 - 90) / len(families)
+    axes.set_xticks(range(len(families)),
+                    [_plain("\n".join(wrap(family, room, 12.5))) for family in families])
+    axes.set_ylim(0, 1)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    _dress(axes, y=label, title=title)
+    axes.tick_params(axis="x", colors=_INK, length=0, labelsize=9.5)
+    _legend(figure, axes)
+    said = "; ".join(f"{row['family']}, {row['arm']}: {row['estimate']:.0%} "
+                     f"({row['low']:.0%} to {row['high']:.0%})" for row in rows)
+    return _picture(figure, f"{label} with intervals. {said}.")
+
+
+def code_meaning(
+    rows: Sequence[Mapping[str, Any]], *, dims: tuple[int, int] = (0, 1),
+    names: tuple[str, str] = ("action 0", "action 1"), limit: int = 24,
+) -> Picture:
+    """Mean true action per latent action as arrows, with one-sigma ellipses.
+
+    rows as `diagnostics.codebook.actions_per_code` gives them, most common first; the first
+    `limit` are drawn and the picture says what share of the samples they are.
+    """
+    shown = list(rows[:limit])
+    if not shown:
+        raise ValueError("rows is empty: no latent action was seen often enough")
+    pick = list(dims)
+    means = np.array([row["mean"] for row in shown], np.float64)
+    if max(pick) >= means.shape[1]:
+        raise ValueError(f"dims {dims} do not fit actions of {means.shape[1]} dimensions")
+    means = means[:, pick]
+    covariances = np.array([row["covariance"] for row in shown], np.float64)[:, pick][:, :, pick]
+    shares = np.array([row["share"] for row in shown], np.float64)
+    figure = _figure(560, 520)
+    axes = figure.add_subplot()
+    for number, (row, mean, covariance) in enumerate(zip(shown, means, covariances, strict=True)):
+        color = SERIES[number % len(SERIES)]
+        values, vectors = np.linalg.eigh(covariance)
+        angle = np.degrees(np.arctan2(vectors[1, 1], vectors[0, 1]))
+        axes.add_patch(Ellipse(
+            mean, *(2 * np.sqrt(np.maximum(values[::-1], 0))), angle=angle, facecolor=color,
+            alpha=0.13, edgecolor="none",
+        ))
+        axes.annotate("", mean, (0, 0), arrowprops={
+            "arrowstyle": "-|>", "color": color, "lw": 0.8 + 2.4 * shares[number] / shares.max(),
+            "shrinkA": 0, "shrinkB": 0, "alpha": 0.9,
+        })
+        away = 13 * mean / (np.hypot(*mean) or 1.0)  # beyond the tip of the arrow
+        axes.annotate(" ".join(map(str, row["code"])), mean, textcoords="offset points",
+                      xytext=away, color=_INK, fontsize=9, va="center",
+                      ha="center" if abs(away[0]) < 6 else "right" if away[0] < 0 else "left")
+    spread = np.sqrt(np.maximum(np.diagonal(covariances, axis1=1, axis2=2), 0))
+    reach = float((np.abs(means) + spread).max()) * 1.12 or 1.0
+    axes.set_xlim(-reach, reach)
+    axes.set_ylim(-reach, reach)
+    axes.set_aspect("equal")
+    axes.axhline(0, color=_GRID, linewidth=1)
+    axes.axvline(0, color=_GRID, linewidth=1)
+    _dress(axes, x=names[0], y=names[1], grid="both",
+           title=f"{len(shown)} latent actions, {shares.sum():.0%} of the samples")
+    return _picture(figure, f"Arrows to the mean true action ({names[0]}, {names[1]}) of "
+                            f"{len(shown)} latent actions, with one-sigma ellipses: " + "; ".join(
+        f"{' '.join(map(str, row['code']))} → ({mean[0]:.3g}, {mean[1]:.3g})"
+        for row, mean in zip(shown, means, strict=True)) + ".")

@@ -1,0 +1,17 @@
+"""Every figure of the report; each function returns a `Picture` (data URI, alt text, size)."""
+
+from lapa_jax.report.charts import (
+    code_meaning,
+    code_usage,
+    loss_curves,
+    read_metrics,
+    success_chart,
+)
+from lapa_jax.report.frames import Strip, atlas, film_strips, reconstruction_grid
+from lapa_jax.report.picture import Picture, picture_of_frame
+from lapa_jax.report.pipeline import pipeline_diagram
+
+__all__ = [
+    "Picture", "Strip", "atlas", "code_meaning", "code_usage", "film_strips", "loss_curves",
+    "picture_of_frame", "pipeline_diagram", "read_metrics", "reconstruction_grid", "success_chart",
+]
