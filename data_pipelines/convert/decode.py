@@ -1,0 +1,243 @@
+"""One video file -> JPEG frames of one size at one frame rate, through PyAV (its own FFmpeg).
+
+Frames are chosen by time stamp (the nearest one, ties to the earlier), so a variable frame rate
+keeps its real timing. Rotation flags and non-square pixels are respected. A file that cannot be
+converted whole raises VideoError: a partly read video is never passed off as a full one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import simplejpeg
+from av.video.reformatter import VideoReformatter
+
+EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
+FITS = ("crop", "pad")
+
+# A video file decides by its content which demuxer opens it. Playlists would make FFmpeg open other
+# files and addresses, so only plain containers and the file protocol are admitted.
+_OPEN_OPTIONS = {
+    "format_whitelist": "mov,mp4,m4a,3gp,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg",
+    "protocol_whitelist": "file",
+}
+_MAX_GAP_SECONDS = 60
+_MAX_EPISODE_BYTES = 1 << 30  # TensorFlow's Example parser stops at 2 GiB
+_DURATION_TAG = re.compile(r"^(\d+):(\d\d):(\d\d(?:\.\d+)?)$")
+
+
+class VideoError(ValueError):
+    """The file cannot be converted; the message is the reason shown in the report."""
+
+
+class UnknownFpsError(ValueError):
+    """The file has neither time stamps nor a frame rate: the user has to give one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoSettings:
+    """What every converted frame looks like. Part of the resume check: see staging.py."""
+
+    fps: float
+    height: int
+    width: int
+    fit: str
+    quality: int
+    clip_seconds: float
+    source_fps: float
+
+    def __post_init__(self) -> None:
+        if not self.fps > 0:
+            raise ValueError(f"fps={self.fps} must be above 0 (--fps)")
+        if self.height < 1 or self.width < 1:
+            raise ValueError(f"size {self.height}x{self.width} must be at least 1x1 (--size)")
+        if self.fit not in FITS:
+            raise ValueError(f"fit={self.fit!r} is not one of {FITS} (--fit)")
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"quality={self.quality} must lie in 1..100 (--quality)")
+        if self.source_fps < 0:
+            raise ValueError(f"source_fps={self.source_fps} must not be negative (--source_fps)")
+        if self.clip_seconds and self.clip_frames < 2:
+            raise ValueError(
+                f"clip_seconds={self.clip_seconds} gives {self.clip_frames} frames at {self.fps}"
+                " fps; an episode needs at least 2 (--clip_seconds, 0 for whole videos)"
+            )
+
+    @property
+    def clip_frames(self) -> int:
+        """Frames per episode, 0 for whole videos."""
+        return round(self.clip_seconds * self.fps)
+
+
+@dataclasses.dataclass
+class Clip:
+    """Consecutive frames of one video; `repeated` of them show a source frame once more."""
+
+    images: list[bytes] = dataclasses.field(default_factory=list)
+    repeated: int = 0
+    num_bytes: int = 0
+
+
+def nearest_frames(
+    frames: Iterable[tuple[Fraction, object]], fps: Fraction, tolerance: Fraction
+) -> Iterator[tuple[object, bool]]:
+    """(frame, shown before) at times t0, t0 + 1/fps, ... up to the last frame's time."""
+    shown, current, start, count = False, None, None, 0
+    for time, frame in frames:
+        if start is None:
+            start = time
+        else:
+            last = current[0]
+            if time < last:
+                raise VideoError(f"time stamps go back from {float(last):g} s to {float(time):g} s")
+            if time - last > _MAX_GAP_SECONDS:
+                raise VideoError(f"gap of {float(time - last):.0f} s between two time stamps")
+            middle = (last + time) / 2
+            while start + count / fps <= middle:
+                yield current[1], shown
+                shown, count = True, count + 1
+        current, shown = (time, frame), False
+    if current is None:
+        raise VideoError("no frames")
+    while start + count / fps <= current[0] + tolerance:
+        yield current[1], shown
+        shown, count = True, count + 1
+
+
+def fit_frame(
+    frame: av.VideoFrame,
+    reformatter: VideoReformatter,
+    settings: VideoSettings,
+    pixel_aspect: Fraction = Fraction(1),
+) -> np.ndarray:
+    """uint8 (height, width, 3): scaled (aspect kept), then cropped or padded in the centre."""
+    quarter_turns, rest = divmod(frame.rotation, 90)
+    if rest:
+        raise VideoError(f"rotated by {frame.rotation} degrees, not a multiple of 90")
+    height, width = settings.height, settings.width
+    if quarter_turns % 2:  # work in the stored orientation, turn the small result
+        height, width = width, height
+    shown_width = frame.width * pixel_aspect
+    ratios = (width / shown_width, height / Fraction(frame.height))
+    scale = max(ratios) if settings.fit == "crop" else min(ratios)
+    scaled_width = max(1, round(shown_width * scale))
+    scaled_height = max(1, round(frame.height * scale))
+    shrinks = scaled_width <= frame.width and scaled_height <= frame.height
+    image = reformatter.reformat(
+        frame,
+        width=scaled_width,
+        height=scaled_height,
+        format="rgb24",
+        interpolation="AREA" if shrinks else "BICUBIC",
+    ).to_ndarray()
+    if settings.fit == "crop":
+        top, left = (scaled_height - height) // 2, (scaled_width - width) // 2
+        image = image[top : top + height, left : left + width]
+    else:
+        top, left = (height - scaled_height) // 2, (width - scaled_width) // 2
+        canvas = np.zeros((height, width, 3), np.uint8)
+        canvas[top : top + scaled_height, left : left + scaled_width] = image
+        image = canvas
+    return np.ascontiguousarray(np.rot90(image, k=quarter_turns % 4))
+
+
+def encode_jpeg(image: np.ndarray, quality: int = 92) -> bytes:
+    """uint8 (H, W, 3) RGB -> JPEG bytes, 4:2:0."""
+    return simplejpeg.encode_jpeg(
+        np.ascontiguousarray(image), quality=quality, colorspace="RGB", colorsubsampling="420"
+    )
+
+
+def read_clips(path: str | Path, settings: VideoSettings) -> Iterator[Clip]:
+    """The clips of one video, in order. Errors may come after some clips: drop those too."""
+    path = Path(path).absolute()  # an absolute path cannot be taken for a protocol ("concat:...")
+    if path.stat().st_size == 0:
+        raise VideoError("empty file")
+    try:
+        with av.open(str(path), options=_OPEN_OPTIONS, metadata_errors="replace") as container:
+            yield from _read_container(container, path, settings)
+    except av.FFmpegError as error:
+        raise VideoError(f"undecodable: {error.strerror or error}") from error
+
+
+def _read_container(
+    container: av.container.InputContainer, path: Path, settings: VideoSettings
+) -> Iterator[Clip]:
+    stream = _video_stream(container)
+    stream.codec_context.thread_count = 1  # parallel over files, see --workers
+    fps = Fraction(str(settings.fps))
+    # Containers round times to their tick: the last frame counts if it is a tick too early.
+    tolerance = min(stream.time_base or Fraction(0), 1 / fps / 4)
+    reformatter = VideoReformatter()
+    pixel_aspect = stream.sample_aspect_ratio or Fraction(1)
+    clip = Clip()
+    for frame, shown in nearest_frames(_timed_frames(stream, path, settings), fps, tolerance):
+        if not shown:
+            image = encode_jpeg(
+                fit_frame(frame, reformatter, settings, pixel_aspect), settings.quality
+            )
+        clip.images.append(image)
+        clip.repeated += shown
+        clip.num_bytes += len(image)
+        if clip.num_bytes > _MAX_EPISODE_BYTES:
+            raise VideoError("an episode above 1 GiB; split the video with --clip_seconds")
+        if len(clip.images) == settings.clip_frames:
+            yield clip
+            clip = Clip()
+    if clip.images:
+        yield clip
+
+
+def _video_stream(container: av.container.InputContainer) -> av.video.stream.VideoStream:
+    for stream in container.streams.video:
+        if not stream.disposition & av.stream.Disposition.attached_pic:  # cover art of a song
+            return stream
+    raise VideoError("no video stream")
+
+
+def _timed_frames(
+    stream: av.video.stream.VideoStream, path: Path, settings: VideoSettings
+) -> Iterator[tuple[Fraction, av.VideoFrame]]:
+    """(time in seconds, frame) of every frame; checks that the stream is as long as it says."""
+    rate = stream.average_rate or stream.guessed_rate
+    start = end = None
+    for number, frame in enumerate(stream.container.decode(stream)):
+        if frame.is_corrupt:
+            raise VideoError(f"frame {number} is corrupt")
+        if frame.pts is not None and frame.time_base:
+            time = frame.pts * frame.time_base
+            held = frame.duration * frame.time_base if frame.duration else 0
+        else:
+            source_rate = rate or (settings.source_fps and Fraction(str(settings.source_fps)))
+            if not source_rate:
+                raise UnknownFpsError(
+                    f"{path} has neither time stamps nor a frame rate; give it with --source_fps"
+                )
+            time, held = number / source_rate, 1 / source_rate
+        start = time if start is None else start
+        end = time + held
+        yield time, frame
+    if start is None:
+        raise VideoError("no frames")
+    declared = _declared_seconds(stream)
+    read = float(end - start)
+    # Containers round and pad; a loss larger than this is a file that was cut off.
+    if declared and declared - max(read, float(end)) > 0.5 + 0.1 * declared:
+        raise VideoError(f"cut off: {read:.1f} s of {declared:.1f} s could be read")
+
+
+def _declared_seconds(stream: av.video.stream.VideoStream) -> float:
+    """Length of this stream according to its container, 0 if it does not say."""
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    match = _DURATION_TAG.match(stream.metadata.get("DURATION", ""))  # Matroska
+    if match:
+        hours, minutes, seconds = match.groups()
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    return 0.0

@@ -1,0 +1,313 @@
+"""The loader: the examples of a step as NumPy arrays, for one host, by random access or ahead.
+
+What step k holds is a pure function of (seed, k, mixture, index); hosts, threads and backends only
+decide who computes it. The one thing to save is the step; `fingerprint` proves that a resumed run
+sees the same data. Bad images are replaced by the next sample of their corpus and reported.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from data_pipelines import backends
+from data_pipelines.backends import BadImage, ImageSizeError, Place, ShardFiles, places, read_jpeg
+from data_pipelines.mixture import Corpus, Mixture, open_mixture, wrong_size
+from data_pipelines.order import Order
+
+__all__ = ["BadExample", "BadExamplesError", "FingerprintError", "Loader", "check_fingerprint",
+           "open_mixture"]
+
+_MAX_ATTEMPTS = 64
+_MIN_SEEN, _MIN_BAD = 100, 10  # up to these a fraction of bad examples says nothing
+
+
+class BadExamplesError(ValueError):
+    """More examples are bad than data.max_bad_fraction allows."""
+
+
+class FingerprintError(ValueError):
+    """A run would resume with other data than it was started with."""
+
+
+@dataclass
+class BadExample:
+    """A frame that could not be used; count says how often it was replaced."""
+
+    corpus: str
+    file: str
+    episode: int
+    step: int
+    reason: str
+    count: int = 1
+
+
+@dataclass
+class Plan:
+    """The examples of one host at one step; `fill` may replace bad ones."""
+
+    positions: np.ndarray  # int64 (b,)
+    corpus: np.ndarray  # int32 (b,)
+    rows: np.ndarray  # int64 (b, num_frames)
+    places: list[list[Place]]  # of the rows
+    frames: np.ndarray | None  # uint8 (b, num_frames, H, W, 3)
+
+    @property
+    def size(self) -> int:
+        return len(self.positions)
+
+
+class Loader:
+    """Batches of `fields` for host `host` of `num_hosts`.
+
+    batch keys: the fields (frames uint8 (b, num_frames, H, W, 3), instruction str objects (b,),
+    action float32 (b, A), latent_action int32 (b, L)) and position int64 (b,), where b is
+    global_batch / num_hosts. `prepare` maps that dict to what goes to the devices; it runs in the
+    loader's threads and must be a pure function.
+    """
+
+    def __init__(self, data: Any, *, fields: Sequence[str], global_batch: int, seed: int,
+                 host: int = 0, num_hosts: int = 1,
+                 prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None):
+        if global_batch < 1 or global_batch % num_hosts:
+            raise ValueError(f"global_batch {global_batch} is not a multiple of the {num_hosts} "
+                             "hosts; change the batch size or the number of hosts")
+        if not 0 <= host < num_hosts:
+            raise ValueError(f"host is {host}; it must be 0 to {num_hosts - 1}")
+        for key in ("num_threads", "prefetch_batches"):
+            if getattr(data, key) < 1:
+                raise ValueError(f"data.{key} is {getattr(data, key)}; it must be at least 1")
+        if not 0 <= data.max_bad_fraction <= 1:
+            raise ValueError(f"data.max_bad_fraction is {data.max_bad_fraction}; it must be 0 to 1")
+        self.mixture: Mixture = open_mixture(data, fields)
+        self.fields = tuple(fields)
+        self.backend = backends.backend_name(data.decode)
+        self.seed, self.global_batch = int(seed), int(global_batch)
+        self.order = Order(self.mixture.sizes, self.mixture.weights, self.seed, self.global_batch)
+        self._num_threads, self._prefetch = data.num_threads, data.prefetch_batches
+        self._max_bad_fraction = data.max_bad_fraction
+        self._mine = slice(host * global_batch // num_hosts, (host + 1) * global_batch // num_hosts)
+        self._prepare = prepare
+        self._files = ShardFiles()
+        self._decode = backends.make_decoder(self.backend) if "frames" in fields else None
+        self._lock = threading.Lock()
+        self._bad: dict[tuple[int, int], BadExample] = {}
+        self._num_seen = self._num_bad = 0
+
+    # ------------------------------------------------------------ batches
+
+    def batch(self, step: int) -> dict[str, Any]:
+        """This host's batch of any step."""
+        plan = self.plan(step)
+        self.fill(plan, 0, plan.size)
+        return self.finish(plan)
+
+    def iterate(self, start_step: int = 0) -> Iterator[dict[str, Any]]:
+        """Batches from start_step on, prepared ahead; endless. `.close()` stops the threads."""
+        if self.backend == "threads" or "frames" not in self.fields:
+            return backends.iterate_threads(self, start_step, self._num_threads, self._prefetch)
+        return backends.iterate_tensorflow(self, start_step, self._num_threads, self._prefetch,
+                                           self._frames_shape(self._mine.stop - self._mine.start))
+
+    def close(self) -> None:
+        """Closes the shards; a loader can be used again afterwards."""
+        self._files.close()
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def plan(self, step: int) -> Plan:
+        positions = self.order.positions(step)[self._mine]
+        corpus, rows = self._rows(positions)
+        return Plan(positions, corpus, rows, self._places(corpus, rows), None)
+
+    def read(self, plan: Plan) -> list[bytes]:
+        """The JPEGs of a plan, unreadable ones and those known to be bad replaced."""
+        jpegs = []
+        for i in range(plan.size):
+            jpegs += self._try(plan, i, self._read_example)
+        return jpegs
+
+    def fill(self, plan: Plan, start: int, stop: int) -> None:
+        """Reads and decodes the examples [start, stop) of a plan."""
+        if self._decode is None:
+            return
+        with self._lock:
+            if plan.frames is None:
+                plan.frames = np.empty(self._frames_shape(plan.size), np.uint8)
+        for i in range(start, stop):
+            self._try(plan, i, self._decode_example)
+
+    def finish(self, plan: Plan) -> dict[str, Any]:
+        batch: dict[str, Any] = {"position": plan.positions}
+        if "frames" in self.fields:
+            batch["frames"] = plan.frames
+        for name, take in (("instruction", _instructions), ("action", _actions),
+                           ("latent_action", _latent_actions)):
+            if name in self.fields:
+                batch[name] = self._gather(plan, take)
+        return self._prepare(batch) if self._prepare else batch
+
+    def _frames_shape(self, size: int) -> tuple[int, ...]:
+        return (size, self.mixture.num_frames, *self.mixture.image_size, 3)
+
+    def _rows(self, positions: np.ndarray, attempt: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        corpus, epoch, sample = self.order.replacements(positions, attempt)
+        rows = np.empty((len(positions), self.mixture.num_frames), np.int64)
+        for number in np.unique(corpus):
+            mine = corpus == number
+            rows[mine] = self.mixture.corpora[number].frame_rows(sample[mine], epoch[mine],
+                                                                 self.seed)
+        return corpus, rows
+
+    def _places(self, corpus: np.ndarray, rows: np.ndarray) -> list[list[Place]]:
+        found: list[list[Place]] = [[] for _ in corpus]
+        if self._decode is None:
+            return found
+        width = rows.shape[1]
+        for number in np.unique(corpus):
+            mine = np.flatnonzero(corpus == number)
+            flat = places(self.mixture.corpora[number].index, rows[mine].reshape(-1))
+            for i, example in enumerate(mine.tolist()):
+                found[example] = flat[i * width:(i + 1) * width]
+        return found
+
+    def _gather(self, plan: Plan, take: Callable[[Corpus, np.ndarray], np.ndarray]) -> np.ndarray:
+        out = None
+        for number in np.unique(plan.corpus):
+            mine = plan.corpus == number
+            values = take(self.mixture.corpora[number], plan.rows[mine, 0])
+            if out is None:
+                out = np.empty((plan.size, *values.shape[1:]), values.dtype)
+            out[mine] = values
+        return out
+
+    # ------------------------------------------------------------ single examples
+
+    def _try(self, plan: Plan, i: int, act: Callable[[Plan, int, int], Any]) -> list:
+        """Acts on the frames of example i; on a bad one, on those of the next sample instead."""
+        with self._lock:
+            self._num_seen += 1
+        for attempt in range(1, _MAX_ATTEMPTS + 1):
+            results, frame = [], 0
+            try:
+                for frame in range(self.mixture.num_frames):
+                    if self._bad:
+                        self._check_known(plan, i, frame)
+                    results.append(act(plan, i, frame))
+                return results
+            except BadImage as error:
+                self._report_bad(plan, i, frame, str(error))
+            except ImageSizeError as error:
+                name = self.mixture.corpora[plan.corpus[i]].name
+                raise wrong_size(name, error.found, self.mixture.image_size) from error
+            _, rows = self._rows(plan.positions[i:i + 1], attempt)
+            plan.rows[i] = rows[0]
+            plan.places[i] = self._places(plan.corpus[i:i + 1], rows)[0]
+        raise BadExamplesError(
+            f"corpus {self.mixture.corpora[plan.corpus[i]].name!r}: {_MAX_ATTEMPTS} examples in a "
+            f"row are bad; the last ones: {self.bad_examples[-3:]}")
+
+    def _check_known(self, plan: Plan, i: int, frame: int) -> None:
+        known = self._bad.get((int(plan.corpus[i]), int(plan.rows[i, frame])))
+        if known is not None:
+            raise BadImage(known.reason)
+
+    def _read_example(self, plan: Plan, i: int, frame: int) -> bytes:
+        return read_jpeg(self._files, plan.places[i][frame])
+
+    def _decode_example(self, plan: Plan, i: int, frame: int) -> None:
+        self._decode(read_jpeg(self._files, plan.places[i][frame]), plan.frames[i, frame])
+
+    # ------------------------------------------------------------ bad examples
+
+    @property
+    def bad_examples(self) -> list[BadExample]:
+        """Every frame that was replaced so far on this host."""
+        with self._lock:
+            return list(self._bad.values())
+
+    def _report_bad(self, plan: Plan, i: int, frame: int, reason: str) -> None:
+        corpus, row = self.mixture.corpora[plan.corpus[i]], int(plan.rows[i, frame])
+        with self._lock:
+            self._num_bad += 1
+            bad, seen = self._num_bad, self._num_seen
+            entry = self._bad.get((corpus.number, row))
+            if entry is not None:
+                entry.count += 1
+            else:
+                where = _location(corpus, np.array([row]))
+                entry = BadExample(corpus.name, where["file"], where["episode"], where["steps"][0],
+                                   reason)
+                self._bad[corpus.number, row] = entry
+                logging.warning("Bad example replaced: %s", entry)
+        too_many = bad > _MIN_BAD and seen >= _MIN_SEEN and bad / seen > self._max_bad_fraction
+        if too_many or self._max_bad_fraction == 0:
+            raise BadExamplesError(
+                f"{bad} of {seen} examples are bad, data.max_bad_fraction allows "
+                f"{self._max_bad_fraction}; the last one: {entry}. Leave bad episodes out with "
+                "`lapa data index` (exclude), repair the shards, or raise data.max_bad_fraction")
+
+    # ------------------------------------------------------------ what a step holds
+
+    def describe(self, step: int) -> list[dict[str, Any]]:
+        """Where each example of the GLOBAL batch of a step comes from, before replacements."""
+        positions = self.order.positions(step)
+        numbers, rows = self._rows(positions)
+        found, ids = [], {}
+        for position, number, example in zip(positions, numbers, rows, strict=True):
+            corpus = self.mixture.corpora[number]
+            where = _location(corpus, example)
+            key = corpus.number, where["episode"]
+            if key not in ids:
+                ids[key] = corpus.index.metadata(where["episode"]).get("episode_id")
+            found.append({
+                "position": int(position), "corpus": corpus.name, **where, "episode_id": ids[key],
+                "instruction": corpus.index.instruction(where["episode"]),
+                "bad": [self._bad[corpus.number, row].reason for row in example.tolist()
+                        if (corpus.number, row) in self._bad]})
+        return found
+
+    def fingerprint(self, step: int) -> dict[str, Any]:
+        """What a checkpoint keeps, to prove on resume that the data are the same."""
+        return {"step": int(step), "seed": self.seed, "global_batch": self.global_batch,
+                "mixture_hash": self.mixture.hash, "index_hash": self.mixture.index_hash}
+
+
+def _location(corpus: Corpus, rows: np.ndarray) -> dict[str, Any]:
+    index = corpus.index
+    episode = int(index.episode_of_rows(rows[0]))
+    return {"file": str(index.shards[index.shard_of_episode[episode]]), "episode": episode,
+            "record": int(index.record_of_episode[episode]),
+            "steps": (rows - index.episode_start[episode]).tolist()}
+
+
+def _instructions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
+    episodes = corpus.index.episode_of_rows(rows)
+    return np.array([corpus.index.instruction(episode) for episode in episodes], object)
+
+
+def _actions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
+    return corpus.index.actions[rows]
+
+
+def _latent_actions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
+    return corpus.labels.labels(rows)
+
+
+def check_fingerprint(saved: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raises FingerprintError unless a resumed run sees the data that it was started with."""
+    differing = [key for key in sorted(saved.keys() | now.keys()) if saved.get(key) != now.get(key)]
+    if differing:
+        hints = {"mixture_hash": "config.data, its weights, keys, windows or label sets",
+                 "index_hash": "the contents of the shards", "seed": "config.seed",
+                 "global_batch": "the batch size"}
+        raise FingerprintError("the data differ from those of the checkpoint: " + "; ".join(
+            f"{key} {saved.get(key)!r} → {now.get(key)!r}"
+            + (f" ({hints[key]})" if key in hints else "") for key in differing))

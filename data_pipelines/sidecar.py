@@ -1,0 +1,77 @@
+"""Atomic writing and checksums of the files that this project derives from shards.
+
+A sidecar is an array file plus a JSON manifest that holds its digests. Everything is written under
+a temporary name and renamed, so that a file which exists is a whole one.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+
+class SidecarError(ValueError):
+    """A sidecar is missing, incomplete, damaged, or belongs to other data."""
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; renames it on success, removes it on failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.incomplete")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SidecarError(f"{path} is not readable JSON ({error}); delete it and run the command "
+                           "that wrote it again") from error
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def map_array(path: Path) -> np.ndarray:
+    """An .npy file, memory-mapped read-only."""
+    try:
+        if path.stat().st_size < 2**16:
+            return np.load(path, allow_pickle=False)  # also the only way for empty arrays
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise SidecarError(f"{path} is damaged: {error}") from error
+
+
+def array_digest(array: np.ndarray) -> str:
+    """Digest of dtype, shape and content."""
+    digest = xxhash.xxh3_128(f"{array.dtype.str}{array.shape}".encode())
+    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    for start in range(0, flat.size, 2**26):
+        digest.update(np.ascontiguousarray(flat[start:start + 2**26]))
+    return digest.hexdigest()
+
+
+def value_hash(value: Any) -> str:
+    """A short stable hash of a JSON value."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

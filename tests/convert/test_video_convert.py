@@ -1,0 +1,356 @@
+"""A folder of videos -> a corpus: skipping, captions, clips, resume, workers."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import video_files as files
+
+from data_pipelines import shards, tfrecord, writer
+from data_pipelines.convert import decode, staging, video
+
+
+def convert(source, out, **changes):
+    values = dict(fps=10.0, size=(32, 32), name="clips", progress=False)
+    return video.convert_videos(source, out, **(values | changes))
+
+
+def episodes(out, split="train"):
+    """{episode_id: (frame numbers, instruction, has_language)} in the order of the shards."""
+    found = {}
+    for path in shards.find_shards(out, split):
+        for record in tfrecord.read_payloads(path):
+            features = tfrecord.parse_example(record)
+            item = {key: feature for key, feature in features.items()}
+            name = item["episode_metadata/episode_id"].byte_items(record)[0].decode()
+            texts = item["steps/language_instruction"].byte_items(record)
+            images = item["steps/observation/image"].byte_items(record)
+            assert len(set(texts)) == 1 and len(texts) == len(images)
+            assert "steps/action" not in item
+            found[name] = (
+                files.frame_numbers(images), texts[0].decode(),
+                bool(item["episode_metadata/has_language"].ints(record)[0]),
+            )
+    return found
+
+
+def content(out):
+    return {
+        path.name: path.read_bytes() for path in sorted(out.iterdir()) if not path.is_dir()
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Five good videos in a tree; video i has 8 + 2 i frames at 20 fps."""
+    root = tmp_path_factory.mktemp("videos")
+    for i, name in enumerate(["a/x.mp4", "a/y.mkv", "b/c/z.MP4", "m.webm", "n.mov"]):
+        codec = {"y": "ffv1", "m": "libvpx-vp9"}.get(name.split(".")[0][-1], "libx264")
+        files.write_video(root / name, files.grey_frames(8 + 2 * i), codec=codec)
+    (root / "notes.txt").write_text("no video")
+    return root
+
+
+def test_folder_becomes_a_corpus(folder, tmp_path):
+    report = convert(folder, tmp_path / "out", videos_per_shard=2)
+    wanted = {
+        name: (list(range(0, 8 + 2 * i, 2)), "", False)
+        for i, name in enumerate(["a/x.mp4", "a/y.mkv", "b/c/z.MP4", "m.webm", "n.mov"])
+    }
+    assert episodes(tmp_path / "out") == wanted
+    assert list(episodes(tmp_path / "out")) == sorted(wanted)
+    assert (report.videos, report.episodes, report.shards) == (5, 5, 3)
+    assert report.frames == sum(len(numbers) for numbers, _, _ in wanted.values())
+    assert report.hours == pytest.approx(report.frames / 10 / 3600)
+    assert report.bad == report.short == []
+    info = writer.read_info(tmp_path / "out")
+    assert info["splits"][0]["shardLengths"] == ["2", "2", "1"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir())[0].startswith("clips-train")
+    assert "30 at 10 fps" in report.table() and "unconvertible files  0" in report.table()
+
+
+def spoil(folder, root):
+    """A copy of the folder with three files that cannot be converted and one short one."""
+    for name in ["a/x.mp4", "a/y.mkv", "m.webm", "n.mov"]:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes((folder / name).read_bytes())
+    (root / "empty.mp4").write_bytes(b"")
+    (root / "junk.avi").write_bytes(b"junk" * 1000)
+    files.write_audio(root / "sound.mp4")
+    files.write_video(root / "short.mp4", files.grey_frames(1))
+    return root
+
+
+def test_files_that_cannot_be_converted_are_named_and_limited(folder, tmp_path):
+    root, out = spoil(folder, tmp_path / "videos"), tmp_path / "out"
+    with pytest.raises(video.TooManyBadFilesError, match=r"3 of 8 videos.*max_bad_fraction=0\.1"):
+        convert(root, out)
+    assert not (out / writer.INFO_FILE).exists()
+    # The finished shard is kept, so a higher limit costs no second decoding.
+    report = convert(root, out, max_bad_fraction=0.4)
+    assert report.resumed_shards == 1
+    assert [name for name, _ in report.bad] == ["empty.mp4", "junk.avi", "sound.mp4"]
+    reasons = [reason.split(":")[0] for _, reason in report.bad]
+    assert reasons == ["empty file", "undecodable", "no video stream"]
+    assert report.short == [("short.mp4", "1 frame at 10 fps, an episode needs 2")]
+    assert sorted(episodes(out)) == ["a/x.mp4", "a/y.mkv", "m.webm", "n.mov"]
+    assert "junk.avi: undecodable" in report.table()
+
+
+def test_a_shard_without_episodes_leaves_no_file(tmp_path):
+    files.write_video(tmp_path / "v/a.mp4", files.grey_frames(1))
+    files.write_video(tmp_path / "v/b.mp4", files.grey_frames(4))
+    report = convert(tmp_path / "v", tmp_path / "out", videos_per_shard=1)
+    assert report.shards == 1 and list(episodes(tmp_path / "out")) == ["b.mp4"]
+    with pytest.raises(ValueError, match="gave an episode.*1 frame"):
+        (tmp_path / "v/b.mp4").unlink()
+        convert(tmp_path / "v", tmp_path / "out2")
+
+
+def test_a_video_that_breaks_late_leaves_none_of_its_clips(folder, tmp_path, monkeypatch):
+    original = decode.read_clips
+
+    def breaks(path, settings):
+        clips = original(path, settings)
+        yield next(clips)
+        if path.name == "y.mkv":
+            raise decode.VideoError("broken in the middle")
+        yield from clips
+
+    monkeypatch.setattr(decode, "read_clips", breaks)
+    report = convert(folder, tmp_path / "out", clip_seconds=0.2, max_bad_fraction=0.5)
+    assert report.bad == [("a/y.mkv", "broken in the middle")]
+    found = episodes(tmp_path / "out")
+    assert found["n.mov#0003"][0] == [12, 14]
+    assert not any(name.startswith("a/y.mkv") for name in found)
+    assert len(found) == report.episodes == 2 + 3 + 3 + 4
+    assert report.short == [("m.webm#0003", "1 frame at 10 fps, an episode needs 2")]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_captions(folder, tmp_path, suffix):
+    entries = {"a/x.mp4": ' push, "gently" ', "n.mov": "öffne die Tür", "gone.mp4": "nothing"}
+    table = tmp_path / f"captions{suffix}"
+    if suffix == ".csv":
+        lines = ["file,caption", 'a/x.mp4," push, ""gently"" "', "n.mov,öffne die Tür",
+                 "gone.mp4,nothing"]
+        table.write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
+    else:
+        table.write_text(
+            "\n".join(json.dumps({"file": k, "caption": v}) for k, v in entries.items())
+        )
+    report = convert(folder, tmp_path / "out", captions=table)
+    found = episodes(tmp_path / "out")
+    assert found["a/x.mp4"][1:] == ('push, "gently"', True)
+    assert found["n.mov"][1:] == ("öffne die Tür", True)
+    assert found["m.webm"][1:] == ("", False)
+    assert (report.episodes_with_language, report.unused_captions) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("c.csv", "name,text\na,b\n", "'file' and 'caption'"),
+        ("c.csv", "file,caption\na.mp4,x\na.mp4,y\n", "second caption"),
+        ("c.csv", "file,caption\nelsewhere.mp4,x\n", "relative to that folder"),
+        ("c.csv", "", "no captions"),
+        ("c.jsonl", '{"file": "a.mp4"', "line 1"),
+        ("c.jsonl", "[1]", "not a JSON object"),
+        ("c.txt", "x", "must end in"),
+    ],
+)
+def test_bad_captions(folder, tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        convert(folder, tmp_path / "out", captions=tmp_path / name)
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_and_empty_folders_say_what_is_looked_for(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"does not exist.*\.mp4.*\.webm"):
+        convert(tmp_path / "none", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no video below.*\.mkv.*\.avi, \.mov"):
+        convert(tmp_path / "empty", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def stop_at(monkeypatch, name):
+    """Interrupts when that video is reached; returns the list of videos that were read."""
+    original, seen = decode.read_clips, []
+
+    def read(path, settings):
+        if path.name == name:
+            raise KeyboardInterrupt
+        seen.append(path.name)
+        return original(path, settings)
+
+    monkeypatch.setattr(decode, "read_clips", read)
+    return seen
+
+
+def test_resume_skips_finished_shards_and_gives_the_same_files(folder, tmp_path, monkeypatch):
+    convert(folder, tmp_path / "whole", videos_per_shard=2)
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(patch, "m.webm")
+        convert(folder, out, videos_per_shard=2)
+    assert not (out / writer.INFO_FILE).exists()
+    # A torn last line, as a power cut leaves it, and the rest of an unfinished shard.
+    with (out / ".staging-train" / "manifest.jsonl").open("a") as file:
+        file.write('{"shard": 1, "epis')
+    (out / ".staging-train" / "00001.tfrecord.incomplete").write_bytes(b"half")
+    with monkeypatch.context() as patch:
+        seen = stop_at(patch, "")
+        report = convert(folder, out, videos_per_shard=2)
+    assert seen == ["z.MP4", "m.webm", "n.mov"]
+    assert report.resumed_shards == 1 and report.episodes == 5
+    assert content(out) == content(tmp_path / "whole")
+    assert not (out / ".staging-train").exists() and not (out / writer.LOCK_FILE).exists()
+
+
+def test_resume_redoes_a_shard_whose_file_is_gone(folder, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(patch, "n.mov")
+        convert(folder, out, videos_per_shard=2)
+    (out / ".staging-train" / "00000.tfrecord").unlink()
+    assert convert(folder, out, videos_per_shard=2).resumed_shards == 1
+    assert len(episodes(out)) == 5
+
+
+def test_resume_with_other_settings_or_files_is_refused(folder, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_at(patch, "n.mov")
+        convert(folder, out, videos_per_shard=2)
+    with pytest.raises(ValueError, match=r"other settings \(fit: 'crop' -> 'pad'; fps"):
+        convert(folder, out, videos_per_shard=2, fit="pad", fps=5.0)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/x.mp4").write_bytes((folder / "a/x.mp4").read_bytes())
+    with pytest.raises(ValueError, match="source_hash"):
+        convert(tmp_path / "more", out, videos_per_shard=2)
+
+
+@pytest.mark.parametrize("stop", ["rename", "info"])
+def test_a_stop_while_publishing_is_finished_by_the_next_run(folder, tmp_path, monkeypatch, stop):
+    convert(folder, tmp_path / "whole", videos_per_shard=2)
+    out = tmp_path / "out"
+    original, write_json = writer.os.replace, writer._write_json
+
+    def replace(source, target):
+        if str(target).endswith("00001-of-00003"):
+            raise KeyboardInterrupt
+        original(source, target)
+
+    def write(path, value):
+        if path.name == writer.INFO_FILE:
+            raise KeyboardInterrupt
+        write_json(path, value)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        if stop == "rename":
+            patch.setattr(writer.os, "replace", replace)
+        else:
+            patch.setattr(writer, "_write_json", write)
+        convert(folder, out, videos_per_shard=2)
+    assert not (out / writer.INFO_FILE).exists()
+    with monkeypatch.context() as patch:
+        assert stop_at(patch, "") == []
+        report = convert(folder, out, videos_per_shard=2)
+    assert report.episodes == 5 and content(out) == content(tmp_path / "whole")
+
+
+def test_workers_change_nothing(folder, tmp_path):
+    convert(folder, tmp_path / "one", videos_per_shard=2)
+    convert(folder, tmp_path / "two", videos_per_shard=2, workers=2)
+    assert content(tmp_path / "two") == content(tmp_path / "one")
+
+
+def test_two_splits_and_a_finished_one(folder, tmp_path):
+    out = tmp_path / "out"
+    convert(folder / "a", out)
+    convert(folder / "b", out, split="val")
+    assert list(episodes(out)) == ["x.mp4", "y.mkv"] and list(episodes(out, "val")) == ["c/z.MP4"]
+    before = content(out)
+    with pytest.raises(FileExistsError, match="already holds a finished split 'val'"):
+        convert(folder, out, split="val")
+    with pytest.raises(ValueError, match="features"):
+        convert(folder, out, split="test", size=(16, 16))
+    assert content(out) == before
+
+
+def test_a_second_process_is_refused(folder, tmp_path):
+    out = tmp_path / "out"
+    code = (
+        "import sys, pathlib, time; from data_pipelines import writer\n"
+        "lock = writer.lock_output(pathlib.Path(sys.argv[1])); print('held', flush=True)\n"
+        "time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(out)], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(writer.LockedError, match="being written by another process"):
+            convert(folder, out)
+    finally:
+        other.kill()
+        other.wait()
+    assert convert(folder, out).episodes == 5  # the lock of a dead process is free
+
+
+def test_killed_conversion_continues(folder, tmp_path):
+    out = tmp_path / "out"
+    code = (
+        "import sys, time; from data_pipelines.convert import decode, video\n"
+        "original = decode.read_clips\n"
+        "def slow(path, settings):\n"
+        "    if path.name == 'z.MP4': print('reached', flush=True); time.sleep(60)\n"
+        "    return original(path, settings)\n"
+        "decode.read_clips = slow\n"
+        "video.convert_videos(sys.argv[1], sys.argv[2], fps=10.0, size=(32, 32), name='clips',\n"
+        "                     progress=False, videos_per_shard=2)"
+    )
+    run = subprocess.Popen([sys.executable, "-c", code, str(folder), str(out)],
+                           stdout=subprocess.PIPE)
+    assert run.stdout.readline() == b"reached\n"
+    run.kill()
+    run.wait()
+    report = convert(folder, out, videos_per_shard=2)
+    assert (report.resumed_shards, report.episodes) == (1, 5)
+
+
+def test_full_disk_keeps_finished_shards(folder, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    original = tfrecord.write_record
+    count = []
+
+    def full(file, payload):
+        count.append(1)
+        if len(count) == 4:
+            raise OSError(28, "No space left on device")
+        return original(file, payload)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tfrecord, "write_record", full)
+        with pytest.raises(writer.NoSpaceError, match="no space left.*00001.tfrecord"):
+            convert(folder, out, videos_per_shard=2)
+    assert not list(out.rglob("*.incomplete"))
+    assert convert(folder, out, videos_per_shard=2).resumed_shards == 1
+
+
+def test_damaged_manifest_is_named(tmp_path):
+    stage = staging.Staging(tmp_path, "train", {"a": 1})
+    with (stage.folder / "manifest.jsonl").open("a") as file:
+        file.write("garbage\n")
+    with pytest.raises(ValueError, match=r"manifest.jsonl is damaged.*delete"):
+        staging.Staging(tmp_path, "train", {"a": 1})
+
+
+@pytest.mark.real_data
+def test_real_video(real_data, tmp_path):
+    report = convert(real_data / "videos", tmp_path / "out", size=(48, 64), clip_seconds=2.0)
+    assert report.videos == 1 and report.episodes == 6 and report.repeated_frames == 0
+    assert report.frames == 104  # 10.33 s at 30 fps, every third frame
+    names = [f"flipping_a_pancake.mkv#{number:04d}" for number in range(6)]
+    assert list(episodes(tmp_path / "out")) == names

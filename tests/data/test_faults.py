@@ -1,0 +1,84 @@
+"""Random damage to shards: found by name, or harmless; never a wrong frame taken silently."""
+
+import shutil
+
+import numpy as np
+import pytest
+from shards import data_config, write_corpus
+
+from data_pipelines.backends import BadImage, ShardFiles, places, read_jpeg
+from data_pipelines.index import StaleIndexError, build_index, load_index
+from data_pipelines.loader import Loader
+from data_pipelines.tfrecord import RecordError
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("corpus")
+    write_corpus(directory, lengths=(9, 8, 7), shards=1, size=16)
+    return directory
+
+
+def damaged_copies(corpus, target, count, seed):
+    """Yields (directory, kind): one fault each in a copy that keeps its index."""
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        directory = target / str(number)
+        shutil.copytree(corpus, directory)
+        shard = next(directory.glob("*.tfrecord*"))
+        data = bytearray(shard.read_bytes())
+        place = int(rng.integers(len(data)))
+        kind = ("flip", "truncate", "zero")[number % 3]
+        if kind == "flip":
+            data[place] ^= 1 << int(rng.integers(8))
+        elif kind == "truncate":
+            data = data[:place]
+        else:
+            data[place:place + 64] = bytes(len(data[place:place + 64]))
+        shard.write_bytes(data)
+        yield directory, kind
+
+
+def test_damage_before_indexing_is_found_by_name(corpus, tmp_path):
+    for directory, kind in damaged_copies(corpus, tmp_path, 60, seed=0):
+        shutil.rmtree(directory / "index")
+        with pytest.raises(RecordError, match=r"toy-train.tfrecord-00000-of-00001, record \d, byte "
+                                              r"offset \d+") as info:
+            build_index(directory, progress=False)
+        assert info.value.record in (0, 1, 2), kind
+        assert not list(directory.rglob("manifest.json"))
+
+
+def test_damage_after_indexing_makes_the_index_stale(corpus, tmp_path):
+    """These shards are smaller than what the fingerprint hashes, so that it sees everything."""
+    for directory, _ in damaged_copies(corpus, tmp_path, 20, seed=1):
+        with pytest.raises(StaleIndexError, match="00000-of-00001 changed since.*lapa data index"):
+            load_index(directory)
+
+
+def test_damage_while_running_never_gives_a_wrong_frame(corpus, tmp_path):
+    index = load_index(corpus)
+    good = [read_jpeg(ShardFiles(), place) for place in places(index, np.arange(index.num_frames))]
+    refused = 0
+    for directory, _ in damaged_copies(corpus, tmp_path, 60, seed=2):
+        shard = next(directory.glob("*.tfrecord*"))
+        files = ShardFiles()
+        for row, place in enumerate(places(index, np.arange(index.num_frames))):
+            try:
+                assert read_jpeg(files, place._replace(path=shard)) == good[row]
+            except BadImage:
+                refused += 1
+    assert refused > 60
+
+
+def test_a_shard_that_shrinks_under_a_running_loader_is_reported(tmp_path):
+    write_corpus(tmp_path, lengths=(30, 30), shards=2)
+    loader = Loader(data_config({"a": tmp_path}, num_frames=1, max_bad_fraction=0.2),
+                    fields=("frames",), global_batch=10, seed=0)
+    loader.batch(0)
+    shard = loader.mixture.corpora[0].index.shards[1]
+    with open(shard, "r+b") as file:
+        file.truncate(shard.stat().st_size // 2)
+    with pytest.raises(ValueError, match=f"max_bad_fraction.*{shard.name}.*truncated shard"):
+        for step in range(1, 1000):
+            loader.batch(step)

@@ -1,0 +1,105 @@
+"""Label sets: resumable writing, and every reason to refuse one."""
+
+import numpy as np
+import pytest
+from shards import LENGTHS, write_corpus
+
+from data_pipelines.index import load_index
+from data_pipelines.labels import LabelSet, LabelSetWriter
+from data_pipelines.sidecar import SidecarError
+
+PROVENANCE = {"quantizer_hash": "abc", "window_seconds": 0.6, "codebook_size": 8, "code_length": 4,
+              "code_version": "1"}
+
+
+@pytest.fixture
+def index(tmp_path):
+    write_corpus(tmp_path, shards=3)
+    return load_index(tmp_path)
+
+
+def labels_of(index, shard):
+    rows = index.rows_of_shard(shard)
+    labels = np.random.default_rng(shard).integers(0, 8, (rows.stop - rows.start, 4))
+    labels[-1] = -1
+    return labels
+
+
+def write(index, shards=(0, 1, 2), **provenance):
+    writer = LabelSetWriter(index.sidecar_dir, "z", index, provenance={**PROVENANCE, **provenance})
+    for shard in shards:
+        writer.write_shard(shard, labels_of(index, shard))
+    return writer
+
+
+def test_round_trip_and_provenance(index):
+    write(index).finish()
+    found = LabelSet.open(index.sidecar_dir, "z", index)
+    expected = np.concatenate([labels_of(index, shard) for shard in range(3)])
+    rows = np.array([31, 0, 7, 7])
+    np.testing.assert_array_equal(found.labels(rows), expected[rows])
+    assert found.labels(rows).dtype == np.int32 and found.code_length == 4
+    np.testing.assert_array_equal(found.valid, expected[:, 0] >= 0)
+    assert found.provenance == {**PROVENANCE, "corpus_hash": index.hash, "image_key": "image",
+                                "num_frames": sum(LENGTHS)}
+
+
+def test_writing_continues_where_it_stopped(index):
+    assert write(index, shards=[1]).done_shards() == [1]
+    with pytest.raises(SidecarError, match=r"not finished: shards \[0, 2\] of 3.*lapa label"):
+        LabelSet.open(index.sidecar_dir, "z", index)
+    second = write(index, shards=[0])
+    assert second.done_shards() == [0, 1]
+    with pytest.raises(SidecarError, match=r"lacks shards \[2\] of 3"):
+        second.finish()
+    third = write(index, shards=[2])
+    third.finish()
+    third.finish()
+    again = write(index, shards=[])
+    assert again.complete and again.done_shards() == [0, 1, 2]
+    with pytest.raises(SidecarError, match="is finished"):
+        again.write_shard(0, labels_of(index, 0))
+
+
+def test_labels_of_another_quantizer_do_not_mix(index):
+    write(index, shards=[1])
+    with pytest.raises(SidecarError, match="quantizer_hash: 'abc' → 'other'"):
+        write(index, shards=[], quantizer_hash="other")
+
+
+def test_labels_of_another_corpus_are_refused(index, tmp_path):
+    write(index).finish()
+    write_corpus(tmp_path / "other", seed=9, shards=3)
+    with pytest.raises(SidecarError, match=f"made for corpus {index.hash}.*lapa label"):
+        LabelSet.open(index.sidecar_dir, "z", load_index(tmp_path / "other"))
+    with pytest.raises(FileNotFoundError, match=r"no label set 'y'.*known: \['z'\].*lapa label"):
+        LabelSet.open(index.sidecar_dir, "y", index)
+
+
+def test_damaged_labels_are_refused(index):
+    write(index).finish()
+    path = index.sidecar_dir / "labels/z/train.npy"
+    data = bytearray(path.read_bytes())
+    data[-9] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(SidecarError, match="train.npy is damaged"):
+        LabelSet.open(index.sidecar_dir, "z", index)
+
+
+@pytest.mark.parametrize("labels, message", [
+    (np.zeros((11, 4)), "float64"),
+    (np.zeros((10, 4), int), r"expected integers \(11, 4\)"),
+    (np.full((11, 4), 8), "codebook_size is 8"),
+    (np.full((11, 4), -2), "codebook_size is 8"),
+    (np.tile([0, -1, 0, 0], (11, 1)), "row 0 is .* as a whole"),
+])
+def test_wrong_labels_are_named(index, labels, message):
+    with pytest.raises(ValueError, match=f"shard 0.*{message}"):
+        write(index, shards=[]).write_shard(0, labels)
+
+
+def test_provenance_is_required(index):
+    with pytest.raises(ValueError, match=r"lacks \['quantizer_hash'"):
+        LabelSetWriter(index.sidecar_dir, "z", index, provenance={})
+    with pytest.raises(ValueError, match="letters, digits"):
+        LabelSetWriter(index.sidecar_dir, "../z", index, provenance=PROVENANCE)

@@ -1,0 +1,79 @@
+"""Action statistics and quantile edges against known values."""
+
+import numpy as np
+import pytest
+from shards import LENGTHS, write_corpus
+
+from data_pipelines.index import load_index
+from data_pipelines.statistics import action_statistics, quantile_edges, valid_action_rows
+
+
+def test_statistics_leave_out_the_last_step_of_each_episode(tmp_path):
+    episodes = write_corpus(tmp_path, shards=3)
+    index = load_index(tmp_path)
+    valid = np.concatenate([episode.actions[:-1] for episode in episodes]).astype(np.float64)
+    np.testing.assert_array_equal(index.actions[valid_action_rows(index)], valid)
+    found = action_statistics(index)
+    assert found["num_actions"] == sum(LENGTHS) - len(LENGTHS) == len(valid)
+    for name, expected in {
+            "mean": valid.mean(0), "std": valid.std(0), "min": valid.min(0), "max": valid.max(0),
+            "q01": np.quantile(valid, 0.01, axis=0), "q99": np.quantile(valid, 0.99, axis=0)
+    }.items():
+        np.testing.assert_allclose(found[name], expected, rtol=1e-12, err_msg=name)
+    assert found["constant"] == [False] * 3
+
+
+def test_corpora_without_actions_are_named(tmp_path):
+    write_corpus(tmp_path, actions=0)
+    with pytest.raises(ValueError, match="no actions under steps/action.*action_key"):
+        action_statistics(load_index(tmp_path))
+
+
+@pytest.mark.parametrize("values, bins, edges", [
+    # pandas.qcut(values, bins, duplicates="drop", retbins=True)[1]
+    ([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], 4, [0, 2.25, 4.5, 6.75, 9]),
+    ([1, 2, 3, 4, 5], 2, [1, 3, 5]),
+    ([0, 0, 0, 0, 0, 0, 1, 2], 4, [0, 0.25, 2]),
+    ([0, 0, 0, 0, 0, 0, 0, 0, 0, 5], 3, [0, 5]),
+    ([3, 1, 2], 1, [1, 3]),
+])
+def test_quantile_edges_are_those_of_qcut(values, bins, edges):
+    (found,) = quantile_edges(np.array(values, np.float32)[:, None], bins)
+    np.testing.assert_allclose(found, edges, rtol=1e-12)
+
+
+def test_bins_of_distinct_values_are_equally_full():
+    values = np.random.default_rng(0).normal(size=(2560, 2)).astype(np.float32)
+    for dimension, edges in enumerate(quantile_edges(values, 256)):
+        assert len(edges) == 257 and np.all(np.diff(edges) > 0)
+        bins = np.searchsorted(edges, values[:, dimension], side="left") - 1
+        np.testing.assert_array_equal(np.bincount(np.maximum(bins, 0), minlength=256), 10)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -37.5, 1e-4])
+def test_a_constant_dimension_gets_one_bin_around_it(value):
+    (edges,) = quantile_edges(np.full((5, 1), value, np.float32), 16)
+    assert len(edges) == 2 and edges[0] < value < edges[1]
+    assert edges.mean() == pytest.approx(np.float32(value), rel=1e-12)
+
+
+def test_wrong_actions_are_named():
+    with pytest.raises(ValueError, match="action 1, dimension 0 is nan"):
+        quantile_edges(np.array([[0.0], [np.nan]]), 4)
+    with pytest.raises(ValueError, match="bins is 0"):
+        quantile_edges(np.zeros((3, 1)), 0)
+
+
+@pytest.mark.real_data
+def test_real_actions_with_constant_dimensions(tmp_path, real_data):
+    from data_pipelines.index import build_index
+
+    bridge = real_data / "bridge_dataset/1.0.0"
+    build_index(bridge, sidecar_dir=tmp_path, image_key="image_0", progress=False)
+    index = load_index(bridge, sidecar_dir=tmp_path, image_key="image_0")
+    found = action_statistics(index)
+    edges = quantile_edges(index.actions[valid_action_rows(index)], 256)
+    for dimension, constant in enumerate(found["constant"]):
+        assert (len(edges[dimension]) == 2) >= constant
+        assert edges[dimension][0] <= found["min"][dimension]
+        assert edges[dimension][-1] >= found["max"][dimension]
