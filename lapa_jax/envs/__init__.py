@@ -1,0 +1,1 @@
+"""Closed-loop environments: the protocol, the JAX-native tabletop, and jitted rollouts."""

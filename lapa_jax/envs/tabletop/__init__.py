@@ -1,0 +1,130 @@
+"""A Language-Table-like planar pushing world in pure JAX: it jits, vmaps and draws itself.
+
+`Tabletop(SceneConfig(...))` is hashable and holds no arrays. Its methods are pure functions of
+one unbatched State (vmap them); only `instruction(s)` runs on the host.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lapa_jax.envs.env import EnvSpec, family_index
+from lapa_jax.envs.tabletop import expert as _expert
+from lapa_jax.envs.tabletop import language, physics, tasks
+from lapa_jax.envs.tabletop import render as _render
+from lapa_jax.envs.tabletop.state import CONTROL_HZ, FAMILIES, MAX_STEP, SceneConfig, State
+from lapa_jax.envs.tabletop.views import VIEWS
+
+__all__ = ["FAMILIES", "SceneConfig", "State", "Tabletop", "VIEWS"]
+
+_TRAIN, _EVALUATE = 0x7EA1, 0xE7A1  # domains of the seed space
+
+
+@dataclasses.dataclass(frozen=True)
+class Tabletop:
+    """The environment of one SceneConfig (see lapa_jax/envs/env.py for the protocol)."""
+
+    scene: SceneConfig = SceneConfig()
+
+    @property
+    def spec(self) -> EnvSpec:
+        return EnvSpec(
+            name="tabletop",
+            families=self.scene.families,
+            action_dim=2,
+            action_low=(-MAX_STEP, -MAX_STEP),
+            action_high=(MAX_STEP, MAX_STEP),
+            action_unit="metres per control step (x right, y up)",
+            control_hz=CONTROL_HZ,
+            horizon=self.scene.horizon,
+            views=tuple(VIEWS),
+            traceable=True,
+        )
+
+    def reset(self, key: jax.Array, family: jax.Array | int | str | None = None) -> State:
+        """A fresh scene and task. family: a name, an index into FAMILIES, or None for any of
+        scene.families. A traced index is not checked against scene.families."""
+        if isinstance(family, str):
+            family_index(self.scene.families, family)
+            family = FAMILIES.index(family)
+        elif isinstance(family, (int, np.integer)):
+            if not 0 <= family < len(FAMILIES):
+                raise ValueError(f"family {family} is not within 0..{len(FAMILIES) - 1}")
+            family_index(self.scene.families, FAMILIES[family])
+        return tasks.sample_state(key, family, self.scene)
+
+    def resets(self, keys: jax.Array, families: jax.Array) -> State:
+        """A batch of start states, jitted; families: indices into FAMILIES, one per key."""
+        return _reset_batch(self, keys, families)
+
+    def step(self, state: State, action: jax.Array) -> State:
+        return physics.step(state, action)
+
+    def success(self, state: State) -> jax.Array:
+        return tasks.success(state)
+
+    def expert(self, state: State) -> jax.Array:
+        return _expert.expert(state)
+
+    def render(self, state: State, size: int = 64, view: str = "robot") -> jax.Array:
+        return _render.render(state, size, view)
+
+    # Language, on the host.
+
+    def phrasings(self, split: str = "train") -> range:
+        """Phrasing numbers of "train", "held_out" or "all"."""
+        return language.phrasings(split)
+
+    def tasks(self, states: State) -> list[language.Task]:
+        """The tasks of a batch of states (one leading axis, or none for a single state)."""
+        family, a, b, which = (
+            np.atleast_1d(np.asarray(v)) for v in (states.family, states.a, states.b, states.which)
+        )
+        kinds = np.atleast_2d(np.asarray(states.kinds))
+        two = [FAMILIES[f] in language.TWO_BLOCKS for f in family]
+        return [
+            language.Task(
+                int(family[i]),
+                int(kinds[i, a[i]]),
+                int(kinds[i, b[i]]) if two[i] else -1,
+                int(which[i]),
+            )
+            for i in range(len(family))
+        ]
+
+    def instructions(self, states: State, phrasing: int | np.ndarray = 0) -> list[str]:
+        """Strings of a batch of states; phrasing: one number for all, or one per state."""
+        found = self.tasks(states)
+        numbers = np.broadcast_to(np.asarray(phrasing), (len(found),))
+        return [language.instruction(t, int(p)) for t, p in zip(found, numbers, strict=True)]
+
+    def instruction(self, state: State, phrasing: int = 0) -> str:
+        return self.instructions(state, phrasing)[0]
+
+    def all_instructions(self, split: str = "train") -> list[str]:
+        """Every string possible in this scene config (for training a tokenizer)."""
+        return language.all_instructions(self.scene.families, split)
+
+    # Seeds. Training and evaluation draw from disjoint domains whatever the seeds.
+
+    def training_keys(self, seed: int, n: int) -> jax.Array:
+        """n reset keys for collecting data."""
+        return jax.random.split(jax.random.fold_in(jax.random.key(seed), _TRAIN), n)
+
+    def evaluation_states(self, seed: int, family: str, n: int) -> State:
+        """n fixed start states of a family, batched; never those of `training_keys`."""
+        family_index(self.scene.families, family)
+        index = FAMILIES.index(family)
+        key = jax.random.fold_in(jax.random.key(seed), _EVALUATE)
+        keys = jax.random.split(jax.random.fold_in(key, index), n)
+        return self.resets(keys, jnp.full((n,), index, jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _reset_batch(env: Tabletop, keys: jax.Array, families: jax.Array) -> State:
+    return jax.vmap(lambda k, f: tasks.sample_state(k, f, env.scene))(keys, families)

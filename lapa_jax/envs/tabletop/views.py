@@ -1,0 +1,79 @@
+"""What differs between the views of one state: camera, colours, and who acts.
+
+A view is a static name. Views change pixels only: the state, the actions and the block colours
+are the same in all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from lapa_jax.envs.tabletop.state import BOARD_HALF, TABLE_HALF
+
+# Order of state.COLOURS.
+BLOCK_RGB = np.array(
+    [(214, 45, 38), (38, 92, 214), (44, 160, 64), (244, 198, 36)], np.float32
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """Appearance of a view; colours are RGB in 0..255."""
+
+    actor: str = "robot"  # "robot" | "hand"
+    board: tuple[int, int, int] = (222, 214, 200)
+    table: tuple[int, int, int] = (168, 154, 136)
+    lip: tuple[int, int, int] = (132, 116, 98)
+    arm: tuple[int, int, int] = (120, 126, 136)
+    joint: tuple[int, int, int] = (70, 74, 84)
+    tip: tuple[int, int, int] = (34, 36, 44)
+    angle: float = 0.0  # camera roll, radians
+    zoom: float = 1.0
+    tilt: float = 0.0  # perspective: how much smaller the far edge is
+    distractors: bool = False
+
+
+VIEWS: dict[str, View] = {
+    "robot": View(),
+    "human": View(actor="hand", arm=(226, 172, 140), joint=(74, 96, 128), tip=(238, 190, 160)),
+    "recolour": View(
+        board=(40, 40, 48),
+        table=(98, 66, 52),
+        lip=(150, 112, 88),
+        arm=(206, 150, 214),
+        joint=(142, 84, 160),
+        tip=(250, 238, 250),
+    ),
+    "camera": View(angle=0.3, zoom=0.88, tilt=0.25),
+    "distractors": View(distractors=True),
+}
+
+
+def camera_grid(view: View, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Table coordinates x, y (size, size) of the pixel centres and metres per pixel there."""
+    half = TABLE_HALF
+    u = (np.arange(size) + 0.5) / size * 2 - 1
+    u, v = np.meshgrid(u, -u)  # v up
+    # A plane seen from the bottom edge: the far (upper) part is smaller.
+    depth = 1.0 / (1.0 - 0.5 * view.tilt * (v + 0.35))
+    px, py = u * depth / view.zoom, (v + 0.0) * depth / view.zoom
+    c, s = np.cos(view.angle), np.sin(view.angle)
+    x, y = (c * px - s * py) * half, (s * px + c * py) * half
+    gx = np.hypot(np.gradient(x, axis=1), np.gradient(y, axis=1))
+    gy = np.hypot(np.gradient(x, axis=0), np.gradient(y, axis=0))
+    return x.astype(np.float32), y.astype(np.float32), (0.5 * (gx + gy)).astype(np.float32)
+
+
+def background(view: View, size: int) -> np.ndarray:
+    """The empty table (size, size, 3) float32, anti-aliased."""
+    x, y, pixel = camera_grid(view, size)
+    edge = np.maximum(np.abs(x), np.abs(y))
+    board, table, lip = (np.array(c, np.float32) for c in (view.board, view.table, view.lip))
+    inside = np.clip((BOARD_HALF - edge) / pixel + 0.5, 0, 1)[..., None]
+    on_lip = np.clip((BOARD_HALF + 0.008 - edge) / pixel + 0.5, 0, 1)[..., None]
+    beyond = np.clip((TABLE_HALF + 0.03 - edge) / pixel + 0.5, 0, 1)[..., None]
+    image = 0.5 * table * (1 - beyond) + table * beyond
+    image = image * (1 - on_lip) + lip * on_lip
+    return image * (1 - inside) + board * inside
