@@ -1,0 +1,1 @@
+"""Neural networks: Flax NNX inside, pure functions over plain pytrees at the boundary."""

@@ -1,0 +1,178 @@
+"""The attention entry point, and the quantizer's cosine attention.
+
+Every model calls `attention`; a new kernel is one function in `IMPLEMENTATIONS`. Masks are
+described (causal, key mask), not materialised by callers, so that a kernel may use the structure.
+
+Shape suffixes: B batch, T queries, S keys, K heads, C head width, D model width.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lapa_jax.models.layers import Dense, LayerNorm
+from lapa_jax.models.module import param
+
+
+def attention(
+    q_BTKC: jax.Array,
+    k_BSKC: jax.Array,
+    v_BSKC: jax.Array,
+    *,
+    scale: float,
+    causal: bool = False,
+    key_mask_BS: jax.Array | None = None,
+    bias_KTS: jax.Array | None = None,
+    implementation: str = "xla",
+) -> jax.Array:
+    """softmax(scale · q kᵀ + bias) v, (B, T, K, C).
+
+    `causal`: query i sees keys j ≤ i (T = S). `key_mask_BS`: False hides a key from every query.
+    Every query must see at least one key.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"model.attention={implementation!r} must be one of {sorted(IMPLEMENTATIONS)}"
+        )
+    if causal and q_BTKC.shape[1] != k_BSKC.shape[1]:
+        raise ValueError(
+            f"causal attention needs as many queries as keys, got {q_BTKC.shape[1]} and "
+            f"{k_BSKC.shape[1]}"
+        )
+    function = IMPLEMENTATIONS[implementation]
+    return function(
+        q_BTKC,
+        k_BSKC,
+        v_BSKC,
+        scale=scale,
+        causal=causal,
+        key_mask_BS=key_mask_BS,
+        bias_KTS=bias_KTS,
+    )
+
+
+def _xla(q_BTKC, k_BSKC, v_BSKC, *, scale, causal, key_mask_BS, bias_KTS):
+    logits = jnp.einsum("btkc,bskc->bkts", q_BTKC, k_BSKC, preferred_element_type=jnp.float32)
+    logits = logits * scale
+    if bias_KTS is not None:
+        logits = logits + bias_KTS
+    visible = None
+    if causal:
+        visible = jnp.tri(q_BTKC.shape[1], dtype=bool)[None, None]
+    if key_mask_BS is not None:
+        keys = key_mask_BS[:, None, None, :]
+        visible = keys if visible is None else visible & keys
+    if visible is not None:
+        logits = jnp.where(visible, logits, jnp.finfo(jnp.float32).min)
+    # Normalised after the weighted sum: the (T, S) weights are touched once less.
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
+    total_BTK = jnp.moveaxis(weights.sum(axis=-1), 1, 2)
+    y = jnp.einsum(
+        "bkts,bskc->btkc",
+        weights.astype(v_BSKC.dtype),
+        v_BSKC,
+        preferred_element_type=jnp.float32,
+    )
+    return (y / total_BTK[..., None]).astype(v_BSKC.dtype)
+
+
+IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {"xla": _xla}
+
+
+def frame_attention(
+    q_BTNKC: jax.Array, k_BTNKC: jax.Array, v_BTNKC: jax.Array, *, scale: float
+) -> jax.Array:
+    """Causal attention over a few frames T at every cell N, without moving T next to the heads.
+
+    With T = 2 the matrices are far too small for a matrix product: products and sums fuse instead.
+    """
+    outputs = []
+    q = q_BTNKC.astype(jnp.float32) * scale
+    for t in range(q.shape[1]):
+        past = slice(0, t + 1)
+        if t == 0:
+            outputs.append(v_BTNKC[:, 0])
+            continue
+        logits = jnp.sum(q[:, t, None] * k_BTNKC[:, past], axis=-1, keepdims=True)
+        weights = jax.nn.softmax(logits, axis=1).astype(v_BTNKC.dtype)
+        outputs.append(jnp.sum(weights * v_BTNKC[:, past], axis=1))
+    return jnp.stack(outputs, axis=1)
+
+
+def l2_normalize(x: jax.Array) -> jax.Array:
+    """x / ‖x‖ over the last axis, in float32, with a finite gradient at zero."""
+    y = x.astype(jnp.float32)
+    return y * jax.lax.rsqrt(jnp.sum(jnp.square(y), axis=-1, keepdims=True) + 1e-12)
+
+
+class CosineAttention(nnx.Module):
+    """Pre-norm attention with l2-normalised, learned-scaled queries and keys and a constant scale
+    of 8.
+
+    With `context`, keys and values come from it (normalised), preceded by `num_null` learned pairs:
+    a token that needs nothing from the context can attend to those.
+    """
+
+    SCALE = 8.0
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        head_dim: int,
+        *,
+        num_null: int,
+        cross: bool,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        names = ("embed", "heads", "head_dim")
+        self.norm = LayerNorm(dim)
+        self.context_norm = LayerNorm(dim) if cross else None
+        self.q = Dense((dim,), (heads, head_dim), names, dtype=dtype, rngs=rngs)
+        kv_names = ("embed", None, "heads", "head_dim")
+        self.kv = Dense((dim,), (2, heads, head_dim), kv_names, dtype=dtype, rngs=rngs)
+        self.out = Dense(
+            (heads, head_dim), (dim,), ("heads", "head_dim", "embed"), dtype=dtype, rngs=rngs
+        )
+        self.q_scale = param(jnp.ones(head_dim), "head_dim")
+        self.k_scale = param(jnp.ones(head_dim), "head_dim")
+        null = jax.random.normal(rngs.params(), (2, num_null, heads, head_dim))
+        self.null_kv = param(null, None, None, "heads", "head_dim") if num_null else None
+        self.dtype = dtype
+
+    def heads(
+        self, x: jax.Array, context: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """q, k, v with their heads; q and k normalised and scaled."""
+        x = self.norm(x)
+        q = self.q(x)
+        kv = self.kv(x if context is None else self.context_norm(context))
+        k, v = kv[..., 0, :, :], kv[..., 1, :, :]
+        if self.null_kv is not None:
+            null = jnp.broadcast_to(
+                self.null_kv[...].astype(self.dtype)[:, None],
+                (2, x.shape[0], *self.null_kv.shape[1:]),
+            )
+            k, v = (jnp.concatenate([null[i], y], axis=1) for i, y in enumerate((k, v)))
+        q = (l2_normalize(q) * self.q_scale[...]).astype(self.dtype)
+        k = (l2_normalize(k) * self.k_scale[...]).astype(self.dtype)
+        return q, k, v
+
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        context_BSD: jax.Array | None = None,
+        *,
+        bias_KTS: jax.Array | None = None,
+        implementation: str,
+    ) -> jax.Array:
+        q, k, v = self.heads(x_BTD, context_BSD)
+        y = attention(q, k, v, scale=self.SCALE, bias_KTS=bias_KTS, implementation=implementation)
+        return self.out(y)
+
+    def over_frames(self, x_BTND: jax.Array) -> jax.Array:
+        q, k, v = self.heads(x_BTND)
+        return self.out(frame_attention(q, k, v, scale=self.SCALE))

@@ -1,0 +1,224 @@
+"""Bottlenecks: from a continuous latent to codes, and what the decoder receives.
+
+A bottleneck is called as `bottleneck(z_e, rng=..., train=...)` and returns a `BottleneckOutput`.
+Whatever it keeps beside its parameters is a `BottleneckState` variable: part of the train state,
+never of the gradient, and computed from the global batch, so that every replica holds the same.
+
+Shape suffixes: B batch, L code slots, M = B·L vectors, D latent width, K codes, R recent vectors
+kept.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lapa_jax.models.module import param
+
+
+class BottleneckState(nnx.Variable):
+    """State that training mutates without a gradient."""
+
+
+class BottleneckOutput(NamedTuple):
+    z_q_BLD: jax.Array  # what the decoder receives
+    codes_BL: jax.Array | None  # int32; None for a continuous bottleneck
+    loss: jax.Array  # scalar added to the training loss
+    metrics: dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class NSVQConfig:
+    """`usage_decay`: per step, of the usage average. Every `replace_every_steps` (0: never) codes
+    used less than `dead_fraction` of uniform are drawn anew from the last `recent_size` latents,
+    with noise of `replace_noise` times their standard deviation. `commitment_weight`: on the
+    squared distance from a latent to its code (0 in the paper)."""
+
+    usage_decay: float
+    dead_fraction: float
+    replace_every_steps: int
+    recent_size: int
+    replace_noise: float
+    commitment_weight: float
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.usage_decay < 1.0:
+            raise ValueError(f"model.bottleneck.usage_decay={self.usage_decay} must be in [0, 1)")
+        if not 0.0 <= self.dead_fraction < 1.0:
+            raise ValueError(
+                f"model.bottleneck.dead_fraction={self.dead_fraction} must be in [0, 1)"
+            )
+
+
+class NSVQ(nnx.Module):
+    """Vector quantisation by noise substitution.
+
+    In training the decoder receives the latent plus noise of the length of its quantisation error,
+    which carries gradients to the latent and to the codebook; in evaluation it receives the code
+    itself. One codebook serves all slots. The codebook is initialised from the latents of the first
+    batch, and dead codes are replaced from recent latents, both in `after_update`.
+    """
+
+    def __init__(self, config: NSVQConfig, codebook_size: int, dim: int, *, rngs: nnx.Rngs):
+        if config.recent_size < codebook_size:
+            raise ValueError(
+                f"model.bottleneck.recent_size={config.recent_size} must be at least "
+                f"model.codebook_size={codebook_size}: codes are drawn from it"
+            )
+        self.codebook = param(jax.random.normal(rngs.params(), (codebook_size, dim)), "code", None)
+        self.usage = BottleneckState(jnp.full(codebook_size, 1.0 / codebook_size))
+        self.recent = BottleneckState(jnp.zeros((config.recent_size, dim)))
+        self.recent_count = BottleneckState(jnp.zeros((), jnp.int32))
+        self.config = config
+
+    def __call__(
+        self, z_e_BLD: jax.Array, *, rng: jax.Array | None, train: bool
+    ) -> BottleneckOutput:
+        if train and rng is None:
+            raise ValueError("NSVQ needs an rng in training")
+        z_e_BLD = z_e_BLD.astype(jnp.float32)
+        codes_BL = nearest_code(z_e_BLD, self.codebook[...])
+        hard_BLD = self.codebook[...][codes_BL]
+        error_BL = jnp.sum(jnp.square(z_e_BLD - hard_BLD), axis=-1)
+        frequency_K = jnp.bincount(codes_BL.reshape(-1), length=self.usage.shape[0]) / codes_BL.size
+        loss = jnp.zeros(())
+        z_q_BLD = hard_BLD
+        if train:
+            noise_rng, recent_rng = jax.random.split(rng)
+            z_q_BLD = substitute_noise(z_e_BLD, error_BL, noise_rng)
+            self._remember(jax.lax.stop_gradient(z_e_BLD), frequency_K, recent_rng)
+            if self.config.commitment_weight:
+                commitment = jnp.square(z_e_BLD - jax.lax.stop_gradient(hard_BLD))
+                loss = self.config.commitment_weight * jnp.mean(commitment)
+        dead = self.usage[...] < self.config.dead_fraction / self.usage.shape[0]
+        spread = jnp.sum(jnp.var(z_e_BLD, axis=(0, 1)))
+        metrics = {
+            "perplexity": perplexity(frequency_K),
+            "dead_codes": jnp.sum(dead).astype(jnp.float32),
+            "quantization_error": jnp.mean(error_BL) / (spread + 1e-12),
+        }
+        return BottleneckOutput(z_q_BLD, codes_BL, loss, jax.lax.stop_gradient(metrics))
+
+    def lookup(self, codes_BL: jax.Array) -> jax.Array:
+        """The vectors of `codes`, which must be in range (checked where they enter from
+        outside)."""
+        return self.codebook[...][codes_BL]
+
+    def after_update(self, step: jax.Array, rng: jax.Array) -> None:
+        """Initialises the codebook after step 0, replaces dead codes every
+        `replace_every_steps`."""
+        config, usage = self.config, self.usage[...]
+        every = config.replace_every_steps
+        first = step == 0
+        due = (step > 0) & (step % every == 0) if every else jnp.zeros((), bool)
+        dead_K = first | (usage < config.dead_fraction / usage.shape[0])
+
+        def replace(codebook, usage):
+            codebook = replace_dead_codes(
+                codebook,
+                dead_K,
+                self.recent[...],
+                self.recent_count[...],
+                rng,
+                config.replace_noise,
+            )
+            return codebook, jnp.where(dead_K, 1.0 / usage.shape[0], usage)
+
+        self.codebook[...], self.usage[...] = jax.lax.cond(
+            first | due, replace, lambda *same: same, self.codebook[...], usage
+        )
+
+    def _remember(self, z_BLD: jax.Array, frequency_K: jax.Array, rng: jax.Array) -> None:
+        decay, size = self.config.usage_decay, self.config.recent_size
+        self.usage[...] = decay * self.usage[...] + (1.0 - decay) * frequency_K
+        z_MD = z_BLD.reshape(-1, z_BLD.shape[-1])
+        if z_MD.shape[0] > size:
+            z_MD = z_MD[jax.random.randint(rng, (size,), 0, z_MD.shape[0])]
+        slots = (self.recent_count[...] + jnp.arange(z_MD.shape[0])) % size
+        self.recent[...] = self.recent[...].at[slots].set(z_MD)
+        # kept in [0, 2·size), where it still tells "full" from "filling", so that it never
+        # overflows
+        count = self.recent_count[...] + z_MD.shape[0]
+        self.recent_count[...] = jnp.where(count >= 2 * size, size + count % size, count)
+
+
+def nearest_code(z_BLD: jax.Array, codebook_KD: jax.Array) -> jax.Array:
+    """Index of the nearest code (the first of equals), int32.
+
+    At full precision whatever the backend's default: labels must not depend on it.
+    """
+    product = jnp.einsum("bld,kd->blk", z_BLD, codebook_KD, precision=jax.lax.Precision.HIGHEST)
+    distance = jnp.sum(jnp.square(codebook_KD), axis=-1) - 2.0 * product
+    return jnp.argmin(distance, axis=-1).astype(jnp.int32)
+
+
+def substitute_noise(z_BLD: jax.Array, error_BL: jax.Array, rng: jax.Array) -> jax.Array:
+    """z + ‖z − c‖ · r / ‖r‖ with r normal; the gradient is zero, not NaN, where z = c."""
+    noise = jax.random.normal(rng, z_BLD.shape)
+    noise = noise * jax.lax.rsqrt(jnp.sum(jnp.square(noise), axis=-1, keepdims=True) + 1e-12)
+    return z_BLD + jnp.sqrt(error_BL + 1e-12)[..., None] * noise
+
+
+def replace_dead_codes(
+    codebook_KD: jax.Array,
+    dead_K: jax.Array,
+    recent_RD: jax.Array,
+    count: jax.Array,
+    key: jax.Array,
+    noise: float,
+) -> jax.Array:
+    """The codebook with dead codes redrawn from recent latents (of which `count` have been
+    written).
+
+    Each draw has probability proportional to the squared distance to the nearest code that is alive
+    or already redrawn (k-means++), so that one dense cluster does not receive all of them.
+    """
+    size = recent_RD.shape[0]
+    written_R = jnp.arange(size) < count
+    total = jnp.maximum(written_R.sum(), 1)
+    mean = jnp.sum(jnp.where(written_R[:, None], recent_RD, 0.0), axis=0) / total
+    deviation = jnp.where(written_R[:, None], recent_RD - mean, 0.0)
+    spread = jnp.sqrt(jnp.sum(jnp.square(deviation)) / (total * recent_RD.shape[1]))
+
+    def squared_distance(code_D):
+        return jnp.sum(jnp.square(recent_RD - code_D), axis=-1)
+
+    distance_KR = jax.lax.map(squared_distance, codebook_KD)
+    far = 1e3 * jnp.square(spread) * recent_RD.shape[1] + 1e-12  # uniform when no code is alive
+    nearest_R = jnp.minimum(jnp.min(jnp.where(dead_K[:, None], jnp.inf, distance_KR), axis=0), far)
+
+    def redraw(k, carry):
+        codebook_KD, nearest_R = carry
+        draw_key, noise_key = jax.random.split(jax.random.fold_in(key, k))
+        logits = jnp.where(written_R, jnp.log(nearest_R + 1e-20), -jnp.inf)
+        chosen = recent_RD[jax.random.categorical(draw_key, logits)]
+        chosen = chosen + noise * spread * jax.random.normal(noise_key, chosen.shape)
+        code = jnp.where(dead_K[k], chosen, codebook_KD[k])
+        return codebook_KD.at[k].set(code), jnp.minimum(nearest_R, squared_distance(code))
+
+    codebook, _ = jax.lax.fori_loop(0, dead_K.shape[0], redraw, (codebook_KD, nearest_R))
+    return jnp.where(count > 0, codebook, codebook_KD)
+
+
+def perplexity(frequency_K: jax.Array) -> jax.Array:
+    """exp(entropy) of a distribution over codes."""
+    entropy = -jnp.sum(frequency_K * jnp.log(jnp.maximum(frequency_K, 1e-12)))
+    return jnp.exp(entropy)
+
+
+BOTTLENECKS: dict[str, tuple[type, type]] = {"nsvq": (NSVQConfig, NSVQ)}
+
+
+def bottleneck_config(settings: Mapping[str, Any]) -> tuple[str, Any]:
+    """(name, typed config) of a `{name, ...}` mapping."""
+    settings = dict(settings)
+    name = settings.pop("name", None)
+    if name not in BOTTLENECKS:
+        raise ValueError(f"model.bottleneck.name={name!r} must be one of {sorted(BOTTLENECKS)}")
+    try:
+        return name, BOTTLENECKS[name][0](**settings)
+    except TypeError as error:
+        raise ValueError(f"model.bottleneck ({name}): {error}") from error

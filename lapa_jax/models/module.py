@@ -1,0 +1,164 @@
+"""An NNX module as pure functions over plain nested dicts.
+
+Models are written as `flax.nnx` modules; everything outside this package sees only pytrees.
+`Functional` builds the module abstractly once, and from then on `init`, `apply` and `mutate` are
+pure functions that may be jitted, differentiated and evaluated by shape. Logical axis names travel
+as parameter metadata under a key of our own, which NNX does not act on (its own key would demand a
+mesh context).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+AXES = "logical_axes"
+
+Tree = dict[str, Any]
+
+
+def param(value: jax.Array, *axes: str | None) -> nnx.Param:
+    """A trained parameter with one logical axis name per dimension."""
+    if len(axes) != value.ndim:
+        raise ValueError(f"parameter of shape {value.shape} given {len(axes)} axis names {axes}")
+    return nnx.Param(value, **{AXES: axes})
+
+
+class Functional:
+    """`constructor(rngs) -> nnx.Module`, as pure functions.
+
+    The module must not keep `rngs`: a method that needs randomness takes a key as its `rng`
+    argument. Parameters are the `nnx.Param`s; every other Variable is a non-trained variable.
+    """
+
+    def __init__(self, constructor: Callable[[nnx.Rngs], nnx.Module]):
+        self._constructor = constructor
+        module = nnx.eval_shape(lambda: constructor(nnx.Rngs(params=0)))
+        self._graph, params, variables = nnx.split(module, nnx.Param, ...)
+        self._params, self._variables = _Pure("params", params), _Pure("variables", variables)
+
+    def init(self, key: jax.Array) -> tuple[Tree, Tree]:
+        """Fresh (params, variables)."""
+        module = self._constructor(nnx.Rngs(params=key))
+        graph, params, variables = nnx.split(module, nnx.Param, ...)
+        if graph != self._graph:
+            raise ValueError("the module's structure depends on its random key")
+        return nnx.to_pure_dict(params), nnx.to_pure_dict(variables)
+
+    def axes(self) -> Tree:
+        """The logical axis names of every parameter, in the structure of `params`."""
+        return self._params.axes()
+
+    def abstract(self) -> tuple[Tree, Tree]:
+        """(params, variables) as `jax.ShapeDtypeStruct`s."""
+        return self._params.tree, self._variables.tree
+
+    def apply(
+        self,
+        params: Tree,
+        variables: Tree,
+        method: str,
+        *args: Any,
+        rng: jax.Array | None = None,
+        **kwargs: Any,
+    ) -> tuple[Any, Tree]:
+        """Calls `method`; returns (its result, the new variables)."""
+        out, _, variables = self._call(params, variables, method, args, rng, kwargs)
+        return out, variables
+
+    def mutate(
+        self,
+        params: Tree,
+        variables: Tree,
+        method: str,
+        *args: Any,
+        rng: jax.Array | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tree, Tree]:
+        """Calls a method that edits the module's parameters; returns the new (params,
+        variables)."""
+        _, params, variables = self._call(params, variables, method, args, rng, kwargs)
+        return params, variables
+
+    def after_update(
+        self, params: Tree, variables: Tree, step: jax.Array, key: jax.Array
+    ) -> tuple[Tree, Tree]:
+        """The module's own `after_update(step, rng)`, run after optimizer step `step` (from 0).
+
+        A module without that method is returned unchanged.
+        """
+        if not hasattr(self._module(), "after_update"):
+            return params, variables
+        return self.mutate(params, variables, "after_update", step, rng=key)
+
+    def _module(self) -> nnx.Module:
+        return nnx.merge(self._graph, self._params.state, self._variables.state)
+
+    def _call(self, params, variables, method, args, rng, kwargs):
+        module = nnx.merge(self._graph, self._params.bind(params), self._variables.bind(variables))
+        function = getattr(module, method, None)
+        if function is None:
+            raise ValueError(f"{type(module).__name__} has no method {method!r}")
+        if rng is not None:
+            kwargs = {**kwargs, "rng": rng}
+        out = function(*args, **kwargs)
+        graph, params, variables = nnx.split(module, nnx.Param, ...)
+        if graph != self._graph:
+            raise ValueError(f"{type(module).__name__}.{method} changed the module's structure")
+        return out, nnx.to_pure_dict(params), nnx.to_pure_dict(variables)
+
+
+class _Pure:
+    """One `nnx.State` and its plain-dict form, with the way back."""
+
+    def __init__(self, what: str, state: nnx.State):
+        self.what, self.state = what, state
+        self.tree = nnx.to_pure_dict(state)
+        self._dict_structure = jax.tree.structure(self.tree)
+        leaves, self._state_structure = jax.tree.flatten(state)
+        if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in jax.tree.leaves(self.tree)]:
+            raise ValueError(f"{what}: the state and its dict form order their leaves differently")
+
+    def axes(self) -> Tree:
+        variables = jax.tree.leaves(self.state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+        names = []
+        for variable, leaf in zip(variables, jax.tree.leaves(self.tree), strict=True):
+            axes = variable.get_metadata().get(AXES)
+            if axes is None or len(axes) != len(leaf.shape):
+                raise ValueError(f"parameter of shape {leaf.shape} has axis names {axes}")
+            names.append(axes)
+        return jax.tree.unflatten(self._dict_structure, names)
+
+    def bind(self, tree: Tree) -> nnx.State:
+        leaves, structure = jax.tree.flatten(tree)
+        if structure != self._dict_structure:
+            given, expected = paths(tree), paths(self.tree)
+            raise ValueError(
+                f"{self.what} do not fit the model: missing {sorted(expected - given)[:8]}, "
+                f"unknown {sorted(given - expected)[:8]}"
+            )
+        return jax.tree.unflatten(self._state_structure, leaves)
+
+
+def paths(tree: Tree) -> set[str]:
+    """The slash-separated paths of a nested dict's leaves."""
+    return set(flatten(tree))
+
+
+def flatten(tree: Tree) -> dict[str, Any]:
+    """{slash-separated path: leaf} of a nested dict."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def unflatten(flat: dict[str, Any]) -> Tree:
+    """The inverse of `flatten`."""
+    tree: Tree = {}
+    for path, leaf in flat.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree

@@ -1,0 +1,78 @@
+"""A stack of equal layers: parameters with a leading layer axis, run by `jax.lax.scan`.
+
+`remat` names what the backward pass may keep; `unroll` is the number of layers per scan iteration
+(0: all, which lets the compiler fuse across layers and is the fast choice for small models).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from lapa_jax.models.module import AXES
+
+_POLICIES = jax.checkpoint_policies
+REMAT: dict[str, Any] = {
+    "none": None,
+    "full": _POLICIES.nothing_saveable,
+    "dots": _POLICIES.dots_saveable,
+    "dots_no_batch": _POLICIES.dots_with_no_batch_dims_saveable,
+}
+
+
+class Stack(nnx.Module):
+    """`depth` layers built by `make(rngs)`; calling the stack threads a carry through them.
+
+    Parameter paths are `<stack>/layers/<path in the layer>`, every leaf with a leading "layers"
+    axis.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[nnx.Rngs], nnx.Module],
+        depth: int,
+        *,
+        remat: str,
+        unroll: int,
+        rngs: nnx.Rngs,
+    ):
+        if remat not in REMAT:
+            raise ValueError(f"model.remat={remat!r} must be one of {sorted(REMAT)}")
+        if depth < 1:
+            raise ValueError(f"a stack needs a depth of at least 1, got {depth}")
+        if not 0 <= unroll:
+            raise ValueError(f"model.unroll={unroll} must be 0 (all layers) or positive")
+        graph, template = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(params=0))))
+        keys = jax.random.split(rngs.params(), depth)
+        leaves = jax.vmap(lambda key: jax.tree.leaves(nnx.split(make(nnx.Rngs(params=key)))[1]))(
+            keys
+        )
+        self.layers = nnx.merge(graph, jax.tree.unflatten(jax.tree.structure(template), leaves))
+        for _, node in nnx.iter_graph(self.layers):
+            if isinstance(node, nnx.Variable):
+                node.set_metadata(AXES, ("layers", *node.get_metadata()[AXES]))
+        self.depth, self.remat, self.unroll = depth, remat, unroll or depth
+
+    def __call__(
+        self, carry: Any, *shared: Any, per_layer: Any = None, method: str = "__call__"
+    ) -> tuple[Any, Any]:
+        """Returns (carry, stacked second outputs).
+
+        Each layer runs `method(carry, *shared)` → carry, or, given `per_layer` (a pytree with a
+        leading layer axis), `method(carry, *shared, slice)` → (carry, out).
+        """
+        graph, state = nnx.split(self.layers)
+
+        def body(carry, inputs):
+            layer_state, extra = inputs
+            function = getattr(nnx.merge(graph, layer_state), method)
+            if per_layer is None:
+                return function(carry, *shared), None
+            return function(carry, *shared, extra)
+
+        if self.remat != "none":
+            body = jax.checkpoint(body, policy=REMAT[self.remat], prevent_cse=False)
+        return jax.lax.scan(
+            body, carry, (state, per_layer), length=self.depth, unroll=min(self.unroll, self.depth)
+        )

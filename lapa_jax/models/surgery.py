@@ -1,0 +1,91 @@
+"""Carrying pretrained parameters into a model with other heads.
+
+Nothing is matched by guess: a parameter is taken, dropped or newly initialised, and the report
+lists each. Anything beyond what the patterns allow is an error that names the parameters.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import jax
+
+from lapa_jax.models.module import Functional, Tree, flatten, unflatten
+
+
+@dataclass(frozen=True)
+class SwapReport:
+    """Paths of parameters: taken from the pretrained tree, dropped from it, newly initialised."""
+
+    taken: tuple[str, ...]
+    dropped: tuple[str, ...]
+    initialised: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.taken)} parameters taken; dropped: {list(self.dropped)}; "
+            f"newly initialised: {list(self.initialised)}"
+        )
+
+
+def head_swap(
+    pretrained: Tree,
+    target: Functional,
+    key: jax.Array,
+    *,
+    reinit: Sequence[str] = (),
+    may_change: Sequence[str] = ("embeddings/*", "heads/*"),
+) -> tuple[Tree, SwapReport]:
+    """(parameters of `target`, report).
+
+    Paths matching `reinit` (shell patterns) are initialised anew even if the pretrained tree has
+    them. Only paths matching `may_change` may be dropped or missing. Only the new parameters are
+    computed.
+    """
+    report = plan_swap(pretrained, target.abstract()[0], reinit=reinit, may_change=may_change)
+    merged = {path: leaf for path, leaf in flatten(pretrained).items() if path in report.taken}
+    if report.initialised:
+        fresh = jax.jit(
+            lambda key: {
+                path: leaf
+                for path, leaf in flatten(target.init(key)[0]).items()
+                if path in report.initialised
+            }
+        )
+        merged |= fresh(key)
+    return unflatten(merged), report
+
+
+def plan_swap(
+    pretrained: Tree, target: Tree, *, reinit: Sequence[str], may_change: Sequence[str]
+) -> SwapReport:
+    """The report of a swap; both trees may be abstract."""
+    have, want = flatten(pretrained), flatten(target)
+    unused = [p for p in reinit if not any(fnmatchcase(path, p) for path in want)]
+    if unused:
+        raise ValueError(f"reinit patterns {unused} match no parameter of the target model")
+    taken, initialised = [], []
+    for path, leaf in want.items():
+        if path not in have or _matches(path, reinit):
+            initialised.append(path)
+            continue
+        if (leaf.shape, leaf.dtype) != (have[path].shape, have[path].dtype):
+            raise ValueError(
+                f"parameter {path} is {have[path].dtype}{list(have[path].shape)} in the "
+                f"checkpoint and {leaf.dtype}{list(leaf.shape)} in the model: change the "
+                f"model's config, or name it in reinit to start it anew"
+            )
+        taken.append(path)
+    dropped = [path for path in have if path not in want]
+    for what, names in (("lacks", initialised), ("has unused", dropped)):
+        wrong = [path for path in names if not _matches(path, (*may_change, *reinit))]
+        if wrong:
+            raise ValueError(
+                f"the checkpoint {what} {wrong[:8]} ({len(wrong)} in all), which may not change "
+                f"(allowed: {list(may_change)})"
+            )
+    return SwapReport(tuple(taken), tuple(dropped), tuple(initialised))
+
+
+def _matches(path: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(path, pattern) for pattern in patterns)

@@ -1,0 +1,60 @@
+"""Tiny configs and synthetic frame pairs shared by the model tests."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lapa_jax.models.quantizer import QuantizerConfig
+
+NSVQ = dict(
+    name="nsvq",
+    usage_decay=0.9,
+    dead_fraction=0.2,
+    replace_every_steps=10,
+    recent_size=512,
+    replace_noise=0.01,
+    commitment_weight=0.0,
+)
+
+
+def quantizer_config(**changes) -> QuantizerConfig:
+    settings = dict(
+        image_size=(16, 16),
+        patch_size=4,
+        dim=48,
+        mlp_dim=96,
+        heads=2,
+        head_dim=16,
+        spatial_depth=1,
+        temporal_depth=1,
+        decoder_depth=1,
+        quant_dim=8,
+        codebook_size=8,
+        code_length=1,
+        bottleneck=NSVQ,
+        predict="residual",
+        compute_dtype="float32",
+        attention="xla",
+        remat="none",
+        unroll=1,
+    )
+    return QuantizerConfig(**{**settings, **changes})
+
+
+def moving_squares(key: jax.Array, batch: int, size: int = 16) -> tuple[jax.Array, jax.Array]:
+    """Pairs (batch, 2, size, size, 3) of a coloured 4x4 square that moves 3 pixels in one of 8
+    directions."""
+    place, way, tint = jax.random.split(key, 3)
+    corner = jax.random.randint(place, (batch, 2), 3, size - 7)
+    direction = jax.random.randint(way, (batch,), 0, 8)
+    steps = np.array([(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)])
+    colour = jax.random.uniform(tint, (batch, 1, 1, 3), minval=0.5)
+    rows, columns = np.indices((size, size))
+
+    def draw(corner):
+        top, left = corner[:, 0, None, None], corner[:, 1, None, None]
+        inside = (rows >= top) & (rows < top + 4) & (columns >= left) & (columns < left + 4)
+        return inside[..., None] * colour
+
+    moved = corner + 3 * jnp.asarray(steps)[direction]
+    return jnp.stack([draw(corner), draw(moved)], axis=1), direction

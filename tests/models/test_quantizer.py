@@ -1,0 +1,189 @@
+"""The quantizer: shapes, causality, validation, training without collapse."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from helpers import NSVQ, moving_squares, quantizer_config
+
+from lapa_jax.models.bottleneck import nearest_code, replace_dead_codes, substitute_noise
+from lapa_jax.models.module import Functional
+from lapa_jax.models.quantizer import (
+    Quantizer,
+    code_grid,
+    from_patches,
+    quantizer_flops,
+    to_patches,
+)
+
+
+@functools.cache
+def model():
+    return Functional(lambda rngs: Quantizer(quantizer_config(), rngs=rngs))
+
+
+@functools.cache
+def start():
+    return jax.jit(model().init)(jax.random.key(0))
+
+
+@functools.cache
+def train_step():
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(2e-3, b2=0.99))
+
+    @jax.jit
+    def step(params, variables, opt_state, i):
+        data, noise, update = jax.random.split(jax.random.fold_in(jax.random.key(1), i), 3)
+        frames, _ = moving_squares(data, 64)
+
+        def loss(params):
+            out, new = model().apply(params, variables, "__call__", frames, train=True, rng=noise)
+            return out["loss"], new
+
+        (_, variables), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        return *model().after_update(params, variables, i, update), opt_state
+
+    @jax.jit
+    def evaluate(params, variables):
+        frames, _ = moving_squares(jax.random.key(99), 256)
+        return model().apply(params, variables, "__call__", frames, train=False)[0]["metrics"]
+
+    return optimizer.init, step, evaluate
+
+
+def train(params, variables, steps):
+    init, step, evaluate = train_step()
+    opt_state = init(params)
+    for i in steps:
+        params, variables, opt_state = step(params, variables, opt_state, jnp.int32(i))
+    return params, variables, {k: float(v) for k, v in evaluate(params, variables).items()}
+
+
+@pytest.mark.slow
+def test_training_does_not_collapse():
+    _, _, metrics = train(*start(), range(150))
+    assert metrics["perplexity"] >= 0.5 * 8
+    assert 1 - metrics["mse"] / metrics["copy_mse"] > 0.2
+
+
+@pytest.mark.slow
+def test_collapsed_codebook_recovers():
+    params, variables = start()
+    # All codes equal and far away; starting at step 1 skips the initialisation from data.
+    params = {
+        **params,
+        "bottleneck": {"codebook": jnp.full_like(params["bottleneck"]["codebook"], 50.0)},
+    }
+    _, _, metrics = train(params, variables, range(1, 101))
+    assert metrics["perplexity"] >= 0.5 * 8
+
+
+def test_evaluation_is_deterministic_and_pure():
+    params, variables = start()
+    frames, _ = moving_squares(jax.random.key(3), 4)
+
+    @jax.jit
+    def run(frames):
+        out, new = model().apply(params, variables, "__call__", frames, train=False)
+        z = model().apply(params, variables, "quantize", frames[:, 0], frames[:, 1])[0]
+        recon = model().apply(params, variables, "decode", frames[:, 0], z)[0]
+        return out, new, z, recon
+
+    out, new, z, recon = run(frames)
+    np.testing.assert_array_equal(out["z"], z)
+    assert z.dtype == jnp.int32 and z.shape == (4, 1)
+    np.testing.assert_allclose(out["recon"], recon, atol=1e-5)
+    for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(variables), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_encoder_is_causal_in_the_frames():
+    config = quantizer_config(code_length=4, predict="frame")
+    module = Quantizer(config, rngs=nnx.Rngs(params=0))
+    first, last, other = jax.random.uniform(jax.random.key(1), (3, 2, 16, 16, 3))
+
+    def encoded(last):
+        x = module.patches(jnp.stack([first, last], axis=1))
+        return module.temporal(module.spatial(x, module.bias()))
+
+    a, b = encoded(last), encoded(other)
+    np.testing.assert_array_equal(a[:, 0], b[:, 0])
+    assert float(jnp.abs(a[:, 1] - b[:, 1]).max()) > 1e-3
+    assert module.encode(first, last).shape == (2, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("length", "grid", "expected"),
+    [(4, (8, 8), (2, 2)), (2, (8, 8), (2, 1)), (6, (6, 4), (3, 2)), (8, (8, 8), (4, 2))],
+)
+def test_code_grid(length, grid, expected):
+    assert code_grid(length, grid, (0, 0), 1) == expected
+
+
+def test_impossible_configs_name_their_numbers():
+    with pytest.raises(ValueError, match="code_length=5.*4x4 patch grid.*16, 16.*patch_size=4"):
+        quantizer_config(code_length=5)
+    with pytest.raises(ValueError, match="image_size=.16, 18.*patch_size=4"):
+        quantizer_config(image_size=(16, 18))
+    with pytest.raises(ValueError, match="recent_size=4.*codebook_size=8"):
+        Functional(
+            lambda rngs: Quantizer(
+                quantizer_config(bottleneck={**NSVQ, "recent_size": 4}), rngs=rngs
+            )
+        )
+    with pytest.raises(ValueError, match="model.bottleneck .nsvq.*usage"):
+        quantizer_config(bottleneck={**NSVQ, "usage": 1})
+
+
+def test_patches_round_trip_channel_first():
+    x = jnp.arange(2 * 8 * 4 * 3.0).reshape(2, 8, 4, 3)
+    patches = to_patches(x, 4)
+    np.testing.assert_array_equal(patches[0, 1, 0, 16:32], x[0, 4:8, :, 1].reshape(-1))
+    np.testing.assert_array_equal(from_patches(patches, 4), x)
+
+
+def test_noise_substitution_has_error_length_and_finite_gradient():
+    z = jnp.array([[[1.0, 2.0], [3.0, -1.0]]])
+    codebook = jnp.array([[1.0, 2.0], [0.0, 0.0]])
+    code = codebook[nearest_code(z, codebook)]
+
+    def out(z, codebook):
+        hard = codebook[nearest_code(z, codebook)]
+        error = jnp.sum(jnp.square(z - hard), axis=-1)
+        return substitute_noise(z, error, jax.random.key(0))
+
+    length = jnp.linalg.norm(out(z, codebook) - z, axis=-1)
+    np.testing.assert_allclose(length, jnp.linalg.norm(z - code, axis=-1), atol=1e-5)
+    grads = jax.grad(lambda *a: jnp.sum(out(*a) ** 2), argnums=(0, 1))(z, codebook)
+    assert all(bool(jnp.isfinite(g).all()) for g in grads)  # z[0, 0] equals its code
+    assert float(jnp.abs(grads[1]).max()) > 0
+
+
+def test_dead_codes_come_from_recent_latents_and_live_codes_stay():
+    recent = jnp.concatenate([jnp.zeros((60, 2)), jnp.full((4, 2), 9.0), jnp.full((64, 2), 77.0)])
+    codebook = jnp.array([[0.0, 0.0], [500.0, 0.0]])
+    dead = jnp.array([False, True])
+    new = replace_dead_codes(codebook, dead, recent, 64, jax.random.key(0), 0.0)
+    np.testing.assert_array_equal(new[0], codebook[0])
+    np.testing.assert_allclose(new[1], [9.0, 9.0])  # the uncovered cluster; unwritten rows never
+    same = replace_dead_codes(codebook, dead, recent, 0, jax.random.key(0), 0.0)
+    np.testing.assert_array_equal(same, codebook)
+
+
+def test_flops_match_the_compiler():
+    config = quantizer_config(dim=128, mlp_dim=256, head_dim=32, unroll=0)
+    net = Functional(lambda rngs: Quantizer(config, rngs=rngs))
+    params, variables = net.abstract()
+    frames = jax.ShapeDtypeStruct((8, 2, 16, 16, 3), jnp.float32)
+
+    def forward(params, variables, frames):
+        return net.apply(params, variables, "__call__", frames, train=False)[0]["loss"]
+
+    measured = jax.jit(forward).lower(params, variables, frames).cost_analysis()["flops"] / 8
+    assert quantizer_flops(config) == pytest.approx(measured, rel=0.2)
