@@ -1,0 +1,1 @@
+"""Text and actions as tokens; pure NumPy, importable without JAX."""

@@ -1,0 +1,95 @@
+"""Action and text tokenizers, the sequence layout."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lapa_jax.tokens.action import ActionTokenizer
+from lapa_jax.tokens.layout import Layout
+from lapa_jax.tokens.text import TextTokenizer, train
+
+EDGES = [np.array([-1.0, 0.0, 0.5, 2.0]), np.array([-0.5, 0.5, 1.5])]
+TEXTS = [
+    f"{verb} the {colour} {thing}"
+    for verb in ("push", "put", "lift")
+    for colour in ("red", "blue", "green")
+    for thing in ("cube", "bowl", "star")
+]
+
+
+def test_bins_are_left_closed_and_outer_bins_catch_the_rest():
+    tokenizer = ActionTokenizer(EDGES)
+    values = np.array([[-9, -9], [-1, -0.5], [0, 0.5], [0.49, 0.49], [0.5, 1.5], [2, 9]])
+    assert tokenizer.encode(values).tolist() == [[0, 0], [0, 0], [1, 1], [1, 0], [2, 1], [2, 1]]
+    np.testing.assert_allclose(tokenizer.decode(np.array([1, 0])), [0.25, 0.0])
+    assert tokenizer.num_bins.tolist() == [3, 2]
+    assert tokenizer.centres.shape == (2, 3) and np.isnan(tokenizer.centres[1, 2])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_every_bin_survives_decode_encode_and_json(data):
+    edges = [
+        np.cumsum(data.draw(st.lists(st.floats(0.01, 5), min_size=2, max_size=9))) - 3
+        for _ in range(3)
+    ]
+    tokenizer = ActionTokenizer.from_json(ActionTokenizer(edges).to_json())
+    ids = np.stack(
+        [data.draw(st.integers(0, n - 1)) * np.ones(1, int) for n in tokenizer.num_bins], axis=-1
+    )
+    np.testing.assert_array_equal(tokenizer.encode(tokenizer.decode(ids)), ids)
+    for a, b in zip(edges, tokenizer.edges, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_bad_actions_and_ids_are_refused():
+    tokenizer = ActionTokenizer(EDGES)
+    with pytest.raises(ValueError, match="id 2 of dimension 1 .* 2 bins"):
+        tokenizer.decode(np.array([[0, 1], [2, 2]]))
+    with pytest.raises(ValueError, match="id -1 of dimension 0"):
+        tokenizer.decode(np.array([-1, 0]))
+    for bad in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="not finite"):
+            tokenizer.encode(np.array([bad, 0.0]))
+    with pytest.raises(ValueError, match="dimension 1"):
+        ActionTokenizer([EDGES[0], np.array([1.0])])
+
+
+def test_text_is_deterministic_and_fixed_length():
+    model = train(TEXTS, 320)
+    assert model == train(TEXTS[::-1], 320)
+    tokenizer = TextTokenizer(model, 24)
+    ids, mask = tokenizer.encode(["push the red cube", "lift the blue star"])
+    assert ids.shape == mask.shape == (2, 24) and ids.dtype == np.int32
+    assert (ids[:, 0] == 1).all() and mask[:, 0].all() and (ids[~mask] == 0).all()
+    assert tokenizer.decode(ids[0][mask[0]]) == "push the red cube"
+    strange, seen = tokenizer.encode(["é ♞"])
+    assert not (strange[seen] == 0).any()  # bytes, never unknown
+    with pytest.raises(ValueError, match="'push the red cube' needs .* model.text_length=2"):
+        TextTokenizer(model, 2).encode(["push the red cube"])
+    assert tokenizer.fingerprint == TextTokenizer(model, 9).fingerprint
+
+
+def test_layout_slots():
+    layout = Layout(text_length=4, num_image_tokens=3, num_targets=2)
+    slots = np.arange(layout.sequence_length)
+    assert slots[layout.text].tolist() == [0, 1, 2, 3]
+    assert slots[layout.image].tolist() == [4, 5, 6]
+    assert slots[layout.fed_targets].tolist() == [7]
+    assert slots[layout.predicting].tolist() == [6, 7]
+    mask = np.array([[True, True, False, False]])
+    assert layout.positions(mask).tolist() == [[0, 1, 1, 1, 2, 3, 4, 5]]
+
+
+def test_tokens_import_is_light():
+    code = (
+        "import sys, json, lapa_jax.tokens.text, lapa_jax.tokens.action, lapa_jax.tokens.layout;"
+        "print(json.dumps([m for m in ('jax', 'tensorflow', 'torch') if m in sys.modules]))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(out.stdout) == []
