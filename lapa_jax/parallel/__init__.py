@@ -1,0 +1,1 @@
+"""Distributed start-up, mesh and sharding rules."""

@@ -1,0 +1,381 @@
+"""Checkpoints: DIRECTORY/<step>/{params, ema, variables, state, meta}, self-contained and checked.
+
+The only file that imports Orbax: its v0 CheckpointManager, which is complete (v1 is still under
+`experimental`, and the two read each other's JSON items no more). Orbax commits a step by an atomic
+rename, but restores flipped bytes and other dtypes in silence: `meta` holds a checksum, dtype and
+shape of every array, and nothing is returned that does not match them.
+"""
+
+import dataclasses
+import errno
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+
+from lapa_jax.training.manifest import (
+    ArrayPaths,
+    CheckpointDamagedError,
+    CheckpointError,
+    CheckpointMismatchError,
+    CheckpointSaveError,
+    Records,
+    array_checksum,
+    check_same,
+    decode_meta,
+    encode_meta,
+    is_key,
+    join_items,
+    nest,
+    paths_of,
+    split_items,
+    storable,
+)
+from lapa_jax.training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """What inference needs; `params` and `variables` are nested dicts of arrays."""
+
+    step: int
+    params: dict
+    variables: dict
+    meta: dict
+
+
+class Checkpoints:
+    """Saves and restores the steps of one run; the directory has one writer."""
+
+    def __init__(
+        self, directory: str | Path, *, keep: int = 3, keep_period_steps: int | None = None
+    ):
+        if jax.process_count() > 1:
+            raise CheckpointError(
+                f"{jax.process_count()} processes: checksums are computed per array by one process "
+                f"(array_checksum in lapa_jax/training/checkpoint.py); run one process"
+            )
+        if keep < 1:
+            raise ValueError(f"keep={keep} checkpoints: at least 1")
+        self.directory = Path(directory).absolute()
+        self.damaged: list[tuple[int, str]] = []  # (step, reason) met by restore
+        self._pending: int | None = None  # the step being saved
+        self._failed: list[int] = []  # steps whose saving raised
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                keep_period=keep_period_steps,
+                # What a killed run left half written; this directory has one writer.
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    # --- Saving ---
+
+    def save(self, step: int, state: TrainState, meta: Mapping[str, Any]) -> None:
+        """Returns when `state` may be donated; writing goes on in the background.
+
+        `meta` is JSON, with bytes allowed under meta["assets"] (tokenizer, action bins). An error
+        while writing is raised by the next save, wait, check or close.
+        """
+        self.wait()
+        if step != int(state.step):
+            raise ValueError(f"step={step}, but the state is after step {int(state.step)}")
+        newest = self.latest_step()
+        if newest is not None and newest >= step:
+            raise ValueError(f"cannot save step {step}: {self.directory} already holds {newest}")
+        originals = split_items(state)
+        items = {
+            name: {path: storable(name, path, x) for path, x in arrays.items()}
+            for name, arrays in originals.items()
+        }
+        document = encode_meta(step, meta, originals, items)
+        args = {name: ocp.args.PyTreeSave(nest(arrays)) for name, arrays in items.items()}
+        if self._failed:
+            self._manager.reload()  # it counts the failed step, and would keep old ones for it
+        self._pending = step
+        try:
+            saved = self._manager.save(
+                step, args=ocp.args.Composite(meta=ocp.args.JsonSave(document), **args)
+            )
+        except Exception as error:
+            raise self._save_error(error) from error
+        if not saved:
+            self._pending = None
+            raise CheckpointSaveError(f"step {step} was not saved to {self.directory}")
+
+    def check(self) -> None:
+        """Raises the error of a background save, if there is one. Costs nothing."""
+        try:
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._save_error(error) from error
+
+    def wait(self) -> None:
+        """Blocks until the step being saved is on disk, or raises why it is not."""
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._save_error(error) from error
+        self._pending = None
+
+    def close(self) -> None:
+        """Waits, releases the writer threads, and removes what failed saves have left."""
+        told, error = list(self._failed), None
+        for finish in (self.wait, self._manager.close):
+            try:
+                finish()
+            except Exception as e:
+                logging.error("closing %s: %s", self.directory, e)
+                error = error or e
+        # Only now: threads of a failed save may write on for a while after the error.
+        for step in self._failed:
+            for leftover in self.directory.glob(f"{step}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+        if error is not None and not told:
+            raise error
+
+    def _save_error(self, error: Exception) -> CheckpointSaveError:
+        step, self._pending = self._pending, None
+        if step is not None:
+            self._failed.append(step)
+        reason = "the disk is full" if _is_disk_full(error) else type(error).__name__
+        return CheckpointSaveError(
+            f"saving {'a step' if step is None else f'step {step}'} to {self.directory} failed: "
+            f"{reason} ({error}). Complete steps there: {list_steps(self.directory)}. Free space "
+            f"or repair the disk, then restart: the run continues from the newest of them"
+        )
+
+    # --- Restoring ---
+
+    def steps(self) -> list[int]:
+        """Complete steps, oldest first."""
+        return list_steps(self.directory)
+
+    def latest_step(self) -> int | None:
+        """The newest step; None only where nothing was ever saved."""
+        steps = self.steps()
+        if steps:
+            return steps[-1]
+        damaged = sorted(path.name for path in self.directory.glob("*.damaged*"))
+        if damaged:
+            raise CheckpointDamagedError(
+                f"{self.directory} holds only damaged steps {damaged}: repair or move them away; "
+                f"a run does not start from zero over them"
+            )
+        return None
+
+    def restore(
+        self, abstract_state: TrainState, step: int | None = None
+    ) -> tuple[TrainState, dict]:
+        """State and meta of the newest step whose checksums verify, or of exactly `step`.
+
+        `abstract_state`: arrays or ShapeDtypeStructs, whose shardings (any mesh) the result has.
+        Damaged steps newer than the one used are renamed aside, so that training can save them
+        again. Names, shapes or dtypes that differ are an error, never a reason to fall back.
+        """
+        wanted = split_items(abstract_state)
+
+        def read(step: int) -> tuple[TrainState, dict]:
+            meta, records = _read_meta(self.directory, step)
+            check_same(records, wanted, f"{self.directory}/{step}")
+            found = _read_items(self.directory, step, records, wanted)
+            return join_items(abstract_state, found), meta
+
+        step, (state, meta), self.damaged = _newest_readable(self.directory, step, read)
+        for number, _ in self.damaged:
+            aside = _quarantine(self.directory, number)
+            logging.error("step %d renamed to %s", number, aside)
+        if self.damaged:
+            self._manager.reload()
+        return state, meta
+
+
+def list_steps(directory: str | Path) -> list[int]:
+    """Complete steps in a checkpoint directory, oldest first."""
+    directory = Path(directory)
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
+
+
+def load_meta(directory: str | Path, step: int | None = None) -> dict:
+    """Meta of a step (default: the newest), with assets as bytes; reads no arrays."""
+    return _newest_readable(
+        Path(directory).absolute(), step, lambda s: _read_meta(Path(directory).absolute(), s)[0]
+    )[1]
+
+
+def load_params(
+    directory: str | Path,
+    step: int | None = None,
+    *,
+    ema: bool = False,
+    shardings: Mapping[str, Any] | None = None,
+) -> LoadedModel:
+    """Parameters and variables for inference, checked, without the tree being known beforehand.
+
+    NumPy arrays, or with `shardings` (shaped as params) parameters on those devices. ema=True takes
+    the averaged parameters. Changes nothing on disk; a damaged newest step is passed over loudly.
+    """
+    directory = Path(directory).absolute()
+    source = "ema" if ema else "params"
+    placed = None if shardings is None else paths_of(shardings)
+
+    def read(step: int) -> LoadedModel:
+        meta, records = _read_meta(directory, step)
+        if source not in records:
+            raise CheckpointMismatchError(
+                f"{directory}/{step} holds no {source}: it has {sorted(records)}"
+                + ("; the run had optimizer.ema_decay=0" if ema else "")
+            )
+        wanted: dict[str, ArrayPaths] = {source: dict.fromkeys(records[source])}
+        if placed is not None:
+            odd = sorted("/".join(path) for path in set(placed) ^ set(records[source]))
+            if odd:
+                raise CheckpointMismatchError(
+                    f"shardings and {directory}/{step}/{source} differ in {odd}"
+                )
+            wanted[source] = {
+                path: _abstract(r, placed[path]) for path, r in records[source].items()
+            }
+        if "variables" in records:
+            wanted["variables"] = dict.fromkeys(records["variables"])
+        found = _read_items(directory, step, {k: records[k] for k in wanted}, wanted)
+        return LoadedModel(
+            step=step,
+            params=nest(found[source]),
+            variables=nest(found.get("variables", {})),
+            meta=meta,
+        )
+
+    return _newest_readable(directory, step, read)[1]
+
+
+# --- Which step ---
+
+
+def _newest_readable(
+    directory: Path, step: int | None, read: Callable[[int], Any]
+) -> tuple[int, Any, list[tuple[int, str]]]:
+    """(step, what `read` gives, damaged steps passed over); an asked step has no substitute."""
+    steps = list_steps(directory)
+    if step is not None and step not in steps or not steps:
+        raise FileNotFoundError(
+            f"no checkpoint {'' if step is None else f'of step {step} '}in {directory}; "
+            f"steps there: {steps}"
+        )
+    damaged: list[tuple[int, str]] = []
+    for candidate in [step] if step is not None else reversed(steps):
+        try:
+            result = read(candidate)
+        except (CheckpointMismatchError, MemoryError, PermissionError):
+            raise
+        except Exception as error:
+            if "RESOURCE_EXHAUSTED" in str(error):  # memory of a device: no damage
+                raise
+            damaged.append((candidate, f"{type(error).__name__}: {str(error)[:500]}"))
+            _warn_damaged(directory, *damaged[-1])
+            continue
+        if damaged:
+            logging.error("CHECKPOINT: using step %d of %s instead", candidate, directory)
+        return candidate, result, damaged
+    listing = "".join(f"\n  step {number}: {reason}" for number, reason in damaged)
+    raise CheckpointDamagedError(
+        f"no readable checkpoint in {directory}:{listing}\nRestore these files from a copy, or "
+        f"move them away to start anew; nothing was changed"
+    )
+
+
+def _warn_damaged(directory: Path, step: int, reason: str) -> None:
+    bar = "!" * 80
+    logging.error("\n%s\nDAMAGED CHECKPOINT: %s/%d\n%s\n%s", bar, directory, step, reason, bar)
+
+
+def _quarantine(directory: Path, step: int) -> Path:
+    aside, count = directory / f"{step}.damaged", 1
+    while aside.exists():
+        count += 1
+        aside = directory / f"{step}.damaged{count}"
+    (directory / str(step)).rename(aside)
+    return aside
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+# --- Reading ---
+
+
+def _read_meta(directory: Path, step: int) -> tuple[dict, Records]:
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        meta, records = decode_meta(reader.restore(directory / str(step) / "meta"))
+    if meta["step"] != step:
+        raise CheckpointDamagedError(f"the directory {step} holds step {meta['step']}")
+    return meta, records
+
+
+def _read_items(
+    directory: Path,
+    step: int,
+    records: Records,
+    wanted: Mapping[str, ArrayPaths],
+) -> dict[str, ArrayPaths]:
+    """Arrays that match their records, placed as `wanted` says (None: NumPy)."""
+    found: dict[str, ArrayPaths] = {}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        for name, arrays in wanted.items():
+            tree = reader.restore(
+                directory / str(step) / name,
+                args=ocp.args.PyTreeRestore(
+                    item=nest(dict.fromkeys(arrays, 0)),
+                    restore_args=nest({path: _restore_args(x) for path, x in arrays.items()}),
+                ),
+            )
+            found[name] = {}
+            for path, x in paths_of(tree).items():
+                record = records[name][path]
+                where = f"{name}/{'/'.join(path)}"
+                if array_checksum(x) != record["xxh3_64"]:
+                    raise CheckpointDamagedError(f"checksum of {where} differs")
+                if record.get("key_impl"):
+                    x = jax.random.wrap_key_data(x, impl=record["key_impl"])
+                if str(x.dtype) != record["dtype"] or x.shape != tuple(record["shape"]):
+                    raise CheckpointDamagedError(
+                        f"{where} reads as {x.dtype}{list(x.shape)}, "
+                        f"saved as {record['dtype']}{record['shape']}"
+                    )
+                found[name][path] = x
+    return found
+
+
+def _abstract(record: Mapping[str, Any], sharding: Any) -> jax.ShapeDtypeStruct:
+    shape, dtype = tuple(record["shape"]), np.dtype(record["dtype"])
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+
+def _restore_args(x: Any) -> ocp.RestoreArgs:
+    if x is None:
+        return ocp.RestoreArgs(restore_type=np.ndarray)
+    shape = jax.eval_shape(jax.random.key_data, x).shape if is_key(x) else x.shape
+    sharding = getattr(x, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=shape)

@@ -1,0 +1,217 @@
+"""What a checkpoint says about itself: the arrays of a state by item and path, their checksums, and
+the JSON document that records them. Knows nothing of how arrays are stored.
+"""
+
+import base64
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import xxhash
+
+from lapa_jax.training.state import TrainState
+
+FORMAT_VERSION = 1
+OWN_KEYS = ("format_version", "step", "arrays")
+ITEMS = ("params", "ema", "variables")  # fields of TrainState stored apart; the rest is "state"
+DIFF_LINES = 20
+
+ArrayPaths = dict[tuple[str, ...], Any]
+Records = dict[str, dict[tuple[str, ...], dict]]  # item -> path -> {dtype, shape, xxh3_64}
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint directory that cannot be used as asked."""
+
+
+class CheckpointSaveError(CheckpointError):
+    """A step that was not saved; the steps before it are intact."""
+
+
+class CheckpointDamagedError(CheckpointError):
+    """Steps exist, but what they hold is not what was saved."""
+
+
+class CheckpointMismatchError(CheckpointError, ValueError):
+    """A sound checkpoint of another state: other names, shapes or dtypes."""
+
+
+# --- Trees: a state <-> items of {path: array} ---
+
+
+def _part(entry: Any) -> str:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(entry, attribute):
+            part = str(getattr(entry, attribute))
+            if not part or any(c in part for c in "./"):
+                raise ValueError(f"checkpoints cannot hold the name {part!r}: no '.' or '/'")
+            return part
+    raise ValueError(f"checkpoints cannot hold tree entries of type {type(entry).__name__}")
+
+
+def paths_of(tree: Any) -> ArrayPaths:
+    """Leaves by path, in the order of the tree; containers of any type become names."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    arrays = {tuple(_part(entry) for entry in path): leaf for path, leaf in leaves}
+    if len(arrays) != len(leaves):
+        raise ValueError("checkpoints cannot hold two leaves of one name, such as keys 1 and '1'")
+    return arrays
+
+
+def split_items(state: TrainState) -> dict[str, ArrayPaths]:
+    """Arrays of a state by the item that stores them."""
+    items: dict[str, ArrayPaths] = {}
+    for path, leaf in paths_of(state).items():
+        name, rest = (path[0], path[1:]) if path[0] in ITEMS else ("state", path)
+        items.setdefault(name, {})[rest] = leaf
+    return items
+
+
+def join_items(like: TrainState, items: Mapping[str, ArrayPaths]) -> TrainState:
+    """Undoes `split_items`, with the containers of `like`."""
+    leaves = [
+        items[path[0]][path[1:]] if path[0] in ITEMS else items["state"][path]
+        for path in paths_of(like)
+    ]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def nest(arrays: ArrayPaths) -> dict:
+    """Nested dicts of leaves by path."""
+    nested: dict = {}
+    for path, leaf in arrays.items():
+        node = nested
+        for part in path[:-1]:
+            node = node.setdefault(part, {})
+        node[path[-1]] = leaf
+    return nested
+
+
+def check_same(
+    records: Mapping[str, Mapping], wanted: Mapping[str, ArrayPaths], where: str
+) -> None:
+    """Raises a readable difference between what is stored and what is asked for."""
+
+    def describe(items: Mapping[str, Mapping], of: Any) -> dict[str, str]:
+        return {
+            "/".join((name, *path)): of(x) for name, xs in items.items() for path, x in xs.items()
+        }
+
+    stored = describe(records, lambda r: f"{r['dtype']}{list(r['shape'])}")
+    asked = describe(wanted, lambda x: f"{x.dtype}{list(x.shape)}")
+    lines = []
+    for key in sorted(set(stored) | set(asked)):
+        if stored.get(key) != asked.get(key):
+            lines.append(
+                f"  {key}: checkpoint {stored.get(key, 'none')}, config {asked.get(key, 'none')}"
+            )
+    if lines:
+        more = len(lines) - DIFF_LINES
+        raise CheckpointMismatchError(
+            f"{where} does not fit this config; {len(lines)} arrays differ:\n"
+            + "\n".join(lines[:DIFF_LINES])
+            + (f"\n  ... and {more} more" if more > 0 else "")
+            + "\nUse the config of the run, or another workdir"
+        )
+
+
+# --- Arrays ---
+
+
+def is_key(x: Any) -> bool:
+    """Whether this is an array of PRNG keys."""
+    return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+
+
+def storable(item: str, path: tuple[str, ...], x: Any) -> Any:
+    """The array as stored: keys as their integers."""
+    if not isinstance(x, jax.Array | np.ndarray | np.generic):
+        raise ValueError(f"{item}/{'/'.join(path)} is a {type(x).__name__}, not an array")
+    if x.size == 0:
+        raise ValueError(f"{item}/{'/'.join(path)} of shape {x.shape} is empty: leave it out")
+    return jax.random.key_data(x) if is_key(x) else x
+
+
+def _to_host(x: Any) -> np.ndarray:
+    """The whole array as NumPy. Goes by shards: asking a jax.Array itself would keep the copy."""
+    if not isinstance(x, jax.Array):
+        return np.asarray(x)
+    if x.is_fully_replicated:
+        return np.asarray(x.addressable_shards[0].data)
+    whole = np.empty(x.shape, x.dtype)
+    for shard in x.addressable_shards:
+        if shard.replica_id == 0:
+            whole[shard.index] = np.asarray(shard.data)
+    return whole
+
+
+def array_checksum(x: Any) -> str:
+    """xxh3 of the bytes of an array, whatever its sharding."""
+    flat = np.ascontiguousarray(_to_host(x)).reshape(-1)
+    return xxhash.xxh3_64_hexdigest(flat.view(np.uint8))
+
+
+# --- Meta ---
+
+
+def encode_meta(
+    step: int,
+    meta: Mapping[str, Any],
+    originals: Mapping[str, ArrayPaths],
+    items: Mapping[str, ArrayPaths],
+) -> dict:
+    """The JSON document of a step: `meta` and the records of its arrays, under one checksum."""
+    taken = sorted(set(meta) & set(OWN_KEYS))
+    if taken:
+        raise ValueError(f"meta must not use the keys {taken}")
+    arrays = {}
+    for name, xs in items.items():
+        arrays[name] = []
+        for path, x in xs.items():
+            original = originals[name][path]
+            record = {
+                "path": list(path),
+                "dtype": str(original.dtype),
+                "shape": list(original.shape),
+                "xxh3_64": array_checksum(x),
+            }
+            if is_key(original):
+                record["key_impl"] = str(jax.random.key_impl(original))
+            arrays[name].append(record)
+    assets = {
+        name: base64.b64encode(data).decode("ascii")
+        for name, data in meta.get("assets", {}).items()
+    }
+    content = {
+        **meta,
+        "assets": assets,
+        "format_version": FORMAT_VERSION,
+        "step": step,
+        "arrays": arrays,
+    }
+    try:
+        payload = json.dumps(content, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"meta of a checkpoint must be JSON: {error}") from error
+    return {"payload": payload, "xxh3_64": xxhash.xxh3_64_hexdigest(payload.encode())}
+
+
+def decode_meta(document: Mapping[str, Any]) -> tuple[dict, Records]:
+    """(meta as it was given, with step and format_version; records of the arrays)."""
+    payload = document["payload"]
+    if xxhash.xxh3_64_hexdigest(payload.encode()) != document["xxh3_64"]:
+        raise CheckpointDamagedError("checksum of meta differs")
+    meta = json.loads(payload)
+    if meta["format_version"] != FORMAT_VERSION:
+        raise CheckpointMismatchError(
+            f"step {meta['step']} has checkpoint format {meta['format_version']}, this code reads "
+            f"{FORMAT_VERSION}"
+        )
+    meta["assets"] = {name: base64.b64decode(data) for name, data in meta["assets"].items()}
+    records: Records = {
+        name: {tuple(record["path"]): record for record in entries}
+        for name, entries in meta.pop("arrays").items()
+    }
+    return meta, records

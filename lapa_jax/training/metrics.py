@@ -1,0 +1,212 @@
+"""Metrics of a run: metrics.jsonl (one object per logged step), TensorBoard, a progress bar.
+
+On resume from step s the lines after s are dropped, so that a killed and restarted run leaves the
+file of an uninterrupted one, TIMING_KEYS apart. Metrics are fetched one step late, so that the
+device never waits for the host.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import jax
+import numpy as np
+import tqdm
+from absl import logging
+from tensorboardX import SummaryWriter
+
+METRICS_FILE = "metrics.jsonl"
+# The fields that differ between two runs of the same work.
+TIMING_KEYS = (
+    "data_wait_fraction",
+    "elapsed_seconds",
+    "examples_per_second",
+    "mfu",
+    "step_seconds",
+    "tflops_per_device",
+    "tokens_per_second",
+)
+
+
+class NonFiniteError(FloatingPointError):
+    """The loss, the gradients or the update of a step hold a NaN or an infinity."""
+
+
+def check_finite(step: int, metrics: Mapping[str, float]) -> None:
+    """Stops a run whose step was not finite; its state must not be saved."""
+    if metrics["nonfinite"]:
+        raise NonFiniteError(
+            f"step {step} is not finite: loss={metrics['loss']}, grad_norm={metrics['grad_norm']}, "
+            f"update_norm={metrics['update_norm']}. Lower optimizer.peak_lr, set "
+            f"optimizer.clip_norm, or look at the batch of this step"
+        )
+
+
+class MetricWriter:
+    """Writes host metrics of process 0. `step`: the step the run starts from (0: a fresh run)."""
+
+    def __init__(self, workdir: str | Path, step: int = 0):
+        workdir = Path(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        self._path = workdir / METRICS_FILE
+        self._last_step = _keep_until(self._path, step)
+        self._file = open(self._path, "a", encoding="utf-8")
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+
+    def __enter__(self) -> "MetricWriter":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """One line, on disk before the call returns. NaN and infinities are written as strings."""
+        if step <= self._last_step:
+            raise ValueError(f"metrics of step {step} after those of step {self._last_step}")
+        if "step" in metrics:
+            raise ValueError("'step' is a field of every line, not a metric")
+        values = {key: _number(key, metrics[key]) for key in sorted(metrics)}
+        line = json.dumps({"step": step, **{k: _json(v) for k, v in values.items()}})
+        self._file.write(line + "\n")
+        self._file.flush()
+        self._last_step = step
+        for key, value in values.items():
+            self._board.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        """Flushes both files."""
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; NaN and infinities are floats again."""
+    rows = []
+    with open(Path(workdir) / METRICS_FILE, encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):  # else torn by a kill
+                row = json.loads(line)
+                rows.append({k: float(v) if isinstance(v, str) else v for k, v in row.items()})
+    return rows
+
+
+def _keep_until(path: Path, step: int) -> int:
+    """Drops the lines after `step` and a torn last line, atomically; returns the last step kept."""
+    if not path.exists():
+        return -1
+    with open(path, encoding="utf-8") as file:
+        lines = file.readlines()
+    kept, last = [], -1
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith("\n"):
+            break
+        try:
+            line_step = json.loads(line)["step"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}:{number} is not a line of metrics: {line[:80]!r}") from error
+        if line_step <= step:
+            kept.append(line)
+            last = line_step
+    if len(kept) < len(lines):
+        logging.info(
+            "%s: dropped %d lines after step %d, where this run starts",
+            path,
+            len(lines) - len(kept),
+            step,
+        )
+        partial = path.with_suffix(".partial")
+        with open(partial, "w", encoding="utf-8") as file:
+            file.writelines(kept)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    return last
+
+
+def _number(key: str, value: Any) -> int | float:
+    value = np.asarray(value)
+    if value.ndim or value.dtype.kind not in "biuf" and value.dtype.name != "bfloat16":
+        raise ValueError(f"metric {key!r} of shape {value.shape}, {value.dtype} is not a number")
+    return int(value) if value.dtype.kind in "biu" else float(value)
+
+
+def _json(value: int | float) -> int | float | str:
+    return value if math.isfinite(value) else str(value)
+
+
+class LateMetrics:
+    """Fetches the metrics of step N when step N+1 has been dispatched.
+
+    Before a checkpoint of step s is saved, `flush` must have written what is due up to s: a run
+    that restarts from s does not write it again.
+    """
+
+    def __init__(self) -> None:
+        self._held: tuple[int, Any] | None = None
+
+    def push(self, step: int, metrics: Any) -> list[tuple[int, Any]]:
+        """Takes device metrics of `step`; gives (step, host metrics) of the push before, if any."""
+        due = self.flush()
+        for leaf in jax.tree.leaves(metrics):
+            leaf.copy_to_host_async()
+        self._held = (step, metrics)
+        return due
+
+    def flush(self) -> list[tuple[int, Any]]:
+        """Gives what is held, waiting for it."""
+        held, self._held = self._held, None
+        return [] if held is None else [(held[0], jax.device_get(held[1]))]
+
+
+class Progress:
+    """A bar with loss, examples/s and time left; plain lines where there is no terminal."""
+
+    def __init__(
+        self,
+        total_steps: int,
+        step: int = 0,
+        *,
+        name: str = "train",
+        line_every_seconds: float = 30.0,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._stream = sys.stderr if stream is None else stream
+        self._total, self._first, self._step, self._name = total_steps, step, step, name
+        self._clock, self._every = clock, line_every_seconds
+        self._start = clock()
+        self._last_line = -math.inf
+        self._bar = None
+        if self._stream.isatty():
+            self._bar = tqdm.tqdm(
+                total=total_steps, initial=step, desc=name, unit="step", file=self._stream
+            )
+
+    def update(self, step: int, loss: float, examples_per_second: float | None = None) -> None:
+        """Shows that `step` is done."""
+        fields = {"loss": f"{loss:.4f}"}
+        if examples_per_second is not None:
+            fields["examples/s"] = f"{examples_per_second:.1f}"
+        if self._bar is not None:
+            self._bar.set_postfix(fields, refresh=False)
+            self._bar.update(step - self._step)
+        self._step = step
+        now = self._clock()
+        due = now - self._last_line >= self._every or step >= self._total
+        if self._bar is None and due:
+            self._last_line = now
+            per_step = (now - self._start) / max(1, step - self._first)
+            left = tqdm.tqdm.format_interval(per_step * max(0, self._total - step))
+            told = ", ".join(f"{key} {value}" for key, value in fields.items())
+            self._stream.write(f"{self._name}: step {step}/{self._total}, {told}, {left} left\n")
+            self._stream.flush()
+
+    def close(self) -> None:
+        """Ends the bar."""
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,102 @@
+"""TrainState: one pytree with everything that training mutates.
+
+Nothing that matters lives outside of it: codebook statistics are in `variables`, randomness is a
+function of (seed, step). Shardings of the optimizer state and of the EMA follow the parameters'.
+"""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from lapa_jax.parallel.sharding import ShardingError, replicated
+
+
+@flax.struct.dataclass
+class TrainState:
+    """State after `step` updates."""
+
+    step: jax.Array  # int32
+    params: Any  # nested dict of arrays
+    opt_state: Any
+    ema: Any  # shaped as params, or None
+    variables: Any  # nested dict of arrays that no gradient trains
+    seed: jax.Array  # uint32
+
+
+def create(
+    params: Any, variables: Any, tx: optax.GradientTransformation, seed: int, *, ema: bool
+) -> TrainState:
+    """The state before the first step; works under jit and eval_shape."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=tx.init(params),
+        # A copy: donating a state whose EMA shares the buffers of its parameters is an error.
+        ema=jax.tree.map(jnp.copy, params) if ema else None,
+        variables=variables,
+        seed=jnp.asarray(seed, jnp.uint32),
+    )
+
+
+def state_shardings(abstract_state: TrainState, param_shardings: Any, mesh: Mesh) -> TrainState:
+    """Shardings of a whole state, given those of its parameters.
+
+    A leaf of the optimizer state belongs to the parameter whose path ends its own path, and must
+    have that parameter's shape; other leaves must be scalars, and are replicated.
+    """
+    everywhere = replicated(mesh)
+    shapes = {
+        _dict_keys(path): leaf.shape
+        for path, leaf in jax.tree_util.tree_flatten_with_path(abstract_state.params)[0]
+    }
+    sharding_of = {
+        _dict_keys(path): sharding
+        for path, sharding in jax.tree_util.tree_flatten_with_path(
+            param_shardings, is_leaf=lambda x: isinstance(x, NamedSharding)
+        )[0]
+    }
+    if set(shapes) != set(sharding_of):
+        raise ShardingError(
+            f"parameters and their shardings differ in {sorted(set(shapes) ^ set(sharding_of))}"
+        )
+
+    def of_optimizer(path: tuple, leaf: Any) -> NamedSharding:
+        keys = _dict_keys(path)
+        if keys in shapes and leaf.shape == shapes[keys]:
+            return sharding_of[keys]
+        if leaf.shape == ():
+            return everywhere
+        raise ShardingError(
+            f"optimizer state {jax.tree_util.keystr(path)} of shape {leaf.shape} is neither a "
+            f"scalar nor shaped as a parameter: teach lapa_jax/training/state.py its sharding"
+        )
+
+    return TrainState(
+        step=everywhere,
+        params=param_shardings,
+        opt_state=jax.tree_util.tree_map_with_path(of_optimizer, abstract_state.opt_state),
+        ema=None if abstract_state.ema is None else param_shardings,
+        variables=jax.tree.map(lambda _: everywhere, abstract_state.variables),
+        seed=everywhere,
+    )
+
+
+def with_shardings(abstract_state: Any, shardings: Any) -> Any:
+    """Abstract arrays that carry shardings: what a checkpoint is restored to."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract_state, shardings
+    )
+
+
+def _dict_keys(path: tuple) -> tuple[str, ...]:
+    """The dict keys that end a path: the path of the parameter inside an optimizer's state."""
+    keys: list[str] = []
+    for entry in reversed(path):
+        if not isinstance(entry, jax.tree_util.DictKey):
+            break
+        keys.append(entry.key)
+    return tuple(reversed(keys))

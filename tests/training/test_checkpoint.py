@@ -1,0 +1,417 @@
+"""Checkpoints: round trips, other meshes, damage, full disks, states that differ."""
+
+import errno
+import itertools
+import json
+import os
+import resource
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lapa_jax.parallel.mesh import make_mesh
+from lapa_jax.training.checkpoint import Checkpoints, load_meta, load_params
+from lapa_jax.training.manifest import (
+    FORMAT_VERSION,
+    CheckpointDamagedError,
+    CheckpointMismatchError,
+    CheckpointSaveError,
+    array_checksum,
+)
+from lapa_jax.training.state import TrainState, with_shardings
+
+# Orbax leaves coroutines behind when it cannot read an array.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::RuntimeWarning"
+)
+
+META = {
+    "config": {"name": "toy", "image_size": [64, 64], "text": "grün"},
+    "data": {"step": 1, "seed": 0, "mixture_hash": "ab"},
+    "assets": {"tokenizer.model": bytes(range(256)), "bins.json": b"{}"},
+}
+
+
+def make_state(step, ema=True):
+    rng = np.random.default_rng(step)
+
+    def normal(*shape, dtype=jnp.float32):
+        return jnp.asarray(rng.normal(size=shape), dtype)
+
+    params = {
+        "blocks": {"kernel": normal(8, 16), "half": normal(8, 4, dtype=jnp.bfloat16)},
+        "scale": jnp.float32(step),
+    }
+    return TrainState(
+        step=jnp.int32(step),
+        params=params,
+        opt_state=({"mu": jax.tree.map(lambda p: p + 1, params)}, [jnp.int32(step)], None),
+        ema=jax.tree.map(lambda p: p * 2, params) if ema else None,
+        variables={
+            "usage": jnp.asarray(rng.integers(0, 99, 8), jnp.int32),
+            "dead": jnp.asarray(rng.integers(0, 2, 8), bool),
+            "keys": jax.random.split(jax.random.key(step), 3),
+        },
+        seed=jnp.uint32(5),
+    )
+
+
+def bits(x):
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x = jax.random.key_data(x)
+    return (str(x.dtype), x.shape, np.asarray(x).tobytes())
+
+
+def assert_equal(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    assert [bits(x) for x in jax.tree.leaves(found)] == [bits(x) for x in jax.tree.leaves(expected)]
+
+
+def save(directory, *steps, **settings):
+    with Checkpoints(directory, **settings) as checkpoints:
+        for step in steps:
+            checkpoints.save(step, make_state(step), META)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A directory with steps 1 and 2; copy it before damaging it."""
+    directory = tmp_path_factory.mktemp("saved")
+    save(directory, 1, 2)
+    return directory
+
+
+@pytest.fixture
+def copied(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "checkpoints")
+    return tmp_path / "checkpoints"
+
+
+def flip(path, offset, mask=0x10):
+    data = bytearray(path.read_bytes())
+    data[offset % len(data)] ^= mask
+    path.write_bytes(data)
+
+
+# --- Sound checkpoints ---
+
+
+def test_round_trip_of_every_kind_of_leaf(saved):
+    with Checkpoints(saved) as checkpoints:
+        state, meta = checkpoints.restore(jax.eval_shape(lambda: make_state(0)))
+    assert_equal(state, make_state(2))
+    assert {key: meta[key] for key in META} == META
+    assert meta["step"] == 2 and checkpoints.damaged == []
+    assert load_meta(saved, 1)["step"] == 1
+
+
+def test_one_mesh_to_another_to_one_device(tmp_path):
+    def on(mesh, spec):
+        everywhere = NamedSharding(mesh, P())
+        shardings = jax.tree.map(lambda _: everywhere, make_state(3))
+        kernel = NamedSharding(mesh, spec)
+        for tree in (shardings.params, shardings.ema, shardings.opt_state[0]["mu"]):
+            tree["blocks"]["kernel"] = kernel
+        return shardings
+
+    first = make_mesh(dict(data=1, fsdp=4, seq=1, tensor=2))
+    second = make_mesh(dict(data=1, fsdp=8, seq=1, tensor=1))
+    state = make_state(3)
+    abstract = jax.eval_shape(lambda: make_state(0))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(3, jax.device_put(state, on(first, P("fsdp", "tensor"))), META)
+        checkpoints.wait()
+        shardings = on(second, P("fsdp"))
+        found, _ = checkpoints.restore(with_shardings(abstract, shardings))
+        assert_equal(found, state)
+        assert found.params["blocks"]["kernel"].sharding.is_equivalent_to(
+            shardings.params["blocks"]["kernel"], 2
+        )
+        alone, _ = checkpoints.restore(abstract)
+        assert_equal(alone, state)
+    parts = load_params(tmp_path, shardings=on(second, P(None, "fsdp")).params)
+    assert_equal(parts.params, state.params)
+    assert len(parts.params["blocks"]["kernel"].sharding.device_set) == 8
+
+
+def test_parameters_load_without_knowing_the_tree(saved):
+    model = load_params(saved)
+    assert_equal(model.params, jax.device_get(make_state(2).params))
+    assert_equal(model.variables, jax.device_get(make_state(2).variables))
+    assert isinstance(model.params["blocks"]["half"], np.ndarray)
+    assert model.meta["assets"] == META["assets"] and model.step == 2
+    assert_equal(load_params(saved, 1, ema=True).params, jax.device_get(make_state(1).ema))
+    with pytest.raises(FileNotFoundError, match="step 7.*\\[1, 2\\]"):
+        load_params(saved, 7)
+    with pytest.raises(CheckpointMismatchError, match="scale"):
+        load_params(saved, shardings={"blocks": {"kernel": None, "half": None}})
+
+
+def test_state_may_be_donated_as_soon_as_save_returns(tmp_path):
+    big = jnp.arange(1 << 20, dtype=jnp.float32)
+    state = make_state(1).replace(params={"w": big}, ema=None)
+    expected = array_checksum(big)
+    overwrite = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 - 1, s), donate_argnums=0)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, {})
+        params = {"w": state.params["w"]}
+        del big
+        for _ in range(3):
+            params = jax.block_until_ready(overwrite(params))
+    assert array_checksum(load_params(tmp_path).params["w"]) == expected
+
+
+def test_keeps_the_newest_and_refuses_to_go_back(tmp_path):
+    save(tmp_path, 1, 2, 3, 4, keep=2, keep_period_steps=3)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [3, 4] and checkpoints.latest_step() == 4
+        with pytest.raises(ValueError, match="step 4: .*holds 4"):
+            checkpoints.save(4, make_state(4), META)
+        with pytest.raises(ValueError, match="after step 6"):
+            checkpoints.save(5, make_state(6), META)
+
+
+def test_what_cannot_be_stored_is_refused(tmp_path):
+    state = make_state(1)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() is None
+        with pytest.raises(FileNotFoundError, match="no checkpoint"):
+            checkpoints.restore(state)
+        for variables, word in (
+            ({"a": 1.0}, "variables/a is a float"),
+            ({"a": jnp.zeros((0, 2))}, "empty"),
+            ({"a.b": jnp.zeros(2)}, "'a.b'"),
+        ):
+            with pytest.raises(ValueError, match=word):
+                checkpoints.save(1, state.replace(variables=variables), META)
+        for meta in ({"x": object()}, {"x": float("nan")}, {"arrays": 1}):
+            with pytest.raises(ValueError, match="meta"):
+                checkpoints.save(1, state, meta)
+        assert checkpoints.steps() == []
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (
+            lambda s: s.replace(params={**s.params, "scale": jnp.bfloat16(0)}),
+            ["params/scale: checkpoint float32[], config bfloat16[]"],
+        ),
+        (
+            lambda s: s.replace(variables={**s.variables, "usage": jnp.zeros(9, jnp.int32)}),
+            ["variables/usage: checkpoint int32[8], config int32[9]"],
+        ),
+        (
+            lambda s: s.replace(params={"scale": s.params["scale"]}),
+            ["params/blocks/kernel: checkpoint float32[8, 16], config none"],
+        ),
+        (lambda s: s.replace(ema=None), ["ema/scale", "config none", "3 arrays differ"]),
+        (
+            lambda s: s.replace(variables={**s.variables, "new": jnp.zeros(2)}),
+            ["variables/new: checkpoint none, config float32[2]"],
+        ),
+    ],
+)
+def test_another_state_is_an_error_not_damage(saved, change, words):
+    with Checkpoints(saved) as checkpoints:
+        with pytest.raises(CheckpointMismatchError) as error:
+            checkpoints.restore(change(make_state(0)))
+    assert all(word in str(error.value) for word in words), error.value
+    assert sorted(path.name for path in saved.iterdir()) == ["1", "2"]
+
+
+# --- Damage ---
+
+
+def test_a_flipped_byte_anywhere_never_returns_wrong_values(saved, tmp_path, caplog):
+    """Several places in every file of the newest step: found, or without effect."""
+    rng = np.random.default_rng(0)
+    expected = {step: make_state(step) for step in (1, 2)}
+    detected = 0
+    for path in sorted(p.relative_to(saved) for p in (saved / "2").rglob("*") if p.is_file()):
+        directory = tmp_path / "damaged"
+        shutil.copytree(saved, directory)
+        flip(directory / path, int(rng.integers(0, 1 << 30)), mask=1 << int(rng.integers(0, 8)))
+        if path.parent.name == "d":  # array data; reading for inference changes nothing
+            model = load_params(directory)
+            assert_equal(model.params, jax.device_get(expected[model.step].params))
+            assert sorted(p.name for p in directory.iterdir()) == ["1", "2"]
+        with Checkpoints(directory) as checkpoints:
+            state, meta = checkpoints.restore(expected[1])
+        step = int(state.step)
+        assert_equal(state, expected[step])
+        assert {key: meta[key] for key in META} == META
+        if step == 1:
+            detected += 1
+            assert [s for s, _ in checkpoints.damaged] == [2]
+            assert sorted(p.name for p in directory.iterdir()) == ["1", "2.damaged"]
+        shutil.rmtree(directory)
+    # Arrays of four items and meta; other files are unused or do not change what is read.
+    assert detected >= 5
+    assert "DAMAGED CHECKPOINT" in caplog.text
+
+
+def test_a_flip_that_orbax_restores_in_silence_is_found(tmp_path):
+    """Inside incompressible values, where no checksum of the storage library reaches."""
+    noise = np.random.default_rng(0).integers(0, 1 << 32, 1 << 12, dtype=np.uint32)
+    with Checkpoints(tmp_path) as checkpoints:
+        for step in (1, 2):
+            state = make_state(step)
+            checkpoints.save(step, state.replace(params={"noise": jnp.asarray(noise)}), META)
+    for path in (tmp_path / "2" / "params").rglob("d/*"):
+        place = path.read_bytes().find(noise.tobytes()[64:128])
+        if place >= 0:
+            flip(path, place)
+            break
+    else:
+        pytest.fail("the array is not stored as plain bytes")
+    with pytest.raises(CheckpointDamagedError, match="checksum of params/noise differs"):
+        load_params(tmp_path, 2)
+    np.testing.assert_array_equal(load_params(tmp_path, 1).params["noise"], noise)
+
+
+def break_step(directory, step, how):
+    if how == "truncated":
+        for path in (directory / str(step) / "state").rglob("d/*"):
+            os.truncate(path, path.stat().st_size // 2)
+    elif how == "missing files":
+        for path in (directory / str(step) / "params").rglob("d/*"):
+            path.unlink()
+    elif how == "missing item":
+        shutil.rmtree(directory / str(step) / "variables")
+    elif how == "no meta":
+        shutil.rmtree(directory / str(step) / "meta")
+    elif how == "empty":
+        shutil.rmtree(directory / str(step))
+        (directory / str(step)).mkdir()
+    elif how == "another step":
+        shutil.rmtree(directory / str(step))
+        shutil.copytree(directory / "1", directory / str(step))
+
+
+@pytest.mark.parametrize(
+    "how", ["truncated", "missing files", "missing item", "no meta", "empty", "another step"]
+)
+def test_a_broken_step_gives_way_to_the_one_before(copied, how, caplog):
+    break_step(copied, 2, how)
+    with Checkpoints(copied) as checkpoints:
+        state, _ = checkpoints.restore(make_state(0))
+        assert_equal(state, make_state(1))
+        assert f"{copied}/2" in caplog.text
+        checkpoints.save(2, make_state(2), META)  # training goes on and saves it again
+        checkpoints.wait()
+        assert_equal(checkpoints.restore(make_state(0))[0], make_state(2))
+    assert (copied / "2.damaged").is_dir()
+
+
+def test_nothing_readable_is_an_error_and_changes_nothing(copied):
+    break_step(copied, 1, "no meta")
+    break_step(copied, 2, "missing files")
+    for _ in range(2):  # also when a supervisor tries again
+        with Checkpoints(copied) as checkpoints:
+            assert checkpoints.latest_step() == 2
+            with pytest.raises(CheckpointDamagedError, match="step 2(.|\n)*step 1"):
+                checkpoints.restore(make_state(0))
+        assert sorted(path.name for path in copied.iterdir()) == ["1", "2"]
+    with pytest.raises(CheckpointDamagedError, match="no readable"):
+        load_params(copied)
+    (copied / "2").rename(copied / "2.damaged")
+    shutil.rmtree(copied / "1")
+    with Checkpoints(copied) as checkpoints:
+        with pytest.raises(CheckpointDamagedError, match="does not start from zero"):
+            checkpoints.latest_step()
+
+
+def test_an_asked_step_has_no_substitute_and_reading_renames_nothing(copied):
+    break_step(copied, 2, "missing files")
+    with Checkpoints(copied) as checkpoints:
+        with pytest.raises(CheckpointDamagedError, match="step 2"):
+            checkpoints.restore(make_state(0), step=2)
+    with pytest.raises(CheckpointDamagedError, match="step 2"):
+        load_params(copied, 2)
+    assert load_params(copied).step == 1
+    assert sorted(path.name for path in copied.iterdir()) == ["1", "2"]
+
+
+def test_a_kill_while_saving_leaves_the_step_before(copied):
+    shutil.copytree(copied / "2", copied / "3.orbax-checkpoint-tmp")
+    with Checkpoints(copied) as checkpoints:
+        assert checkpoints.latest_step() == 2
+        checkpoints.save(3, make_state(3), META)
+        checkpoints.wait()
+        assert_equal(checkpoints.restore(make_state(0))[0], make_state(3))
+
+
+# --- Disks that fail ---
+
+
+@pytest.mark.parametrize(
+    "name, error",
+    [
+        ("save", OSError(errno.ENOSPC, "No space left on device")),
+        # As the storage library words it, from its threads.
+        ("check_for_errors", ValueError("RESOURCE_EXHAUSTED: No space left on device [28]")),
+        ("wait_until_finished", ValueError("RESOURCE_EXHAUSTED: No space left on device [28]")),
+    ],
+)
+def test_a_full_disk_is_told_and_earlier_steps_stay(copied, monkeypatch, name, error):
+    def full(*args, **kwargs):
+        raise error
+
+    with Checkpoints(copied, keep=1) as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints._manager, name, full)
+            with pytest.raises(CheckpointSaveError) as raised:
+                checkpoints.check()
+                checkpoints.save(3, make_state(3), META)
+        assert "the disk is full" in str(raised.value) and str(copied) in str(raised.value)
+        assert checkpoints.steps() == [1, 2]
+    assert load_params(copied).step == 2
+
+
+def test_a_write_that_fails_in_the_background_is_not_lost(copied):
+    """A real refusal by the system, below Orbax: no file may grow beyond 64 KiB."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    noise = jnp.asarray(np.random.default_rng(0).normal(size=(1 << 18)), jnp.float32)
+    state = make_state(3)
+    state = state.replace(params={**state.params, "noise": noise})
+    with Checkpoints(copied, keep=1) as checkpoints:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+        try:
+            checkpoints.save(3, state, META)
+            with pytest.raises(CheckpointSaveError, match="step 3 to .*Complete steps there"):
+                checkpoints.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert checkpoints.steps()[-1] == 2
+        assert_equal(checkpoints.restore(make_state(0))[0], make_state(2))
+        checkpoints.save(4, make_state(4), META)  # room again
+    assert [path.name for path in copied.iterdir()] == ["4"]
+    assert load_params(copied).step == 4
+
+
+def test_checksum_ignores_sharding_and_sees_single_bits():
+    mesh = make_mesh(dict(data=1, fsdp=4, seq=1, tensor=2))
+    x = jnp.arange(64, dtype=jnp.bfloat16).reshape(8, 8)
+    sums = {
+        array_checksum(jax.device_put(x, NamedSharding(mesh, spec)))
+        for spec in (P(), P("fsdp"), P(None, "tensor"), P("tensor", "fsdp"), P(("fsdp", "tensor")))
+    }
+    assert sums == {array_checksum(np.asarray(x))}
+    flips = itertools.product((0, 63), (1, 0x8000))
+    words = [np.asarray(x).view(np.uint16).copy() for _ in range(4)]
+    for word, (index, mask) in zip(words, flips, strict=True):
+        word.flat[index] ^= mask
+    assert len(sums | {array_checksum(word) for word in words}) == 5
+
+
+def test_meta_is_plain_json_on_disk(saved):
+    document = json.loads((saved / "2" / "meta" / "metadata").read_text())
+    content = json.loads(document["payload"])
+    assert content["config"] == META["config"]
+    assert content["format_version"] == FORMAT_VERSION

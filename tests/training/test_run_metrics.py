@@ -1,0 +1,138 @@
+"""metrics.jsonl through kills and restarts, late fetching, progress lines, throughput."""
+
+import io
+import json
+import math
+
+import jax.numpy as jnp
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lapa_jax.training.metrics import (
+    METRICS_FILE,
+    TIMING_KEYS,
+    LateMetrics,
+    MetricWriter,
+    NonFiniteError,
+    Progress,
+    check_finite,
+    read_metrics,
+)
+from lapa_jax.training.throughput import Throughput
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def write(workdir, start, steps, speed=1.0):
+    with MetricWriter(workdir, start) as writer:
+        for step in steps:
+            writer.write(step, {"loss": 1 / step, "usage": step % 3, "step_seconds": speed})
+
+
+def without_timing(workdir):
+    lines = (workdir / METRICS_FILE).read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [json.dumps({k: v for k, v in row.items() if k not in TIMING_KEYS}) for row in rows]
+
+
+@settings(max_examples=5, deadline=None)
+@given(saved=st.integers(0, 6), logged=st.integers(0, 8), torn=st.integers(0, 30))
+def test_killed_and_restarted_equals_uninterrupted(tmp_path_factory, saved, logged, torn):
+    whole, broken = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("broken")
+    saved = min(saved, logged)
+    write(whole, 0, range(1, 11))
+    write(broken, 0, range(1, logged + 1))
+    with open(broken / METRICS_FILE, "a") as file:  # a kill in the middle of a line
+        file.write('{"step": 9, "loss": 0.111111111'[:torn])
+    write(broken, saved, range(saved + 1, 11), speed=2.0)
+    assert without_timing(broken) == without_timing(whole)
+    assert sorted(p.name for p in broken.iterdir()) == [METRICS_FILE, "tensorboard"]
+
+
+def test_lines_are_standard_json_and_on_disk_at_once(tmp_path):
+    writer = MetricWriter(tmp_path)
+    writer.write(1, {"loss": jnp.float32("nan"), "z": jnp.bfloat16(0.5), "count": jnp.int32(3)})
+    text = (tmp_path / METRICS_FILE).read_text()
+    assert text == '{"step": 1, "count": 3, "loss": "nan", "z": 0.5}\n'
+    row = read_metrics(tmp_path)[0]
+    assert math.isnan(row["loss"]) and row["count"] == 3
+    with pytest.raises(ValueError, match="step 1 after"):
+        writer.write(1, {})
+    with pytest.raises(ValueError, match="'loss'.*not a number"):
+        writer.write(2, {"loss": jnp.zeros(2)})
+    writer.close()
+    (tmp_path / METRICS_FILE).write_text("{]\n")
+    with pytest.raises(ValueError, match="metrics.jsonl:1 is not"):
+        MetricWriter(tmp_path, 1)
+
+
+def test_metrics_come_one_push_late_and_none_is_lost():
+    late = LateMetrics()
+    seen = []
+    for step in range(1, 4):
+        seen += late.push(step, {"loss": jnp.float32(step)})
+        assert [s for s, _ in seen] == list(range(1, step))
+    seen += late.flush()
+    assert [(s, float(m["loss"])) for s, m in seen] == [(1, 1.0), (2, 2.0), (3, 3.0)]
+    assert late.flush() == []
+
+
+def test_a_step_that_is_not_finite_stops_the_run():
+    metrics = {"nonfinite": 0.0, "loss": 1.0, "grad_norm": math.inf, "update_norm": 0.0}
+    check_finite(3, metrics)
+    with pytest.raises(NonFiniteError, match="step 3.*grad_norm=inf"):
+        check_finite(3, {**metrics, "nonfinite": 1.0})
+
+
+def test_progress_prints_lines_without_a_terminal():
+    clock, stream = Clock(), io.StringIO()
+    progress = Progress(100, 20, stream=stream, clock=clock, line_every_seconds=10)
+    for step in range(21, 101):
+        clock.now += 1.0
+        progress.update(step, 0.5, 64.0)
+    progress.close()
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 9
+    assert lines[0] == "train: step 21/100, loss 0.5000, examples/s 64.0, 01:19 left"
+    assert lines[-1].startswith("train: step 100/100") and lines[-1].endswith("00:00 left")
+
+
+def test_progress_draws_a_bar_on_a_terminal():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    stream = Terminal()
+    progress = Progress(4, 2, stream=stream)
+    progress.update(4, 0.25)
+    progress.close()
+    assert "4/4" in stream.getvalue() and "loss=0.2500" in stream.getvalue()
+
+
+def test_throughput_counts_steps_waits_and_leaves_out_pauses():
+    clock = Clock()
+    meter = Throughput(global_batch=8, clock=clock)
+    for _ in range(4):
+        with meter.waiting_for_data():
+            clock.now += 0.5
+        clock.now += 1.5
+        meter.step()
+    with meter.paused():
+        clock.now += 100.0
+    fields = meter.report()
+    assert fields == {
+        "elapsed_seconds": 108.0,
+        "step_seconds": 2.0,
+        "examples_per_second": 4.0,
+        "data_wait_fraction": 0.25,
+    }
+    assert set(fields) <= set(TIMING_KEYS)
+    with pytest.raises(ValueError, match="no step"):
+        meter.report()

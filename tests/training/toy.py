@@ -1,0 +1,116 @@
+"""A small model with stacked layers, a codebook statistic and randomness, for training tests."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lapa_jax.parallel.sharding import constrain, put_batch, tree_shardings, with_rules
+from lapa_jax.training.optimizer import make_optimizer
+from lapa_jax.training.state import create, state_shardings
+from lapa_jax.training.step import make_train_step
+
+OPTIMIZER = dict(
+    name="adamw",
+    peak_lr=1e-2,
+    end_lr=0.0,
+    warmup_steps=2,
+    schedule="warmup_cosine",
+    weight_decay=0.1,
+    clip_norm=1.0,
+    b1=0.9,
+    b2=0.95,
+    eps=1e-8,
+    ema_decay=0.9,
+)
+WIDTH, HIDDEN, LENGTH, LAYERS, VOCAB = 16, 32, 8, 2, 24
+AXES = {
+    "embed": ("vocab", "embed"),
+    "blocks": {
+        "up": ("layers", "embed", "mlp"),
+        "down": ("layers", "mlp", "embed"),
+        "scale": ("layers", "embed"),
+    },
+}
+
+
+# Compiling is nearly all of the time of these tests.
+FAST_COMPILE = {"xla_backend_optimization_level": "0"}
+
+
+def init_params(seed=0):
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    return {
+        "embed": normal(VOCAB, WIDTH),
+        "blocks": {
+            "up": 0.2 * normal(LAYERS, WIDTH, HIDDEN),
+            "down": 0.2 * normal(LAYERS, HIDDEN, WIDTH),
+            "scale": jnp.ones((LAYERS, WIDTH)),
+        },
+    }
+
+
+def make_loss(noise=0.0):
+    def loss_fn(params, variables, batch, rng):
+        x = constrain(params["embed"][batch["tokens"]], "batch", "length", "embed")
+        if noise:
+            x = x + noise * jax.random.normal(rng, x.shape)
+
+        def block(x, layer):
+            hidden = constrain(x * layer["scale"] @ layer["up"], "batch", "length", "mlp")
+            return constrain(x + jnp.tanh(hidden) @ layer["down"], "batch", "length", "embed"), None
+
+        x, _ = jax.lax.scan(block, x, params["blocks"])
+        logits = constrain(x @ params["embed"].T, "batch", "length", "vocab")
+        picked = jnp.take_along_axis(
+            jax.nn.log_softmax(logits), batch["targets"][..., None], axis=-1
+        )
+        counts = jnp.zeros(VOCAB, jnp.int32).at[batch["tokens"]].add(1)
+        variables = {"usage": variables["usage"] + counts}
+        return -picked.mean(), {"spread": x.std(axis=-1).mean()}, variables
+
+    return loss_fn
+
+
+def host_batch(step, rows=16):
+    rng = np.random.default_rng(step)
+    tokens = rng.integers(0, VOCAB, (rows, LENGTH + 1), dtype=np.int32)
+    return {"tokens": tokens[:, :-1].copy(), "targets": tokens[:, 1:].copy()}
+
+
+@functools.cache
+def compiled(mesh, preset, microbatches, noise):
+    """(shardings, step); shared by the tests that train the same thing."""
+    tx, schedule = make_optimizer(OPTIMIZER, 20, axes=AXES)
+    abstract = jax.eval_shape(initial)
+    params = tree_shardings(AXES, abstract.params, mesh, preset)
+    shardings = state_shardings(abstract, params, mesh)
+    step = make_train_step(
+        make_loss(noise), tx, schedule=schedule, microbatches=microbatches, ema_decay=0.9
+    )
+    step = jax.jit(
+        with_rules(step, mesh, preset),
+        donate_argnums=0,
+        out_shardings=(shardings, None),
+        compiler_options=FAST_COMPILE,
+    )
+    return shardings, step
+
+
+def initial():
+    """The same state for every mesh."""
+    tx, _ = make_optimizer(OPTIMIZER, 20, axes=AXES)
+    variables = {"usage": jnp.zeros(VOCAB, jnp.int32)}
+    return create(init_params(), variables, tx, seed=7, ema=True)
+
+
+def build(mesh, preset, *, microbatches=1, noise=0.1):
+    """(state, step) on this mesh; step(state, k) trains on batch k."""
+    shardings, step = compiled(mesh, preset, microbatches, noise)
+    state = jax.device_put(initial(), shardings)
+    return state, lambda state, k: step(state, put_batch(host_batch(k), mesh))
