@@ -1,6 +1,7 @@
 """`lapa VERB ...`: each verb is a module of this package with a `main(argv)`."""
 
 import importlib
+import logging as py_logging
 import sys
 
 # verb → (module, what it does, an example)
@@ -59,9 +60,10 @@ def run(module: str, argv: list[str]) -> int:
 
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
+    logging.get_absl_handler().addFilter(_not_chatter)
     try:
         return importlib.import_module(module).main(argv) or 0
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
         if not _raised_by_us(error):
             raise
         sys.stderr.write(f"lapa: {type(error).__name__}: {error}\n")
@@ -69,6 +71,11 @@ def run(module: str, argv: list[str]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("lapa: interrupted; the same command continues where it was\n")
         return 130
+
+
+def _not_chatter(record: py_logging.LogRecord) -> bool:
+    """Drops Orbax's dozens of INFO lines a checkpoint."""
+    return record.levelno > py_logging.INFO or "orbax" not in record.pathname
 
 
 def _raised_by_us(error: BaseException) -> bool:

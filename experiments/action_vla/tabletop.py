@@ -1,0 +1,32 @@
+"""The tabletop's action VLA: fine-tuning on a few labelled robot episodes.
+
+Shows: starting from the latent VLA (init_from) needs far fewer labelled episodes than starting
+from scratch (init_from empty); everything else is equal.
+
+    lapa data collect --out data/labelled --episodes 25 --families reach --views robot
+    lapa data index data/labelled/robot
+    lapa train --config experiments/action_vla/tabletop.py:init_from=runs/latent_vla \
+        --workdir runs/action_vla
+
+Cost: see docs/performance.md; quick=True runs in about a minute on two CPU cores.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import base
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """`quick`: a minute on a CPU. `data`: the labelled corpus. `init_from`: a latent VLA's run."""
+    arg = base.parse_arg(arg, quick=False, data="data/labelled/robot", init_from="")
+    config = base.stage_defaults("action_finetuning")
+    config.data.corpora["robot"] = base.corpus(arg.data)
+    config.init_from = arg.init_from
+    config.compute_dtype = "float32"
+    config.global_batch = 64
+    config.steps = 600
+    config.optimizer.peak_lr = 5e-4
+    config.model = base.policy_model(action_vocab=32)
+    if arg.quick:
+        base.make_policy_quick(config)
+    return config

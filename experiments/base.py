@@ -1,0 +1,154 @@
+"""Defaults of every config key, in one place. An experiment starts from a stage's defaults.
+
+Files beside this one have `get_config(arg)`; `arg` is `key=value,...` with at least `quick`.
+"""
+
+import ml_collections
+from ml_collections import ConfigDict
+
+
+def parse_arg(arg: str | None, **defaults) -> ConfigDict:
+    """Parses `quick=True,views=robot+human` against typed defaults; an unknown key is an error."""
+    values = dict(defaults)
+    for item in filter(None, (arg or "").split(",")):
+        key, _, text = item.partition("=")
+        if key not in defaults:
+            raise ValueError(f"config argument {key!r} is unknown; known: {sorted(defaults)}")
+        kind = type(defaults[key])
+        if kind is bool:
+            if text not in ("True", "False"):
+                raise ValueError(f"config argument {key}={text!r} must be True or False")
+            values[key] = text == "True"
+        else:
+            values[key] = kind(text)
+    return ConfigDict(values)
+
+
+def corpus(path: str, **overrides) -> dict:
+    """One corpus of a mixture."""
+    return {
+        "path": path,  # directory with the TFRecord shards
+        "split": "train",
+        "sidecar_dir": "",  # where index and label sets lie; empty: beside the shards
+        "weight": 1.0,  # share of the mixture, relative to the others
+        "window_seconds": 0.6,  # time between the two frames of a pair
+        "fps": 0.0,  # 0.0: from the episodes' metadata
+        "image_key": "image",
+        "action_key": "action",
+        "instruction_key": "language_instruction",
+        "label_set": "",  # name of the label set that gives latent actions
+    } | overrides
+
+
+def stage_defaults(stage: str) -> ConfigDict:
+    """Everything but the model, which each stage adds."""
+    config = ml_collections.ConfigDict()
+    config.stage = stage
+    config.seed = 0
+    config.steps = 1000
+    config.global_batch = 64  # examples per optimizer step, over all hosts
+    config.microbatches = 1  # gradient accumulation: the batch in this many parts
+    config.log_every_steps = 50
+    config.init_from = ""  # workdir of the run whose parameters to start from
+
+    config.data = ConfigDict()
+    config.data.image_size = (64, 64)  # height, width in pixels
+    config.data.num_frames = 2 if stage == "quantizer" else 1
+    config.data.sampling = "per_frame"  # or per_video, as the paper's code
+    config.data.tail = "drop"  # or clamp, as the paper's code
+    config.data.decode = "auto"  # threads (simplejpeg) or tf (tf.data)
+    config.data.num_threads = 2
+    config.data.prefetch_batches = 4
+    config.data.max_bad_fraction = 0.001  # more undecodable examples than this stop the run
+    config.data.corpora = ConfigDict()
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"
+    config.optimizer.schedule = "warmup_cosine"
+    config.optimizer.peak_lr = 1e-3
+    config.optimizer.end_lr = 0.0
+    config.optimizer.warmup_steps = 100
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.clip_norm = 1.0
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.95
+    config.optimizer.eps = 1e-8
+    config.optimizer.ema_decay = 0.0  # 0.0: no moving average of the parameters
+
+    config.mesh = ConfigDict()
+    config.mesh.preset = "dp"  # sharding rules, see docs/design.md
+    config.mesh.data = -1  # -1: all devices that the other axes leave
+    config.mesh.fsdp = 1
+    config.mesh.seq = 1
+    config.mesh.tensor = 1
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every_steps = 500
+    config.checkpoint.keep = 2
+    return config
+
+
+def quantizer_model() -> ConfigDict:
+    """A small native quantizer for 64 px frames."""
+    model = ConfigDict()
+    model.patch_size = 8  # pixels
+    model.dim = 96
+    model.mlp_dim = 192
+    model.heads = 4
+    model.head_dim = 24
+    model.spatial_depth = 2
+    model.temporal_depth = 1
+    model.decoder_depth = 2
+    model.quant_dim = 16
+    model.codebook_size = 8
+    model.code_length = 1
+    model.predict = "residual"  # or frame, as the paper
+    model.attention = "xla"
+    model.remat = "none"
+    model.unroll = 0  # layers per scan step; 0: all
+    model.bottleneck = ConfigDict()
+    model.bottleneck.name = "nsvq"
+    model.bottleneck.usage_decay = 0.99
+    model.bottleneck.dead_fraction = 0.1  # of uniform usage: below it a code is replaced
+    model.bottleneck.replace_every_steps = 50
+    model.bottleneck.recent_size = 1024  # latents kept, from which replacements are drawn
+    model.bottleneck.replace_noise = 0.01
+    model.bottleneck.commitment_weight = 0.0
+    return model
+
+
+def policy_model(*, latent_vocab: int = 0, action_vocab: int = 0) -> ConfigDict:
+    """A small native policy for 64 px images. A vocabulary of 0 leaves the modality out."""
+    model = ConfigDict()
+    model.tokenizer = ""  # a SentencePiece .model; empty: trained on the corpora's instructions
+    model.text_vocab = 384
+    model.image_vocab = 0
+    model.latent_vocab = latent_vocab  # the quantizer's codebook_size
+    model.action_vocab = action_vocab  # most bins of an action dimension
+    model.text_length = 20  # slots, the begin token included
+    model.dim = 128
+    model.depth = 4
+    model.heads = 4
+    model.head_dim = 32
+    model.mlp_dim = 256
+    model.rope_theta = 10_000.0
+    model.norm_eps = 1e-6
+    model.init_std = 0.02
+    model.attention = "xla"
+    model.remat = "none"
+    model.unroll = 0  # layers per scan step; 0: all
+    model.front_end = ConfigDict()
+    model.front_end.name = "patches"
+    model.front_end.patch_size = 16  # pixels on a side that one token stands for
+    model.front_end.stem_channels = (32, 64)  # stride-2 convolutions before the patches
+    return model
+
+
+def make_policy_quick(config: ConfigDict) -> None:
+    """Shrinks a policy experiment to a minute on a CPU."""
+    config.steps, config.global_batch = 60, 16
+    config.log_every_steps, config.optimizer.warmup_steps = 10, 10
+    config.checkpoint.every_steps = 30
+    config.model.dim, config.model.mlp_dim, config.model.depth = 32, 64, 2
+    config.model.heads, config.model.head_dim = 2, 16
+    config.model.front_end.stem_channels = (8, 16)

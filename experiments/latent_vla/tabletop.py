@@ -1,0 +1,32 @@
+"""The tabletop's latent VLA: from one image and an instruction to the quantizer's latent action.
+
+Shows: a policy learns which block is named and how to move there from videos without actions.
+
+    lapa label --workdir runs/quantizer --corpus data/tabletop/human --name laq
+    lapa label --workdir runs/quantizer --corpus data/tabletop/robot --name laq
+    lapa train --config experiments/latent_vla/tabletop.py --workdir runs/latent_vla
+
+Cost: see docs/performance.md; quick=True runs in about a minute on two CPU cores.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import base
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """`quick`: a minute on a CPU. `data`, `views` as for the quantizer; `label_set`: its labels."""
+    arg = base.parse_arg(
+        arg, quick=False, data="data/tabletop", views="human+robot", label_set="laq"
+    )
+    config = base.stage_defaults("latent_pretraining")
+    for view in arg.views.split("+"):
+        config.data.corpora[view] = base.corpus(f"{arg.data}/{view}", label_set=arg.label_set)
+    config.compute_dtype = "float32"
+    config.global_batch = 128
+    config.steps = 1500
+    config.code_length = 1  # of the label set
+    config.model = base.policy_model(latent_vocab=8)
+    if arg.quick:
+        base.make_policy_quick(config)
+    return config

@@ -1,0 +1,37 @@
+"""The tabletop's quantizer: latent actions from action-free videos of a human hand and of a robot.
+
+Shows: codes that are all used (perplexity at least half of the codebook) and that predict the later
+frame better than copying the first (skill above 0.3).
+
+    lapa data collect --out data/tabletop --episodes 1000 --families reach --views human,robot
+    lapa data index data/tabletop/human && lapa data index data/tabletop/robot
+    lapa train --config experiments/quantizer/tabletop.py --workdir runs/quantizer
+
+Cost: see docs/performance.md; quick=True runs in about a minute on two CPU cores.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import base
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """`quick`: a minute on a CPU. `data`: directory with one corpus a view; `views` joined by +."""
+    arg = base.parse_arg(arg, quick=False, data="data/tabletop", views="human+robot")
+    config = base.stage_defaults("quantizer")
+    for view in arg.views.split("+"):
+        config.data.corpora[view] = base.corpus(f"{arg.data}/{view}", window_seconds=0.4)
+    config.compute_dtype = "float32"
+    config.global_batch = 64
+    config.steps = 2000
+    config.optimizer.peak_lr = 1e-3
+    config.model = base.quantizer_model()
+    if arg.quick:
+        config.steps, config.global_batch = 60, 16
+        config.log_every_steps, config.optimizer.warmup_steps = 10, 10
+        config.checkpoint.every_steps = 30
+        config.model.dim, config.model.mlp_dim = 32, 64
+        config.model.heads, config.model.head_dim = 2, 16
+        config.model.patch_size = 16
+        config.model.bottleneck.replace_every_steps = 5
+    return config

@@ -1,0 +1,315 @@
+"""`lapa data collect|convert|index|inspect|batch`: make corpora and look at them."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+# verb → (module with its main, or None for this one; what it does; an example)
+VERBS = {
+    "collect": (
+        "expert episodes of the tabletop world, one corpus per view",
+        "lapa data collect --out data/tabletop --episodes 200 --views robot,human",
+    ),
+    "convert": (
+        "a folder of videos to a corpus without actions",
+        "lapa data convert video VIDEOS --out data/videos --fps 10 --size 64",
+    ),
+    "index": (
+        "the frame index that training needs",
+        "lapa data index data/tabletop/robot",
+    ),
+    "inspect": (
+        "what is in a corpus, as text, JSON or an HTML page with film strips",
+        "lapa data inspect data/tabletop/robot --html robot.html",
+    ),
+    "batch": (
+        "the examples of any training step, as text, JSON or a picture",
+        "lapa data batch --config experiments/quantizer/tabletop.py:quick=True --step 5 "
+        "--png batch.png",
+    ),
+}
+
+
+def usage() -> str:
+    lines = ["usage: lapa data VERB [flags]     (lapa data VERB --help tells the flags)", ""]
+    for verb, (text, example) in VERBS.items():
+        lines += [f"  {verb:<8} {text}", f"           {example}"]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one data verb."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        sys.stdout.write(usage() + "\n")
+        return 0
+    verb, rest = argv[0], argv[1:]
+    if verb not in VERBS:
+        sys.stderr.write(f"lapa data: unknown verb {verb!r}\n\n{usage()}\n")
+        return 2
+    if verb == "collect":  # the only one that needs JAX
+        return importlib.import_module("lapa_jax.collect").main(rest)
+    return {"convert": convert, "index": index, "inspect": inspect, "batch": batch}[verb](rest)
+
+
+def convert(argv: list[str]) -> int:
+    """`lapa data convert video`."""
+    from data_pipelines.convert import decode, video
+
+    parser = _parser("convert", "Foreign recordings to RLDS corpora.")
+    sources = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
+    one = sources.add_parser(
+        "video",
+        help="a folder tree of video files",
+        description=video.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example:\n  lapa data convert video clips --out data/clips --fps 10 --size 64 "
+        "--captions captions.csv",
+    )
+    one.add_argument("folder", help=f"searched for {', '.join(decode.EXTENSIONS)}")
+    one.add_argument("--out", required=True, help="corpus directory")
+    one.add_argument("--fps", type=float, default=10.0, help="frames per second (default: 10)")
+    one.add_argument(
+        "--size", type=_size, default=(64, 64), help="N or HEIGHTxWIDTH, pixels (default: 64)"
+    )
+    one.add_argument(
+        "--fit", choices=decode.FITS, default="crop", help="how the aspect is kept (default: crop)"
+    )
+    one.add_argument("--quality", type=int, default=92, help="JPEG quality (default: 92)")
+    one.add_argument("--name", help="dataset name (default: from the output directory)")
+    one.add_argument("--split", default="train", help="name of the split (default: train)")
+    one.add_argument("--captions", help=".csv or .jsonl with file (relative path) and caption")
+    one.add_argument(
+        "--clip_seconds", type=float, default=0.0, help="cut into episodes (default: 0, whole)"
+    )
+    one.add_argument(
+        "--source_fps", type=float, default=0.0, help="for files without time stamps and rate"
+    )
+    one.add_argument(
+        "--max_bad_fraction", type=float, default=0.1,
+        help="more unconvertible files than this are an error (default: 0.1)",
+    )
+    one.add_argument(
+        "--videos_per_shard", type=int, default=256, help="the unit of resume (default: 256)"
+    )
+    one.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+    one.add_argument("--json", action="store_true", help="print the report as JSON")
+    args = vars(parser.parse_args(argv))
+    del args["source"]
+    as_json = args.pop("json")
+    report = video.convert_videos(args.pop("folder"), args.pop("out"), **args)
+    _print(report.to_json() if as_json else report.table())
+    return 0
+
+
+def index(argv: list[str]) -> int:
+    """`lapa data index`."""
+    from data_pipelines.index import load_index
+    from data_pipelines.index_build import build_index
+    from data_pipelines.shards import find_shards
+
+    parser = _parser("index", "Builds the frame index of a corpus beside its shards.")
+    parser.add_argument("directory", help="corpus directory")
+    parser.add_argument("--split", help="only this split (default: all)")
+    parser.add_argument("--image_key", default="image", help="observation (default: image)")
+    parser.add_argument("--action_key", default="action")
+    parser.add_argument("--instruction_key", default="language_instruction")
+    parser.add_argument("--sidecar_dir", help="where to write (default: in the corpus directory)")
+    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
+    parser.add_argument(
+        "--exclude", action="append", default=[], metavar="SHARD:RECORD",
+        help="leave a damaged episode out, by shard file name and record number; repeatable",
+    )
+    args = parser.parse_args(argv)
+    keys = dict(image_key=args.image_key, action_key=args.action_key,
+                instruction_key=args.instruction_key, sidecar_dir=args.sidecar_dir)
+    exclude = [_record(text) for text in args.exclude]
+    splits = [args.split] if args.split else _splits(args.directory)
+    shards = {
+        split: {path.name for path in find_shards(args.directory, split)} for split in splits
+    }
+    for name, _ in exclude:
+        if not any(name in names for names in shards.values()):
+            raise ValueError(f"--exclude {name}: no such shard in {args.directory}, {splits}")
+    for split in splits:
+        folder = build_index(
+            args.directory, split=split, workers=args.workers,
+            exclude=[item for item in exclude if item[0] in shards[split]], **keys,
+        )
+        found = load_index(args.directory, split=split, **keys)
+        actions = "none" if found.actions is None else f"{found.actions.shape[1]} dimensions"
+        _print(
+            f"{split}: {found.num_episodes} episodes, {found.num_frames} frames, images "
+            f"{found.image_size}, actions {actions}, {len(found.instructions)} instructions -> "
+            f"{folder}"
+        )
+    return 0
+
+
+def inspect(argv: list[str]) -> int:
+    """`lapa data inspect`."""
+    from data_pipelines import inspection, pictures
+
+    parser = _parser("inspect", "What is in an RLDS corpus.")
+    parser.add_argument("directory", help="corpus directory")
+    parser.add_argument("--split", help="only this split (default: all)")
+    parser.add_argument("--action_key", default="action")
+    parser.add_argument("--instruction_key", default="language_instruction")
+    parser.add_argument("--sidecar_dir", help="where index and label sets lie, if elsewhere")
+    parser.add_argument(
+        "--max_episodes", type=int, default=0, help="read only that many per split (default: all)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--html", metavar="FILE", help="write a page with film strips")
+    args = parser.parse_args(argv)
+    report = inspection.inspect_corpus(
+        args.directory,
+        splits=[args.split] if args.split else None,
+        sidecar_dir=args.sidecar_dir,
+        action_key=args.action_key,
+        instruction_key=args.instruction_key,
+        max_episodes=args.max_episodes,
+        strips=bool(args.html),
+    )
+    if args.html:
+        Path(args.html).write_text(pictures.corpus_page(report), encoding="utf-8")
+    if args.json:
+        for split in report["splits"].values():
+            del split["strips"]
+        _print(report)
+    elif not args.html:
+        _print(inspection.to_text(report))
+    else:
+        _print(args.html)
+    return 0
+
+
+def batch(argv: list[str]) -> int:
+    """`lapa data batch`."""
+    from data_pipelines import pictures
+    from data_pipelines.loader import Loader
+    from lapa_jax import config as configs
+    from lapa_jax import stages
+
+    parser = _parser("batch", "The examples of a training step and where they come from.")
+    parser.add_argument("--step", type=int, required=True)
+    parser.add_argument("--hosts", type=int, default=1, help="number of hosts (default: 1)")
+    parser.add_argument("--host", type=int, help="only what this host gets (default: all hosts)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--png", metavar="FILE", help="write a contact sheet")
+    parser.add_argument(
+        "--max_examples", type=int, default=16, help="examples on the sheet (default: 16)"
+    )
+    args, config = configs.parse(parser, argv)
+    if args.step < 0 or args.max_examples < 1:
+        parser.error("--step must not be negative, --max_examples at least 1")
+    fields = stages.get(config.stage).fields
+    per_host = config.global_batch // max(1, args.hosts)
+    shared = dict(fields=fields, global_batch=config.global_batch, seed=config.seed)
+    host, hosts = (0, 1) if args.host is None else (args.host, args.hosts)
+    if args.hosts < 1 or config.global_batch % args.hosts:
+        raise ValueError(
+            f"config.global_batch={config.global_batch} is not a multiple of --hosts {args.hosts}"
+        )
+    with Loader(config.data, host=host, num_hosts=hosts, **shared) as loader:
+        values = loader.batch(args.step)
+        records = loader.describe(args.step)
+        fingerprint = loader.fingerprint(args.step)
+    records = records[host * len(values["position"]) :][: len(values["position"])]
+    for number, record in enumerate(records):
+        record["host"] = (host * per_host if args.host is not None else 0) + number
+        record["host"] //= per_host
+        for key in ("action", "latent_action"):
+            if key in values:
+                record[key] = values[key][number].tolist()
+    if args.json:
+        _print({"fingerprint": fingerprint, "examples": records})
+    else:
+        _print("\n".join(_example_line(record) for record in records))
+    if args.png:
+        if "frames" not in values:
+            raise ValueError(f"stage {config.stage!r} loads no frames for --png")
+        shown = records[: args.max_examples]
+        pictures.contact_sheet(
+            args.png, values["frames"][: len(shown)], [_caption(record) for record in shown]
+        )
+    return 0
+
+
+def _example_line(record: dict[str, Any]) -> str:
+    parts = [
+        f"{record['position']:>8}", f"host {record['host']}", record["corpus"],
+        str(record["episode_id"] or record["episode"]),
+        "steps " + ",".join(str(step) for step in record["steps"]),
+    ]
+    if "action" in record:
+        parts.append("a=" + _numbers(record["action"]))
+    if "latent_action" in record:
+        parts.append("z=" + _numbers(record["latent_action"]))
+    parts.append(record["instruction"] or "(no instruction)")
+    parts += [f"REPLACED: {reason}" for reason in record["bad"]]
+    return "  ".join(parts)
+
+
+def _caption(record: dict[str, Any]) -> str:
+    episode = str(record["episode_id"] or record["episode"])
+    lines = [f"{record['corpus']}  {_short(episode, 28)}  {record['steps']}"]
+    lines.append(_short(record["instruction"] or "(no instruction)", 50))
+    if "latent_action" in record:
+        lines.append("z = " + _numbers(record["latent_action"]))
+    if "action" in record:
+        lines.append("a = " + _numbers(record["action"]))
+    return "\n".join(lines + [f"REPLACED: {_short(reason, 40)}" for reason in record["bad"]])
+
+
+def _numbers(values: list) -> str:
+    return "[" + " ".join(f"{value:.3g}" for value in values) + "]"
+
+
+def _short(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def _size(text: str) -> tuple[int, int]:
+    """N or HEIGHTxWIDTH."""
+    numbers = text.lower().split("x")
+    if len(numbers) not in (1, 2) or not all(n.isdigit() and int(n) for n in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither N nor HEIGHTxWIDTH")
+    return int(numbers[0]), int(numbers[-1])
+
+
+def _record(text: str) -> tuple[str, int]:
+    shard, _, number = text.rpartition(":")
+    if not shard or not number.isdigit():
+        raise ValueError(f"--exclude {text!r} is not SHARD_FILE_NAME:RECORD_NUMBER")
+    return shard, int(number)
+
+
+def _splits(directory: str) -> list[str]:
+    from data_pipelines import writer
+
+    info = writer.read_info(Path(directory))
+    return [split["name"] for split in info["splits"]] if info else ["train"]
+
+
+def _parser(verb: str, description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=f"lapa data {verb}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"example:\n  {VERBS[verb][1]}",
+    )
+
+
+def _print(value: Any) -> None:
+    text = value if isinstance(value, str) else json.dumps(value, indent=1)
+    sys.stdout.write(text + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,24 @@
+"""The training tasks by name. A new one is a file here and a line in `STAGES`."""
+
+from ml_collections import ConfigDict
+
+from lapa_jax.stages.action_finetuning import ActionFinetuning
+from lapa_jax.stages.latent_pretraining import LatentPretraining
+from lapa_jax.stages.quantizer import QuantizerStage
+from lapa_jax.stages.stage import Assets, Stage
+
+STAGES: dict[str, type[Stage]] = {
+    "quantizer": QuantizerStage,
+    "latent_pretraining": LatentPretraining,
+    "action_finetuning": ActionFinetuning,
+}
+
+
+def get(name: str) -> type[Stage]:
+    if name not in STAGES:
+        raise ValueError(f"config.stage={name!r} is unknown; known: {sorted(STAGES)}")
+    return STAGES[name]
+
+
+def build(config: ConfigDict, assets: Assets) -> Stage:
+    return get(config.stage)(config, assets)

@@ -1,0 +1,57 @@
+"""Stage 3: the policy's head is swapped, and it learns real actions from a little robot data."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from lapa_jax.stages.policy import TOKENIZER, PolicyStage
+from lapa_jax.stages.stage import Assets, Params, Variables
+from lapa_jax.tokens.action import ActionTokenizer
+
+ACTION_BINS = "action_bins.json"
+
+
+class ActionFinetuning(PolicyStage):
+    head = "action"
+    target_field = "action"
+    fields = ("frames", "instruction", "action")
+
+    def __init__(self, config: ConfigDict, assets: Assets):
+        self.actions = ActionTokenizer.from_json(assets[ACTION_BINS])
+        super().__init__(config, assets, limits=self.actions.num_bins)
+
+    @staticmethod
+    def make_assets(
+        config: ConfigDict,
+        *,
+        inherited: Assets,
+        instructions: Sequence[str],
+        action_edges: Callable[[int], list[np.ndarray]],
+    ) -> dict[str, bytes]:
+        """Bins come from this run's own labelled data, one token of the vocabulary each."""
+        return {
+            TOKENIZER: PolicyStage.make_tokenizer(config, inherited, instructions),
+            ACTION_BINS: ActionTokenizer(action_edges(config.model.action_vocab)).to_json(),
+        }
+
+    def targets(self, values: np.ndarray) -> np.ndarray:
+        return self.actions.encode(values)
+
+    def act(
+        self,
+        params: Params,
+        variables: Variables,
+        image: jax.Array,
+        text: jax.Array,
+        text_mask: jax.Array,
+    ) -> jax.Array:
+        """Actions float32 (B, action_dim) in the units of the data; pure, may be jitted.
+
+        Decoding is confined to the bins that each dimension has, so no id is out of range.
+        """
+        ids = self.predict(params, variables, image, text, text_mask)
+        centres = jnp.asarray(self.actions.centres)
+        return centres[jnp.arange(self.actions.action_dim), ids]

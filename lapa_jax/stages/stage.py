@@ -1,0 +1,77 @@
+"""What a training task is: the protocol that the loop, the evaluator and the labeller know."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from lapa_jax.models.module import Functional
+
+Params = dict[str, Any]
+Variables = dict[str, Any]
+Metrics = dict[str, jax.Array]
+Batch = dict[str, jax.Array]
+Assets = Mapping[str, bytes]
+
+
+class Stage(Protocol):
+    """A stage is built from (config, assets) and holds no arrays; its methods are pure.
+
+    `fields` are the columns that the loader must give. `assets` are the small files that belong to
+    every checkpoint (tokenizer, action bins), by name.
+    """
+
+    fields: tuple[str, ...]
+    model: Functional  # the module as pure functions
+
+    def __init__(self, config: ConfigDict, assets: Assets): ...
+
+    @staticmethod
+    def make_assets(
+        config: ConfigDict,
+        *,
+        inherited: Assets,
+        instructions: Sequence[str],
+        action_edges: Callable[[int], list[np.ndarray]],
+    ) -> dict[str, bytes]:
+        """The assets of a new run, from the run it starts from and from its data.
+
+        `action_edges(bins)` computes the quantile edges of every action dimension.
+        """
+        ...
+
+    def prepare(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Loader columns → the device batch; NumPy, on the host."""
+        ...
+
+    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Global shapes and dtypes of the device batch."""
+        ...
+
+    def init(self, key: jax.Array) -> tuple[Params, Variables]: ...
+
+    def axes(self) -> dict[str, Any]:
+        """Logical axis names, a tuple per parameter, in the structure of the parameters."""
+        ...
+
+    def loss(
+        self, params: Params, variables: Variables, batch: Batch, rng: jax.Array
+    ) -> tuple[jax.Array, Metrics, Variables]: ...
+
+    def eval_metrics(self, params: Params, variables: Variables, batch: Batch) -> Metrics: ...
+
+    def after_update(
+        self, params: Params, variables: Variables, step: jax.Array, rng: jax.Array
+    ) -> tuple[Params, Variables]:
+        """What changes parameters outside the gradient (codes that are replaced)."""
+        ...
+
+    def model_flops(self) -> float:
+        """FLOPs of one example's forward and backward pass, recomputation not counted."""
+        ...
+
+    def trainable(self, path: tuple[str, ...]) -> bool:
+        """Whether the parameter at this path is trained."""
+        ...

@@ -1,0 +1,255 @@
+"""`lapa train`: THE training loop, for any stage. Reads top to bottom.
+
+The state of a run is its checkpoint (TrainState) and the step; the batch of a step is a pure
+function of (seed, step), so a run that was killed continues to bitwise the same result.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from data_pipelines import loader as loaders
+from data_pipelines import statistics
+from data_pipelines.mixture import Mixture
+from lapa_jax import config as configs
+from lapa_jax import runs, stages
+from lapa_jax.models import surgery
+from lapa_jax.parallel import distributed, sharding
+from lapa_jax.parallel.mesh import make_mesh
+from lapa_jax.training import state as states
+from lapa_jax.training.checkpoint import Checkpoints
+from lapa_jax.training.metrics import LateMetrics, MetricWriter, Progress, check_finite
+from lapa_jax.training.optimizer import make_optimizer
+from lapa_jax.training.step import make_train_step
+from lapa_jax.training.throughput import Throughput
+
+EXIT_RESTART = 75  # stopped by a signal after saving: the same command continues
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="lapa train",
+        description="Train a stage. The same command on the same --workdir continues a run.",
+    )
+    parser.add_argument("--workdir", required=True, help="directory of the run")
+    args, config = configs.parse(parser, argv)
+    distributed.initialize()
+    return 0 if train(config, args.workdir) else EXIT_RESTART
+
+
+def train(config: ConfigDict, workdir: str | Path) -> bool:
+    """Trains to `config.steps`; False if a signal stopped it before (after saving)."""
+    workdir = runs.claim(workdir, config)
+
+    # --- Data and stage -------------------------------------------------------------------------
+    mesh = make_mesh(config.mesh)
+    host, num_hosts = sharding.loader_shard(mesh)
+    stage_class = stages.get(config.stage)
+    loader = loaders.Loader(
+        config.data,
+        fields=stage_class.fields,
+        global_batch=config.global_batch,
+        seed=config.seed,
+        host=host,
+        num_hosts=num_hosts,
+        prepare=lambda batch: stage.prepare(batch),
+    )
+    pretrained = runs.load(config.init_from) if config.init_from else None
+    assets = _assets(workdir, config, stage_class, loader.mixture, pretrained)
+    stage = stage_class(config, assets)
+
+    # --- Optimizer and abstract state -----------------------------------------------------------
+    tx, schedule = make_optimizer(
+        config.optimizer, config.steps, stage.trainable, axes=stage.axes()
+    )
+
+    def init_state(key: jax.Array) -> states.TrainState:
+        params, variables = stage.init(key)
+        return states.create(
+            params, variables, tx, config.seed, ema=config.optimizer.ema_decay > 0
+        )
+
+    key = jax.random.key(config.seed)
+    abstract = jax.eval_shape(init_state, key)
+    preset = config.mesh.preset
+    param_shardings = sharding.tree_shardings(stage.axes(), abstract.params, mesh, preset)
+    shardings = states.state_shardings(abstract, param_shardings, mesh)
+
+    # --- State: restore, or initialise (from another run's parameters where the config asks) ----
+    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+    if checkpoints.latest_step() is not None:
+        state, meta = checkpoints.restore(states.with_shardings(abstract, shardings))
+        loaders.check_fingerprint(meta["data"], loader.fingerprint(int(state.step)))
+        logging.info("%s continues at step %d of %d", workdir, int(state.step), config.steps)
+    else:
+        state = jax.jit(init_state, out_shardings=shardings, compiler_options=_quick(mesh))(key)
+        if pretrained is not None:
+            state, report = _start_from(pretrained, state, shardings, tx, stage)
+            runs.write_json(workdir / "init_from.json", report)
+    start = int(state.step)
+    provenance = _provenance(loader.mixture, pretrained)
+    _log_size(state.params, mesh, preset)
+
+    # --- Step -----------------------------------------------------------------------------------
+    train_step = make_train_step(
+        stage.loss,
+        tx,
+        schedule=schedule,
+        microbatches=config.microbatches,
+        ema_decay=config.optimizer.ema_decay,
+        after_update=stage.after_update,
+        trainable=stage.trainable,
+    )
+    train_step = jax.jit(
+        sharding.with_rules(train_step, mesh, preset),
+        donate_argnums=0,
+        out_shardings=(shardings, sharding.replicated(mesh)),
+    )
+
+    # --- Loop -----------------------------------------------------------------------------------
+    writer = MetricWriter(workdir, step=start)
+    progress = Progress(config.steps, start, name=config.stage)
+    throughput = Throughput(config.global_batch)
+    late = LateMetrics()  # scalars are fetched one step late, so that the device never waits
+
+    def settle(due: list[tuple[int, dict[str, Any]]]) -> None:
+        for step, metrics in due:
+            check_finite(step, metrics)
+            if step % config.log_every_steps == 0 or step == config.steps:
+                speed = throughput.report()
+                writer.write(step, metrics | speed)
+                progress.update(step, float(metrics["loss"]), speed["examples_per_second"])
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(checkpoints)
+        stack.enter_context(writer)
+        stack.enter_context(loader)
+        stack.callback(progress.close)
+        stopped = stack.enter_context(_stop_signal())
+        batches = stack.enter_context(contextlib.closing(loader.iterate(start)))
+        for step in range(start + 1, config.steps + 1):
+            with throughput.waiting_for_data():
+                batch = sharding.put_batch(next(batches), mesh)
+            state, metrics = train_step(state, batch)
+            throughput.step()
+            settle(late.push(step, metrics))
+
+            last, interrupted = step == config.steps, stopped.is_set()
+            if last or interrupted or step % config.checkpoint.every_steps == 0:
+                settle(late.flush())  # no state is saved that is not finite
+                meta = {
+                    "config": configs.to_dict(config),
+                    "data": loader.fingerprint(step),
+                    "assets": assets,
+                    "provenance": provenance,
+                }
+                with throughput.paused():
+                    checkpoints.save(step, state, meta)
+            if interrupted and not last:
+                logging.warning("stopped by a signal; step %d is being saved", step)
+                return False
+    if loader.bad_examples:
+        logging.warning("undecodable examples that were replaced: %s", loader.bad_examples)
+    return True
+
+
+def _assets(
+    workdir: Path,
+    config: ConfigDict,
+    stage_class: type[stages.Stage],
+    mixture: Mixture,
+    pretrained: runs.Run | None,
+) -> dict[str, bytes]:
+    """The run's small files: made once, from the data or the run it starts from, then kept."""
+    directory = workdir / "assets"
+    done = directory / "complete"
+    if not done.exists():
+        directory.mkdir(exist_ok=True)
+        made = stage_class.make_assets(
+            config,
+            inherited=pretrained.assets if pretrained else {},
+            instructions=sorted({t for c in mixture.corpora for t in c.index.instructions}),
+            action_edges=lambda bins: statistics.quantile_edges(_actions(mixture), bins),
+        )
+        for name, data in made.items():
+            (directory / name).write_bytes(data)
+        done.touch()
+    return {p.name: p.read_bytes() for p in sorted(directory.iterdir()) if p != done}
+
+
+def _actions(mixture: Mixture) -> np.ndarray:
+    """All valid actions of a mixture, float32 (N, action_dim)."""
+    indexes = [corpus.index for corpus in mixture.corpora]
+    return np.concatenate([i.actions[statistics.valid_action_rows(i)] for i in indexes])
+
+
+def _start_from(
+    pretrained: runs.Run,
+    state: states.TrainState,
+    shardings: states.TrainState,
+    tx: Any,
+    stage: stages.Stage,
+) -> tuple[states.TrainState, dict[str, list[str]]]:
+    """Takes over another run's parameters; says which were taken, dropped and newly initialised."""
+    key = jax.random.key(state.seed)
+    params, report = surgery.head_swap(pretrained.params, stage.model, key)
+    logging.info("init_from %s: %s", pretrained.workdir, report)
+    params = jax.device_put(params, shardings.params)
+    # A copy: a state that is donated may not hold the same buffer twice.
+    ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
+    opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(params)
+    return state.replace(params=params, ema=ema, opt_state=opt_state), dataclasses.asdict(report)
+
+
+def _provenance(mixture: Mixture, pretrained: runs.Run | None) -> dict[str, Any]:
+    return {
+        "code_version": runs.code_version(),
+        "corpora": {c.name: c.index.hash for c in mixture.corpora},
+        "label_sets": {c.name: c.labels.provenance for c in mixture.corpora if c.labels},
+        "init_from": pretrained.params_hash if pretrained else None,
+    }
+
+
+def _quick(mesh: jax.sharding.Mesh) -> dict[str, str]:
+    """Options for a program that runs once: on CPU its compilation is three times faster so."""
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return {"xla_backend_optimization_level": "0"} if on_cpu else {}
+
+
+def _log_size(params: Any, mesh: jax.sharding.Mesh, preset: str) -> None:
+    count = sum(x.size for x in jax.tree.leaves(params))
+    logging.info("%.2f M parameters, mesh %s, preset %s", count / 1e6, dict(mesh.shape), preset)
+
+
+@contextlib.contextmanager
+def _stop_signal():
+    """An event set by SIGTERM (preemption) or Ctrl-C: the step in flight is finished and saved."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    names = (signal.SIGTERM, signal.SIGINT)
+    before = [signal.signal(name, lambda *_: stop.set()) for name in names]
+    try:
+        yield stop
+    finally:
+        for name, handler in zip(names, before, strict=True):
+            signal.signal(name, handler)
+
+
+if __name__ == "__main__":
+    import sys
+
+    from lapa_jax.cli import run
+
+    sys.exit(run("lapa_jax.train", sys.argv[1:]))
