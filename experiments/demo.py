@@ -46,6 +46,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.labelled_episodes = {"tiny": 16, "small": 25, "full": 250}[size]
     config.heldout_episodes = {"tiny": 24, "small": 200, "full": 500}[size]
     config.rollout_episodes = {"tiny": 16, "small": 300, "full": 500}[size]  # per family and arm
+    config.evaluation_pairs = 2000  # per view, of the held-out episodes
     config.expert_noise = 0.3  # of the action range, so that videos show more than one way
 
     config.quantizer = quantizer.get_config(quick)

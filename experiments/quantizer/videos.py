@@ -1,0 +1,26 @@
+"""A quantizer on a folder of your own clips.
+
+Shows: code usage, reconstructions and the atlas of codes for videos that nobody labelled.
+
+    lapa demo --videos my_clips                     # converts, trains and reports
+    lapa data convert video my_clips --out data/my_clips --fps 10 --size 64     # or by hand
+    lapa data index data/my_clips
+    lapa train --config experiments/quantizer/videos.py:data=data/my_clips --workdir runs/quantizer
+
+Cost: see docs/performance.md; quick=True runs in about a minute on two CPU cores.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import base
+from experiments.quantizer import tabletop
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+    """`quick`: a minute on a CPU. `data`: the converted corpus. `window`: seconds of a pair."""
+    arg = base.parse_arg(arg, quick=False, data="data/my_clips", window=0.5)
+    config = tabletop.get_config(f"quick={arg.quick}")
+    config.data.corpora = ConfigDict(
+        {"videos": base.corpus(arg.data, window_seconds=arg.window)}
+    )
+    return config
