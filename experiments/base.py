@@ -92,13 +92,13 @@ def quantizer_model() -> ConfigDict:
     """A small native quantizer for 64 px frames."""
     model = ConfigDict()
     model.patch_size = 8  # pixels
-    model.dim = 96
-    model.mlp_dim = 192
-    model.heads = 4
-    model.head_dim = 24
-    model.spatial_depth = 2
+    model.dim = 48
+    model.mlp_dim = 96
+    model.heads = 3
+    model.head_dim = 16
+    model.spatial_depth = 1
     model.temporal_depth = 1
-    model.decoder_depth = 2
+    model.decoder_depth = 1
     model.quant_dim = 16
     model.codebook_size = 8
     model.code_length = 1
@@ -108,9 +108,9 @@ def quantizer_model() -> ConfigDict:
     model.unroll = 0  # layers per scan step; 0: all
     model.bottleneck = ConfigDict()
     model.bottleneck.name = "nsvq"
-    model.bottleneck.usage_decay = 0.99
-    model.bottleneck.dead_fraction = 0.1  # of uniform usage: below it a code is replaced
-    model.bottleneck.replace_every_steps = 50
+    model.bottleneck.usage_decay = 0.9
+    model.bottleneck.dead_fraction = 0.2  # of uniform usage: below it a code is replaced
+    model.bottleneck.replace_every_steps = 10
     model.bottleneck.recent_size = 1024  # latents kept, from which replacements are drawn
     model.bottleneck.replace_noise = 0.01
     model.bottleneck.commitment_weight = 0.0
@@ -127,7 +127,7 @@ def policy_model(*, latent_vocab: int = 0, action_vocab: int = 0) -> ConfigDict:
     model.action_vocab = action_vocab  # most bins of an action dimension
     model.text_length = 20  # slots, the begin token included
     model.dim = 128
-    model.depth = 4
+    model.depth = 3
     model.heads = 4
     model.head_dim = 32
     model.mlp_dim = 256
@@ -140,7 +140,7 @@ def policy_model(*, latent_vocab: int = 0, action_vocab: int = 0) -> ConfigDict:
     model.front_end = ConfigDict()
     model.front_end.name = "patches"
     model.front_end.patch_size = 16  # pixels on a side that one token stands for
-    model.front_end.stem_channels = (32, 64)  # stride-2 convolutions before the patches
+    model.front_end.stem_channels = ()  # of stride-2 convolutions before the patches; slow on CPU
     return model
 
 
@@ -151,4 +151,3 @@ def make_policy_quick(config: ConfigDict) -> None:
     config.checkpoint.every_steps = 30
     config.model.dim, config.model.mlp_dim, config.model.depth = 32, 64, 2
     config.model.heads, config.model.head_dim = 2, 16
-    config.model.front_end.stem_channels = (8, 16)

@@ -1,11 +1,11 @@
 """The whole method on the tabletop world: action-free videos → latent actions → policies.
 
-Shows: a policy pretrained on latent actions of videos without action labels (LAPA) beats the same
-policy trained only on the few labelled robot episodes (Scratch); 95 % intervals do not overlap.
+Asks: does a policy pretrained on latent actions of videos without action labels (LAPA) beat the
+same policy trained only on the few labelled robot episodes (Scratch)? docs/evidence.md has answers.
 
-    lapa demo                    # size=small: two CPU cores, less than twenty minutes
-    lapa demo --size full        # a GPU: eight blocks, all families, larger models
-    lapa demo --size tiny        # about two minutes; everything runs, nothing is claimed
+    lapa demo                    # size=small: meant for two CPU cores
+    lapa demo --size full        # meant for a GPU: eight blocks, all families, larger models
+    lapa demo --size tiny        # a few minutes; everything runs, nothing is claimed
 
 Paths are filled in by the demo, under its workdir.
 """
@@ -49,9 +49,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.evaluation_pairs = 2000  # per view, of the held-out episodes
     config.expert_noise = 0.3  # of the action range, so that videos show more than one way
 
+    # One instruction of a `reach` task has seven tokens, of any family eighteen.
     config.quantizer = quantizer.get_config(quick)
     config.latent_pretraining = latent_vla.get_config(quick)
     config.action_finetuning = action_vla.get_config(quick)
+    for policy in (config.latent_pretraining, config.action_finetuning):
+        policy.model.text_length = 20 if size == "full" else 10
     if size == "full":
         config.scene.families = FULL_FAMILIES
         config.scene.num_blocks = 8
@@ -65,11 +68,14 @@ def _full(config: ConfigDict) -> None:
     config.quantizer.global_batch = 256
     config.quantizer.model.update(dim=384, mlp_dim=1024, heads=6, head_dim=64, codebook_size=16)
     config.quantizer.model.update(spatial_depth=4, temporal_depth=2, decoder_depth=4)
+    config.quantizer.optimizer.peak_lr = 3e-4
     config.latent_pretraining.steps = 60_000
+    config.latent_pretraining.model.latent_vocab = config.quantizer.model.codebook_size
     config.action_finetuning.steps = 5_000
     for policy in (config.latent_pretraining, config.action_finetuning):
         policy.global_batch = 256
-        policy.model.update(dim=512, mlp_dim=1536, depth=8, heads=8)
+        policy.model.update(dim=512, mlp_dim=1536, depth=8, heads=8, head_dim=64)
+        policy.optimizer.peak_lr = 3e-4
     for stage in (config.quantizer, config.latent_pretraining, config.action_finetuning):
         stage.compute_dtype = "bfloat16"
         stage.checkpoint.every_steps = 1000

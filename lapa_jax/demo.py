@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -62,6 +63,8 @@ def main(argv: list[str]) -> int:
 def run_demo(config: ConfigDict, workdir: str | Path) -> Path:
     """Runs what is not done yet; returns the path of the report."""
     workdir = runs.claim(workdir, config)
+    # The arms run the same programs: the second finds them compiled.
+    jax.config.update("jax_compilation_cache_dir", str(workdir / "compile_cache"))
     parts = Parts(workdir)
     env = Tabletop(
         SceneConfig(config.scene.num_blocks, config.scene.families, config.scene.horizon)

@@ -75,9 +75,11 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
 
     def init_state(key: jax.Array) -> states.TrainState:
         params, variables = stage.init(key)
-        return states.create(
+        state = states.create(
             params, variables, tx, config.seed, ema=config.optimizer.ema_decay > 0
         )
+        # No weak types: the step returns none, and would be compiled once more for its own output.
+        return jax.tree.map(lambda x: x.astype(x.dtype), state)
 
     key = jax.random.key(config.seed)
     abstract = jax.eval_shape(init_state, key)
@@ -141,8 +143,8 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
             with throughput.waiting_for_data():
                 batch = sharding.put_batch(next(batches), mesh)
             state, metrics = train_step(state, batch)
+            settle(late.push(step, metrics))  # of the step before, which is counted already
             throughput.step()
-            settle(late.push(step, metrics))
 
             last, interrupted = step == config.steps, stopped.is_set()
             if last or interrupted or step % config.checkpoint.every_steps == 0:

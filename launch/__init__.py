@@ -1,0 +1,1 @@
+"""Launching runs on pods and GPU hosts."""

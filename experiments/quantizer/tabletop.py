@@ -20,11 +20,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     arg = base.parse_arg(arg, quick=False, data="data/tabletop", views="human+robot")
     config = base.stage_defaults("quantizer")
     for view in arg.views.split("+"):
-        config.data.corpora[view] = base.corpus(f"{arg.data}/{view}", window_seconds=0.4)
+        config.data.corpora[view] = base.corpus(f"{arg.data}/{view}", window_seconds=0.2)
     config.compute_dtype = "float32"
     config.global_batch = 64
-    config.steps = 2000
-    config.optimizer.peak_lr = 1e-3
+    config.steps = 1000
+    config.optimizer.peak_lr = 3e-3
     config.model = base.quantizer_model()
     if arg.quick:
         config.steps, config.global_batch = 60, 16
@@ -33,5 +33,4 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.model.dim, config.model.mlp_dim = 32, 64
         config.model.heads, config.model.head_dim = 2, 16
         config.model.patch_size = 16
-        config.model.bottleneck.replace_every_steps = 5
     return config

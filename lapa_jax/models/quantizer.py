@@ -196,26 +196,26 @@ class PatchEmbedding(nnx.Module):
 
 
 class CodeProjection(nnx.Module):
-    """f: the cells of one code slot → its latent. Cells are narrowed first, then mixed within the
-    slot."""
+    """f: the cells of one code slot → its latent, as a sum over cells of what each says.
+
+    The sum does not know where a cell is, so the same motion gives the same latent wherever it
+    happens; a map with weights of its own for every cell learns the places instead.
+    """
 
     def __init__(self, config: QuantizerConfig, *, rngs: nnx.Rngs):
-        dtype = dtype_of(config.compute_dtype)
+        dtype, D = dtype_of(config.compute_dtype), config.dim
         self.slots = config.code_grid
-        cells = config.grid[0] * config.grid[1] // config.code_length
-        wide, q = cells * config.quant_dim, config.quant_dim
-        self.narrow = Dense((config.dim,), (q,), ("embed", None), bias=True, dtype=dtype, rngs=rngs)
-        self.mix = Dense((wide,), (config.dim,), (None, "mlp"), bias=True, dtype=dtype, rngs=rngs)
+        self.cell = Dense((D,), (D,), ("embed", "mlp"), bias=True, dtype=dtype, rngs=rngs)
         # The latent feeds an argmin: its last step is in float32.
-        self.out = Dense((config.dim,), (q,), ("mlp", None), dtype=jnp.float32, rngs=rngs)
+        self.out = Dense((D,), (config.quant_dim,), ("mlp", None), dtype=jnp.float32, rngs=rngs)
 
     def __call__(self, x_BHWD: jax.Array) -> jax.Array:
-        x = self.narrow(x_BHWD)
-        B, H, W, Q = x.shape
+        x = jax.nn.gelu(self.cell(x_BHWD)).astype(jnp.float32)
+        B, H, W, D = x.shape
         rows, columns = self.slots
-        x = x.reshape(B, rows, H // rows, columns, W // columns, Q).transpose(0, 1, 3, 2, 4, 5)
-        x = x.reshape(B, rows * columns, -1)
-        return self.out(jax.nn.gelu(self.mix(x)))
+        cells = (H // rows) * (W // columns)
+        x = x.reshape(B, rows, H // rows, columns, W // columns, D).sum(axis=(2, 4))
+        return self.out(x.reshape(B, rows * columns, D) / math.sqrt(cells))
 
 
 class Quantizer(nnx.Module):
@@ -363,7 +363,6 @@ def quantizer_flops(config: QuantizerConfig) -> int:
     total += config.temporal_depth * block(2, 1.0, 18, False)
     total += config.decoder_depth * block(1, cells, 9, True)
     total += cells * dim * pixels
-    slot = cells // codes * config.quant_dim * dim + dim * config.quant_dim
-    total += 2 * (cells * dim * config.quant_dim + codes * slot)
+    total += 2 * (cells * dim * dim + codes * dim * config.quant_dim)
     total += codes * config.quant_dim * (config.codebook_size + dim)
     return int(2 * total)

@@ -65,11 +65,11 @@ def _robot(x, y, tip, view: View):
     """Layers (distance, colour) from below to above."""
     base = jnp.asarray(_BASE)
     away = base - tip
-    wrist = tip + away * (0.034 / jnp.sqrt((away * away).sum()))
+    wrist = tip + away * (0.030 / jnp.sqrt((away * away).sum()))
     return [
-        (_capsule(x, y, wrist, tip, 0.009, EFFECTOR_RADIUS), view.tip),
-        (_capsule(x, y, base, wrist, 0.017, 0.010), view.arm),
-        (_disc(x, y, wrist, 0.013), view.joint),
+        (_capsule(x, y, base, wrist, 0.011, 0.008), view.arm),
+        (_capsule(x, y, wrist, tip, 0.020, EFFECTOR_RADIUS + 0.004), view.tip),
+        (_disc(x, y, wrist, 0.012), view.joint),
     ]
 
 
@@ -92,7 +92,7 @@ def _hand(x, y, tip, view: View):
     skin = jnp.minimum(skin, _capsule(x, y, palm, wrist, 0.020, 0.017))
     return [
         (skin, view.arm),
-        (_capsule(x, y, cuff, elbow, 0.024, 0.034), view.joint),
+        (_capsule(x, y, cuff, elbow, 0.020, 0.024), view.joint),
         (_disc(x, y, tip, 0.007), view.tip),
     ]
 

@@ -26,8 +26,9 @@ class View:
     board: tuple[int, int, int] = (222, 214, 200)
     table: tuple[int, int, int] = (168, 154, 136)
     lip: tuple[int, int, int] = (132, 116, 98)
-    arm: tuple[int, int, int] = (120, 126, 136)
-    joint: tuple[int, int, int] = (70, 74, 84)
+    # The arm and the sleeve are pale: what moves most in the picture is what acts.
+    arm: tuple[int, int, int] = (190, 186, 180)
+    joint: tuple[int, int, int] = (120, 126, 136)
     tip: tuple[int, int, int] = (34, 36, 44)
     angle: float = 0.0  # camera roll, radians
     zoom: float = 1.0
@@ -37,12 +38,12 @@ class View:
 
 VIEWS: dict[str, View] = {
     "robot": View(),
-    "human": View(actor="hand", arm=(226, 172, 140), joint=(74, 96, 128), tip=(238, 190, 160)),
+    "human": View(actor="hand", arm=(226, 172, 140), joint=(188, 194, 200), tip=(238, 190, 160)),
     "recolour": View(
         board=(40, 40, 48),
         table=(98, 66, 52),
         lip=(150, 112, 88),
-        arm=(206, 150, 214),
+        arm=(86, 70, 92),
         joint=(142, 84, 160),
         tip=(250, 238, 250),
     ),
