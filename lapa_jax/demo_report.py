@@ -270,7 +270,8 @@ def _policy_section(
     section = report.section(
         "Policy: does it act?",
         "Both arms: same model, tokens, labelled episodes and order, and "
-        f"{config.action_finetuning.steps:,} fine-tuning steps. LAPA starts from the latent VLA, Scratch from random parameters.",
+        f"{config.action_finetuning.steps:,} fine-tuning steps. LAPA starts from the latent VLA, "
+        "Scratch from random parameters.",
     )
     section.figure(
         figures.loss_curves(
