@@ -14,9 +14,9 @@ from pathlib import Path  # noqa: E402
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+import tiny  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
-import tiny  # noqa: E402
 from lapa_jax import train  # noqa: E402
 from lapa_jax.parallel.mesh import make_mesh  # noqa: E402
 

@@ -1,0 +1,236 @@
+"""Tiny corpora and configs on which every stage compiles and trains in seconds.
+
+All tests use the same sizes, so that they share compiled programs.
+"""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import simplejpeg
+
+from data_pipelines import schema
+from data_pipelines.index import load_index
+from data_pipelines.index_build import build_index
+from data_pipelines.labels import LabelSetWriter
+from data_pipelines.writer import RldsWriter
+from lapa_jax import cli
+from lapa_jax import config as configs
+from lapa_jax.training import checkpoint
+from lapa_jax.training.metrics import METRICS_FILE, TIMING_KEYS
+
+ROOT = Path(__file__).parent.parent
+SIZE = 64  # pixels
+FPS = 10.0
+LABEL_SET = "laq"
+SPECS = {
+    "quantizer": "experiments/quantizer/tabletop.py:quick=True,data={data},views={views}",
+    "latent_pretraining": "experiments/latent_vla/tabletop.py:quick=True,data={data},views={views}",
+    "action_finetuning": "experiments/action_vla/tabletop.py:quick=True,data={data}/robot",
+}
+COMMON = {
+    "steps": 4,
+    "optimizer.warmup_steps": 1,
+    "global_batch": 8,
+    "log_every_steps": 1,
+    "checkpoint.every_steps": 2,
+    "data.prefetch_batches": 2,
+    "model.dim": 32,
+    "model.mlp_dim": 64,
+    "model.heads": 4,
+    "model.head_dim": 8,
+    "model.unroll": 1,
+}
+SIZES = {
+    "quantizer": {
+        "model.spatial_depth": 1,
+        "model.temporal_depth": 1,
+        "model.decoder_depth": 1,
+        "model.bottleneck.recent_size": 32,
+        "model.bottleneck.replace_every_steps": 3,
+        "model.bottleneck.usage_decay": 0.5,
+        "model.bottleneck.dead_fraction": 0.9,
+    },
+    "latent_pretraining": {"model.depth": 2, "model.text_vocab": 320},
+    "action_finetuning": {"model.depth": 2, "model.text_vocab": 320},
+}
+
+
+# --- Configs ---
+
+
+def arguments(task: str, data: Path, *, views: str = "robot", **changes) -> list[str]:
+    """`--config ...` of a tiny run. `changes` are overrides, with `__` for the dot."""
+    overrides = {**COMMON, **SIZES[task], **{k.replace("__", "."): v for k, v in changes.items()}}
+    spec = str(ROOT / SPECS[task].format(data=data, views=views))
+    return ["--config", spec, *(f"--config.{key}={value}" for key, value in overrides.items())]
+
+
+def config(task: str, data: Path, **changes):
+    """The same as a ConfigDict."""
+    _, spec, *overrides = arguments(task, data, **changes)
+    return configs.load(spec, overrides)
+
+
+# --- Corpora ---
+
+
+def write_corpus(
+    directory: Path,
+    *,
+    episodes: int = 10,
+    shards: int = 2,
+    seed: int = 0,
+    size: int = SIZE,
+    fps: float = FPS,
+    index: bool = True,
+) -> Path:
+    """A square that moves as the actions say, in `shards` shards."""
+    rng = np.random.default_rng(seed)
+    made = [_episode(rng, number, size, fps) for number in range(episodes)]
+    spec = schema.EpisodeSpec((size, size, 3), 2, True, "squares", fps)
+    record = len(schema.encode_episode(made[0], spec))
+    limit = record * episodes // shards + record // 2
+    with RldsWriter(directory, name="squares", spec=spec, shard_bytes=limit) as writer:
+        for episode in made:
+            writer.write(episode)
+    if index:
+        build_index(directory, progress=False)
+    return directory
+
+
+def _episode(rng: np.random.Generator, number: int, size: int, fps: float) -> schema.Episode:
+    steps = int(rng.integers(8, 12))
+    actions = rng.uniform(-1, 1, (steps, 2)).astype(np.float32)
+    place = rng.uniform(0.3, 0.7, 2)
+    images = []
+    for action in actions:
+        image = np.full((size, size, 3), 40, np.uint8)
+        y, x = (place * (size - 12)).astype(int)
+        image[y : y + 12, x : x + 12] = (250, 80 + number % 3 * 60, 60)
+        images.append(simplejpeg.encode_jpeg(image, 90))
+        place = np.clip(place + action * 0.1, 0, 1)
+    words = ("red square", "green square", "blue square")[number % 3]
+    return schema.Episode(
+        images=images,
+        actions=actions,
+        instruction=f"move the {words} to place {number % 4}",
+        episode_id=f"episode-{number}",
+        camera="robot",
+        fps=fps,
+    )
+
+
+def write_labels(directory: Path, name: str = LABEL_SET, **provenance) -> None:
+    """A label set of random codes: of a quantizer that never was."""
+    index = load_index(directory, split="train")
+    provenance = {
+        "quantizer_hash": "0" * 32,
+        "window_seconds": 0.4,
+        "tail": "drop",
+        "codebook_size": 8,
+        "code_length": 1,
+        "code_version": "test",
+    } | provenance
+    shape = (index.num_frames, provenance["code_length"])
+    codes = np.random.default_rng(1).integers(0, provenance["codebook_size"], shape)
+    step = np.arange(index.num_frames) - index.episode_start[
+        index.episode_of_rows(np.arange(index.num_frames))
+    ]
+    length = index.episode_length[index.episode_of_rows(np.arange(index.num_frames))]
+    codes[step + round(provenance["window_seconds"] * FPS) >= length] = -1
+    writer = LabelSetWriter(index.sidecar_dir, name, index, provenance=provenance)
+    for shard in range(len(index.shards)):
+        writer.write_shard(shard, codes[index.rows_of_shard(shard)].astype(np.int16))
+    writer.finish()
+
+
+# --- Runs ---
+
+
+def lapa(*arguments: object) -> tuple[int, str, str]:
+    """`lapa ARGUMENTS` in this process; (exit code, stdout, stderr)."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = cli.main([str(x) for x in arguments])
+        except SystemExit as exit:  # argparse
+            code = exit.code
+    return code, out.getvalue(), err.getvalue()
+
+
+def result(workdir: Path) -> dict:
+    """What two runs of the same work must have in common: checksums of every array of the newest
+    checkpoint (params, ema, variables, optimizer state), its meta, and the metrics."""
+    directory = workdir / "checkpoints"
+    step = checkpoint.list_steps(directory)[-1]
+    meta, records = checkpoint._read_meta(directory, step)
+    arrays = {
+        f"{item}/{'/'.join(path)}": record["xxh3_64"]
+        for item, paths in records.items()
+        for path, record in paths.items()
+    }
+    rows = [
+        {key: value for key, value in json.loads(line).items() if key not in TIMING_KEYS}
+        for line in (workdir / METRICS_FILE).read_text().splitlines()
+    ]
+    return {"step": step, "meta": meta, "arrays": arrays, "metrics": rows}
+
+
+def logged_step(workdir: Path) -> int:
+    """The newest step in metrics.jsonl, 0 before the first."""
+    path = workdir / METRICS_FILE
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    lines = [line for line in lines if line.endswith("\n")]
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+def command(arguments: list[str], output: IO[str]) -> subprocess.Popen:
+    """`python -m lapa_jax ARGUMENTS` on one device, compiled as under `quick_compile`."""
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "lapa_jax", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def run_until(
+    arguments: list[str],
+    ready: Callable[[], bool] = lambda: False,
+    number: signal.Signals = signal.SIGKILL,
+    limit: float = 240.0,
+) -> tuple[int, str]:
+    """Runs a command to its end, or sends the signal once `ready()`; (exit code, output)."""
+    deadline = time.monotonic() + limit
+    with tempfile.TemporaryFile("w+") as output:
+        process = command(arguments, output)
+        try:
+            while process.poll() is None and not ready():
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"{arguments} made no progress in {limit} s")
+                time.sleep(0.005)
+            if process.poll() is None:
+                process.send_signal(number)
+            process.wait(limit)
+        finally:
+            process.kill()
+        output.seek(0)
+        return process.returncode, output.read()
