@@ -64,12 +64,10 @@ def _block(x, y, centre, cos, sin, shape):
 def _robot(x, y, tip, view: View):
     """Layers (distance, colour) from below to above."""
     base = jnp.asarray(_BASE)
-    away = base - tip
-    wrist = tip + away * (0.030 / jnp.sqrt((away * away).sum()))
     return [
-        (_capsule(x, y, base, wrist, 0.011, 0.008), view.arm),
-        (_capsule(x, y, wrist, tip, 0.020, EFFECTOR_RADIUS + 0.004), view.tip),
-        (_disc(x, y, wrist, 0.012), view.joint),
+        (_capsule(x, y, base, tip, 0.010, 0.008), view.arm),
+        (_disc(x, y, tip, EFFECTOR_RADIUS + 0.010), view.tip),
+        (_disc(x, y, tip, 0.010), view.joint),
     ]
 
 

@@ -26,8 +26,9 @@ class View:
     board: tuple[int, int, int] = (222, 214, 200)
     table: tuple[int, int, int] = (168, 154, 136)
     lip: tuple[int, int, int] = (132, 116, 98)
-    # The arm and the sleeve are pale: what moves most in the picture is what acts.
-    arm: tuple[int, int, int] = (190, 186, 180)
+    # The arm and the sleeve are pale and the gripper is round: the pixels that change follow what
+    # acts, in x as in y. A dark arm from the top shows x only.
+    arm: tuple[int, int, int] = (200, 195, 186)
     joint: tuple[int, int, int] = (120, 126, 136)
     tip: tuple[int, int, int] = (34, 36, 44)
     angle: float = 0.0  # camera roll, radians
@@ -38,7 +39,7 @@ class View:
 
 VIEWS: dict[str, View] = {
     "robot": View(),
-    "human": View(actor="hand", arm=(226, 172, 140), joint=(188, 194, 200), tip=(238, 190, 160)),
+    "human": View(actor="hand", arm=(150, 92, 62), joint=(196, 198, 200), tip=(186, 130, 100)),
     "recolour": View(
         board=(40, 40, 48),
         table=(98, 66, 52),
