@@ -40,26 +40,30 @@ def load(spec: str, overrides: list[str] | None = None) -> ConfigDict:
             f"config file {path} does not exist (from --config {spec}); "
             "shipped ones are under experiments/"
         )
-    argv = ["lapa", f"--config={spec}", *(overrides or [])]
+    overrides = overrides or []
+    known = _flatten(_read(spec, []))
+    for override in overrides:
+        key = override.removeprefix("--config.").split("=", 1)[0]
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"keys: {', '.join(known)}"
+            raise ValueError(f"config key {key!r} ({override}) is unknown in {spec}; {hint}")
+    return _read(spec, overrides)
+
+
+def _read(spec: str, overrides: list[str]) -> ConfigDict:
+    argv = ["lapa", f"--config={spec}", *overrides]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
         "config", None, lock_config=True, flag_values=values, sys_argv=argv
     )
     try:
         values(argv)
-    except (AttributeError, KeyError, flags.Error) as error:
-        known = list(_flatten(values["config"].value or {})) if "config" in values else []
-        raise ValueError(f"{spec}: {error}{_suggest(str(error), overrides or [], known)}") from None
+    except flags.Error as error:
+        # An error of the file itself arrives as a traceback inside of two others.
+        cause = error.__context__ and error.__context__.__context__
+        raise ValueError(f"{spec}: {cause or error}") from None
     return values.config
-
-
-def _suggest(message: str, overrides: list[str], known: list[str]) -> str:
-    for override in overrides:
-        key = override.removeprefix("--config.").split("=", 1)[0]
-        close = difflib.get_close_matches(key, known, n=1)
-        if key not in known and close:
-            return f" (unknown key {key!r}; did you mean {close[0]!r}?)"
-    return ""
 
 
 def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -51,6 +51,7 @@ COMMON = {
     "model.head_dim": 8,
     "model.unroll": 1,
 }
+POLICY = {"model.depth": 2, "model.text_vocab": 320, "model.front_end.stem_channels": "(8,)"}
 SIZES = {
     "quantizer": {
         "model.spatial_depth": 1,
@@ -61,8 +62,8 @@ SIZES = {
         "model.bottleneck.usage_decay": 0.5,
         "model.bottleneck.dead_fraction": 0.9,
     },
-    "latent_pretraining": {"model.depth": 2, "model.text_vocab": 320},
-    "action_finetuning": {"model.depth": 2, "model.text_vocab": 320},
+    "latent_pretraining": POLICY,
+    "action_finetuning": POLICY,
 }
 
 
@@ -144,9 +145,10 @@ def write_labels(directory: Path, name: str = LABEL_SET, **provenance) -> None:
     } | provenance
     shape = (index.num_frames, provenance["code_length"])
     codes = np.random.default_rng(1).integers(0, provenance["codebook_size"], shape)
-    step = np.arange(index.num_frames) - index.episode_start[
-        index.episode_of_rows(np.arange(index.num_frames))
-    ]
+    step = (
+        np.arange(index.num_frames)
+        - index.episode_start[index.episode_of_rows(np.arange(index.num_frames))]
+    )
     length = index.episode_length[index.episode_of_rows(np.arange(index.num_frames))]
     codes[step + round(provenance["window_seconds"] * FPS) >= length] = -1
     writer = LabelSetWriter(index.sidecar_dir, name, index, provenance=provenance)
@@ -167,6 +169,13 @@ def lapa(*arguments: object) -> tuple[int, str, str]:
         except SystemExit as exit:  # argparse
             code = exit.code
     return code, out.getvalue(), err.getvalue()
+
+
+def succeed(*arguments: object) -> str:
+    """Runs a verb that must succeed; its stdout."""
+    code, out, err = lapa(*arguments)
+    assert code == 0, err
+    return out
 
 
 def result(workdir: Path) -> dict:
@@ -234,3 +243,21 @@ def run_until(
             process.kill()
         output.seek(0)
         return process.returncode, output.read()
+
+
+# --- Golden files ---
+
+
+def check_golden(path: str, value: object) -> None:
+    """Compares plain JSON values with tests/golden/PATH; LAPA_UPDATE_GOLDEN=1 writes it instead."""
+    file = ROOT / "tests" / "golden" / path
+    text = json.dumps(value, indent=1, sort_keys=True) + "\n"
+    if os.environ.get("LAPA_UPDATE_GOLDEN") == "1":
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        return
+    update = "If this is meant, run the test with LAPA_UPDATE_GOLDEN=1 and review the difference"
+    assert file.exists(), f"{file} does not exist. {update}"
+    old, new = json.loads(file.read_text()), json.loads(text)
+    changes = [f"{key}: {a!r} -> {b!r}" for key, (a, b) in configs.difference(old, new).items()]
+    assert not changes, f"{file} differs. {update}:\n" + "\n".join(changes)

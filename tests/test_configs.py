@@ -1,0 +1,99 @@
+"""Shipped configs load, shrink, and are what their golden files say."""
+
+import importlib
+from pathlib import Path
+
+import jax
+import pytest
+import tiny
+
+from lapa_jax import config as configs
+from lapa_jax import stages
+from lapa_jax.models.module import flatten
+from lapa_jax.parallel import sharding
+from lapa_jax.parallel.mesh import make_mesh
+from lapa_jax.stages.policy import TOKENIZER
+from lapa_jax.tokens.text import train
+
+EXPERIMENTS = sorted(
+    str(path.relative_to(tiny.ROOT))
+    for stage in ("quantizer", "latent_vla", "action_vla")
+    for path in (tiny.ROOT / "experiments" / stage).glob("*.py")
+    if path.name != "__init__.py"
+)
+
+
+def load(experiment: str, arg: str = "", overrides: list[str] | None = None):
+    return configs.load(f"{tiny.ROOT / experiment}:{arg}", overrides)
+
+
+def test_every_stage_has_a_config():
+    assert {load(experiment).stage for experiment in EXPERIMENTS} == set(stages.STAGES)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_golden_config(experiment):
+    name = "-".join(Path(experiment).with_suffix("").parts[1:])
+    for quick in (False, True):
+        config = configs.to_dict(load(experiment, f"quick={quick}"))
+        tiny.check_golden(f"configs/{name}{'-quick' if quick else ''}.json", config)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_quick_is_smaller(experiment):
+    full, quick = load(experiment), load(experiment, "quick=True")
+    assert quick.steps < full.steps
+    assert quick.steps * quick.global_batch * 4 < full.steps * full.global_batch
+    assert quick.model.dim < full.model.dim
+    assert quick.stage == full.stage and quick.data.corpora == full.data.corpora
+    assert quick.steps >= quick.checkpoint.every_steps and quick.steps >= quick.log_every_steps
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_wrong_arguments_are_errors(experiment):
+    with pytest.raises(ValueError, match="'nonsense' is unknown; known: .*'quick'"):
+        load(experiment, "nonsense=1")
+    with pytest.raises(ValueError, match="quick='maybe' must be True or False"):
+        load(experiment, "quick=maybe")
+    with pytest.raises(ValueError, match="did you mean 'optimizer.peak_lr'"):
+        load(experiment, "quick=True", ["--config.optimizer.peak_lrr=1"])
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_docstring_gives_the_command(experiment):
+    module = importlib.import_module(".".join(Path(experiment).with_suffix("").parts))
+    assert experiment in module.__doc__ and "lapa train" in module.__doc__
+    assert "Shows" in module.__doc__ and "Cost" in module.__doc__
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_config_survives_json(experiment):
+    config = load(experiment)
+    again = configs.from_dict(configs.to_dict(config))
+    assert again == config and again.is_locked
+    with pytest.raises(AttributeError):
+        again.stepz = 3
+
+
+def test_difference_names_keys_of_both_sides():
+    one, other = {"a": 1, "b": {"c": (1, 2), "d": 0}}, {"a": 1, "b": {"c": [1, 3]}, "e": 5}
+    assert configs.difference(one, other) == {
+        "b.c": ([1, 2], [1, 3]),
+        "b.d": (0, "absent"),
+        "e": ("absent", 5),
+    }
+
+
+def test_golden_shardings():
+    """Where every parameter of the models lies under fsdp_tp."""
+    mesh = make_mesh(dict(data=1, fsdp=4, seq=1, tensor=2), jax.devices()[:8])
+    tokenizer = train([f"push block {i} to the wall" for i in range(20)], 384)
+    found = {}
+    for experiment in EXPERIMENTS:
+        config = load(experiment, "", ["--config.model.heads=4"])  # a number that tensor divides
+        if config.stage == "action_finetuning":
+            continue  # the same model as for latents, but for the names of the head
+        stage = stages.build(config, {TOKENIZER: tokenizer})
+        specs = sharding.tree_shardings(stage.axes(), stage.model.abstract()[0], mesh, "fsdp_tp")
+        found[experiment] = {path: str(s.spec) for path, s in flatten(specs).items()}
+    tiny.check_golden("shardings.json", found)

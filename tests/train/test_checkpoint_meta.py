@@ -1,0 +1,194 @@
+"""A checkpoint is self-contained, a workdir belongs to one config, and bad states are not saved."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from data_pipelines.index import load_index
+from data_pipelines.loader import FingerprintError
+from lapa_jax import runs, train
+from lapa_jax.models import module
+from lapa_jax.tokens.action import ActionTokenizer
+from lapa_jax.tokens.text import TextTokenizer
+from lapa_jax.training import checkpoint
+from lapa_jax.training.metrics import NonFiniteError
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+@pytest.fixture(scope="module")
+def latent_run(tiny_data, tmp_path_factory):
+    """A workdir reduced to its checkpoints, and its config."""
+    workdir = tmp_path_factory.mktemp("latent")
+    config = tiny.config("latent_pretraining", tiny_data)
+    assert train.train(config, workdir)
+    for path in workdir.iterdir():
+        if path.name != "checkpoints":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return workdir, config
+
+
+@pytest.fixture(scope="module")
+def interrupted(tiny_data, tmp_path_factory):
+    """(data, workdir) of a run that saved step 2 of 4."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    data, workdir = folder / "data", folder / "run"
+    shutil.copytree(tiny_data, data)
+
+    def stop(step, metrics):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "check_finite", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train.train(tiny.config("latent_pretraining", data), workdir)
+    assert checkpoint.list_steps(workdir / "checkpoints") == [2]
+    return data, workdir
+
+
+@pytest.fixture
+def started(interrupted, tiny_data, tmp_path):
+    """The same; what a test does to them is undone."""
+    data, workdir = interrupted
+    shutil.copytree(workdir, tmp_path / "run")
+    yield data, tmp_path / "run"
+    shutil.rmtree(data)
+    shutil.copytree(tiny_data, data)
+
+
+def test_everything_is_in_the_checkpoint(latent_run, tiny_data):
+    workdir, config = latent_run
+    meta = checkpoint.load_meta(workdir / "checkpoints")
+    assert meta["step"] == 4
+    assert meta["config"] == json.loads(json.dumps(config.to_dict()))
+    assert meta["data"]["step"] == 4 and meta["data"]["seed"] == config.seed
+    assert {"global_batch", "mixture_hash", "index_hash"} <= meta["data"].keys()
+    assert meta["provenance"]["corpora"] == {
+        "robot": load_index(tiny_data / "robot", split="train").hash
+    }
+    assert meta["provenance"]["label_sets"]["robot"]["quantizer_hash"] == "0" * 32
+    assert meta["provenance"]["init_from"] is None
+    assert meta["provenance"]["code_version"] == runs.code_version()
+    tokenizer = TextTokenizer(meta["assets"]["tokenizer.model"], 20)
+    assert tokenizer.vocab_size <= config.model.text_vocab
+
+
+def test_a_run_needs_only_its_checkpoints(latent_run, tmp_path):
+    """... not even in the place where it was trained; the data may be gone."""
+    workdir, config = latent_run
+    moved = tmp_path / "moved"
+    shutil.copytree(workdir, moved)
+    run = runs.load(moved)
+    assert run.step == 4 and run.config == config
+    assert run.params_hash == runs.load(workdir).params_hash
+    older = runs.load(moved, step=2)
+    assert older.step == 2 and older.params_hash != run.params_hash
+    text, mask = run.stage.tokenizer.encode(["move the red square to place 1"])
+    image = np.zeros((1, tiny.SIZE, tiny.SIZE, 3), np.uint8)
+    z = run.stage.predict(run.params, run.variables, image, text, mask)
+    assert z.shape == (1, 1) and 0 <= int(z[0, 0]) < 8
+
+
+def test_a_workdir_without_checkpoint_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=str(tmp_path)):
+        runs.load(tmp_path)
+
+
+def test_another_config_is_refused(started, tiny_data):
+    data, workdir = started
+    before = tiny.result(workdir)
+    config = tiny.config(
+        "latent_pretraining",
+        data,
+        seed=1,
+        model__depth=3,
+        optimizer__peak_lr=0.5,
+        log_every_steps=2,
+    )
+    with pytest.raises(ValueError) as error:
+        train.train(config, workdir)
+    lines = str(error.value).splitlines()
+    assert str(workdir) in lines[0]
+    assert [line.split(":")[0].strip() for line in lines[1:]] == [
+        "model.depth",
+        "optimizer.peak_lr",
+        "seed",
+    ], "keys that change nothing, as log_every_steps, are free"
+    assert "2 there, 3 now" in str(error.value)
+    assert tiny.result(workdir) == before
+
+
+def test_changed_labels_are_refused(started):
+    data, workdir = started
+    shutil.rmtree(data / "robot" / "labels")
+    tiny.write_labels(data / "robot", quantizer_hash="1" * 32)
+    with pytest.raises(FingerprintError, match="mixture_hash"):
+        train.train(tiny.config("latent_pretraining", data), workdir)
+
+
+def test_changed_data_are_refused(started):
+    data, workdir = started
+    shutil.rmtree(data / "robot")
+    tiny.write_labels(tiny.write_corpus(data / "robot", seed=5))
+    with pytest.raises(FingerprintError, match="index_hash"):
+        train.train(tiny.config("latent_pretraining", data), workdir)
+
+
+def test_another_seed_is_refused_by_the_data_too(started):
+    """Even where someone has edited the workdir's config.json."""
+    data, workdir = started
+    config = tiny.config("latent_pretraining", data, seed=1)
+    (workdir / "config.json").unlink()
+    with pytest.raises(FingerprintError, match="seed"):
+        train.train(config, workdir)
+
+
+def test_a_state_that_is_not_finite_is_never_saved(tiny_data, tmp_path):
+    config = tiny.config(
+        "latent_pretraining", tiny_data, optimizer__peak_lr=1e16, checkpoint__every_steps=1
+    )
+    with pytest.raises(NonFiniteError, match="step [23] is not finite.*optimizer.peak_lr") as error:
+        train.train(config, tmp_path)
+    bad = int(str(error.value).split()[1])
+    steps = checkpoint.list_steps(tmp_path / "checkpoints")
+    assert steps == list(range(1, bad))
+    params = runs.load(tmp_path).params
+    assert all(np.isfinite(x).all() for x in map(np.asarray, jax.tree.leaves(params)))
+    with pytest.raises(NonFiniteError, match=f"step {bad} "):  # a restart ends at the same step
+        train.train(config, tmp_path)
+
+
+def test_starting_from_another_run(latent_run, tiny_data, tmp_path):
+    """init_from: the report says what happened to every parameter, and the tokenizer is kept."""
+    workdir, _ = latent_run
+    config = tiny.config("action_finetuning", tiny_data, init_from=str(workdir))
+    assert train.train(config, tmp_path)
+    source, run = runs.load(workdir), runs.load(tmp_path)
+    report = json.loads((tmp_path / "init_from.json").read_text())
+    assert sorted(report["dropped"]) == [
+        "embeddings/latent/table",
+        "heads/latent/kernel",
+    ]
+    assert sorted(report["initialised"]) == [
+        "embeddings/action/table",
+        "heads/action/kernel",
+    ]
+    paths = module.paths(run.params)
+    assert set(report["taken"]) == paths - set(report["initialised"])
+    assert run.provenance["init_from"] == source.params_hash
+    assert run.assets["tokenizer.model"] == source.assets["tokenizer.model"]
+    bins = ActionTokenizer.from_json(run.assets["action_bins.json"])
+    assert bins.action_dim == 2 and max(bins.num_bins) <= config.model.action_vocab
+
+
+def test_the_tokenizer_cannot_be_given_twice(latent_run, tiny_data, tmp_path):
+    config = tiny.config(
+        "action_finetuning", tiny_data, init_from=str(latent_run[0]), model__tokenizer="x.model"
+    )
+    with pytest.raises(ValueError, match="model.tokenizer.*init_from"):
+        train.train(config, tmp_path)

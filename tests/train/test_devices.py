@@ -1,0 +1,124 @@
+"""Eight devices train as one does, for every preset and stage, through the loop itself."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from lapa_jax import train
+from lapa_jax.parallel.mesh import make_mesh
+from lapa_jax.parallel.sharding import PRESETS
+from lapa_jax.training import step as train_step
+from lapa_jax.training.checkpoint import Checkpoints
+from lapa_jax.training.metrics import METRICS_FILE, TIMING_KEYS
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compile")]
+
+MESHES = {
+    "dp": dict(data=8),
+    "fsdp": dict(data=2, fsdp=4),
+    "fsdp_tp": dict(data=2, fsdp=2, tensor=2),
+    "fsdp_sp": dict(data=2, fsdp=2, seq=2),
+    "fsdp_tp_sp": dict(fsdp=2, seq=2, tensor=2),
+}
+CASES = [
+    *(("latent_pretraining", preset) for preset in MESHES),
+    ("quantizer", "fsdp_tp"),
+    ("action_finetuning", "fsdp_tp"),
+]
+# Float32; the order of sums differs between meshes.
+METRIC_TOLERANCE = 2e-4  # relative
+STATE_TOLERANCE = 1e-4  # of the largest value of an array
+
+
+class Saved(Exception):
+    """Ends a run at its first checkpoint, of step 2."""
+
+
+@pytest.fixture(scope="module")
+def run(tiny_data, tmp_path_factory):
+    """(metrics of two steps, state after them) of a stage on a mesh; devices 0: one device."""
+
+    def run(stage, preset="dp", **sizes):
+        workdir = tmp_path_factory.mktemp(f"{stage}-{preset}")
+        sizes = dict(data=1, fsdp=1, seq=1, tensor=1) | sizes
+        count = int(np.prod(list(sizes.values())))
+        config = tiny.config(stage, tiny_data, mesh__preset=preset)
+        held, traces = [], []
+
+        def save(self, step, state, meta):
+            held.append(jax.device_get(state))
+            raise Saved
+
+        def make_train_step(*args, **kwargs):
+            step = train_step.make_train_step(*args, **kwargs)
+            return lambda state, batch: (traces.append(1), step(state, batch))[1]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Checkpoints, "save", save)
+            patch.setattr(train, "make_train_step", make_train_step)
+            patch.setattr(train, "make_mesh", lambda _: make_mesh(sizes, jax.devices()[:count]))
+            with pytest.raises(Saved):
+                train.train(config, workdir)
+        assert len(traces) == 1, "the step is compiled once, not again for its own output"
+        rows = [json.loads(line) for line in (workdir / METRICS_FILE).read_text().splitlines()]
+        return [{k: v for k, v in row.items() if k not in TIMING_KEYS} for row in rows], held[0]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def on_one_device(run):
+    done = {}
+
+    def get(stage):
+        if stage not in done:
+            done[stage] = run(stage)
+        return done[stage]
+
+    return get
+
+
+def test_every_preset_has_a_mesh():
+    assert MESHES.keys() == PRESETS.keys()
+
+
+@pytest.mark.parametrize("stage, preset", CASES)
+def test_same_losses_and_gradients(run, on_one_device, stage, preset):
+    one_rows, one = on_one_device(stage)
+    rows, state = run(stage, preset, **MESHES[preset])
+    assert len(rows) == len(one_rows) == 2
+    for row, expected in zip(rows, one_rows, strict=True):
+        assert row.keys() == expected.keys()
+        for name, value in expected.items():
+            np.testing.assert_allclose(
+                row[name], value, rtol=METRIC_TOLERANCE, atol=1e-6, err_msg=name
+            )
+    # Adam's averages are the gradients and their squares; parameters follow from them.
+    leaves = jax.tree_util.tree_flatten_with_path((one.opt_state, one.variables, one.step))[0]
+    others = jax.tree.leaves((state.opt_state, state.variables, state.step))
+    moved = 0
+    for (path, expected), value in zip(leaves, others, strict=True):
+        scale = max(float(np.abs(expected).max()), 1e-8)
+        np.testing.assert_allclose(
+            value,
+            expected,
+            rtol=0,
+            atol=STATE_TOLERANCE * scale,
+            err_msg=jax.tree_util.keystr(path),
+        )
+        moved += bool(np.any(expected))
+    assert moved > len(leaves) / 2, "the comparison is of zeros"
+
+
+@pytest.mark.parametrize("stage", ["quantizer", "latent_pretraining", "action_finetuning"])
+def test_golden_numerics(on_one_device, stage):
+    """Loss and gradient of the first two steps, so that a change of either is seen."""
+    rows, _ = on_one_device(stage)
+    found = {
+        f"step {row['step']}": {name: f"{row[name]:.3e}" for name in ("loss", "grad_norm")}
+        for row in rows
+    }
+    tiny.check_golden(f"numerics-{stage}.json", found)

@@ -1,0 +1,95 @@
+"""A run that was stopped and restarted is bitwise the run that was not."""
+
+import os
+import random
+import signal
+
+import pytest
+import tiny
+
+from lapa_jax import train
+from lapa_jax.training import checkpoint
+
+STEPS = 18
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compile")]
+
+
+def assert_same(one: dict, other: dict) -> None:
+    assert one["step"] == other["step"] == STEPS
+    changed = [path for path, value in one["arrays"].items() if other["arrays"][path] != value]
+    assert not changed and one["arrays"].keys() == other["arrays"].keys()
+    assert one["meta"] == other["meta"]
+    assert one["metrics"] == other["metrics"]
+    assert [row["step"] for row in one["metrics"]] == list(range(1, STEPS + 1))
+
+
+def test_sigterm_and_sigkill_in_a_process_of_its_own(tiny_data, tmp_path):
+    """The quantizer, whose codebook is replaced at random and keeps statistics."""
+
+    def arguments(name):
+        changes = dict(steps=STEPS, checkpoint__every_steps=5, optimizer__warmup_steps=4)
+        config = tiny.arguments("quantizer", tiny_data, **changes)
+        return ["train", *config, "--workdir", str(tmp_path / name)]
+
+    code, output = tiny.run_until(arguments("whole"))
+    assert code == 0, output
+    whole = tiny.result(tmp_path / "whole")
+    assert any(row["dead_codes"] > 0 for row in whole["metrics"]), "no code was ever replaced"
+
+    stopped = tmp_path / "stopped"
+    rng = random.Random(2)
+    first, second = rng.randint(2, 7), rng.randint(11, 14)
+    code, output = tiny.run_until(
+        arguments("stopped"), lambda: tiny.logged_step(stopped) >= first, signal.SIGTERM
+    )
+    assert code == train.EXIT_RESTART, output
+    saved = checkpoint.list_steps(stopped / "checkpoints")[-1]
+    assert first <= saved < second, "the step in flight is saved, whatever checkpoint.every_steps"
+
+    code, output = tiny.run_until(
+        arguments("stopped"), lambda: tiny.logged_step(stopped) >= second, signal.SIGKILL
+    )
+    assert code == -signal.SIGKILL, output
+    assert f"continues at step {saved} of {STEPS}" in output
+    assert checkpoint.list_steps(stopped / "checkpoints")[-1] < STEPS
+
+    code, output = tiny.run_until(arguments("stopped"))
+    assert code == 0, output
+    assert_same(whole, tiny.result(stopped))
+
+
+def test_restart_of_a_policy_with_moving_average(tiny_data, tmp_path, monkeypatch):
+    """A policy, in process: once by a signal, once by an error in the middle of an interval."""
+    changes = dict(steps=STEPS, checkpoint__every_steps=5, optimizer__ema_decay=0.9)
+    config = tiny.config("action_finetuning", tiny_data, **changes)
+    assert train.train(config, tmp_path / "whole")
+    whole = tiny.result(tmp_path / "whole")
+    assert {path.split("/")[0] for path in whole["arrays"]} >= {"params", "ema", "state"}
+
+    class Crash(Exception):
+        pass
+
+    check = train.check_finite
+
+    def disturb(step, metrics):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if step == 13:
+            raise Crash
+        check(step, metrics)
+
+    stopped = tmp_path / "stopped"
+    monkeypatch.setattr(train, "check_finite", disturb)
+    assert not train.train(config, stopped)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "the handler is given back"
+    saved = checkpoint.list_steps(stopped / "checkpoints")
+    assert saved[-1] in (3, 4, 5)
+    with pytest.raises(Crash):
+        train.train(config, stopped)
+    assert checkpoint.list_steps(stopped / "checkpoints")[-1] == 10
+    monkeypatch.undo()
+    assert train.train(config, stopped)
+    assert_same(whole, tiny.result(stopped))
+
+    assert train.train(config, stopped), "a finished run stays as it is"
+    assert_same(whole, tiny.result(stopped))

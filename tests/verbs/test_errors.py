@@ -1,0 +1,234 @@
+"""A bad input ends a verb with exit code 2 and one line that names it; nothing is started."""
+
+import errno
+import re
+import shutil
+
+import pytest
+import tiny
+
+from lapa_jax import cli
+from lapa_jax.training import checkpoint
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+def refused(*arguments, lines: int = 1) -> str:
+    """The message of a verb that must refuse its input."""
+    code, _, err = tiny.lapa(*arguments)
+    assert code == 2, err
+    told = err[err.rindex("lapa: ") :].strip().splitlines()
+    assert len(told) == lines, err
+    assert "Traceback" not in err
+    return told[0]
+
+
+def train(tmp_path, name, data, **changes) -> str:
+    workdir = tmp_path / "run"
+    told = refused("train", *tiny.arguments(name, data, **changes), "--workdir", workdir)
+    assert not (workdir / "checkpoints").exists() or not list((workdir / "checkpoints").iterdir())
+    return told
+
+
+@pytest.fixture
+def data(tiny_data, tmp_path):
+    """A copy that may be broken."""
+    shutil.copytree(tiny_data, tmp_path / "data")
+    return tmp_path / "data"
+
+
+# --- The command line ---
+
+
+def test_lapa_alone_prints_every_verb_with_an_example():
+    code, out, _ = tiny.lapa()
+    assert code == 0
+    for verb in ("demo", "train", "label", "evaluate", "data"):
+        assert verb in cli.VERBS
+        assert re.search(rf"^  {verb} +\w+", out, re.M)
+        assert out.count(f"\n            lapa {verb}") == 1, "an example"
+    code, out, _ = tiny.lapa("data")
+    assert code == 0
+    for verb in ("collect", "convert", "index", "inspect", "batch"):
+        assert re.search(rf"^  {verb} +\w+", out, re.M) and f"  lapa data {verb}" in out
+
+
+@pytest.mark.parametrize("arguments", [["trian"], ["data", "idnex"]])
+def test_unknown_verb(arguments):
+    code, _, err = tiny.lapa(*arguments)
+    assert code == 2
+    assert f"unknown verb {arguments[-1]!r}" in err and "usage:" in err
+
+
+@pytest.mark.parametrize("verb", [["train"], ["label"], ["evaluate"], ["data", "index"]])
+def test_missing_flags(verb):
+    code, _, err = tiny.lapa(*verb)
+    assert code == 2 and "required" in err
+
+
+def test_unknown_flag(tiny_data, tmp_path):
+    arguments = tiny.arguments("quantizer", tiny_data)
+    code, _, err = tiny.lapa("train", *arguments, "--workdir", tmp_path / "run", "--stepz=3")
+    assert code == 2 and "--stepz=3" in err and "--config.key=value" in err
+
+
+# --- The config ---
+
+
+def test_unknown_config_key_with_a_suggestion(tmp_path, tiny_data):
+    told = train(tmp_path, "quantizer", tiny_data, optimizer__peak_lrs=0.1)
+    assert "optimizer.peak_lrs" in told and "did you mean 'optimizer.peak_lr'?" in told
+
+
+def test_value_of_another_type(tmp_path, tiny_data):
+    assert "steps" in train(tmp_path, "quantizer", tiny_data, steps="many")
+
+
+def test_unknown_stage(tmp_path, tiny_data):
+    told = train(tmp_path, "quantizer", tiny_data, stage="quantiser")
+    assert "config.stage='quantiser'" in told and "latent_pretraining" in told
+
+
+def test_missing_config_file(tmp_path):
+    told = refused("train", "--config", "experiments/nothing.py", "--workdir", tmp_path / "run")
+    assert "experiments/nothing.py" in told
+
+
+def test_unknown_config_argument(tmp_path, tiny_data):
+    config = tiny.ROOT / "experiments/quantizer/tabletop.py"
+    told = refused("train", "--config", f"{config}:qick=True", "--workdir", tmp_path / "run")
+    assert "'qick'" in told and "quick" in told
+
+
+def test_bottleneck_that_does_not_exist(tmp_path, tiny_data):
+    told = train(tmp_path, "quantizer", tiny_data, model__bottleneck__name="vqq")
+    assert "vqq" in told and "nsvq" in told
+
+
+# --- The data ---
+
+
+def test_missing_folder(tmp_path):
+    assert str(tmp_path / "nowhere") in train(tmp_path, "quantizer", tmp_path / "nowhere")
+    assert "nowhere" in refused("data", "index", tmp_path / "nowhere")
+    assert "nowhere" in refused("data", "inspect", tmp_path / "nowhere")
+
+
+def test_empty_folder(tmp_path):
+    (tmp_path / "empty" / "robot").mkdir(parents=True)
+    told = train(tmp_path, "quantizer", tmp_path / "empty")
+    assert str(tmp_path / "empty" / "robot") in told
+    assert "no TFRecord shards" in refused("data", "index", tmp_path / "empty" / "robot")
+
+
+def test_no_index(tmp_path):
+    tiny.write_corpus(tmp_path / "data" / "robot", index=False)
+    told = train(tmp_path, "quantizer", tmp_path / "data")
+    assert str(tmp_path / "data" / "robot") in told and "lapa data index" in told
+
+
+def test_truncated_shard(tmp_path, data):
+    shard = sorted((data / "robot").glob("*.tfrecord-*"))[0]
+    shard.write_bytes(shard.read_bytes()[:-100])
+    told = train(tmp_path, "quantizer", data)
+    assert shard.name in told or str(data / "robot") in told
+    told = refused("data", "index", data / "robot", "--workers", 1)
+    assert shard.name in told
+
+
+def test_window_longer_than_every_clip(tmp_path, tiny_data):
+    told = train(tmp_path, "quantizer", tiny_data, data__corpora__robot__window_seconds=60.0)
+    assert "data.corpora.robot.window_seconds 60.0" in told and "longest" in told
+
+
+def test_image_size_of_the_config_is_another(tmp_path, tiny_data):
+    told = train(tmp_path, "quantizer", tiny_data, data__image_size="(32,32)")
+    assert "'robot'" in told and "64x64" in told and "data.image_size" in told
+
+
+def test_label_set_that_does_not_exist(tmp_path, tiny_data):
+    told = train(tmp_path, "latent_pretraining", tiny_data, data__corpora__robot__label_set="other")
+    assert "'other'" in told and tiny.LABEL_SET in told and "lapa label" in told
+
+
+def test_labels_longer_than_the_config_says(tmp_path, data):
+    tiny.write_labels(data / "robot", "long", code_length=4)
+    told = train(tmp_path, "latent_pretraining", data, data__corpora__robot__label_set="long")
+    assert "code" in told and "4" in told and "code_length=1" in told
+
+
+def test_labels_of_a_larger_codebook(tmp_path, data):
+    tiny.write_labels(data / "robot", "large", codebook_size=500)
+    told = train(tmp_path, "latent_pretraining", data, data__corpora__robot__label_set="large")
+    assert "model.latent_vocab=8" in told
+
+
+def test_mixture_of_two_quantizers(tmp_path, data):
+    shutil.copytree(data / "robot", data / "human")
+    shutil.rmtree(data / "human" / "labels")
+    tiny.write_labels(data / "human", quantizer_hash="2" * 32)
+    told = train(tmp_path, "latent_pretraining", data, views="human+robot")
+    assert "quantizer_hash" in told and "human" in told and "robot" in told
+
+
+def test_pretrained_run_that_does_not_exist(tmp_path, tiny_data):
+    told = train(tmp_path, "action_finetuning", tiny_data, init_from=tmp_path / "nothing")
+    assert str(tmp_path / "nothing") in told
+
+
+def test_batch_that_the_devices_do_not_divide(tmp_path, tiny_data, monkeypatch):
+    import jax
+
+    from lapa_jax import train as loop
+    from lapa_jax.parallel.mesh import make_mesh
+
+    monkeypatch.setattr(loop, "make_mesh", lambda config: make_mesh(config, jax.devices()))
+    told = train(tmp_path, "action_finetuning", tiny_data, global_batch=6)
+    assert "global_batch" in told and "8" in told
+
+
+# --- Runs ---
+
+
+@pytest.mark.parametrize("verb", [["label", "--corpus", "x", "--name", "y"], ["evaluate"]])
+def test_no_run_there(tmp_path, verb):
+    assert str(tmp_path) in refused(*verb, "--workdir", tmp_path)
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_data, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("policy")
+    arguments = tiny.arguments("latent_pretraining", tiny_data)
+    assert tiny.lapa("train", *arguments, "--workdir", workdir)[0] == 0
+    return workdir
+
+
+def test_labelling_with_a_policy(policy, tiny_data):
+    told = refused("label", "--workdir", policy, "--corpus", tiny_data / "robot", "--name", "y")
+    assert str(policy) in told and "not a quantizer" in told
+
+
+def test_another_config_lists_the_keys(policy, tiny_data):
+    arguments = tiny.arguments("latent_pretraining", tiny_data, seed=3, model__dim=64)
+    code, _, err = tiny.lapa("train", *arguments, "--workdir", policy)
+    assert code == 2
+    assert "model.dim: 32 there, 64 now" in err and "seed: 0 there, 3 now" in err
+
+
+def test_full_disk_while_saving(tiny_data, tmp_path, monkeypatch):
+    """The error says so and what is kept; with space again the run continues."""
+    save = checkpoint.ocp.CheckpointManager.save
+
+    def fail_at_4(self, step, **kwargs):
+        if step == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(self, step, **kwargs)
+
+    arguments = tiny.arguments("latent_pretraining", tiny_data)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.ocp.CheckpointManager, "save", fail_at_4)
+        told = refused("train", *arguments, "--workdir", tmp_path)
+    assert "step 4" in told and "the disk is full" in told and "[2]" in told
+    assert checkpoint.list_steps(tmp_path / "checkpoints") == [2]
+    code, _, err = tiny.lapa("train", *arguments, "--workdir", tmp_path)
+    assert code == 0 and "continues at step 2 of 4" in err

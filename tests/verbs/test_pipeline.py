@@ -1,0 +1,187 @@
+"""The whole method through the command line, from collecting data to evaluating policies."""
+
+import json
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import simplejpeg
+import tiny
+from tiny import succeed
+
+from data_pipelines.index import load_index
+from data_pipelines.labels import LabelSet, LabelSetWriter
+from lapa_jax import pairs, runs
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compile")]
+
+VIEWS = "human+robot"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Collected and indexed."""
+    folder = tmp_path_factory.mktemp("tabletop")
+    out = succeed(
+        *("data", "collect", "--out", folder, "--episodes", 16, "--families", "reach"),
+        *("--views", "human,robot", "--size", tiny.SIZE, "--blocks", 2, "--horizon", 40),
+    )
+    assert "16" in out
+    for view in ("human", "robot"):
+        assert "16 episodes" in succeed("data", "index", folder / view, "--workers", 1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def quantizer(quick_compile, data, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("quantizer")
+    succeed("train", *tiny.arguments("quantizer", data, views=VIEWS), "--workdir", workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def labelled(quantizer, data):
+    """`data` with a label set in both views."""
+    for view in ("human", "robot"):
+        succeed("label", "--workdir", quantizer, "--corpus", data / view, "--name", tiny.LABEL_SET)
+    return data
+
+
+@pytest.fixture(scope="module")
+def latent_vla(labelled, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("latent_vla")
+    arguments = tiny.arguments("latent_pretraining", labelled, views=VIEWS)
+    succeed("train", *arguments, "--workdir", workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def action_vla(latent_vla, data, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("action_vla")
+    arguments = tiny.arguments("action_finetuning", data, init_from=latent_vla)
+    succeed("train", *arguments, "--workdir", workdir)
+    return workdir
+
+
+def test_labels_are_what_the_quantizer_says(quantizer, labelled):
+    index = load_index(labelled / "robot", split="train")
+    labels = LabelSet.open(index.sidecar_dir, tiny.LABEL_SET, index)
+    run = runs.load(quantizer)
+    assert labels.provenance["quantizer_hash"] == run.params_hash
+    window = run.config.data.corpora.robot.window_seconds
+    assert labels.provenance["window_seconds"] == window
+    steps = round(window * float(index.fps[0]))
+    expected = np.concatenate([np.arange(n) < n - steps for n in index.episode_length])
+    np.testing.assert_array_equal(labels.valid, expected)
+
+    rows = np.flatnonzero(expected)[::7]
+    first, last = (np.stack([_frame(index, r + d) for r in rows]) for d in (0, steps))
+    z = run.stage.quantize(run.params, run.variables, jnp.asarray(first), jnp.asarray(last))
+    np.testing.assert_array_equal(labels.labels(rows), z)
+
+
+def _frame(index, row):
+    episode = int(index.episode_of_rows(np.array([row]))[0])
+    with open(index.shards[int(index.shard_of_episode[episode])], "rb") as file:
+        file.seek(int(index.frame_offset[row]))
+        return simplejpeg.decode_jpeg(file.read(int(index.frame_length[row])))
+
+
+def test_labelling_again_reads_no_frame(quantizer, labelled, monkeypatch):
+    monkeypatch.setattr(pairs.Pairs, "_read", None)
+    succeed(
+        "label", "--workdir", quantizer, "--corpus", labelled / "robot", "--name", tiny.LABEL_SET
+    )
+
+
+def test_labelling_continues_with_the_shard_that_is_missing(
+    quantizer, tiny_data, tmp_path, monkeypatch
+):
+    corpus = tmp_path / "robot"
+    shutil.copytree(tiny_data / "robot", corpus)
+    arguments = ("label", "--workdir", quantizer, "--corpus", corpus, "--name")
+    succeed(*arguments, "whole")
+
+    class Killed(Exception):
+        pass
+
+    written, write = [], LabelSetWriter.write_shard
+
+    def write_shard(self, shard, labels):
+        if written:
+            raise Killed
+        written.append(shard)
+        write(self, shard, labels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LabelSetWriter, "write_shard", write_shard)
+        with pytest.raises(Killed):
+            succeed(*arguments, "stopped")
+    index = load_index(corpus, split="train")
+    assert len(index.shards) == 2 and written == [0]
+    with pytest.raises(ValueError, match=r"not finished: shards \[1\] of 2"):
+        LabelSet.open(index.sidecar_dir, "stopped", index)
+
+    again = []
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            LabelSetWriter,
+            "write_shard",
+            lambda self, shard, labels: (again.append(shard), write(self, shard, labels)),
+        )
+        succeed(*arguments, "stopped")
+    assert again == [1]
+    rows = np.arange(index.num_frames)
+    whole, stopped = (
+        LabelSet.open(index.sidecar_dir, name, index) for name in ("whole", "stopped")
+    )
+    np.testing.assert_array_equal(whole.valid, stopped.valid)
+    np.testing.assert_array_equal(
+        whole.labels(rows[whole.valid]), stopped.labels(rows[whole.valid])
+    )
+
+
+def test_where_a_policy_comes_from_is_written(quantizer, latent_vla, action_vla):
+    latent, action = runs.load(latent_vla), runs.load(action_vla)
+    assert latent.provenance["label_sets"].keys() == {"human", "robot"}
+    for made_by in latent.provenance["label_sets"].values():
+        assert made_by["quantizer_hash"] == runs.load(quantizer).params_hash
+    assert action.provenance["init_from"] == latent.params_hash
+    report = json.loads((action_vla / "init_from.json").read_text())
+    assert set(report) == {"taken", "dropped", "initialised"}
+    assert report["dropped"] and all("latent" in path for path in report["dropped"])
+    assert report["initialised"] and all("action" in path for path in report["initialised"])
+    assert len(report["taken"]) > 10
+
+
+def test_evaluation_of_a_quantizer(quantizer, data, tmp_path):
+    file = tmp_path / "result.json"
+    out = succeed("evaluate", "--workdir", quantizer, "--max_examples", 40, "--json", file)
+    result = json.loads(out[out.index("{") :])
+    assert json.loads(file.read_text()) == result
+    assert result.keys() == {"workdir", "step", "human", "robot"} and result["step"] == 4
+    parts = {"pairs", "window_seconds", "codes", "reconstruction", "probe"}
+    for view in ("human", "robot"):
+        assert parts <= result[view].keys()
+        assert 0 < result[view]["pairs"] <= 40
+    other = succeed(
+        *("evaluate", "--workdir", quantizer, "--max_examples", 40, "--corpus", data / "robot")
+    )
+    assert json.loads(other)[str(data / "robot")] == result["robot"]
+
+
+def test_evaluation_of_policies(latent_vla, action_vla, quick_compile):
+    result = json.loads(succeed("evaluate", "--workdir", latent_vla, "--max_examples", 16))
+    assert "success" not in result
+    assert {"loss", "token_accuracy", "sequence_accuracy", "examples"} <= result["tokens"].keys()
+    assert result["tokens"]["examples"] == 16
+
+    arguments = ("evaluate", "--workdir", action_vla, "--max_examples", 16, "--families", "reach")
+    arguments += ("--blocks", 2, "--episodes", 4, "--steps", 5)
+    result = json.loads(succeed(*arguments))
+    success = result["success"]["reach"]
+    assert success["episodes"] == 4 and success["steps"] == 5
+    assert 0 <= success["successes"] <= 4
+    assert 0 <= success["low"] <= success["estimate"] <= success["high"] <= 1
+    assert json.loads(succeed(*arguments))["success"] == result["success"], "fixed start states"
