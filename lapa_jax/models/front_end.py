@@ -17,6 +17,7 @@ from flax import nnx
 
 from lapa_jax.models.layers import Dense, LayerNorm, truncated_normal
 from lapa_jax.models.module import param
+from lapa_jax.parallel.sharding import constrain
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,9 @@ class Patches(nnx.Module):
         x = x.reshape(B, H // p, p, W // p, p, C).transpose(0, 1, 3, 2, 4, 5)
         x = self.project(x.reshape(B, H // p, W // p, -1))
         x = x + (self.rows[...] + self.columns[...]).astype(self.dtype)
-        return x.reshape(B, -1, x.shape[-1])
+        # Left to choose, the partitioner splits the stem by rows where the sequence is split, and
+        # doubles the gradients of its kernels.
+        return constrain(x.reshape(B, -1, x.shape[-1]), "batch", None, None)
 
 
 class ConvStage(nnx.Module):
