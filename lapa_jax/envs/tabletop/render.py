@@ -29,7 +29,8 @@ _SHAPES = np.array(
     np.float32,
 )
 
-_BASE = np.array([0.0, 0.70], np.float32)  # where the robot's arm comes from
+_BASE = np.array([0.0, 0.34], np.float32)  # the robot's shoulder, beyond the far edge
+_LINK = 0.33  # metres, of each of its two links: together they reach the near corners
 _ELBOW = np.array([0.30, -0.55], np.float32)  # where the forearm comes from
 
 
@@ -62,10 +63,16 @@ def _block(x, y, centre, cos, sin, shape):
 
 
 def _robot(x, y, tip, view: View):
-    """Layers (distance, colour) from below to above."""
+    """Layers (distance, colour) from below to above: an arm of two links in the plane, so that the
+    arm tells of motion along every axis (one link from one side would tell of one)."""
     base = jnp.asarray(_BASE)
+    to_tip = tip - base
+    square = (to_tip * to_tip).sum()
+    bend = jnp.sqrt(jnp.maximum(_LINK**2 / square - 0.25, 0.0))
+    elbow = base + 0.5 * to_tip + bend * jnp.stack([-to_tip[1], to_tip[0]])
     return [
-        (_capsule(x, y, base, tip, 0.010, 0.008), view.arm),
+        (_capsule(x, y, base, elbow, 0.012, 0.010), view.arm),
+        (_capsule(x, y, elbow, tip, 0.010, 0.008), view.arm),
         (_disc(x, y, tip, EFFECTOR_RADIUS + 0.010), view.tip),
         (_disc(x, y, tip, 0.010), view.joint),
     ]

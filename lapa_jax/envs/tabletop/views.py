@@ -26,9 +26,7 @@ class View:
     board: tuple[int, int, int] = (222, 214, 200)
     table: tuple[int, int, int] = (168, 154, 136)
     lip: tuple[int, int, int] = (132, 116, 98)
-    # The arm and the sleeve are pale and the gripper is round: the pixels that change follow what
-    # acts, in x as in y. A dark arm from the top shows x only.
-    arm: tuple[int, int, int] = (200, 195, 186)
+    arm: tuple[int, int, int] = (176, 172, 168)
     joint: tuple[int, int, int] = (120, 126, 136)
     tip: tuple[int, int, int] = (34, 36, 44)
     angle: float = 0.0  # camera roll, radians
