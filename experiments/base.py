@@ -76,7 +76,7 @@ def stage_defaults(stage: str) -> ConfigDict:
     config.optimizer.ema_decay = 0.0  # 0.0: no moving average of the parameters
 
     config.mesh = ConfigDict()
-    config.mesh.preset = "dp"  # sharding rules, see docs/design.md
+    config.mesh.preset = "dp"  # sharding rules, see docs/sharding.md
     config.mesh.data = -1  # -1: all devices that the other axes leave
     config.mesh.fsdp = 1
     config.mesh.seq = 1
@@ -98,8 +98,8 @@ def quantizer_model() -> ConfigDict:
     model.head_dim = 16
     model.spatial_depth = 1
     model.temporal_depth = 1
-    model.decoder_depth = 1
-    model.quant_dim = 16
+    model.decoder_depth = 2
+    model.quant_dim = 4
     model.codebook_size = 8
     model.code_length = 1
     model.predict = "residual"  # or frame, as the paper
@@ -108,6 +108,7 @@ def quantizer_model() -> ConfigDict:
     model.unroll = 0  # layers per scan step; 0: all
     model.bottleneck = ConfigDict()
     model.bottleneck.name = "nsvq"
+    model.bottleneck.normalize_decay = 0.95  # of the latents' mean and variance; 0.0: as they are
     model.bottleneck.usage_decay = 0.9
     model.bottleneck.dead_fraction = 0.2  # of uniform usage: below it a code is replaced
     model.bottleneck.replace_every_steps = 10

@@ -24,7 +24,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.compute_dtype = "float32"
     config.global_batch = 64
     config.steps = 1000
-    config.optimizer.peak_lr = 3e-3
+    config.optimizer.peak_lr = 8e-3
     config.model = base.quantizer_model()
     if arg.quick:
         config.steps, config.global_batch = 60, 16

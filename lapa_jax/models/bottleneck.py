@@ -32,11 +32,14 @@ class BottleneckOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class NSVQConfig:
-    """`usage_decay`: per step, of the usage average. Every `replace_every_steps` (0: never) codes
+    """`normalize_decay`: per step, of the mean and variance by which latents are normalised before
+    they are quantised; 0 leaves them as they are (the paper). `usage_decay`: per step, of the usage
+    average. Every `replace_every_steps` (0: never) codes
     used less than `dead_fraction` of uniform are drawn anew from the last `recent_size` latents,
     with noise of `replace_noise` times their standard deviation. `commitment_weight`: on the
     squared distance from a latent to its code (0 in the paper)."""
 
+    normalize_decay: float
     usage_decay: float
     dead_fraction: float
     replace_every_steps: int
@@ -45,12 +48,11 @@ class NSVQConfig:
     commitment_weight: float
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.usage_decay < 1.0:
-            raise ValueError(f"model.bottleneck.usage_decay={self.usage_decay} must be in [0, 1)")
-        if not 0.0 <= self.dead_fraction < 1.0:
-            raise ValueError(
-                f"model.bottleneck.dead_fraction={self.dead_fraction} must be in [0, 1)"
-            )
+        for name in ("normalize_decay", "usage_decay", "dead_fraction"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(
+                    f"model.bottleneck.{name}={getattr(self, name)} must be in [0, 1)"
+                )
 
 
 class NSVQ(nnx.Module):
@@ -60,6 +62,10 @@ class NSVQ(nnx.Module):
     which carries gradients to the latent and to the codebook; in evaluation it receives the code
     itself. One codebook serves all slots. The codebook is initialised from the latents of the first
     batch, and dead codes are replaced from recent latents, both in `after_update`.
+
+    Normalised latents (by the batch in training, by the running statistics in evaluation, as batch
+    normalisation; Lancucki et al. 2020) cannot drift away from their codebook, and the little that
+    they say early in training is as loud as the noise.
     """
 
     def __init__(self, config: NSVQConfig, codebook_size: int, dim: int, *, rngs: nnx.Rngs):
@@ -72,6 +78,9 @@ class NSVQ(nnx.Module):
         self.usage = BottleneckState(jnp.full(codebook_size, 1.0 / codebook_size))
         self.recent = BottleneckState(jnp.zeros((config.recent_size, dim)))
         self.recent_count = BottleneckState(jnp.zeros((), jnp.int32))
+        if config.normalize_decay:
+            self.mean = BottleneckState(jnp.zeros(dim))
+            self.variance = BottleneckState(jnp.ones(dim))
         self.config = config
 
     def __call__(
@@ -79,7 +88,7 @@ class NSVQ(nnx.Module):
     ) -> BottleneckOutput:
         if train and rng is None:
             raise ValueError("NSVQ needs an rng in training")
-        z_e_BLD = z_e_BLD.astype(jnp.float32)
+        z_e_BLD = self._normalize(z_e_BLD.astype(jnp.float32), train)
         codes_BL = nearest_code(z_e_BLD, self.codebook[...])
         hard_BLD = self.codebook[...][codes_BL]
         error_BL = jnp.sum(jnp.square(z_e_BLD - hard_BLD), axis=-1)
@@ -130,6 +139,19 @@ class NSVQ(nnx.Module):
         self.codebook[...], self.usage[...] = jax.lax.cond(
             first | due, replace, lambda *same: same, self.codebook[...], usage
         )
+
+    def _normalize(self, z_BLD: jax.Array, train: bool) -> jax.Array:
+        decay = self.config.normalize_decay
+        if not decay:
+            return z_BLD
+        mean_D, variance_D = self.mean[...], self.variance[...]
+        if train:
+            running_mean_D, running_variance_D = mean_D, variance_D
+            mean_D, variance_D = jnp.mean(z_BLD, axis=(0, 1)), jnp.var(z_BLD, axis=(0, 1))
+            fixed_mean_D, fixed_variance_D = jax.lax.stop_gradient((mean_D, variance_D))
+            self.mean[...] = decay * running_mean_D + (1.0 - decay) * fixed_mean_D
+            self.variance[...] = decay * running_variance_D + (1.0 - decay) * fixed_variance_D
+        return (z_BLD - mean_D) * jax.lax.rsqrt(variance_D + 1e-12)
 
     def _remember(self, z_BLD: jax.Array, frequency_K: jax.Array, rng: jax.Array) -> None:
         decay, size = self.config.usage_decay, self.config.recent_size

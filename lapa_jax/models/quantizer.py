@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from lapa_jax.models.attention import CosineAttention
@@ -196,26 +197,44 @@ class PatchEmbedding(nnx.Module):
 
 
 class CodeProjection(nnx.Module):
-    """f: the cells of one code slot → its latent, as a sum over cells of what each says.
+    """f: the cells of one code slot → its latent, from the moments of what the cells say.
 
-    The sum does not know where a cell is, so the same motion gives the same latent wherever it
-    happens; a map with weights of its own for every cell learns the places instead.
+    With h the features of a cell: the sums over cells of h, of h · row and of h · column. As z is a
+    difference of two frames, a feature that moves changes its first moments by its motion, wherever
+    it is; weights of their own for every cell learn the places instead.
     """
 
     def __init__(self, config: QuantizerConfig, *, rngs: nnx.Rngs):
         dtype, D = dtype_of(config.compute_dtype), config.dim
+        rows, columns = config.code_grid
         self.slots = config.code_grid
+        self.weights = _moments(config.grid[0] // rows, config.grid[1] // columns)
         self.cell = Dense((D,), (D,), ("embed", "mlp"), bias=True, dtype=dtype, rngs=rngs)
         # The latent feeds an argmin: its last step is in float32.
-        self.out = Dense((D,), (config.quant_dim,), ("mlp", None), dtype=jnp.float32, rngs=rngs)
+        self.out = Dense(
+            (3, D), (config.quant_dim,), (None, "mlp", None), dtype=jnp.float32, rngs=rngs
+        )
 
     def __call__(self, x_BHWD: jax.Array) -> jax.Array:
         x = jax.nn.gelu(self.cell(x_BHWD)).astype(jnp.float32)
         B, H, W, D = x.shape
-        rows, columns = self.slots
-        cells = (H // rows) * (W // columns)
-        x = x.reshape(B, rows, H // rows, columns, W // columns, D).sum(axis=(2, 4))
-        return self.out(x.reshape(B, rows * columns, D) / math.sqrt(cells))
+        (rows, columns), (h, w, _) = self.slots, self.weights.shape
+        x = x.reshape(B, rows, h, columns, w, D)
+        moments = jnp.einsum("brhcwd,hwm->brcmd", x, self.weights)
+        return self.out(moments.reshape(B, rows * columns, 3, D))
+
+
+def _moments(rows: int, columns: int) -> np.ndarray:
+    """Weights float32 (rows, columns, 3) of the constant, row and column moment of a grid.
+
+    Each has a root mean square of 1 over the grid (a single row or column: 0), divided by the root
+    of the number of cells, so that a moment is as large whatever the grid.
+    """
+    grid = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1)
+    centred = grid - grid.mean(axis=(0, 1))
+    centred = centred / np.maximum(centred.std(axis=(0, 1)), 1e-6)
+    weights = np.concatenate([np.ones((rows, columns, 1)), centred], axis=-1)
+    return (weights / math.sqrt(rows * columns)).astype(np.float32)
 
 
 class Quantizer(nnx.Module):
@@ -363,6 +382,6 @@ def quantizer_flops(config: QuantizerConfig) -> int:
     total += config.temporal_depth * block(2, 1.0, 18, False)
     total += config.decoder_depth * block(1, cells, 9, True)
     total += cells * dim * pixels
-    total += 2 * (cells * dim * dim + codes * dim * config.quant_dim)
+    total += 2 * (cells * dim * dim + 3 * cells * dim + codes * 3 * dim * config.quant_dim)
     total += codes * config.quant_dim * (config.codebook_size + dim)
     return int(2 * total)

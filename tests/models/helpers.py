@@ -8,6 +8,7 @@ from lapa_jax.models.quantizer import QuantizerConfig
 
 NSVQ = dict(
     name="nsvq",
+    normalize_decay=0.0,
     usage_decay=0.9,
     dead_fraction=0.2,
     replace_every_steps=10,

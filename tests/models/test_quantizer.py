@@ -10,10 +10,17 @@ import pytest
 from flax import nnx
 from helpers import NSVQ, moving_squares, quantizer_config
 
-from lapa_jax.models.bottleneck import nearest_code, replace_dead_codes, substitute_noise
+from lapa_jax.models.bottleneck import (
+    BOTTLENECKS,
+    bottleneck_config,
+    nearest_code,
+    replace_dead_codes,
+    substitute_noise,
+)
 from lapa_jax.models.module import Functional
 from lapa_jax.models.quantizer import (
     Quantizer,
+    _moments,
     code_grid,
     from_patches,
     quantizer_flops,
@@ -174,6 +181,34 @@ def test_dead_codes_come_from_recent_latents_and_live_codes_stay():
     np.testing.assert_allclose(new[1], [9.0, 9.0])  # the uncovered cluster; unwritten rows never
     same = replace_dead_codes(codebook, dead, recent, 0, jax.random.key(0), 0.0)
     np.testing.assert_array_equal(same, codebook)
+
+
+def test_normalised_latents_forget_their_scale_and_place():
+    name, settings = bottleneck_config(NSVQ | {"normalize_decay": 0.9})
+
+    def codes(z):
+        """In training, and in evaluation once the running statistics are those of the batch."""
+        bottleneck = BOTTLENECKS[name][1](settings, 8, 4, rngs=nnx.Rngs(0))
+        for _ in range(200):
+            trained = bottleneck(z, rng=jax.random.key(1), train=True).codes_BL
+        return trained, bottleneck(z, rng=None, train=False).codes_BL
+
+    z = jax.random.normal(jax.random.key(0), (64, 1, 4))
+    expected, _ = codes(z)
+    assert len(np.unique(expected)) > 4
+    for found in codes(50.0 * z + 900.0):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_moments_of_a_moving_feature_change_by_its_motion():
+    weights = _moments(8, 8)
+    np.testing.assert_allclose((weights**2).sum((0, 1)), 1.0, rtol=1e-5)
+    down, right = weights[1:] - weights[:-1], weights[:, 1:] - weights[:, :-1]
+    for change, axis in ((down, 1), (right, 2)):
+        unit = np.zeros(3)
+        unit[axis] = change[0, 0, axis]
+        assert unit[axis] > 0
+        np.testing.assert_allclose(change, np.broadcast_to(unit, change.shape), atol=1e-6)
 
 
 def test_flops_match_the_compiler():
