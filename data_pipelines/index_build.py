@@ -77,7 +77,8 @@ def build_index(directory: str | os.PathLike, *, split: str = "train",
             parts[number] = part
             bar.update(part["info"]["settings"]["shard"]["bytes"])
     _join_parts(folder, shards, [parts[number] for number in range(len(shards))], settings, exclude)
-    shutil.rmtree(part_folder, ignore_errors=True)
+    if part_folder.exists():
+        shutil.rmtree(part_folder)
     return folder
 
 
@@ -314,7 +315,8 @@ def _join_parts(folder: Path, shards: list[Path], parts: list[dict], settings: d
             sidecar.array_digest(arrays["frame_offset"])]),
     }
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}.incomplete")
-    shutil.rmtree(fresh, ignore_errors=True)
+    if fresh.exists():
+        shutil.rmtree(fresh)
     for name, array in arrays.items():
         sidecar.write_array(fresh / f"{name}.npy", array)
     sidecar.write_json(fresh / "manifest.json", manifest)

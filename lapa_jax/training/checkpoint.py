@@ -143,7 +143,10 @@ class Checkpoints:
         # Only now: threads of a failed save may write on for a while after the error.
         for step in self._failed:
             for leftover in self.directory.glob(f"{step}.orbax-checkpoint-tmp*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+                try:
+                    shutil.rmtree(leftover)
+                except OSError as e:
+                    logging.warning("%s stays: %s", leftover, e)
         if error is not None and not told:
             raise error
 

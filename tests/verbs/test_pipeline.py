@@ -89,10 +89,16 @@ def _frame(index, row):
 
 
 def test_labelling_again_reads_no_frame(quantizer, labelled, monkeypatch):
-    monkeypatch.setattr(pairs.Pairs, "_read", None)
-    succeed(
-        "label", "--workdir", quantizer, "--corpus", labelled / "robot", "--name", tiny.LABEL_SET
-    )
+    corpus = labelled / "robot"
+
+    def files():
+        folder = load_index(corpus, split="train").sidecar_dir
+        return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*.npy")}
+
+    before = files()
+    monkeypatch.setattr(pairs.Pairs, "_read", None)  # raises where it is called
+    succeed("label", "--workdir", quantizer, "--corpus", corpus, "--name", tiny.LABEL_SET)
+    assert before and files() == before
 
 
 def test_labelling_continues_with_the_shard_that_is_missing(
