@@ -1,12 +1,14 @@
-"""The tabletop's action VLA: fine-tuning on a few labelled robot episodes.
+r"""The tabletop's action VLA: fine-tuning on a few labelled robot episodes.
 
 Shows: starting from the latent VLA (init_from) needs far fewer labelled episodes than starting
 from scratch (init_from empty); everything else is equal.
 
-    lapa data collect --out data/labelled --episodes 25 --families reach --views robot
+    lapa data collect --out data/labelled --episodes 25 --families reach --blocks 4 \
+        --horizon 40 --views robot --seed 1
     lapa data index data/labelled/robot
     lapa train --config experiments/action_vla/tabletop.py:init_from=runs/latent_vla \
         --workdir runs/action_vla
+    lapa evaluate --workdir runs/action_vla --families reach --blocks 4 --steps 40
 
 Cost: see docs/performance.md; quick=True runs in about a minute on two CPU cores.
 """

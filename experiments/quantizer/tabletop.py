@@ -1,9 +1,10 @@
-"""The tabletop's quantizer: latent actions from action-free videos of a human hand and of a robot.
+r"""The tabletop's quantizer: latent actions from action-free videos of a human hand and of a robot.
 
 Shows: codes that are all used (perplexity at least half of the codebook) and that predict the later
 frame better than copying the first (skill above 0.3).
 
-    lapa data collect --out data/tabletop --episodes 1000 --families reach --views human,robot
+    lapa data collect --out data/tabletop --episodes 1000 --families reach --blocks 4 \
+        --horizon 40 --views human,robot
     lapa data index data/tabletop/human && lapa data index data/tabletop/robot
     lapa train --config experiments/quantizer/tabletop.py --workdir runs/quantizer
 
