@@ -7,6 +7,7 @@ decoded) and returns plain JSON values; `to_text` prints them, pictures.py shows
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -264,9 +265,8 @@ def to_text(report: dict[str, Any]) -> str:
             f"mean {lengths['mean']:.1f}, max {lengths['max']}",
         ]
         most = max(lengths["histogram"])
-        for count, low, high in zip(
-            lengths["histogram"], lengths["edges"], lengths["edges"][1:], strict=False
-        ):
+        bins = itertools.pairwise(lengths["edges"])
+        for count, (low, high) in zip(lengths["histogram"], bins, strict=True):
             bar = "#" * round(40 * count / most)
             lines.append(f"    {low:>7} .. {high - 1:>5}  {count:>7} {bar}")
         for key, image in split["images"].items():

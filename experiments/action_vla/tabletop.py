@@ -1,7 +1,7 @@
 r"""The tabletop's action VLA: fine-tuning on a few labelled robot episodes.
 
-Shows: starting from the latent VLA (init_from) needs far fewer labelled episodes than starting
-from scratch (init_from empty); everything else is equal.
+Shows: whether starting from the latent VLA (init_from) beats starting from scratch (init_from
+empty) on the same few labelled episodes, everything else equal; docs/evidence.md has answers.
 
     lapa data collect --out data/labelled --episodes 25 --families reach --blocks 4 \
         --horizon 40 --views robot --seed 1

@@ -1,6 +1,7 @@
 """The tabletop's latent VLA: from one image and an instruction to the quantizer's latent action.
 
-Shows: a policy learns which block is named and how to move there from videos without actions.
+Shows: how far a policy learns which block is named, and how to move there, from videos without
+actions.
 
     lapa label --workdir runs/quantizer --corpus data/tabletop/human --name laq
     lapa label --workdir runs/quantizer --corpus data/tabletop/robot --name laq

@@ -34,10 +34,10 @@ class BottleneckOutput(NamedTuple):
 class NSVQConfig:
     """`normalize_decay`: per step, of the mean and variance by which latents are normalised before
     they are quantised; 0 leaves them as they are (the paper). `usage_decay`: per step, of the usage
-    average. Every `replace_every_steps` (0: never) codes
-    used less than `dead_fraction` of uniform are drawn anew from the last `recent_size` latents,
-    with noise of `replace_noise` times their standard deviation. `commitment_weight`: on the
-    squared distance from a latent to its code (0 in the paper)."""
+    average. Every `replace_every_steps` (0: never) codes used less than `dead_fraction` of uniform
+    are drawn anew from the last `recent_size` latents, with noise of `replace_noise` times their
+    standard deviation. `commitment_weight`: on the squared distance from a latent to its code (0 in
+    the paper)."""
 
     normalize_decay: float
     usage_decay: float
@@ -144,13 +144,12 @@ class NSVQ(nnx.Module):
         decay = self.config.normalize_decay
         if not decay:
             return z_BLD
-        mean_D, variance_D = self.mean[...], self.variance[...]
-        if train:
-            running_mean_D, running_variance_D = mean_D, variance_D
+        if not train:
+            mean_D, variance_D = self.mean[...], self.variance[...]
+        else:
             mean_D, variance_D = jnp.mean(z_BLD, axis=(0, 1)), jnp.var(z_BLD, axis=(0, 1))
-            fixed_mean_D, fixed_variance_D = jax.lax.stop_gradient((mean_D, variance_D))
-            self.mean[...] = decay * running_mean_D + (1.0 - decay) * fixed_mean_D
-            self.variance[...] = decay * running_variance_D + (1.0 - decay) * fixed_variance_D
+            for running, batch_D in ((self.mean, mean_D), (self.variance, variance_D)):
+                running[...] = decay * running[...] + (1.0 - decay) * jax.lax.stop_gradient(batch_D)
         return (z_BLD - mean_D) * jax.lax.rsqrt(variance_D + 1e-12)
 
     def _remember(self, z_BLD: jax.Array, frequency_K: jax.Array, rng: jax.Array) -> None:

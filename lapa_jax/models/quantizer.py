@@ -208,7 +208,7 @@ class CodeProjection(nnx.Module):
         dtype, D = dtype_of(config.compute_dtype), config.dim
         rows, columns = config.code_grid
         self.slots = config.code_grid
-        self.weights = _moments(config.grid[0] // rows, config.grid[1] // columns)
+        self.weights = moment_weights(config.grid[0] // rows, config.grid[1] // columns)
         self.cell = Dense((D,), (D,), ("embed", "mlp"), bias=True, dtype=dtype, rngs=rngs)
         # The latent feeds an argmin: its last step is in float32.
         self.out = Dense(
@@ -224,7 +224,7 @@ class CodeProjection(nnx.Module):
         return self.out(moments.reshape(B, rows * columns, 3, D))
 
 
-def _moments(rows: int, columns: int) -> np.ndarray:
+def moment_weights(rows: int, columns: int) -> np.ndarray:
     """Weights float32 (rows, columns, 3) of the constant, row and column moment of a grid.
 
     Each has a root mean square of 1 over the grid (a single row or column: 0), divided by the root
@@ -304,12 +304,8 @@ class Quantizer(nnx.Module):
 
     def decode(self, first_BIJC: jax.Array, z_BL: jax.Array) -> jax.Array:
         """The predicted later frame (B, H, W, 3), float32, not clipped."""
-        return self.decode_latent(first_BIJC, self.bottleneck.lookup(z_BL))
-
-    def decode_latent(self, first_BIJC: jax.Array, z_BLQ: jax.Array) -> jax.Array:
-        """`decode` from latent vectors instead of codes."""
         first = self._frames(first_BIJC[:, None])
-        return self._decode(first[:, 0], self.patches(first), z_BLQ)
+        return self._decode(first[:, 0], self.patches(first), self.bottleneck.lookup(z_BL))
 
     def after_update(self, step: jax.Array, rng: jax.Array) -> None:
         """Housekeeping of the bottleneck after optimizer step `step` (from 0)."""

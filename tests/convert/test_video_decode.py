@@ -1,5 +1,6 @@
 """One video file -> JPEG frames: timing, geometry, and files that must be refused."""
 
+import itertools
 import types
 from fractions import Fraction
 
@@ -67,7 +68,7 @@ def test_variable_frame_rate_keeps_real_times(tmp_path):
 def test_nearest_frames_against_brute_force(gaps, fps, first):
     times = [Fraction(t, 1000) for t in np.cumsum([first, *gaps]).tolist()]
     fps = Fraction(fps)
-    got = list(decode.nearest_frames(zip(times, range(99), strict=False), fps, Fraction(0)))
+    got = list(decode.nearest_frames(zip(times, range(len(times)), strict=True), fps, Fraction(0)))
     count = int((times[-1] - times[0]) * fps) + 1
     wanted = [
         min(range(len(times)), key=lambda i, k=k: (abs(times[i] - times[0] - k / fps), i))
@@ -75,7 +76,7 @@ def test_nearest_frames_against_brute_force(gaps, fps, first):
     ]
     assert [number for number, _ in got] == wanted
     assert [shown for _, shown in got] == [False] + [
-        a == b for a, b in zip(wanted, wanted[1:], strict=False)
+        a == b for a, b in itertools.pairwise(wanted)
     ]
 
 

@@ -20,9 +20,9 @@ from lapa_jax.models.bottleneck import (
 from lapa_jax.models.module import Functional
 from lapa_jax.models.quantizer import (
     Quantizer,
-    _moments,
     code_grid,
     from_patches,
+    moment_weights,
     quantizer_flops,
     to_patches,
 )
@@ -201,7 +201,7 @@ def test_normalised_latents_forget_their_scale_and_place():
 
 
 def test_moments_of_a_moving_feature_change_by_its_motion():
-    weights = _moments(8, 8)
+    weights = moment_weights(8, 8)
     np.testing.assert_allclose((weights**2).sum((0, 1)), 1.0, rtol=1e-5)
     down, right = weights[1:] - weights[:-1], weights[:, 1:] - weights[:, :-1]
     for change, axis in ((down, 1), (right, 2)):
