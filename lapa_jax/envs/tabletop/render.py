@@ -29,9 +29,8 @@ _SHAPES = np.array(
     np.float32,
 )
 
-_BASE = np.array([0.0, 0.34], np.float32)  # the robot's shoulder, beyond the far edge
-_LINK = 0.33  # metres, of each of its two links: together they reach the near corners
-_ELBOW = np.array([0.30, -0.55], np.float32)  # where the forearm comes from
+_BEAM = 0.008  # metres, half the width of the robot's beams
+_ELBOW = np.array([0.55, -0.55], np.float32)  # where the forearm comes from
 
 
 def _disc(x, y, centre, radius):
@@ -63,16 +62,11 @@ def _block(x, y, centre, cos, sin, shape):
 
 
 def _robot(x, y, tip, view: View):
-    """Layers (distance, colour) from below to above: an arm of two links in the plane, so that the
-    arm tells of motion along every axis (one link from one side would tell of one)."""
-    base = jnp.asarray(_BASE)
-    to_tip = tip - base
-    square = (to_tip * to_tip).sum()
-    bend = jnp.sqrt(jnp.maximum(_LINK**2 / square - 0.25, 0.0))
-    elbow = base + 0.5 * to_tip + bend * jnp.stack([-to_tip[1], to_tip[0]])
+    """Layers (distance, colour) from below to above: a gantry, whose two beams cross over the tool.
+    Each beam tells of motion along one axis, wherever on the table the tool is."""
     return [
-        (_capsule(x, y, base, elbow, 0.012, 0.010), view.arm),
-        (_capsule(x, y, elbow, tip, 0.010, 0.008), view.arm),
+        (jnp.abs(x - tip[0]) - _BEAM, view.arm),
+        (jnp.abs(y - tip[1]) - _BEAM, view.arm),
         (_disc(x, y, tip, EFFECTOR_RADIUS + 0.010), view.tip),
         (_disc(x, y, tip, 0.010), view.joint),
     ]

@@ -26,7 +26,7 @@ class View:
     board: tuple[int, int, int] = (222, 214, 200)
     table: tuple[int, int, int] = (168, 154, 136)
     lip: tuple[int, int, int] = (132, 116, 98)
-    arm: tuple[int, int, int] = (176, 172, 168)
+    arm: tuple[int, int, int] = (200, 195, 186)
     joint: tuple[int, int, int] = (120, 126, 136)
     tip: tuple[int, int, int] = (34, 36, 44)
     angle: float = 0.0  # camera roll, radians
