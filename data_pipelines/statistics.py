@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from scipy.cluster.vq import kmeans2
 
 from data_pipelines.index import CorpusIndex
 
@@ -78,3 +79,19 @@ def quantile_edges(actions: np.ndarray, bins: int) -> list[np.ndarray]:
                             dimension, column[0])
         edges.append(unique)
     return edges
+
+
+def action_clusters(actions: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """(centres (count, A), scale (A,)) of `count` clusters of whole actions (N, A): k-means with
+    each dimension in units of its standard deviation, the same for the same actions."""
+    if actions.ndim != 2 or len(actions) < count or count < 1:
+        raise ValueError(f"{count} clusters of actions of shape {actions.shape}: need at least as "
+                         "many actions as clusters (model.action_vocab)")
+    if not np.isfinite(actions).all():
+        row, dimension = np.argwhere(~np.isfinite(actions))[0]
+        raise ValueError(f"action {row}, dimension {dimension} is {actions[row, dimension]}")
+    scale = actions.std(axis=0)
+    scale = np.where(scale > 0, scale, 1.0)
+    centres, _ = kmeans2((actions / scale).astype(np.float64), count, minit="++", seed=0,
+                         missing="raise")
+    return centres * scale, scale

@@ -73,6 +73,7 @@ def stage_defaults(stage: str) -> ConfigDict:
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.95
     config.optimizer.eps = 1e-8
+    config.optimizer.pretrained_lr_scale = 1.0  # of what init_from gives; 0.0: frozen
     config.optimizer.ema_decay = 0.0  # 0.0: no moving average of the parameters
 
     config.mesh = ConfigDict()
@@ -103,18 +104,72 @@ def quantizer_model() -> ConfigDict:
     model.codebook_size = 8
     model.code_length = 1
     model.predict = "residual"  # or frame, as the paper
+    model.legacy = False  # the original implementation's quirks, for its weights
     model.attention = "xla"
     model.remat = "none"
     model.unroll = 0  # layers per scan step; 0: all
-    model.bottleneck = ConfigDict()
-    model.bottleneck.name = "nsvq"
-    model.bottleneck.normalize_decay = 0.95  # of the latents' mean and variance; 0.0: as they are
-    model.bottleneck.usage_decay = 0.9
-    model.bottleneck.dead_fraction = 0.2  # of uniform usage: below it a code is replaced
-    model.bottleneck.replace_every_steps = 10
-    model.bottleneck.recent_size = 1024  # latents kept, from which replacements are drawn
-    model.bottleneck.replace_noise = 0.01
-    model.bottleneck.commitment_weight = 0.0
+    model.normalize_decay = 0.95  # of the latents' mean and variance; 0.0: as they are
+    model.objective = objective("pixels")
+    model.bottleneck = bottleneck("nsvq")
+    return model
+
+
+def bottleneck(name: str, codebook_size: int = 8) -> ConfigDict:
+    """The settings of a bottleneck. `codebook_size` only shapes the levels of "fsq"."""
+    codebook = {
+        "usage_decay": 0.9,
+        "dead_fraction": 0.2,  # of uniform usage: below it a code is replaced
+        "replace_every_steps": 10,
+        "recent_size": 1024,  # latents kept, from which replacements are drawn
+        "replace_noise": 0.01,
+        "continuous_steps": 0,  # training steps before anything is quantised
+        "ramp_steps": 0,  # steps from then until everything is
+    }
+    entropy = {"temperature": 1.0, "entropy_weight": 0.1, "diversity": 2.0}
+    settings = {
+        "nsvq": codebook | {"commitment_weight": 0.0},
+        "legacy_nsvq": {},
+        "vq_commit": codebook | {"commitment_weight": 0.25},
+        "vq_ema": codebook | {"commitment_weight": 0.25, "codebook_decay": 0.99},
+        "soft_vq": codebook | {"temperature": 0.5, "sharpness_weight": 0.01},
+        "fsq": {"levels": fsq_levels(codebook_size), "usage_decay": 0.9},
+        "lfq": entropy | {"commitment_weight": 0.1, "usage_decay": 0.9},
+        "gaussian": {"kl_weight": 1e-4},
+        "none": {},
+    }
+    return ConfigDict({"name": name} | settings[name])
+
+
+def fsq_levels(codebook_size: int) -> tuple[int, ...]:
+    """Levels whose product is `codebook_size`: of a power of two, at most eight each and at least
+    two dimensions."""
+    bits = codebook_size.bit_length() - 1
+    if codebook_size != 2**bits or bits < 2:
+        return (codebook_size,)
+    dimensions = max(2, -(-bits // 3))
+    return tuple(2 ** (-(-(bits - i) // dimensions)) for i in range(dimensions))
+
+
+def objective(name: str) -> ConfigDict:
+    """The settings of a quantizer's objective."""
+    settings = {
+        "pixels": {},
+        "pixels_no_bottleneck": {},
+        "contrastive": {"embed_dim": 64, "temperature": 0.1},
+    }
+    return ConfigDict({"name": name} | settings[name])
+
+
+def legacy_quantizer_model() -> ConfigDict:
+    """The released quantizer, with the original implementation's quirks (344 M parameters, for 256
+    px frames)."""
+    model = quantizer_model()
+    model.legacy, model.predict, model.patch_size = True, "frame", 32
+    model.dim, model.mlp_dim, model.heads, model.head_dim = 1024, 2730, 16, 64
+    model.spatial_depth = model.temporal_depth = model.decoder_depth = 8
+    model.quant_dim, model.codebook_size, model.code_length = 32, 8, 4
+    model.unroll, model.normalize_decay = 1, 0.0
+    model.bottleneck = bottleneck("legacy_nsvq")
     return model
 
 
@@ -134,7 +189,7 @@ def policy_model(*, latent_vocab: int = 0, action_vocab: int = 0) -> ConfigDict:
     model.mlp_dim = 256
     model.rope_theta = 10_000.0
     model.norm_eps = 1e-6
-    model.init_std = 0.02
+    model.init_std = 0.06
     model.attention = "xla"
     model.remat = "none"
     model.unroll = 0  # layers per scan step; 0: all

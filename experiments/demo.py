@@ -41,7 +41,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.scene.families = ("reach",)
     config.scene.num_blocks = 4
     config.scene.horizon = 40  # steps
-    config.video_episodes = {"tiny": 48, "small": 2500, "full": 20000}[size]  # per view
+    config.video_episodes = {"tiny": 48, "small": 5000, "full": 20000}[size]  # per view
     config.video_views = ("human", "robot")  # action-free; the mixture is half and half
     config.labelled_episodes = {"tiny": 16, "small": 25, "full": 250}[size]
     config.heldout_episodes = {"tiny": 24, "small": 200, "full": 500}[size]
@@ -71,11 +71,14 @@ def _full(config: ConfigDict) -> None:
     config.quantizer.optimizer.peak_lr = 3e-4
     config.latent_pretraining.steps = 60_000
     config.latent_pretraining.model.latent_vocab = config.quantizer.model.codebook_size
+    config.quantizer.model.bottleneck.update(continuous_steps=5_000, ramp_steps=10_000)
     config.action_finetuning.steps = 5_000
+    config.action_finetuning.model.action_vocab = 64
+    config.action_finetuning.optimizer.pretrained_lr_scale = 0.1
     for policy in (config.latent_pretraining, config.action_finetuning):
         policy.global_batch = 256
         policy.model.update(dim=512, mlp_dim=1536, depth=8, heads=8, head_dim=64)
-        policy.optimizer.peak_lr = 3e-4
+        policy.optimizer.peak_lr, policy.model.init_std = 3e-4, 0.02
     for stage in (config.quantizer, config.latent_pretraining, config.action_finetuning):
         stage.compute_dtype = "bfloat16"
         stage.checkpoint.every_steps = 1000

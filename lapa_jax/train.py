@@ -70,7 +70,11 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
 
     # --- Optimizer and abstract state -----------------------------------------------------------
     tx, schedule = make_optimizer(
-        config.optimizer, config.steps, stage.trainable, axes=stage.axes()
+        config.optimizer,
+        config.steps,
+        stage.trainable,
+        axes=stage.axes(),
+        pretrained=_taken(pretrained, stage),
     )
 
     def init_state(key: jax.Array) -> states.TrainState:
@@ -182,6 +186,7 @@ def _assets(
             inherited=pretrained.assets if pretrained else {},
             instructions=sorted({t for c in mixture.corpora for t in c.index.instructions}),
             action_edges=lambda bins: statistics.quantile_edges(_actions(mixture), bins),
+            action_clusters=lambda count: statistics.action_clusters(_actions(mixture), count),
         )
         for name, data in made.items():
             (directory / name).write_bytes(data)
@@ -211,6 +216,13 @@ def _start_from(
     ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
     opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(params)
     return state.replace(params=params, ema=ema, opt_state=opt_state), dataclasses.asdict(report)
+
+
+def _taken(pretrained: runs.Run | None, stage: stages.Stage) -> tuple[str, ...]:
+    """Paths of the parameters that the run takes over from another."""
+    if pretrained is None:
+        return ()
+    return surgery.plan_swap(pretrained.params, stage.model.abstract()[0]).taken
 
 
 def _provenance(mixture: Mixture, pretrained: runs.Run | None) -> dict[str, Any]:

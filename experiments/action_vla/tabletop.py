@@ -26,9 +26,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.init_from = arg.init_from
     config.compute_dtype = "float32"
     config.global_batch = 64
-    config.steps = 600
-    config.optimizer.peak_lr = 5e-4
-    config.model = base.policy_model(action_vocab=32)
+    config.steps = 300
+    config.optimizer.peak_lr = 1e-3
+    config.optimizer.pretrained_lr_scale = 0.0  # a few episodes would overwrite what it knows
+    config.model = base.policy_model(action_vocab=16)  # few, for few episodes
+    config.action_tokens = "clusters"  # one token an action; "bins": one a dimension
     if arg.quick:
         base.make_policy_quick(config)
     return config

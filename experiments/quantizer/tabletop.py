@@ -28,7 +28,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.steps = 1000
     config.optimizer.peak_lr = 8e-3
     config.model = base.quantizer_model()
+    config.model.bottleneck.update(continuous_steps=300, ramp_steps=400)
     if arg.quick:
+        config.model.bottleneck.update(continuous_steps=10, ramp_steps=20)
         config.steps, config.global_batch = 60, 16
         config.log_every_steps, config.optimizer.warmup_steps = 10, 10
         config.checkpoint.every_steps = 30

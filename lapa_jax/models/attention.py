@@ -82,22 +82,23 @@ IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {"xla": _xla}
 
 
 def frame_attention(
-    q_BTNKC: jax.Array, k_BTNKC: jax.Array, v_BTNKC: jax.Array, *, scale: float
+    q_BTNKC: jax.Array, k_BTNKC: jax.Array, v_BTNKC: jax.Array, *, scale: float, causal: bool
 ) -> jax.Array:
-    """Causal attention over a few frames T at every cell N, without moving T next to the heads.
+    """Attention over a few frames T at every cell N, without moving T next to the heads.
 
     With T = 2 the matrices are far too small for a matrix product: products and sums fuse instead.
     """
     outputs = []
+    frames = q_BTNKC.shape[1]
     q = q_BTNKC.astype(jnp.float32) * scale
-    for t in range(q.shape[1]):
-        past = slice(0, t + 1)
-        if t == 0:
+    for t in range(frames):
+        seen = slice(0, t + 1 if causal else frames)
+        if seen.stop == 1:
             outputs.append(v_BTNKC[:, 0])
             continue
-        logits = jnp.sum(q[:, t, None] * k_BTNKC[:, past], axis=-1, keepdims=True)
+        logits = jnp.sum(q[:, t, None] * k_BTNKC[:, seen], axis=-1, keepdims=True)
         weights = jax.nn.softmax(logits, axis=1).astype(v_BTNKC.dtype)
-        outputs.append(jnp.sum(weights * v_BTNKC[:, past], axis=1))
+        outputs.append(jnp.sum(weights * v_BTNKC[:, seen], axis=1))
     return jnp.stack(outputs, axis=1)
 
 
@@ -112,7 +113,8 @@ class CosineAttention(nnx.Module):
     of 8.
 
     With `context`, keys and values come from it (normalised), preceded by `num_null` learned pairs:
-    a token that needs nothing from the context can attend to those.
+    a token that needs nothing from the context can attend to those. Without, `normalize_kv=False`
+    takes them from the input before its norm.
     """
 
     SCALE = 8.0
@@ -125,6 +127,7 @@ class CosineAttention(nnx.Module):
         *,
         num_null: int,
         cross: bool,
+        normalize_kv: bool = True,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
@@ -141,15 +144,18 @@ class CosineAttention(nnx.Module):
         self.k_scale = param(jnp.ones(head_dim), "head_dim")
         null = jax.random.normal(rngs.params(), (2, num_null, heads, head_dim))
         self.null_kv = param(null, None, None, "heads", "head_dim") if num_null else None
-        self.dtype = dtype
+        self.normalize_kv, self.dtype = normalize_kv, dtype
 
     def heads(
         self, x: jax.Array, context: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """q, k, v with their heads; q and k normalised and scaled."""
-        x = self.norm(x)
-        q = self.q(x)
-        kv = self.kv(x if context is None else self.context_norm(context))
+        normed = self.norm(x)
+        if context is not None:
+            source = self.context_norm(context)
+        else:
+            source = normed if self.normalize_kv else x
+        q, kv = self.q(normed), self.kv(source)
         k, v = kv[..., 0, :, :], kv[..., 1, :, :]
         if self.null_kv is not None:
             null = jnp.broadcast_to(
@@ -173,6 +179,6 @@ class CosineAttention(nnx.Module):
         y = attention(q, k, v, scale=self.SCALE, bias_KTS=bias_KTS, implementation=implementation)
         return self.out(y)
 
-    def over_frames(self, x_BTND: jax.Array) -> jax.Array:
+    def over_frames(self, x_BTND: jax.Array, *, causal: bool) -> jax.Array:
         q, k, v = self.heads(x_BTND)
-        return self.out(frame_attention(q, k, v, scale=self.SCALE))
+        return self.out(frame_attention(q, k, v, scale=self.SCALE, causal=causal))

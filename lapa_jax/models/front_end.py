@@ -101,11 +101,11 @@ class Patches(nnx.Module):
             rngs=rngs,
         )
         rows, columns = config.grid
-        self.rows = param(
-            truncated_normal(rngs.params(), (rows, 1, dim), 0.02), None, None, "embed"
-        )
+        # As loud as what a patch shows: at the usual 0.02 a policy takes long to find out where
+        # things are.
+        self.rows = param(truncated_normal(rngs.params(), (rows, 1, dim), 0.5), None, None, "embed")
         self.columns = param(
-            truncated_normal(rngs.params(), (1, columns, dim), 0.02), None, None, "embed"
+            truncated_normal(rngs.params(), (1, columns, dim), 0.5), None, None, "embed"
         )
 
     def __call__(self, images_BIJC: jax.Array) -> jax.Array:
@@ -116,7 +116,7 @@ class Patches(nnx.Module):
                 f"model.front_end.image_size is {self.config.image_size}"
             )
         x = images_BIJC.astype(jnp.float32)
-        x = x / 127.5 - 1.0 if images_BIJC.dtype == jnp.uint8 else 2.0 * x - 1.0
+        x = standardize(x / 255.0 if images_BIJC.dtype == jnp.uint8 else x)
         for name in sorted(self.stem):
             x = self.stem[name](x)
         B, H, W, C = x.shape
@@ -127,6 +127,13 @@ class Patches(nnx.Module):
         # Left to choose, the partitioner splits the stem by rows where the sequence is split, and
         # doubles the gradients of its kernels.
         return constrain(x.reshape(B, -1, x.shape[-1]), "batch", None, None)
+
+
+def standardize(images_BIJC: jax.Array) -> jax.Array:
+    """Each image with a mean of zero per channel and a variance of one: what stands out from the
+    background is not a small difference between large numbers. A flat image becomes zero."""
+    x = images_BIJC - images_BIJC.mean(axis=(1, 2), keepdims=True)
+    return x * jax.lax.rsqrt(jnp.square(x).mean(axis=(1, 2, 3), keepdims=True) + 1e-4)
 
 
 class ConvStage(nnx.Module):

@@ -12,6 +12,8 @@ import jax
 
 from lapa_jax.models.module import Functional, Tree, flatten, unflatten
 
+HEADS = ("embeddings/*", "heads/*")
+
 
 @dataclass(frozen=True)
 class SwapReport:
@@ -34,7 +36,7 @@ def head_swap(
     key: jax.Array,
     *,
     reinit: Sequence[str] = (),
-    may_change: Sequence[str] = ("embeddings/*", "heads/*"),
+    may_change: Sequence[str] = HEADS,
 ) -> tuple[Tree, SwapReport]:
     """(parameters of `target`, report).
 
@@ -57,7 +59,11 @@ def head_swap(
 
 
 def plan_swap(
-    pretrained: Tree, target: Tree, *, reinit: Sequence[str], may_change: Sequence[str]
+    pretrained: Tree,
+    target: Tree,
+    *,
+    reinit: Sequence[str] = (),
+    may_change: Sequence[str] = HEADS,
 ) -> SwapReport:
     """The report of a swap; both trees may be abstract."""
     have, want = flatten(pretrained), flatten(target)

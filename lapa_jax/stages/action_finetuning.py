@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from lapa_jax.stages.policy import TOKENIZER, PolicyStage
 from lapa_jax.stages.stage import Assets, Params, Variables
-from lapa_jax.tokens.action import ActionTokenizer
+from lapa_jax.tokens import action as action_tokens
 
 ACTION_BINS = "action_bins.json"
 
@@ -20,7 +20,7 @@ class ActionFinetuning(PolicyStage):
     fields = ("frames", "instruction", "action")
 
     def __init__(self, config: ConfigDict, assets: Assets):
-        self.actions = ActionTokenizer.from_json(assets[ACTION_BINS])
+        self.actions = action_tokens.from_json(assets[ACTION_BINS])
         super().__init__(config, assets, limits=self.actions.num_bins)
 
     @staticmethod
@@ -30,11 +30,19 @@ class ActionFinetuning(PolicyStage):
         inherited: Assets,
         instructions: Sequence[str],
         action_edges: Callable[[int], list[np.ndarray]],
+        action_clusters: Callable[[int], tuple[np.ndarray, np.ndarray]],
     ) -> dict[str, bytes]:
-        """Bins come from this run's own labelled data, one token of the vocabulary each."""
+        """Bins or clusters come from this run's own labelled data."""
+        size, kind = config.model.action_vocab, config.action_tokens
+        if kind == "bins":
+            tokenizer = action_tokens.ActionTokenizer(action_edges(size))
+        elif kind == "clusters":
+            tokenizer = action_tokens.ActionClusters(*action_clusters(size))
+        else:
+            raise ValueError(f"action_tokens={kind!r} must be 'bins' or 'clusters'")
         return {
             TOKENIZER: PolicyStage.make_tokenizer(config, inherited, instructions),
-            ACTION_BINS: ActionTokenizer(action_edges(config.model.action_vocab)).to_json(),
+            ACTION_BINS: tokenizer.to_json(),
         }
 
     def targets(self, values: np.ndarray) -> np.ndarray:
@@ -50,8 +58,7 @@ class ActionFinetuning(PolicyStage):
     ) -> jax.Array:
         """Actions float32 (B, action_dim) in the units of the data; pure, may be jitted.
 
-        Decoding is confined to the bins that each dimension has, so no id is out of range.
+        Decoding is confined to the ids that each token has, so none is out of range.
         """
         ids = self.predict(params, variables, image, text, text_mask)
-        centres = jnp.asarray(self.actions.centres)
-        return centres[jnp.arange(self.actions.action_dim), ids]
+        return self.actions.centre_of(ids, jnp)

@@ -25,8 +25,9 @@ class LatentPretraining(PolicyStage):
         inherited: Assets,
         instructions: Sequence[str],
         action_edges: Callable[[int], list[np.ndarray]],
+        action_clusters: Callable[[int], tuple[np.ndarray, np.ndarray]],
     ) -> dict[str, bytes]:
-        del action_edges
+        del action_edges, action_clusters
         return {TOKENIZER: PolicyStage.make_tokenizer(config, inherited, instructions)}
 
     def targets(self, values: np.ndarray) -> np.ndarray:

@@ -36,8 +36,9 @@ class QuantizerStage:
         inherited: Assets,
         instructions: Sequence[str],
         action_edges: Callable[[int], list[np.ndarray]],
+        action_clusters: Callable[[int], tuple[np.ndarray, np.ndarray]],
     ) -> dict[str, bytes]:
-        del config, inherited, instructions, action_edges
+        del config, inherited, instructions, action_edges, action_clusters
         return {}
 
     def prepare(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -84,6 +85,12 @@ class QuantizerStage:
     ) -> jax.Array:
         """Latent actions z int32 (B, code_length) of frames uint8 (B, H, W, 3)."""
         return self.model.apply(params, variables, "quantize", first, last)[0]
+
+    def encode(
+        self, params: Params, variables: Variables, first: jax.Array, last: jax.Array
+    ) -> jax.Array:
+        """The latent before the bottleneck, float32 (B, code_length, quant_dim)."""
+        return self.model.apply(params, variables, "encode", first, last)[0]
 
     def decode(
         self, params: Params, variables: Variables, first: jax.Array, z: jax.Array

@@ -35,10 +35,12 @@ class Stage(Protocol):
         inherited: Assets,
         instructions: Sequence[str],
         action_edges: Callable[[int], list[np.ndarray]],
+        action_clusters: Callable[[int], tuple[np.ndarray, np.ndarray]],
     ) -> dict[str, bytes]:
         """The assets of a new run, from the run it starts from and from its data.
 
-        `action_edges(bins)` computes the quantile edges of every action dimension.
+        `action_edges(bins)` computes the quantile edges of every action dimension,
+        `action_clusters(count)` centres of whole actions and their scale.
         """
         ...
 

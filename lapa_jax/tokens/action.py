@@ -1,7 +1,8 @@
-"""Real actions as tokens: one token a dimension, quantile bins whose edges may be ragged."""
+"""Real actions as tokens: one a dimension (quantile bins), or one for a whole action (clusters)."""
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -46,10 +47,7 @@ class ActionTokenizer:
         Values beyond the outer edges belong to the outer bins: the scheme's quantiles are those of
         the training data. NaN and infinities raise ValueError.
         """
-        actions = np.asarray(actions)
-        self._check_last(actions)
-        if not np.isfinite(actions).all():
-            raise ValueError(f"actions hold {np.sum(~np.isfinite(actions))} values not finite")
+        actions = check_actions(actions, self.action_dim)
         ids = np.empty(actions.shape, np.int32)
         for dimension, e in enumerate(self.edges):
             # The inner edges only: everything outside falls into the first or the last bin.
@@ -59,7 +57,7 @@ class ActionTokenizer:
     def decode(self, ids: np.ndarray) -> np.ndarray:
         """Ids int (..., action_dim) → bin centres float32. An id without a bin: ValueError."""
         ids = np.asarray(ids)
-        self._check_last(ids)
+        check_last(ids, self.action_dim)
         bad = np.argwhere((ids < 0) | (ids >= self.num_bins))
         if len(bad):
             dimension = int(bad[0][-1])
@@ -67,17 +65,92 @@ class ActionTokenizer:
                 f"action id {ids[tuple(bad[0])]} of dimension {dimension} is out of range: the "
                 f"dimension has {self.num_bins[dimension]} bins"
             )
-        return self.centres[np.arange(self.action_dim), ids]
+        return self.centre_of(ids)
 
-    def _check_last(self, array: np.ndarray) -> None:
-        if array.ndim < 1 or array.shape[-1] != self.action_dim:
-            raise ValueError(
-                f"shape {array.shape} does not end in the action dimension {self.action_dim}"
-            )
+    def centre_of(self, ids: Any, xp: Any = np) -> Any:
+        """As `decode`, for ids in range; `xp` may be jax.numpy."""
+        return xp.asarray(self.centres)[xp.arange(self.action_dim), ids]
 
     def to_json(self) -> bytes:
         return json.dumps({"edges": [e.tolist() for e in self.edges]}).encode()
 
-    @classmethod
-    def from_json(cls, data: bytes) -> "ActionTokenizer":
-        return cls([np.array(e) for e in json.loads(data)["edges"]])
+
+class ActionClusters:
+    """One token for a whole action: the nearest of `centres` (K, action_dim), each dimension in
+    units of `scale` (action_dim,).
+
+    For few dimensions and little data: nothing has to be learnt about slots beyond the first.
+    """
+
+    def __init__(self, centres: np.ndarray, scale: np.ndarray):
+        self.centres = np.asarray(centres, np.float32)
+        self.scale = np.asarray(scale, np.float32)
+        if self.centres.ndim != 2 or self.scale.shape != self.centres.shape[1:]:
+            raise ValueError(
+                f"centres {self.centres.shape} and scale {self.scale.shape} are not (clusters, "
+                "action_dim) and (action_dim,)"
+            )
+        if not np.isfinite(self.centres).all() or not (self.scale > 0).all():
+            raise ValueError("centres must be finite and scales positive")
+
+    @property
+    def action_dim(self) -> int:
+        return self.centres.shape[1]
+
+    @property
+    def num_bins(self) -> np.ndarray:
+        """Ids of each token, int32 (1,)."""
+        return np.array([len(self.centres)], np.int32)
+
+    def encode(self, actions: np.ndarray) -> np.ndarray:
+        """Actions float (..., action_dim) → ids int32 (..., 1). NaN and infinities raise
+        ValueError."""
+        actions = check_actions(actions, self.action_dim)
+        away = (actions[..., None, :] - self.centres) / self.scale
+        return np.square(away).sum(-1).argmin(-1).astype(np.int32)[..., None]
+
+    def decode(self, ids: np.ndarray) -> np.ndarray:
+        """Ids int (..., 1) → centres float32 (..., action_dim). An id without a cluster:
+        ValueError."""
+        ids = np.asarray(ids)
+        bad = ids[(ids < 0) | (ids >= len(self.centres))]
+        if bad.size or ids.shape[-1:] != (1,):
+            raise ValueError(
+                f"action ids {bad[:4].tolist()} of shape {ids.shape} are out of range: one of "
+                f"{len(self.centres)} clusters each"
+            )
+        return self.centre_of(ids)
+
+    def centre_of(self, ids: Any, xp: Any = np) -> Any:
+        """As `decode`, for ids in range; `xp` may be jax.numpy."""
+        return xp.asarray(self.centres)[ids[..., 0]]
+
+    def to_json(self) -> bytes:
+        values = {"centres": self.centres.tolist(), "scale": self.scale.tolist()}
+        return json.dumps(values).encode()
+
+
+def from_json(data: bytes) -> ActionTokenizer | ActionClusters:
+    """The inverse of either `to_json`."""
+    values = json.loads(data)
+    if "edges" in values:
+        return ActionTokenizer([np.array(e) for e in values["edges"]])
+    return ActionClusters(np.array(values["centres"]), np.array(values["scale"]))
+
+
+def check_last(array: np.ndarray, action_dim: int) -> None:
+    if array.ndim < 1 or array.shape[-1] != action_dim:
+        raise ValueError(f"shape {array.shape} does not end in the action dimension {action_dim}")
+
+
+def check_actions(actions: np.ndarray, action_dim: int) -> np.ndarray:
+    """Actions as an array, finite and of this dimension."""
+    actions = np.asarray(actions)
+    check_last(actions, action_dim)
+    bad = np.argwhere(~np.isfinite(actions))
+    if len(bad):
+        raise ValueError(
+            f"action value {actions[tuple(bad[0])]} of dimension {int(bad[0][-1])} is not "
+            f"finite ({len(bad)} such values): mend or drop those steps of the corpus"
+        )
+    return actions

@@ -18,7 +18,6 @@ import jax
 import numpy as np
 import tqdm
 from absl import logging
-from tensorboardX import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
 # The fields that differ between two runs of the same work.
@@ -51,6 +50,9 @@ class MetricWriter:
     """Writes host metrics of process 0. `step`: the step the run starts from (0: a fresh run)."""
 
     def __init__(self, workdir: str | Path, step: int = 0):
+        # It imports torch where that is installed, which importing a verb must not.
+        from tensorboardX import SummaryWriter
+
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         self._path = workdir / METRICS_FILE

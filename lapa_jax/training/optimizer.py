@@ -5,7 +5,7 @@ parameters get no update and no moments. Every key must be present (defaults liv
 experiments) and an unknown one is an error.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ KEYS = (
     "b1",
     "b2",
     "eps",
+    "pretrained_lr_scale",  # of the updates of parameters that init_from gives; 0: frozen
     "ema_decay",  # 0: no EMA; read by the loop
 )
 WSD_DECAY_FRACTION = 0.1  # the last part of a warmup-stable-decay run
@@ -150,10 +151,13 @@ def make_optimizer(
     trainable: Callable[[tuple[str, ...]], bool] = lambda path: True,
     *,
     axes: Any = None,
+    pretrained: Collection[str] = (),
 ) -> tuple[optax.GradientTransformation, Schedule]:
     """The transformation and its schedule. Clipping sees the norm of the trained gradients only.
 
     `axes`: the logical axis names of the parameters, needed where layers are stacked.
+    `pretrained`: slash-separated paths of parameters that another run has trained; their updates
+    are multiplied by `pretrained_lr_scale` (Howard and Ruder 2018, section 3.2).
     """
     unknown, missing = sorted(set(config) - set(KEYS)), sorted(set(KEYS) - set(config))
     if unknown or missing:
@@ -170,6 +174,18 @@ def make_optimizer(
     inner = OPTIMIZERS[config["name"]](config, schedule, _decay_mask(axes))
     if config["clip_norm"]:
         inner = optax.chain(optax.clip_by_global_norm(config["clip_norm"]), inner)
+    scale = config["pretrained_lr_scale"]
+    if not 0.0 <= scale <= 1.0:
+        raise ValueError(f"optimizer.pretrained_lr_scale={scale} must be in [0, 1]")
+    if pretrained and scale != 1.0:
+        taken = frozenset(pretrained)
+        inner = optax.chain(
+            inner,
+            optax.masked(
+                optax.scale(scale),
+                lambda params: trainable_mask(params, lambda path: "/".join(path) in taken),
+            ),
+        )
 
     def labels(params: Any) -> Any:
         mask = trainable_mask(params, trainable)

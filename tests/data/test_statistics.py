@@ -5,7 +5,12 @@ import pytest
 from shards import LENGTHS, write_corpus
 
 from data_pipelines.index import load_index
-from data_pipelines.statistics import action_statistics, quantile_edges, valid_action_rows
+from data_pipelines.statistics import (
+    action_clusters,
+    action_statistics,
+    quantile_edges,
+    valid_action_rows,
+)
 
 
 def test_statistics_leave_out_the_last_step_of_each_episode(tmp_path):
@@ -77,3 +82,18 @@ def test_real_actions_with_constant_dimensions(tmp_path, real_data):
         assert (len(edges[dimension]) == 2) >= constant
         assert edges[dimension][0] <= found["min"][dimension]
         assert edges[dimension][-1] >= found["max"][dimension]
+
+
+def test_clusters_find_the_groups_of_any_scale():
+    rng = np.random.default_rng(0)
+    true = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 500.0], [1.0, 500.0]])
+    actions = np.repeat(true, 30, 0) + rng.normal(size=(120, 2)) * [0.01, 5.0]
+    centres, scale = action_clusters(actions, 4)
+    order = np.lexsort((centres[:, 0], centres[:, 1] > 250))
+    np.testing.assert_allclose(centres[order] / scale, true / scale, atol=0.1)
+    again, _ = action_clusters(actions, 4)
+    np.testing.assert_array_equal(again, centres)
+    with pytest.raises(ValueError, match="9 clusters of actions of shape .3, 2.*action_vocab"):
+        action_clusters(np.zeros((3, 2)), 9)
+    with pytest.raises(ValueError, match="action 1, dimension 0 is nan"):
+        action_clusters(np.array([[0.0, 1.0], [np.nan, 1.0]]), 1)

@@ -8,13 +8,14 @@ from lapa_jax.models.quantizer import QuantizerConfig
 
 NSVQ = dict(
     name="nsvq",
-    normalize_decay=0.0,
     usage_decay=0.9,
     dead_fraction=0.2,
     replace_every_steps=10,
     recent_size=512,
     replace_noise=0.01,
     commitment_weight=0.0,
+    continuous_steps=0,
+    ramp_steps=0,
 )
 
 
@@ -32,8 +33,11 @@ def quantizer_config(**changes) -> QuantizerConfig:
         quant_dim=8,
         codebook_size=8,
         code_length=1,
+        normalize_decay=0.0,
         bottleneck=NSVQ,
+        objective={"name": "pixels"},
         predict="residual",
+        legacy=False,
         compute_dtype="float32",
         attention="xla",
         remat="none",

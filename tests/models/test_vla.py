@@ -11,7 +11,6 @@ from lapa_jax.models.decoding import decode
 from lapa_jax.models.module import Functional, flatten
 from lapa_jax.models.surgery import head_swap
 from lapa_jax.models.vla import SIZES, VLA, VLAConfig, positions, vla_flops
-from lapa_jax.tokens.layout import Layout
 
 PATCHES = dict(name="patches", image_size=(16, 16), patch_size=8, stem_channels=(4,))
 
@@ -101,17 +100,14 @@ def test_padding_and_later_targets_are_invisible():
     assert float(jnp.abs(dark - base).max()) > 1e-3
 
 
-def test_model_slots_agree_with_the_layout():
+def test_positions_skip_padding_and_slots_are_static():
     net, params = model()
-    _, _, mask = inputs()
-    layout = Layout(5, config().num_image_tokens, 4)
-    np.testing.assert_array_equal(
-        positions(jnp.asarray(layout.mask(np.asarray(mask)))), layout.positions(np.asarray(mask))
-    )
+    mask = jnp.asarray([[True, True, False, False, True]])
+    assert positions(mask).tolist() == [[0, 1, 1, 1, 2]]
     out = net.apply(
         params, {}, "logits", *inputs(), jnp.zeros((3, 4), jnp.int32), "action", with_text=True
     )[0]
-    assert out["target"].shape == (3, len(range(*layout.predicting.indices(99))), 11)
+    assert out["target"].shape == (3, 4, 11)  # one per target, the unfed last one included
     assert out["text"].shape == (3, 4, 32)
 
 

@@ -1,4 +1,4 @@
-"""Action and text tokenizers, the sequence layout."""
+"""Action and text tokenizers."""
 
 import json
 import subprocess
@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lapa_jax.tokens.action import ActionTokenizer
-from lapa_jax.tokens.layout import Layout
+from lapa_jax.tokens.action import ActionClusters, ActionTokenizer, from_json
 from lapa_jax.tokens.text import TextTokenizer, train
 
 EDGES = [np.array([-1.0, 0.0, 0.5, 2.0]), np.array([-0.5, 0.5, 1.5])]
@@ -38,7 +37,7 @@ def test_every_bin_survives_decode_encode_and_json(data):
         np.cumsum(data.draw(st.lists(st.floats(0.01, 5), min_size=2, max_size=9))) - 3
         for _ in range(3)
     ]
-    tokenizer = ActionTokenizer.from_json(ActionTokenizer(edges).to_json())
+    tokenizer = from_json(ActionTokenizer(edges).to_json())
     ids = np.stack(
         [data.draw(st.integers(0, n - 1)) * np.ones(1, int) for n in tokenizer.num_bins], axis=-1
     )
@@ -54,10 +53,28 @@ def test_bad_actions_and_ids_are_refused():
     with pytest.raises(ValueError, match="id -1 of dimension 0"):
         tokenizer.decode(np.array([-1, 0]))
     for bad in (np.nan, np.inf):
-        with pytest.raises(ValueError, match="not finite"):
-            tokenizer.encode(np.array([bad, 0.0]))
+        with pytest.raises(ValueError, match=f"{bad} of dimension 1 is not finite"):
+            tokenizer.encode(np.array([0.0, bad]))
     with pytest.raises(ValueError, match="dimension 1"):
         ActionTokenizer([EDGES[0], np.array([1.0])])
+
+
+def test_clusters_are_one_token_for_a_whole_action():
+    centres = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 100.0]])
+    tokenizer = from_json(ActionClusters(centres, np.array([1.0, 100.0])).to_json())
+    assert tokenizer.num_bins.tolist() == [3] and tokenizer.action_dim == 2
+    # In units of each dimension's scale: 40 of 100 is nearer to 0 than 0.9 of 1.
+    actions = np.array([[0.1, 40.0], [0.9, 40.0], [0.4, 90.0]])
+    ids = tokenizer.encode(actions)
+    assert ids.tolist() == [[0], [1], [2]] and ids.dtype == np.int32
+    np.testing.assert_array_equal(tokenizer.decode(ids), centres.astype(np.float32))
+    np.testing.assert_array_equal(tokenizer.encode(tokenizer.decode(ids)), ids)
+    with pytest.raises(ValueError, match=r"\[3\].*out of range: one of 3 clusters"):
+        tokenizer.decode(np.array([[3]]))
+    with pytest.raises(ValueError, match="nan of dimension 0 is not finite"):
+        tokenizer.encode(np.array([np.nan, 0.0]))
+    with pytest.raises(ValueError, match="scales positive"):
+        ActionClusters(centres, np.zeros(2))
 
 
 def test_text_is_deterministic_and_fixed_length():
@@ -75,20 +92,9 @@ def test_text_is_deterministic_and_fixed_length():
     assert tokenizer.fingerprint == TextTokenizer(model, 9).fingerprint
 
 
-def test_layout_slots():
-    layout = Layout(text_length=4, num_image_tokens=3, num_targets=2)
-    slots = np.arange(layout.sequence_length)
-    assert slots[layout.text].tolist() == [0, 1, 2, 3]
-    assert slots[layout.image].tolist() == [4, 5, 6]
-    assert slots[layout.fed_targets].tolist() == [7]
-    assert slots[layout.predicting].tolist() == [6, 7]
-    mask = np.array([[True, True, False, False]])
-    assert layout.positions(mask).tolist() == [[0, 1, 1, 1, 2, 3, 4, 5]]
-
-
 def test_tokens_import_is_light():
     code = (
-        "import sys, json, lapa_jax.tokens.text, lapa_jax.tokens.action, lapa_jax.tokens.layout;"
+        "import sys, json, lapa_jax.tokens.text, lapa_jax.tokens.action;"
         "print(json.dumps([m for m in ('jax', 'tensorflow', 'torch') if m in sys.modules]))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

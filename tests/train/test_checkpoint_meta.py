@@ -12,7 +12,7 @@ from data_pipelines.index import load_index
 from data_pipelines.loader import FingerprintError
 from lapa_jax import runs, train
 from lapa_jax.models import module
-from lapa_jax.tokens.action import ActionTokenizer
+from lapa_jax.tokens import action as action_tokens
 from lapa_jax.tokens.text import TextTokenizer
 from lapa_jax.training import checkpoint
 from lapa_jax.training.metrics import NonFiniteError
@@ -182,7 +182,7 @@ def test_starting_from_another_run(latent_run, tiny_data, tmp_path):
     assert set(report["taken"]) == paths - set(report["initialised"])
     assert run.provenance["init_from"] == source.params_hash
     assert run.assets["tokenizer.model"] == source.assets["tokenizer.model"]
-    bins = ActionTokenizer.from_json(run.assets["action_bins.json"])
+    bins = action_tokens.from_json(run.assets["action_bins.json"])
     assert bins.action_dim == 2 and max(bins.num_bins) <= config.model.action_vocab
 
 

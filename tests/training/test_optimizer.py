@@ -19,6 +19,7 @@ CONFIG = dict(
     b1=0.9,
     b2=0.95,
     eps=1e-8,
+    pretrained_lr_scale=1.0,
     ema_decay=0.0,
 )
 PARAMS = {
@@ -33,6 +34,29 @@ AXES = {
 
 def config(**changes):
     return {**CONFIG, **changes}
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.1])
+def test_pretrained_parameters_move_by_a_part(scale):
+    grads = jax.tree.map(jnp.ones_like, PARAMS)
+    whole, _ = make_optimizer(config(clip_norm=1.0), 10, axes=AXES)
+    expected, _ = jax.jit(whole.update)(grads, whole.init(PARAMS), PARAMS)
+    part, _ = make_optimizer(
+        config(clip_norm=1.0, pretrained_lr_scale=scale), 10, axes=AXES,
+        pretrained=["blocks/kernel", "blocks/scale"],
+    )  # fmt: skip
+    updates, _ = jax.jit(part.update)(grads, part.init(PARAMS), PARAMS)
+    for name in ("kernel", "scale"):
+        np.testing.assert_allclose(
+            updates["blocks"][name], scale * expected["blocks"][name], rtol=1e-6
+        )
+    np.testing.assert_array_equal(updates["encoder"]["kernel"], expected["encoder"]["kernel"])
+    # From random parameters nothing is held back.
+    scratch, _ = make_optimizer(config(clip_norm=1.0, pretrained_lr_scale=scale), 10, axes=AXES)
+    free, _ = jax.jit(scratch.update)(grads, scratch.init(PARAMS), PARAMS)
+    np.testing.assert_array_equal(free["blocks"]["kernel"], expected["blocks"]["kernel"])
+    with pytest.raises(ValueError, match="pretrained_lr_scale=2.0 must be in"):
+        make_optimizer(config(pretrained_lr_scale=2.0), 10, axes=AXES)
 
 
 def test_frozen_parameters_have_no_update_no_moments_and_no_part_in_clipping():

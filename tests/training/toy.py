@@ -22,6 +22,7 @@ OPTIMIZER = dict(
     b1=0.9,
     b2=0.95,
     eps=1e-8,
+    pretrained_lr_scale=1.0,
     ema_decay=0.9,
 )
 WIDTH, HIDDEN, LENGTH, LAYERS, VOCAB = 16, 32, 8, 2, 24

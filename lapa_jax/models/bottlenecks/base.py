@@ -1,4 +1,4 @@
-"""Bottlenecks: from a continuous latent to codes, and what the decoder receives.
+"""What every bottleneck gives, and what those with a codebook share.
 
 A bottleneck is called as `bottleneck(z_e, rng=..., train=...)` and returns a `BottleneckOutput`.
 Whatever it keeps beside its parameters is a `BottleneckState` variable: part of the train state,
@@ -8,9 +8,8 @@ Shape suffixes: B batch, L code slots, M = B·L vectors, D latent width, K codes
 kept.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,79 +30,84 @@ class BottleneckOutput(NamedTuple):
 
 
 @dataclass(frozen=True)
-class NSVQConfig:
-    """`normalize_decay`: per step, of the mean and variance by which latents are normalised before
-    they are quantised; 0 leaves them as they are (the paper). `usage_decay`: per step, of the usage
-    average. Every `replace_every_steps` (0: never) codes used less than `dead_fraction` of uniform
-    are drawn anew from the last `recent_size` latents, with noise of `replace_noise` times their
-    standard deviation. `commitment_weight`: on the squared distance from a latent to its code (0 in
-    the paper)."""
+class CodebookConfig:
+    """`usage_decay`: per step, of the usage average. Every `replace_every_steps` (0: never) codes
+    used less than `dead_fraction` of uniform are drawn anew from the last `recent_size` latents,
+    with noise of `replace_noise` times their standard deviation. The decoder receives the latent
+    itself for `continuous_steps`, then over `ramp_steps` more and more of its quantised form."""
 
-    normalize_decay: float
+    continuous_steps: int
+    ramp_steps: int
     usage_decay: float
     dead_fraction: float
     replace_every_steps: int
     recent_size: int
     replace_noise: float
-    commitment_weight: float
 
     def __post_init__(self) -> None:
-        for name in ("normalize_decay", "usage_decay", "dead_fraction"):
+        for name in ("usage_decay", "dead_fraction"):
             if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(
-                    f"model.bottleneck.{name}={getattr(self, name)} must be in [0, 1)"
-                )
+                raise ValueError(f"model.bottleneck.{name}={getattr(self, name)} must be in [0, 1)")
 
 
-class NSVQ(nnx.Module):
-    """Vector quantisation by noise substitution.
+class CodebookBottleneck(nnx.Module):
+    """A codebook that serves all slots; a subclass says what the decoder receives in training.
 
-    In training the decoder receives the latent plus noise of the length of its quantisation error,
-    which carries gradients to the latent and to the codebook; in evaluation it receives the code
-    itself. One codebook serves all slots. The codebook is initialised from the latents of the first
-    batch, and dead codes are replaced from recent latents, both in `after_update`.
-
-    Normalised latents (by the batch in training, by the running statistics in evaluation, as batch
-    normalisation; Lancucki et al. 2020) cannot drift away from their codebook, and the little that
-    they say early in training is as loud as the noise.
+    In evaluation the decoder receives the nearest code. The codebook is initialised from the
+    latents of the first batch, and dead codes are replaced from recent latents, both in
+    `after_update`. Quantising late lets the latents find out what there is to say before they must
+    say it in few codes: from the start, the first thing found takes all codes (docs/evidence.md).
     """
 
-    def __init__(self, config: NSVQConfig, codebook_size: int, dim: int, *, rngs: nnx.Rngs):
+    trained_codebook = True  # by gradient; False: the subclass updates it
+
+    def __init__(self, config: CodebookConfig, codebook_size: int, dim: int, *, rngs: nnx.Rngs):
         if config.recent_size < codebook_size:
             raise ValueError(
                 f"model.bottleneck.recent_size={config.recent_size} must be at least "
                 f"model.codebook_size={codebook_size}: codes are drawn from it"
             )
-        self.codebook = param(jax.random.normal(rngs.params(), (codebook_size, dim)), "code", None)
-        self.usage = BottleneckState(jnp.full(codebook_size, 1.0 / codebook_size))
-        self.recent = BottleneckState(jnp.zeros((config.recent_size, dim)))
+        codebook = jax.random.normal(rngs.params(), (codebook_size, dim))
+        if self.trained_codebook:
+            self.codebook = param(codebook, "code", None)
+        else:
+            self.codebook = BottleneckState(codebook)
+        self.usage = BottleneckState(jnp.full(codebook_size, 1.0 / codebook_size, jnp.float32))
+        self.recent = BottleneckState(jnp.zeros((config.recent_size, dim), jnp.float32))
         self.recent_count = BottleneckState(jnp.zeros((), jnp.int32))
-        if config.normalize_decay:
-            self.mean = BottleneckState(jnp.zeros(dim))
-            self.variance = BottleneckState(jnp.ones(dim))
+        self.step = BottleneckState(jnp.zeros((), jnp.int32))
         self.config = config
 
+    def train_output(
+        self, z_BLD: jax.Array, hard_BLD: jax.Array, error_BL: jax.Array, rng: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """(what the decoder receives (B, L, D), loss), of the latents, their nearest codes and the
+        squared distances between them."""
+        raise NotImplementedError
+
+    def update_codebook(self, z_BLD: jax.Array, codes_BL: jax.Array) -> None:
+        """Called in training with the latents (no gradient) where the codebook is not trained."""
+
     def __call__(
-        self, z_e_BLD: jax.Array, *, rng: jax.Array | None, train: bool
+        self, z_e_BLD: jax.Array, *, train: bool, rng: jax.Array | None = None
     ) -> BottleneckOutput:
         if train and rng is None:
-            raise ValueError("NSVQ needs an rng in training")
-        z_e_BLD = self._normalize(z_e_BLD.astype(jnp.float32), train)
-        codes_BL = nearest_code(z_e_BLD, self.codebook[...])
+            raise ValueError(f"{type(self).__name__} needs an rng in training")
+        z_BLD = z_e_BLD.astype(jnp.float32)
+        codes_BL = nearest_code(z_BLD, self.codebook[...])
         hard_BLD = self.codebook[...][codes_BL]
-        error_BL = jnp.sum(jnp.square(z_e_BLD - hard_BLD), axis=-1)
+        error_BL = jnp.sum(jnp.square(z_BLD - hard_BLD), axis=-1)
         frequency_K = jnp.bincount(codes_BL.reshape(-1), length=self.usage.shape[0]) / codes_BL.size
-        loss = jnp.zeros(())
-        z_q_BLD = hard_BLD
+        loss, z_q_BLD = jnp.zeros(()), hard_BLD
         if train:
             noise_rng, recent_rng = jax.random.split(rng)
-            z_q_BLD = substitute_noise(z_e_BLD, error_BL, noise_rng)
-            self._remember(jax.lax.stop_gradient(z_e_BLD), frequency_K, recent_rng)
-            if self.config.commitment_weight:
-                commitment = jnp.square(z_e_BLD - jax.lax.stop_gradient(hard_BLD))
-                loss = self.config.commitment_weight * jnp.mean(commitment)
+            z_q_BLD, loss = self.train_output(z_BLD, hard_BLD, error_BL, noise_rng)
+            z_q_BLD = z_BLD + self._quantised_share() * (z_q_BLD - z_BLD)
+            still_BLD = jax.lax.stop_gradient(z_BLD)
+            self.update_codebook(still_BLD, codes_BL)
+            self._remember(still_BLD, frequency_K, recent_rng)
         dead = self.usage[...] < self.config.dead_fraction / self.usage.shape[0]
-        spread = jnp.sum(jnp.var(z_e_BLD, axis=(0, 1)))
+        spread = jnp.sum(jnp.var(z_BLD, axis=(0, 1)))
         metrics = {
             "perplexity": perplexity(frequency_K),
             "dead_codes": jnp.sum(dead).astype(jnp.float32),
@@ -120,6 +124,7 @@ class NSVQ(nnx.Module):
         """Initialises the codebook after step 0, replaces dead codes every
         `replace_every_steps`."""
         config, usage = self.config, self.usage[...]
+        self.step[...] = (step + 1).astype(jnp.int32)
         every = config.replace_every_steps
         first = step == 0
         due = (step > 0) & (step % every == 0) if every else jnp.zeros((), bool)
@@ -140,17 +145,10 @@ class NSVQ(nnx.Module):
             first | due, replace, lambda *same: same, self.codebook[...], usage
         )
 
-    def _normalize(self, z_BLD: jax.Array, train: bool) -> jax.Array:
-        decay = self.config.normalize_decay
-        if not decay:
-            return z_BLD
-        if not train:
-            mean_D, variance_D = self.mean[...], self.variance[...]
-        else:
-            mean_D, variance_D = jnp.mean(z_BLD, axis=(0, 1)), jnp.var(z_BLD, axis=(0, 1))
-            for running, batch_D in ((self.mean, mean_D), (self.variance, variance_D)):
-                running[...] = decay * running[...] + (1.0 - decay) * jax.lax.stop_gradient(batch_D)
-        return (z_BLD - mean_D) * jax.lax.rsqrt(variance_D + 1e-12)
+    def _quantised_share(self) -> jax.Array:
+        """From 0 (continuous) to 1."""
+        beyond = self.step[...] - self.config.continuous_steps + 1
+        return jnp.clip(beyond / (self.config.ramp_steps + 1), 0.0, 1.0)
 
     def _remember(self, z_BLD: jax.Array, frequency_K: jax.Array, rng: jax.Array) -> None:
         decay, size = self.config.usage_decay, self.config.recent_size
@@ -167,20 +165,17 @@ class NSVQ(nnx.Module):
 
 
 def nearest_code(z_BLD: jax.Array, codebook_KD: jax.Array) -> jax.Array:
-    """Index of the nearest code (the first of equals), int32.
+    """Index of the nearest code (the first of equals), int32."""
+    return jnp.argmin(code_distances(z_BLD, codebook_KD), axis=-1).astype(jnp.int32)
+
+
+def code_distances(z_BLD: jax.Array, codebook_KD: jax.Array) -> jax.Array:
+    """Squared distances (B, L, K) less ‖z‖², which no comparison of codes needs.
 
     At full precision whatever the backend's default: labels must not depend on it.
     """
     product = jnp.einsum("bld,kd->blk", z_BLD, codebook_KD, precision=jax.lax.Precision.HIGHEST)
-    distance = jnp.sum(jnp.square(codebook_KD), axis=-1) - 2.0 * product
-    return jnp.argmin(distance, axis=-1).astype(jnp.int32)
-
-
-def substitute_noise(z_BLD: jax.Array, error_BL: jax.Array, rng: jax.Array) -> jax.Array:
-    """z + ‖z − c‖ · r / ‖r‖ with r normal; the gradient is zero, not NaN, where z = c."""
-    noise = jax.random.normal(rng, z_BLD.shape)
-    noise = noise * jax.lax.rsqrt(jnp.sum(jnp.square(noise), axis=-1, keepdims=True) + 1e-12)
-    return z_BLD + jnp.sqrt(error_BL + 1e-12)[..., None] * noise
+    return jnp.sum(jnp.square(codebook_KD), axis=-1) - 2.0 * product
 
 
 def replace_dead_codes(
@@ -228,18 +223,3 @@ def perplexity(frequency_K: jax.Array) -> jax.Array:
     """exp(entropy) of a distribution over codes."""
     entropy = -jnp.sum(frequency_K * jnp.log(jnp.maximum(frequency_K, 1e-12)))
     return jnp.exp(entropy)
-
-
-BOTTLENECKS: dict[str, tuple[type, type]] = {"nsvq": (NSVQConfig, NSVQ)}
-
-
-def bottleneck_config(settings: Mapping[str, Any]) -> tuple[str, Any]:
-    """(name, typed config) of a `{name, ...}` mapping."""
-    settings = dict(settings)
-    name = settings.pop("name", None)
-    if name not in BOTTLENECKS:
-        raise ValueError(f"model.bottleneck.name={name!r} must be one of {sorted(BOTTLENECKS)}")
-    try:
-        return name, BOTTLENECKS[name][0](**settings)
-    except TypeError as error:
-        raise ValueError(f"model.bottleneck ({name}): {error}") from error

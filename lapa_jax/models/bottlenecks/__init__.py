@@ -1,0 +1,53 @@
+"""Bottlenecks: from a continuous latent to codes, and what the decoder receives.
+
+A new one is a class and its config in a file here and a line in `BOTTLENECKS`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lapa_jax.models.bottlenecks.base import BottleneckOutput, BottleneckState
+from lapa_jax.models.bottlenecks.continuous import (
+    Gaussian,
+    GaussianConfig,
+    NoBottleneck,
+    NoneConfig,
+)
+from lapa_jax.models.bottlenecks.nsvq import NSVQ, LegacyNSVQ, LegacyNSVQConfig, NSVQConfig
+from lapa_jax.models.bottlenecks.scalar import FSQ, LFQ, FSQConfig, LFQConfig
+from lapa_jax.models.bottlenecks.vq import (
+    VQEMA,
+    SoftVQ,
+    SoftVQConfig,
+    VQCommit,
+    VQCommitConfig,
+    VQEMAConfig,
+)
+
+BOTTLENECKS: dict[str, tuple[type, type]] = {
+    "nsvq": (NSVQConfig, NSVQ),
+    "legacy_nsvq": (LegacyNSVQConfig, LegacyNSVQ),
+    "vq_ema": (VQEMAConfig, VQEMA),
+    "vq_commit": (VQCommitConfig, VQCommit),
+    "soft_vq": (SoftVQConfig, SoftVQ),
+    "fsq": (FSQConfig, FSQ),
+    "lfq": (LFQConfig, LFQ),
+    "gaussian": (GaussianConfig, Gaussian),
+    "none": (NoneConfig, NoBottleneck),
+}
+CONTINUOUS = ("gaussian", "none")
+
+
+def bottleneck_config(settings: Mapping[str, Any]) -> tuple[str, Any]:
+    """(name, typed config) of a `{name, ...}` mapping."""
+    settings = dict(settings)
+    name = settings.pop("name", None)
+    if name not in BOTTLENECKS:
+        raise ValueError(f"model.bottleneck.name={name!r} must be one of {sorted(BOTTLENECKS)}")
+    try:
+        return name, BOTTLENECKS[name][0](**settings)
+    except TypeError as error:
+        raise ValueError(f"model.bottleneck ({name}): {error}") from error
+
+
+__all__ = ["BOTTLENECKS", "CONTINUOUS", "BottleneckOutput", "BottleneckState", "bottleneck_config"]
