@@ -16,6 +16,7 @@ setup(
     install_requires=[
         "absl-py",
         "av>=14",
+        "einops",
         "flax>=0.12",
         "google-crc32c",
         "jax>=0.10",

@@ -4,3 +4,10 @@ Importing this package is cheap: no TensorFlow, no torch, no simulator.
 """
 
 __version__ = "0.1.0"
+
+
+def load_quantizer(directory):
+    """A trained or imported quantizer, with `encode` and `decode`: see lapa_jax.api."""
+    from lapa_jax.api import load_quantizer
+
+    return load_quantizer(directory)

@@ -26,6 +26,26 @@ VERBS = {
         "diagnostics of a quantizer; token accuracy and closed-loop success of a policy",
         "lapa evaluate --workdir runs/quantizer",
     ),
+    "sweep": (
+        "lapa_jax.sweep",
+        "a grid of quantizer runs, with a table, CSV and heat maps",
+        "lapa sweep experiments/sweeps/codebook.py --workdir runs/sweep --dry_run",
+    ),
+    "bench": (
+        "lapa_jax.bench",
+        "how fast a training step runs, beside what the device can do",
+        "lapa bench quantizer",
+    ),
+    "import": (
+        "lapa_jax.importer",
+        "foreign weights as a run directory: the original's quantizer (laq_pt)",
+        "lapa import --format laq_pt --source laq_openx.pt --image_size 256 --out runs/laq_openx",
+    ),
+    "export": (
+        "lapa_jax.export",
+        "a run's weights in a foreign format: the original's quantizer (laq_pt)",
+        "lapa export --format laq_pt --workdir runs/laq_openx --out laq.pt",
+    ),
     "data": (
         "lapa_jax.data",
         "collect, convert, index, inspect data; show the batch of a step",

@@ -17,10 +17,12 @@ from ml_collections import ConfigDict
 from data_pipelines.loader import Loader
 from lapa_jax import pairs, runs
 from lapa_jax.diagnostics import codebook, probes
-from lapa_jax.diagnostics.reconstruction import ReconstructionSums
+from lapa_jax.diagnostics.embodiment import embodiment_report
+from lapa_jax.diagnostics.reconstruction import image_errors, reconstruction_report
 from lapa_jax.diagnostics.statistics import wilson_interval
 from lapa_jax.envs.rollout import Rollouts, rollout
 from lapa_jax.envs.tabletop import SceneConfig, Tabletop
+from lapa_jax.transfer import evaluate_transfer
 
 
 def main(argv: list[str]) -> int:
@@ -36,7 +38,16 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--split", default="train")
     parser.add_argument("--max_examples", type=int, default=2000, help="per corpus")
-    loop = parser.add_argument_group("closed loop on the tabletop (action policies)")
+    parser.add_argument(
+        "--paired", action="store_true", help="the two corpora show the same episodes (quantizer)"
+    )
+    parser.add_argument(
+        "--transfer",
+        type=int,
+        default=0,
+        help="motions to take to another scene of the tabletop (quantizer); 0: none",
+    )
+    loop = parser.add_argument_group("the tabletop: closed loop of action policies, transfer")
     loop.add_argument("--families", default="reach", help="comma-separated")
     loop.add_argument("--blocks", type=int, default=4)
     loop.add_argument("--episodes", type=int, default=200, help="per family; 0: no closed loop")
@@ -53,8 +64,21 @@ def main(argv: list[str]) -> int:
         corpora = {name: c.to_dict() for name, c in run.config.data.corpora.items()}
     result: dict[str, Any] = {"workdir": str(run.workdir), "step": run.step}
     if run.config.stage == "quantizer":
-        for name, corpus in corpora.items():
-            result[name] = evaluate_quantizer(run, corpus, max_pairs=args.max_examples).report
+        found = {
+            name: evaluate_quantizer(run, corpus, max_pairs=args.max_examples)
+            for name, corpus in corpora.items()
+        }
+        result |= {name: one.report for name, one in found.items()}
+        if args.paired:
+            if len(found) != 2:
+                raise ValueError(f"--paired compares two corpora, there are {sorted(found)}")
+            size = run.stage.model_config.codebook_size
+            result["paired_views"] = evaluate_paired_views(*found.values(), size)
+        if args.transfer:
+            env = Tabletop(SceneConfig(args.blocks, tuple(args.families.split(",")), args.steps))
+            result["transfer"] = evaluate_transfer(
+                run, env, episodes=args.transfer, seed=args.seed, view=args.view
+            )
     else:
         result["tokens"] = evaluate_tokens(run, corpora, max_examples=args.max_examples)
     if run.config.stage == "action_finetuning" and args.episodes:
@@ -84,10 +108,13 @@ class QuantizerEvaluation:
     recon: np.ndarray  # float32 (N, H, W, 3)
     z: np.ndarray  # int32 (N, code_length)
     actions: np.ndarray | None  # float32 (N, A), summed over the window
+    latents: np.ndarray  # float32 (N, code_length, quant_dim), before the bottleneck
+    episode: np.ndarray  # int (N,)
 
 
 def evaluate_quantizer(run: runs.Run, corpus: dict, *, max_pairs: int) -> QuantizerEvaluation:
-    """Code usage, reconstruction and, where there are actions, a probe from z to them.
+    """Code usage, reconstruction and, where there are actions, a probe from z to them; with
+    episode-bootstrap 95 % intervals.
 
     Takes at most `max_pairs` pairs, evenly spread over the corpus.
     """
@@ -99,27 +126,54 @@ def evaluate_quantizer(run: runs.Run, corpus: dict, *, max_pairs: int) -> Quanti
     @jax.jit
     def reconstruct(params, variables, first, last):
         z = run.stage.quantize(params, variables, first, last)
-        return z, run.stage.decode(params, variables, first, z)
+        latent = run.stage.encode(params, variables, first, last)
+        return z, latent, run.stage.decode(params, variables, first, z)
 
-    sums, kept = ReconstructionSums(), []
+    kept = []
     for batch in source.batches(rows):
         outputs = reconstruct(run.params, run.variables, batch.first, batch.last)
-        z, recon = (np.asarray(x)[: batch.size][batch.good] for x in outputs)
+        outputs = (np.asarray(x)[: batch.size][batch.good] for x in outputs)
         first, last = (x[: batch.size][batch.good] for x in (batch.first, batch.last))
-        sums.update(first, last, recon)
-        kept.append((first, last, recon, z, batch.rows[batch.good]))
-    first, last, recon, z, rows = (np.concatenate(x) for x in zip(*kept, strict=True))
+        z, latent, recon = outputs
+        errors = np.stack(image_errors(first, last, recon), axis=1)
+        kept.append((first, last, recon, z, latent, errors, batch.rows[batch.good]))
+    first, last, recon, z, latents, errors, rows = (
+        np.concatenate(x) for x in zip(*kept, strict=True)
+    )
     size = run.stage.model_config.codebook_size
+    episode = source.index.episode_of_rows(rows[:, 0])
     report = {"pairs": len(z), "window_seconds": source.window_seconds}
     report["codes"] = codebook.codebook_report(z, size)
-    report["reconstruction"] = sums.result()
+    report["codes"] |= codebook.codebook_intervals(z, size, episode, seed=0)
+    report["reconstruction"] = reconstruction_report(*errors.T, episode, seed=0)
     actions = source.actions(rows)
     if actions is not None:
-        episode = source.index.episode_of_rows(rows[:, 0])
         report["probe"] = probes.probe_latent_actions(
-            z, actions, episode, size, seed=0, first_frames=first
+            z,
+            actions,
+            episode,
+            size,
+            seed=0,
+            first_frames=first,
+            extra={"continuous_latent": latents.reshape(len(latents), -1)},
         )
-    return QuantizerEvaluation(report, first, last, recon, z, actions)
+    return QuantizerEvaluation(report, first, last, recon, z, actions, latents, episode)
+
+
+def evaluate_paired_views(
+    one: QuantizerEvaluation, other: QuantizerEvaluation, codebook_size: int
+) -> dict[str, Any]:
+    """Whether the same motion in two views is the same latent action: corpora that hold the same
+    episodes, as `lapa data collect --views A,B` writes them."""
+    if len(one.z) != len(other.z) or (one.episode != other.episode).any():
+        raise ValueError(
+            f"the views are not paired: {len(one.z)} and {len(other.z)} pairs of "
+            f"{len(np.unique(one.episode))} and {len(np.unique(other.episode))} episodes"
+        )
+    flat = tuple(v.latents.reshape(len(v.latents), -1) for v in (one, other))
+    return embodiment_report(
+        (one.z, other.z), flat, one.actions, one.episode, codebook_size, seed=0
+    )
 
 
 def evaluate_tokens(run: runs.Run, corpora: dict[str, dict], *, max_examples: int) -> dict:

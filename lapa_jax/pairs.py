@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.backends import FrameReader
 from data_pipelines.mixture import open_mixture
+from experiments import base
 from lapa_jax import runs
 
 BATCH = 256
@@ -45,7 +46,8 @@ class Pairs:
     def __init__(self, config: ConfigDict, corpus: dict, window_seconds: float | None = None):
         self.window_seconds = window_seconds or _trained_window(config)
         data = ConfigDict(config.data.to_dict())
-        template = next(iter(data.corpora.values())).to_dict() | {"label_set": "", "fps": 0.0}
+        template = next((c.to_dict() for c in data.corpora.values()), base.corpus(""))
+        template |= {"label_set": "", "fps": 0.0}
         data.corpora = ConfigDict(
             {"corpus": template | corpus | {"window_seconds": self.window_seconds}}
         )
@@ -95,7 +97,7 @@ def require_quantizer(run: runs.Run) -> None:
 
 def _trained_window(config: ConfigDict) -> float:
     windows = {c.window_seconds for c in config.data.corpora.values()}
-    if len(windows) > 1:
+    if len(windows) != 1:
         raise ValueError(
             f"the quantizer was trained with the windows {sorted(windows)}; give --window_seconds"
         )

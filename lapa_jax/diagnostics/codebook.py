@@ -115,6 +115,37 @@ def codebook_report(z: np.ndarray, codebook_size: int, *, top: int = 16) -> dict
     }
 
 
+def codebook_intervals(
+    z: np.ndarray, codebook_size: int, episode: np.ndarray, *, seed: int, resamples: int = 1000
+) -> dict[str, list[float]]:
+    """Episode-bootstrap 95 % intervals of mean_perplexity and joint_entropy_bits.
+
+    Entropies of resamples are biased low by the finite sample, as the estimates are.
+    """
+    z = check_codes(z, codebook_size)
+    slots = (z + codebook_size * np.arange(z.shape[1])).astype(np.int64)
+    _, _, joint = joint_counts(z, codebook_size)
+    names, index = np.unique(np.asarray(episode), return_inverse=True)
+    index = index.reshape(-1)
+    table = np.zeros((len(names), codebook_size * z.shape[1]))
+    np.add.at(table, (np.repeat(index, z.shape[1]), slots.reshape(-1)), 1)
+    joint_table = np.zeros((len(names), joint.max() + 1))
+    np.add.at(joint_table, (index, joint), 1)
+    rng = np.random.default_rng(seed)
+    draws = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+
+    def interval(values: list[float]) -> list[float]:
+        return np.quantile(values, [0.025, 0.975]).tolist()
+
+    counts = (draws @ table).reshape(resamples, z.shape[1], codebook_size)
+    perplexity = [np.mean([2.0 ** entropy_bits(slot) for slot in one]) for one in counts]
+    entropy = [entropy_bits(one) for one in draws @ joint_table]
+    return {
+        "mean_perplexity_interval": interval(perplexity),
+        "joint_entropy_bits_interval": interval(entropy),
+    }
+
+
 def actions_per_code(
     z: np.ndarray, actions: np.ndarray, codebook_size: int, *, min_count: int = 2
 ) -> list[dict[str, Any]]:

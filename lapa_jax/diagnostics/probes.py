@@ -106,46 +106,93 @@ def linear_probe(
         if not np.isfinite(value).all():
             raise ValueError(f"{name} hold non-finite values: drop those rows first")
     test = split_episodes(episode, test_fraction=test_fraction, seed=seed)
-    train = np.flatnonzero(~test)
-    if len(np.unique(episode[train])) < 2:
+    train = ~test
+    probe = fit_probe(
+        x[train], y[train], episode[train], seed=seed, test_fraction=test_fraction
+    )
+    scores = r2_report(
+        probe(x[test]), y[test], episode[test],
+        seed=seed, resamples=resamples, confidence=confidence,
+    )
+    return scores | {
+        "ridge": list(probe.ridges),
+        "features": x.shape[1],
+        "train_rows": int(train.sum()),
+        "train_episodes": len(np.unique(episode[train])),
+    }
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear map per action dimension, each with its own ridge."""
+
+    maps: tuple[LinearMap, ...]
+    ridges: tuple[float, ...]
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return np.stack([one(x)[:, dim] for dim, one in enumerate(self.maps)], 1)
+
+
+def fit_probe(
+    x: np.ndarray, y: np.ndarray, episode: np.ndarray, *, seed: int, test_fraction: float = 0.25
+) -> Probe:
+    """A ridge regression whose ridges are chosen on part of the episodes."""
+    if len(np.unique(episode)) < 2:
         raise ValueError("the probe needs at least 3 episodes: train, validation and test")
-    validation = split_episodes(episode[train], test_fraction=test_fraction, seed=seed + 1)
-    fit, held = train[~validation], train[validation]
+    held = split_episodes(episode, test_fraction=test_fraction, seed=seed + 1)
     # Each dimension picks its own: one that cannot be predicted must not shrink the others.
     errors = np.array([
-        ((candidate(x[held]) - y[held]) ** 2).mean(0) for candidate in fit_ridge(x[fit], y[fit])
+        ((candidate(x[held]) - y[held]) ** 2).mean(0)
+        for candidate in fit_ridge(x[~held], y[~held])
     ])
     best = errors.argmin(0)
-    maps = fit_ridge(x[train], y[train])
-    prediction = np.stack([maps[r](x[test])[:, dim] for dim, r in enumerate(best)], 1)
+    maps = fit_ridge(x, y)
+    return Probe(tuple(maps[r] for r in best), tuple(RIDGES[r] for r in best))
 
-    residual = (prediction - y[test]) ** 2
-    total = (y[test] - y[test].mean(0)) ** 2
+
+def r2_report(
+    prediction: np.ndarray,
+    actual: np.ndarray,
+    episode: np.ndarray,
+    *,
+    seed: int,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+) -> dict[str, Any]:
+    """R^2 per dimension and their mean, with intervals over episodes.
+
+    A dimension that never changes has no R^2 (None) and no part in the mean.
+    """
+    residual = (prediction - actual) ** 2
+    total = (actual - actual.mean(0)) ** 2
+    options = dict(seed=seed, resamples=resamples, confidence=confidence)
+    moving = total.any(axis=0)
     r2: list[float | None] = []
     intervals: list[list[float] | None] = []
-    for dim in range(y.shape[1]):
-        if not total[:, dim].any():
+    for dim in range(actual.shape[1]):
+        if not moving[dim]:
             r2.append(None)
             intervals.append(None)
             continue
-        ratio = bootstrap_ratio(
-            residual[:, dim], total[:, dim], episode[test],
-            seed=seed, resamples=resamples, confidence=confidence,
-        )
+        ratio = bootstrap_ratio(residual[:, dim], total[:, dim], episode, **options)
         r2.append(1 - ratio.estimate)
         intervals.append([1 - ratio.high, 1 - ratio.low])
-    known = [value for value in r2 if value is not None]
+    mean = mean_interval = None
+    if moving.any():
+        mean = float(np.mean([value for value in r2 if value is not None]))
+        # Each dimension's share of its own total: their mean is that of the ratios.
+        scaled = (residual[:, moving] / total[:, moving].sum(0)).mean(1)
+        weight = (total[:, moving] / total[:, moving].sum(0)).mean(1)
+        ratio = bootstrap_ratio(scaled, weight, episode, **options)
+        mean_interval = [1 - ratio.high, 1 - ratio.low]
     return {
         "r2": r2,
         "r2_interval": intervals,
-        "r2_mean": float(np.mean(known)) if known else None,
+        "r2_mean": mean,
+        "r2_mean_interval": mean_interval,
         "confidence": confidence,
-        "ridge": [RIDGES[r] for r in best],
-        "features": x.shape[1],
-        "train_rows": len(train),
-        "test_rows": int(test.sum()),
-        "train_episodes": len(np.unique(episode[train])),
-        "test_episodes": len(np.unique(episode[test])),
+        "test_rows": len(actual),
+        "test_episodes": len(np.unique(episode)),
     }
 
 

@@ -8,10 +8,11 @@ error. Reconstructions may overshoot [0, 1] and are scored as they are. `skill` 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from lapa_jax.diagnostics.statistics import bootstrap_ratio
 
 
 def unit_images(images: np.ndarray, name: str, *, overshoot: bool = False) -> np.ndarray:
@@ -63,56 +64,27 @@ def image_errors(
     return ((reconstruction - later) ** 2).mean(axes), ((first - later) ** 2).mean(axes)
 
 
-@dataclass
-class ReconstructionSums:
-    """Streaming sums over batches of equal image size; `merge` joins the sums of several hosts."""
+def reconstruction_report(
+    error: np.ndarray, copy_error: np.ndarray, episode: np.ndarray, *, seed: int
+) -> dict[str, Any]:
+    """From the errors of `image_errors` (N,), with episode-bootstrap 95 % intervals.
 
-    images: int = 0
-    error: float = 0.0
-    copy_error: float = 0.0
-    improved: int = 0
-
-    def update(
-        self,
-        first: np.ndarray,
-        later: np.ndarray,
-        reconstruction: np.ndarray,
-        *,
-        mask: np.ndarray | None = None,
-    ) -> None:
-        """Adds a batch; `mask` bool (N,) leaves padding rows out."""
-        error, copy_error = image_errors(first, later, reconstruction)
-        if mask is not None:
-            mask = np.asarray(mask)
-            if mask.shape != error.shape or mask.dtype != bool:
-                raise ValueError(
-                    f"mask must be bool {error.shape}, got {mask.dtype} {mask.shape}"
-                )
-            error, copy_error = error[mask], copy_error[mask]
-        self.images += len(error)
-        self.error += float(error.sum())
-        self.copy_error += float(copy_error.sum())
-        self.improved += int((error < copy_error).sum())
-
-    def merge(self, other: ReconstructionSums) -> ReconstructionSums:
-        return ReconstructionSums(
-            self.images + other.images,
-            self.error + other.error,
-            self.copy_error + other.copy_error,
-            self.improved + other.improved,
-        )
-
-    def result(self) -> dict[str, Any]:
-        """Plain numbers; PSNR is that of the mean MSE, so that one perfect image cannot rule it."""
-        if not self.images:
-            raise ValueError("no images were added: call update() before result()")
-        mse, mse_copy = self.error / self.images, self.copy_error / self.images
-        return {
-            "images": self.images,
-            "mse": mse,
-            "mse_copy": mse_copy,
-            "psnr": psnr(mse),
-            "psnr_copy": psnr(mse_copy),
-            "skill": skill(mse, mse_copy),
-            "better_than_copy_fraction": self.improved / self.images,
-        }
+    PSNR is that of the mean MSE, so that one perfect image cannot rule it.
+    """
+    mse, mse_copy = float(error.mean()), float(copy_error.mean())
+    mean = bootstrap_ratio(error, np.ones(len(error)), episode, seed=seed)
+    report: dict[str, Any] = {
+        "images": len(error),
+        "mse": mse,
+        "mse_copy": mse_copy,
+        "psnr": psnr(mse),
+        "psnr_interval": [psnr(mean.high), psnr(mean.low)],
+        "psnr_copy": psnr(mse_copy),
+        "skill": skill(mse, mse_copy),
+        "skill_interval": None,
+        "better_than_copy_fraction": float((error < copy_error).mean()),
+    }
+    if mse_copy > 0:
+        ratio = bootstrap_ratio(error, copy_error, episode, seed=seed)
+        report["skill_interval"] = [1 - ratio.high, 1 - ratio.low]
+    return report

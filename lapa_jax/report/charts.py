@@ -69,7 +69,8 @@ def _dress(axes: Axes, *, x: str = "", y: str = "", title: str = "", grid: str =
     for side in ("left", "bottom"):
         axes.spines[side].set_color(_GRID)
     axes.tick_params(which="both", colors=_MUTED, labelsize=9, length=3)
-    axes.grid(True, axis=grid, color=_GRID, linewidth=0.8)
+    if grid:
+        axes.grid(True, axis=grid, color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.set_xlabel(_plain(x), color=_MUTED, fontsize=9.5)
     axes.set_ylabel(_plain(y), color=_MUTED, fontsize=9.5)
@@ -258,3 +259,33 @@ def code_meaning(
                             f"{len(shown)} latent actions, with one-sigma ellipses: " + "; ".join(
         f"{' '.join(map(str, row['code']))} → ({mean[0]:.3g}, {mean[1]:.3g})"
         for row, mean in zip(shown, means, strict=True)) + ".")
+
+
+def heat_map(
+    rows: Sequence[Mapping[str, Any]], down: str, across: str, measure: str
+) -> Picture:
+    """`measure` of every row as a cell at (row[down], row[across]), with its number.
+
+    A missing combination, or one without the measure, stays empty.
+    """
+    ys, xs = (list(dict.fromkeys(row[key] for row in rows)) for key in (down, across))
+    values = np.full((len(ys), len(xs)), np.nan)
+    for row in rows:
+        if row[measure] is not None:
+            values[ys.index(row[down]), xs.index(row[across])] = row[measure]
+    if not np.isfinite(values).any():
+        raise ValueError(f"no row has a {measure}")
+    figure = _figure(150 + 62 * len(xs), 110 + 34 * len(ys))
+    axes = figure.add_subplot()
+    low, high = np.nanmin(values), np.nanmax(values)
+    axes.imshow(values, cmap="viridis", aspect="auto", vmin=low, vmax=high)
+    for i, j in np.argwhere(np.isfinite(values)):
+        bright = values[i, j] > low + 0.6 * (high - low)
+        axes.text(j, i, f"{values[i, j]:.3g}", ha="center", va="center", fontsize=9,
+                  color="black" if bright else "white")
+    axes.set_xticks(range(len(xs)), [str(x) for x in xs])
+    axes.set_yticks(range(len(ys)), [str(y) for y in ys])
+    _dress(axes, x=_plain(across), y=_plain(down), title=_plain(measure), grid="")
+    said = "; ".join(f"{down} {ys[i]}, {across} {xs[j]}: {values[i, j]:.3g}"
+                     for i, j in np.argwhere(np.isfinite(values)))
+    return _picture(figure, f"Heat map of {measure}. {said}.")

@@ -3,6 +3,7 @@
 from lapa_jax.report.charts import (
     code_meaning,
     code_usage,
+    heat_map,
     loss_curves,
     read_metrics,
     success_chart,
@@ -12,6 +13,7 @@ from lapa_jax.report.picture import Picture, picture_of_frame
 from lapa_jax.report.pipeline import pipeline_diagram
 
 __all__ = [
-    "Picture", "Strip", "atlas", "code_meaning", "code_usage", "film_strips", "loss_curves",
-    "picture_of_frame", "pipeline_diagram", "read_metrics", "reconstruction_grid", "success_chart",
+    "Picture", "Strip", "atlas", "code_meaning", "code_usage", "film_strips", "heat_map",
+    "loss_curves", "picture_of_frame", "pipeline_diagram", "read_metrics", "reconstruction_grid",
+    "success_chart",
 ]

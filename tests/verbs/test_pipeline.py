@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import simplejpeg
 import tiny
-from tiny import succeed
+from tiny import lapa, succeed
 
 from data_pipelines.index import load_index
 from data_pipelines.labels import LabelSet, LabelSetWriter
@@ -86,6 +86,29 @@ def _frame(index, row):
     with open(index.shards[int(index.shard_of_episode[episode])], "rb") as file:
         file.seek(int(index.frame_offset[row]))
         return simplejpeg.decode_jpeg(file.read(int(index.frame_length[row])))
+
+
+def test_paired_views_and_transfer(quantizer, data, tmp_path):
+    views = [data / "human", data / "robot"]
+    corpora = [argument for view in views for argument in ("--corpus", view)]
+    path = tmp_path / "result.json"
+    succeed(
+        *("evaluate", "--workdir", quantizer, *corpora, "--paired", "--json", path),
+        *("--transfer", 6, "--blocks", 2),
+    )
+    result = json.loads(path.read_text())
+    human, robot = (result[str(view)] for view in views)
+    assert result["paired_views"]["windows"] == human["pairs"] == robot["pairs"]
+    assert 0.0 <= result["paired_views"]["cka"] <= 1.0
+    assert len(result["paired_views"]["probe"]["other_view"]["r2"]) == 2
+    low, high = robot["reconstruction"]["skill_interval"]
+    assert low <= robot["reconstruction"]["skill"] <= high
+    assert set(robot["probe"]) >= {"latent_action", "continuous_latent", "first_frame"}
+    transfer = result["transfer"]
+    assert transfer["episodes"] == 6 and 0.0 <= transfer["same_code_as_own"] <= 1.0
+    assert {"z", "own", "shuffled"} <= set(transfer)
+    code, _, error = lapa("evaluate", "--workdir", quantizer, *corpora[:2], "--paired")
+    assert code == 2 and "--paired compares two corpora" in error
 
 
 def test_labelling_again_reads_no_frame(quantizer, labelled, monkeypatch):

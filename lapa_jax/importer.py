@@ -1,0 +1,93 @@
+"""`lapa import`: foreign weights → a run directory that every other verb reads.
+
+The directory holds a checkpoint of step 0 with the parameters and the config that describes them;
+training starts from it through `init_from`.
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from experiments import base
+from lapa_jax import config as configs
+from lapa_jax import runs, stages
+from lapa_jax.interop import laq_pt
+from lapa_jax.models.module import Tree, flatten
+from lapa_jax.training.checkpoint import Checkpoints
+from lapa_jax.training.state import TrainState
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="lapa import",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: lapa import --format laq_pt --source laq_openx.pt --image_size 256 "
+        "--code_length 4 --out runs/laq_openx",
+    )
+    parser.add_argument(
+        "--format", required=True, choices=sorted(FORMATS), help="laq_pt: the original's quantizer"
+    )
+    parser.add_argument("--source", required=True, help="the file to read")
+    parser.add_argument("--out", required=True, help="a new run directory")
+    parser.add_argument("--image_size", type=int, help="pixels a side (laq_pt)")
+    parser.add_argument("--code_length", type=int, help="checked against the shapes (laq_pt)")
+    args = parser.parse_args(argv)
+    out = Path(args.out)
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"--out {out} is not empty: imports go to a new directory")
+    config, params = FORMATS[args.format](args)
+    write_run(out, config, params, source=args.source, source_format=args.format)
+    count = sum(x.size for x in flatten(params).values())
+    sys.stdout.write(f"{args.source} -> {out}: {len(flatten(params))} tensors, {count} values\n")
+    return 0
+
+
+def _laq_pt(args: argparse.Namespace) -> tuple[ConfigDict, Tree]:
+    if not args.image_size:
+        raise ValueError("--format laq_pt needs --image_size: the shapes do not tell it")
+    tensors = laq_pt.load_file(args.source)
+    model, params = laq_pt.read(tensors, args.image_size, args.code_length)
+    config = base.stage_defaults("quantizer")
+    config.data.image_size = model.image_size
+    config.compute_dtype = model.compute_dtype
+    settings = dataclasses.asdict(model)
+    del settings["image_size"], settings["compute_dtype"]
+    config.model = ConfigDict(settings)
+    return config.lock(), params
+
+
+FORMATS = {"laq_pt": _laq_pt}
+
+
+def write_run(
+    out: Path, config: ConfigDict, params: Tree, *, source: str, source_format: str
+) -> None:
+    """Writes a run directory with a checkpoint of step 0, without optimizer state."""
+    stage = stages.build(config, {})
+    variables = jax.jit(stage.init)(jax.random.key(config.seed))[1]
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state={},
+        ema=None,
+        variables=variables,
+        seed=jnp.asarray(config.seed, jnp.uint32),
+    )
+    runs.claim(out, config)
+    meta = {
+        "config": configs.to_dict(config),
+        "data": {},
+        "assets": {},
+        "provenance": {
+            "code_version": runs.code_version(),
+            "imported": {"format": source_format, "source": Path(source).name},
+        },
+    }
+    with Checkpoints(out / "checkpoints", keep=1) as checkpoints:
+        checkpoints.save(0, state, meta)

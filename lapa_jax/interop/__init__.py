@@ -1,0 +1,1 @@
+"""Foreign weight formats: one declarative mapping each, used in both directions."""
