@@ -1,9 +1,5 @@
-"""Is a latent action an action? Transfer and leakage of a quantizer, in the tabletop.
-
-Transfer: z is read off one scene's motion and decoded from another scene's frame; the simulator
-tells what the same actions do there. Leakage: pairs in which nothing but distractors moves should
-not use the codes that motions use. Both render the view that is asked for.
-"""
+"""Is a latent action an action? z is read off one scene's motion and decoded from another scene's
+frame; the tabletop's simulator tells what the same actions do there."""
 
 from typing import Any
 
@@ -12,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from lapa_jax import pairs, runs
-from lapa_jax.diagnostics.codebook import codebook_report
 from lapa_jax.diagnostics.reconstruction import image_errors, reconstruction_report
 from lapa_jax.envs.rollout import collect_expert
 from lapa_jax.envs.tabletop import Tabletop
@@ -69,34 +64,6 @@ def evaluate_transfer(
         report[name] = {key: found[key] for key in ("skill", "skill_interval", "psnr")}
     report["same_code_as_own"] = float(np.mean(np.all(codes["z"] == codes["own"], axis=1)))
     return report
-
-
-def evaluate_leakage(
-    run: runs.Run, env: Tabletop, *, episodes: int, seed: int, window_steps: int
-) -> dict[str, Any]:
-    """Codes of pairs in which the distractors move and nothing else does, beside those of nothing
-    at all: a quantizer of actions gives both the same few codes."""
-    pairs.require_quantizer(run)
-    keys = jax.random.split(jax.random.key(seed), episodes)
-    start = jax.jit(jax.vmap(env.reset))(keys)
-    later = start.replace(time=start.time + window_steps)
-    size = run.config.data.image_size[0]
-    quantize = jax.jit(run.stage.quantize)
-    codebook_size = run.stage.model_config.codebook_size
-    codes = {}
-    for name, view in (("nothing", "robot"), ("distractors", "distractors")):
-        render = jax.jit(jax.vmap(lambda state, view=view: env.render(state, size, view)))
-        z = quantize(run.params, run.variables, render(start), render(later))
-        codes[name] = np.asarray(z)
-    return {
-        "episodes": episodes,
-        "seed": seed,
-        "same_code": float(np.mean(np.all(codes["nothing"] == codes["distractors"], axis=1))),
-        **{
-            f"{name}_perplexity": codebook_report(z, codebook_size)["mean_perplexity"]
-            for name, z in codes.items()
-        },
-    }
 
 
 def _motions(

@@ -23,10 +23,6 @@ class Rule:
     pattern: str = ""  # "their axes -> our axes" of one layer; empty: equal
     layers: int = 0
 
-    def names(self) -> list[str]:
-        """Their names, one a layer."""
-        return [self.theirs.format(i=i) for i in range(self.layers)] or [self.theirs]
-
     def to_ours(self, arrays: list[np.ndarray], sizes: Mapping[str, int]) -> np.ndarray:
         found = [self._rearrange(x, self.pattern, sizes) for x in arrays]
         return np.stack(found) if self.layers else found[0]
@@ -59,11 +55,13 @@ class Constant:
     check: Callable[[np.ndarray], bool]
     layers: int = 0
 
-    def names(self) -> list[str]:
-        return [self.theirs.format(i=i) for i in range(self.layers)] or [self.theirs]
-
 
 Rules = Iterable[Rule | Constant]
+
+
+def names(rule: Rule | Constant) -> list[str]:
+    """What the foreign format calls the tensors of a rule, one a layer."""
+    return [rule.theirs.format(i=i) for i in range(rule.layers)] or [rule.theirs]
 
 
 def to_ours(
@@ -74,7 +72,7 @@ def to_ours(
     A missing, additional or mis-shaped tensor is a ValueError that names it.
     """
     rules = list(rules)
-    known = {name for rule in rules for name in rule.names()}
+    known = {name for rule in rules for name in names(rule)}
     missing, extra = sorted(known - set(theirs)), sorted(set(theirs) - known)
     if missing or extra:
         raise ValueError(
@@ -83,9 +81,9 @@ def to_ours(
         )
     found: dict[str, np.ndarray] = {}
     for rule in rules:
-        arrays = [np.asarray(theirs[name]) for name in rule.names()]
+        arrays = [np.asarray(theirs[name]) for name in names(rule)]
         if isinstance(rule, Constant):
-            for name, array in zip(rule.names(), arrays, strict=True):
+            for name, array in zip(names(rule), arrays, strict=True):
                 if array.shape != rule.value.shape or not rule.check(array):
                     raise ValueError(
                         f"tensor {name!r} of shape {array.shape} should be a constant of shape "
@@ -110,10 +108,10 @@ def to_theirs(params: Tree, rules: Rules, sizes: Mapping[str, int]) -> dict[str,
     found: dict[str, np.ndarray] = {}
     for rule in rules:
         if isinstance(rule, Constant):
-            found |= {name: rule.value for name in rule.names()}
+            found |= {name: rule.value for name in names(rule)}
         else:
             parts = rule.to_theirs(flat[rule.ours], sizes)
-            found |= dict(zip(rule.names(), parts, strict=True))
+            found |= dict(zip(names(rule), parts, strict=True))
     return found
 
 

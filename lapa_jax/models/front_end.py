@@ -17,6 +17,7 @@ from flax import nnx
 
 from lapa_jax.models.layers import Dense, LayerNorm, truncated_normal
 from lapa_jax.models.module import param
+from lapa_jax.models.registry import named_config
 from lapa_jax.parallel.sharding import constrain
 
 
@@ -189,11 +190,4 @@ FRONT_ENDS: dict[str, tuple[type, type]] = {
 
 def front_end_config(settings: Mapping[str, Any]) -> tuple[str, Any]:
     """(name, typed config) of a `{name, ...}` mapping."""
-    settings = dict(settings)
-    name = settings.pop("name", None)
-    if name not in FRONT_ENDS:
-        raise ValueError(f"model.front_end.name={name!r} must be one of {sorted(FRONT_ENDS)}")
-    try:
-        return name, FRONT_ENDS[name][0](**settings)
-    except TypeError as error:
-        raise ValueError(f"model.front_end ({name}): {error}") from error
+    return named_config(settings, FRONT_ENDS, "model.front_end")

@@ -3,8 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from lapa_jax.models.quantizer import QuantizerConfig
+from lapa_jax.models.module import Functional
+from lapa_jax.models.quantizer import Quantizer, QuantizerConfig
 
 NSVQ = dict(
     name="nsvq",
@@ -63,3 +65,42 @@ def moving_squares(key: jax.Array, batch: int, size: int = 16) -> tuple[jax.Arra
 
     moved = corner + 3 * jnp.asarray(steps)[direction]
     return jnp.stack([draw(corner), draw(moved)], axis=1), direction
+
+
+class Training:
+    """A quantizer trained on moving squares, the batch of a step the same in every run."""
+
+    def __init__(self, config: QuantizerConfig):
+        self.model = Functional(lambda rngs: Quantizer(config, rngs=rngs))
+        self._optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(2e-3, b2=0.99))
+        self._step, self._evaluate = jax.jit(self._one_step), jax.jit(self._metrics)
+
+    def start(self):
+        return jax.jit(self.model.init)(jax.random.key(0))
+
+    def run(self, params, variables, steps):
+        """(params, variables, metrics on other squares) after these steps."""
+        opt_state = self._optimizer.init(params)
+        for i in steps:
+            params, variables, opt_state = self._step(params, variables, opt_state, jnp.int32(i))
+        metrics = self._evaluate(params, variables)
+        return params, variables, {k: float(v) for k, v in metrics.items()}
+
+    def _one_step(self, params, variables, opt_state, i):
+        data, noise, update = jax.random.split(jax.random.fold_in(jax.random.key(1), i), 3)
+        frames, _ = moving_squares(data, 64)
+
+        def loss(params):
+            out, new = self.model.apply(
+                params, variables, "__call__", frames, train=True, rng=noise
+            )
+            return out["loss"], new
+
+        (_, variables), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, opt_state = self._optimizer.update(gradient, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        return *self.model.after_update(params, variables, i, update), opt_state
+
+    def _metrics(self, params, variables):
+        frames, _ = moving_squares(jax.random.key(99), 256)
+        return self.model.apply(params, variables, "__call__", frames, train=False)[0]["metrics"]

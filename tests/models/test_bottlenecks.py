@@ -5,10 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
-from helpers import NSVQ, moving_squares, quantizer_config
+from helpers import NSVQ, Training, quantizer_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -153,36 +152,16 @@ def test_settings_that_cannot_be_are_refused():
         make("soft_vq", 8, temperature=0.0)
     with pytest.raises(ValueError, match="codebook_decay=1.0"):
         make("vq_ema", 8, codebook_decay=1.0)
+    with pytest.raises(ValueError, match="ramp_steps=-1 must not be negative"):
+        make("nsvq", 8, ramp_steps=-1)
     with pytest.raises(ValueError, match="model.bottleneck.name='vq' must be one of"):
         bottleneck_config({"name": "vq"})
 
 
 def trained(config, steps):
-    model = Functional(lambda rngs: Quantizer(config, rngs=rngs))
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(2e-3, b2=0.99))
-
-    @jax.jit
-    def step(params, variables, opt_state, i):
-        data, noise, update = jax.random.split(jax.random.fold_in(jax.random.key(1), i), 3)
-        frames, _ = moving_squares(data, 64)
-
-        def loss(params):
-            out, new = model.apply(params, variables, "__call__", frames, train=True, rng=noise)
-            return out["loss"], new
-
-        (_, variables), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
-        params = optax.apply_updates(params, updates)
-        return *model.after_update(params, variables, i, update), opt_state
-
-    params, variables = jax.jit(model.init)(jax.random.key(0))
-    opt_state = optimizer.init(params)
-    for i in range(steps):
-        params, variables, opt_state = step(params, variables, opt_state, jnp.int32(i))
-    frames, _ = moving_squares(jax.random.key(99), 256)
-    evaluate = jax.jit(lambda f: model.apply(params, variables, "__call__", f, train=False)[0])
-    out = evaluate(frames)
-    return {k: float(v) for k, v in out["metrics"].items()}, out
+    training = Training(config)
+    params, variables = training.start()
+    return training.run(params, variables, range(steps))[2]
 
 
 @pytest.mark.slow
@@ -191,7 +170,7 @@ def test_trained_bottlenecks_use_their_codes(name):
     config = quantizer_config(
         bottleneck=base.bottleneck(name, codebook_size=8).to_dict(), normalize_decay=0.9
     )
-    metrics, _ = trained(config, 100)
+    metrics = trained(config, 100)
     assert metrics["perplexity"] >= 0.5 * 8
     assert metrics["mse"] < metrics["copy_mse"]
 
@@ -202,7 +181,7 @@ def test_trained_objectives(name):
     config = quantizer_config(
         bottleneck=NSVQ, normalize_decay=0.9, objective=base.objective(name).to_dict()
     )
-    metrics, out = trained(config, 100)
+    metrics = trained(config, 100)
     assert metrics["perplexity"] >= 0.5 * 8
     if name == "contrastive":
         assert metrics["retrieval_accuracy"] > 10 / 257

@@ -5,10 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from flax import nnx
-from helpers import NSVQ, moving_squares, quantizer_config
+from helpers import NSVQ, Training, moving_squares, quantizer_config
 
 from lapa_jax.models.bottlenecks.base import nearest_code, replace_dead_codes
 from lapa_jax.models.bottlenecks.nsvq import substitute_noise
@@ -24,47 +23,21 @@ from lapa_jax.models.quantizer.parts import (
 
 
 @functools.cache
+def training():
+    return Training(quantizer_config())
+
+
 def model():
-    return Functional(lambda rngs: Quantizer(quantizer_config(), rngs=rngs))
+    return training().model
 
 
 @functools.cache
 def start():
-    return jax.jit(model().init)(jax.random.key(0))
-
-
-@functools.cache
-def train_step():
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(2e-3, b2=0.99))
-
-    @jax.jit
-    def step(params, variables, opt_state, i):
-        data, noise, update = jax.random.split(jax.random.fold_in(jax.random.key(1), i), 3)
-        frames, _ = moving_squares(data, 64)
-
-        def loss(params):
-            out, new = model().apply(params, variables, "__call__", frames, train=True, rng=noise)
-            return out["loss"], new
-
-        (_, variables), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
-        params = optax.apply_updates(params, updates)
-        return *model().after_update(params, variables, i, update), opt_state
-
-    @jax.jit
-    def evaluate(params, variables):
-        frames, _ = moving_squares(jax.random.key(99), 256)
-        return model().apply(params, variables, "__call__", frames, train=False)[0]["metrics"]
-
-    return optimizer.init, step, evaluate
+    return training().start()
 
 
 def train(params, variables, steps):
-    init, step, evaluate = train_step()
-    opt_state = init(params)
-    for i in steps:
-        params, variables, opt_state = step(params, variables, opt_state, jnp.int32(i))
-    return params, variables, {k: float(v) for k, v in evaluate(params, variables).items()}
+    return training().run(params, variables, steps)
 
 
 @pytest.mark.slow

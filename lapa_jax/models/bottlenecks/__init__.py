@@ -23,6 +23,7 @@ from lapa_jax.models.bottlenecks.vq import (
     VQCommitConfig,
     VQEMAConfig,
 )
+from lapa_jax.models.registry import named_config
 
 BOTTLENECKS: dict[str, tuple[type, type]] = {
     "nsvq": (NSVQConfig, NSVQ),
@@ -40,14 +41,7 @@ CONTINUOUS = ("gaussian", "none")
 
 def bottleneck_config(settings: Mapping[str, Any]) -> tuple[str, Any]:
     """(name, typed config) of a `{name, ...}` mapping."""
-    settings = dict(settings)
-    name = settings.pop("name", None)
-    if name not in BOTTLENECKS:
-        raise ValueError(f"model.bottleneck.name={name!r} must be one of {sorted(BOTTLENECKS)}")
-    try:
-        return name, BOTTLENECKS[name][0](**settings)
-    except TypeError as error:
-        raise ValueError(f"model.bottleneck ({name}): {error}") from error
+    return named_config(settings, BOTTLENECKS, "model.bottleneck")
 
 
 __all__ = ["BOTTLENECKS", "CONTINUOUS", "BottleneckOutput", "BottleneckState", "bottleneck_config"]

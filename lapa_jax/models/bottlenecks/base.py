@@ -48,10 +48,17 @@ class CodebookConfig:
         for name in ("usage_decay", "dead_fraction"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise ValueError(f"model.bottleneck.{name}={getattr(self, name)} must be in [0, 1)")
+        for name in ("continuous_steps", "ramp_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"model.bottleneck.{name}={getattr(self, name)} must not be negative"
+                )
 
 
 class CodebookBottleneck(nnx.Module):
-    """A codebook that serves all slots; a subclass says what the decoder receives in training.
+    """A codebook that serves all slots. A subclass has `train_output(z_BLD, hard_BLD, error_BL,
+    rng)`, of the latents, their nearest codes and the squared distances between them: (what the
+    decoder receives in training (B, L, D), loss).
 
     In evaluation the decoder receives the nearest code. The codebook is initialised from the
     latents of the first batch, and dead codes are replaced from recent latents, both in
@@ -78,15 +85,9 @@ class CodebookBottleneck(nnx.Module):
         self.step = BottleneckState(jnp.zeros((), jnp.int32))
         self.config = config
 
-    def train_output(
-        self, z_BLD: jax.Array, hard_BLD: jax.Array, error_BL: jax.Array, rng: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """(what the decoder receives (B, L, D), loss), of the latents, their nearest codes and the
-        squared distances between them."""
-        raise NotImplementedError
-
     def update_codebook(self, z_BLD: jax.Array, codes_BL: jax.Array) -> None:
-        """Called in training with the latents (no gradient) where the codebook is not trained."""
+        """Called in training with the latents, without gradient; a codebook that is trained by
+        gradient needs nothing here."""
 
     def __call__(
         self, z_e_BLD: jax.Array, *, train: bool, rng: jax.Array | None = None

@@ -52,7 +52,11 @@ class LFQConfig:
 
 class GridBottleneck(nnx.Module):
     """Latents are projected to the G dimensions of a grid, rounded to it with a straight-through
-    gradient, and projected back. Code ids count the grid's cells, the first dimension fastest."""
+    gradient, and projected back. Code ids count the grid's cells, the first dimension fastest.
+
+    A subclass has `round(z_BLG)`: (level ids int32 (B, L, G), grid coordinates in [-1, 1] with a
+    gradient).
+    """
 
     def __init__(self, config, levels: tuple[int, ...], dim: int, *, rngs: nnx.Rngs):
         def dense(inputs, outputs):
@@ -62,10 +66,6 @@ class GridBottleneck(nnx.Module):
         self.into, self.out = dense(dim, len(levels)), dense(len(levels), dim)
         self.usage = BottleneckState(jnp.full(size, 1.0 / size, jnp.float32))
         self.levels, self.config = levels, config
-
-    def round(self, z_BLG: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(level ids int32 (B, L, G), grid coordinates in [-1, 1] with a gradient)."""
-        raise NotImplementedError
 
     def train_loss(self, z_BLG: jax.Array, grid_BLG: jax.Array) -> jax.Array:
         return jnp.zeros(())
@@ -141,8 +141,8 @@ class LFQ(GridBottleneck):
         return ids, straight_through(z_BLG, 2.0 * ids - 1.0)
 
     def train_loss(self, z_BLG, grid_BLG):
-        """The bits are independent given the latent, so the entropy of a code is the sum of
-        theirs; the entropy of the mean is taken over whole codes."""
+        """Both entropies are over whole codes, whose soft probabilities are a softmax of their
+        agreement with the latent."""
         config, grid_KG = self.config, self._codes()
         log_BLK = jax.nn.log_softmax(2.0 * z_BLG @ grid_KG.T / config.temperature, axis=-1)
         mean_K = jnp.mean(jnp.exp(log_BLK), axis=(0, 1))

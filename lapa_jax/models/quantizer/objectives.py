@@ -22,6 +22,7 @@ from lapa_jax.models.attention import l2_normalize
 from lapa_jax.models.bottlenecks import BottleneckOutput
 from lapa_jax.models.layers import Dense
 from lapa_jax.models.quantizer.config import QuantizerConfig
+from lapa_jax.models.registry import named_config
 
 
 class Pair(NamedTuple):
@@ -133,11 +134,4 @@ OBJECTIVES: dict[str, tuple[type, type]] = {
 
 def objective_config(settings: Mapping[str, Any]) -> tuple[str, Any]:
     """(name, typed config) of a `{name, ...}` mapping."""
-    settings = dict(settings)
-    name = settings.pop("name", None)
-    if name not in OBJECTIVES:
-        raise ValueError(f"model.objective.name={name!r} must be one of {sorted(OBJECTIVES)}")
-    try:
-        return name, OBJECTIVES[name][0](**settings)
-    except TypeError as error:
-        raise ValueError(f"model.objective ({name}): {error}") from error
+    return named_config(settings, OBJECTIVES, "model.objective")
