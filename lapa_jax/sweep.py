@@ -26,7 +26,7 @@ from lapa_jax.report import figures
 from lapa_jax.report.html import Report
 from lapa_jax.train import EXIT_RESTART, train
 
-# column → (path in an evaluation's report, path of its interval)
+# column → path in an evaluation's report; NAME_interval lies beside NAME
 MEASURES = {
     "perplexity": ("codes", "mean_perplexity"),
     "perplexity_fraction": ("codes", "mean_perplexity_fraction"),
