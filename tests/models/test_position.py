@@ -69,8 +69,13 @@ def test_attention_masks_and_frames():
     logits = np.where(np.tri(4, dtype=bool) & np.asarray(mask)[:, None, None], logits, -np.inf)
     expected = np.einsum("bkts,bskc->btkc", np.asarray(jax.nn.softmax(logits, -1)), v)
     np.testing.assert_allclose(y, expected, atol=1e-5)
-    # frames at one cell are an ordinary causal sequence
-    frames = frame_attention(q[:, :, None], k[:, :, None], v[:, :, None], scale=0.5)[:, :, 0]
-    np.testing.assert_allclose(frames, attention(q, k, v, scale=0.5, causal=True), atol=1e-5)
     with pytest.raises(ValueError, match="model.attention='fast'"):
         attention(q, k, v, scale=1.0, implementation="fast")
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_frames_at_one_cell_are_an_ordinary_sequence(causal):
+    q, k, v = (jax.random.normal(jax.random.key(i), (2, 4, 3, 8)) for i in range(3))
+    cell = (x[:, :, None] for x in (q, k, v))
+    frames = frame_attention(*cell, scale=0.5, causal=causal)[:, :, 0]
+    np.testing.assert_allclose(frames, attention(q, k, v, scale=0.5, causal=causal), atol=1e-5)
