@@ -84,9 +84,16 @@ class Place(NamedTuple):
 def places(index: CorpusIndex, rows: np.ndarray) -> list[Place]:
     """Where frames lie, for all rows at once."""
     shards = index.shard_of_episode[index.episode_of_rows(rows)].tolist()
-    return [Place(index.shards[shard], *rest) for shard, *rest in zip(
-        shards, index.frame_offset[rows].tolist(), index.frame_length[rows].tolist(),
-        index.frame_crc[rows].tolist(), strict=True)]
+    return [
+        Place(index.shards[shard], *rest)
+        for shard, *rest in zip(
+            shards,
+            index.frame_offset[rows].tolist(),
+            index.frame_length[rows].tolist(),
+            index.frame_crc[rows].tolist(),
+            strict=True,
+        )
+    ]
 
 
 def read_jpeg(files: ShardFiles, place: Place) -> bytes:
@@ -136,8 +143,10 @@ def backend_name(decode: str) -> str:
     if decode not in ("threads", "tf"):
         raise ValueError(f"data.decode is {decode!r}; it must be auto, threads or tf")
     if decode == "threads" and not has_simplejpeg:
-        raise ValueError("data.decode is 'threads', which needs the package simplejpeg; install it "
-                         "or set data.decode='tf'")
+        raise ValueError(
+            "data.decode is 'threads', which needs the package simplejpeg; install it "
+            "or set data.decode='tf'"
+        )
     return decode
 
 
@@ -205,8 +214,9 @@ class Source(Protocol):
     def batch(self, step: int) -> dict[str, Any]: ...
 
 
-def iterate_threads(source: Source, start_step: int, num_threads: int,
-                    prefetch: int) -> Iterator[dict[str, Any]]:
+def iterate_threads(
+    source: Source, start_step: int, num_threads: int, prefetch: int
+) -> Iterator[dict[str, Any]]:
     """Batches from start_step on, decoded by a pool of threads, at most `prefetch` ahead."""
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="lapa-data")
 
@@ -252,8 +262,9 @@ def iterate_threads(source: Source, start_step: int, num_threads: int,
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def iterate_tensorflow(source: Source, start_step: int, num_threads: int, prefetch: int,
-                       frames_shape: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+def iterate_tensorflow(
+    source: Source, start_step: int, num_threads: int, prefetch: int, frames_shape: tuple[int, ...]
+) -> Iterator[dict[str, Any]]:
     """The same batches by tf.data: range → read → decode → prefetch, deterministic, no state."""
     tf = _tensorflow()
 
@@ -265,8 +276,11 @@ def iterate_tensorflow(source: Source, start_step: int, num_threads: int, prefet
     def load(step: Any) -> tuple[Any, Any, Any]:
         jpegs, rows = tf.numpy_function(read, [step], (tf.string, tf.int64), stateful=False)
         jpegs = tf.ensure_shape(jpegs, [int(np.prod(frames_shape[:2]))])
-        frames = tf.map_fn(lambda jpeg: _decode_op(tf, jpeg), jpegs,
-                           fn_output_signature=tf.TensorSpec(frames_shape[2:], tf.uint8))
+        frames = tf.map_fn(
+            lambda jpeg: _decode_op(tf, jpeg),
+            jpegs,
+            fn_output_signature=tf.TensorSpec(frames_shape[2:], tf.uint8),
+        )
         return step, tf.ensure_shape(rows, frames_shape[:2]), tf.reshape(frames, frames_shape)
 
     def stream(first: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:

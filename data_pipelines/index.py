@@ -97,10 +97,15 @@ class CorpusIndex:
         path = self.shards[int(self.shard_of_episode[episode])]
         for key, feature in tfrecord.parse_example(record, path=path, number=number).items():
             if key.startswith(schema.METADATA):
-                values = {tfrecord.BYTES: feature.byte_items, tfrecord.FLOAT: feature.floats,
-                          tfrecord.INT64: feature.ints}.get(feature.kind, lambda record: [])(record)
-                values = [value.decode(errors="replace") if isinstance(value, bytes)
-                          else value.item() for value in values]
+                values = {
+                    tfrecord.BYTES: feature.byte_items,
+                    tfrecord.FLOAT: feature.floats,
+                    tfrecord.INT64: feature.ints,
+                }.get(feature.kind, lambda record: [])(record)
+                values = [
+                    value.decode(errors="replace") if isinstance(value, bytes) else value.item()
+                    for value in values
+                ]
                 found[key.removeprefix(schema.METADATA)] = values[0] if len(values) == 1 else values
         return found
 
@@ -108,9 +113,15 @@ class CorpusIndex:
 # ---------------------------------------------------------------- loading
 
 
-def load_index(directory: str | os.PathLike, *, split: str = "train",
-               sidecar_dir: str | os.PathLike | None = None, image_key: str = "image",
-               action_key: str | None = None, instruction_key: str | None = None) -> CorpusIndex:
+def load_index(
+    directory: str | os.PathLike,
+    *,
+    split: str = "train",
+    sidecar_dir: str | os.PathLike | None = None,
+    image_key: str = "image",
+    action_key: str | None = None,
+    instruction_key: str | None = None,
+) -> CorpusIndex:
     """Opens an index; missing, stale or damaged → an error that names the command to run.
 
     action_key, instruction_key: if given, the index must have been built with them.
@@ -119,41 +130,60 @@ def load_index(directory: str | os.PathLike, *, split: str = "train",
     folder = index_folder(directory, image_key, split, sidecar_dir)
     shards = find_shards(directory, split)
     if not (folder / "manifest.json").is_file():
-        built = sorted(path.parent.parent.name
-                       for path in folder.parent.parent.glob(f"*/{split}/manifest.json"))
+        built = sorted(
+            path.parent.parent.name
+            for path in folder.parent.parent.glob(f"*/{split}/manifest.json")
+        )
         raise FileNotFoundError(
             f"{directory} has no index of image_key {image_key!r}, split {split!r} (looked in "
-            f"{folder}; built: {built or 'none'}): {REBUILD} with path {directory}")
+            f"{folder}; built: {built or 'none'}): {REBUILD} with path {directory}"
+        )
     manifest = sidecar.read_json(folder / "manifest.json")
     if manifest.get("format") != FORMAT:
-        raise StaleIndexError(f"{folder} has index format {manifest.get('format')}, this version "
-                              f"reads {FORMAT}: {REBUILD} with path {directory}")
+        raise StaleIndexError(
+            f"{folder} has index format {manifest.get('format')}, this version "
+            f"reads {FORMAT}: {REBUILD} with path {directory}"
+        )
     for name, wanted in (("action_key", action_key), ("instruction_key", instruction_key)):
         if wanted is not None and manifest[name] != wanted:
-            raise StaleIndexError(f"{folder} was built with {name} {manifest[name]!r}, the config "
-                                  f"says {wanted!r}: {REBUILD} with path {directory}")
+            raise StaleIndexError(
+                f"{folder} was built with {name} {manifest[name]!r}, the config "
+                f"says {wanted!r}: {REBUILD} with path {directory}"
+            )
     _check_fresh(directory, shards, manifest)
     arrays = {}
     for name, digest in manifest["digests"].items():
         arrays[name] = sidecar.map_array(folder / f"{name}.npy")
         if sidecar.array_digest(arrays[name]) != digest:
-            raise StaleIndexError(f"{folder / name}.npy is damaged (its digest is not the "
-                                  f"manifest's): {REBUILD} with path {directory}")
+            raise StaleIndexError(
+                f"{folder / name}.npy is damaged (its digest is not the "
+                f"manifest's): {REBUILD} with path {directory}"
+            )
     return CorpusIndex(
-        directory=directory, sidecar_dir=Path(sidecar_dir or directory), split=split,
-        image_key=image_key, action_key=manifest["action_key"],
-        instruction_key=manifest["instruction_key"], hash=manifest["hash"], keys=manifest["keys"],
+        directory=directory,
+        sidecar_dir=Path(sidecar_dir or directory),
+        split=split,
+        image_key=image_key,
+        action_key=manifest["action_key"],
+        instruction_key=manifest["instruction_key"],
+        hash=manifest["hash"],
+        keys=manifest["keys"],
         image_size=tuple(manifest["image_size"]) if manifest["image_size"] else None,
-        shards=shards, instructions=manifest["instructions"],
-        actions=arrays.pop("actions", None), **arrays)
+        shards=shards,
+        instructions=manifest["instructions"],
+        actions=arrays.pop("actions", None),
+        **arrays,
+    )
 
 
 def _check_fresh(directory: Path, shards: list[Path], manifest: dict) -> None:
     saved = manifest["shards"]
     if [entry["name"] for entry in saved] != [path.name for path in shards]:
-        raise StaleIndexError(f"the index of {directory} is stale: it knows {len(saved)} shards "
-                              f"({saved[0]['name']} ...), the folder has {len(shards)} "
-                              f"({shards[0].name} ...): {REBUILD} with path {directory}")
+        raise StaleIndexError(
+            f"the index of {directory} is stale: it knows {len(saved)} shards "
+            f"({saved[0]['name']} ...), the folder has {len(shards)} "
+            f"({shards[0].name} ...): {REBUILD} with path {directory}"
+        )
     with ThreadPoolExecutor(min(16, len(shards))) as pool:
         for path, old, now in zip(shards, saved, pool.map(shard_fingerprint, shards), strict=True):
             changed = [field for field in now if old.get(field) != now[field]]
@@ -161,4 +191,5 @@ def _check_fresh(directory: Path, shards: list[Path], manifest: dict) -> None:
                 raise StaleIndexError(
                     f"the index of {directory} is stale: {path} changed since it was built ("
                     + ", ".join(f"{field} {old.get(field)} → {now[field]}" for field in changed)
-                    + f"); restore the shard or {REBUILD} with path {directory}")
+                    + f"); restore the shard or {REBUILD} with path {directory}"
+                )

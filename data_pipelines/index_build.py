@@ -24,17 +24,30 @@ from data_pipelines.shards import announced_lengths, find_shards, index_folder, 
 
 FORMAT = 1
 REBUILD = "run `lapa data index`"
-_EPISODE_ARRAYS = ("record_of_episode", "episode_length", "fps", "record_offset", "record_length",
-                   "instruction_of_episode")
+_EPISODE_ARRAYS = (
+    "record_of_episode",
+    "episode_length",
+    "fps",
+    "record_offset",
+    "record_length",
+    "instruction_of_episode",
+)
 _FRAME_ARRAYS = ("frame_offset", "frame_length", "frame_crc")
 _IN_PROCESS_BYTES = 2**30  # about a second; worker processes take as long to start
 
 
-def build_index(directory: str | os.PathLike, *, split: str = "train",
-                sidecar_dir: str | os.PathLike | None = None, image_key: str = "image",
-                action_key: str = "action", instruction_key: str = "language_instruction",
-                progress: bool = True, exclude: Collection[tuple[str, int]] | None = None,
-                workers: int | None = None) -> Path:
+def build_index(
+    directory: str | os.PathLike,
+    *,
+    split: str = "train",
+    sidecar_dir: str | os.PathLike | None = None,
+    image_key: str = "image",
+    action_key: str = "action",
+    instruction_key: str = "language_instruction",
+    progress: bool = True,
+    exclude: Collection[tuple[str, int]] | None = None,
+    workers: int | None = None,
+) -> Path:
     """Reads all shards of a split and writes its index; returns the index's folder.
 
     image_key is the observation (steps/observation/<image_key>); action_key and instruction_key are
@@ -47,32 +60,52 @@ def build_index(directory: str | os.PathLike, *, split: str = "train",
     exclude = {(str(name), int(number)) for name, number in exclude or ()}
     unknown = {name for name, _ in exclude} - {path.name for path in shards}
     if unknown:
-        raise ValueError(f"exclude names {sorted(unknown)}, which are no shards of {directory}, "
-                         f"split {split!r}")
-    settings = {"split": split, "image_key": image_key, "action_key": action_key,
-                "instruction_key": instruction_key}
+        raise ValueError(
+            f"exclude names {sorted(unknown)}, which are no shards of {directory}, split {split!r}"
+        )
+    settings = {
+        "split": split,
+        "image_key": image_key,
+        "action_key": action_key,
+        "instruction_key": instruction_key,
+    }
     folder = index_folder(directory, image_key, split, sidecar_dir)
     part_folder = folder.with_name(f"{split}.incomplete")
     announced = announced_lengths(directory, split)
     if announced is not None and len(announced) != len(shards):
-        raise ValueError(f"{directory}/dataset_info.json announces {len(announced)} shards of "
-                         f"split {split!r}, the folder has {len(shards)}")
+        raise ValueError(
+            f"{directory}/dataset_info.json announces {len(announced)} shards of "
+            f"split {split!r}, the folder has {len(shards)}"
+        )
     jobs, parts = [], {}
     for number, path in enumerate(shards):
-        wanted = {**settings, "format": FORMAT, "shard": shard_fingerprint(path),
-                  "exclude": sorted(record for name, record in exclude if name == path.name),
-                  "announced": None if announced is None else announced[number]}
+        wanted = {
+            **settings,
+            "format": FORMAT,
+            "shard": shard_fingerprint(path),
+            "exclude": sorted(record for name, record in exclude if name == path.name),
+            "announced": None if announced is None else announced[number],
+        }
         target = part_folder / f"{number:05d}.npz"
         parts[number] = _load_part(target, wanted)
         if parts[number] is None:
             jobs.append((number, path, wanted, target))
     if len(jobs) < len(shards):
-        logging.info("Index of %s: %d of %d shards were finished before.", directory,
-                     len(shards) - len(jobs), len(shards))
+        logging.info(
+            "Index of %s: %d of %d shards were finished before.",
+            directory,
+            len(shards) - len(jobs),
+            len(shards),
+        )
     size = sum(job[2]["shard"]["bytes"] for job in jobs)
     workers = min(workers or (1 if size < _IN_PROCESS_BYTES else os.cpu_count() or 1), len(jobs))
-    with tqdm(total=size, unit="B", unit_scale=True, disable=not progress,
-              desc=f"index {directory.name} {split} {image_key}") as bar:
+    with tqdm(
+        total=size,
+        unit="B",
+        unit_scale=True,
+        disable=not progress,
+        desc=f"index {directory.name} {split} {image_key}",
+    ) as bar:
         for number, part in _run(jobs, workers):
             parts[number] = part
             bar.update(part["info"]["settings"]["shard"]["bytes"])
@@ -133,8 +166,9 @@ def read_shard(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     exclude = set(settings["exclude"])
     position = number = 0
     while position < len(data):
-        offset, length = tfrecord.read_record(data, position, path=path, record=number,
-                                              verify=number not in exclude)
+        offset, length = tfrecord.read_record(
+            data, position, path=path, record=number, verify=number not in exclude
+        )
         if number not in exclude:
             reader.add(number, offset, length)
         position = offset + length + tfrecord.FOOTER_BYTES
@@ -142,8 +176,11 @@ def read_shard(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     if exclude and max(exclude) >= number:
         raise ValueError(f"exclude names record {max(exclude)} of {path}, which has {number}")
     if settings["announced"] is not None and number != settings["announced"]:
-        raise tfrecord.RecordError(f"the shard has {number} records, dataset_info.json announces "
-                                   f"{settings['announced']}", path=path, offset=len(data))
+        raise tfrecord.RecordError(
+            f"the shard has {number} records, dataset_info.json announces {settings['announced']}",
+            path=path,
+            offset=len(data),
+        )
     return reader.part()
 
 
@@ -164,7 +201,7 @@ class _EpisodeReader:
         self.image_size: tuple[int, int] | None = None
 
     def add(self, number: int, offset: int, length: int) -> None:
-        record = self.data[offset:offset + length]
+        record = self.data[offset : offset + length]
         features = tfrecord.parse_example(record, path=self.path, number=number, offset=offset)
 
         def fail(reason: str) -> tfrecord.RecordError:
@@ -174,11 +211,16 @@ class _EpisodeReader:
             self.keys = {key: feature.kind for key, feature in sorted(features.items())}
         images = features.get(self.image_key)
         if images is None or images.kind != tfrecord.BYTES:
-            names = [key.removeprefix(schema.OBSERVATION) for key in sorted(features)
-                     if key.startswith(schema.OBSERVATION) and features[key].kind == tfrecord.BYTES]
-            raise fail(f"image_key is {self.settings['image_key']!r}, but there is no list of "
-                       f"images {self.image_key}; bytes observations: {names or 'none'}; all keys: "
-                       f"{sorted(features)}")
+            names = [
+                key.removeprefix(schema.OBSERVATION)
+                for key in sorted(features)
+                if key.startswith(schema.OBSERVATION) and features[key].kind == tfrecord.BYTES
+            ]
+            raise fail(
+                f"image_key is {self.settings['image_key']!r}, but there is no list of "
+                f"images {self.image_key}; bytes observations: {names or 'none'}; all keys: "
+                f"{sorted(features)}"
+            )
         steps = len(images.spans)
         if not steps:
             raise fail(f"{self.image_key} is empty: the episode has no steps")
@@ -186,29 +228,41 @@ class _EpisodeReader:
         if flags is not None and len(flags.ints(record)) != steps:
             raise fail(f"{steps} images but {len(flags.ints(record))} values of {schema.IS_FIRST}")
         for step, (start, size) in enumerate(images.spans):
-            if record[start:start + 4] == b"\x89PNG":
-                raise fail(f"{self.image_key} of step {step} is a PNG; the loader reads JPEG: "
-                           "rewrite the corpus with `lapa data convert`")
-            crc = google_crc32c.value(np.frombuffer(record[start:start + size], np.uint8))
+            if record[start : start + 4] == b"\x89PNG":
+                raise fail(
+                    f"{self.image_key} of step {step} is a PNG; the loader reads JPEG: "
+                    "rewrite the corpus with `lapa data convert`"
+                )
+            crc = google_crc32c.value(np.frombuffer(record[start : start + size], np.uint8))
             self.frames.append((offset + start, size, crc))
         if self.image_size is None:
             start, size = images.spans[0]
             try:
-                self.image_size = schema.jpeg_size(bytes(record[start:start + size]))[:2]
+                self.image_size = schema.jpeg_size(bytes(record[start : start + size]))[:2]
             except ValueError:
                 pass  # the loader counts and replaces frames that cannot be decoded
         fps = features.get(schema.FPS)
-        values = [] if fps is None else (
-            fps.ints if fps.kind == tfrecord.INT64 else fps.floats)(record)
-        self.episodes.append((number, steps, values[0] if len(values) else np.nan, offset, length,
-                              self._instruction(features, record, steps, fail)))
+        values = (
+            [] if fps is None else (fps.ints if fps.kind == tfrecord.INT64 else fps.floats)(record)
+        )
+        self.episodes.append(
+            (
+                number,
+                steps,
+                values[0] if len(values) else np.nan,
+                offset,
+                length,
+                self._instruction(features, record, steps, fail),
+            )
+        )
         action = features.get(self.action_key)
         if action is not None:
             self.actions.append(self._actions(action, record, steps, fail))
         if len(self.actions) not in (0, len(self.episodes)):
-            raise fail(f"{self.action_key} is in some episodes and not in others; keep them as two "
-                       "corpora")
-        (crc,) = np.frombuffer(self.data[offset + length:offset + length + 4], "<u4")
+            raise fail(
+                f"{self.action_key} is in some episodes and not in others; keep them as two corpora"
+            )
+        (crc,) = np.frombuffer(self.data[offset + length : offset + length + 4], "<u4")
         self.record_crc.append(crc)
 
     def _instruction(self, features: dict, record: memoryview, steps: int, fail: Callable) -> int:
@@ -216,8 +270,10 @@ class _EpisodeReader:
         if feature is None:
             return -1
         if feature.kind not in (tfrecord.BYTES, tfrecord.EMPTY):
-            raise fail(f"instruction_key {self.settings['instruction_key']!r} holds "
-                       f"{feature.kind}, not text")
+            raise fail(
+                f"instruction_key {self.settings['instruction_key']!r} holds "
+                f"{feature.kind}, not text"
+            )
         items = feature.byte_items(record)
         if len(items) not in (1, steps):
             raise fail(f"{steps} images but {len(items)} values of {self.instruction_key}")
@@ -226,59 +282,83 @@ class _EpisodeReader:
         except UnicodeDecodeError as error:
             raise fail(f"{self.instruction_key} is not UTF-8: {error}") from error
         if len(texts) > 1:
-            raise fail(f"{self.instruction_key} changes within the episode ({sorted(texts)[:3]}); "
-                       "an episode has one instruction: split it when converting")
+            raise fail(
+                f"{self.instruction_key} changes within the episode ({sorted(texts)[:3]}); "
+                "an episode has one instruction: split it when converting"
+            )
         return self.instructions.setdefault(texts.pop(), len(self.instructions)) if texts else -1
 
-    def _actions(self, feature: tfrecord.Feature, record: memoryview, steps: int,
-                 fail: Callable) -> np.ndarray:
+    def _actions(
+        self, feature: tfrecord.Feature, record: memoryview, steps: int, fail: Callable
+    ) -> np.ndarray:
         if feature.kind != tfrecord.FLOAT:
-            raise fail(f"action_key {self.settings['action_key']!r} holds {feature.kind}, not "
-                       "float")
+            raise fail(
+                f"action_key {self.settings['action_key']!r} holds {feature.kind}, not float"
+            )
         values = feature.floats(record)
         if values.size == 0 or values.size % steps:
             raise fail(f"{steps} images but {values.size} values of {self.action_key}")
         values = values.reshape(steps, -1)
         if self.actions and values.shape[1] != self.actions[0].shape[1]:
-            raise fail(f"{self.action_key} has {values.shape[1]} dimensions, "
-                       f"{self.actions[0].shape[1]} in the episodes before")
+            raise fail(
+                f"{self.action_key} has {values.shape[1]} dimensions, "
+                f"{self.actions[0].shape[1]} in the episodes before"
+            )
         bad = np.argwhere(~np.isfinite(values))
         if len(bad):
-            raise fail(f"{self.action_key} of step {bad[0][0]}, dimension {bad[0][1]} is "
-                       f"{values[tuple(bad[0])]}")
+            raise fail(
+                f"{self.action_key} of step {bad[0][0]}, dimension {bad[0][1]} is "
+                f"{values[tuple(bad[0])]}"
+            )
         return values
 
     def part(self) -> dict[str, Any]:
         columns = list(zip(*self.episodes, strict=True)) or [()] * len(_EPISODE_ARRAYS)
         dtypes = (np.int32, np.int64, np.float32, np.uint64, np.uint64, np.int32)
-        part = {name: np.array(column, dtype)
-                for name, column, dtype in zip(_EPISODE_ARRAYS, columns, dtypes, strict=True)}
+        part = {
+            name: np.array(column, dtype)
+            for name, column, dtype in zip(_EPISODE_ARRAYS, columns, dtypes, strict=True)
+        }
         columns = list(zip(*self.frames, strict=True)) or [()] * len(_FRAME_ARRAYS)
         dtypes = (np.uint64, np.uint32, np.uint32)
-        part |= {name: np.array(column, dtype)
-                 for name, column, dtype in zip(_FRAME_ARRAYS, columns, dtypes, strict=True)}
+        part |= {
+            name: np.array(column, dtype)
+            for name, column, dtype in zip(_FRAME_ARRAYS, columns, dtypes, strict=True)
+        }
         part["record_crc"] = np.array(self.record_crc, np.uint32)
         if self.actions:
             part["actions"] = np.concatenate(self.actions)
-        part["info"] = {"settings": self.settings, "instructions": list(self.instructions),
-                        "keys": self.keys, "image_size": self.image_size,
-                        "action_dim": self.actions[0].shape[1] if self.actions else 0}
+        part["info"] = {
+            "settings": self.settings,
+            "instructions": list(self.instructions),
+            "keys": self.keys,
+            "image_size": self.image_size,
+            "action_dim": self.actions[0].shape[1] if self.actions else 0,
+        }
         return part
 
 
 # ---------------------------------------------------------------- joining
 
 
-def _join_parts(folder: Path, shards: list[Path], parts: list[dict], settings: dict,
-               exclude: Collection[tuple[str, int]]) -> Path:
+def _join_parts(
+    folder: Path,
+    shards: list[Path],
+    parts: list[dict],
+    settings: dict,
+    exclude: Collection[tuple[str, int]],
+) -> Path:
     """Writes the index of a split from its shards' parts and returns its folder."""
-    with_actions = {part["info"]["action_dim"]: shard
-                    for part, shard in zip(parts, shards, strict=True)
-                    if len(part["episode_length"])}
+    with_actions = {
+        part["info"]["action_dim"]: shard
+        for part, shard in zip(parts, shards, strict=True)
+        if len(part["episode_length"])
+    }
     if len(with_actions) > 1:
-        raise ValueError(f"{shards[0].parent}: steps/{settings['action_key']} has different sizes: "
-                         + ", ".join(f"{dim} in {shard.name}"
-                                     for dim, shard in with_actions.items()))
+        raise ValueError(
+            f"{shards[0].parent}: steps/{settings['action_key']} has different sizes: "
+            + ", ".join(f"{dim} in {shard.name}" for dim, shard in with_actions.items())
+        )
     texts: dict[str, int] = {}
     for part in parts:
         for text in part["info"]["instructions"]:
@@ -286,33 +366,48 @@ def _join_parts(folder: Path, shards: list[Path], parts: list[dict], settings: d
         table = np.array([texts[text] for text in part["info"]["instructions"]] + [-1], np.int32)
         part["instruction_of_episode"] = table[part["instruction_of_episode"]]
     episodes = [len(part["episode_length"]) for part in parts]
-    arrays = {name: np.concatenate([part[name] for part in parts])
-              for name in _EPISODE_ARRAYS + _FRAME_ARRAYS}
+    arrays = {
+        name: np.concatenate([part[name] for part in parts])
+        for name in _EPISODE_ARRAYS + _FRAME_ARRAYS
+    }
     arrays["shard_of_episode"] = np.repeat(np.arange(len(parts), dtype=np.int32), episodes)
     lengths = arrays["episode_length"]
     arrays["episode_start"] = np.cumsum(lengths) - lengths
     if not len(lengths):
-        raise ValueError(f"{shards[0].parent}, split {settings['split']!r}: the {len(shards)} "
-                         "shards hold no episode")
+        raise ValueError(
+            f"{shards[0].parent}, split {settings['split']!r}: the {len(shards)} "
+            "shards hold no episode"
+        )
     if next(iter(with_actions)):
-        arrays["actions"] = np.concatenate([part["actions"] for part in parts
-                                            if len(part["episode_length"])])
+        arrays["actions"] = np.concatenate(
+            [part["actions"] for part in parts if len(part["episode_length"])]
+        )
     fingerprints = [part["info"]["settings"]["shard"] for part in parts]
     contents = np.concatenate([part["record_crc"] for part in parts])
     manifest = {
-        "format": FORMAT, **settings, "shards": fingerprints,
+        "format": FORMAT,
+        **settings,
+        "shards": fingerprints,
         "exclude": sorted([name, number] for name, number in exclude),
-        "num_frames": len(arrays["frame_offset"]), "num_episodes": len(lengths),
+        "num_frames": len(arrays["frame_offset"]),
+        "num_episodes": len(lengths),
         "keys": next(part["info"]["keys"] for part in parts if part["info"]["keys"]),
-        "image_size": next((part["info"]["image_size"] for part in parts
-                            if part["info"]["image_size"]), None),
+        "image_size": next(
+            (part["info"]["image_size"] for part in parts if part["info"]["image_size"]), None
+        ),
         "instructions": list(texts),
         "digests": {name: sidecar.array_digest(array) for name, array in arrays.items()},
-        "hash": sidecar.value_hash([
-            FORMAT, settings["image_key"], [entry["bytes"] for entry in fingerprints],
-            sidecar.array_digest(contents), sidecar.array_digest(lengths),
-            sidecar.array_digest(arrays["record_offset"]),
-            sidecar.array_digest(arrays["frame_offset"])]),
+        "hash": sidecar.value_hash(
+            [
+                FORMAT,
+                settings["image_key"],
+                [entry["bytes"] for entry in fingerprints],
+                sidecar.array_digest(contents),
+                sidecar.array_digest(lengths),
+                sidecar.array_digest(arrays["record_offset"]),
+                sidecar.array_digest(arrays["frame_offset"]),
+            ]
+        ),
     }
     fresh = folder.with_name(f".{folder.name}.{os.getpid()}.incomplete")
     if fresh.exists():

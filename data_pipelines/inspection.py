@@ -240,9 +240,14 @@ class _Moments:
             return []
         deviation = np.sqrt(self.spread / self.count)
         return [
-            {"dimension": i, "min": float(self.low[i]), "max": float(self.high[i]),
-             "mean": float(self.mean[i]), "std": float(deviation[i]),
-             "constant": bool(self.low[i] == self.high[i])}
+            {
+                "dimension": i,
+                "min": float(self.low[i]),
+                "max": float(self.high[i]),
+                "mean": float(self.mean[i]),
+                "std": float(deviation[i]),
+                "constant": bool(self.low[i] == self.high[i]),
+            }
             for i in range(len(self.mean))
         ]
 
@@ -277,12 +282,18 @@ def to_text(report: dict[str, Any]) -> str:
             lines.append(f"  cameras: {_counts(split['cameras'])}")
         lines.append(
             f"  instructions: {texts['coverage']:.1%} of the episodes, {texts['distinct']} distinct"
-            + (f", {texts['changing_within_episode']} episodes change theirs"
-               if texts["changing_within_episode"] else "")
+            + (
+                f", {texts['changing_within_episode']} episodes change theirs"
+                if texts["changing_within_episode"]
+                else ""
+            )
         )
         lines += [f"    {count:>7} x {text}" for text, count in texts["most_common"]]
-        lines.append(f"  actions: {len(split['actions'])} dimensions" if split["actions"]
-                     else "  actions: none")
+        lines.append(
+            f"  actions: {len(split['actions'])} dimensions"
+            if split["actions"]
+            else "  actions: none"
+        )
         lines += [
             f"    {a['dimension']:>3}: {a['min']:+.4g} .. {a['max']:+.4g}, mean {a['mean']:+.4g}, "
             f"std {a['std']:.4g}" + (" (constant)" if a["constant"] else "")
@@ -294,9 +305,7 @@ def to_text(report: dict[str, Any]) -> str:
         lines.append(f"index: none (lapa data index {report['directory']})")
     for labels in report["label_sets"]:
         facts = {key: value for key, value in labels.items() if key not in ("name", "split")}
-        lines.append(
-            f"label set {labels['name']}, split {labels['split']}: {json.dumps(facts)}"
-        )
+        lines.append(f"label set {labels['name']}, split {labels['split']}: {json.dumps(facts)}")
     if not report["label_sets"]:
         lines.append("label sets: none")
     return "\n".join(lines)

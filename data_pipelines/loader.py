@@ -18,8 +18,14 @@ from data_pipelines.backends import BadImage, ImageSizeError, Place, ShardFiles,
 from data_pipelines.mixture import Corpus, Mixture, open_mixture, wrong_size
 from data_pipelines.order import Order
 
-__all__ = ["BadExample", "BadExamplesError", "FingerprintError", "Loader", "check_fingerprint",
-           "open_mixture"]
+__all__ = [
+    "BadExample",
+    "BadExamplesError",
+    "FingerprintError",
+    "Loader",
+    "check_fingerprint",
+    "open_mixture",
+]
 
 _MAX_ATTEMPTS = 64
 _MIN_SEEN, _MIN_BAD = 100, 10  # up to these a fraction of bad examples says nothing
@@ -69,12 +75,22 @@ class Loader:
     loader's threads and must be a pure function.
     """
 
-    def __init__(self, data: Any, *, fields: Sequence[str], global_batch: int, seed: int,
-                 host: int = 0, num_hosts: int = 1,
-                 prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None):
+    def __init__(
+        self,
+        data: Any,
+        *,
+        fields: Sequence[str],
+        global_batch: int,
+        seed: int,
+        host: int = 0,
+        num_hosts: int = 1,
+        prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    ):
         if global_batch < 1 or global_batch % num_hosts:
-            raise ValueError(f"global_batch {global_batch} is not a multiple of the {num_hosts} "
-                             "hosts; change the batch size or the number of hosts")
+            raise ValueError(
+                f"global_batch {global_batch} is not a multiple of the {num_hosts} "
+                "hosts; change the batch size or the number of hosts"
+            )
         if not 0 <= host < num_hosts:
             raise ValueError(f"host is {host}; it must be 0 to {num_hosts - 1}")
         for key in ("num_threads", "prefetch_batches"):
@@ -109,8 +125,13 @@ class Loader:
         """Batches from start_step on, prepared ahead; endless. `.close()` stops the threads."""
         if self.backend == "threads" or "frames" not in self.fields:
             return backends.iterate_threads(self, start_step, self._num_threads, self._prefetch)
-        return backends.iterate_tensorflow(self, start_step, self._num_threads, self._prefetch,
-                                           self._frames_shape(self._mine.stop - self._mine.start))
+        return backends.iterate_tensorflow(
+            self,
+            start_step,
+            self._num_threads,
+            self._prefetch,
+            self._frames_shape(self._mine.stop - self._mine.start),
+        )
 
     def close(self) -> None:
         """Closes the shards; a loader can be used again afterwards."""
@@ -148,8 +169,11 @@ class Loader:
         batch: dict[str, Any] = {"position": plan.positions}
         if "frames" in self.fields:
             batch["frames"] = plan.frames
-        for name, take in (("instruction", _instructions), ("action", _actions),
-                           ("latent_action", _latent_actions)):
+        for name, take in (
+            ("instruction", _instructions),
+            ("action", _actions),
+            ("latent_action", _latent_actions),
+        ):
             if name in self.fields:
                 batch[name] = self._gather(plan, take)
         return self._prepare(batch) if self._prepare else batch
@@ -162,8 +186,9 @@ class Loader:
         rows = np.empty((len(positions), self.mixture.num_frames), np.int64)
         for number in np.unique(corpus):
             mine = corpus == number
-            rows[mine] = self.mixture.corpora[number].frame_rows(sample[mine], epoch[mine],
-                                                                 self.seed)
+            rows[mine] = self.mixture.corpora[number].frame_rows(
+                sample[mine], epoch[mine], self.seed
+            )
         return corpus, rows
 
     def _places(self, corpus: np.ndarray, rows: np.ndarray) -> list[list[Place]]:
@@ -175,7 +200,7 @@ class Loader:
             mine = np.flatnonzero(corpus == number)
             flat = places(self.mixture.corpora[number].index, rows[mine].reshape(-1))
             for i, example in enumerate(mine.tolist()):
-                found[example] = flat[i * width:(i + 1) * width]
+                found[example] = flat[i * width : (i + 1) * width]
         return found
 
     def _gather(self, plan: Plan, take: Callable[[Corpus, np.ndarray], np.ndarray]) -> np.ndarray:
@@ -207,12 +232,13 @@ class Loader:
             except ImageSizeError as error:
                 name = self.mixture.corpora[plan.corpus[i]].name
                 raise wrong_size(name, error.found, self.mixture.image_size) from error
-            _, rows = self._rows(plan.positions[i:i + 1], attempt)
+            _, rows = self._rows(plan.positions[i : i + 1], attempt)
             plan.rows[i] = rows[0]
-            plan.places[i] = self._places(plan.corpus[i:i + 1], rows)[0]
+            plan.places[i] = self._places(plan.corpus[i : i + 1], rows)[0]
         raise BadExamplesError(
             f"corpus {self.mixture.corpora[plan.corpus[i]].name!r}: {_MAX_ATTEMPTS} examples in a "
-            f"row are bad; the last ones: {self.bad_examples[-3:]}")
+            f"row are bad; the last ones: {self.bad_examples[-3:]}"
+        )
 
     def _check_known(self, plan: Plan, i: int, frame: int) -> None:
         known = self._bad.get((int(plan.corpus[i]), int(plan.rows[i, frame])))
@@ -243,8 +269,9 @@ class Loader:
                 entry.count += 1
             else:
                 where = _location(corpus, np.array([row]))
-                entry = BadExample(corpus.name, where["file"], where["episode"], where["steps"][0],
-                                   reason)
+                entry = BadExample(
+                    corpus.name, where["file"], where["episode"], where["steps"][0], reason
+                )
                 self._bad[corpus.number, row] = entry
                 logging.warning("Bad example replaced: %s", entry)
         too_many = bad > _MIN_BAD and seen >= _MIN_SEEN and bad / seen > self._max_bad_fraction
@@ -252,7 +279,8 @@ class Loader:
             raise BadExamplesError(
                 f"{bad} of {seen} examples are bad, data.max_bad_fraction allows "
                 f"{self._max_bad_fraction}; the last one: {entry}. Leave bad episodes out with "
-                "`lapa data index` (exclude), repair the shards, or raise data.max_bad_fraction")
+                "`lapa data index` (exclude), repair the shards, or raise data.max_bad_fraction"
+            )
 
     # ------------------------------------------------------------ what a step holds
 
@@ -267,25 +295,42 @@ class Loader:
             key = corpus.number, where["episode"]
             if key not in ids:
                 ids[key] = corpus.index.metadata(where["episode"]).get("episode_id")
-            found.append({
-                "position": int(position), "corpus": corpus.name, **where, "episode_id": ids[key],
-                "instruction": corpus.index.instruction(where["episode"]),
-                "bad": [self._bad[corpus.number, row].reason for row in example.tolist()
-                        if (corpus.number, row) in self._bad]})
+            found.append(
+                {
+                    "position": int(position),
+                    "corpus": corpus.name,
+                    **where,
+                    "episode_id": ids[key],
+                    "instruction": corpus.index.instruction(where["episode"]),
+                    "bad": [
+                        self._bad[corpus.number, row].reason
+                        for row in example.tolist()
+                        if (corpus.number, row) in self._bad
+                    ],
+                }
+            )
         return found
 
     def fingerprint(self, step: int) -> dict[str, Any]:
         """What a checkpoint keeps, to prove on resume that the data are the same."""
-        return {"step": int(step), "seed": self.seed, "global_batch": self.global_batch,
-                "mixture_hash": self.mixture.hash, "index_hash": self.mixture.index_hash}
+        return {
+            "step": int(step),
+            "seed": self.seed,
+            "global_batch": self.global_batch,
+            "mixture_hash": self.mixture.hash,
+            "index_hash": self.mixture.index_hash,
+        }
 
 
 def _location(corpus: Corpus, rows: np.ndarray) -> dict[str, Any]:
     index = corpus.index
     episode = int(index.episode_of_rows(rows[0]))
-    return {"file": str(index.shards[index.shard_of_episode[episode]]), "episode": episode,
-            "record": int(index.record_of_episode[episode]),
-            "steps": (rows - index.episode_start[episode]).tolist()}
+    return {
+        "file": str(index.shards[index.shard_of_episode[episode]]),
+        "episode": episode,
+        "record": int(index.record_of_episode[episode]),
+        "steps": (rows - index.episode_start[episode]).tolist(),
+    }
 
 
 def _instructions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
@@ -305,9 +350,17 @@ def check_fingerprint(saved: dict[str, Any], now: dict[str, Any]) -> None:
     """Raises FingerprintError unless a resumed run sees the data that it was started with."""
     differing = [key for key in sorted(saved.keys() | now.keys()) if saved.get(key) != now.get(key)]
     if differing:
-        hints = {"mixture_hash": "config.data, its weights, keys, windows or label sets",
-                 "index_hash": "the contents of the shards", "seed": "config.seed",
-                 "global_batch": "the batch size"}
-        raise FingerprintError("the data differ from those of the checkpoint: " + "; ".join(
-            f"{key} {saved.get(key)!r} → {now.get(key)!r}"
-            + (f" ({hints[key]})" if key in hints else "") for key in differing))
+        hints = {
+            "mixture_hash": "config.data, its weights, keys, windows or label sets",
+            "index_hash": "the contents of the shards",
+            "seed": "config.seed",
+            "global_batch": "the batch size",
+        }
+        raise FingerprintError(
+            "the data differ from those of the checkpoint: "
+            + "; ".join(
+                f"{key} {saved.get(key)!r} → {now.get(key)!r}"
+                + (f" ({hints[key]})" if key in hints else "")
+                for key in differing
+            )
+        )

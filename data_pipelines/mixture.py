@@ -50,8 +50,10 @@ class Corpus:
         """Frame rows of samples, int64 (n, num_frames)."""
         if self.per_video:
             episode = self.videos[samples]
-            place = (order.mix(_PER_VIDEO_SALT, seed, self.number, epochs, episode)
-                     % self.counts[episode].astype(np.uint64)).astype(np.int64)
+            place = (
+                order.mix(_PER_VIDEO_SALT, seed, self.number, epochs, episode)
+                % self.counts[episode].astype(np.uint64)
+            ).astype(np.int64)
         else:
             episode = np.searchsorted(self.ends, samples, side="right")
             place = samples - (self.ends[episode] - self.counts[episode])
@@ -91,28 +93,57 @@ def open_mixture(data: Any, fields: Sequence[str] = ("frames",)) -> Mixture:
     unknown = sorted(set(fields) - set(FIELDS))
     if unknown or not fields:
         raise ValueError(f"fields are {list(fields)}; choose from {FIELDS}")
-    for key, known in (("num_frames", (1, 2)), ("sampling", ("per_frame", "per_video")),
-                       ("tail", ("drop", "clamp"))):
+    for key, known in (
+        ("num_frames", (1, 2)),
+        ("sampling", ("per_frame", "per_video")),
+        ("tail", ("drop", "clamp")),
+    ):
         if getattr(data, key) not in known:
             raise ValueError(f"data.{key} is {getattr(data, key)!r}; it must be one of {known}")
     names = sorted(data.corpora.keys())
     if not names:
         raise ValueError("data.corpora is empty; name at least one corpus")
-    corpora = [_open_corpus(number, name, getattr(data.corpora, name), data, fields)
-               for number, name in enumerate(names)]
+    corpora = [
+        _open_corpus(number, name, getattr(data.corpora, name), data, fields)
+        for number, name in enumerate(names)
+    ]
     _check_equal(corpora, fields)
     settings = {
-        "fields": sorted(fields), "image_size": list(data.image_size),
-        "num_frames": data.num_frames, "sampling": data.sampling, "tail": data.tail,
-        "corpora": [[corpus.name, float(corpus.weight), corpus.num_samples,
-                     corpus.labels.hash if corpus.labels else "",
-                     *(_plain(getattr(getattr(data.corpora, corpus.name), key)) for key in (
-                         "split", "window_seconds", "fps", "image_key", "action_key",
-                         "instruction_key"))] for corpus in corpora]}
+        "fields": sorted(fields),
+        "image_size": list(data.image_size),
+        "num_frames": data.num_frames,
+        "sampling": data.sampling,
+        "tail": data.tail,
+        "corpora": [
+            [
+                corpus.name,
+                float(corpus.weight),
+                corpus.num_samples,
+                corpus.labels.hash if corpus.labels else "",
+                *(
+                    _plain(getattr(getattr(data.corpora, corpus.name), key))
+                    for key in (
+                        "split",
+                        "window_seconds",
+                        "fps",
+                        "image_key",
+                        "action_key",
+                        "instruction_key",
+                    )
+                ),
+            ]
+            for corpus in corpora
+        ],
+    }
     height, width = data.image_size
-    return Mixture(corpora, tuple(fields), data.num_frames, (int(height), int(width)),
-                   sidecar.value_hash(settings),
-                   sidecar.value_hash([corpus.index.hash for corpus in corpora]))
+    return Mixture(
+        corpora,
+        tuple(fields),
+        data.num_frames,
+        (int(height), int(width)),
+        sidecar.value_hash(settings),
+        sidecar.value_hash([corpus.index.hash for corpus in corpora]),
+    )
 
 
 def _plain(value: Any) -> Any:
@@ -120,27 +151,41 @@ def _plain(value: Any) -> Any:
 
 
 def _open_corpus(number: int, name: str, config: Any, data: Any, fields: Sequence[str]) -> Corpus:
-    index = load_index(config.path, split=config.split, sidecar_dir=config.sidecar_dir or None,
-                       image_key=config.image_key, action_key=config.action_key,
-                       instruction_key=config.instruction_key)
-    if ("frames" in fields and index.image_size is not None
-            and index.image_size != tuple(data.image_size)):
+    index = load_index(
+        config.path,
+        split=config.split,
+        sidecar_dir=config.sidecar_dir or None,
+        image_key=config.image_key,
+        action_key=config.action_key,
+        instruction_key=config.instruction_key,
+    )
+    if (
+        "frames" in fields
+        and index.image_size is not None
+        and index.image_size != tuple(data.image_size)
+    ):
         raise wrong_size(name, index.image_size, tuple(data.image_size))
     key = f"data.corpora.{name}"
     labels = None
     if "latent_action" in fields and not config.label_set:
-        raise ValueError(f"corpus {name!r} needs latent actions, but {key}.label_set is empty; "
-                         "make a label set with `lapa label`")
+        raise ValueError(
+            f"corpus {name!r} needs latent actions, but {key}.label_set is empty; "
+            "make a label set with `lapa label`"
+        )
     if config.label_set and ("latent_action" in fields or data.num_frames == 1):
         labels = LabelSet.open(index.sidecar_dir, config.label_set, index)
         if data.num_frames == 2 and labels.provenance["window_seconds"] != config.window_seconds:
-            raise ValueError(f"{key}.window_seconds is {config.window_seconds}, but label set "
-                             f"{config.label_set!r} was made with "
-                             f"{labels.provenance['window_seconds']}; make them equal")
+            raise ValueError(
+                f"{key}.window_seconds is {config.window_seconds}, but label set "
+                f"{config.label_set!r} was made with "
+                f"{labels.provenance['window_seconds']}; make them equal"
+            )
     if "action" in fields and index.actions is None:
-        raise ValueError(f"corpus {name!r} has no actions under steps/{index.action_key} "
-                         f"({key}.action_key); float features: "
-                         f"{[key for key, kind in index.keys.items() if kind == 'float']}")
+        raise ValueError(
+            f"corpus {name!r} has no actions under steps/{index.action_key} "
+            f"({key}.action_key); float features: "
+            f"{[key for key, kind in index.keys.items() if kind == 'float']}"
+        )
     length, horizon = index.episode_length, None
     counts = length
     if data.num_frames == 2:
@@ -152,50 +197,77 @@ def _open_corpus(number: int, name: str, config: Any, data: Any, fields: Sequenc
     if "instruction" in fields:
         without = index.instruction_of_episode < 0
         if without.all():
-            raise ValueError(f"corpus {name!r} has no instructions under "
-                             f"steps/{index.instruction_key} ({key}.instruction_key); features of "
-                             f"its first episode: {list(index.keys)}")
+            raise ValueError(
+                f"corpus {name!r} has no instructions under "
+                f"steps/{index.instruction_key} ({key}.instruction_key); features of "
+                f"its first episode: {list(index.keys)}"
+            )
         if without.any():
-            logging.warning("Corpus %r: %d of %d episodes have no instruction and are not drawn.",
-                            name, without.sum(), len(without))
+            logging.warning(
+                "Corpus %r: %d of %d episodes have no instruction and are not drawn.",
+                name,
+                without.sum(),
+                len(without),
+            )
         counts = np.where(without, 0, counts)
     rows = None
     if labels is not None:
         rows, counts = _labelled(index, labels, counts)
     if not counts.any():
-        raise ValueError(f"corpus {name!r} ({index.directory}, {index.num_episodes} episodes, the "
-                         f"longest of {length.max()} steps) has no eligible frame for fields "
-                         f"{list(fields)}; see {key} and data.tail")
-    return Corpus(name, number, config.weight, index, labels, counts.astype(np.int64), rows,
-                  horizon, data.sampling == "per_video")
+        raise ValueError(
+            f"corpus {name!r} ({index.directory}, {index.num_episodes} episodes, the "
+            f"longest of {length.max()} steps) has no eligible frame for fields "
+            f"{list(fields)}; see {key} and data.tail"
+        )
+    return Corpus(
+        name,
+        number,
+        config.weight,
+        index,
+        labels,
+        counts.astype(np.int64),
+        rows,
+        horizon,
+        data.sampling == "per_video",
+    )
 
 
 def _horizon(name: str, config: Any, index: CorpusIndex) -> np.ndarray:
     """The window in steps, by episode."""
     key, seconds = f"data.corpora.{name}", config.window_seconds
-    fps = np.full(index.num_episodes, config.fps, np.float64) if config.fps else index.fps.astype(
-        np.float64)
+    fps = (
+        np.full(index.num_episodes, config.fps, np.float64)
+        if config.fps
+        else index.fps.astype(np.float64)
+    )
     bad = np.flatnonzero(~(np.isfinite(fps) & (fps > 0)))
     if len(bad):
-        raise ValueError(f"the fps of corpus {name!r} is unknown: {key}.fps is {config.fps} and "
-                         f"{len(bad)} of {len(fps)} episodes have no valid episode_metadata/fps; "
-                         f"set {key}.fps")
+        raise ValueError(
+            f"the fps of corpus {name!r} is unknown: {key}.fps is {config.fps} and "
+            f"{len(bad)} of {len(fps)} episodes have no valid episode_metadata/fps; "
+            f"set {key}.fps"
+        )
     if not (np.isfinite(seconds) and seconds > 0):
         raise ValueError(f"{key}.window_seconds is {seconds}; it must be positive")
     horizon = np.rint(seconds * fps).astype(np.int64)
     if horizon.min() < 1:
-        raise ValueError(f"{key}.window_seconds {seconds} is shorter than half a step at "
-                         f"{fps[horizon.argmin()]:g} fps; the window needs at least one step")
+        raise ValueError(
+            f"{key}.window_seconds {seconds} is shorter than half a step at "
+            f"{fps[horizon.argmin()]:g} fps; the window needs at least one step"
+        )
     if (horizon >= index.episode_length).all():
         longest = int(index.episode_length.argmax())
-        raise ValueError(f"corpus {name!r}: the window ({key}.window_seconds {seconds} at "
-                         f"{fps[longest]:g} fps = {horizon[longest]} steps) is longer than every "
-                         f"episode; the longest has {index.episode_length[longest]} steps")
+        raise ValueError(
+            f"corpus {name!r}: the window ({key}.window_seconds {seconds} at "
+            f"{fps[longest]:g} fps = {horizon[longest]} steps) is longer than every "
+            f"episode; the longest has {index.episode_length[longest]} steps"
+        )
     return horizon
 
 
-def _labelled(index: CorpusIndex, labels: LabelSet, counts: np.ndarray
-              ) -> tuple[np.ndarray, np.ndarray]:
+def _labelled(
+    index: CorpusIndex, labels: LabelSet, counts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Labelled rows among the first counts[e] of each episode, and how many in each episode."""
     rows = np.flatnonzero(labels.valid)
     episode = index.episode_of_rows(rows)
@@ -215,11 +287,15 @@ def _check_equal(corpora: list[Corpus], fields: Sequence[str]) -> None:
             checks.append((what, lambda corpus, what=what: corpus.labels.provenance[what]))
     for what, value in checks:
         if len({value(corpus) for corpus in corpora}) > 1:
-            raise ValueError(f"the corpora of a mixture must agree in {what}: " + ", ".join(
-                f"{corpus.name} has {value(corpus)}" for corpus in corpora))
+            raise ValueError(
+                f"the corpora of a mixture must agree in {what}: "
+                + ", ".join(f"{corpus.name} has {value(corpus)}" for corpus in corpora)
+            )
 
 
 def wrong_size(name: str, found: tuple[int, int], wanted: tuple[int, int]) -> ValueError:
-    return ValueError(f"corpus {name!r} has images of {found[0]}x{found[1]} (height x width), but "
-                      f"data.image_size is {wanted}; images are never resized while training: set "
-                      "data.image_size or rewrite the corpus with `lapa data convert`")
+    return ValueError(
+        f"corpus {name!r} has images of {found[0]}x{found[1]} (height x width), but "
+        f"data.image_size is {wanted}; images are never resized while training: set "
+        "data.image_size or rewrite the corpus with `lapa data convert`"
+    )

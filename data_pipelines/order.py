@@ -74,18 +74,22 @@ def quotas(weights: Sequence[float]) -> np.ndarray:
     """Slots of each corpus in the table: proportional to its weight, summing to TABLE_SIZE."""
     shares = np.asarray(weights, np.float64)
     if shares.ndim != 1 or not len(shares) or not np.all(np.isfinite(shares) & (shares > 0)):
-        raise ValueError(f"weights are {list(weights)}; every corpus needs a positive weight "
-                         "(data.corpora.<name>.weight)")
+        raise ValueError(
+            f"weights are {list(weights)}; every corpus needs a positive weight "
+            "(data.corpora.<name>.weight)"
+        )
     exact = shares / shares.sum() * TABLE_SIZE
     if exact.min() < 0.5:
-        raise ValueError(f"a weight of {shares[exact.argmin()]} in {list(weights)} is less than "
-                         f"1/{2 * TABLE_SIZE} of the mixture, which the order cannot represent; "
-                         "raise it or drop the corpus (data.corpora.<name>.weight)")
+        raise ValueError(
+            f"a weight of {shares[exact.argmin()]} in {list(weights)} is less than "
+            f"1/{2 * TABLE_SIZE} of the mixture, which the order cannot represent; "
+            "raise it or drop the corpus (data.corpora.<name>.weight)"
+        )
     slots = np.maximum(1, np.floor(exact)).astype(np.int64)
     while (missing := TABLE_SIZE - slots.sum()) != 0:  # the largest remainders get the rest
         remainder = (exact - slots) * np.sign(missing)
         remainder[(slots == 1) & (missing < 0)] = -np.inf
-        chosen = np.argsort(-remainder, kind="stable")[:abs(missing)]
+        chosen = np.argsort(-remainder, kind="stable")[: abs(missing)]
         slots[chosen] += np.sign(missing)
     return slots
 
@@ -93,8 +97,9 @@ def quotas(weights: Sequence[float]) -> np.ndarray:
 class Order:
     """position → (corpus, epoch, sample) for corpora of `sizes` samples, mixed by `weights`."""
 
-    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int,
-                 global_batch: int):
+    def __init__(
+        self, sizes: Sequence[int], weights: Sequence[float], seed: int, global_batch: int
+    ):
         if len(sizes) != len(weights):
             raise ValueError(f"{len(sizes)} sizes but {len(weights)} weights")
         if global_batch < 1:
@@ -126,8 +131,9 @@ class Order:
     def samples_at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return self.replacements(positions, 0)
 
-    def replacements(self, positions: np.ndarray, attempt: int | np.ndarray
-                     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def replacements(
+        self, positions: np.ndarray, attempt: int | np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """What stands in for bad samples: the `attempt`-th next ones of the same corpora."""
         cycle, slot = np.divmod(np.asarray(positions, np.int64), TABLE_SIZE)
         corpus = self._corpus_of_slot[slot]

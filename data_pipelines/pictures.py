@@ -129,8 +129,6 @@ def contact_sheet(
             axes.imshow(np.concatenate(list(frames[number]), axis=1), interpolation="nearest")
             for boundary in range(1, per_example):
                 axes.axvline(boundary * width - 0.5, color="white", linewidth=2)
-            axes.set_title(
-                captions[number], fontsize=8, loc="left", pad=3, parse_math=False
-            )
+            axes.set_title(captions[number], fontsize=8, loc="left", pad=3, parse_math=False)
     figure.tight_layout(pad=0.4)
     figure.savefig(path)

@@ -22,8 +22,13 @@ EPISODE_ID, FPS = METADATA + "episode_id", METADATA + "fps"
 
 # Kind of every episode_metadata field that is always written, in TFDS dtype names.
 METADATA_DTYPES = {
-    "episode_id": "string", "source": "string", "file_path": "string", "camera": "string",
-    "fps": "float32", "has_action": "bool", "has_language": "bool",
+    "episode_id": "string",
+    "source": "string",
+    "file_path": "string",
+    "camera": "string",
+    "fps": "float32",
+    "has_action": "bool",
+    "has_language": "bool",
 }
 EXTRA_DTYPES = ("string", "float32", "int64", "bool")
 
@@ -57,8 +62,9 @@ class EpisodeSpec:
         if self.action_dim < 0:
             raise SchemaError(f"action_dim is {self.action_dim}; it must be 0 (none) or more")
         if not (np.isfinite(self.fps) and self.fps >= 0):
-            raise SchemaError(f"fps is {self.fps}; it must be positive, or 0 where it differs by "
-                              "episode")
+            raise SchemaError(
+                f"fps is {self.fps}; it must be positive, or 0 where it differs by episode"
+            )
         for name, dtype in self.extras.items():
             if name in METADATA_DTYPES:
                 raise SchemaError(f"extras has {name!r}, which the schema already holds")
@@ -103,12 +109,15 @@ def jpeg_size(jpeg: bytes) -> tuple[int, int, int]:
             at += 1
             continue
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return (int.from_bytes(jpeg[at + 5:at + 7]), int.from_bytes(jpeg[at + 7:at + 9]),
-                    jpeg[at + 9])
+            return (
+                int.from_bytes(jpeg[at + 5 : at + 7]),
+                int.from_bytes(jpeg[at + 7 : at + 9]),
+                jpeg[at + 9],
+            )
         if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # markers without a length
             at += 2
             continue
-        at += 2 + int.from_bytes(jpeg[at + 2:at + 4])
+        at += 2 + int.from_bytes(jpeg[at + 2 : at + 4])
     raise ValueError("truncated JPEG: it has no frame header")
 
 
@@ -119,8 +128,9 @@ def check_episode(episode: Episode, spec: EpisodeSpec) -> None:
         return SchemaError(f"episode {episode.episode_id!r} of {spec.source!r}: {reason}")
 
     if not episode.episode_id:
-        raise SchemaError(f"an episode of {spec.source!r} (file {episode.file_path!r}) has an "
-                          "empty episode_id")
+        raise SchemaError(
+            f"an episode of {spec.source!r} (file {episode.file_path!r}) has an empty episode_id"
+        )
     steps = episode.num_steps
     if steps == 0:
         raise fail("it has no images")
@@ -130,21 +140,29 @@ def check_episode(episode: Episode, spec: EpisodeSpec) -> None:
         except ValueError as error:
             raise fail(f"image of step {step}: {error}") from error
         if shape != tuple(spec.image_shape):
-            raise fail(f"image of step {step} is {shape}, the spec's image_shape is "
-                       f"{tuple(spec.image_shape)}")
+            raise fail(
+                f"image of step {step} is {shape}, the spec's image_shape is "
+                f"{tuple(spec.image_shape)}"
+            )
     if (episode.actions is not None) != (spec.action_dim > 0):
-        raise fail(f"actions are {'absent' if episode.actions is None else 'present'}, but the "
-                   f"spec's action_dim is {spec.action_dim}")
+        raise fail(
+            f"actions are {'absent' if episode.actions is None else 'present'}, but the "
+            f"spec's action_dim is {spec.action_dim}"
+        )
     if episode.actions is not None:
         if episode.actions.shape != (steps, spec.action_dim):
-            raise fail(f"actions have shape {episode.actions.shape}, expected "
-                       f"{(steps, spec.action_dim)} (steps, action_dim)")
+            raise fail(
+                f"actions have shape {episode.actions.shape}, expected "
+                f"{(steps, spec.action_dim)} (steps, action_dim)"
+            )
         if episode.actions.dtype != np.float32:
             raise fail(f"actions have dtype {episode.actions.dtype}, expected float32")
         bad = np.argwhere(~np.isfinite(episode.actions))
         if len(bad):
-            raise fail(f"the action of step {bad[0][0]}, dimension {bad[0][1]} is "
-                       f"{episode.actions[tuple(bad[0])]}")
+            raise fail(
+                f"the action of step {bad[0][0]}, dimension {bad[0][1]} is "
+                f"{episode.actions[tuple(bad[0])]}"
+            )
     if episode.instruction != episode.instruction.strip():
         raise fail(f"its instruction {episode.instruction!r} has blanks at an end; strip it")
     if episode.instruction and not spec.language:
@@ -154,10 +172,12 @@ def check_episode(episode: Episode, spec: EpisodeSpec) -> None:
         raise fail(f"fps is {episode.fps} (spec: {spec.fps}); one of them must be positive")
     if spec.fps and episode.fps and episode.fps != spec.fps:
         raise fail(f"fps is {episode.fps}, the spec's fps is {spec.fps} (0 there allows any)")
-    if episode.reward is not None and (episode.reward.shape != (steps,)
-                                       or episode.reward.dtype != np.float32):
-        raise fail(f"reward is {episode.reward.dtype}{episode.reward.shape}, expected "
-                   f"float32{(steps,)}")
+    if episode.reward is not None and (
+        episode.reward.shape != (steps,) or episode.reward.dtype != np.float32
+    ):
+        raise fail(
+            f"reward is {episode.reward.dtype}{episode.reward.shape}, expected float32{(steps,)}"
+        )
     if set(episode.extras) != set(spec.extras):
         raise fail(f"extras are {sorted(episode.extras)}, the spec's are {sorted(spec.extras)}")
 

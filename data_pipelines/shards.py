@@ -25,22 +25,31 @@ def find_shards(directory: str | os.PathLike, split: str) -> list[Path]:
             group.setdefault((match["name"], int(match["n"])), {})[int(match["i"])] = path
     if split not in found:
         hint = ""
-        inner = {path.parent for depth in ("*/", "*/*/")
-                 for path in directory.glob(f"{depth}*-{split}.tfrecord-*-of-*")}
+        inner = {
+            path.parent
+            for depth in ("*/", "*/*/")
+            for path in directory.glob(f"{depth}*-{split}.tfrecord-*-of-*")
+        }
         if inner:
             hint = f"; shards of {split!r} lie in {', '.join(map(str, sorted(inner)[:4]))}"
         elif not found:
             hint = " (names look like NAME-SPLIT.tfrecord-00000-of-00001)"
-        raise FileNotFoundError(f"{directory} has no TFRecord shards of split {split!r}; splits "
-                                f"found: {sorted(found) or 'none'}{hint}")
+        raise FileNotFoundError(
+            f"{directory} has no TFRecord shards of split {split!r}; splits "
+            f"found: {sorted(found) or 'none'}{hint}"
+        )
     if len(found[split]) > 1:
-        raise ValueError(f"{directory} mixes shard sets of split {split!r}: " + ", ".join(
-            f"{name} of {count}" for name, count in sorted(found[split])))
-    ((_, count), shards), = found[split].items()
+        raise ValueError(
+            f"{directory} mixes shard sets of split {split!r}: "
+            + ", ".join(f"{name} of {count}" for name, count in sorted(found[split]))
+        )
+    (((_, count), shards),) = found[split].items()
     missing = [number for number in range(count) if number not in shards]
     if missing or len(shards) != count:
-        raise FileNotFoundError(f"{directory}, split {split!r}: {count} shards are announced by "
-                                f"the file names, missing: {missing[:10]}")
+        raise FileNotFoundError(
+            f"{directory}, split {split!r}: {count} shards are announced by "
+            f"the file names, missing: {missing[:10]}"
+        )
     return [shards[number] for number in range(count)]
 
 
@@ -51,12 +60,20 @@ def shard_fingerprint(path: Path) -> dict[str, Any]:
         head = file.read(_EDGE_BYTES)
         file.seek(max(0, size - _EDGE_BYTES))
         tail = file.read(_EDGE_BYTES)
-    return {"name": path.name, "bytes": size, "head": xxhash.xxh3_64_hexdigest(head),
-            "tail": xxhash.xxh3_64_hexdigest(tail)}
+    return {
+        "name": path.name,
+        "bytes": size,
+        "head": xxhash.xxh3_64_hexdigest(head),
+        "tail": xxhash.xxh3_64_hexdigest(tail),
+    }
 
 
-def index_folder(directory: str | os.PathLike, image_key: str, split: str,
-                 sidecar_dir: str | os.PathLike | None = None) -> Path:
+def index_folder(
+    directory: str | os.PathLike,
+    image_key: str,
+    split: str,
+    sidecar_dir: str | os.PathLike | None = None,
+) -> Path:
     if not re.fullmatch(r"[\w./-]+", image_key) or ".." in image_key:
         raise ValueError(f"image_key {image_key!r} is not the name of an observation")
     return Path(sidecar_dir or directory) / "index" / image_key.replace("/", ".") / split

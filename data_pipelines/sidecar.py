@@ -43,8 +43,10 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SidecarError(f"{path} is not readable JSON ({error}); delete it and run the command "
-                           "that wrote it again") from error
+        raise SidecarError(
+            f"{path} is not readable JSON ({error}); delete it and run the command "
+            "that wrote it again"
+        ) from error
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
@@ -67,7 +69,7 @@ def array_digest(array: np.ndarray) -> str:
     digest = xxhash.xxh3_128(f"{array.dtype.str}{array.shape}".encode())
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     for start in range(0, flat.size, 2**26):
-        digest.update(np.ascontiguousarray(flat[start:start + 2**26]))
+        digest.update(np.ascontiguousarray(flat[start : start + 2**26]))
     return digest.hexdigest()
 
 

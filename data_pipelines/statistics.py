@@ -17,34 +17,48 @@ def valid_action_rows(index: CorpusIndex) -> np.ndarray:
     """Rows whose action was executed: all but the last step of each episode, int64."""
     if index.actions is None:
         names = [key for key, kind in index.keys.items() if kind == "float"]
-        raise ValueError(f"{index.directory} has no actions under steps/{index.action_key}; float "
-                         f"features: {names or 'none'} (data.corpora.<name>.action_key)")
+        raise ValueError(
+            f"{index.directory} has no actions under steps/{index.action_key}; float "
+            f"features: {names or 'none'} (data.corpora.<name>.action_key)"
+        )
     last = index.episode_start + index.episode_length - 1
     valid = np.ones(index.num_frames, bool)
     valid[last] = False
     rows = np.flatnonzero(valid)
     if not len(rows):
-        raise ValueError(f"{index.directory}: every episode has a single step, so there is no "
-                         "valid action (the last one of an episode never counts)")
+        raise ValueError(
+            f"{index.directory}: every episode has a single step, so there is no "
+            "valid action (the last one of an episode never counts)"
+        )
     return rows
 
 
 def action_statistics(index: CorpusIndex) -> dict[str, Any]:
     """Per dimension: mean, std, min, max, q01, q99, constant; and num_actions. JSON-ready."""
     rows = valid_action_rows(index)
-    found: dict[str, Any] = {name: [] for name in ("mean", "std", "min", "max", "q01", "q99",
-                                                   "constant")}
+    found: dict[str, Any] = {
+        name: [] for name in ("mean", "std", "min", "max", "q01", "q99", "constant")
+    }
     for dimension in range(index.action_dim):  # one column in memory at a time
         column = index.actions[rows, dimension].astype(np.float64)
         q01, q99 = np.quantile(column, [0.01, 0.99])
         low, high = float(column.min()), float(column.max())
-        for name, value in (("mean", column.mean()), ("std", column.std()), ("min", low),
-                            ("max", high), ("q01", q01), ("q99", q99)):
+        for name, value in (
+            ("mean", column.mean()),
+            ("std", column.std()),
+            ("min", low),
+            ("max", high),
+            ("q01", q01),
+            ("q99", q99),
+        ):
             found[name].append(float(value))
         found["constant"].append(low == high)
     if any(found["constant"]):
-        logging.warning("%s: action dimensions %s are constant.", index.directory,
-                        np.flatnonzero(found["constant"]).tolist())
+        logging.warning(
+            "%s: action dimensions %s are constant.",
+            index.directory,
+            np.flatnonzero(found["constant"]).tolist(),
+        )
     return {**found, "num_actions": len(rows)}
 
 
@@ -75,8 +89,9 @@ def quantile_edges(actions: np.ndarray, bins: int) -> list[np.ndarray]:
         if len(unique) == 1:
             half = 1e-3 * max(1.0, abs(unique[0]))
             unique = np.array([unique[0] - half, unique[0] + half])
-            logging.warning("Action dimension %d is constant (%g): it gets a single bin.",
-                            dimension, column[0])
+            logging.warning(
+                "Action dimension %d is constant (%g): it gets a single bin.", dimension, column[0]
+            )
         edges.append(unique)
     return edges
 
@@ -85,13 +100,16 @@ def action_clusters(actions: np.ndarray, count: int) -> tuple[np.ndarray, np.nda
     """(centres (count, A), scale (A,)) of `count` clusters of whole actions (N, A): k-means with
     each dimension in units of its standard deviation, the same for the same actions."""
     if actions.ndim != 2 or len(actions) < count or count < 1:
-        raise ValueError(f"{count} clusters of actions of shape {actions.shape}: need at least as "
-                         "many actions as clusters (model.action_vocab)")
+        raise ValueError(
+            f"{count} clusters of actions of shape {actions.shape}: need at least as "
+            "many actions as clusters (model.action_vocab)"
+        )
     if not np.isfinite(actions).all():
         row, dimension = np.argwhere(~np.isfinite(actions))[0]
         raise ValueError(f"action {row}, dimension {dimension} is {actions[row, dimension]}")
     scale = actions.std(axis=0)
     scale = np.where(scale > 0, scale, 1.0)
-    centres, _ = kmeans2((actions / scale).astype(np.float64), count, minit="++", seed=0,
-                         missing="raise")
+    centres, _ = kmeans2(
+        (actions / scale).astype(np.float64), count, minit="++", seed=0, missing="raise"
+    )
     return centres * scale, scale

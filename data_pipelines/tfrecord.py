@@ -31,8 +31,14 @@ FeatureValue = bytes | str | Sequence[bytes] | Sequence[str] | float | int | boo
 class RecordError(ValueError):
     """A TFRecord file or a tf.train.Example in it is damaged or truncated."""
 
-    def __init__(self, reason: str, *, path: str | PathLike = "", record: int | None = None,
-                 offset: int | None = None):
+    def __init__(
+        self,
+        reason: str,
+        *,
+        path: str | PathLike = "",
+        record: int | None = None,
+        offset: int | None = None,
+    ):
         where = [str(path) or "TFRecord data"]
         if record is not None:
             where.append(f"record {record}")
@@ -62,8 +68,14 @@ def write_record(file: BinaryIO, payload: bytes) -> int:
     return HEADER_BYTES + len(payload) + FOOTER_BYTES
 
 
-def read_record(data: Buffer, position: int, *, path: str | PathLike = "",
-                record: int | None = None, verify: bool = True) -> tuple[int, int]:
+def read_record(
+    data: Buffer,
+    position: int,
+    *,
+    path: str | PathLike = "",
+    record: int | None = None,
+    verify: bool = True,
+) -> tuple[int, int]:
     """(offset, length) of the payload of the record that starts at byte `position` of `data`.
 
     The next record starts at offset + length + FOOTER_BYTES.
@@ -75,25 +87,31 @@ def read_record(data: Buffer, position: int, *, path: str | PathLike = "",
         return RecordError(reason, path=path, record=record, offset=position)
 
     if position + HEADER_BYTES > size:
-        raise fail(f"truncated: the record header needs {HEADER_BYTES} bytes, "
-                   f"{size - position} are left")
+        raise fail(
+            f"truncated: the record header needs {HEADER_BYTES} bytes, {size - position} are left"
+        )
     length, length_crc = struct.unpack_from("<QI", data, position)
-    if masked_crc32c(bytes(data[position:position + 8])) != length_crc:
-        raise fail("the checksum of the record's length does not match (damaged file, compressed "
-                   "file, or not a TFRecord)")
+    if masked_crc32c(bytes(data[position : position + 8])) != length_crc:
+        raise fail(
+            "the checksum of the record's length does not match (damaged file, compressed "
+            "file, or not a TFRecord)"
+        )
     offset = position + HEADER_BYTES
     if offset + length + FOOTER_BYTES > size:
-        raise fail(f"truncated: the record needs {length + FOOTER_BYTES} bytes after its header, "
-                   f"{size - offset} are left")
+        raise fail(
+            f"truncated: the record needs {length + FOOTER_BYTES} bytes after its header, "
+            f"{size - offset} are left"
+        )
     if verify:
         (payload_crc,) = struct.unpack_from("<I", data, offset + length)
-        if masked_crc32c(data[offset:offset + length]) != payload_crc:
+        if masked_crc32c(data[offset : offset + length]) != payload_crc:
             raise fail(f"the checksum of the record's {length} bytes does not match")
     return offset, length
 
 
-def iterate_records(data: Buffer, *, path: str | PathLike = "",
-                    verify: bool = True) -> Iterator[tuple[int, int, int]]:
+def iterate_records(
+    data: Buffer, *, path: str | PathLike = "", verify: bool = True
+) -> Iterator[tuple[int, int, int]]:
     """(record number, payload offset, payload length) of every record of a whole shard."""
     position, number, size = 0, 0, len(data)
     while position < size:
@@ -115,7 +133,7 @@ def read_payloads(path: str | PathLike) -> Iterator[bytes]:
     """The payload of every record of a file, checksums verified."""
     data = map_file(path)
     for _, offset, length in iterate_records(data, path=path):
-        yield bytes(data[offset:offset + length])
+        yield bytes(data[offset : offset + length])
 
 
 # ---------------------------------------------------------------- encoding
@@ -154,8 +172,10 @@ def _encode_feature(key: str, value: FeatureValue) -> bytes:
     elif array.dtype.kind in "bi" or (array.dtype.kind == "u" and array.dtype.itemsize < 8):
         packed, field = _encode_int64(array.ravel().astype(np.int64)), 3
     else:
-        raise ValueError(f"feature {key!r} has dtype {array.dtype}; tf.train.Example holds bytes, "
-                         "float32 and integers: convert it explicitly")
+        raise ValueError(
+            f"feature {key!r} has dtype {array.dtype}; tf.train.Example holds bytes, "
+            "float32 and integers: convert it explicitly"
+        )
     return _delimited(field, _delimited(1, packed) if array.size else b"")
 
 
@@ -165,9 +185,12 @@ def encode_example(features: Mapping[str, FeatureValue]) -> bytes:
     Values: bytes, str or lists of them → bytes_list; float32 arrays and Python floats → float_list
     (flattened); bool and integer arrays or scalars → int64_list.
     """
-    entries = (_delimited(1, _delimited(1, key.encode())
-                          + _delimited(2, _encode_feature(key, features[key])))
-               for key in sorted(features))
+    entries = (
+        _delimited(
+            1, _delimited(1, key.encode()) + _delimited(2, _encode_feature(key, features[key]))
+        )
+        for key in sorted(features)
+    )
     return _delimited(1, b"".join(entries))
 
 
@@ -189,7 +212,7 @@ class Feature:
     def byte_items(self, record: Buffer) -> list[bytes]:
         self._require(BYTES)
         record = memoryview(record)
-        return [bytes(record[offset:offset + length]) for offset, length in self.spans]
+        return [bytes(record[offset : offset + length]) for offset, length in self.spans]
 
     def floats(self, record: Buffer) -> np.ndarray:
         self._require(FLOAT)
@@ -201,7 +224,7 @@ class Feature:
 
     def _joined(self, record: Buffer) -> bytes:
         record = memoryview(record)
-        return b"".join(bytes(record[offset:offset + length]) for offset, length in self.spans)
+        return b"".join(bytes(record[offset : offset + length]) for offset, length in self.spans)
 
     def _require(self, kind: str) -> None:
         if self.kind not in (kind, EMPTY):
@@ -220,7 +243,8 @@ def _decode_varints(raw: bytes) -> np.ndarray:
     for place in range(int(lengths.max())):
         has = lengths > place
         values[has] |= (data[starts[has] + place] & np.uint8(0x7F)).astype(np.uint64) << np.uint64(
-            7 * place)
+            7 * place
+        )
     return values.view(np.int64)
 
 
@@ -231,8 +255,12 @@ class _Parser:
         self.data, self.path, self.record, self.base = data, path, record, base
 
     def fail(self, reason: str, at: int) -> RecordError:
-        return RecordError(f"not a valid tf.train.Example: {reason}", path=self.path,
-                           record=self.record, offset=self.base + at)
+        return RecordError(
+            f"not a valid tf.train.Example: {reason}",
+            path=self.path,
+            record=self.record,
+            offset=self.base + at,
+        )
 
     def varint(self, at: int, end: int) -> tuple[int, int]:
         data = self.data
@@ -270,8 +298,11 @@ class _Parser:
             else:
                 raise self.fail(f"unsupported wire type {wire}", start)
             if length > end - at:
-                raise self.fail(f"a field of {length} bytes runs over the end of its message, "
-                                f"{end - at} bytes are left", start)
+                raise self.fail(
+                    f"a field of {length} bytes runs over the end of its message, "
+                    f"{end - at} bytes are left",
+                    start,
+                )
             yield number, wire, at, at + length
             at += length
 
@@ -317,8 +348,9 @@ class _Parser:
                 pass
             elif kind == FLOAT and wire in (_DELIMITED, _FIXED32):
                 if (stop - start) % 4:
-                    raise self.fail(f"a packed float list has {stop - start} bytes, not a "
-                                    "multiple of 4", start)
+                    raise self.fail(
+                        f"a packed float list has {stop - start} bytes, not a multiple of 4", start
+                    )
             elif kind == INT64 and wire in (_DELIMITED, _VARINT):
                 if wire == _DELIMITED:
                     self.check_varints(start, stop)
@@ -334,8 +366,9 @@ class _Parser:
             raise self.fail("a varint is longer than 10 bytes", at)
 
 
-def parse_example(record: Buffer, *, path: str | PathLike = "", number: int | None = None,
-                  offset: int = 0) -> dict[str, Feature]:
+def parse_example(
+    record: Buffer, *, path: str | PathLike = "", number: int | None = None, offset: int = 0
+) -> dict[str, Feature]:
     """Locates every feature of a serialised tf.train.Example.
 
     path, number and offset (of the record's payload in its file) only serve the error's text.

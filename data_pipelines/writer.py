@@ -228,7 +228,9 @@ class RldsWriter:
         if leftovers:
             logging.warning(
                 "%s: removed %d unfinished shards of an interrupted run (split %s)",
-                self.directory, len(leftovers), self.split,
+                self.directory,
+                len(leftovers),
+                self.split,
             )
 
 
@@ -241,12 +243,19 @@ def lock_output(directory: Path) -> DirectoryLock:
 
 
 def check_output(
-    directory: Path, *, name: str, spec: schema.EpisodeSpec, split: str, version: str,
+    directory: Path,
+    *,
+    name: str,
+    spec: schema.EpisodeSpec,
+    split: str,
+    version: str,
     resuming: bool = False,
 ) -> None:
     """Raises unless the split may be added; `resuming` admits a publication that was cut short."""
     for key, value, pattern in (
-        ("name", name, _WORD), ("split", split, _WORD), ("version", version, _VERSION)
+        ("name", name, _WORD),
+        ("split", split, _WORD),
+        ("version", version, _VERSION),
     ):
         if not pattern.fullmatch(value):
             raise ValueError(f"{key}={value!r} does not match {pattern.pattern}, which TFDS needs")

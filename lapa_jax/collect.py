@@ -127,9 +127,16 @@ def collect(
                 else:
                     chosen.append(i)
             _write_batch(
-                env, found, chosen, writers, spec,
+                env,
+                found,
+                chosen,
+                writers,
+                spec,
                 ids=[f"{split}-{seed}-{start + i:07d}" for i in chosen],
-                families=families, size=size, seed=seed, first_attempt=start,
+                families=families,
+                size=size,
+                seed=seed,
+                first_attempt=start,
             )
             kept.update(families[i] for i in chosen)
             report.episodes += len(chosen)

@@ -91,7 +91,9 @@ def convert(argv: list[str]) -> int:
         "--source_fps", type=float, default=0.0, help="for files without time stamps and rate"
     )
     one.add_argument(
-        "--max_bad_fraction", type=float, default=0.1,
+        "--max_bad_fraction",
+        type=float,
+        default=0.1,
         help="more unconvertible files than this are an error (default: 0.1)",
     )
     one.add_argument(
@@ -122,24 +124,32 @@ def index(argv: list[str]) -> int:
     parser.add_argument("--sidecar_dir", help="where to write (default: in the corpus directory)")
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     parser.add_argument(
-        "--exclude", action="append", default=[], metavar="SHARD:RECORD",
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="SHARD:RECORD",
         help="leave a damaged episode out, by shard file name and record number; repeatable",
     )
     args = parser.parse_args(argv)
-    keys = dict(image_key=args.image_key, action_key=args.action_key,
-                instruction_key=args.instruction_key, sidecar_dir=args.sidecar_dir)
+    keys = dict(
+        image_key=args.image_key,
+        action_key=args.action_key,
+        instruction_key=args.instruction_key,
+        sidecar_dir=args.sidecar_dir,
+    )
     exclude = [_record(text) for text in args.exclude]
     splits = [args.split] if args.split else _splits(args.directory)
-    shards = {
-        split: {path.name for path in find_shards(args.directory, split)} for split in splits
-    }
+    shards = {split: {path.name for path in find_shards(args.directory, split)} for split in splits}
     for name, _ in exclude:
         if not any(name in names for names in shards.values()):
             raise ValueError(f"--exclude {name}: no such shard in {args.directory}, {splits}")
     for split in splits:
         folder = build_index(
-            args.directory, split=split, workers=args.workers,
-            exclude=[item for item in exclude if item[0] in shards[split]], **keys,
+            args.directory,
+            split=split,
+            workers=args.workers,
+            exclude=[item for item in exclude if item[0] in shards[split]],
+            **keys,
         )
         found = load_index(args.directory, split=split, **keys)
         actions = "none" if found.actions is None else f"{found.actions.shape[1]} dimensions"
@@ -243,7 +253,9 @@ def batch(argv: list[str]) -> int:
 
 def _example_line(record: dict[str, Any]) -> str:
     parts = [
-        f"{record['position']:>8}", f"host {record['host']}", record["corpus"],
+        f"{record['position']:>8}",
+        f"host {record['host']}",
+        record["corpus"],
         str(record["episode_id"] or record["episode"]),
         "steps " + ",".join(str(step) for step in record["steps"]),
     ]

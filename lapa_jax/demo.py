@@ -246,4 +246,3 @@ def run_videos(videos: str, workdir: str | Path, size: str) -> Path:
     parts.run("report", report)
     _write_summary(workdir, parts)
     return workdir / "report.html"
-

@@ -147,9 +147,7 @@ def _cards(report: Report, summary: dict[str, Any], seconds: dict[str, float]) -
 def _pipeline(report, config, heldout, arms, summary) -> None:
     shown = next(iter(heldout.values()))
     model = config.quantizer.model
-    rate = {
-        arm: f"{c['successes'] / c['episodes']:.0%}" for arm, c in summary["policy"].items()
-    }
+    rate = {arm: f"{c['successes'] / c['episodes']:.0%}" for arm, c in summary["policy"].items()}
     last = next(iter(arms.values()))[0]
     report.figure(
         figures.pipeline_diagram(
@@ -291,14 +289,18 @@ def _policy_section(
         "vocabularies, so only the two fine-tuning curves compare.",
     )
     rows = [e.report | {"arm": ARM_NAMES[arm]} for arm, found in arms.items() for e in found]
-    section.figure(
-        figures.success_chart(rows), "Closed-loop success with 95 % Wilson intervals."
-    )
+    section.figure(figures.success_chart(rows), "Closed-loop success with 95 % Wilson intervals.")
     section.table(
         ["family", "arm", "successes", "episodes", "rate", "95 % interval"],
         [
-            [r["family"], r["arm"], r["successes"], r["episodes"], f"{r['estimate']:.1%}",
-             f"{r['low']:.1%} to {r['high']:.1%}"]
+            [
+                r["family"],
+                r["arm"],
+                r["successes"],
+                r["episodes"],
+                f"{r['estimate']:.1%}",
+                f"{r['low']:.1%} to {r['high']:.1%}",
+            ]
             for r in rows
         ],
         f"Fixed start states (seed {config.seed}), at most {config.scene.horizon} steps.",
@@ -342,9 +344,7 @@ def _strips(env: Tabletop, arms: dict[str, list[SuccessEvaluation]], config: Con
 
 def _closing(report: Report, config: ConfigDict, seconds: dict[str, float]) -> None:
     section = report.section("How this was made")
-    section.table(
-        ["part", "seconds"], [[name, round(value, 1)] for name, value in seconds.items()]
-    )
+    section.table(["part", "seconds"], [[name, round(value, 1)] for name, value in seconds.items()])
     section.settings("Versions and hardware", describe_environment())
     section.settings("Settings", config.to_dict())
     section.notes(

@@ -180,8 +180,10 @@ def write_report(workdir: Path, points: list[Point], rows: list[dict[str, Any]])
         section = report.section(corpus, "Every point was trained and evaluated alike.")
         for name in names if len(keys) == 2 else []:
             section.figure(figures.heat_map(found, keys[0], keys[1], name))
-        section.table([*keys, *names], [[_text(r[k]) for k in keys] + [_cell(r, n) for n in names]
-                                        for r in found])
+        section.table(
+            [*keys, *names],
+            [[_text(r[k]) for k in keys] + [_cell(r, n) for n in names] for r in found],
+        )
     report.write(workdir / "sweep.html")
 
 

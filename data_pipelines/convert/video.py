@@ -120,8 +120,13 @@ def convert_videos(
     """
     source, out = Path(source), Path(out)
     settings = decode.VideoSettings(
-        fps=fps, height=size[0], width=size[1], fit=fit, quality=quality,
-        clip_seconds=clip_seconds, source_fps=source_fps,
+        fps=fps,
+        height=size[0],
+        width=size[1],
+        fit=fit,
+        quality=quality,
+        clip_seconds=clip_seconds,
+        source_fps=source_fps,
     )
     if not 0 <= max_bad_fraction <= 1:
         raise ValueError(f"max_bad_fraction={max_bad_fraction} must lie in 0..1")
@@ -161,13 +166,24 @@ def convert_videos(
         ]
         jobs = [
             _ShardJob(
-                shard, stage.shard_path(shard), source, group,
-                {file: texts[file] for file in group if file in texts}, settings, spec,
+                shard,
+                stage.shard_path(shard),
+                source,
+                group,
+                {file: texts[file] for file in group if file in texts},
+                settings,
+                spec,
             )
             for shard, group in enumerate(groups)
         ]
-        report = Report(str(out), split, fps, len(files), unused_captions=len(texts) - len(used),
-                        resumed_shards=len(stage.results))
+        report = Report(
+            str(out),
+            split,
+            fps,
+            len(files),
+            unused_captions=len(texts) - len(used),
+            resumed_shards=len(stage.results),
+        )
         _run(jobs, stage, workers, progress, max_bad_fraction, source)
         _summarise(report, stage)
         if not report.episodes:
@@ -278,8 +294,14 @@ def _run(
 def _write_shard(job: _ShardJob, advance: Callable[[int], object] = lambda n: None) -> dict:
     """Converts the videos of one shard; the file gets its name once it is whole."""
     unfinished = job.path.with_name(job.path.name + writer.INCOMPLETE)
-    result = {"shard": job.shard, "frames": 0, "repeated_frames": 0, "episodes_with_language": 0,
-              "bad": [], "short": []}
+    result = {
+        "shard": job.shard,
+        "frames": 0,
+        "repeated_frames": 0,
+        "episodes_with_language": 0,
+        "bad": [],
+        "short": [],
+    }
     shard = writer.ShardFile(unfinished)
     try:
         for file in job.files:
@@ -290,8 +312,12 @@ def _write_shard(job: _ShardJob, advance: Callable[[int], object] = lambda n: No
         shard.discard()
         raise
     os.replace(unfinished, job.path)
-    return {**result, "episodes": finished.num_episodes, "payload_bytes": finished.payload_bytes,
-            "size": shard.size}
+    return {
+        **result,
+        "episodes": finished.num_episodes,
+        "payload_bytes": finished.payload_bytes,
+        "size": shard.size,
+    }
 
 
 def _write_video(job: _ShardJob, file: str, shard: writer.ShardFile, result: dict) -> None:
@@ -308,12 +334,22 @@ def _write_video(job: _ShardJob, file: str, shard: writer.ShardFile, result: dic
         for number, clip in enumerate(decode.read_clips(job.root / file, job.settings)):
             clip_id = f"{file}#{number:04d}" if job.settings.clip_frames else file
             if len(clip.images) < MIN_STEPS:
-                short.append((clip_id, f"{len(clip.images)} frame at {job.settings.fps:g} fps, "
-                                       f"an episode needs {MIN_STEPS}"))
+                short.append(
+                    (
+                        clip_id,
+                        f"{len(clip.images)} frame at {job.settings.fps:g} fps, "
+                        f"an episode needs {MIN_STEPS}",
+                    )
+                )
                 continue
             episode = schema.Episode(
-                images=clip.images, actions=None, instruction=caption, episode_id=clip_id,
-                file_path=file, fps=job.settings.fps, terminal=False,
+                images=clip.images,
+                actions=None,
+                instruction=caption,
+                episode_id=clip_id,
+                file_path=file,
+                fps=job.settings.fps,
+                terminal=False,
             )
             shard.append(schema.encode_episode(episode, job.spec))
             episodes, frames = episodes + 1, frames + len(clip.images)

@@ -31,8 +31,9 @@ def pooled_frames(images: np.ndarray, size: int = 8) -> np.ndarray:
     """Frames averaged to size x size: what the scene alone tells, float64 (N, size*size*C)."""
     images = np.asarray(images)
     if images.ndim != 4 or images.shape[1] % size or images.shape[2] % size:
-        raise ValueError(f"images must be (N, H, W, C) with H, W divisible by {size}, "
-                         f"got {images.shape}")
+        raise ValueError(
+            f"images must be (N, H, W, C) with H, W divisible by {size}, got {images.shape}"
+        )
     n, h, w, c = images.shape
     blocks = images.astype(np.float64).reshape(n, size, h // size, size, w // size, c)
     return blocks.mean((2, 4)).reshape(n, -1)
@@ -64,9 +65,7 @@ class LinearMap:
         return (x - self.x_mean) / self.x_scale @ self.weights + self.y_mean
 
 
-def fit_ridge(
-    x: np.ndarray, y: np.ndarray, ridges: tuple[float, ...] = RIDGES
-) -> list[LinearMap]:
+def fit_ridge(x: np.ndarray, y: np.ndarray, ridges: tuple[float, ...] = RIDGES) -> list[LinearMap]:
     """One map per ridge from a single decomposition; features are standardised."""
     x_mean, y_mean = x.mean(0), y.mean(0)
     scale = x.std(0)
@@ -107,12 +106,14 @@ def linear_probe(
             raise ValueError(f"{name} hold non-finite values: drop those rows first")
     test = split_episodes(episode, test_fraction=test_fraction, seed=seed)
     train = ~test
-    probe = fit_probe(
-        x[train], y[train], episode[train], seed=seed, test_fraction=test_fraction
-    )
+    probe = fit_probe(x[train], y[train], episode[train], seed=seed, test_fraction=test_fraction)
     scores = r2_report(
-        probe(x[test]), y[test], episode[test],
-        seed=seed, resamples=resamples, confidence=confidence,
+        probe(x[test]),
+        y[test],
+        episode[test],
+        seed=seed,
+        resamples=resamples,
+        confidence=confidence,
     )
     return scores | {
         "ridge": list(probe.ridges),
@@ -141,10 +142,12 @@ def fit_probe(
         raise ValueError("the probe needs at least 3 episodes: train, validation and test")
     held = split_episodes(episode, test_fraction=test_fraction, seed=seed + 1)
     # Each dimension picks its own: one that cannot be predicted must not shrink the others.
-    errors = np.array([
-        ((candidate(x[held]) - y[held]) ** 2).mean(0)
-        for candidate in fit_ridge(x[~held], y[~held])
-    ])
+    errors = np.array(
+        [
+            ((candidate(x[held]) - y[held]) ** 2).mean(0)
+            for candidate in fit_ridge(x[~held], y[~held])
+        ]
+    )
     best = errors.argmin(0)
     maps = fit_ridge(x, y)
     return Probe(tuple(maps[r] for r in best), tuple(RIDGES[r] for r in best))

@@ -103,8 +103,10 @@ def _newcombe(a: Interval, b: Interval, correlation: float, confidence: float) -
 def _episodes(episode: np.ndarray, rows: int, resamples: int) -> tuple[np.ndarray, int]:
     episode = np.asarray(episode)
     if episode.shape != (rows,) or rows == 0:
-        raise ValueError(f"episode must name the episode of each of {rows} rows (at least 1), "
-                         f"got shape {episode.shape}")
+        raise ValueError(
+            f"episode must name the episode of each of {rows} rows (at least 1), "
+            f"got shape {episode.shape}"
+        )
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
     names, index = np.unique(episode, return_inverse=True)
@@ -161,10 +163,12 @@ def bootstrap_episodes(
     order = np.argsort(index, kind="stable")
     groups = np.split(order, np.cumsum(np.bincount(index, minlength=count))[:-1])
     rng = np.random.default_rng(seed)
-    values = np.array([
-        statistic(np.concatenate([groups[i] for i in rng.integers(count, size=count)]))
-        for _ in range(resamples)
-    ])
+    values = np.array(
+        [
+            statistic(np.concatenate([groups[i] for i in rng.integers(count, size=count)]))
+            for _ in range(resamples)
+        ]
+    )
     if not np.isfinite(values).all():
         raise ValueError("the statistic is not finite on some resample of episodes")
     return _percentiles(statistic(np.arange(len(index))), values, confidence)

@@ -81,17 +81,25 @@ def _dress(axes: Axes, *, x: str = "", y: str = "", title: str = "", grid: str =
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1:
-        figure.legend(handles, labels, loc="outside upper left", ncols=min(4, len(labels)),
-                      frameon=False, labelcolor=_INK, fontsize=9.5)
+        figure.legend(
+            handles,
+            labels,
+            loc="outside upper left",
+            ncols=min(4, len(labels)),
+            frameon=False,
+            labelcolor=_INK,
+            fontsize=9.5,
+        )
 
 
 def _picture(figure: Figure, alt: str) -> Picture:
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "lapa_jax", "svg.fonttype": "path"}):
-        figure.savefig(buffer, format="svg", transparent=True,
-                       metadata={"Date": None, "Creator": None})
+        figure.savefig(
+            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+        )
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg"):]  # the XML and DTD heads name outside addresses
+    svg = svg[svg.index("<svg") :]  # the XML and DTD heads name outside addresses
     for stand_in, color in _STAND_INS.items():
         svg = svg.replace(stand_in, color)
     head, rest = svg.split(">", 1)
@@ -100,8 +108,12 @@ def _picture(figure: Figure, alt: str) -> Picture:
 
 
 def loss_curves(
-    runs: Mapping[str, Sequence[Mapping[str, Any]]], metric: str = "loss", *,
-    log: bool = False, smooth: int = 0, title: str = "",
+    runs: Mapping[str, Sequence[Mapping[str, Any]]],
+    metric: str = "loss",
+    *,
+    log: bool = False,
+    smooth: int = 0,
+    title: str = "",
 ) -> Picture:
     """`metric` over steps, one line per run; `runs` maps a name to rows of its metrics.jsonl.
 
@@ -121,11 +133,17 @@ def loss_curves(
         steps, values = np.asarray(points, np.float64).T
         color = SERIES[number % len(SERIES)]
         smoothed = smooth > 1 and len(values) > smooth
-        axes.plot(steps, values, color=color, linewidth=1.0 if smoothed else 1.8,
-                  alpha=0.3 if smoothed else 1.0, label=None if smoothed else _plain(name))
+        axes.plot(
+            steps,
+            values,
+            color=color,
+            linewidth=1.0 if smoothed else 1.8,
+            alpha=0.3 if smoothed else 1.0,
+            label=None if smoothed else _plain(name),
+        )
         if smoothed:
             mean = np.convolve(values, np.full(smooth, 1 / smooth), "valid")
-            axes.plot(steps[smooth - 1:], mean, color=color, linewidth=1.8, label=_plain(name))
+            axes.plot(steps[smooth - 1 :], mean, color=color, linewidth=1.8, label=_plain(name))
         said.append(f"{name} from {values[0]:.4g} to {values[-1]:.4g} at step {steps[-1]:.0f}")
     if log:
         axes.set_yscale("log")
@@ -141,8 +159,10 @@ def code_usage(histogram: Sequence[Sequence[int]]) -> Picture:
     """Share of each code per slot; histogram (L, codebook_size) as `codebook_report` gives it."""
     counts = np.asarray(histogram, np.float64)
     if counts.ndim != 2 or (counts < 0).any() or not (counts.sum(1) > 0).all():
-        raise ValueError("histogram must be (code_length, codebook_size) counts, each slot used, "
-                         f"got shape {counts.shape}")
+        raise ValueError(
+            "histogram must be (code_length, codebook_size) counts, each slot used, "
+            f"got shape {counts.shape}"
+        )
     shares = counts / counts.sum(1, keepdims=True)
     slots, size = shares.shape
     columns = min(4, slots)
@@ -157,14 +177,21 @@ def code_usage(histogram: Sequence[Sequence[int]]) -> Picture:
         axes.axhline(1 / size, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
         share = shares[slot][shares[slot] > 0]
         perplexity = 2 ** -(share * np.log2(share)).sum()
-        _dress(axes, x="code", y="share" if slot % columns == 0 else "",
-               title=f"slot {slot}: perplexity {perplexity:.2f}")
+        _dress(
+            axes,
+            x="code",
+            y="share" if slot % columns == 0 else "",
+            title=f"slot {slot}: perplexity {perplexity:.2f}",
+        )
         for code in np.flatnonzero(shares[slot] == 0):
             axes.text(code, 0, "×", color=SERIES[3], ha="center", va="bottom", fontsize=9)
         if size <= 16:
             axes.set_xticks(np.arange(size))
-    return _picture(figure, f"Share of each of {size} codes in {slots} slots; a dashed line marks "
-                            "equal use, a cross an unused code.")
+    return _picture(
+        figure,
+        f"Share of each of {size} codes in {slots} slots; a dashed line marks "
+        "equal use, a cross an unused code.",
+    )
 
 
 def success_chart(
@@ -190,28 +217,44 @@ def success_chart(
         estimate, low, high = values.T
         if not ((0 <= low) & (low <= estimate) & (estimate <= high) & (high <= 1)).all():
             raise ValueError(f"rows of arm {arm!r} must have 0 <= low <= estimate <= high <= 1")
-        places = [families.index(row["family"]) + (number - (len(arms) - 1) / 2) * width
-                  for row in mine]
-        axes.bar(places, estimate, width * 0.9, color=SERIES[number % len(SERIES)],
-                 label=_plain(arm))
-        axes.errorbar(places, estimate, [estimate - low, high - estimate], fmt="none",
-                      ecolor=_INK, elinewidth=1.2, capsize=min(4.0, 14 * width))
+        places = [
+            families.index(row["family"]) + (number - (len(arms) - 1) / 2) * width for row in mine
+        ]
+        axes.bar(
+            places, estimate, width * 0.9, color=SERIES[number % len(SERIES)], label=_plain(arm)
+        )
+        axes.errorbar(
+            places,
+            estimate,
+            [estimate - low, high - estimate],
+            fmt="none",
+            ecolor=_INK,
+            elinewidth=1.2,
+            capsize=min(4.0, 14 * width),
+        )
     room = (figure.get_figwidth() * 96 - 90) / len(families)
-    axes.set_xticks(range(len(families)),
-                    [_plain("\n".join(wrap(family, room, 12.5))) for family in families])
+    axes.set_xticks(
+        range(len(families)), [_plain("\n".join(wrap(family, room, 12.5))) for family in families]
+    )
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     _dress(axes, y=label, title=title)
     axes.tick_params(axis="x", colors=_INK, length=0, labelsize=9.5)
     _legend(figure, axes)
-    said = "; ".join(f"{row['family']}, {row['arm']}: {row['estimate']:.0%} "
-                     f"({row['low']:.0%} to {row['high']:.0%})" for row in rows)
+    said = "; ".join(
+        f"{row['family']}, {row['arm']}: {row['estimate']:.0%} "
+        f"({row['low']:.0%} to {row['high']:.0%})"
+        for row in rows
+    )
     return _picture(figure, f"{label} with intervals. {said}.")
 
 
 def code_meaning(
-    rows: Sequence[Mapping[str, Any]], *, dims: tuple[int, int] = (0, 1),
-    names: tuple[str, str] = ("action 0", "action 1"), limit: int = 24,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    dims: tuple[int, int] = (0, 1),
+    names: tuple[str, str] = ("action 0", "action 1"),
+    limit: int = 24,
 ) -> Picture:
     """Mean true action per latent action as arrows, with one-sigma ellipses.
 
@@ -234,18 +277,40 @@ def code_meaning(
         color = SERIES[number % len(SERIES)]
         values, vectors = np.linalg.eigh(covariance)
         angle = np.degrees(np.arctan2(vectors[1, 1], vectors[0, 1]))
-        axes.add_patch(Ellipse(
-            mean, *(2 * np.sqrt(np.maximum(values[::-1], 0))), angle=angle, facecolor=color,
-            alpha=0.13, edgecolor="none",
-        ))
-        axes.annotate("", mean, (0, 0), arrowprops={
-            "arrowstyle": "-|>", "color": color, "lw": 0.8 + 2.4 * shares[number] / shares.max(),
-            "shrinkA": 0, "shrinkB": 0, "alpha": 0.9,
-        })
+        axes.add_patch(
+            Ellipse(
+                mean,
+                *(2 * np.sqrt(np.maximum(values[::-1], 0))),
+                angle=angle,
+                facecolor=color,
+                alpha=0.13,
+                edgecolor="none",
+            )
+        )
+        axes.annotate(
+            "",
+            mean,
+            (0, 0),
+            arrowprops={
+                "arrowstyle": "-|>",
+                "color": color,
+                "lw": 0.8 + 2.4 * shares[number] / shares.max(),
+                "shrinkA": 0,
+                "shrinkB": 0,
+                "alpha": 0.9,
+            },
+        )
         away = 13 * mean / (np.hypot(*mean) or 1.0)  # beyond the tip of the arrow
-        axes.annotate(" ".join(map(str, row["code"])), mean, textcoords="offset points",
-                      xytext=away, color=_INK, fontsize=9, va="center",
-                      ha="center" if abs(away[0]) < 6 else "right" if away[0] < 0 else "left")
+        axes.annotate(
+            " ".join(map(str, row["code"])),
+            mean,
+            textcoords="offset points",
+            xytext=away,
+            color=_INK,
+            fontsize=9,
+            va="center",
+            ha="center" if abs(away[0]) < 6 else "right" if away[0] < 0 else "left",
+        )
     spread = np.sqrt(np.maximum(np.diagonal(covariances, axis1=1, axis2=2), 0))
     reach = float((np.abs(means) + spread).max()) * 1.12 or 1.0
     axes.set_xlim(-reach, reach)
@@ -253,17 +318,26 @@ def code_meaning(
     axes.set_aspect("equal")
     axes.axhline(0, color=_GRID, linewidth=1)
     axes.axvline(0, color=_GRID, linewidth=1)
-    _dress(axes, x=names[0], y=names[1], grid="both",
-           title=f"{len(shown)} latent actions, {shares.sum():.0%} of the samples")
-    return _picture(figure, f"Arrows to the mean true action ({names[0]}, {names[1]}) of "
-                            f"{len(shown)} latent actions, with one-sigma ellipses: " + "; ".join(
-        f"{' '.join(map(str, row['code']))} → ({mean[0]:.3g}, {mean[1]:.3g})"
-        for row, mean in zip(shown, means, strict=True)) + ".")
+    _dress(
+        axes,
+        x=names[0],
+        y=names[1],
+        grid="both",
+        title=f"{len(shown)} latent actions, {shares.sum():.0%} of the samples",
+    )
+    return _picture(
+        figure,
+        f"Arrows to the mean true action ({names[0]}, {names[1]}) of "
+        f"{len(shown)} latent actions, with one-sigma ellipses: "
+        + "; ".join(
+            f"{' '.join(map(str, row['code']))} → ({mean[0]:.3g}, {mean[1]:.3g})"
+            for row, mean in zip(shown, means, strict=True)
+        )
+        + ".",
+    )
 
 
-def heat_map(
-    rows: Sequence[Mapping[str, Any]], down: str, across: str, measure: str
-) -> Picture:
+def heat_map(rows: Sequence[Mapping[str, Any]], down: str, across: str, measure: str) -> Picture:
     """`measure` of every row as a cell at (row[down], row[across]), with its number.
 
     A missing combination, or one without the measure, stays empty.
@@ -281,11 +355,20 @@ def heat_map(
     axes.imshow(values, cmap="viridis", aspect="auto", vmin=low, vmax=high)
     for i, j in np.argwhere(np.isfinite(values)):
         bright = values[i, j] > low + 0.6 * (high - low)
-        axes.text(j, i, f"{values[i, j]:.3g}", ha="center", va="center", fontsize=9,
-                  color="black" if bright else "white")
+        axes.text(
+            j,
+            i,
+            f"{values[i, j]:.3g}",
+            ha="center",
+            va="center",
+            fontsize=9,
+            color="black" if bright else "white",
+        )
     axes.set_xticks(range(len(xs)), [str(x) for x in xs])
     axes.set_yticks(range(len(ys)), [str(y) for y in ys])
     _dress(axes, x=_plain(across), y=_plain(down), title=_plain(measure), grid="")
-    said = "; ".join(f"{down} {ys[i]}, {across} {xs[j]}: {values[i, j]:.3g}"
-                     for i, j in np.argwhere(np.isfinite(values)))
+    said = "; ".join(
+        f"{down} {ys[i]}, {across} {xs[j]}: {values[i, j]:.3g}"
+        for i, j in np.argwhere(np.isfinite(values))
+    )
     return _picture(figure, f"Heat map of {measure}. {said}.")

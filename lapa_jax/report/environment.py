@@ -13,8 +13,20 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collections", "numpy", "scipy",
-    "tensorflow", "tensorflow-cpu", "tensorflow-datasets", "sentencepiece", "simplejpeg", "av",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "ml-collections",
+    "numpy",
+    "scipy",
+    "tensorflow",
+    "tensorflow-cpu",
+    "tensorflow-datasets",
+    "sentencepiece",
+    "simplejpeg",
+    "av",
 )
 
 
@@ -74,7 +86,11 @@ def code_revision(file: str | Path = __file__) -> dict[str, Any] | None:
     def git(*arguments: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", *arguments], cwd=file.parent, capture_output=True, text=True, timeout=20,
+                ["git", *arguments],
+                cwd=file.parent,
+                capture_output=True,
+                text=True,
+                timeout=20,
                 check=False,
             )
         except (OSError, subprocess.TimeoutExpired):

@@ -13,7 +13,17 @@ from lapa_jax.report.picture import Picture, picture_of_frame
 from lapa_jax.report.pipeline import pipeline_diagram
 
 __all__ = [
-    "Picture", "Strip", "atlas", "code_meaning", "code_usage", "film_strips", "heat_map",
-    "loss_curves", "picture_of_frame", "pipeline_diagram", "read_metrics", "reconstruction_grid",
+    "Picture",
+    "Strip",
+    "atlas",
+    "code_meaning",
+    "code_usage",
+    "film_strips",
+    "heat_map",
+    "loss_curves",
+    "picture_of_frame",
+    "pipeline_diagram",
+    "read_metrics",
+    "reconstruction_grid",
     "success_chart",
 ]

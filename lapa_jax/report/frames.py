@@ -50,13 +50,18 @@ def _legend(drawing: Drawing, x: float, y: float, scale: float) -> None:
         rgb = "rgb({:.0f},{:.0f},{:.0f})".format(*color)
         drawing.rect(x + offset, y - 10, 12, 12, fill=rgb, radius=2)
         drawing.text(x + offset + 17, y, label, size=12, color=MUTED)
-    drawing.text(x + 154, y, f"full colour: change of {scale:.0%} of the range", size=12,
-                 color=MUTED)
+    drawing.text(
+        x + 154, y, f"full colour: change of {scale:.0%} of the range", size=12, color=MUTED
+    )
 
 
 def reconstruction_grid(
-    first: np.ndarray, later: np.ndarray, reconstruction: np.ndarray,
-    *, labels: Sequence[str] = (), cell: int = 104,
+    first: np.ndarray,
+    later: np.ndarray,
+    reconstruction: np.ndarray,
+    *,
+    labels: Sequence[str] = (),
+    cell: int = 104,
 ) -> Picture:
     """One example per column: first, true later, reconstruction, the true change, what is missed.
 
@@ -65,15 +70,19 @@ def reconstruction_grid(
     first, later = to_uint8(first, "first"), to_uint8(later, "later")
     reconstruction = to_uint8(reconstruction, "reconstruction")
     if first.ndim != 4 or not first.shape == later.shape == reconstruction.shape:
-        raise ValueError("first, later and reconstruction must share one shape (N, H, W, 3), got "
-                         f"{first.shape}, {later.shape}, {reconstruction.shape}")
+        raise ValueError(
+            "first, later and reconstruction must share one shape (N, H, W, 3), got "
+            f"{first.shape}, {later.shape}, {reconstruction.shape}"
+        )
     count = len(first)
     if labels and len(labels) != count:
         raise ValueError(f"labels must name each of {count} examples, got {len(labels)}")
     true, missed = signed_change(first, later), signed_change(later, reconstruction)
     scale = change_scale([true])
     rows = (
-        ("first", first), ("true later", later), ("reconstruction", reconstruction),
+        ("first", first),
+        ("true later", later),
+        ("reconstruction", reconstruction),
         ("true change", tint_change(first, true, scale)),
         ("difference", tint_change(later, missed, scale)),
     )
@@ -86,8 +95,14 @@ def reconstruction_grid(
         for c, image in enumerate(images):
             drawing.image(image, left + c * step_x, r * step_y, width, height)
     for c, label in enumerate(labels):
-        drawing.text(left + c * step_x + width / 2, len(rows) * step_y + 10, label, size=12,
-                     color=MUTED, anchor="middle")
+        drawing.text(
+            left + c * step_x + width / 2,
+            len(rows) * step_y + 10,
+            label,
+            size=12,
+            color=MUTED,
+            anchor="middle",
+        )
     _legend(drawing, left, bottom + 16, scale)
     return drawing.picture(
         f"{count} frame pairs in columns; rows: first frame, true later frame, reconstruction, "
@@ -96,7 +111,11 @@ def reconstruction_grid(
 
 
 def atlas(
-    starts: np.ndarray, decoded: np.ndarray, labels: Sequence[str], *, cell: int = 92,
+    starts: np.ndarray,
+    decoded: np.ndarray,
+    labels: Sequence[str],
+    *,
+    cell: int = 92,
 ) -> Picture:
     """What each latent action does to each start frame.
 
@@ -105,11 +124,12 @@ def atlas(
     """
     starts, decoded = to_uint8(starts, "starts"), to_uint8(decoded, "decoded")
     if decoded.ndim != 5 or starts.shape != decoded.shape[:1] + decoded.shape[2:]:
-        raise ValueError("need starts (R, H, W, 3) and decoded (R, C, H, W, 3), got "
-                         f"{starts.shape} and {decoded.shape}")
+        raise ValueError(
+            "need starts (R, H, W, 3) and decoded (R, C, H, W, 3), got "
+            f"{starts.shape} and {decoded.shape}"
+        )
     if len(labels) != decoded.shape[1]:
-        raise ValueError(f"labels must name each of {decoded.shape[1]} columns, "
-                         f"got {len(labels)}")
+        raise ValueError(f"labels must name each of {decoded.shape[1]} columns, got {len(labels)}")
     change = signed_change(starts[:, None], decoded)
     scale = change_scale([change])
     width, height = _cell(starts.shape[2], starts.shape[1], cell)
@@ -122,20 +142,21 @@ def atlas(
     for c, lines in enumerate(wrapped):
         for i, line in enumerate(lines):
             y = top - 8 - 15 * (len(lines) - 1 - i)
-            drawing.text(left + c * step_x + width / 2, y, line, size=12, weight=600,
-                         anchor="middle")
+            drawing.text(
+                left + c * step_x + width / 2, y, line, size=12, weight=600, anchor="middle"
+            )
     drawing.path(f"M{step_x + 4} {top}V{top + len(starts) * block - 14}", stroke=GRID)
     for r, start in enumerate(starts):
         y = top + r * block
         drawing.image(start, 0, y, width, height)
         for i, line in enumerate(("above: decoded", "below: change")):
-            drawing.text(width / 2, y + height + 20 + 15 * i, line, size=11, color=MUTED,
-                         anchor="middle")
+            drawing.text(
+                width / 2, y + height + 20 + 15 * i, line, size=11, color=MUTED, anchor="middle"
+            )
         for c in range(len(labels)):
             x = left + c * step_x
             drawing.image(decoded[r, c], x, y, width, height)
-            drawing.image(tint_change(start, change[r, c], scale), x, y + height + 2, width,
-                          height)
+            drawing.image(tint_change(start, change[r, c], scale), x, y + height + 2, width, height)
     _legend(drawing, left, top + len(starts) * block + 10, scale)
     return drawing.picture(
         f"{len(starts)} start frames in rows, {len(labels)} latent actions in columns: "
@@ -165,16 +186,25 @@ def film_strips(strips: Sequence[Strip], *, frames: int = 8, cell: int = 92) -> 
         picked = np.unique(np.linspace(0, len(images) - 1, frames).round().astype(int))
         width, height = _cell(images.shape[2], images.shape[1], cell)
         text = f"{strip.label}: {strip.instruction}" if strip.label else strip.instruction
-        shown.append((strip, picked, images[picked], width, height,
-                      wrap(text, frames * (width + GAP) - 100, 14)))  # 14: it is set bold
+        shown.append(
+            (
+                strip,
+                picked,
+                images[picked],
+                width,
+                height,
+                wrap(text, frames * (width + GAP) - 100, 14),
+            )
+        )  # 14: it is set bold
     total_width = max(width for *_, width, _, _ in shown) + GAP
     total = sum(TITLE * len(lines) + height + 36 for *_, height, lines in shown)
     drawing = Drawing(frames * total_width, total)
     y = 0.0
     for strip, picked, images, width, height, lines in shown:
         color, mark = (GOOD, "✓ success") if strip.success else (BAD, "✗ failure")
-        drawing.text(frames * total_width - GAP, y + 14, mark, size=13, weight=600, color=color,
-                     anchor="end")
+        drawing.text(
+            frames * total_width - GAP, y + 14, mark, size=13, weight=600, color=color, anchor="end"
+        )
         for line in lines:
             drawing.text(0, y + 14, line, weight=600)
             y += TITLE
@@ -184,10 +214,21 @@ def film_strips(strips: Sequence[Strip], *, frames: int = 8, cell: int = 92) -> 
             drawing.image(image, x, y, width, height)
             if i == len(picked) - 1:
                 drawing.rect(x, y, width, height, stroke=color, stroke_width=3)
-            drawing.text(x + width / 2, y + height + 13, f"step {step}", size=11, color=MUTED,
-                         anchor="middle")
+            drawing.text(
+                x + width / 2,
+                y + height + 13,
+                f"step {step}",
+                size=11,
+                color=MUTED,
+                anchor="middle",
+            )
         y += height + 34
-    return drawing.picture("Rollouts in rows of frames: " + "; ".join(
-        f"{strip.label + ': ' if strip.label else ''}{strip.instruction!r}, "
-        f"{'success' if strip.success else 'failure'}" for strip in strips
-    ) + ".")
+    return drawing.picture(
+        "Rollouts in rows of frames: "
+        + "; ".join(
+            f"{strip.label + ': ' if strip.label else ''}{strip.instruction!r}, "
+            f"{'success' if strip.success else 'failure'}"
+            for strip in strips
+        )
+        + "."
+    )

@@ -45,8 +45,11 @@ def _value(value: Any) -> str:
 
 def _setting(value: Any) -> str:
     # Settings are quoted as they are: 1024 is no quantity to be grouped.
-    return str(value) if isinstance(value, int | float) and value is not True \
-        and value is not False else _value(value)
+    return (
+        str(value)
+        if isinstance(value, int | float) and value is not True and value is not False
+        else _value(value)
+    )
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
@@ -77,34 +80,40 @@ class Blocks:
         for card in cards:
             if not {"label", "value"} <= set(card) <= {"label", "value", "note"}:
                 raise ValueError(f"a card has label, value and maybe note, got {sorted(card)}")
-            made.append({
-                "label": card["label"], "value": _value(card["value"]),
-                "note": card.get("note", ""),
-            })
+            made.append(
+                {
+                    "label": card["label"],
+                    "value": _value(card["value"]),
+                    "note": card.get("note", ""),
+                }
+            )
         return self._add("cards", cards=made)
 
-    def table(
-        self, header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = ""
-    ) -> Any:
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> Any:
         """Cells are texts or numbers; a column that holds only numbers is set to the right."""
         for row in rows:
             if len(row) != len(header):
-                raise ValueError(f"a row has {len(row)} cells, the header has {len(header)}: "
-                                 f"{list(row)!r}")
+                raise ValueError(
+                    f"a row has {len(row)} cells, the header has {len(header)}: {list(row)!r}"
+                )
         numeric = [
             any(row[i] is not None for row in rows)
             and all(_is_number(row[i]) or row[i] is None for row in rows)
             for i in range(len(header))
         ]
         return self._add(
-            "table", header=list(header), numeric=numeric, caption=caption,
+            "table",
+            header=list(header),
+            numeric=numeric,
+            caption=caption,
             rows=[[_value(cell) for cell in row] for row in rows],
         )
 
     def figure(self, picture: Picture, caption: str = "") -> Any:
         if not isinstance(picture, Picture):
-            raise ValueError(f"figure needs a Picture (it carries the alt text), "
-                             f"got {type(picture).__name__}")
+            raise ValueError(
+                f"figure needs a Picture (it carries the alt text), got {type(picture).__name__}"
+            )
         # On a narrow screen charts shrink to fit; wide pictures stay readable and scroll.
         wide = picture.width > 660
         least = min(800, round(0.72 * picture.width)) if wide else min(300, picture.width)
@@ -146,7 +155,9 @@ class Report(Blocks):
 
     def html(self) -> str:
         environment = jinja2.Environment(
-            autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+            autoescape=True,
+            undefined=jinja2.StrictUndefined,
+            trim_blocks=True,
             lstrip_blocks=True,
         )
         environment.filters["inline"] = _inline

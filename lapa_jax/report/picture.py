@@ -64,8 +64,10 @@ def to_uint8(images: np.ndarray, name: str = "images") -> np.ndarray:
     images = images.astype(np.float64)
     # A wrong scale (0..255, -1..1) goes far outside; overshoot of a decoder does not.
     if not np.isfinite(images).all() or images.min() < -0.75 or images.max() > 1.75:
-        raise ValueError(f"{name} must be finite floats in [0, 1], got a range of "
-                         f"[{images.min():.4g}, {images.max():.4g}]")
+        raise ValueError(
+            f"{name} must be finite floats in [0, 1], got a range of "
+            f"[{images.min():.4g}, {images.max():.4g}]"
+        )
     return np.rint(np.clip(images, 0.0, 1.0) * 255).astype(np.uint8)
 
 
@@ -91,8 +93,13 @@ def picture_of_svg(svg: str, alt: str, width: int, height: int) -> Picture:
 
 def printable(text: str) -> str:
     """Text that XML admits: control characters become visible replacement characters."""
-    return "".join(c if c in "\t\n" or (ord(c) >= 32 and not 0xD800 <= ord(c) <= 0xDFFF
-                                        and c not in "\ufffe\uffff") else "\ufffd" for c in text)
+    return "".join(
+        c
+        if c in "\t\n"
+        or (ord(c) >= 32 and not 0xD800 <= ord(c) <= 0xDFFF and c not in "\ufffe\uffff")
+        else "\ufffd"
+        for c in text
+    )
 
 
 def wrap(text: str, width: float, size: float) -> list[str]:
@@ -100,7 +107,7 @@ def wrap(text: str, width: float, size: float) -> list[str]:
     limit = max(4, int(width / (0.6 * size)))
     lines = [""]
     for word in printable(text).split():
-        pieces = [word[i:i + limit] for i in range(0, len(word), limit)]
+        pieces = [word[i : i + limit] for i in range(0, len(word), limit)]
         for piece in pieces:
             joined = f"{lines[-1]} {piece}" if lines[-1] else piece
             if len(joined) <= limit:
@@ -125,43 +132,98 @@ class Drawing:
         text = "".join(
             f" {key.replace('_', '-')}="
             + quoteattr(_number(value) if isinstance(value, int | float) else str(value))
-            for key, value in attributes.items() if value is not None
+            for key, value in attributes.items()
+            if value is not None
         )
         self._parts.append(f"<{tag}{text}/>" if body is None else f"<{tag}{text}>{body}</{tag}>")
 
     def text(
-        self, x: float, y: float, text: str, *, size: float = 13, color: str = INK,
-        anchor: str = "start", weight: int = 400,
+        self,
+        x: float,
+        y: float,
+        text: str,
+        *,
+        size: float = 13,
+        color: str = INK,
+        anchor: str = "start",
+        weight: int = 400,
     ) -> None:
-        self._add("text", {
-            "x": x, "y": y, "font_size": size, "fill": color, "text_anchor": anchor,
-            "font_weight": weight, "font_family": FONT,
-        }, escape(printable(text)))
+        self._add(
+            "text",
+            {
+                "x": x,
+                "y": y,
+                "font_size": size,
+                "fill": color,
+                "text_anchor": anchor,
+                "font_weight": weight,
+                "font_family": FONT,
+            },
+            escape(printable(text)),
+        )
 
     def rect(
-        self, x: float, y: float, width: float, height: float, *, fill: str = "none",
-        stroke: str | None = None, stroke_width: float = 1, radius: float = 0,
+        self,
+        x: float,
+        y: float,
+        width: float,
+        height: float,
+        *,
+        fill: str = "none",
+        stroke: str | None = None,
+        stroke_width: float = 1,
+        radius: float = 0,
     ) -> None:
-        self._add("rect", {
-            "x": x, "y": y, "width": width, "height": height, "rx": radius, "fill": fill,
-            "stroke": stroke, "stroke_width": stroke_width if stroke else None,
-        })
+        self._add(
+            "rect",
+            {
+                "x": x,
+                "y": y,
+                "width": width,
+                "height": height,
+                "rx": radius,
+                "fill": fill,
+                "stroke": stroke,
+                "stroke_width": stroke_width if stroke else None,
+            },
+        )
 
     def path(
-        self, commands: str, *, stroke: str | None = MUTED, fill: str = "none",
-        stroke_width: float = 1.5, dash: str | None = None,
+        self,
+        commands: str,
+        *,
+        stroke: str | None = MUTED,
+        fill: str = "none",
+        stroke_width: float = 1.5,
+        dash: str | None = None,
     ) -> None:
-        self._add("path", {
-            "d": commands, "stroke": stroke, "fill": fill, "stroke_width": stroke_width,
-            "stroke_dasharray": dash, "stroke_linejoin": "round", "stroke_linecap": "round",
-        })
+        self._add(
+            "path",
+            {
+                "d": commands,
+                "stroke": stroke,
+                "fill": fill,
+                "stroke_width": stroke_width,
+                "stroke_dasharray": dash,
+                "stroke_linejoin": "round",
+                "stroke_linecap": "round",
+            },
+        )
 
     def image(self, image: np.ndarray, x: float, y: float, width: float, height: float) -> None:
         """A frame with sharp pixels in the given rectangle."""
-        self._add("image", {
-            "x": x, "y": y, "width": width, "height": height, "href": png_uri(image),
-            "preserveAspectRatio": "none", "style": "image-rendering:pixelated",
-        })
+        self._add(
+            "image",
+            {
+                "x": x,
+                "y": y,
+                "width": width,
+                "height": height,
+                "href": png_uri(image),
+                "preserveAspectRatio": "none",
+                "style": "image-rendering:pixelated",
+            },
+        )
 
     def picture(self, alt: str) -> Picture:
         svg = (

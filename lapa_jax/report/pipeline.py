@@ -57,8 +57,10 @@ def pipeline_diagram(
     x = 4 + names.index("action_vla") * STEP
     y = top + height + 34
     drawing.path(f"M{x + WIDTH / 2} {y - 4}V{top + height + 7}")
-    drawing.path(f"M{x + WIDTH / 2 - 5} {top + height + 12}L{x + WIDTH / 2} {top + height + 6}"
-                 f"L{x + WIDTH / 2 + 5} {top + height + 12}")
+    drawing.path(
+        f"M{x + WIDTH / 2 - 5} {top + height + 12}L{x + WIDTH / 2} {top + height + 6}"
+        f"L{x + WIDTH / 2 + 5} {top + height + 12}"
+    )
     drawing.rect(x, y, WIDTH, extra, stroke=MUTED, radius=10)
     drawing.text(x + 12, y + 20, "Demonstrations", size=13, weight=600, color=INK)
     drawing.text(x + 12, y + 36, "few, with actions a", size=12, color=MUTED)
@@ -67,12 +69,22 @@ def pipeline_diagram(
     # The frames of the videos also train the latent VLA, beside the labels.
     start, end = 4 + WIDTH / 2, 4 + names.index("latent_vla") * STEP + WIDTH / 2
     low = top + height + 24
-    drawing.path(f"M{start} {top + height + 3}V{low - 8}Q{start} {low} {start + 8} {low}"
-                 f"H{end - 8}Q{end} {low} {end} {low - 8}V{top + height + 7}", dash="4 4")
-    drawing.path(f"M{end - 5} {top + height + 12}L{end} {top + height + 6}"
-                 f"L{end + 5} {top + height + 12}")
-    drawing.text((start + end) / 2, low + 17, "frames and instructions", size=12, color=MUTED,
-                 anchor="middle")
+    drawing.path(
+        f"M{start} {top + height + 3}V{low - 8}Q{start} {low} {start + 8} {low}"
+        f"H{end - 8}Q{end} {low} {end} {low - 8}V{top + height + 7}",
+        dash="4 4",
+    )
+    drawing.path(
+        f"M{end - 5} {top + height + 12}L{end} {top + height + 6}L{end + 5} {top + height + 12}"
+    )
+    drawing.text(
+        (start + end) / 2,
+        low + 17,
+        "frames and instructions",
+        size=12,
+        color=MUTED,
+        anchor="middle",
+    )
     said = "; ".join(f"{name}: {note}" for name, note in notes.items())
     return drawing.picture(
         "The pipeline: videos without actions train a quantizer, which labels every frame pair "

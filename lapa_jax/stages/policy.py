@@ -46,9 +46,7 @@ class PolicyStage:
         self.model = Functional(lambda rngs: VLA(self.model_config, rngs=rngs))
 
     @staticmethod
-    def make_tokenizer(
-        config: ConfigDict, inherited: Assets, instructions: Sequence[str]
-    ) -> bytes:
+    def make_tokenizer(config: ConfigDict, inherited: Assets, instructions: Sequence[str]) -> bytes:
         """That of the run we start from, the file of the config, or one trained on the corpus."""
         path = config.model.tokenizer
         if TOKENIZER in inherited:

@@ -53,7 +53,8 @@ def test_views_show_the_same_trajectories(corpora):
         np.testing.assert_array_equal(a[schema.ACTION], b[schema.ACTION])
         assert a[schema.IMAGE][0] != b[schema.IMAGE][0]
         assert (a[schema.METADATA + "camera"], b[schema.METADATA + "camera"]) == (
-            [b"robot"], [b"human"]
+            [b"robot"],
+            [b"human"],
         )
     assert len({episode[schema.EPISODE_ID][0] for episode in robot}) == 5
 
@@ -81,8 +82,9 @@ def test_replaying_the_actions_gives_the_frames_and_success(corpora):
 
 def test_phrasings_vary(corpora):
     out, _ = corpora
-    verbs = {episode[schema.INSTRUCTION][0].split(b" the ")[0] for episode in episodes(
-        out / "robot")}
+    verbs = {
+        episode[schema.INSTRUCTION][0].split(b" the ")[0] for episode in episodes(out / "robot")
+    }
     assert len(verbs) > 1
 
 
@@ -123,8 +125,10 @@ def test_failures_are_dropped_and_counted_or_kept(tmp_path):
     found = episodes(tmp_path / "b" / "robot")
     failed = [episode for episode in found if not episode[schema.REWARD].any()]
     assert len(failed) == kept.failed
-    assert all(len(episode[schema.IMAGE]) == 8 and not episode[schema.IS_TERMINAL].any()
-               for episode in failed)
+    assert all(
+        len(episode[schema.IMAGE]) == 8 and not episode[schema.IS_TERMINAL].any()
+        for episode in failed
+    )
 
 
 def test_an_expert_that_never_succeeds_leaves_nothing(tmp_path, monkeypatch):
@@ -143,8 +147,11 @@ def test_an_expert_that_never_succeeds_leaves_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"episodes": 0}, "episodes=0"), ({"views": ("robt",)}, "robt"), ({"views": ()}, "views"),
-        ({"views": ("robot", "robot")}, "different"), ({"noise": 2.0}, "noise=2.0"),
+        ({"episodes": 0}, "episodes=0"),
+        ({"views": ("robt",)}, "robt"),
+        ({"views": ()}, "views"),
+        ({"views": ("robot", "robot")}, "different"),
+        ({"noise": 2.0}, "noise=2.0"),
         ({"size": 4}, "size=4"),
     ],
 )

@@ -30,9 +30,26 @@ def test_every_verb_has_help_with_an_example(capsys, verb):
 
 def test_collect_index_inspect_batch(tmp_path, capsys):
     out = tmp_path / "tabletop"
-    code, text = run(capsys, "collect", "--out", out, "--episodes", 4, "--families", "reach",
-                     "--views", "robot", "--blocks", 2, "--size", 64, "--horizon", 7,
-                     "--noise", 0.1)
+    code, text = run(
+        capsys,
+        "collect",
+        "--out",
+        out,
+        "--episodes",
+        4,
+        "--families",
+        "reach",
+        "--views",
+        "robot",
+        "--blocks",
+        2,
+        "--size",
+        64,
+        "--horizon",
+        7,
+        "--noise",
+        0.1,
+    )
     assert code == 0 and "episodes      4" in text
     code, text = run(capsys, "index", out / "robot")
     assert code == 0 and "train: 4 episodes" in text and "actions 2 dimensions" in text
@@ -42,8 +59,16 @@ def test_collect_index_inspect_batch(tmp_path, capsys):
     assert report["name"] == "tabletop_robot" and page.read_text().count("data:image/jpeg") > 8
     sheet = tmp_path / "sheet.png"
     config = f"experiments/quantizer/tabletop.py:quick=True,data={out},views=robot"
-    batch = ["batch", "--config", config, "--config.global_batch=8", "--step", 3, "--json",
-             "--config.data.corpora.robot.window_seconds=0.1"]
+    batch = [
+        "batch",
+        "--config",
+        config,
+        "--config.global_batch=8",
+        "--step",
+        3,
+        "--json",
+        "--config.data.corpora.robot.window_seconds=0.1",
+    ]
     code, text = run(capsys, *batch, "--png", sheet)
     whole = json.loads(text)
     assert code == 0 and sheet.read_bytes()[:4] == b"\x89PNG"
@@ -63,8 +88,19 @@ def test_collect_index_inspect_batch(tmp_path, capsys):
 
 def test_convert(tmp_path, capsys):
     files.write_video(tmp_path / "v" / "a.mp4", files.grey_frames(8))
-    code, text = run(capsys, "convert", "video", tmp_path / "v", "--out", tmp_path / "my-set",
-                     "--fps", 5, "--size", "16x24", "--json")
+    code, text = run(
+        capsys,
+        "convert",
+        "video",
+        tmp_path / "v",
+        "--out",
+        tmp_path / "my-set",
+        "--fps",
+        5,
+        "--size",
+        "16x24",
+        "--json",
+    )
     report = json.loads(text)
     assert code == 0 and (report["episodes"], report["frames"]) == (1, 2)
     code, text = run(capsys, "inspect", tmp_path / "my-set")

@@ -35,7 +35,8 @@ def test_facts(tmp_path):
     assert sum(histogram["histogram"]) == 4 and len(histogram["histogram"]) <= 20
     for length in lengths:
         (i,) = [
-            i for i, count in enumerate(histogram["histogram"])
+            i
+            for i, count in enumerate(histogram["histogram"])
             if histogram["edges"][i] <= length < histogram["edges"][i + 1]
         ]
         assert histogram["histogram"][i] >= 1
@@ -66,8 +67,7 @@ def test_only_some_episodes_and_one_split(tmp_path):
 
 def test_constant_actions_and_corpora_without_actions(tmp_path):
     constant = np.full((4, 3), 0.25, np.float32)
-    write(tmp_path / "a", [make_episode(0, actions=False)],
-          spec=make_spec(action_dim=0))
+    write(tmp_path / "a", [make_episode(0, actions=False)], spec=make_spec(action_dim=0))
     assert inspect(tmp_path / "a")["splits"]["train"]["actions"] == []
     assert "actions: none" in inspection.to_text(inspect(tmp_path / "a"))
     write(tmp_path / "b", [dataclasses.replace(make_episode(0), actions=constant)])
@@ -94,8 +94,9 @@ def test_label_sets_and_indexes_are_listed(tmp_path):
     assert "index: none (lapa data index" in inspection.to_text(inspect(tmp_path))
     build_index(tmp_path, progress=False)
     index = load_index(tmp_path)
-    provenance = dict(quantizer_hash="q1", window_seconds=0.4, codebook_size=8, code_length=4,
-                      code_version="1")
+    provenance = dict(
+        quantizer_hash="q1", window_seconds=0.4, codebook_size=8, code_length=4, code_version="1"
+    )
     labels = LabelSetWriter(tmp_path, "laq", index, provenance=provenance)
     labels.write_shard(0, np.zeros((8, 4), np.int16))
     labels.finish()

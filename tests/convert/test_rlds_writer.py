@@ -83,9 +83,13 @@ def test_tfds_reads_the_same_episodes(tmp_path, tfds):
         assert all(step["reward"] == 0 and step["discount"] == 1 for step in steps)
         metadata = {key: value.numpy() for key, value in item["episode_metadata"].items()}
         assert metadata == {
-            "episode_id": episode.episode_id.encode(), "source": b"test",
-            "file_path": episode.file_path.encode(), "camera": b"front", "fps": 5.0,
-            "has_action": True, "has_language": bool(episode.instruction),
+            "episode_id": episode.episode_id.encode(),
+            "source": b"test",
+            "file_path": episode.file_path.encode(),
+            "camera": b"front",
+            "fps": 5.0,
+            "has_action": True,
+            "has_language": bool(episode.instruction),
         }
     # Without SkipDecoding TFDS gives pixels of the declared shape.
     pixels = next(iter(next(iter(builder.as_dataset(split="train")))["steps"]))
@@ -95,19 +99,31 @@ def test_tfds_reads_the_same_episodes(tmp_path, tfds):
 def test_features_json_is_what_tfds_itself_writes(tmp_path, tfds):
     f = tfds.features
     scalar = {key: f.Scalar(np.bool_) for key in FLAGS}
-    wanted = f.FeaturesDict({
-        "steps": f.Dataset({
-            "observation": {"image": f.Image(shape=(16, 24, 3), encoding_format="jpeg")},
-            "action": f.Tensor(shape=(3,), dtype=np.float32),
-            "language_instruction": f.Text(),
-            "reward": f.Scalar(np.float32), "discount": f.Scalar(np.float32), **scalar,
-        }),
-        "episode_metadata": {
-            "episode_id": f.Text(), "source": f.Text(), "file_path": f.Text(), "camera": f.Text(),
-            "fps": f.Scalar(np.float32), "has_action": f.Scalar(np.bool_),
-            "has_language": f.Scalar(np.bool_), "place": f.Text(), "height": f.Scalar(np.int64),
-        },
-    })
+    wanted = f.FeaturesDict(
+        {
+            "steps": f.Dataset(
+                {
+                    "observation": {"image": f.Image(shape=(16, 24, 3), encoding_format="jpeg")},
+                    "action": f.Tensor(shape=(3,), dtype=np.float32),
+                    "language_instruction": f.Text(),
+                    "reward": f.Scalar(np.float32),
+                    "discount": f.Scalar(np.float32),
+                    **scalar,
+                }
+            ),
+            "episode_metadata": {
+                "episode_id": f.Text(),
+                "source": f.Text(),
+                "file_path": f.Text(),
+                "camera": f.Text(),
+                "fps": f.Scalar(np.float32),
+                "has_action": f.Scalar(np.bool_),
+                "has_language": f.Scalar(np.bool_),
+                "place": f.Text(),
+                "height": f.Scalar(np.int64),
+            },
+        }
+    )
     wanted.save_config(str(tmp_path))
     theirs = json.loads((tmp_path / "features.json").read_text())
     assert writer.features_json(make_spec(extras={"place": "string", "height": "int64"})) == theirs
@@ -138,9 +154,11 @@ def test_rlds_transformations_work(tmp_path, tfds):
         dataset, lambda step: {"a": step["action"], "last": step["is_last"]}
     )
     windows = [
-        window for item in pairs
-        for window in rlds.transformations.batch(item["steps"], size=2, shift=1,
-                                                 drop_remainder=True)
+        window
+        for item in pairs
+        for window in rlds.transformations.batch(
+            item["steps"], size=2, shift=1, drop_remainder=True
+        )
     ]
     assert len(windows) == 2 + 3 + 4
     np.testing.assert_array_equal(windows[0]["a"], episodes[0].actions[:2])
@@ -229,9 +247,7 @@ def running_writer(tmp_path):
     """A process that has written two episodes and does not close."""
     here = Path(__file__).parent
     code = KILLED.format(root=str(here.parents[1]), here=str(here))
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE
-    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"written\n"
     yield process
     process.kill()

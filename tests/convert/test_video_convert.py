@@ -29,16 +29,15 @@ def episodes(out, split="train"):
             assert len(set(texts)) == 1 and len(texts) == len(images)
             assert "steps/action" not in item
             found[name] = (
-                files.frame_numbers(images), texts[0].decode(),
+                files.frame_numbers(images),
+                texts[0].decode(),
                 bool(item["episode_metadata/has_language"].ints(record)[0]),
             )
     return found
 
 
 def content(out):
-    return {
-        path.name: path.read_bytes() for path in sorted(out.iterdir()) if not path.is_dir()
-    }
+    return {path.name: path.read_bytes() for path in sorted(out.iterdir()) if not path.is_dir()}
 
 
 @pytest.fixture(scope="module")
@@ -133,8 +132,12 @@ def test_captions(folder, tmp_path, suffix):
     entries = {"a/x.mp4": ' push, "gently" ', "n.mov": "öffne die Tür", "gone.mp4": "nothing"}
     table = tmp_path / f"captions{suffix}"
     if suffix == ".csv":
-        lines = ["file,caption", 'a/x.mp4," push, ""gently"" "', "n.mov,öffne die Tür",
-                 "gone.mp4,nothing"]
+        lines = [
+            "file,caption",
+            'a/x.mp4," push, ""gently"" "',
+            "n.mov,öffne die Tür",
+            "gone.mp4,nothing",
+        ]
         table.write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
     else:
         table.write_text(
@@ -311,8 +314,9 @@ def test_killed_conversion_continues(folder, tmp_path):
         "video.convert_videos(sys.argv[1], sys.argv[2], fps=10.0, size=(32, 32), name='clips',\n"
         "                     progress=False, videos_per_shard=2)"
     )
-    run = subprocess.Popen([sys.executable, "-c", code, str(folder), str(out)],
-                           stdout=subprocess.PIPE)
+    run = subprocess.Popen(
+        [sys.executable, "-c", code, str(folder), str(out)], stdout=subprocess.PIPE
+    )
     assert run.stdout.readline() == b"reached\n"
     run.kill()
     run.wait()

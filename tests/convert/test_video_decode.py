@@ -15,8 +15,9 @@ from data_pipelines.convert import decode
 
 
 def make_settings(**changes):
-    values = dict(fps=10.0, height=32, width=32, fit="crop", quality=92, clip_seconds=0.0,
-                  source_fps=0.0)
+    values = dict(
+        fps=10.0, height=32, width=32, fit="crop", quality=92, clip_seconds=0.0, source_fps=0.0
+    )
     return decode.VideoSettings(**(values | changes))
 
 
@@ -52,9 +53,7 @@ def test_slower_source_repeats_frames_and_counts_them(tmp_path):
 
 def test_variable_frame_rate_keeps_real_times(tmp_path):
     times = [0.0, 0.03, 0.12, 0.5, 0.55, 1.0]
-    path = files.write_video(
-        tmp_path / "v.mkv", files.grey_frames(6), codec="ffv1", times=times
-    )
+    path = files.write_video(tmp_path / "v.mkv", files.grey_frames(6), codec="ffv1", times=times)
     wanted = [int(np.abs(np.array(times) - k / 10).argmin()) for k in range(11)]
     assert files.frame_numbers(read(path)) == wanted
 
@@ -75,9 +74,7 @@ def test_nearest_frames_against_brute_force(gaps, fps, first):
         for k in range(count)
     ]
     assert [number for number, _ in got] == wanted
-    assert [shown for _, shown in got] == [False] + [
-        a == b for a, b in itertools.pairwise(wanted)
-    ]
+    assert [shown for _, shown in got] == [False] + [a == b for a, b in itertools.pairwise(wanted)]
 
 
 @pytest.mark.parametrize(
@@ -106,7 +103,9 @@ def test_rotation_flags(tmp_path, rotation, wanted):
 @pytest.mark.parametrize("fit", decode.FITS)
 def test_output_has_the_asked_size(tmp_path, height, width, fit, rotation):
     path = files.write_video(
-        tmp_path / "v.mkv", [np.full((47, 33, 3), 200, np.uint8)] * 2, codec="ffv1",
+        tmp_path / "v.mkv",
+        [np.full((47, 33, 3), 200, np.uint8)] * 2,
+        codec="ffv1",
         pixels="yuv444p",
     )
     if rotation:
@@ -141,7 +140,9 @@ def test_clips(tmp_path):
     path = files.write_video(tmp_path / "v.mp4", files.grey_frames(14), fps=10)
     clips = list(decode.read_clips(path, make_settings(clip_seconds=0.5)))
     assert [files.frame_numbers(clip.images) for clip in clips] == [
-        [0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11, 12, 13]
+        [0, 1, 2, 3, 4],
+        [5, 6, 7, 8, 9],
+        [10, 11, 12, 13],
     ]
 
 
@@ -220,9 +221,13 @@ def test_streams_without_frames_or_with_broken_time_stamps_are_refused():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"fps": 0.0}, "fps=0.0"), ({"fps": float("nan")}, "fps=nan"), ({"width": 0}, "32x0"),
-        ({"fit": "stretch"}, "stretch"), ({"quality": 101}, "quality=101"),
-        ({"clip_seconds": 0.1}, "at least 2"), ({"source_fps": -1.0}, "source_fps=-1.0"),
+        ({"fps": 0.0}, "fps=0.0"),
+        ({"fps": float("nan")}, "fps=nan"),
+        ({"width": 0}, "32x0"),
+        ({"fit": "stretch"}, "stretch"),
+        ({"quality": 101}, "quality=101"),
+        ({"clip_seconds": 0.1}, "at least 2"),
+        ({"source_fps": -1.0}, "source_fps=-1.0"),
     ],
 )
 def test_settings_are_checked(changes, message):

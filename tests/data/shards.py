@@ -18,34 +18,60 @@ def picture(rng: np.random.Generator, size: int) -> np.ndarray:
     return np.kron(coarse, np.ones((size // 8, size // 8, 1), np.uint8))
 
 
-def episode(rng: np.random.Generator, steps: int, number: int, *, size: int = 16, actions: int = 3,
-            instruction: str | None = None, fps: float = 5.0) -> schema.Episode:
+def episode(
+    rng: np.random.Generator,
+    steps: int,
+    number: int,
+    *,
+    size: int = 16,
+    actions: int = 3,
+    instruction: str | None = None,
+    fps: float = 5.0,
+) -> schema.Episode:
     images = [simplejpeg.encode_jpeg(picture(rng, size), 95) for _ in range(steps)]
     return schema.Episode(
-        images=images, instruction=f"do thing {number % 3}" if instruction is None else instruction,
+        images=images,
+        instruction=f"do thing {number % 3}" if instruction is None else instruction,
         actions=rng.normal(size=(steps, actions)).astype(np.float32) if actions else None,
-        episode_id=f"episode-{number}", file_path=f"/videos/{number}.mp4", camera="front", fps=fps)
+        episode_id=f"episode-{number}",
+        file_path=f"/videos/{number}.mp4",
+        camera="front",
+        fps=fps,
+    )
 
 
 def spec(size: int = 16, actions: int = 3) -> schema.EpisodeSpec:
     return schema.EpisodeSpec((size, size, 3), actions, True, "synthetic")
 
 
-def write_corpus(directory: Path, *, lengths=LENGTHS, shards: int = 2, seed: int = 0,
-                 size: int = 16, actions: int = 3, split: str = "train", name: str = "toy",
-                 fps: float = 5.0, index: bool = True, instruction: str | None = None
-                 ) -> list[schema.Episode]:
+def write_corpus(
+    directory: Path,
+    *,
+    lengths=LENGTHS,
+    shards: int = 2,
+    seed: int = 0,
+    size: int = 16,
+    actions: int = 3,
+    split: str = "train",
+    name: str = "toy",
+    fps: float = 5.0,
+    index: bool = True,
+    instruction: str | None = None,
+) -> list[schema.Episode]:
     """Writes (and indexes) a corpus; returns its episodes in shard order."""
     directory.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
-    episodes = [episode(rng, steps, number, size=size, actions=actions, fps=fps,
-                        instruction=instruction) for number, steps in enumerate(lengths)]
+    episodes = [
+        episode(rng, steps, number, size=size, actions=actions, fps=fps, instruction=instruction)
+        for number, steps in enumerate(lengths)
+    ]
     for shard, numbers in enumerate(np.array_split(np.arange(len(episodes)), shards)):
         path = directory / f"{name}-{split}.tfrecord-{shard:05d}-of-{shards:05d}"
         with open(path, "wb") as file:
             for number in numbers:
-                tfrecord.write_record(file, schema.encode_episode(episodes[number],
-                                                                  spec(size, actions)))
+                tfrecord.write_record(
+                    file, schema.encode_episode(episodes[number], spec(size, actions))
+                )
     if index:
         build_index(directory, split=split, progress=False)
     return episodes
@@ -53,14 +79,33 @@ def write_corpus(directory: Path, *, lengths=LENGTHS, shards: int = 2, seed: int
 
 def data_config(corpora: dict[str, Path], size: int = 16, **overrides) -> ml_collections.ConfigDict:
     """config.data for corpora, name → directory. `name__key=value` overrides a corpus's key."""
-    config = ml_collections.ConfigDict({
-        "image_size": (size, size), "num_frames": 2, "sampling": "per_frame", "tail": "drop",
-        "decode": "threads", "num_threads": 2, "prefetch_batches": 4, "max_bad_fraction": 0.001,
-        "corpora": {name: {
-            "path": str(path), "split": "train", "sidecar_dir": "", "weight": 1.0,
-            "window_seconds": 0.4, "fps": 0.0, "image_key": "image", "action_key": "action",
-            "instruction_key": "language_instruction", "label_set": ""}
-            for name, path in corpora.items()}})
+    config = ml_collections.ConfigDict(
+        {
+            "image_size": (size, size),
+            "num_frames": 2,
+            "sampling": "per_frame",
+            "tail": "drop",
+            "decode": "threads",
+            "num_threads": 2,
+            "prefetch_batches": 4,
+            "max_bad_fraction": 0.001,
+            "corpora": {
+                name: {
+                    "path": str(path),
+                    "split": "train",
+                    "sidecar_dir": "",
+                    "weight": 1.0,
+                    "window_seconds": 0.4,
+                    "fps": 0.0,
+                    "image_key": "image",
+                    "action_key": "action",
+                    "instruction_key": "language_instruction",
+                    "label_set": "",
+                }
+                for name, path in corpora.items()
+            },
+        }
+    )
     for key, value in overrides.items():
         corpus, _, inner = key.rpartition("__")
         if corpus:

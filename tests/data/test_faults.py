@@ -34,7 +34,7 @@ def damaged_copies(corpus, target, count, seed):
         elif kind == "truncate":
             data = data[:place]
         else:
-            data[place:place + 64] = bytes(len(data[place:place + 64]))
+            data[place : place + 64] = bytes(len(data[place : place + 64]))
         shard.write_bytes(data)
         yield directory, kind
 
@@ -42,8 +42,11 @@ def damaged_copies(corpus, target, count, seed):
 def test_damage_before_indexing_is_found_by_name(corpus, tmp_path):
     for directory, kind in damaged_copies(corpus, tmp_path, 60, seed=0):
         shutil.rmtree(directory / "index")
-        with pytest.raises(RecordError, match=r"toy-train.tfrecord-00000-of-00001, record \d, byte "
-                                              r"offset \d+") as info:
+        with pytest.raises(
+            RecordError,
+            match=r"toy-train.tfrecord-00000-of-00001, record \d, byte "
+            r"offset \d+",
+        ) as info:
             build_index(directory, progress=False)
         assert info.value.record in (0, 1, 2), kind
         assert not list(directory.rglob("manifest.json"))
@@ -73,8 +76,12 @@ def test_damage_while_running_never_gives_a_wrong_frame(corpus, tmp_path):
 
 def test_a_shard_that_shrinks_under_a_running_loader_is_reported(tmp_path):
     write_corpus(tmp_path, lengths=(30, 30), shards=2)
-    loader = Loader(data_config({"a": tmp_path}, num_frames=1, max_bad_fraction=0.2),
-                    fields=("frames",), global_batch=10, seed=0)
+    loader = Loader(
+        data_config({"a": tmp_path}, num_frames=1, max_bad_fraction=0.2),
+        fields=("frames",),
+        global_batch=10,
+        seed=0,
+    )
     loader.batch(0)
     shard = loader.mixture.corpora[0].index.shards[1]
     with open(shard, "r+b") as file:

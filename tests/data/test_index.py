@@ -17,7 +17,7 @@ def test_index_finds_every_frame_action_and_instruction(tmp_path):
     for row, jpeg in enumerate(images):
         path = index.shards[index.shard_of_episode[index.episode_of_rows(row)]]
         start = int(index.frame_offset[row])
-        assert path.read_bytes()[start:start + int(index.frame_length[row])] == jpeg
+        assert path.read_bytes()[start : start + int(index.frame_length[row])] == jpeg
     np.testing.assert_array_equal(index.actions, np.concatenate([e.actions for e in episodes]))
     for number, episode in enumerate(episodes):
         assert index.instruction(number) == episode.instruction
@@ -52,8 +52,11 @@ def test_a_stopped_build_continues_and_a_changed_shard_is_read_again(tmp_path, m
     shards[2].write_bytes(good)
     read = []
     original = index_build.read_shard
-    monkeypatch.setattr(index_build, "read_shard",
-                        lambda path, wanted: read.append(path.name) or original(path, wanted))
+    monkeypatch.setattr(
+        index_build,
+        "read_shard",
+        lambda path, wanted: read.append(path.name) or original(path, wanted),
+    )
     build_index(tmp_path, progress=False)
     assert read == [shards[2].name]
     assert load_index(tmp_path).num_frames == sum(LENGTHS)
@@ -106,15 +109,18 @@ def test_missing_things_are_named(tmp_path):
         build_index(corpus, progress=False)
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"steps/action": np.zeros(7, np.float32)}, "2 images but 7 values of steps/action"),
-    ({"steps/action": np.array([1, np.nan], np.float32)}, "step 1, dimension 0 is nan"),
-    ({"steps/is_first": [1, 0, 0]}, "2 images but 3 values of steps/is_first"),
-    ({"steps/language_instruction": ["a", "b"]}, "changes within the episode"),
-    ({"steps/language_instruction": [b"\xff", b"\xff"]}, "not UTF-8"),
-    ({"steps/language_instruction": [1, 2]}, "holds int64, not text"),
-    ({"steps/observation/image": [b"\x89PNG..", b""]}, "is a PNG.*lapa data convert"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"steps/action": np.zeros(7, np.float32)}, "2 images but 7 values of steps/action"),
+        ({"steps/action": np.array([1, np.nan], np.float32)}, "step 1, dimension 0 is nan"),
+        ({"steps/is_first": [1, 0, 0]}, "2 images but 3 values of steps/is_first"),
+        ({"steps/language_instruction": ["a", "b"]}, "changes within the episode"),
+        ({"steps/language_instruction": [b"\xff", b"\xff"]}, "not UTF-8"),
+        ({"steps/language_instruction": [1, 2]}, "holds int64, not text"),
+        ({"steps/observation/image": [b"\x89PNG..", b""]}, "is a PNG.*lapa data convert"),
+    ],
+)
 def test_wrong_records_are_named(tmp_path, change, message):
     features = {"steps/observation/image": [b"\xff\xd8", b"\xff\xd8"], **change}
     with open(tmp_path / "toy-train.tfrecord-00000-of-00001", "wb") as file:
@@ -126,12 +132,13 @@ def test_wrong_records_are_named(tmp_path, change, message):
 def test_lost_records_are_noticed_by_dataset_info(tmp_path):
     write_corpus(tmp_path, shards=1, index=False)
     (tmp_path / "dataset_info.json").write_text(
-        '{"splits": [{"name": "train", "shardLengths": ["6"]}]}')
+        '{"splits": [{"name": "train", "shardLengths": ["6"]}]}'
+    )
     build_index(tmp_path, progress=False)
     shard = next(tmp_path.glob("*.tfrecord*"))
     data = shard.read_bytes()
     last = list(tfrecord.iterate_records(data))[-1]
-    shard.write_bytes(data[:last[1] - tfrecord.HEADER_BYTES])
+    shard.write_bytes(data[: last[1] - tfrecord.HEADER_BYTES])
     with pytest.raises(tfrecord.RecordError, match="has 5 records, dataset_info.json announces 6"):
         build_index(tmp_path, progress=False)
 
@@ -170,10 +177,15 @@ def test_real_bridge_data(tmp_path, real_data):
         features = tf.train.Example.FromString(raw.numpy()).features.feature
         rows = slice(number * 10, number * 10 + 10)
         data = index.shards[0].read_bytes()
-        jpegs = [data[int(start):int(start) + int(size)] for start, size in
-                 zip(index.frame_offset[rows], index.frame_length[rows], strict=True)]
+        jpegs = [
+            data[int(start) : int(start) + int(size)]
+            for start, size in zip(index.frame_offset[rows], index.frame_length[rows], strict=True)
+        ]
         assert jpegs == list(features["steps/observation/image_0"].bytes_list.value)
-        np.testing.assert_array_equal(index.actions[rows].ravel(),
-                                      features["steps/action"].float_list.value)
-        assert index.instruction(number).encode() == features[
-            "steps/language_instruction"].bytes_list.value[0]
+        np.testing.assert_array_equal(
+            index.actions[rows].ravel(), features["steps/action"].float_list.value
+        )
+        assert (
+            index.instruction(number).encode()
+            == features["steps/language_instruction"].bytes_list.value[0]
+        )

@@ -8,8 +8,13 @@ from data_pipelines.index import load_index
 from data_pipelines.labels import LabelSet, LabelSetWriter
 from data_pipelines.sidecar import SidecarError
 
-PROVENANCE = {"quantizer_hash": "abc", "window_seconds": 0.6, "codebook_size": 8, "code_length": 4,
-              "code_version": "1"}
+PROVENANCE = {
+    "quantizer_hash": "abc",
+    "window_seconds": 0.6,
+    "codebook_size": 8,
+    "code_length": 4,
+    "code_version": "1",
+}
 
 
 @pytest.fixture
@@ -40,8 +45,12 @@ def test_round_trip_and_provenance(index):
     np.testing.assert_array_equal(found.labels(rows), expected[rows])
     assert found.labels(rows).dtype == np.int32 and found.code_length == 4
     np.testing.assert_array_equal(found.valid, expected[:, 0] >= 0)
-    assert found.provenance == {**PROVENANCE, "corpus_hash": index.hash, "image_key": "image",
-                                "num_frames": sum(LENGTHS)}
+    assert found.provenance == {
+        **PROVENANCE,
+        "corpus_hash": index.hash,
+        "image_key": "image",
+        "num_frames": sum(LENGTHS),
+    }
 
 
 def test_writing_continues_where_it_stopped(index):
@@ -86,13 +95,16 @@ def test_damaged_labels_are_refused(index):
         LabelSet.open(index.sidecar_dir, "z", index)
 
 
-@pytest.mark.parametrize("labels, message", [
-    (np.zeros((11, 4)), "float64"),
-    (np.zeros((10, 4), int), r"expected integers \(11, 4\)"),
-    (np.full((11, 4), 8), "codebook_size is 8"),
-    (np.full((11, 4), -2), "codebook_size is 8"),
-    (np.tile([0, -1, 0, 0], (11, 1)), "row 0 is .* as a whole"),
-])
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        (np.zeros((11, 4)), "float64"),
+        (np.zeros((10, 4), int), r"expected integers \(11, 4\)"),
+        (np.full((11, 4), 8), "codebook_size is 8"),
+        (np.full((11, 4), -2), "codebook_size is 8"),
+        (np.tile([0, -1, 0, 0], (11, 1)), "row 0 is .* as a whole"),
+    ],
+)
 def test_wrong_labels_are_named(index, labels, message):
     with pytest.raises(ValueError, match=f"shard 0.*{message}"):
         write(index, shards=[]).write_shard(0, labels)

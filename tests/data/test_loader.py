@@ -22,22 +22,35 @@ from data_pipelines.loader import (
 )
 
 ALL = ("frames", "instruction", "action")
-PROVENANCE = {"quantizer_hash": "q", "window_seconds": 0.4, "codebook_size": 8, "code_length": 2,
-              "code_version": "1"}
+PROVENANCE = {
+    "quantizer_hash": "q",
+    "window_seconds": 0.4,
+    "codebook_size": 8,
+    "code_length": 2,
+    "code_version": "1",
+}
 
 
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory):
     """Two corpora, (directories by name, episodes by name); nobody changes them."""
     root = tmp_path_factory.mktemp("corpora")
-    episodes = {"a": write_corpus(root / "a", seed=1),
-                "b": write_corpus(root / "b", seed=2, lengths=(8, 3, 12), shards=1, fps=10.0)}
+    episodes = {
+        "a": write_corpus(root / "a", seed=1),
+        "b": write_corpus(root / "b", seed=2, lengths=(8, 3, 12), shards=1, fps=10.0),
+    }
     return {name: root / name for name in episodes}, episodes
 
 
 def make(corpora, *, fields=ALL, global_batch=6, seed=3, host=0, num_hosts=1, **overrides):
-    return Loader(data_config(corpora[0], **overrides), fields=fields, global_batch=global_batch,
-                  seed=seed, host=host, num_hosts=num_hosts)
+    return Loader(
+        data_config(corpora[0], **overrides),
+        fields=fields,
+        global_batch=global_batch,
+        seed=seed,
+        host=host,
+        num_hosts=num_hosts,
+    )
 
 
 def assert_same(one, two):
@@ -54,8 +67,9 @@ def first_rows(loader, epochs=1):
         rows = corpus.frame_rows(samples, np.zeros_like(samples), loader.seed)
         episode = corpus.index.episode_of_rows(rows[:, 0])
         steps = rows - corpus.index.episode_start[episode][:, None]
-        found[corpus.name] = sorted((int(e), *map(int, s))
-                                    for e, s in zip(episode, steps, strict=True))
+        found[corpus.name] = sorted(
+            (int(e), *map(int, s)) for e, s in zip(episode, steps, strict=True)
+        )
     return found
 
 
@@ -76,19 +90,29 @@ def test_batches_hold_what_describe_says(corpora):
             assert where["file"].endswith(f"of-0000{2 if where['corpus'] == 'a' else 1}")
 
 
-@pytest.mark.parametrize("overrides, fields, eligible", [
-    ({}, ("frames",), lambda length: [(t, t + 2) for t in range(length - 2)]),
-    ({"tail": "clamp"}, ("frames",), lambda length: [(t, min(t + 2, length - 1))
-                                                     for t in range(length)]),
-    ({"tail": "clamp"}, ALL, lambda length: [(t, min(t + 2, length - 1))
-                                             for t in range(length - 1)]),
-    ({"num_frames": 1}, ("frames",), lambda length: [(t,) for t in range(length)]),
-    ({"num_frames": 1}, ALL, lambda length: [(t,) for t in range(length - 1)]),
-])
+@pytest.mark.parametrize(
+    "overrides, fields, eligible",
+    [
+        ({}, ("frames",), lambda length: [(t, t + 2) for t in range(length - 2)]),
+        (
+            {"tail": "clamp"},
+            ("frames",),
+            lambda length: [(t, min(t + 2, length - 1)) for t in range(length)],
+        ),
+        (
+            {"tail": "clamp"},
+            ALL,
+            lambda length: [(t, min(t + 2, length - 1)) for t in range(length - 1)],
+        ),
+        ({"num_frames": 1}, ("frames",), lambda length: [(t,) for t in range(length)]),
+        ({"num_frames": 1}, ALL, lambda length: [(t,) for t in range(length - 1)]),
+    ],
+)
 def test_eligible_frames(corpora, overrides, fields, eligible):
     found = first_rows(make(corpora, fields=fields, **overrides))["a"]
-    assert found == [(number, *steps) for number, length in enumerate(LENGTHS)
-                     for steps in eligible(length)]
+    assert found == [
+        (number, *steps) for number, length in enumerate(LENGTHS) for steps in eligible(length)
+    ]
 
 
 def test_per_video_draws_one_frame_of_each_video_anew_each_epoch(corpora):
@@ -104,8 +128,10 @@ def test_per_video_draws_one_frame_of_each_video_anew_each_epoch(corpora):
 @given(st.sampled_from([1, 2, 3, 4, 6, 12]), st.integers(0, 10**10))
 def test_hosts_share_one_global_batch(corpora, num_hosts, step):
     whole = make(corpora, global_batch=12).batch(step)
-    parts = [make(corpora, global_batch=12, host=host, num_hosts=num_hosts).batch(step)
-             for host in range(num_hosts)]
+    parts = [
+        make(corpora, global_batch=12, host=host, num_hosts=num_hosts).batch(step)
+        for host in range(num_hosts)
+    ]
     assert_same(whole, {key: np.concatenate([part[key] for part in parts]) for key in whole})
 
 
@@ -147,8 +173,13 @@ def test_backends_agree(corpora):
 
 
 def test_prepare_makes_the_batch(corpora):
-    loader = Loader(data_config(corpora[0]), fields=("instruction",), global_batch=4, seed=0,
-                    prepare=lambda batch: {"n": np.array([len(t) for t in batch["instruction"]])})
+    loader = Loader(
+        data_config(corpora[0]),
+        fields=("instruction",),
+        global_batch=4,
+        seed=0,
+        prepare=lambda batch: {"n": np.array([len(t) for t in batch["instruction"]])},
+    )
     batches = loader.iterate()
     assert next(batches)["n"].shape == (4,)
     batches.close()
@@ -168,8 +199,9 @@ def label(directory, skip=()):
 def test_latent_actions_come_with_their_frames(tmp_path):
     write_corpus(tmp_path)
     label(tmp_path, skip=[0, 3, 31])
-    loader = make(({"a": tmp_path}, None), fields=("latent_action", "frames"), num_frames=1,
-                  a__label_set="z")
+    loader = make(
+        ({"a": tmp_path}, None), fields=("latent_action", "frames"), num_frames=1, a__label_set="z"
+    )
     corpus = loader.mixture.corpora[0]
     assert corpus.num_samples == sum(LENGTHS) - 3
     batch = loader.batch(7)
@@ -179,24 +211,47 @@ def test_latent_actions_come_with_their_frames(tmp_path):
         assert row not in (0, 3, 31)
         assert batch["latent_action"][i].tolist() == [row % 8, row // 8 % 8]
     with pytest.raises(ValueError, match="window_seconds is 1.0, but label set 'z' was made with"):
-        make(({"a": tmp_path}, None), fields=("latent_action", "frames"), a__label_set="z",
-             a__window_seconds=1.0)
+        make(
+            ({"a": tmp_path}, None),
+            fields=("latent_action", "frames"),
+            a__label_set="z",
+            a__window_seconds=1.0,
+        )
 
 
-@pytest.mark.parametrize("overrides, options, message", [
-    ({"a__window_seconds": 9.0}, {}, r"'a': the window \(data.corpora.a.window_seconds 9.0 at 5 fps"
-                                     r" = 45 steps\) is longer.* longest has 9 steps"),
-    ({"a__window_seconds": 0.01}, {}, "window_seconds 0.01 is shorter than half a step at 5 fps"),
-    ({"tail": "wrap"}, {}, "data.tail is 'wrap'"),
-    ({"decode": "gpu"}, {}, "data.decode is 'gpu'"),
-    ({"num_threads": 0}, {}, "data.num_threads is 0"),
-    ({"a__weight": 0.0}, {}, "weight"),
-    ({"image_size": (32, 32)}, {}, "'a' has images of 16x16.*data.image_size.*lapa data convert"),
-    ({}, {"fields": ("latent_action",)}, "data.corpora.a.label_set is empty.*lapa label"),
-    ({}, {"fields": ("colour",)}, "fields are"),
-    ({}, {"global_batch": 6, "num_hosts": 4}, "global_batch 6 is not a multiple of the 4 hosts"),
-    ({}, {"global_batch": 6, "num_hosts": 2, "host": 2}, "host is 2"),
-])
+@pytest.mark.parametrize(
+    "overrides, options, message",
+    [
+        (
+            {"a__window_seconds": 9.0},
+            {},
+            r"'a': the window \(data.corpora.a.window_seconds 9.0 at 5 fps"
+            r" = 45 steps\) is longer.* longest has 9 steps",
+        ),
+        (
+            {"a__window_seconds": 0.01},
+            {},
+            "window_seconds 0.01 is shorter than half a step at 5 fps",
+        ),
+        ({"tail": "wrap"}, {}, "data.tail is 'wrap'"),
+        ({"decode": "gpu"}, {}, "data.decode is 'gpu'"),
+        ({"num_threads": 0}, {}, "data.num_threads is 0"),
+        ({"a__weight": 0.0}, {}, "weight"),
+        (
+            {"image_size": (32, 32)},
+            {},
+            "'a' has images of 16x16.*data.image_size.*lapa data convert",
+        ),
+        ({}, {"fields": ("latent_action",)}, "data.corpora.a.label_set is empty.*lapa label"),
+        ({}, {"fields": ("colour",)}, "fields are"),
+        (
+            {},
+            {"global_batch": 6, "num_hosts": 4},
+            "global_batch 6 is not a multiple of the 4 hosts",
+        ),
+        ({}, {"global_batch": 6, "num_hosts": 2, "host": 2}, "host is 2"),
+    ],
+)
 def test_mistakes_are_named(corpora, overrides, options, message):
     with pytest.raises(ValueError, match=message):
         make(corpora, **options, **overrides)
@@ -243,7 +298,7 @@ def write_undecodable(directory, rows, **options):
 
     def encode(*args):
         jpeg = original(*args)
-        return jpeg[:len(jpeg) // 2] if next(count) in rows else jpeg
+        return jpeg[: len(jpeg) // 2] if next(count) in rows else jpeg
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards.simplejpeg, "encode_jpeg", encode)
@@ -253,18 +308,27 @@ def write_undecodable(directory, rows, **options):
 @pytest.mark.parametrize("decode", ["threads", "tf"])
 def test_bad_images_are_replaced_in_order_counted_and_named(tmp_path, decode):
     write_undecodable(tmp_path, {5}, lengths=(10, 10))
-    loader = make(({"a": tmp_path}, None), num_frames=1, fields=("frames", "action"),
-                  decode=decode, max_bad_fraction=0.2)
+    loader = make(
+        ({"a": tmp_path}, None),
+        num_frames=1,
+        fields=("frames", "action"),
+        decode=decode,
+        max_bad_fraction=0.2,
+    )
     batches = loader.iterate()
     got = [next(batches) for _ in range(6)]
     batches.close()
-    samples = [where["steps"][0] + 10 * where["episode"]
-               for step in range(7) for where in loader.describe(step)]
+    samples = [
+        where["steps"][0] + 10 * where["episode"]
+        for step in range(7)
+        for where in loader.describe(step)
+    ]
     corpus = loader.mixture.corpora[0]
     expected = [samples[i + 1] if row == 5 else row for i, row in enumerate(samples[:36])]
     assert 5 in samples[:36] and 5 not in expected
-    np.testing.assert_array_equal(np.concatenate([batch["action"] for batch in got]),
-                                  corpus.index.actions[expected])
+    np.testing.assert_array_equal(
+        np.concatenate([batch["action"] for batch in got]), corpus.index.actions[expected]
+    )
     frames, bad = FrameReader(corpus.index, (16, 16), decode).read(np.array(expected))
     assert not bad
     np.testing.assert_array_equal(np.concatenate([batch["frames"] for batch in got])[:, 0], frames)
@@ -276,8 +340,13 @@ def test_bad_images_are_replaced_in_order_counted_and_named(tmp_path, decode):
 
 def test_too_many_bad_images_stop_the_run(tmp_path):
     write_undecodable(tmp_path, set(range(0, 60, 4)), lengths=(30, 30))
-    loader = make(({"a": tmp_path}, None), num_frames=1, fields=("frames",), global_batch=20,
-                  max_bad_fraction=0.05)
+    loader = make(
+        ({"a": tmp_path}, None),
+        num_frames=1,
+        fields=("frames",),
+        global_batch=20,
+        max_bad_fraction=0.05,
+    )
     with pytest.raises(BadExamplesError, match="data.max_bad_fraction allows 0.05.*corpus='a'"):
         for batch in loader.iterate():
             assert batch["position"][0] < 1000
@@ -289,8 +358,13 @@ def test_too_many_bad_images_stop_the_run(tmp_path):
 
 def test_frames_that_changed_after_indexing_are_never_used(tmp_path):
     write_corpus(tmp_path, lengths=(40,) * 3, shards=1, size=64)
-    loader = make(({"a": tmp_path}, None), num_frames=1, fields=("frames", "action"), size=64,
-                  max_bad_fraction=0.5)
+    loader = make(
+        ({"a": tmp_path}, None),
+        num_frames=1,
+        fields=("frames", "action"),
+        size=64,
+        max_bad_fraction=0.5,
+    )
     index = loader.mixture.corpora[0].index
     clean, _ = FrameReader(index, (64, 64)).read(np.arange(120))
     damage(tmp_path, [13, 77])
@@ -310,8 +384,9 @@ def test_an_image_of_another_size_is_a_mistake_not_bad_data(tmp_path, decode):
     sizes = itertools.count()
     original = shards.picture
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shards, "picture", lambda rng, size: original(
-            rng, 8 if next(sizes) == 4 else size))
+        patch.setattr(
+            shards, "picture", lambda rng, size: original(rng, 8 if next(sizes) == 4 else size)
+        )
         patch.setattr(shards.schema, "check_episode", lambda *_: None)
         write_corpus(tmp_path, lengths=(6,), shards=1)
     loader = make(({"a": tmp_path}, None), num_frames=1, fields=("frames",), decode=decode)
@@ -342,9 +417,13 @@ def test_fingerprint_tells_what_changed(corpora):
     saved = make(corpora).fingerprint(10)
     assert len(json.dumps(saved)) < 1000
     check_fingerprint(json.loads(json.dumps(saved)), make(corpora, num_threads=1).fingerprint(10))
-    for options, field in (({"seed": 4}, "seed 3 → 4"), ({"global_batch": 12}, "global_batch"),
-                           ({"a__weight": 2.0}, "mixture_hash"), ({"tail": "clamp"}, "mixture"),
-                           ({"b__window_seconds": 0.2}, "mixture_hash")):
+    for options, field in (
+        ({"seed": 4}, "seed 3 → 4"),
+        ({"global_batch": 12}, "global_batch"),
+        ({"a__weight": 2.0}, "mixture_hash"),
+        ({"tail": "clamp"}, "mixture"),
+        ({"b__window_seconds": 0.2}, "mixture_hash"),
+    ):
         with pytest.raises(FingerprintError, match=field):
             check_fingerprint(saved, make(corpora, **options).fingerprint(10))
 

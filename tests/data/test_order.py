@@ -28,8 +28,9 @@ def test_permute_of_any_size_is_injective_and_elementwise(size, key, data):
 def test_permute_is_uniform_over_keys():
     size, trials = 7, 7000
     for index in range(size):
-        hits = np.bincount(permute(np.full(trials, index), size, mix(1, np.arange(trials))),
-                           minlength=size)
+        hits = np.bincount(
+            permute(np.full(trials, index), size, mix(1, np.arange(trials))), minlength=size
+        )
         assert ((hits - 1000) ** 2 / 1000).sum() < 30  # chi-square, 6 degrees: p < 1e-4
 
 
@@ -72,10 +73,11 @@ def test_quotas_follow_the_weights(weights):
 def test_a_step_needs_no_history(step, seed):
     order = Order([70, 11], [2, 1], seed, 12)
     whole = order.samples(step)
-    parts = [order.samples_at(order.positions(step)[part:part + 3]) for part in range(0, 12, 3)]
+    parts = [order.samples_at(order.positions(step)[part : part + 3]) for part in range(0, 12, 3)]
     for number in range(3):
-        np.testing.assert_array_equal(whole[number],
-                                      np.concatenate([part[number] for part in parts]))
+        np.testing.assert_array_equal(
+            whole[number], np.concatenate([part[number] for part in parts])
+        )
 
 
 def test_replacements_are_the_next_samples_of_the_corpus():
@@ -83,9 +85,12 @@ def test_replacements_are_the_next_samples_of_the_corpus():
     corpus, epoch, sample = order.samples_at(np.arange(40))
     replaced = order.replacements(np.arange(20), 1)
     for position in range(20):
-        later = position + 1 + np.flatnonzero(corpus[position + 1:] == corpus[position])[0]
+        later = position + 1 + np.flatnonzero(corpus[position + 1 :] == corpus[position])[0]
         assert tuple(item[position] for item in replaced) == (
-            corpus[later], epoch[later], sample[later])
+            corpus[later],
+            epoch[later],
+            sample[later],
+        )
 
 
 def test_seeds_and_epochs_differ():
@@ -108,4 +113,5 @@ def test_order_is_frozen():
 FROZEN = (
     [0, 1, 2, 0, 0, 1, 2, 0, 0, 1, 2, 0],
     [85, 272, 0, 85, 85, 272, 0, 85, 85, 272, 0, 85],
-    [58, 6, 4135, 25, 31, 7, 2066, 4, 45, 5, 667, 54])
+    [58, 6, 4135, 25, 31, 7, 2066, 4, 45, 5, 667, 54],
+)

@@ -21,8 +21,12 @@ def test_statistics_leave_out_the_last_step_of_each_episode(tmp_path):
     found = action_statistics(index)
     assert found["num_actions"] == sum(LENGTHS) - len(LENGTHS) == len(valid)
     for name, expected in {
-            "mean": valid.mean(0), "std": valid.std(0), "min": valid.min(0), "max": valid.max(0),
-            "q01": np.quantile(valid, 0.01, axis=0), "q99": np.quantile(valid, 0.99, axis=0)
+        "mean": valid.mean(0),
+        "std": valid.std(0),
+        "min": valid.min(0),
+        "max": valid.max(0),
+        "q01": np.quantile(valid, 0.01, axis=0),
+        "q99": np.quantile(valid, 0.99, axis=0),
     }.items():
         np.testing.assert_allclose(found[name], expected, rtol=1e-12, err_msg=name)
     assert found["constant"] == [False] * 3
@@ -34,14 +38,17 @@ def test_corpora_without_actions_are_named(tmp_path):
         action_statistics(load_index(tmp_path))
 
 
-@pytest.mark.parametrize("values, bins, edges", [
-    # pandas.qcut(values, bins, duplicates="drop", retbins=True)[1]
-    ([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], 4, [0, 2.25, 4.5, 6.75, 9]),
-    ([1, 2, 3, 4, 5], 2, [1, 3, 5]),
-    ([0, 0, 0, 0, 0, 0, 1, 2], 4, [0, 0.25, 2]),
-    ([0, 0, 0, 0, 0, 0, 0, 0, 0, 5], 3, [0, 5]),
-    ([3, 1, 2], 1, [1, 3]),
-])
+@pytest.mark.parametrize(
+    "values, bins, edges",
+    [
+        # pandas.qcut(values, bins, duplicates="drop", retbins=True)[1]
+        ([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], 4, [0, 2.25, 4.5, 6.75, 9]),
+        ([1, 2, 3, 4, 5], 2, [1, 3, 5]),
+        ([0, 0, 0, 0, 0, 0, 1, 2], 4, [0, 0.25, 2]),
+        ([0, 0, 0, 0, 0, 0, 0, 0, 0, 5], 3, [0, 5]),
+        ([3, 1, 2], 1, [1, 3]),
+    ],
+)
 def test_quantile_edges_are_those_of_qcut(values, bins, edges):
     (found,) = quantile_edges(np.array(values, np.float32)[:, None], bins)
     np.testing.assert_allclose(found, edges, rtol=1e-12)

@@ -12,16 +12,21 @@ from data_pipelines import tfrecord
 VALUES = st.one_of(
     st.lists(st.binary(max_size=40), max_size=5),
     st.lists(st.floats(width=32, allow_nan=False), max_size=8).map(
-        lambda items: np.array(items, np.float32)),
-    st.lists(st.integers(-2**63, 2**63 - 1), max_size=8).map(
-        lambda items: np.array(items, np.int64)))
+        lambda items: np.array(items, np.float32)
+    ),
+    st.lists(st.integers(-(2**63), 2**63 - 1), max_size=8).map(
+        lambda items: np.array(items, np.int64)
+    ),
+)
 EXAMPLES = st.dictionaries(st.text(max_size=8), VALUES, max_size=4)
 
 
 def decoded(record: bytes) -> dict:
     read = {tfrecord.BYTES: "byte_items", tfrecord.FLOAT: "floats", tfrecord.INT64: "ints"}
-    return {key: getattr(feature, read[feature.kind])(record)
-            for key, feature in tfrecord.parse_example(record).items()}
+    return {
+        key: getattr(feature, read[feature.kind])(record)
+        for key, feature in tfrecord.parse_example(record).items()
+    }
 
 
 @settings(max_examples=60, deadline=None)
@@ -41,8 +46,11 @@ def test_tensorflow_reads_ours_and_we_read_theirs(features):
     ours = tf.train.Example.FromString(tfrecord.encode_example(features)).features.feature
     theirs = tf.train.Example()
     for key, value in features.items():
-        kind = "bytes_list" if isinstance(value, list) else (
-            "float_list" if value.dtype == np.float32 else "int64_list")
+        kind = (
+            "bytes_list"
+            if isinstance(value, list)
+            else ("float_list" if value.dtype == np.float32 else "int64_list")
+        )
         assert ours[key].WhichOneof("kind") == kind
         assert list(getattr(ours[key], kind).value) == list(value)
         getattr(theirs.features.feature[key], kind).value.extend(list(value))
@@ -58,8 +66,13 @@ def test_unpacked_lists():
 
     floats = b"\x0d" + np.float32(1.5).tobytes() + b"\x0d" + np.float32(-2).tobytes()
     ints = b"\x08\x05\x08\xac\x02\x08" + b"\xff" * 9 + b"\x01"
-    record = message(1, b"".join(message(1, message(1, key) + message(2, message(field, payload)))
-                                 for key, field, payload in ((b"f", 2, floats), (b"i", 3, ints))))
+    record = message(
+        1,
+        b"".join(
+            message(1, message(1, key) + message(2, message(field, payload)))
+            for key, field, payload in ((b"f", 2, floats), (b"i", 3, ints))
+        ),
+    )
     found = decoded(record)
     assert found["f"].tolist() == [1.5, -2.0]
     assert found["i"].tolist() == [5, 300, -1]
@@ -106,9 +119,15 @@ def test_any_damage_to_a_file_is_noticed(place, flip, truncate):
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 255), st.booleans())
 def test_garbled_examples_raise_nothing_but_record_errors(place, flip, truncate):
-    data = bytearray(tfrecord.encode_example({
-        "image": [b"x" * 200, b"y"], "action": np.arange(5, dtype=np.float32),
-        "n": np.array([1, -5, 10**12])}))
+    data = bytearray(
+        tfrecord.encode_example(
+            {
+                "image": [b"x" * 200, b"y"],
+                "action": np.arange(5, dtype=np.float32),
+                "n": np.array([1, -5, 10**12]),
+            }
+        )
+    )
     place %= len(data)
     if truncate:
         data = data[:place]

@@ -91,13 +91,16 @@ def test_entropy_agrees_with_scipy():
     assert entropy_bits(counts) == pytest.approx(entropy(counts, base=2))
 
 
-@pytest.mark.parametrize("bad, word", [
-    (np.array([[0, -1]]), "unlabelled"),
-    (np.array([[0, 8]]), "codebook_size"),
-    (np.array([[0.0, 1.0]]), "dtype"),
-    (np.zeros((0, 4), int), "shape"),
-    (np.zeros(4, int), "shape"),
-])
+@pytest.mark.parametrize(
+    "bad, word",
+    [
+        (np.array([[0, -1]]), "unlabelled"),
+        (np.array([[0, 8]]), "codebook_size"),
+        (np.array([[0.0, 1.0]]), "dtype"),
+        (np.zeros((0, 4), int), "shape"),
+        (np.zeros(4, int), "shape"),
+    ],
+)
 def test_bad_codes_are_named(bad, word):
     with pytest.raises(ValueError, match=word):
         codebook_report(bad, 8)

@@ -20,8 +20,10 @@ def paired(both, only_a, only_b, neither):
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))),
-       st.sampled_from([0.8, 0.95, 0.99]))
+@given(
+    st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))),
+    st.sampled_from([0.8, 0.95, 0.99]),
+)
 def test_wilson_agrees_with_scipy(counts, confidence):
     ours = wilson_interval(*counts, confidence=confidence)
     theirs = binomtest(*counts).proportion_ci(confidence, method="wilson")
@@ -32,8 +34,10 @@ def test_wilson_agrees_with_scipy(counts, confidence):
 def test_wilson_published_values():
     # Newcombe 1998, table I: 81/263, 15/148, 0/20, 1/29
     for counts, low, high in (
-        ((81, 263), 0.2553, 0.3662), ((15, 148), 0.0624, 0.1605),
-        ((0, 20), 0.0, 0.1611), ((1, 29), 0.0061, 0.1718),
+        ((81, 263), 0.2553, 0.3662),
+        ((15, 148), 0.0624, 0.1605),
+        ((0, 20), 0.0, 0.1611),
+        ((1, 29), 0.0061, 0.1718),
     ):
         interval = wilson_interval(*counts)
         assert (interval.low, interval.high) == pytest.approx((low, high), abs=5e-5)
@@ -43,8 +47,10 @@ def test_wilson_published_values():
 def test_independent_difference_published_values():
     # Newcombe 1998, table II, method 10
     for counts, low, high in (
-        ((56, 70, 48, 80), 0.0524, 0.3339), ((9, 10, 3, 10), 0.1705, 0.8090),
-        ((10, 10, 0, 10), 0.6075, 1.0), ((5, 56, 0, 29), -0.0381, 0.1926),
+        ((56, 70, 48, 80), 0.0524, 0.3339),
+        ((9, 10, 3, 10), 0.1705, 0.8090),
+        ((10, 10, 0, 10), 0.6075, 1.0),
+        ((5, 56, 0, 29), -0.0381, 0.1926),
     ):
         interval = difference_of_proportions(*counts)
         assert (interval.low, interval.high) == pytest.approx((low, high), abs=5e-5)

@@ -70,15 +70,18 @@ def test_overshoot_is_scored_not_clipped():
     np.testing.assert_allclose(error, 0.25)
 
 
-@pytest.mark.parametrize("first, word", [
-    (images(0, dtype=np.int32), "int32"),
-    (images(0, dtype=np.float16), "float16"),
-    (images(-1.0), r"\[0, 1\]"),
-    (images(200.0), r"\[0, 1\]"),
-    (images(np.nan), "non-finite"),
-    (images(0.0)[0], "shape"),
-    (images(0.0, n=3), "one shape"),
-])
+@pytest.mark.parametrize(
+    "first, word",
+    [
+        (images(0, dtype=np.int32), "int32"),
+        (images(0, dtype=np.float16), "float16"),
+        (images(-1.0), r"\[0, 1\]"),
+        (images(200.0), r"\[0, 1\]"),
+        (images(np.nan), "non-finite"),
+        (images(0.0)[0], "shape"),
+        (images(0.0, n=3), "one shape"),
+    ],
+)
 def test_other_images_are_errors(first, word):
     with pytest.raises(ValueError, match=word):
         image_errors(first, images(0.5), images(0.5))

@@ -39,9 +39,7 @@ def test_training_gives_gradients_and_evaluation_is_pure(name):
     z = latents()
 
     def loss(z, params):
-        out, new = model.apply(
-            params, variables, "__call__", z, train=True, rng=jax.random.key(1)
-        )
+        out, new = model.apply(params, variables, "__call__", z, train=True, rng=jax.random.key(1))
         return jnp.sum(jnp.square(out.z_q_BLD - 1.0)) + out.loss, (out, new)
 
     (grads, param_grads), (out, new) = jax.grad(loss, argnums=(0, 1), has_aux=True)(z, params)

@@ -176,9 +176,7 @@ def test_training_trajectory_with_replacements(monkeypatch):
     @jax.jit
     def step(params, variables, opt_state, frames, noise, order, i):
         def loss(params):
-            out, new = model.apply(
-                params, variables, "__call__", frames, train=True, rng=noise
-            )
+            out, new = model.apply(params, variables, "__call__", frames, train=True, rng=noise)
             return out["loss"], (out["z"], new)
 
         (value, (z, new)), grads = jax.value_and_grad(loss, has_aux=True)(params)

@@ -15,7 +15,7 @@ from lapa_jax.report.frames import BRIGHTER, DARKER, change_scale, signed_change
 from lapa_jax.report.picture import to_uint8
 
 SVG = "{http://www.w3.org/2000/svg}"
-ATTACK = "push <script>alert(1)</script> & $x^2$ \x00 \"now\""
+ATTACK = 'push <script>alert(1)</script> & $x^2$ \x00 "now"'
 
 
 def data(picture):
@@ -51,7 +51,7 @@ def texts(picture):
 
 def scene(x):
     image = np.full((16, 16, 3), 220, np.uint8)
-    image[6:9, x:x + 3] = 30
+    image[6:9, x : x + 3] = 30
     return image
 
 
@@ -66,8 +66,10 @@ def test_png_keeps_the_pixels_and_scales_in_the_page():
 def test_images_of_a_wrong_scale_are_errors():
     np.testing.assert_array_equal(to_uint8(np.full((1, 1, 3), 1.1)), 255)
     for bad, word in (
-        (np.full((4, 4, 3), 200.0), "range"), (np.full((4, 4, 3), -1.0), "range"),
-        (np.zeros((4, 4, 3), np.int32), "dtype"), (np.zeros((4, 4)), "shape"),
+        (np.full((4, 4, 3), 200.0), "range"),
+        (np.full((4, 4, 3), -1.0), "range"),
+        (np.zeros((4, 4, 3), np.int32), "dtype"),
+        (np.zeros((4, 4)), "shape"),
         (np.full((4, 4, 3), np.nan), "finite"),
     ):
         with pytest.raises(ValueError, match=word):
@@ -157,12 +159,19 @@ def test_pipeline_shows_notes_and_frames():
 def charts():
     rows = [{"step": i, "loss": 1 / (1 + i)} for i in range(40)] + [{"step": 40, "eval": 1.0}]
     meaning = [
-        {"code": [c, 0], "count": 9, "share": 0.3, "mean": [c - 1.0, 0.5, 0.0],
-         "covariance": np.diag([0.1, 0.2, 0.0]).tolist()} for c in range(3)
+        {
+            "code": [c, 0],
+            "count": 9,
+            "share": 0.3,
+            "mean": [c - 1.0, 0.5, 0.0],
+            "covariance": np.diag([0.1, 0.2, 0.0]).tolist(),
+        }
+        for c in range(3)
     ]
     success = [
         {"family": f, "arm": a, "estimate": 0.4, "low": 0.2, "high": 0.6}
-        for f in ("reach", ATTACK) for a in ("scratch", "latent")
+        for f in ("reach", ATTACK)
+        for a in ("scratch", "latent")
     ]
     return {
         "loss": lambda: figures.loss_curves({ATTACK: rows, "b": rows}, log=True, smooth=5),
@@ -202,8 +211,13 @@ def test_success_chart_rejects_impossible_and_doubled_rows():
 
 
 def test_code_meaning_says_how_much_it_shows():
-    row = {"code": [0], "count": 5, "share": 0.25, "mean": [0.0, 0.0],
-           "covariance": [[0.0, 0.0], [0.0, 0.0]]}
+    row = {
+        "code": [0],
+        "count": 5,
+        "share": 0.25,
+        "mean": [0.0, 0.0],
+        "covariance": [[0.0, 0.0], [0.0, 0.0]],
+    }
     picture = figures.code_meaning([row] * 30, limit=2)
     assert "2 latent actions" in picture.alt
     with pytest.raises(ValueError, match="dimensions"):

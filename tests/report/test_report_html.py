@@ -166,8 +166,10 @@ def test_revision_belongs_to_tracked_files_only(tmp_path):
 
     def git(*arguments):
         subprocess.run(
-            ["git", "-c", "user.name=t", "-c", "user.email=t@t", *arguments], cwd=tmp_path,
-            check=True, capture_output=True,
+            ["git", "-c", "user.name=t", "-c", "user.email=t@t", *arguments],
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
         )
 
     tracked, stray = tmp_path / "a.py", tmp_path / "b.py"

@@ -11,9 +11,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 def test_bench_tells_what_it_measured():
-    out = succeed(
-        *("bench", "quantizer", "--config", "demo", "--batch", 2, "--steps", 1, "--json")
-    )
+    out = succeed(*("bench", "quantizer", "--config", "demo", "--batch", 2, "--steps", 1, "--json"))
     result = json.loads(out)
     (row,) = result["quantizer"]
     assert row["config"] == "demo" and row["batch"] == 2
