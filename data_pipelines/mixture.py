@@ -25,7 +25,8 @@ class Corpus:
     """One corpus of a mixture and its eligible start frames.
 
     counts[e] of the frames of episode e are eligible: the first ones, or `rows` (all eligible rows,
-    ascending) where that is given. horizon[e] is the window in steps (num_frames 2).
+    ascending) where that is given. horizon[e] is the window in steps, between neighbours of the
+    num_frames frames of a sample; None where that is one.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Corpus:
     counts: np.ndarray
     rows: np.ndarray | None
     horizon: np.ndarray | None
+    num_frames: int
     per_video: bool
 
     def __post_init__(self):
@@ -65,7 +67,8 @@ class Corpus:
         if self.horizon is None:
             return first[:, None]
         last = start + self.index.episode_length[episode] - 1
-        return np.stack([first, np.minimum(first + self.horizon[episode], last)], axis=1)
+        rows = first[:, None] + self.horizon[episode][:, None] * np.arange(self.num_frames)
+        return np.minimum(rows, last[:, None])
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,8 +96,9 @@ def open_mixture(data: Any, fields: Sequence[str] = ("frames",)) -> Mixture:
     unknown = sorted(set(fields) - set(FIELDS))
     if unknown or not fields:
         raise ValueError(f"fields are {list(fields)}; choose from {FIELDS}")
+    if data.num_frames < 1:
+        raise ValueError(f"data.num_frames is {data.num_frames}; it must be at least 1")
     for key, known in (
-        ("num_frames", (1, 2)),
         ("sampling", ("per_frame", "per_video")),
         ("tail", ("drop", "clamp")),
     ):
@@ -174,7 +178,7 @@ def _open_corpus(number: int, name: str, config: Any, data: Any, fields: Sequenc
         )
     if config.label_set and ("latent_action" in fields or data.num_frames == 1):
         labels = LabelSet.open(index.sidecar_dir, config.label_set, index)
-        if data.num_frames == 2 and labels.provenance["window_seconds"] != config.window_seconds:
+        if data.num_frames > 1 and labels.provenance["window_seconds"] != config.window_seconds:
             raise ValueError(
                 f"{key}.window_seconds is {config.window_seconds}, but label set "
                 f"{config.label_set!r} was made with "
@@ -188,9 +192,10 @@ def _open_corpus(number: int, name: str, config: Any, data: Any, fields: Sequenc
         )
     length, horizon = index.episode_length, None
     counts = length
-    if data.num_frames == 2:
-        horizon = _horizon(name, config, index)
-        counts = length if data.tail == "clamp" else length - horizon
+    if data.num_frames > 1:
+        horizon = _horizon(name, config, index, data.num_frames)
+        beyond = horizon * (data.num_frames - 1)
+        counts = length if data.tail == "clamp" else length - beyond
     if "action" in fields:
         counts = np.minimum(counts, length - 1)  # RLDS: the last step's action means nothing
     counts = np.maximum(counts, 0)
@@ -228,12 +233,13 @@ def _open_corpus(number: int, name: str, config: Any, data: Any, fields: Sequenc
         counts.astype(np.int64),
         rows,
         horizon,
+        data.num_frames,
         data.sampling == "per_video",
     )
 
 
-def _horizon(name: str, config: Any, index: CorpusIndex) -> np.ndarray:
-    """The window in steps, by episode."""
+def _horizon(name: str, config: Any, index: CorpusIndex, num_frames: int) -> np.ndarray:
+    """The window in steps, by episode: the distance of neighbouring frames."""
     key, seconds = f"data.corpora.{name}", config.window_seconds
     fps = (
         np.full(index.num_episodes, config.fps, np.float64)
@@ -255,11 +261,12 @@ def _horizon(name: str, config: Any, index: CorpusIndex) -> np.ndarray:
             f"{key}.window_seconds {seconds} is shorter than half a step at "
             f"{fps[horizon.argmin()]:g} fps; the window needs at least one step"
         )
-    if (horizon >= index.episode_length).all():
+    if (horizon * (num_frames - 1) >= index.episode_length).all():
         longest = int(index.episode_length.argmax())
+        times = f", {num_frames - 1} times" if num_frames > 2 else ""
         raise ValueError(
             f"corpus {name!r}: the window ({key}.window_seconds {seconds} at "
-            f"{fps[longest]:g} fps = {horizon[longest]} steps) is longer than every "
+            f"{fps[longest]:g} fps = {horizon[longest]} steps{times}) is longer than every "
             f"episode; the longest has {index.episode_length[longest]} steps"
         )
     return horizon

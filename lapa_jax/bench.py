@@ -60,13 +60,13 @@ def main(argv: list[str]) -> int:
 
 def _demo(dtype: str) -> QuantizerConfig:
     model = base.quantizer_model().to_dict()
-    return QuantizerConfig(**model, image_size=(64, 64), compute_dtype=dtype)
+    return QuantizerConfig(**model, image_size=(64, 64), num_frames=2, compute_dtype=dtype)
 
 
 def _released(dtype: str) -> QuantizerConfig:
     """The shape of the released weights (344 M parameters, 256 px)."""
     model = base.legacy_quantizer_model().to_dict()
-    return QuantizerConfig(**model, image_size=(256, 256), compute_dtype=dtype)
+    return QuantizerConfig(**model, image_size=(256, 256), num_frames=2, compute_dtype=dtype)
 
 
 # name → (config by dtype, batch sizes)

@@ -57,7 +57,8 @@ def _laq_pt(args: argparse.Namespace) -> tuple[ConfigDict, Tree]:
     config.data.image_size = model.image_size
     config.compute_dtype = model.compute_dtype
     settings = dataclasses.asdict(model)
-    del settings["image_size"], settings["compute_dtype"]
+    for key in ("image_size", "num_frames", "compute_dtype"):  # of the data and of the stage
+        del settings[key]
     config.model = ConfigDict(settings)
     return config.lock(), params
 

@@ -51,7 +51,7 @@ class Pairs:
         data.corpora = ConfigDict(
             {"corpus": template | corpus | {"window_seconds": self.window_seconds}}
         )
-        data.sampling = "per_frame"
+        data.sampling, data.num_frames = "per_frame", 2
         opened = open_mixture(data, ["frames"]).corpora[0]
         self.index = opened.index
         samples = np.arange(opened.num_samples)

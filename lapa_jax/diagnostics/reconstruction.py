@@ -1,4 +1,4 @@
-"""How much of the change between two frames a reconstruction explains: MSE, PSNR, skill.
+"""How much of the change between two frames a reconstruction explains: MSE, PSNR, SSIM, skill.
 
 Images are (N, H, W, C), uint8 (scaled by 1/255) or float32/float64 in [0, 1]; any other dtype is an
 error. Reconstructions may overshoot [0, 1] and are scored as they are. `skill` is
@@ -11,8 +11,13 @@ import math
 from typing import Any
 
 import numpy as np
+from scipy.ndimage import gaussian_filter
 
 from lapa_jax.diagnostics.statistics import bootstrap_ratio
+
+# Wang et al. 2004, section III.C, for images in [0, 1].
+SSIM_SIGMA, SSIM_RADIUS = 1.5, 5
+SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2
 
 
 def unit_images(images: np.ndarray, name: str, *, overshoot: bool = False) -> np.ndarray:
@@ -64,12 +69,53 @@ def image_errors(
     return ((reconstruction - later) ** 2).mean(axes), ((first - later) ** 2).mean(axes)
 
 
+def structural_similarity(images: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """SSIM of each image with its reference, float64 (N,): 1 where equal, about 0 where unrelated.
+
+    Wang et al. 2004: means and variances under a Gaussian of 1.5 pixels cut to 11 x 11, over the
+    places where that lies inside the image, averaged over places and channels; peak 1. `images` may
+    overshoot [0, 1].
+    """
+    images = unit_images(images, "images", overshoot=True)
+    reference = unit_images(reference, "reference")
+    if images.shape != reference.shape or min(images.shape[1:3]) < 2 * SSIM_RADIUS + 1:
+        raise ValueError(
+            "images and reference must have one shape with H, W of at least "
+            f"{2 * SSIM_RADIUS + 1} pixels, the window of SSIM; got {images.shape}, "
+            f"{reference.shape}"
+        )
+    # One image at a time: the moments of a batch of large frames would take gigabytes.
+    return np.array([_ssim(*pair) for pair in zip(images, reference, strict=True)])
+
+
+def _ssim(x: np.ndarray, y: np.ndarray) -> float:
+    inside = slice(SSIM_RADIUS, -SSIM_RADIUS)
+
+    def local_mean(image: np.ndarray) -> np.ndarray:
+        blurred = gaussian_filter(image, SSIM_SIGMA, radius=SSIM_RADIUS, axes=(0, 1))
+        return blurred[inside, inside]
+
+    mean_x, mean_y = local_mean(x), local_mean(y)
+    variances = local_mean(x * x + y * y) - mean_x**2 - mean_y**2
+    covariance = local_mean(x * y) - mean_x * mean_y
+    luminance = (2 * mean_x * mean_y + SSIM_C1) / (mean_x**2 + mean_y**2 + SSIM_C1)
+    return float((luminance * (2 * covariance + SSIM_C2) / (variances + SSIM_C2)).mean())
+
+
 def reconstruction_report(
-    error: np.ndarray, copy_error: np.ndarray, episode: np.ndarray, *, seed: int
+    error: np.ndarray,
+    copy_error: np.ndarray,
+    episode: np.ndarray,
+    *,
+    seed: int,
+    ssim: np.ndarray | None = None,
+    ssim_copy: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """From the errors of `image_errors` (N,), with episode-bootstrap 95 % intervals.
 
-    PSNR is that of the mean MSE, so that one perfect image cannot rule it.
+    `ssim` and `ssim_copy` (N,): the `structural_similarity` of the reconstruction, and of the first
+    frame, with the later frame; where given, their means are in the report, too. PSNR is that of
+    the mean MSE, so that one perfect image cannot rule it.
     """
     mse, mse_copy = float(error.mean()), float(copy_error.mean())
     mean = bootstrap_ratio(error, np.ones(len(error)), episode, seed=seed)
@@ -87,4 +133,8 @@ def reconstruction_report(
     if mse_copy > 0:
         ratio = bootstrap_ratio(error, copy_error, episode, seed=seed)
         report["skill_interval"] = [1 - ratio.high, 1 - ratio.low]
+    for name, values in (("ssim", ssim), ("ssim_copy", ssim_copy)):
+        if values is not None:
+            mean = bootstrap_ratio(values, np.ones(len(error)), episode, seed=seed)
+            report |= {name: mean.estimate, f"{name}_interval": [mean.low, mean.high]}
     return report

@@ -169,6 +169,7 @@ def infer_config(
     depth = {ours: _depth(tensors, theirs) for theirs, ours in _TRANSFORMERS.items()}
     return QuantizerConfig(
         image_size=(image_size, image_size),
+        num_frames=2,
         patch_size=patch_size,
         dim=dim,
         mlp_dim=shape(f"{first}.3.4.weight", 2)[1],

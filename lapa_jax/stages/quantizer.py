@@ -13,7 +13,7 @@ from lapa_jax.stages.stage import Assets, Batch, Metrics, Params, Variables
 
 
 class QuantizerStage:
-    """Batch: frames uint8 (B, 2, H, W, 3)."""
+    """Batch: frames uint8 (B, num_frames, H, W, 3)."""
 
     fields = ("frames",)
 
@@ -21,12 +21,11 @@ class QuantizerStage:
         del assets
         self.config = config
         self.model_config = QuantizerConfig(
-            **config.model, image_size=config.data.image_size, compute_dtype=config.compute_dtype
+            **config.model,
+            image_size=config.data.image_size,
+            num_frames=config.data.num_frames,
+            compute_dtype=config.compute_dtype,
         )
-        if config.data.num_frames != 2:
-            raise ValueError(
-                f"data.num_frames={config.data.num_frames} must be 2: the quantizer sees pairs"
-            )
         self.model = Functional(lambda rngs: Quantizer(self.model_config, rngs=rngs))
 
     @staticmethod
@@ -45,7 +44,8 @@ class QuantizerStage:
         return {"frames": batch["frames"]}
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        shape = (self.config.global_batch, 2, *self.config.data.image_size, 3)
+        data = self.config.data
+        shape = (self.config.global_batch, data.num_frames, *data.image_size, 3)
         return {"frames": jax.ShapeDtypeStruct(shape, jnp.uint8)}
 
     def init(self, key: jax.Array) -> tuple[Params, Variables]:

@@ -104,6 +104,18 @@ def test_batches_hold_what_describe_says(corpora):
             ALL,
             lambda length: [(t, min(t + 2, length - 1)) for t in range(length - 1)],
         ),
+        (
+            {"num_frames": 3},
+            ("frames",),
+            lambda length: [(t, t + 2, t + 4) for t in range(length - 4)],
+        ),
+        (
+            {"num_frames": 3, "tail": "clamp"},
+            ("frames",),
+            lambda length: [
+                tuple(min(t + k, length - 1) for k in (0, 2, 4)) for t in range(length)
+            ],
+        ),
         ({"num_frames": 1}, ("frames",), lambda length: [(t,) for t in range(length)]),
         ({"num_frames": 1}, ALL, lambda length: [(t,) for t in range(length - 1)]),
     ],

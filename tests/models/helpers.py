@@ -24,6 +24,7 @@ NSVQ = dict(
 def quantizer_config(**changes) -> QuantizerConfig:
     settings = dict(
         image_size=(16, 16),
+        num_frames=2,
         patch_size=4,
         dim=48,
         mlp_dim=96,

@@ -21,6 +21,7 @@ class QuantizerConfig:
     for all."""
 
     image_size: tuple[int, int]
+    num_frames: int
     patch_size: int
     dim: int
     mlp_dim: int
@@ -52,6 +53,10 @@ class QuantizerConfig:
                 raise ValueError(f"model.{field.name}={value} must be at least 1")
         if self.codebook_size < 2:
             raise ValueError(f"model.codebook_size={self.codebook_size} must be at least 2")
+        if self.num_frames < 2:
+            raise ValueError(
+                f"data.num_frames={self.num_frames} must be at least 2: the quantizer sees pairs"
+            )
         if self.predict not in PREDICT:
             raise ValueError(f"model.predict={self.predict!r} must be one of {PREDICT}")
         if not 0.0 <= self.normalize_decay < 1.0:
@@ -64,7 +69,7 @@ class QuantizerConfig:
                 f"model.patch_size={self.patch_size} on both sides"
             )
         if self.legacy:
-            check_shapes(self.code_length, self.grid, self.predict)
+            check_shapes(self.code_length, self.grid, self.predict, self.num_frames)
         else:
             code_grid(self.code_length, self.grid, self.image_size, self.patch_size)
 
@@ -101,24 +106,27 @@ def code_grid(
 def quantizer_flops(config: QuantizerConfig) -> int:
     """Floating-point operations of one example's forward pass (a multiply-add is two), from the
     shapes: matrix products and the position convolutions, no element-wise work."""
-    cells = math.prod(config.grid)
+    cells, frames = math.prod(config.grid), config.num_frames
+    pairs = frames - 1
     inner = config.heads * config.head_dim
     pixels, dim, codes = 3 * config.patch_size**2, config.dim, config.code_length
 
-    def block(frames: int, keys: float, taps: int, cross: bool) -> float:
+    def block(frames: int, keys: float, taps: float, cross: bool) -> float:
         tokens = frames * cells
         per_token = taps * dim + 4 * dim * inner + 2 * keys * inner + 3 * dim * config.mlp_dim
         total = tokens * per_token
         if cross:
-            total += tokens * (2 * dim * inner + 2 * (codes + 2) * inner) + codes * 2 * dim * inner
+            total += tokens * (2 * dim * inner + 2 * (codes + 2) * inner)
+            total += frames * codes * 2 * dim * inner
         return total
 
-    # Taps of the position convolution that meet a frame: 9 for the first, 18 for the second.
-    total = 2 * cells * pixels * dim
-    total += config.spatial_depth * block(2, cells, 18, False)
-    total += config.temporal_depth * block(2, 1.0, 18, False)
-    total += config.decoder_depth * block(1, cells, 9, True)
-    total += cells * dim * pixels
-    total += 2 * (cells * dim * dim + 3 * cells * dim + codes * 3 * dim * config.quant_dim)
-    total += codes * config.quant_dim * (config.codebook_size + dim)
+    # Taps of the position convolution that meet a frame: 9 for the first, 18 for the second, 27.
+    taps = 9 * sum(min(t, 3) for t in range(1, frames + 1)) / frames
+    total = frames * cells * pixels * dim
+    total += config.spatial_depth * block(frames, cells, taps, False)
+    total += config.temporal_depth * block(frames, (frames + 1) / 2, taps, False)
+    total += config.decoder_depth * block(pairs, cells, 9, True)
+    total += pairs * cells * dim * pixels
+    total += frames * (cells * dim * dim + 3 * cells * dim + codes * 3 * dim * config.quant_dim)
+    total += pairs * codes * config.quant_dim * (config.codebook_size + dim)
     return int(2 * total)

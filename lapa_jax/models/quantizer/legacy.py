@@ -31,7 +31,7 @@ CONVOLUTIONS: dict[int, tuple[int, tuple[tuple[tuple[int, int], int, int], ...]]
 }
 
 
-def check_shapes(code_length: int, grid: tuple[int, int], predict: str) -> None:
+def check_shapes(code_length: int, grid: tuple[int, int], predict: str, num_frames: int) -> None:
     """Raises ValueError for a config that the original cannot have."""
     if code_length not in CONVOLUTIONS:
         raise ValueError(
@@ -46,6 +46,8 @@ def check_shapes(code_length: int, grid: tuple[int, int], predict: str) -> None:
         )
     if predict != "frame":
         raise ValueError(f"model.predict={predict!r} must be 'frame' under model.legacy")
+    if num_frames != 2:
+        raise ValueError(f"data.num_frames={num_frames} must be 2 under model.legacy")
 
 
 def scrambled(conv: Callable[[jax.Array], jax.Array], x_BTHWD: jax.Array) -> jax.Array:

@@ -1,12 +1,13 @@
 """The latent action quantizer: a frame pair → codes → the later frame.
 
-An encoder with causal attention over the two frames yields one latent per code slot, f(last) −
+An encoder with causal attention over the frames yields one latent per code slot, f(last) −
 f(first); the bottleneck makes codes of them; a decoder sees the first frame and, by
-cross-attention, the codes, and predicts the later frame. Frames are float in [0, 1] or uint8,
-channels last.
+cross-attention, the codes, and predicts the later frame. A clip of more than two frames is its
+pairs of neighbours, whose latents may look at the frames before. Frames are float in [0, 1] or
+uint8, channels last.
 
-Shape suffixes: B batch, T frames, I image rows, J image columns, H and W grid rows and columns, N =
-H·W cells, D width, L code slots, Q latent width.
+Shape suffixes: B batch, T frames, M = B·(T−1) pairs of neighbouring frames, I image rows, J image
+columns, H and W grid rows and columns, N = H·W cells, D width, L code slots, Q latent width.
 """
 
 from typing import Any
@@ -21,7 +22,7 @@ from lapa_jax.models.module import param
 from lapa_jax.models.position import ContinuousPositionBias
 from lapa_jax.models.quantizer.config import QuantizerConfig
 from lapa_jax.models.quantizer.legacy import ConvCodeProjection, mix_channels
-from lapa_jax.models.quantizer.objectives import OBJECTIVES, Pair, objective_config
+from lapa_jax.models.quantizer.objectives import OBJECTIVES, Clip, objective_config
 from lapa_jax.models.quantizer.parts import (
     CodeProjection,
     Normalizer,
@@ -72,22 +73,24 @@ class Quantizer(nnx.Module):
         self.objective = OBJECTIVES[name][1](settings, config, rngs=rngs)
 
     def __call__(
-        self, frames_B2IJC: jax.Array, *, train: bool, rng: jax.Array | None = None
+        self, frames_BTIJC: jax.Array, *, train: bool, rng: jax.Array | None = None
     ) -> dict[str, Any]:
-        """{loss, mse, recon (B,H,W,3), z int32 (B,L) or None, metrics {name: scalar}}.
+        """{loss, mse, recon (M,I,J,C), z int32 (M,L) or None, metrics {name: scalar}} of the M =
+        B·(T−1) pairs of neighbouring frames, clip by clip.
 
         In training `recon` is drawn from what the decoder receives then (with NSVQ: with noise); in
         evaluation it is drawn from the codes, or from the latent of a continuous bottleneck.
         """
-        frames = self._frames(frames_B2IJC)
-        first, last = frames[:, 0], frames[:, 1]
+        frames = self._frames(frames_BTIJC)
+        first, last = _flat(frames[:, :-1]), _flat(frames[:, 1:])
         embedded = self.patches(frames)
         z_e = self._encode(embedded, train=train)
         out = self.bottleneck(self.objective.bottleneck_input(z_e), rng=rng, train=train)
         z = self.objective.decoder_input(z_e, out) if train else out.z_q_BLD
-        tokens = self._decode(embedded[:, :1], z)
+        tokens = self._decode(_flat(embedded[:, :-1]), z)
         recon = self._draw(first, tokens)
-        loss, metrics = self.objective(Pair(first, last, tokens, recon, self._encode_frame))
+        clip = Clip(frames, first, last, z_e, tokens, recon, self._encode_frame, self._encode_pair)
+        loss, metrics = self.objective(clip)
         latent_loss = self.objective.latent_loss(z_e, out)
         mse = jnp.mean(jnp.square(recon - last))
         copy = jnp.mean(jnp.square(first - last))
@@ -102,8 +105,7 @@ class Quantizer(nnx.Module):
 
     def encode(self, first_BIJC: jax.Array, last_BIJC: jax.Array) -> jax.Array:
         """The continuous latent, float32 (B, L, Q), before the bottleneck."""
-        frames = self._frames(jnp.stack([first_BIJC, last_BIJC], axis=1))
-        return self._encode(self.patches(frames), train=False)
+        return self._encode_pair(self._frames(first_BIJC), self._frames(last_BIJC))
 
     def quantize(self, first_BIJC: jax.Array, last_BIJC: jax.Array) -> jax.Array:
         """The latent action z, int32 (B, L)."""
@@ -118,8 +120,8 @@ class Quantizer(nnx.Module):
 
     def decode_latent(self, first_BIJC: jax.Array, z_BLQ: jax.Array) -> jax.Array:
         """As `decode`, from what the bottleneck gives, float (B, L, Q)."""
-        first = self._frames(first_BIJC[:, None])
-        return self._draw(first[:, 0], self._decode(self.patches(first), z_BLQ))
+        first = self._frames(first_BIJC)
+        return self._draw(first, self._decode(self.patches(first[:, None])[:, 0], z_BLQ))
 
     def after_update(self, step: jax.Array, rng: jax.Array) -> None:
         """Housekeeping of the bottleneck after optimizer step `step` (from 0)."""
@@ -144,11 +146,19 @@ class Quantizer(nnx.Module):
         return frames.astype(jnp.float32)
 
     def _encode(self, embedded_BTHWD: jax.Array, *, train: bool) -> jax.Array:
+        """Latents float32 (M, L, Q) of neighbouring frames. What comes later than a pair has no
+        part in its latent: the temporal attention is causal."""
         x = self.spatial(embedded_BTHWD.astype(dtype_of(self.config.compute_dtype)), self.bias())
         x = self.temporal(x)
-        z = self.code_projection(x[:, 1]) - self.code_projection(x[:, 0])
-        z = z.astype(jnp.float32)
+        slots = self.code_projection(_flat(x)).astype(jnp.float32)
+        slots = slots.reshape(*x.shape[:2], *slots.shape[1:])
+        z = _flat(slots[:, 1:] - slots[:, :-1])
         return z if self.normalize is None else self.normalize(z, train=train)
+
+    def _encode_pair(self, first_BIJC: jax.Array, last_BIJC: jax.Array) -> jax.Array:
+        """Latents (B, L, Q) of frames of any distance, normalised by the running statistics."""
+        embedded = self.patches(jnp.stack([first_BIJC, last_BIJC], axis=1))
+        return self._encode(embedded, train=False)
 
     def _encode_frame(self, frame_BIJC: jax.Array) -> jax.Array:
         """Spatial tokens (B, H, W, D) of frames that see no other."""
@@ -156,16 +166,16 @@ class Quantizer(nnx.Module):
         x = embedded.astype(dtype_of(self.config.compute_dtype))
         return self.spatial(x, self.bias())[:, 0]
 
-    def _decode(self, embedded_B1HWD: jax.Array, z_BLQ: jax.Array) -> jax.Array:
-        """The decoder's tokens (B, H, W, D)."""
+    def _decode(self, embedded_MHWD: jax.Array, z_MLQ: jax.Array) -> jax.Array:
+        """The decoder's tokens (M, H, W, D)."""
         dtype = dtype_of(self.config.compute_dtype)
         if self.config.legacy:
-            context = self.context(mix_channels(z_BLQ))
+            context = self.context(mix_channels(z_MLQ))
         else:
-            context = self.context(z_BLQ) + self.slots[...].astype(dtype)
+            context = self.context(z_MLQ) + self.slots[...].astype(dtype)
         # The gradient must come through the codes: the decoder may not shape the first frame's
         # embedding.
-        x = jax.lax.stop_gradient(embedded_B1HWD).astype(dtype)
+        x = jax.lax.stop_gradient(embedded_MHWD[:, None]).astype(dtype)
         return self.decoder(x, self.bias(), context)[:, 0]
 
     def _draw(self, first_BIJC: jax.Array, tokens_BHWD: jax.Array) -> jax.Array:
@@ -174,3 +184,8 @@ class Quantizer(nnx.Module):
         pixels = self.pixels(tokens_BHWD).astype(jnp.float32)
         frame = from_patches(pixels, self.config.patch_size)
         return first_BIJC + frame if self.config.predict == "residual" else frame
+
+
+def _flat(x: jax.Array) -> jax.Array:
+    """(B, T, ...) → (B·T, ...)."""
+    return x.reshape(-1, *x.shape[2:])
