@@ -103,6 +103,7 @@ def quantizer_model() -> ConfigDict:
     model.quant_dim = 4
     model.codebook_size = 8
     model.code_length = 1
+    model.collapse_fraction = 0.25  # of codebook_size: with less perplexity training warns
     model.predict = "residual"  # or frame, as the paper
     model.legacy = False  # the original implementation's quirks, for its weights
     model.attention = "xla"
@@ -132,8 +133,8 @@ def bottleneck(name: str, codebook_size: int = 8) -> ConfigDict:
         "vq_commit": codebook | {"commitment_weight": 0.25},
         "vq_ema": codebook | {"commitment_weight": 0.25, "codebook_decay": 0.99},
         "soft_vq": codebook | {"temperature": 0.5, "sharpness_weight": 0.01},
-        "fsq": {"levels": fsq_levels(codebook_size), "usage_decay": 0.9},
-        "lfq": entropy | {"commitment_weight": 0.1, "usage_decay": 0.9},
+        "fsq": {"levels": fsq_levels(codebook_size)},
+        "lfq": entropy | {"commitment_weight": 0.1},
         "gaussian": {"kl_weight": 1e-4},
         "none": {},
     }

@@ -28,7 +28,7 @@ from lapa_jax.parallel import distributed, sharding
 from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.training import state as states
 from lapa_jax.training.checkpoint import Checkpoints
-from lapa_jax.training.metrics import LateMetrics, MetricWriter, Progress, check_finite
+from lapa_jax.training.metrics import Alarms, LateMetrics, MetricWriter, Progress, check_finite
 from lapa_jax.training.optimizer import make_optimizer
 from lapa_jax.training.step import make_train_step
 from lapa_jax.training.throughput import Throughput
@@ -126,6 +126,7 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
     writer = MetricWriter(workdir, step=start)
     progress = Progress(config.steps, start, name=config.stage)
     throughput = Throughput(config.global_batch)
+    alarms = Alarms(stage.alarms)
     late = LateMetrics()  # scalars are fetched one step late, so that the device never waits
 
     def settle(due: list[tuple[int, dict[str, Any]]]) -> None:
@@ -134,6 +135,7 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
             if step % config.log_every_steps == 0 or step == config.steps:
                 speed = throughput.report()
                 writer.write(step, metrics | speed)
+                alarms.check(step, metrics)
                 progress.update(step, float(metrics["loss"]), speed["examples_per_second"])
 
     with contextlib.ExitStack() as stack:

@@ -181,6 +181,7 @@ def infer_config(
         quant_dim=quant_dim,
         codebook_size=codebook_size,
         code_length=_code_length(tensors, image_size // patch_size, code_length),
+        collapse_fraction=0.25,
         normalize_decay=0.0,
         bottleneck={"name": "legacy_nsvq"},
         objective={"name": "pixels"},

@@ -3,7 +3,7 @@
 Batch: image uint8 (B, H, W, 3), text int32 (B, T), text_mask bool (B, T), targets int32 (B, L).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ TOKENIZER = "tokenizer.model"
 class PolicyStage:
     """A VLA trained on one head's target tokens. Subclasses name the head and make the targets."""
 
+    alarms: Mapping[str, str] = {}
     head: str
     target_field: str
 

@@ -16,6 +16,11 @@ class QuantizerStage:
     """Batch: frames uint8 (B, num_frames, H, W, 3)."""
 
     fields = ("frames",)
+    alarms = {
+        "collapsed": "few codes are in use (perplexity_recent is under model.collapse_fraction of "
+        "model.codebook_size). If it lasts: more model.bottleneck.continuous_steps, a smaller "
+        "codebook, or a longer data.corpora.*.window_seconds"
+    }
 
     def __init__(self, config: ConfigDict, assets: Assets):
         del assets

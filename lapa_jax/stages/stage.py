@@ -24,6 +24,7 @@ class Stage(Protocol):
     """
 
     fields: tuple[str, ...]
+    alarms: Mapping[str, str]  # metric that is 1 while something is wrong → what to tell the user
     model: Functional  # the module as pure functions
 
     def __init__(self, config: ConfigDict, assets: Assets): ...

@@ -165,6 +165,24 @@ class LateMetrics:
         return [] if held is None else [(held[0], jax.device_get(held[1]))]
 
 
+class Alarms:
+    """Tells when a metric that stands for something wrong becomes 1, and when it is 0 again."""
+
+    def __init__(self, texts: Mapping[str, str]):
+        self._texts = texts
+        self._on: set[str] = set()
+
+    def check(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name in self._texts.keys() & metrics.keys():
+            on = metrics[name] >= 0.5  # an average over microbatches may lie between
+            if on and name not in self._on:
+                logging.warning("step %d: %s: %s", step, name, self._texts[name])
+                self._on.add(name)
+            elif not on and name in self._on:
+                logging.warning("step %d: no longer %s", step, name)
+                self._on.remove(name)
+
+
 class Progress:
     """A bar with loss, examples/s and time left; plain lines where there is no terminal."""
 

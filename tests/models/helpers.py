@@ -36,6 +36,7 @@ def quantizer_config(**changes) -> QuantizerConfig:
         quant_dim=8,
         codebook_size=8,
         code_length=1,
+        collapse_fraction=0.25,
         normalize_decay=0.0,
         bottleneck=NSVQ,
         objective={"name": "pixels"},

@@ -125,7 +125,7 @@ def test_ema_codes_are_the_moving_means_of_their_latents():
 @given(st.lists(st.integers(2, 5), min_size=1, max_size=3), st.integers(0, 2**31 - 1))
 def test_fsq_codes_are_its_grid(levels, seed):
     size = int(np.prod(levels))
-    config = dict(name="fsq", levels=tuple(levels), usage_decay=0.9)
+    config = dict(name="fsq", levels=tuple(levels))
     kind, typed = bottleneck_config(config)
     module = BOTTLENECKS[kind][1](typed, size, WIDTH, rngs=nnx.Rngs(params=seed))
     codes = jnp.arange(size)[:, None]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from lapa_jax.training.metrics import (
     METRICS_FILE,
     TIMING_KEYS,
+    Alarms,
     LateMetrics,
     MetricWriter,
     NonFiniteError,
@@ -136,3 +137,16 @@ def test_throughput_counts_steps_waits_and_leaves_out_pauses():
     assert set(fields) <= set(TIMING_KEYS)
     with pytest.raises(ValueError, match="no step"):
         meter.report()
+
+
+def test_alarms_tell_the_beginning_and_the_end_once(caplog):
+    alarms = Alarms({"collapsed": "few codes are in use"})
+    with caplog.at_level("WARNING"):
+        for step, value in enumerate([0.0, 1.0, 1.0, 0.5, 0.0, 0.0, 1.0]):
+            alarms.check(step, {"loss": 0.1, "collapsed": value})
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "step 1: collapsed: few codes are in use",
+        "step 4: no longer collapsed",
+        "step 6: collapsed: few codes are in use",
+    ]

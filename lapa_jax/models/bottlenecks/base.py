@@ -107,13 +107,8 @@ class CodebookBottleneck(nnx.Module):
             still_BLD = jax.lax.stop_gradient(z_BLD)
             self.update_codebook(still_BLD, codes_BL)
             self._remember(still_BLD, frequency_K, recent_rng)
-        dead = self.usage[...] < self.config.dead_fraction / self.usage.shape[0]
         spread = jnp.sum(jnp.var(z_BLD, axis=(0, 1)))
-        metrics = {
-            "perplexity": perplexity(frequency_K),
-            "dead_codes": jnp.sum(dead).astype(jnp.float32),
-            "quantization_error": jnp.mean(error_BL) / (spread + 1e-12),
-        }
+        metrics = {"quantization_error": jnp.mean(error_BL) / (spread + 1e-12)}
         return BottleneckOutput(z_q_BLD, codes_BL, loss, jax.lax.stop_gradient(metrics))
 
     def lookup(self, codes_BL: jax.Array) -> jax.Array:
@@ -218,9 +213,3 @@ def replace_dead_codes(
 
     codebook, _ = jax.lax.fori_loop(0, dead_K.shape[0], redraw, (codebook_KD, nearest_R))
     return jnp.where(count > 0, codebook, codebook_KD)
-
-
-def perplexity(frequency_K: jax.Array) -> jax.Array:
-    """exp(entropy) of a distribution over codes."""
-    entropy = -jnp.sum(frequency_K * jnp.log(jnp.maximum(frequency_K, 1e-12)))
-    return jnp.exp(entropy)

@@ -15,7 +15,6 @@ from lapa_jax.models.bottlenecks.base import (
     CodebookBottleneck,
     CodebookConfig,
     nearest_code,
-    perplexity,
 )
 from lapa_jax.models.module import param
 
@@ -71,21 +70,17 @@ class LegacyNSVQ(nnx.Module):
         z_BLD = z_e_BLD.astype(jnp.float32)
         codes_BL = nearest_code(z_BLD, self.codebook[...])
         z_q_BLD = hard_BLD = self.codebook[...][codes_BL]
-        counts_K = jnp.bincount(codes_BL.reshape(-1), length=self.used.shape[0])
         if train:
             if rng is None:
                 raise ValueError("LegacyNSVQ needs an rng in training")
             error_BL = jnp.sum(jnp.square(z_BLD - hard_BLD), axis=-1)
             z_q_BLD = substitute_noise(z_BLD, error_BL, self.noise(rng, z_BLD.shape))
+            counts_K = jnp.bincount(codes_BL.reshape(-1), length=self.used.shape[0])
             # At most one count per code and forward pass, as the original's indexed addition.
             self.used[...] = self.used[...] + (counts_K > 0)
             self.batch_size[...] = jnp.array(z_BLD.shape[0], jnp.int32)
             self.before[...] = jax.lax.stop_gradient(self.codebook[...])
-        metrics = {
-            "perplexity": perplexity(counts_K / codes_BL.size),
-            "dead_codes": jnp.sum(self.unused()).astype(jnp.float32),
-        }
-        return BottleneckOutput(z_q_BLD, codes_BL, jnp.zeros(()), jax.lax.stop_gradient(metrics))
+        return BottleneckOutput(z_q_BLD, codes_BL, jnp.zeros(()), {})
 
     def noise(self, rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return jax.random.normal(rng, shape)

@@ -11,22 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lapa_jax.models.bottlenecks.base import (
-    BottleneckOutput,
-    BottleneckState,
-    perplexity,
-)
+from lapa_jax.models.bottlenecks.base import BottleneckOutput
 from lapa_jax.models.bottlenecks.vq import straight_through
 from lapa_jax.models.layers import Dense
 
 
 @dataclass(frozen=True)
 class FSQConfig:
-    """`levels`: of each grid dimension, their product is the codebook_size. `usage_decay`: per
-    step, of the usage average."""
+    """`levels`: of each grid dimension, their product is the codebook_size."""
 
     levels: tuple[int, ...]
-    usage_decay: float
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", tuple(self.levels))
@@ -43,7 +37,6 @@ class LFQConfig:
     entropy_weight: float
     diversity: float
     commitment_weight: float
-    usage_decay: float
 
     def __post_init__(self) -> None:
         if self.temperature <= 0.0:
@@ -62,9 +55,7 @@ class GridBottleneck(nnx.Module):
         def dense(inputs, outputs):
             return Dense((inputs,), (outputs,), (None, None), dtype=jnp.float32, rngs=rngs)
 
-        size = math.prod(levels)
         self.into, self.out = dense(dim, len(levels)), dense(len(levels), dim)
-        self.usage = BottleneckState(jnp.full(size, 1.0 / size, jnp.float32))
         self.levels, self.config = levels, config
 
     def train_loss(self, z_BLG: jax.Array, grid_BLG: jax.Array) -> jax.Array:
@@ -77,18 +68,8 @@ class GridBottleneck(nnx.Module):
         z_BLG = self.into(z_e_BLD.astype(jnp.float32))
         ids_BLG, grid_BLG = self.round(z_BLG)
         codes_BL = jnp.sum(ids_BLG * self._strides(), axis=-1).astype(jnp.int32)
-        frequency_K = jnp.bincount(codes_BL.reshape(-1), length=self.usage.shape[0]) / codes_BL.size
-        loss = jnp.zeros(())
-        if train:
-            decay = self.config.usage_decay
-            self.usage[...] = decay * self.usage[...] + (1.0 - decay) * frequency_K
-            loss = self.train_loss(z_BLG, grid_BLG)
-        dead = self.usage[...] < 0.2 / self.usage.shape[0]
-        metrics = {
-            "perplexity": perplexity(frequency_K),
-            "dead_codes": jnp.sum(dead).astype(jnp.float32),
-        }
-        return BottleneckOutput(self.out(grid_BLG), codes_BL, loss, jax.lax.stop_gradient(metrics))
+        loss = self.train_loss(z_BLG, grid_BLG) if train else jnp.zeros(())
+        return BottleneckOutput(self.out(grid_BLG), codes_BL, loss, {})
 
     def lookup(self, codes_BL: jax.Array) -> jax.Array:
         """The vectors of `codes`, which must be in range (checked where they enter from

@@ -14,8 +14,9 @@ PREDICT = ("frame", "residual")
 
 @dataclass(frozen=True)
 class QuantizerConfig:
-    """`normalize_decay`: per step, of the statistics by which latents are normalised; 0 leaves them
-    as they are (the paper). `bottleneck`, `objective`: {name, ...its settings}. `predict`: the
+    """`collapse_fraction`: of codebook_size; training warns while perplexity stays under it.
+    `normalize_decay`: per step, of the statistics by which latents are normalised; 0 leaves them as
+    they are (the paper). `bottleneck`, `objective`: {name, ...its settings}. `predict`: the
     decoder's output is the later "frame" itself (the paper) or a "residual" added to the pixels of
     the first frame. `legacy`: the original's quirks (legacy.py). `unroll`: layers per scan step, 0
     for all."""
@@ -33,6 +34,7 @@ class QuantizerConfig:
     quant_dim: int
     codebook_size: int
     code_length: int
+    collapse_fraction: float
     normalize_decay: float
     bottleneck: Mapping[str, Any]
     objective: Mapping[str, Any]
@@ -59,8 +61,9 @@ class QuantizerConfig:
             )
         if self.predict not in PREDICT:
             raise ValueError(f"model.predict={self.predict!r} must be one of {PREDICT}")
-        if not 0.0 <= self.normalize_decay < 1.0:
-            raise ValueError(f"model.normalize_decay={self.normalize_decay} must be in [0, 1)")
+        for name in ("normalize_decay", "collapse_fraction"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"model.{name}={getattr(self, name)} must be in [0, 1)")
         bottleneck_config(self.bottleneck)
         dtype_of(self.compute_dtype)
         if any(side % self.patch_size for side in self.image_size):

@@ -21,6 +21,7 @@ from lapa_jax.models.layers import Dense, dtype_of, truncated_normal
 from lapa_jax.models.module import param
 from lapa_jax.models.position import ContinuousPositionBias
 from lapa_jax.models.quantizer.config import QuantizerConfig
+from lapa_jax.models.quantizer.health import CodeHealth
 from lapa_jax.models.quantizer.legacy import ConvCodeProjection, mix_channels
 from lapa_jax.models.quantizer.objectives import OBJECTIVES, Clip, objective_config
 from lapa_jax.models.quantizer.parts import (
@@ -52,6 +53,8 @@ class Quantizer(nnx.Module):
         self.bottleneck = BOTTLENECKS[name][1](
             settings, config.codebook_size, config.quant_dim, rngs=rngs
         )
+        health = CodeHealth(config.code_length, config.codebook_size, config.collapse_fraction)
+        self.health = None if name in CONTINUOUS else health
         self.context = Dense(
             (config.quant_dim,), (config.dim,), (None, "embed"), bias=True, dtype=dtype, rngs=rngs
         )
@@ -95,6 +98,8 @@ class Quantizer(nnx.Module):
         mse = jnp.mean(jnp.square(recon - last))
         copy = jnp.mean(jnp.square(first - last))
         metrics = {**out.metrics, **metrics, "mse": mse, "copy_mse": copy}
+        if self.health is not None:
+            metrics |= self.health(out.codes_BL, train=train)
         return {
             "loss": loss + latent_loss,
             "mse": mse,
