@@ -24,7 +24,8 @@ from experiments.quantizer import videos as videos_config
 from lapa_jax import demo_report, runs
 from lapa_jax.collect import collect
 from lapa_jax.envs.tabletop import SceneConfig, Tabletop
-from lapa_jax.evaluate import evaluate_quantizer, evaluate_success
+from lapa_jax.evaluate import evaluate_success
+from lapa_jax.evaluate_quantizer import evaluate_quantizer
 from lapa_jax.label import label
 from lapa_jax.train import EXIT_RESTART, train
 

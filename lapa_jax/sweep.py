@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from lapa_jax import config as configs
 from lapa_jax import runs
-from lapa_jax.evaluate import evaluate_quantizer
+from lapa_jax.evaluate_quantizer import evaluate_quantizer
 from lapa_jax.report import figures
 from lapa_jax.report.html import Report
 from lapa_jax.train import EXIT_RESTART, train
@@ -62,6 +62,8 @@ def main(argv: list[str]) -> int:
             sys.stdout.write(f"{point.name}\n")
         sys.stdout.write(f"{len(mine)} of {len(points)} points\n")
         return 0
+    # Points that differ in a seed or a window run the same programs.
+    jax.config.update("jax_compilation_cache_dir", str(workdir / "compile_cache"))
     for number, point in enumerate(mine, 1):
         logging.info("=== point %d of %d: %s ===", number, len(mine), point.name)
         if not run_point(point, workdir / "points" / point.name, args.corpus, args.max_pairs):
