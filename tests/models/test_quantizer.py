@@ -12,14 +12,10 @@ from helpers import NSVQ, Training, moving_squares, quantizer_config
 from lapa_jax.models.bottlenecks.base import nearest_code, replace_dead_codes
 from lapa_jax.models.bottlenecks.nsvq import substitute_noise
 from lapa_jax.models.module import Functional
+from lapa_jax.models.patches import from_patches, to_patches
 from lapa_jax.models.quantizer import Quantizer, quantizer_flops
 from lapa_jax.models.quantizer.config import code_grid
-from lapa_jax.models.quantizer.parts import (
-    Normalizer,
-    from_patches,
-    moment_weights,
-    to_patches,
-)
+from lapa_jax.models.quantizer.parts import Normalizer, moment_weights
 
 
 @functools.cache

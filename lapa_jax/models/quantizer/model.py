@@ -19,6 +19,7 @@ from flax import nnx
 from lapa_jax.models.bottlenecks import BOTTLENECKS, CONTINUOUS, bottleneck_config
 from lapa_jax.models.layers import Dense, dtype_of, truncated_normal
 from lapa_jax.models.module import param
+from lapa_jax.models.patches import from_patches
 from lapa_jax.models.position import ContinuousPositionBias
 from lapa_jax.models.quantizer.config import QuantizerConfig
 from lapa_jax.models.quantizer.health import CodeHealth
@@ -29,7 +30,6 @@ from lapa_jax.models.quantizer.parts import (
     Normalizer,
     PatchEmbedding,
     Transformer,
-    from_patches,
 )
 
 

@@ -14,6 +14,7 @@ from flax import nnx
 from lapa_jax.models.attention import CosineAttention
 from lapa_jax.models.bottlenecks import BottleneckState
 from lapa_jax.models.layers import GEGLU, Dense, LayerNorm, dtype_of
+from lapa_jax.models.patches import to_patches
 from lapa_jax.models.position import PositionConv
 from lapa_jax.models.quantizer.config import QuantizerConfig
 from lapa_jax.models.quantizer.legacy import scrambled
@@ -151,22 +152,6 @@ def moment_weights(rows: int, columns: int) -> np.ndarray:
     centred = centred / np.maximum(centred.std(axis=(0, 1)), 1e-6)
     weights = np.concatenate([np.ones((rows, columns, 1)), centred], axis=-1)
     return (weights / math.sqrt(rows * columns)).astype(np.float32)
-
-
-def to_patches(frames: jax.Array, patch: int) -> jax.Array:
-    """(..., I, J, C) → (..., H, W, C·patch²), within a patch ordered (channel, row, column)."""
-    *lead, rows, columns, channels = frames.shape
-    x = frames.reshape(*lead, rows // patch, patch, columns // patch, patch, channels)
-    n = len(lead)
-    x = x.transpose(*range(n), n, n + 2, n + 4, n + 1, n + 3)
-    return x.reshape(*lead, rows // patch, columns // patch, channels * patch**2)
-
-
-def from_patches(patches_BHWP: jax.Array, patch: int) -> jax.Array:
-    """The inverse of `to_patches`, for three channels."""
-    B, H, W, P = patches_BHWP.shape
-    x = patches_BHWP.reshape(B, H, W, P // patch**2, patch, patch).transpose(0, 1, 4, 2, 5, 3)
-    return x.reshape(B, H * patch, W * patch, -1)
 
 
 class Normalizer(nnx.Module):
