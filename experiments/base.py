@@ -151,14 +151,59 @@ def fsq_levels(codebook_size: int) -> tuple[int, ...]:
     return tuple(2 ** (-(-(bits - i) // dimensions)) for i in range(dimensions))
 
 
-def objective(name: str) -> ConfigDict:
-    """The settings of a quantizer's objective."""
+def objective(name: str, encoder: str = "tabletop") -> ConfigDict:
+    """The settings of a quantizer's objective. `encoder`: that of the teacher of "features"."""
     settings = {
         "pixels": {},
         "pixels_no_bottleneck": {},
         "contrastive": {"embed_dim": 64, "temperature": 0.1},
+        "features": {
+            "weights": "",  # workdir of the teacher: a run of stage teacher
+            "teacher": vit(encoder),
+        },
     }
+    if name not in settings:
+        raise ValueError(f"objective={name!r} must be one of {sorted(settings)}")
     return ConfigDict({"name": name} | settings[name])
+
+
+def vit(name: str) -> ConfigDict:
+    """The architecture of an image encoder: a small one for 64 px frames, or DINOv2's, which have
+    registers=0 or 4."""
+    model = ConfigDict()
+    model.grid = (8, 8) if name == "tabletop" else (37, 37)  # of the learned positions
+    model.patch_size = 8 if name == "tabletop" else 14  # pixels
+    sizes = {  # dim, depth, heads
+        "tabletop": (64, 4, 4),
+        "dinov2_small": (384, 12, 6),
+        "dinov2_base": (768, 12, 12),
+        "dinov2_large": (1024, 24, 16),
+        "dinov2_giant": (1536, 40, 24),
+    }
+    model.dim, model.depth, model.heads = sizes[name]
+    model.head_dim = model.dim // model.heads
+    model.swiglu = name == "dinov2_giant"
+    model.mlp_dim = 4096 if model.swiglu else 4 * model.dim
+    model.registers = 0  # tokens beside those of patches
+    return model
+
+
+def teacher_model(encoder: str = "tabletop") -> ConfigDict:
+    """A masked autoencoder around an image encoder."""
+    model = vit(encoder)
+    model.mask_fraction = 0.75  # of the patches
+    model.decoder_dim = 32
+    model.decoder_depth = 2  # 0: an encoder alone, as imported ones are
+    model.decoder_heads = 2
+    model.remat = "none"
+    model.unroll = 0  # layers per scan step; 0: all
+    return model
+
+
+def make_vit_quick(model: ConfigDict) -> None:
+    """Shrinks the tabletop's encoder, of a teacher as of an objective."""
+    model.dim, model.mlp_dim, model.depth = 32, 64, 2
+    model.heads, model.head_dim = 2, 16
 
 
 def legacy_quantizer_model() -> ConfigDict:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from experiments import base
 from lapa_jax import config as configs
 from lapa_jax import runs, stages
-from lapa_jax.interop import laq_pt
+from lapa_jax.interop import dinov2, laq_pt
 from lapa_jax.models.module import Tree, flatten
 from lapa_jax.training.checkpoint import Checkpoints
 from lapa_jax.training.state import TrainState
@@ -28,10 +28,14 @@ def main(argv: list[str]) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: lapa import --format laq_pt --source laq_openx.pt --image_size 256 "
-        "--code_length 4 --out runs/laq_openx",
+        "--code_length 4 --out runs/laq_openx\n"
+        "         lapa import --format dinov2 --source model.safetensors --out runs/dinov2",
     )
     parser.add_argument(
-        "--format", required=True, choices=sorted(FORMATS), help="laq_pt: the original's quantizer"
+        "--format",
+        required=True,
+        choices=sorted(FORMATS),
+        help="laq_pt: the original's quantizer; dinov2: a teacher, from Hugging Face's safetensors",
     )
     parser.add_argument("--source", required=True, help="the file to read")
     parser.add_argument("--out", required=True, help="a new run directory")
@@ -63,7 +67,20 @@ def _laq_pt(args: argparse.Namespace) -> tuple[ConfigDict, Tree]:
     return config.lock(), params
 
 
-FORMATS = {"laq_pt": _laq_pt}
+def _dinov2(args: argparse.Namespace) -> tuple[ConfigDict, Tree]:
+    if args.image_size or args.code_length:
+        raise ValueError("--image_size and --code_length are of --format laq_pt")
+    encoder, params = dinov2.read(dinov2.load_file(args.source))
+    config = base.stage_defaults("teacher")
+    config.data.image_size = tuple(side * encoder.patch_size for side in encoder.grid)
+    config.compute_dtype = "float32"
+    config.model = base.teacher_model()
+    config.model.update(encoder.architecture())
+    config.model.decoder_depth, config.model.unroll = 0, 1
+    return config.lock(), {"encoder": params}
+
+
+FORMATS = {"dinov2": _dinov2, "laq_pt": _laq_pt}
 
 
 def write_run(

@@ -17,7 +17,7 @@ from lapa_jax.tokens.text import train
 
 EXPERIMENTS = sorted(
     str(path.relative_to(tiny.ROOT))
-    for stage in ("quantizer", "latent_vla", "action_vla")
+    for stage in ("teacher", "quantizer", "latent_vla", "action_vla")
     for path in (tiny.ROOT / "experiments" / stage).glob("*.py")
     if path.name != "__init__.py"
 )

@@ -104,7 +104,7 @@ def test_import_stays_light(module):
 def test_configs_load_without_jax():
     code = (
         "import sys, importlib\n"
-        "for name in ('quantizer', 'latent_vla', 'action_vla'):\n"
+        "for name in ('teacher', 'quantizer', 'latent_vla', 'action_vla'):\n"
         "    module = importlib.import_module(f'experiments.{name}.tabletop')\n"
         "    assert module.get_config('quick=True').steps > 0\n"
         "assert 'jax' not in sys.modules and 'lapa_jax' not in sys.modules"

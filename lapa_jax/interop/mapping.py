@@ -25,6 +25,9 @@ class Rule:
 
     def to_ours(self, arrays: list[np.ndarray], sizes: Mapping[str, int]) -> np.ndarray:
         found = [self._rearrange(x, self.pattern, sizes) for x in arrays]
+        shapes = {x.shape for x in arrays}
+        if len(shapes) > 1:
+            raise ValueError(f"tensors {self.theirs!r} have several shapes: {sorted(shapes)}")
         return np.stack(found) if self.layers else found[0]
 
     def to_theirs(self, array: np.ndarray, sizes: Mapping[str, int]) -> list[np.ndarray]:

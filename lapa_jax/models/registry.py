@@ -15,7 +15,12 @@ def named_config(settings: Mapping[str, Any], registry: Registry, key: str) -> t
     name = settings.pop("name", None)
     if name not in registry:
         raise ValueError(f"{key}.name={name!r} must be one of {sorted(registry)}")
+    return name, typed_config(registry[name][0], settings, f"{key} ({name})")
+
+
+def typed_config(kind: type, settings: Mapping[str, Any], key: str) -> Any:
+    """`kind(**settings)`; unknown or missing settings are a ValueError with the key."""
     try:
-        return name, registry[name][0](**settings)
+        return kind(**settings)
     except TypeError as error:
-        raise ValueError(f"{key} ({name}): {error}") from error
+        raise ValueError(f"{key}: {error}") from error

@@ -6,8 +6,10 @@ from lapa_jax.stages.action_finetuning import ActionFinetuning
 from lapa_jax.stages.latent_pretraining import LatentPretraining
 from lapa_jax.stages.quantizer import QuantizerStage
 from lapa_jax.stages.stage import Assets, Stage
+from lapa_jax.stages.teacher import TeacherStage
 
 STAGES: dict[str, type[Stage]] = {
+    "teacher": TeacherStage,
     "quantizer": QuantizerStage,
     "latent_pretraining": LatentPretraining,
     "action_finetuning": ActionFinetuning,

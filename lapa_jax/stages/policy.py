@@ -3,7 +3,7 @@
 Batch: image uint8 (B, H, W, 3), text int32 (B, T), text_mask bool (B, T), targets int32 (B, L).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,16 +14,15 @@ from ml_collections import ConfigDict
 from lapa_jax.models.decoding import decode
 from lapa_jax.models.module import Functional
 from lapa_jax.models.vla import VLA, VLAConfig, vla_flops
-from lapa_jax.stages.stage import Assets, Batch, Metrics, Params, Variables
+from lapa_jax.stages.stage import Assets, Batch, Metrics, Params, Stage, Variables
 from lapa_jax.tokens.text import TextTokenizer, train
 
 TOKENIZER = "tokenizer.model"
 
 
-class PolicyStage:
+class PolicyStage(Stage):
     """A VLA trained on one head's target tokens. Subclasses name the head and make the targets."""
 
-    alarms: Mapping[str, str] = {}
     head: str
     target_field: str
 
@@ -85,12 +84,6 @@ class PolicyStage:
         }
         return {name: jax.ShapeDtypeStruct(*spec) for name, spec in shapes.items()}
 
-    def init(self, key: jax.Array) -> tuple[Params, Variables]:
-        return self.model.init(key)
-
-    def axes(self) -> Params:
-        return self.model.axes()
-
     def loss(
         self, params: Params, variables: Variables, batch: Batch, rng: jax.Array
     ) -> tuple[jax.Array, Metrics, Variables]:
@@ -118,18 +111,8 @@ class PolicyStage:
         loss, metrics, _ = self.loss(params, variables, batch, jax.random.key(0))
         return metrics | {"loss": loss}
 
-    def after_update(
-        self, params: Params, variables: Variables, step: jax.Array, rng: jax.Array
-    ) -> tuple[Params, Variables]:
-        del step, rng
-        return params, variables
-
     def model_flops(self) -> float:
         return 3.0 * vla_flops(self.model_config, len(self.limits), self.head)
-
-    def trainable(self, path: tuple[str, ...]) -> bool:
-        del path
-        return True
 
     def predict(
         self,

@@ -17,14 +17,16 @@ Assets = Mapping[str, bytes]
 
 
 class Stage(Protocol):
-    """A stage is built from (config, assets) and holds no arrays; its methods are pure.
+    """A stage is built from (config, assets) and holds no arrays; its methods are pure. Methods
+    with a body are what most stages do.
 
     `fields` are the columns that the loader must give. `assets` are the small files that belong to
     every checkpoint (tokenizer, action bins), by name.
     """
 
     fields: tuple[str, ...]
-    alarms: Mapping[str, str]  # metric that is 1 while something is wrong → what to tell the user
+    # metric that is 1 while something is wrong → what to tell the user
+    alarms: Mapping[str, str] = {}
     model: Functional  # the module as pure functions
 
     def __init__(self, config: ConfigDict, assets: Assets): ...
@@ -43,7 +45,8 @@ class Stage(Protocol):
         `action_edges(bins)` computes the quantile edges of every action dimension,
         `action_clusters(count)` centres of whole actions and their scale.
         """
-        ...
+        del config, inherited, instructions, action_edges, action_clusters
+        return {}
 
     def prepare(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Loader columns → the device batch; NumPy, on the host."""
@@ -53,11 +56,23 @@ class Stage(Protocol):
         """Global shapes and dtypes of the device batch."""
         ...
 
-    def init(self, key: jax.Array) -> tuple[Params, Variables]: ...
+    def init(self, key: jax.Array) -> tuple[Params, Variables]:
+        return self.model.init(key)
 
     def axes(self) -> dict[str, Any]:
         """Logical axis names, a tuple per parameter, in the structure of the parameters."""
-        ...
+        return self.model.axes()
+
+    def frozen_from(self) -> tuple[str, str] | None:
+        """(config key, workdir in it) of the run that gives this one's frozen weights."""
+        return None
+
+    def adopt(self, variables: Variables, config: ConfigDict, params: Params) -> Variables:
+        """Fresh `variables` with the frozen weights of that run, given its config and parameters.
+
+        Raises ValueError for a run that does not fit, with the keys that differ.
+        """
+        raise TypeError(f"{type(self).__name__} has no frozen weights")
 
     def loss(
         self, params: Params, variables: Variables, batch: Batch, rng: jax.Array
@@ -69,7 +84,8 @@ class Stage(Protocol):
         self, params: Params, variables: Variables, step: jax.Array, rng: jax.Array
     ) -> tuple[Params, Variables]:
         """What changes parameters outside the gradient (codes that are replaced)."""
-        ...
+        del step, rng
+        return params, variables
 
     def model_flops(self) -> float:
         """FLOPs of one example's forward and backward pass, recomputation not counted."""
@@ -77,4 +93,5 @@ class Stage(Protocol):
 
     def trainable(self, path: tuple[str, ...]) -> bool:
         """Whether the parameter at this path is trained."""
-        ...
+        del path
+        return True

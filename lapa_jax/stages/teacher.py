@@ -1,0 +1,58 @@
+"""A teacher for quantizers that predict features: an image encoder that learns from frames."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from lapa_jax.models.masked_autoencoder import (
+    MaskedAutoencoder,
+    MaskedAutoencoderConfig,
+    autoencoder_flops,
+)
+from lapa_jax.models.module import Functional
+from lapa_jax.models.registry import typed_config
+from lapa_jax.stages.stage import Assets, Batch, Metrics, Params, Stage, Variables
+
+
+class TeacherStage(Stage):
+    """Batch: image uint8 (B, H, W, 3). An imported encoder is a run of this stage, too."""
+
+    fields = ("frames",)
+
+    def __init__(self, config: ConfigDict, assets: Assets):
+        del assets
+        self.config = config
+        settings = {
+            **config.model,
+            "image_size": config.data.image_size,
+            "compute_dtype": config.compute_dtype,
+        }
+        self.model_config = typed_config(MaskedAutoencoderConfig, settings, "model")
+        self.model = Functional(lambda rngs: MaskedAutoencoder(self.model_config, rngs=rngs))
+
+    def prepare(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"image": batch["frames"][:, 0]}
+
+    def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        shape = (self.config.global_batch, *self.config.data.image_size, 3)
+        return {"image": jax.ShapeDtypeStruct(shape, jnp.uint8)}
+
+    def loss(
+        self, params: Params, variables: Variables, batch: Batch, rng: jax.Array
+    ) -> tuple[jax.Array, Metrics, Variables]:
+        (loss, metrics), variables = self.model.apply(
+            params, variables, "__call__", batch["image"], rng=rng
+        )
+        return loss, metrics, variables
+
+    def eval_metrics(self, params: Params, variables: Variables, batch: Batch) -> Metrics:
+        loss, metrics, _ = self.loss(params, variables, batch, jax.random.key(0))
+        return metrics | {"loss": loss}
+
+    def model_flops(self) -> float:
+        return 3.0 * autoencoder_flops(self.model_config)
+
+    def features(self, params: Params, variables: Variables, images: jax.Array) -> jax.Array:
+        """Features float32 (B, patch rows, patch columns, dim) of images (B, H, W, 3)."""
+        return self.model.apply(params, variables, "features", images)[0]
