@@ -2,12 +2,13 @@
 
 A ridge regression from features to actions, split by episode; the ridge is chosen on held-out
 training episodes by the same rule for every feature set, so that wide controls are not handicapped.
-R^2 is per action dimension on test episodes. NumPy and SciPy only.
+R^2 is per action dimension on test episodes. NumPy and SciPy only. `label_efficiency` adds a
+network and fewer labels, `code_probes` goes the other way round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,8 +36,8 @@ def pooled_frames(images: np.ndarray, size: int = 8) -> np.ndarray:
             f"images must be (N, H, W, C) with H, W divisible by {size}, got {images.shape}"
         )
     n, h, w, c = images.shape
-    blocks = images.astype(np.float64).reshape(n, size, h // size, size, w // size, c)
-    return blocks.mean((2, 4)).reshape(n, -1)
+    blocks = images.reshape(n, size, h // size, size, w // size, c)
+    return blocks.mean((2, 4), dtype=np.float64).reshape(n, -1)
 
 
 def split_episodes(episode: np.ndarray, *, test_fraction: float, seed: int) -> np.ndarray:
@@ -50,6 +51,24 @@ def split_episodes(episode: np.ndarray, *, test_fraction: float, seed: int) -> n
     chosen = np.zeros(len(names), bool)
     chosen[np.random.default_rng(seed).permutation(len(names))[:count]] = True
     return chosen[index.reshape(-1)]
+
+
+def split_in_time(episode: np.ndarray) -> np.ndarray:
+    """Bool (N,): True for the later half of the rows of each episode, in the order they are in.
+
+    The middle row of an odd number, and so an only row, is in the first half.
+    """
+    _, index, counts = np.unique(np.asarray(episode), return_inverse=True, return_counts=True)
+    index = index.reshape(-1)
+    if counts.max(initial=0) < 2:
+        raise ValueError(
+            f"a split in time needs an episode of at least 2 rows, but {len(counts)} have 1 each: "
+            "take rows more densely"
+        )
+    order = np.argsort(index, kind="stable")
+    place = np.empty(len(index), np.int64)
+    place[order] = np.arange(len(index)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return place >= (counts - counts // 2)[index]
 
 
 @dataclass(frozen=True)
@@ -79,6 +98,24 @@ def fit_ridge(x: np.ndarray, y: np.ndarray, ridges: tuple[float, ...] = RIDGES) 
     ]
 
 
+def check_rows(
+    features: np.ndarray, targets: np.ndarray, episode: np.ndarray, name: str = "actions"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """float64 (N, D), float64 (N, A) and (N,), or an error that names what is wrong; `name` is that
+    of the targets."""
+    x, y = np.asarray(features, np.float64), np.asarray(targets, np.float64)
+    episode = np.asarray(episode)
+    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or episode.shape != (len(x),):
+        raise ValueError(
+            f"need features (N, D), {name} (N, A) and episode (N,), got "
+            f"{x.shape}, {y.shape}, {episode.shape}"
+        )
+    for what, value in (("features", x), (name, y)):
+        if not np.isfinite(value).all():
+            raise ValueError(f"{what} hold non-finite values: drop those rows first")
+    return x, y, episode
+
+
 def linear_probe(
     features: np.ndarray,
     actions: np.ndarray,
@@ -94,16 +131,7 @@ def linear_probe(
     `r2` of a dimension that never changes in the test is None; `r2_mean` averages the others. The
     intervals resample test episodes around the fixed test mean and the fixed probe.
     """
-    x, y = np.asarray(features, np.float64), np.asarray(actions, np.float64)
-    episode = np.asarray(episode)
-    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y) or episode.shape != (len(x),):
-        raise ValueError(
-            "need features (N, D), actions (N, A) and episode (N,), got "
-            f"{x.shape}, {y.shape}, {episode.shape}"
-        )
-    for name, value in (("features", x), ("actions", y)):
-        if not np.isfinite(value).all():
-            raise ValueError(f"{name} hold non-finite values: drop those rows first")
+    x, y, episode = check_rows(features, actions, episode)
     test = split_episodes(episode, test_fraction=test_fraction, seed=seed)
     train = ~test
     probe = fit_probe(x[train], y[train], episode[train], seed=seed, test_fraction=test_fraction)
@@ -138,16 +166,23 @@ def fit_probe(
     x: np.ndarray, y: np.ndarray, episode: np.ndarray, *, seed: int, test_fraction: float = 0.25
 ) -> Probe:
     """A ridge regression whose ridges are chosen on part of the episodes."""
+    return fit_probe_by_folds(x, y, [held_episodes(episode, test_fraction, seed=seed)])
+
+
+def held_episodes(episode: np.ndarray, fraction: float, *, seed: int) -> np.ndarray:
+    """Bool (N,): the training rows that a probe's settings are chosen on, whole episodes."""
     if len(np.unique(episode)) < 2:
         raise ValueError("the probe needs at least 3 episodes: train, validation and test")
-    held = split_episodes(episode, test_fraction=test_fraction, seed=seed + 1)
-    # Each dimension picks its own: one that cannot be predicted must not shrink the others.
-    errors = np.array(
-        [
-            ((candidate(x[held]) - y[held]) ** 2).mean(0)
-            for candidate in fit_ridge(x[~held], y[~held])
-        ]
+    return split_episodes(episode, test_fraction=fraction, seed=seed + 1)
+
+
+def fit_probe_by_folds(x: np.ndarray, y: np.ndarray, folds: Sequence[np.ndarray]) -> Probe:
+    """A ridge regression whose ridges are chosen on the rows that each bool mask (N,) holds out."""
+    errors = sum(
+        np.array([((one(x[held]) - y[held]) ** 2).sum(0) for one in fit_ridge(x[~held], y[~held])])
+        for held in folds
     )
+    # Each dimension picks its own: one that cannot be predicted must not shrink the others.
     best = errors.argmin(0)
     maps = fit_ridge(x, y)
     return Probe(tuple(maps[r] for r in best), tuple(RIDGES[r] for r in best))
@@ -210,7 +245,23 @@ def probe_latent_actions(
     extra: Mapping[str, np.ndarray] | None = None,
     **options: Any,
 ) -> dict[str, dict[str, Any]]:
-    """The probe of the latent action beside its controls, all on one split.
+    """The probe of the latent action beside its controls (`feature_sets`), all on one split."""
+    sets = feature_sets(z, codebook_size, seed=seed, first_frames=first_frames, extra=extra)
+    return {
+        name: linear_probe(value, actions, episode, seed=seed, **options)
+        for name, value in sets.items()
+    }
+
+
+def feature_sets(
+    z: np.ndarray,
+    codebook_size: int,
+    *,
+    seed: int,
+    first_frames: np.ndarray | None = None,
+    extra: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    """What a probe may see, by name: the latent action and its controls, each (N, D).
 
     `shuffled_latent_action`: the same codes in random order (should be about 0);
     `first_frame`: what the scene alone tells; `first_frame_and_latent_action` minus `first_frame`
@@ -229,7 +280,4 @@ def probe_latent_actions(
         if name in sets:
             raise ValueError(f"extra feature set {name!r} has the name of a built-in one")
         sets[name] = np.asarray(value)
-    return {
-        name: linear_probe(value, actions, episode, seed=seed, **options)
-        for name, value in sets.items()
-    }
+    return sets

@@ -10,6 +10,7 @@ from lapa_jax.diagnostics.probes import (
     pooled_frames,
     probe_latent_actions,
     split_episodes,
+    split_in_time,
 )
 
 
@@ -37,6 +38,14 @@ def test_no_episode_is_on_both_sides():
     np.testing.assert_array_equal(test, split_episodes(episode, test_fraction=0.25, seed=1))
     with pytest.raises(ValueError, match="2 episodes"):
         split_episodes(np.zeros(5), test_fraction=0.5, seed=0)
+
+
+def test_the_later_half_of_each_episode_in_the_order_of_its_rows():
+    episode = np.array([7, 3, 7, 7, 3, 9, 7, 7])
+    later = split_in_time(episode)
+    assert later.tolist() == [False, False, False, False, True, False, True, True]
+    with pytest.raises(ValueError, match="at least 2 rows"):
+        split_in_time(np.arange(4))
 
 
 def world(seed=0, rows=600):
