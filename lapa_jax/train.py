@@ -97,13 +97,15 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
         state, meta = checkpoints.restore(states.with_shardings(abstract, shardings))
         loaders.check_fingerprint(meta["data"], loader.fingerprint(int(state.step)))
         logging.info("%s continues at step %d of %d", workdir, int(state.step), config.steps)
+        frozen_from = meta["provenance"].get("frozen_from")
     else:
         state = jax.jit(init_state, out_shardings=shardings, compiler_options=_quick(mesh))(key)
         if pretrained is not None:
             state, report = _start_from(pretrained, state, shardings, tx, stage)
             runs.write_json(workdir / "init_from.json", report)
+        state, frozen_from = _adopt_frozen(state, shardings, stage)
     start = int(state.step)
-    provenance = _provenance(loader.mixture, pretrained)
+    provenance = _provenance(loader.mixture, pretrained, frozen_from)
     _log_size(state.params, mesh, preset)
 
     # --- Step -----------------------------------------------------------------------------------
@@ -227,12 +229,36 @@ def _taken(pretrained: runs.Run | None, stage: stages.Stage) -> tuple[str, ...]:
     return surgery.plan_swap(pretrained.params, stage.model.abstract()[0]).taken
 
 
-def _provenance(mixture: Mixture, pretrained: runs.Run | None) -> dict[str, Any]:
+def _adopt_frozen(
+    state: states.TrainState, shardings: states.TrainState, stage: stages.Stage
+) -> tuple[states.TrainState, str | None]:
+    """Fills weights that stay as another run trained them, and gives the hash of its parameters.
+
+    Only a fresh run needs them: from then on they are in its checkpoints.
+    """
+    source = stage.frozen_from()
+    if source is None:
+        return state, None
+    key, workdir = source
+    try:
+        run = runs.load(workdir)
+        variables = stage.adopt(state.variables, run.config, run.params)
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"{key}={workdir!r}: {error}") from error
+    logging.info("%s %s: step %d, parameters %s", key, workdir, run.step, run.params_hash)
+    variables = jax.device_put(variables, shardings.variables)
+    return state.replace(variables=variables), run.params_hash
+
+
+def _provenance(
+    mixture: Mixture, pretrained: runs.Run | None, frozen_from: str | None
+) -> dict[str, Any]:
     return {
         "code_version": runs.code_version(),
         "corpora": {c.name: c.index.hash for c in mixture.corpora},
         "label_sets": {c.name: c.labels.provenance for c in mixture.corpora if c.labels},
         "init_from": pretrained.params_hash if pretrained else None,
+        "frozen_from": frozen_from,
     }
 
 

@@ -34,7 +34,10 @@ SIZE = 64  # pixels
 FPS = 10.0
 LABEL_SET = "laq"
 SPECS = {
+    "teacher": "experiments/teacher/tabletop.py:quick=True,data={data},views={views}",
     "quantizer": "experiments/quantizer/tabletop.py:quick=True,data={data},views={views}",
+    "features": "experiments/quantizer/tabletop.py:quick=True,data={data},views={views},"
+    "objective=features",
     "latent_pretraining": "experiments/latent_vla/tabletop.py:quick=True,data={data},views={views}",
     "action_finetuning": "experiments/action_vla/tabletop.py:quick=True,data={data}/robot",
 }
@@ -52,16 +55,21 @@ COMMON = {
     "model.unroll": 1,
 }
 POLICY = {"model.depth": 2, "model.text_vocab": 320, "model.front_end.stem_channels": "(8,)"}
+QUANTIZER = {
+    "model.spatial_depth": 1,
+    "model.temporal_depth": 1,
+    "model.decoder_depth": 1,
+    "model.bottleneck.recent_size": 32,
+    "model.bottleneck.replace_every_steps": 3,
+    "model.bottleneck.usage_decay": 0.5,
+    "model.bottleneck.dead_fraction": 0.9,
+}
+ENCODER = {"dim": 32, "mlp_dim": 64, "heads": 4, "head_dim": 8, "depth": 1}
 SIZES = {
-    "quantizer": {
-        "model.spatial_depth": 1,
-        "model.temporal_depth": 1,
-        "model.decoder_depth": 1,
-        "model.bottleneck.recent_size": 32,
-        "model.bottleneck.replace_every_steps": 3,
-        "model.bottleneck.usage_decay": 0.5,
-        "model.bottleneck.dead_fraction": 0.9,
-    },
+    "teacher": {f"model.{key}": value for key, value in ENCODER.items()},
+    "quantizer": QUANTIZER,
+    # its teacher is what a tiny run of stage teacher gives
+    "features": QUANTIZER | {f"model.objective.teacher.{k}": v for k, v in ENCODER.items()},
     "latent_pretraining": POLICY,
     "action_finetuning": POLICY,
 }

@@ -9,6 +9,11 @@ docs/evidence.md has what is reached.
     lapa data index data/tabletop/human && lapa data index data/tabletop/robot
     lapa train --config experiments/quantizer/tabletop.py --workdir runs/quantizer
 
+Another objective is an argument, and features need a teacher (experiments/teacher/tabletop.py):
+
+    lapa train --config experiments/quantizer/tabletop.py:objective=features \
+        --config.model.objective.weights=runs/teacher --workdir runs/quantizer_features
+
 Cost: see docs/performance.md; quick=True runs in about a minute on two CPU cores.
 """
 
@@ -18,8 +23,11 @@ from experiments import base
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """`quick`: a minute on a CPU. `data`: directory with one corpus a view; `views` joined by +."""
-    arg = base.parse_arg(arg, quick=False, data="data/tabletop", views="human+robot")
+    """`quick`: a minute on a CPU. `data`: directory with one corpus a view; `views` joined by +.
+    `objective`: what is predicted, one of base.objective."""
+    arg = base.parse_arg(
+        arg, quick=False, data="data/tabletop", views="human+robot", objective="pixels"
+    )
     config = base.stage_defaults("quantizer")
     for view in arg.views.split("+"):
         config.data.corpora[view] = base.corpus(f"{arg.data}/{view}", window_seconds=0.2)
@@ -28,6 +36,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.steps = 1000
     config.optimizer.peak_lr = 8e-3
     config.model = base.quantizer_model()
+    config.model.objective = base.objective(arg.objective)
     config.model.bottleneck.update(continuous_steps=300, ramp_steps=400)
     if arg.quick:
         config.model.bottleneck.update(continuous_steps=10, ramp_steps=20)
@@ -37,4 +46,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.model.dim, config.model.mlp_dim = 32, 64
         config.model.heads, config.model.head_dim = 2, 16
         config.model.patch_size = 16
+        if arg.objective == "features":
+            base.make_vit_quick(config.model.objective.teacher)
     return config

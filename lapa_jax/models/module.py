@@ -25,6 +25,20 @@ def param(value: jax.Array, *axes: str | None) -> nnx.Param:
     return nnx.Param(value, **{AXES: axes})
 
 
+class Frozen(nnx.Variable):
+    """A weight that another run has trained: among the variables, so without gradient, optimizer
+    state or moving average."""
+
+
+def freeze(module: nnx.Module) -> None:
+    """Makes every parameter of a module `Frozen`, in place."""
+    for _, node in list(nnx.iter_graph(module)):
+        if isinstance(node, nnx.Module):
+            for name, value in list(vars(node).items()):
+                if isinstance(value, nnx.Param):
+                    setattr(node, name, Frozen(value[...], **value.get_metadata()))
+
+
 class Functional:
     """`constructor(rngs) -> nnx.Module`, as pure functions.
 

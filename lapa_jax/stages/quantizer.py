@@ -1,18 +1,21 @@
 """Stage 1: learn latent actions from frame pairs (x_t, x_t+H) by predicting the later frame."""
 
-from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from lapa_jax.models import surgery
 from lapa_jax.models.module import Functional
 from lapa_jax.models.quantizer import Quantizer, QuantizerConfig, quantizer_flops
-from lapa_jax.stages.stage import Assets, Batch, Metrics, Params, Variables
+from lapa_jax.models.quantizer.objectives import OBJECTIVES, FeaturesConfig, objective_config
+from lapa_jax.models.vit import ViTConfig
+from lapa_jax.stages.stage import Assets, Batch, Metrics, Params, Stage, Variables
 
 
-class QuantizerStage:
+class QuantizerStage(Stage):
     """Batch: frames uint8 (B, num_frames, H, W, 3)."""
 
     fields = ("frames",)
@@ -33,18 +36,6 @@ class QuantizerStage:
         )
         self.model = Functional(lambda rngs: Quantizer(self.model_config, rngs=rngs))
 
-    @staticmethod
-    def make_assets(
-        config: ConfigDict,
-        *,
-        inherited: Assets,
-        instructions: Sequence[str],
-        action_edges: Callable[[int], list[np.ndarray]],
-        action_clusters: Callable[[int], tuple[np.ndarray, np.ndarray]],
-    ) -> dict[str, bytes]:
-        del config, inherited, instructions, action_edges, action_clusters
-        return {}
-
     def prepare(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {"frames": batch["frames"]}
 
@@ -53,11 +44,32 @@ class QuantizerStage:
         shape = (self.config.global_batch, data.num_frames, *data.image_size, 3)
         return {"frames": jax.ShapeDtypeStruct(shape, jnp.uint8)}
 
-    def init(self, key: jax.Array) -> tuple[Params, Variables]:
-        return self.model.init(key)
+    def frozen_from(self) -> tuple[str, str] | None:
+        settings = self._objective()[1]
+        if not isinstance(settings, FeaturesConfig):
+            return None
+        if not settings.weights:
+            raise ValueError(
+                "model.objective.weights is empty: name the run of a teacher "
+                "(experiments/teacher/tabletop.py, or lapa import --format dinov2)"
+            )
+        return "model.objective.weights", settings.weights
 
-    def axes(self) -> Params:
-        return self.model.axes()
+    def adopt(self, variables: Variables, config: ConfigDict, params: Params) -> Variables:
+        wanted = self._objective()[1].teacher.architecture()
+        if config.stage != "teacher":
+            raise ValueError(f"it is of stage {config.stage!r}, not a teacher")
+        found = ViTConfig(**{key: config.model[key] for key in wanted}).architecture()
+        differing = [
+            f"model.objective.teacher.{key}={wanted[key]!r}, which is {found[key]!r} there"
+            for key in wanted
+            if wanted[key] != found[key]
+        ]
+        if differing:
+            raise ValueError("; ".join(differing))
+        here = self.model.abstract()[1]["objective"]["teacher"]
+        surgery.plan_swap(params["encoder"], here, may_change=())
+        return variables | {"objective": variables["objective"] | {"teacher": params["encoder"]}}
 
     def loss(
         self, params: Params, variables: Variables, batch: Batch, rng: jax.Array
@@ -77,11 +89,12 @@ class QuantizerStage:
         return self.model.after_update(params, variables, step, rng)
 
     def model_flops(self) -> float:
-        return 3.0 * quantizer_flops(self.model_config)
+        name, settings = self._objective()
+        beside = OBJECTIVES[name][1].flops(settings, self.model_config)
+        return 3.0 * quantizer_flops(self.model_config) + beside
 
-    def trainable(self, path: tuple[str, ...]) -> bool:
-        del path
-        return True
+    def _objective(self) -> tuple[str, Any]:
+        return objective_config(self.model_config.objective)
 
     # What the labeller, the evaluator and the report use; pure functions of the parameters.
 

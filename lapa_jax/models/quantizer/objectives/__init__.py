@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lapa_jax.models.quantizer.objectives.contrastive import Contrastive, ContrastiveConfig
+from lapa_jax.models.quantizer.objectives.features import Features, FeaturesConfig
 from lapa_jax.models.quantizer.objectives.pixels import (
     Clip,
     Pixels,
@@ -16,12 +17,13 @@ from lapa_jax.models.quantizer.objectives.pixels import (
 )
 from lapa_jax.models.registry import named_config
 
-__all__ = ["OBJECTIVES", "Clip", "Pixels", "PixelsConfig", "objective_config"]
+__all__ = ["OBJECTIVES", "Clip", "FeaturesConfig", "Pixels", "PixelsConfig", "objective_config"]
 
 OBJECTIVES: dict[str, tuple[type, type]] = {
     "pixels": (PixelsConfig, Pixels),
     "pixels_no_bottleneck": (PixelsConfig, PixelsNoBottleneck),
     "contrastive": (ContrastiveConfig, Contrastive),
+    "features": (FeaturesConfig, Features),
 }
 
 
