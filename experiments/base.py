@@ -180,6 +180,8 @@ def vit(name: str) -> ConfigDict:
         "dinov2_large": (1024, 24, 16),
         "dinov2_giant": (1536, 40, 24),
     }
+    if name not in sizes:
+        raise ValueError(f"encoder={name!r} must be one of {sorted(sizes)}")
     model.dim, model.depth, model.heads = sizes[name]
     model.head_dim = model.dim // model.heads
     model.swiglu = name == "dinov2_giant"

@@ -13,7 +13,7 @@ VERBS = {
     ),
     "train": (
         "lapa_jax.train",
-        "train any stage: quantizer, latent_pretraining, action_finetuning",
+        "train any stage: teacher, quantizer, latent_pretraining, action_finetuning",
         "lapa train --config experiments/quantizer/tabletop.py:quick=True --workdir runs/quantizer",
     ),
     "label": (
@@ -38,7 +38,7 @@ VERBS = {
     ),
     "import": (
         "lapa_jax.importer",
-        "foreign weights as a run directory: the original's quantizer (laq_pt)",
+        "foreign weights as a run: the original's quantizer (laq_pt), a teacher (dinov2)",
         "lapa import --format laq_pt --source laq_openx.pt --image_size 256 --out runs/laq_openx",
     ),
     "export": (

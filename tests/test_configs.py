@@ -75,6 +75,18 @@ def test_config_survives_json(experiment):
         again.stepz = 3
 
 
+@pytest.mark.parametrize("encoder", ["tabletop", "dinov2_small", "dinov2_giant"])
+def test_a_quantizer_at_full_size_predicts_features(encoder):
+    config = load("experiments/quantizer/paper.py", f"objective=features,encoder={encoder}")
+    encoder = stages.build(config, {}).model.abstract()[1]["objective"]["teacher"]
+    wanted = config.model.objective.teacher
+    assert encoder["positions"].shape == (1 + wanted.grid[0] * wanted.grid[1], wanted.dim)
+    with pytest.raises(ValueError, match="encoder='clip' must be one of .*'dinov2_base'"):
+        load("experiments/quantizer/paper.py", "objective=features,encoder=clip")
+    with pytest.raises(ValueError, match="objective='pixel' must be one of .*'features'"):
+        load("experiments/quantizer/paper.py", "objective=pixel")
+
+
 def test_difference_names_keys_of_both_sides():
     one, other = {"a": 1, "b": {"c": (1, 2), "d": 0}}, {"a": 1, "b": {"c": [1, 3]}, "e": 5}
     assert configs.difference(one, other) == {

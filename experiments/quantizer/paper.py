@@ -9,6 +9,12 @@ last quirk, for parity; it collapses.
     lapa train --config experiments/quantizer/paper.py:corpus=bridge,data=data/bridge \
         --workdir runs/laq_bridge
 
+What is predicted may be features of DINOv2 instead of pixels, as in UniVLA (Bu et al. 2025):
+
+    lapa import --format dinov2 --source dinov2-base/model.safetensors --out runs/dinov2_base
+    lapa train --config experiments/quantizer/paper.py:corpus=bridge,objective=features \
+        --config.model.objective.weights=runs/dinov2_base --workdir runs/laq_bridge_features
+
 Known (the original's training script and its authors' answers): the sizes; Adam (0.9, 0.99) at a
 constant 1e-4 without warm-up or decay, clip 0.5, 64 pairs a process, 100,005 steps; windows of 3
 frames at 5 Hz on Bridge and 30 frames at 12 Hz on Something-Something V2. Not known: how many
@@ -28,8 +34,17 @@ CORPORA = {"bridge": 0.6, "openx": 0.6, "language_table": 0.6, "ssv2": 2.5}
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """`corpus`: one of CORPORA. `data`: its shards (256 px). `legacy`: the original's quirks."""
-    arg = base.parse_arg(arg, quick=False, corpus="bridge", data="data/bridge", legacy=False)
+    """`corpus`: one of CORPORA. `data`: its shards (256 px). `legacy`: the original's quirks.
+    `objective`: one of base.objective; `encoder`: the teacher of features, one of base.vit."""
+    arg = base.parse_arg(
+        arg,
+        quick=False,
+        corpus="bridge",
+        data="data/bridge",
+        legacy=False,
+        objective="pixels",
+        encoder="dinov2_base",
+    )
     if arg.corpus not in CORPORA:
         raise ValueError(f"corpus={arg.corpus!r} must be one of {sorted(CORPORA)}")
     config = base.stage_defaults("quantizer")
@@ -45,6 +60,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.sampling = "per_video" if arg.legacy else "per_frame"
     config.data.tail = "clamp" if arg.legacy else "drop"
     config.model = base.legacy_quantizer_model()
+    config.model.objective = base.objective(arg.objective, arg.encoder)
     if not arg.legacy:
         native = base.quantizer_model()
         config.model.legacy, config.model.predict = False, native.predict

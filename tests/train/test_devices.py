@@ -27,6 +27,7 @@ CASES = [
     *(("latent_pretraining", preset) for preset in MESHES),
     ("quantizer", "fsdp_tp"),
     ("action_finetuning", "fsdp_tp"),
+    ("teacher", "fsdp_tp"),
 ]
 # Float32; the order of sums differs between meshes.
 METRIC_TOLERANCE = 2e-4  # relative
@@ -101,6 +102,8 @@ def test_same_losses_and_gradients(run, on_one_device, stage, preset):
     others = jax.tree.leaves((state.opt_state, state.variables, state.step))
     moved = 0
     for (path, expected), value in zip(leaves, others, strict=True):
+        if jax.tree_util.keystr(path).endswith("['attention']['k']['bias']"):
+            continue  # softmax does not depend on it: its gradient is rounding
         scale = max(float(np.abs(expected).max()), 1e-8)
         np.testing.assert_allclose(
             value,
