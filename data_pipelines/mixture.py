@@ -18,6 +18,7 @@ from data_pipelines.labels import LabelSet
 
 FIELDS = ("frames", "instruction", "action", "latent_action")
 _PER_VIDEO_SALT = 0x7669646  # keeps the draw of t apart from the permutation of episodes
+_FRACTION_SALT = 0x66726163
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +129,7 @@ def open_mixture(data: Any, fields: Sequence[str] = ("frames",)) -> Mixture:
                     _plain(getattr(getattr(data.corpora, corpus.name), key))
                     for key in (
                         "split",
+                        "fraction",
                         "window_seconds",
                         "fps",
                         "image_key",
@@ -198,7 +200,7 @@ def _open_corpus(number: int, name: str, config: Any, data: Any, fields: Sequenc
         counts = length if data.tail == "clamp" else length - beyond
     if "action" in fields:
         counts = np.minimum(counts, length - 1)  # RLDS: the last step's action means nothing
-    counts = np.maximum(counts, 0)
+    counts = np.where(_chosen(name, config.fraction, index.num_episodes), np.maximum(counts, 0), 0)
     if "instruction" in fields:
         without = index.instruction_of_episode < 0
         if without.all():
@@ -236,6 +238,15 @@ def _open_corpus(number: int, name: str, config: Any, data: Any, fields: Sequenc
         data.num_frames,
         data.sampling == "per_video",
     )
+
+
+def _chosen(name: str, fraction: float, episodes: int) -> np.ndarray:
+    """Which episodes belong to the fraction, bool (episodes,): those of a smaller one are among
+    those of a larger."""
+    if not 0 < fraction <= 1:
+        raise ValueError(f"data.corpora.{name}.fraction is {fraction}; it must be in (0, 1]")
+    place = order.mix(_FRACTION_SALT, np.arange(episodes)) / 2.0**64
+    return place < fraction if fraction < 1 else np.ones(episodes, bool)
 
 
 def _horizon(name: str, config: Any, index: CorpusIndex, num_frames: int) -> np.ndarray:

@@ -31,6 +31,7 @@ def corpus(path: str, **overrides) -> dict:
         "split": "train",
         "sidecar_dir": "",  # where index and label sets lie; empty: beside the shards
         "weight": 1.0,  # share of the mixture, relative to the others
+        "fraction": 1.0,  # of its episodes that are drawn from
         "window_seconds": 0.6,  # time between the two frames of a pair
         "fps": 0.0,  # 0.0: from the episodes' metadata
         "image_key": "image",
@@ -118,8 +119,7 @@ def quantizer_model() -> ConfigDict:
 def bottleneck(name: str, codebook_size: int = 8) -> ConfigDict:
     """The settings of a bottleneck. `codebook_size` only shapes the levels of "fsq"."""
     codebook = {
-        "usage_decay": 0.9,
-        "dead_fraction": 0.2,  # of uniform usage: below it a code is replaced
+        "dead_fraction": 0.5,  # of uniform usage: below it a code is replaced
         "replace_every_steps": 10,
         "recent_size": 1024,  # latents kept, from which replacements are drawn
         "replace_noise": 0.01,

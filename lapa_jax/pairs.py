@@ -47,7 +47,7 @@ class Pairs:
         self.window_seconds = window_seconds or _trained_window(config)
         data = ConfigDict(config.data.to_dict())
         template = next((c.to_dict() for c in data.corpora.values()), base.corpus(""))
-        template |= {"label_set": "", "fps": 0.0}
+        template |= {"label_set": "", "fps": 0.0, "fraction": 1.0}
         data.corpora = ConfigDict(
             {"corpus": template | corpus | {"window_seconds": self.window_seconds}}
         )

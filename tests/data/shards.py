@@ -95,6 +95,7 @@ def data_config(corpora: dict[str, Path], size: int = 16, **overrides) -> ml_col
                     "split": "train",
                     "sidecar_dir": "",
                     "weight": 1.0,
+                    "fraction": 1.0,
                     "window_seconds": 0.4,
                     "fps": 0.0,
                     "image_key": "image",

@@ -127,6 +127,22 @@ def test_eligible_frames(corpora, overrides, fields, eligible):
     ]
 
 
+def test_smaller_fractions_are_part_of_larger_ones(tmp_path):
+    write_corpus(tmp_path, lengths=[4] * 200)
+
+    def episodes(fraction):
+        loader = make(
+            ({"a": tmp_path}, None), fields=("frames",), num_frames=1, a__fraction=fraction
+        )
+        return set(np.flatnonzero(loader.mixture.corpora[0].counts).tolist())
+
+    tenth, third, whole = (episodes(f) for f in (0.1, 0.3, 1.0))
+    assert tenth < third < whole and len(whole) == 200
+    assert 10 <= len(tenth) <= 32 and 42 <= len(third) <= 80
+    with pytest.raises(ValueError, match="data.corpora.a.fraction is 0.0"):
+        episodes(0.0)
+
+
 def test_per_video_draws_one_frame_of_each_video_anew_each_epoch(corpora):
     loader = make(corpora, sampling="per_video")
     corpus = loader.mixture.corpora[0]
@@ -433,6 +449,7 @@ def test_fingerprint_tells_what_changed(corpora):
         ({"seed": 4}, "seed 3 → 4"),
         ({"global_batch": 12}, "global_batch"),
         ({"a__weight": 2.0}, "mixture_hash"),
+        ({"a__fraction": 0.9}, "mixture_hash"),
         ({"tail": "clamp"}, "mixture"),
         ({"b__window_seconds": 0.2}, "mixture_hash"),
     ):

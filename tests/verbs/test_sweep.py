@@ -33,7 +33,7 @@ def test_shipped_grids():
     assert len(points) == 32 and len({p.name for p in points}) == 32
     assert points[5].name == "codebook_size=4,code_length=2"
     assert points[5].config.model.codebook_size == 4
-    for name in ("window", "model_size"):
+    for name in ("window", "model_size", "data", "no_collapse"):
         assert len(sweep.read_points(str(CODEBOOK.with_name(f"{name}.py")))) >= 5
     windows = sweep.read_points(str(CODEBOOK.with_name("window.py")))
     assert {c.window_seconds for c in windows[0].config.data.corpora.values()} == {0.1}
