@@ -8,19 +8,21 @@ import argparse
 import dataclasses
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from data_pipelines.loader import Loader
-from lapa_jax import runs
+from lapa_jax import quantizer_report, runs
 from lapa_jax.diagnostics.statistics import wilson_interval
 from lapa_jax.envs.rollout import Rollouts, rollout
 from lapa_jax.envs.tabletop import SceneConfig, Tabletop
-from lapa_jax.evaluate_quantizer import evaluate_paired_views, evaluate_quantizer
-from lapa_jax.transfer import evaluate_transfer
+from lapa_jax.evaluate_quantizer import evaluate_paired_views, evaluate_quantizer, in_depth
+from lapa_jax.simulated import evaluate_distractors, evaluate_transfer
 
 
 def main(argv: list[str]) -> int:
@@ -40,11 +42,13 @@ def main(argv: list[str]) -> int:
         "--paired", action="store_true", help="the two corpora show the same episodes (quantizer)"
     )
     parser.add_argument(
-        "--transfer",
+        "--simulate",
         type=int,
         default=0,
-        help="motions to take to another scene of the tabletop (quantizer); 0: none",
+        help="motions of the tabletop for what needs a simulator: transfer to another scene, "
+        "distractors (quantizer); 0: none",
     )
+    parser.add_argument("--report", default="", help="an HTML report (quantizer)")
     loop = parser.add_argument_group("the tabletop: closed loop of action policies, transfer")
     loop.add_argument("--families", default="reach", help="comma-separated")
     loop.add_argument("--blocks", type=int, default=4)
@@ -62,21 +66,7 @@ def main(argv: list[str]) -> int:
         corpora = {name: c.to_dict() for name, c in run.config.data.corpora.items()}
     result: dict[str, Any] = {"workdir": str(run.workdir), "step": run.step}
     if run.config.stage == "quantizer":
-        found = {
-            name: evaluate_quantizer(run, corpus, max_pairs=args.max_examples)
-            for name, corpus in corpora.items()
-        }
-        result |= {name: one.report for name, one in found.items()}
-        if args.paired:
-            if len(found) != 2:
-                raise ValueError(f"--paired compares two corpora, there are {sorted(found)}")
-            size = run.stage.model_config.codebook_size
-            result["paired_views"] = evaluate_paired_views(*found.values(), size)
-        if args.transfer:
-            env = Tabletop(SceneConfig(args.blocks, tuple(args.families.split(",")), args.steps))
-            result["transfer"] = evaluate_transfer(
-                run, env, episodes=args.transfer, seed=args.seed, view=args.view
-            )
+        result |= _quantizer(run, corpora, args)
     else:
         result["tokens"] = evaluate_tokens(run, corpora, max_examples=args.max_examples)
     if run.config.stage == "action_finetuning" and args.episodes:
@@ -94,6 +84,30 @@ def main(argv: list[str]) -> int:
         with open(args.json, "w") as file:
             file.write(text + "\n")
     return 0
+
+
+def _quantizer(run: runs.Run, corpora: dict[str, dict], args: argparse.Namespace) -> dict[str, Any]:
+    """Everything that is measured of a quantizer; writes the report where one is asked for."""
+    if args.paired and len(corpora) != 2:
+        raise ValueError(f"--paired compares two corpora, there are {sorted(corpora)}")
+    found, result, frames = {}, {}, {}
+    for name, corpus in corpora.items():
+        logging.info("=== %s ===", name)
+        shallow = evaluate_quantizer(run, corpus, max_pairs=args.max_examples)
+        found[name] = in_depth(run, shallow)
+    result |= {name: one.report for name, one in found.items()}
+    if args.paired:
+        size = run.stage.model_config.codebook_size
+        result["paired_views"] = evaluate_paired_views(*found.values(), size)
+    if args.simulate:
+        logging.info("=== simulator ===")
+        env = Tabletop(SceneConfig(args.blocks, tuple(args.families.split(",")), args.steps))
+        motions = dict(episodes=args.simulate, seed=args.seed)
+        result["transfer"], frames = evaluate_transfer(run, env, view=args.view, **motions)
+        result["distractors"] = evaluate_distractors(run, env, **motions)
+    if args.report:
+        quantizer_report.write(Path(args.report), run, found, result, frames)
+    return result
 
 
 def evaluate_tokens(run: runs.Run, corpora: dict[str, dict], *, max_examples: int) -> dict:

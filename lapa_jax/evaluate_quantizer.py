@@ -1,4 +1,4 @@
-"""What a quantizer's latent actions are worth, on all pairs of a corpus or of two paired views."""
+"""What a quantizer's latent actions are worth, on the pairs of a corpus or of two paired views."""
 
 import dataclasses
 from typing import Any
@@ -8,8 +8,15 @@ import numpy as np
 
 from lapa_jax import pairs, runs
 from lapa_jax.diagnostics import codebook, probes
-from lapa_jax.diagnostics.embodiment import embodiment_report
-from lapa_jax.diagnostics.reconstruction import image_errors, reconstruction_report
+from lapa_jax.diagnostics.content import content_report
+from lapa_jax.diagnostics.controls import fit_motion_codes
+from lapa_jax.diagnostics.embodiment import code_agreement, embodiment_report
+from lapa_jax.diagnostics.reconstruction import (
+    image_errors,
+    reconstruction_report,
+    structural_similarity,
+)
+from lapa_jax.true_action import decoder_given_true_action
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +34,7 @@ class QuantizerEvaluation:
 
 
 def evaluate_quantizer(run: runs.Run, corpus: dict, *, max_pairs: int) -> QuantizerEvaluation:
-    """Code usage, reconstruction and, where there are actions, a probe from z to them; with
+    """Code usage, reconstruction and, where there are actions, a linear probe from z to them; with
     episode-bootstrap 95 % intervals.
 
     Takes at most `max_pairs` pairs, evenly spread over the corpus.
@@ -74,17 +81,53 @@ def evaluate_quantizer(run: runs.Run, corpus: dict, *, max_pairs: int) -> Quanti
     return QuantizerEvaluation(report, first, last, recon, z, actions, latents, episode)
 
 
+def in_depth(run: runs.Run, found: QuantizerEvaluation) -> QuantizerEvaluation:
+    """The same evaluation with all that takes minutes: structural similarity, what z holds of the
+    action and of the scene beside controls, and the decoder given the true action."""
+    first, last, episode = found.first, found.last, found.episode
+    errors = image_errors(first, last, found.recon)
+    report = found.report | {
+        "reconstruction": reconstruction_report(
+            *errors,
+            episode,
+            seed=0,
+            ssim=structural_similarity(found.recon, last),
+            ssim_copy=structural_similarity(first, last),
+        ),
+        "content": content_report(
+            found.z,
+            found.latents,
+            first,
+            last,
+            found.actions,
+            episode,
+            run.stage.model_config.codebook_size,
+            seed=0,
+        ),
+    }
+    if found.actions is not None:
+        report["true_action"] = decoder_given_true_action(
+            run, first, last, found.actions, found.latents, episode, seed=0
+        )
+    return dataclasses.replace(found, report=report)
+
+
 def evaluate_paired_views(
     one: QuantizerEvaluation, other: QuantizerEvaluation, codebook_size: int
 ) -> dict[str, Any]:
     """Whether the same motion in two views is the same latent action: corpora that hold the same
-    episodes, as `lapa data collect --views A,B` writes them."""
+    episodes, as `lapa data collect --views A,B` writes them. Controls: codes by k-means of the
+    change of the frames, fitted in the first view."""
     if len(one.z) != len(other.z) or (one.episode != other.episode).any():
         raise ValueError(
             f"the views are not paired: {len(one.z)} and {len(other.z)} pairs of "
             f"{len(np.unique(one.episode))} and {len(np.unique(other.episode))} episodes"
         )
     flat = tuple(v.latents.reshape(len(v.latents), -1) for v in (one, other))
-    return embodiment_report(
+    report = embodiment_report(
         (one.z, other.z), flat, one.actions, one.episode, codebook_size, seed=0
     )
+    motion = fit_motion_codes(one.first, one.last, one.episode, codebook_size, seed=0)
+    codes = (motion(view.first, view.last) for view in (one, other))
+    report["motion_kmeans"] = code_agreement(*codes, one.episode, codebook_size, seed=0)
+    return report

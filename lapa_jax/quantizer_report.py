@@ -1,5 +1,7 @@
 """What a quantizer's evaluation looks like: pictures and tables for any report."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,9 +11,201 @@ from lapa_jax import runs
 from lapa_jax.diagnostics.codebook import actions_per_code
 from lapa_jax.evaluate_quantizer import QuantizerEvaluation
 from lapa_jax.report import figures
-from lapa_jax.report.html import Section
+from lapa_jax.report.environment import describe_environment
+from lapa_jax.report.html import Report, Section
 
 MAX_CODES = 16  # columns of the atlas
+FEATURES = {
+    "latent_action": "latent action z",
+    "continuous_latent": "latent before the bottleneck",
+    "first_frame": "first frame only",
+    "first_frame_and_latent_action": "first frame and z",
+}
+CONTROLS = FEATURES | {"random_codes": "random codes", "motion_kmeans": "k-means of the change"}
+
+
+def write(
+    path: Path,
+    run: runs.Run,
+    found: Mapping[str, QuantizerEvaluation],
+    result: Mapping[str, Any],
+    transfer: Mapping[str, np.ndarray],
+) -> None:
+    """Writes the report of `lapa evaluate`: evaluations by corpus, the whole result, and the frames
+    of `evaluate_transfer` (empty without it)."""
+    model = run.stage.model_config
+    report = Report(
+        "What the latent actions are worth",
+        f"{run.workdir}, step {run.step:,}: {model.codebook_size} codes × {model.code_length}.",
+    )
+    for name, evaluation in found.items():
+        section = report.section(
+            f"Corpus {Path(name).name}",
+            f"{evaluation.report['pairs']:,} pairs, {evaluation.report['window_seconds']:g} s "
+            "apart. Intervals are 95 %, by resampling episodes.",
+        )
+        quantizer_pictures(section, evaluation, Path(name).name)
+        section.figure(
+            atlas(run, {name: evaluation}), "Every latent action applied to the same frames."
+        )
+        _content(section, evaluation.report)
+    if "paired_views" in result:
+        _paired_views(report, result["paired_views"])
+    if "transfer" in result:
+        _simulated(report, result, transfer)
+    closing = report.section("How this was made")
+    closing.settings("Versions and hardware", describe_environment())
+    closing.settings("Config of the run", run.config.to_dict())
+    report.write(path)
+
+
+def _content(section: Section, report: Mapping[str, Any]) -> None:
+    rows = [["decoded from z", report["reconstruction"]]]
+    if "true_action" in report:
+        rows.append(["the same decoder given the true action", report["true_action"]])
+    section.table(
+        ["later frame", "skill", "PSNR, dB", "SSIM"],
+        [
+            [name, *(_with_interval(r, key) for key in ("skill", "psnr", "ssim"))]
+            for name, r in rows
+        ],
+        f"Copying the first frame has skill 0, PSNR {report['reconstruction']['psnr_copy']:.1f} dB "
+        f"and SSIM {report['reconstruction']['ssim_copy']:.3f}. The true action bounds what this "
+        "decoder could do with a perfect latent of its size; it is measured on a quarter of the "
+        "episodes.",
+    )
+    content = report["content"]
+    if "label_efficiency" in content:
+        section.figure(
+            figures.label_curves(content["label_efficiency"], FEATURES),
+            "How many labels it takes to read the true action off, tested on other episodes.",
+        )
+    columns = ("perplexity", "r2_linear", "r2_mlp", "scene_accuracy")
+    section.table(
+        ["codes or features", "perplexity", "R² linear", "R² network", "tells the episode"],
+        [
+            [CONTROLS.get(name, name), *(_with_interval(row, key) for key in columns)]
+            for name, row in content["controls"].items()
+        ],
+        "z beside what it should beat (codes that nobody learnt) and what it should not be (the "
+        "scene). Chance to tell the episode: "
+        + ", ".join({_value(row["scene_chance"]) for row in content["controls"].values()})
+        + ".",
+    )
+    bits = [
+        [f"true action → z, {kind}", found]
+        for kind, found in content.get("action_to_code", {}).items()
+    ]
+    given = content["code_given_scene"]
+    bits += [
+        [f"first frame → z, {name}", given[key]]
+        for key, name in (("other_episodes", "new scene"), ("later_in_episode", "known scene"))
+        if given[key] is not None
+    ]
+    section.table(
+        ["classifier", "bits left", "bits of z", "explained", "accuracy", "most common code"],
+        [
+            [
+                name,
+                *(
+                    _with_interval(r, key)
+                    for key in (
+                        "bits",
+                        "marginal_bits",
+                        "explained_bits",
+                        "accuracy",
+                        "modal_accuracy",
+                    )
+                ),
+            ]
+            for name, r in bits
+        ],
+        "How well z can be told from the true action, and from the first frame alone: H(z | scene) "
+        "is at most the bits left there.",
+    )
+
+
+def _paired_views(report: Report, paired: Mapping[str, Any]) -> None:
+    section = report.section(
+        "The same motion in two views", f"{paired['windows']:,} windows of the same episodes."
+    )
+    agreement, null = paired["codes"]["agreement"], paired["codes"]["null"]
+    retrieval = paired["retrieval_at_1"]
+    rows = [
+        ["same code in both views", _estimate(agreement), _estimate(null)],
+        ["nearest latent is the same window", _estimate(retrieval), _value(retrieval["chance"])],
+        ["same code, k-means of the change", *map(_estimate, paired["motion_kmeans"].values())],
+        ["alignment of the latents (linear CKA)", _value(paired["cka"]), "0"],
+    ]
+    if "probe" in paired:
+        rows.append(
+            [
+                "R² of a probe fitted in one view, tested in the other",
+                _with_interval(paired["probe"]["other_view"], "r2_mean"),
+                f"in its own view {_with_interval(paired['probe']['same_view'], 'r2_mean')}",
+            ]
+        )
+    section.table(
+        ["measure", "value", "to compare with"],
+        rows,
+        "The null of the first row exchanges the windows of each episode: agreement above it is "
+        "about the motion, not the scene.",
+    )
+
+
+def _simulated(report: Report, result: Mapping[str, Any], frames: Mapping[str, np.ndarray]) -> None:
+    section = report.section(
+        "What only a simulator tells",
+        "z of one scene decoded in another, against what the same actions do there; and codes "
+        "under motion that no action made.",
+    )
+    transfer = result["transfer"]
+    section.table(
+        ["later frame decoded from", "skill", "PSNR, dB"],
+        [
+            [name, _with_interval(transfer[key], "skill"), transfer[key]["psnr"]]
+            for key, name in (
+                ("z", "z of the other scene"),
+                ("own", "z of the true pair"),
+                ("shuffled", "z of a third scene"),
+            )
+        ],
+        f"{transfer['episodes']:,} motions. The other scene gives the code of the true pair in "
+        f"{transfer['same_code_as_own']:.0%}.",
+    )
+    shown = slice(0, 8)
+    names = ("first", "later", "other scene", "simulated", "decoded from z", "decoded from own")
+    section.figure(
+        figures.frame_columns({name: frames[name][shown] for name in names}),
+        "One motion per column: where z is read, the other scene, what the simulator says, and "
+        "what the decoder draws.",
+    )
+    distractors = result["distractors"]
+    section.table(
+        ["moving distractors change the code", "share", "chance"],
+        [
+            [name, _estimate(distractors[key]), distractors[key]["chance"]]
+            for key, name in (
+                ("changed_still", "while nothing else moves"),
+                ("changed_moving", "while the robot moves"),
+            )
+        ],
+    )
+
+
+def _with_interval(row: Mapping[str, Any], key: str) -> str:
+    interval = row.get(f"{key}_interval")
+    if row.get(key) is None or interval is None or None in interval:
+        return _value(row.get(key))
+    return f"{row[key]:.3g} ({interval[0]:.3g} to {interval[1]:.3g})"
+
+
+def _estimate(found: Mapping[str, float]) -> str:
+    return f"{found['estimate']:.3g} ({found['low']:.3g} to {found['high']:.3g})"
+
+
+def _value(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
 
 
 def quantizer_pictures(section: Section, found: QuantizerEvaluation, view: str) -> None:

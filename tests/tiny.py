@@ -61,7 +61,7 @@ QUANTIZER = {
     "model.decoder_depth": 1,
     "model.bottleneck.recent_size": 32,
     "model.bottleneck.replace_every_steps": 3,
-    "model.bottleneck.usage_decay": 0.5,
+    "model.bottleneck.replace_noise": 0.01,
     "model.bottleneck.dead_fraction": 0.9,
 }
 ENCODER = {"dim": 32, "mlp_dim": 64, "heads": 4, "head_dim": 8, "depth": 1}

@@ -70,6 +70,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if arg.quick:
         if not arg.legacy:
             config.model.bottleneck.update(continuous_steps=10, ramp_steps=20)
+            config.model.normalize_decay = 0.8  # of 60 steps; else evaluation lags behind training
         config.steps, config.global_batch = 60, 16
         config.log_every_steps, config.checkpoint.every_steps = 10, 30
         config.optimizer.peak_lr = config.optimizer.end_lr = 2e-3

@@ -29,6 +29,8 @@ def get_sweep(arg: str | None = None) -> dict:
     if arg.recipe not in RECIPES:
         raise ValueError(f"recipe={arg.recipe!r} must be one of {sorted(RECIPES)}")
     config = RECIPES[arg.recipe].get_config("quick=True")
+    # The grid of patches stays that of the recipe.
+    config.model.patch_size = config.model.patch_size * arg.size // config.data.image_size[0]
     config.data.image_size = (arg.size, arg.size)
     corpus = base.corpus(
         arg.data,

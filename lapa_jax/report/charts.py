@@ -337,6 +337,39 @@ def code_meaning(
     )
 
 
+def label_curves(
+    efficiency: Mapping[str, Mapping[str, Mapping[str, Any]]], names: Mapping[str, str]
+) -> Picture:
+    """Mean R² over the number of labels, with intervals: a panel for the linear probe and one for
+    the small network, a line per feature set. `efficiency` is that of
+    `diagnostics.label_efficiency`; `names`: feature set → what to call it, in the order to draw.
+    """
+    figure = _figure(720, 320)
+    panels = figure.subplots(1, 2, sharey=True)
+    said = []
+    for axes, (kind, title) in zip(
+        panels, (("linear", "linear probe"), ("mlp", "small network")), strict=True
+    ):
+        for number, (key, name) in enumerate(names.items()):
+            points = [
+                (found["train_rows"], found["r2_mean"], *found["r2_mean_interval"])
+                for found in efficiency[key][kind].values()
+                if found["r2_mean"] is not None
+            ]
+            labels, mean, low, high = np.array(sorted(points)).T
+            color = SERIES[number % len(SERIES)]
+            axes.plot(labels, mean, color=color, linewidth=1.8, marker="o", markersize=3.5)
+            axes.lines[-1].set_label(_plain(name))
+            axes.fill_between(labels, low, high, color=color, alpha=0.15, linewidth=0)
+            said.append(f"{name}, {title}: {mean[-1]:.2f} with {labels[-1]:.0f} labels")
+        axes.set_xscale("log")
+        # A probe on ten labels may be worse than any constant: how much worse says nothing.
+        axes.set_ylim(-0.25, 1.0)
+        _dress(axes, x="labels", y="mean R²" if axes is panels[0] else "", title=title)
+    _legend(figure, panels[0])
+    return _picture(figure, f"Mean R² of the true action over labels. {'; '.join(said)}.")
+
+
 def heat_map(rows: Sequence[Mapping[str, Any]], down: str, across: str, measure: str) -> Picture:
     """`measure` of every row as a cell at (row[down], row[across]), with its number.
 

@@ -4,11 +4,12 @@ from lapa_jax.report.charts import (
     code_meaning,
     code_usage,
     heat_map,
+    label_curves,
     loss_curves,
     read_metrics,
     success_chart,
 )
-from lapa_jax.report.frames import Strip, atlas, film_strips, reconstruction_grid
+from lapa_jax.report.frames import Strip, atlas, film_strips, frame_columns, reconstruction_grid
 from lapa_jax.report.picture import Picture, picture_of_frame
 from lapa_jax.report.pipeline import pipeline_diagram
 
@@ -19,7 +20,9 @@ __all__ = [
     "code_meaning",
     "code_usage",
     "film_strips",
+    "frame_columns",
     "heat_map",
+    "label_curves",
     "loss_curves",
     "picture_of_frame",
     "pipeline_diagram",

@@ -7,7 +7,7 @@ it got darker, over a pale copy of the scene, on one scale per picture that the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,28 +86,54 @@ def reconstruction_grid(
         ("true change", tint_change(first, true, scale)),
         ("difference", tint_change(later, missed, scale)),
     )
-    width, height = _cell(first.shape[2], first.shape[1], cell)
-    left, step_x, step_y = 116, width + GAP, height + GAP
+    drawing = _columns(rows, labels, cell, room_below=24)
+    _legend(drawing, LEFT, drawing.height - 8, scale)
+    return drawing.picture(
+        f"{count} frame pairs in columns; rows: first frame, true later frame, reconstruction, "
+        "true change, and the difference of reconstruction and true later frame."
+    )
+
+
+def frame_columns(
+    rows: Mapping[str, np.ndarray], *, labels: Sequence[str] = (), cell: int = 104
+) -> Picture:
+    """Named rows of images (N, H, W, 3), one example per column; `labels` (N,) go under them."""
+    images = {name: to_uint8(value, name) for name, value in rows.items()}
+    shapes = {value.shape for value in images.values()}
+    if len(shapes) != 1 or len(next(iter(shapes))) != 4:
+        raise ValueError(f"the rows must share one shape (N, H, W, 3), got {sorted(shapes)}")
+    count = next(iter(shapes))[0]
+    if labels and len(labels) != count:
+        raise ValueError(f"labels must name each of {count} examples, got {len(labels)}")
+    drawing = _columns(list(images.items()), labels, cell, room_below=0)
+    return drawing.picture(f"{count} examples in columns; rows: {', '.join(images)}.")
+
+
+LEFT = 116  # room for the names of rows
+
+
+def _columns(
+    rows: Sequence[tuple[str, np.ndarray]], labels: Sequence[str], cell: int, room_below: int
+) -> Drawing:
+    count = len(rows[0][1])
+    width, height = _cell(rows[0][1].shape[2], rows[0][1].shape[1], cell)
+    step_x, step_y = width + GAP, height + GAP
     bottom = len(rows) * step_y + (20 if labels else 0)
-    drawing = Drawing(left + count * step_x, bottom + 24)
+    drawing = Drawing(LEFT + count * step_x, bottom + room_below)
     for r, (name, images) in enumerate(rows):
-        drawing.text(left - 10, r * step_y + height / 2 + 4, name, anchor="end")
+        drawing.text(LEFT - 10, r * step_y + height / 2 + 4, name, anchor="end")
         for c, image in enumerate(images):
-            drawing.image(image, left + c * step_x, r * step_y, width, height)
+            drawing.image(image, LEFT + c * step_x, r * step_y, width, height)
     for c, label in enumerate(labels):
         drawing.text(
-            left + c * step_x + width / 2,
+            LEFT + c * step_x + width / 2,
             len(rows) * step_y + 10,
             label,
             size=12,
             color=MUTED,
             anchor="middle",
         )
-    _legend(drawing, left, bottom + 16, scale)
-    return drawing.picture(
-        f"{count} frame pairs in columns; rows: first frame, true later frame, reconstruction, "
-        "true change, and the difference of reconstruction and true later frame."
-    )
+    return drawing
 
 
 def atlas(

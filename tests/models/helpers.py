@@ -10,7 +10,6 @@ from lapa_jax.models.quantizer import Quantizer, QuantizerConfig
 
 NSVQ = dict(
     name="nsvq",
-    usage_decay=0.9,
     dead_fraction=0.2,
     replace_every_steps=10,
     recent_size=512,

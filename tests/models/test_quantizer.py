@@ -136,30 +136,49 @@ def test_noise_substitution_has_error_length_and_finite_gradient():
     assert float(jnp.abs(grads[1]).max()) > 0
 
 
-def test_dead_codes_come_from_recent_latents_and_live_codes_stay():
-    recent = jnp.concatenate([jnp.zeros((60, 2)), jnp.full((4, 2), 9.0), jnp.full((64, 2), 77.0)])
+def redrawn(codebook, recent, count, **changes):
+    options = dict(dead_fraction=0.5, noise=0.0) | changes
+    return replace_dead_codes(codebook, recent, count, jax.random.key(0), **options)
+
+
+def test_dead_codes_split_the_code_that_most_latents_share():
+    recent = jnp.concatenate([jnp.zeros((30, 2)), jnp.full((34, 2), 9.0), jnp.full((64, 2), 77.0)])
     codebook = jnp.array([[0.0, 0.0], [500.0, 0.0]])
-    dead = jnp.array([False, True])
-    new = replace_dead_codes(codebook, dead, recent, 64, jax.random.key(0), 0.0)
+    new = redrawn(codebook, recent, 64)
     np.testing.assert_array_equal(new[0], codebook[0])
-    np.testing.assert_allclose(new[1], [9.0, 9.0])  # the uncovered cluster; unwritten rows never
-    same = replace_dead_codes(codebook, dead, recent, 0, jax.random.key(0), 0.0)
-    np.testing.assert_array_equal(same, codebook)
+    np.testing.assert_allclose(new[1], [9.0, 9.0])  # unwritten rows never
+    np.testing.assert_array_equal(redrawn(codebook, recent, 0), codebook)
+    # a code at an outlier that almost nobody shares is dead, too
+    outlier = recent.at[63].set(1000.0)
+    np.testing.assert_allclose(redrawn(codebook.at[1].set(1000.0), outlier, 64)[1], [9.0, 9.0])
+
+
+@pytest.mark.parametrize("tail", [0.0, 3.0])
+def test_redrawn_codes_are_all_used_however_skewed_the_latents(tail):
+    """A tight cluster of nine tenths, the rest far out: one code a cluster would leave 1.4 of 8."""
+    spread = jnp.where(jnp.arange(1000) < 900, 0.01, 10.0**tail)[:, None]
+    recent = spread * jax.random.normal(jax.random.key(1), (1000, 4))
+    codebook = redrawn(jnp.zeros((8, 4)), recent, 1000, all_dead=True)
+    for _ in range(4):
+        codebook = redrawn(codebook, recent, 1000)
+    share = jnp.bincount(nearest_code(recent[None], codebook)[0], length=8) / 1000
+    assert jnp.exp(-jnp.sum(share * jnp.log(share + 1e-9))) >= 4.0
 
 
 def test_normalised_latents_forget_their_scale_and_place():
     def normalised(z):
         """In training, and in evaluation once the running statistics are those of the batch."""
-        normalize = Normalizer(0.9, 4)
+        normalize = Normalizer(0.9, 2, 4)
         for _ in range(200):
             trained = normalize(z, train=True)
         return trained, normalize(z, train=False)
 
-    z = jax.random.normal(jax.random.key(0), (64, 1, 4))
+    z = jax.random.normal(jax.random.key(0), (64, 2, 4))
     expected, _ = normalised(z)
-    np.testing.assert_allclose(expected.mean((0, 1)), 0.0, atol=1e-5)
-    np.testing.assert_allclose(expected.std((0, 1)), 1.0, atol=1e-5)
-    for found in normalised(50.0 * z + 900.0):
+    np.testing.assert_allclose(expected.mean(0), 0.0, atol=1e-5)
+    np.testing.assert_allclose(expected.std(0), 1.0, atol=1e-5)
+    by_slot = jnp.array([50.0, 0.02])[:, None]
+    for found in normalised(by_slot * z + 9.0 * by_slot):
         np.testing.assert_allclose(found, expected, atol=2e-3)
 
 

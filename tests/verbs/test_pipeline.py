@@ -88,25 +88,35 @@ def _frame(index, row):
         return simplejpeg.decode_jpeg(file.read(int(index.frame_length[row])))
 
 
-def test_paired_views_and_transfer(quantizer, data, tmp_path):
+def test_everything_that_is_measured_of_a_quantizer(quantizer, data, tmp_path):
     views = [data / "human", data / "robot"]
     corpora = [argument for view in views for argument in ("--corpus", view)]
-    path = tmp_path / "result.json"
+    path, page = tmp_path / "result.json", tmp_path / "report.html"
     succeed(
         *("evaluate", "--workdir", quantizer, *corpora, "--paired", "--json", path),
-        *("--transfer", 6, "--blocks", 2),
+        *("--simulate", 6, "--blocks", 2, "--report", page),
     )
     result = json.loads(path.read_text())
     human, robot = (result[str(view)] for view in views)
-    assert result["paired_views"]["windows"] == human["pairs"] == robot["pairs"]
-    assert 0.0 <= result["paired_views"]["cka"] <= 1.0
-    assert len(result["paired_views"]["probe"]["other_view"]["r2"]) == 2
+    paired = result["paired_views"]
+    assert paired["windows"] == human["pairs"] == robot["pairs"]
+    assert 0.0 <= paired["cka"] <= 1.0 and {"agreement", "null"} <= set(paired["motion_kmeans"])
+    assert len(paired["probe"]["other_view"]["r2"]) == 2
     low, high = robot["reconstruction"]["skill_interval"]
     assert low <= robot["reconstruction"]["skill"] <= high
+    assert 0.0 < robot["reconstruction"]["ssim"] <= 1.0
     assert set(robot["probe"]) >= {"latent_action", "continuous_latent", "first_frame"}
-    transfer = result["transfer"]
+    assert set(robot["content"]["controls"]) >= {"latent_action", "random_codes", "motion_kmeans"}
+    # the decoder can do more with a latent that is fitted to what it should draw
+    assert robot["true_action"]["skill"] > robot["reconstruction"]["skill"]
+    transfer, distractors = result["transfer"], result["distractors"]
     assert transfer["episodes"] == 6 and 0.0 <= transfer["same_code_as_own"] <= 1.0
     assert {"z", "own", "shuffled"} <= set(transfer)
+    for name in ("changed_still", "changed_moving"):
+        assert 0.0 <= distractors[name]["estimate"] <= 1.0
+    text = page.read_text()
+    for words in ("Corpus robot", "k-means of the change", "two views", "simulator", "data:image/svg"):
+        assert words in text
     code, _, error = lapa("evaluate", "--workdir", quantizer, *corpora[:2], "--paired")
     assert code == 2 and "--paired compares two corpora" in error
 

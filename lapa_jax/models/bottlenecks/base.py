@@ -31,23 +31,23 @@ class BottleneckOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class CodebookConfig:
-    """`usage_decay`: per step, of the usage average. Every `replace_every_steps` (0: never) codes
-    used less than `dead_fraction` of uniform are drawn anew from the last `recent_size` latents,
-    with noise of `replace_noise` times their standard deviation. The decoder receives the latent
-    itself for `continuous_steps`, then over `ramp_steps` more and more of its quantised form."""
+    """Every `replace_every_steps` (0: never) codes that hold less than `dead_fraction` of a uniform
+    share of the last `recent_size` latents are drawn anew from those, with noise of
+    `replace_noise` times their standard deviation. The decoder receives the latent itself for
+    `continuous_steps`, then over `ramp_steps` more and more of its quantised form."""
 
     continuous_steps: int
     ramp_steps: int
-    usage_decay: float
     dead_fraction: float
     replace_every_steps: int
     recent_size: int
     replace_noise: float
 
     def __post_init__(self) -> None:
-        for name in ("usage_decay", "dead_fraction"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"model.bottleneck.{name}={getattr(self, name)} must be in [0, 1)")
+        if not 0.0 <= self.dead_fraction < 1.0:
+            raise ValueError(
+                f"model.bottleneck.dead_fraction={self.dead_fraction} must be in [0, 1)"
+            )
         for name in ("continuous_steps", "ramp_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(
@@ -79,7 +79,6 @@ class CodebookBottleneck(nnx.Module):
             self.codebook = param(codebook, "code", None)
         else:
             self.codebook = BottleneckState(codebook)
-        self.usage = BottleneckState(jnp.full(codebook_size, 1.0 / codebook_size, jnp.float32))
         self.recent = BottleneckState(jnp.zeros((config.recent_size, dim), jnp.float32))
         self.recent_count = BottleneckState(jnp.zeros((), jnp.int32))
         self.step = BottleneckState(jnp.zeros((), jnp.int32))
@@ -98,7 +97,6 @@ class CodebookBottleneck(nnx.Module):
         codes_BL = nearest_code(z_BLD, self.codebook[...])
         hard_BLD = self.codebook[...][codes_BL]
         error_BL = jnp.sum(jnp.square(z_BLD - hard_BLD), axis=-1)
-        frequency_K = jnp.bincount(codes_BL.reshape(-1), length=self.usage.shape[0]) / codes_BL.size
         loss, z_q_BLD = jnp.zeros(()), hard_BLD
         if train:
             noise_rng, recent_rng = jax.random.split(rng)
@@ -106,7 +104,7 @@ class CodebookBottleneck(nnx.Module):
             z_q_BLD = z_BLD + self._quantised_share() * (z_q_BLD - z_BLD)
             still_BLD = jax.lax.stop_gradient(z_BLD)
             self.update_codebook(still_BLD, codes_BL)
-            self._remember(still_BLD, frequency_K, recent_rng)
+            self._remember(still_BLD, recent_rng)
         spread = jnp.sum(jnp.var(z_BLD, axis=(0, 1)))
         metrics = {"quantization_error": jnp.mean(error_BL) / (spread + 1e-12)}
         return BottleneckOutput(z_q_BLD, codes_BL, loss, jax.lax.stop_gradient(metrics))
@@ -119,36 +117,32 @@ class CodebookBottleneck(nnx.Module):
     def after_update(self, step: jax.Array, rng: jax.Array) -> None:
         """Initialises the codebook after step 0, replaces dead codes every
         `replace_every_steps`."""
-        config, usage = self.config, self.usage[...]
+        config = self.config
         self.step[...] = (step + 1).astype(jnp.int32)
         every = config.replace_every_steps
         first = step == 0
-        due = (step > 0) & (step % every == 0) if every else jnp.zeros((), bool)
-        dead_K = first | (usage < config.dead_fraction / usage.shape[0])
+        due = first | (step % every == 0) if every else first
 
-        def replace(codebook, usage):
-            codebook = replace_dead_codes(
+        def replace(codebook):
+            return replace_dead_codes(
                 codebook,
-                dead_K,
                 self.recent[...],
                 self.recent_count[...],
                 rng,
-                config.replace_noise,
+                dead_fraction=config.dead_fraction,
+                noise=config.replace_noise,
+                all_dead=first,
             )
-            return codebook, jnp.where(dead_K, 1.0 / usage.shape[0], usage)
 
-        self.codebook[...], self.usage[...] = jax.lax.cond(
-            first | due, replace, lambda *same: same, self.codebook[...], usage
-        )
+        self.codebook[...] = jax.lax.cond(due, replace, lambda same: same, self.codebook[...])
 
     def _quantised_share(self) -> jax.Array:
         """From 0 (continuous) to 1."""
         beyond = self.step[...] - self.config.continuous_steps + 1
         return jnp.clip(beyond / (self.config.ramp_steps + 1), 0.0, 1.0)
 
-    def _remember(self, z_BLD: jax.Array, frequency_K: jax.Array, rng: jax.Array) -> None:
-        decay, size = self.config.usage_decay, self.config.recent_size
-        self.usage[...] = decay * self.usage[...] + (1.0 - decay) * frequency_K
+    def _remember(self, z_BLD: jax.Array, rng: jax.Array) -> None:
+        size = self.config.recent_size
         z_MD = z_BLD.reshape(-1, z_BLD.shape[-1])
         if z_MD.shape[0] > size:
             z_MD = z_MD[jax.random.randint(rng, (size,), 0, z_MD.shape[0])]
@@ -176,40 +170,53 @@ def code_distances(z_BLD: jax.Array, codebook_KD: jax.Array) -> jax.Array:
 
 def replace_dead_codes(
     codebook_KD: jax.Array,
-    dead_K: jax.Array,
     recent_RD: jax.Array,
     count: jax.Array,
     key: jax.Array,
+    *,
+    dead_fraction: float,
     noise: float,
+    all_dead: jax.Array | bool = False,
 ) -> jax.Array:
     """The codebook with dead codes redrawn from recent latents (of which `count` have been
     written).
 
-    Each draw has probability proportional to the squared distance to the nearest code that is alive
-    or already redrawn (k-means++), so that one dense cluster does not receive all of them.
+    Dead is a code that is the nearest of less than `dead_fraction` of its uniform share of them.
+    Each is drawn, one after the other, from the latents of the code that then has the most: it
+    splits what is said in one code too often. (Drawn by the distance to the nearest code, as
+    k-means++ does, codes run to outliers, and most latents share one.)
     """
-    size = recent_RD.shape[0]
-    written_R = jnp.arange(size) < count
-    total = jnp.maximum(written_R.sum(), 1)
-    mean = jnp.sum(jnp.where(written_R[:, None], recent_RD, 0.0), axis=0) / total
-    deviation = jnp.where(written_R[:, None], recent_RD - mean, 0.0)
-    spread = jnp.sqrt(jnp.sum(jnp.square(deviation)) / (total * recent_RD.shape[1]))
+    (size, rows) = codebook_KD.shape[0], recent_RD.shape[0]
+    written_R = (jnp.arange(rows) < count).astype(jnp.float32)
+    total = jnp.maximum(written_R.sum(), 1.0)
+    mean_D = jnp.sum(written_R[:, None] * recent_RD, axis=0) / total
+    deviation_RD = written_R[:, None] * (recent_RD - mean_D)
+    spread = jnp.sqrt(jnp.sum(jnp.square(deviation_RD)) / (total * recent_RD.shape[1]))
 
     def squared_distance(code_D):
         return jnp.sum(jnp.square(recent_RD - code_D), axis=-1)
 
+    def latents_of_codes(distance_KR):
+        nearest_R = jnp.argmin(distance_KR, axis=0)
+        return nearest_R, jnp.bincount(nearest_R, weights=written_R, length=size)
+
     distance_KR = jax.lax.map(squared_distance, codebook_KD)
-    far = 1e3 * jnp.square(spread) * recent_RD.shape[1] + 1e-12  # uniform when no code is alive
-    nearest_R = jnp.minimum(jnp.min(jnp.where(dead_K[:, None], jnp.inf, distance_KR), axis=0), far)
+    dead_K = latents_of_codes(distance_KR)[1] < dead_fraction * total / size
+    dead_K = dead_K | all_dead
+    distance_KR = jnp.where(dead_K[:, None], jnp.inf, distance_KR)
 
     def redraw(k, carry):
-        codebook_KD, nearest_R = carry
+        codebook_KD, distance_KR = carry
         draw_key, noise_key = jax.random.split(jax.random.fold_in(key, k))
-        logits = jnp.where(written_R, jnp.log(nearest_R + 1e-20), -jnp.inf)
-        chosen = recent_RD[jax.random.categorical(draw_key, logits)]
-        chosen = chosen + noise * spread * jax.random.normal(noise_key, chosen.shape)
-        code = jnp.where(dead_K[k], chosen, codebook_KD[k])
-        return codebook_KD.at[k].set(code), jnp.minimum(nearest_R, squared_distance(code))
+        nearest_R, count_K = latents_of_codes(distance_KR)
+        theirs_R = (nearest_R == jnp.argmax(count_K)) & (written_R > 0)
+        logits_R = jnp.where(theirs_R, 0.0, -jnp.inf)
+        code_D = recent_RD[jax.random.categorical(draw_key, logits_R)]
+        code_D = code_D + noise * spread * jax.random.normal(noise_key, code_D.shape)
+        return codebook_KD.at[k].set(code_D), distance_KR.at[k].set(squared_distance(code_D))
 
-    codebook, _ = jax.lax.fori_loop(0, dead_K.shape[0], redraw, (codebook_KD, nearest_R))
+    def visit(k, carry):
+        return jax.lax.cond(dead_K[k], lambda c: redraw(k, c), lambda c: c, carry)
+
+    codebook, _ = jax.lax.fori_loop(0, size, visit, (codebook_KD, distance_KR))
     return jnp.where(count > 0, codebook, codebook_KD)

@@ -48,7 +48,7 @@ class Quantizer(nnx.Module):
         else:
             self.code_projection = CodeProjection(config, rngs=rngs)
         decay = config.normalize_decay
-        self.normalize = Normalizer(decay, config.quant_dim) if decay else None
+        self.normalize = Normalizer(decay, config.code_length, config.quant_dim) if decay else None
         name, settings = bottleneck_config(config.bottleneck)
         self.bottleneck = BOTTLENECKS[name][1](
             settings, config.codebook_size, config.quant_dim, rngs=rngs

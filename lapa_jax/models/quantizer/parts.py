@@ -155,24 +155,25 @@ def moment_weights(rows: int, columns: int) -> np.ndarray:
 
 
 class Normalizer(nnx.Module):
-    """Batch normalisation of latents without scale and shift: by the batch in training, by running
-    statistics in evaluation (as Lancucki et al. 2020 do before vector quantisation).
+    """Batch normalisation of each slot's latents without scale and shift: by the batch in training,
+    by running statistics in evaluation (as Lancucki et al. 2020 do before vector quantisation).
 
     Normalised latents cannot drift away from their codebook, and the little that they say early in
-    training is as loud as the noise.
+    training is as loud as the noise. What all pairs have in common in a slot, such as its place,
+    says nothing of the motion; in one codebook for all slots it would take the codes.
     """
 
-    def __init__(self, decay: float, dim: int):
-        self.mean = BottleneckState(jnp.zeros(dim, jnp.float32))
-        self.variance = BottleneckState(jnp.ones(dim, jnp.float32))
+    def __init__(self, decay: float, code_length: int, dim: int):
+        self.mean = BottleneckState(jnp.zeros((code_length, dim), jnp.float32))
+        self.variance = BottleneckState(jnp.ones((code_length, dim), jnp.float32))
         self.decay = decay
 
     def __call__(self, z_BLQ: jax.Array, *, train: bool) -> jax.Array:
         if not train:
-            mean_Q, variance_Q = self.mean[...], self.variance[...]
+            mean_LQ, variance_LQ = self.mean[...], self.variance[...]
         else:
-            mean_Q, variance_Q = jnp.mean(z_BLQ, axis=(0, 1)), jnp.var(z_BLQ, axis=(0, 1))
-            for running, batch_Q in ((self.mean, mean_Q), (self.variance, variance_Q)):
+            mean_LQ, variance_LQ = jnp.mean(z_BLQ, axis=0), jnp.var(z_BLQ, axis=0)
+            for running, batch_LQ in ((self.mean, mean_LQ), (self.variance, variance_LQ)):
                 kept = self.decay * running[...]
-                running[...] = kept + (1.0 - self.decay) * jax.lax.stop_gradient(batch_Q)
-        return (z_BLQ - mean_Q) * jax.lax.rsqrt(variance_Q + 1e-12)
+                running[...] = kept + (1.0 - self.decay) * jax.lax.stop_gradient(batch_LQ)
+        return (z_BLQ - mean_LQ) * jax.lax.rsqrt(variance_LQ + 1e-12)
