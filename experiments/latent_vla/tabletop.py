@@ -25,7 +25,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.data.corpora[view] = base.corpus(f"{arg.data}/{view}", label_set=arg.label_set)
     config.compute_dtype = "float32"
     config.global_batch = 128
-    config.steps = 1500
+    config.steps = 1400
     config.code_length = 1  # of the label set
     config.model = base.policy_model(latent_vocab=8)
     if arg.quick:

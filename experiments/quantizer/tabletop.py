@@ -33,7 +33,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.data.corpora[view] = base.corpus(f"{arg.data}/{view}", window_seconds=0.2)
     config.compute_dtype = "float32"
     config.global_batch = 64
-    config.steps = 1000
+    config.steps = 900
     config.optimizer.peak_lr = 8e-3
     config.model = base.quantizer_model()
     config.model.objective = base.objective(arg.objective)

@@ -9,6 +9,7 @@ from scipy.stats import entropy
 
 from lapa_jax.diagnostics.codebook import (
     actions_per_code,
+    codebook_intervals,
     codebook_report,
     entropy_bits,
     joint_counts,
@@ -117,3 +118,16 @@ def test_actions_per_code():
     assert one_dim[0]["covariance"] == [[4.0]]
     with pytest.raises(ValueError, match="non-finite"):
         actions_per_code(z, np.full((6, 2), np.nan), 4)
+
+
+def test_intervals_hold_their_estimate_however_few_samples_a_code_has():
+    rng = np.random.default_rng(0)
+    episode = np.repeat(np.arange(40), 10)
+    for size, length in ((4, 1), (256, 1), (64, 2)):
+        z = rng.integers(0, size, (400, length))
+        report = codebook_report(z, size)
+        found = codebook_intervals(z, size, episode, seed=0)
+        for name in ("mean_perplexity", "joint_entropy_bits"):
+            low, high = found[f"{name}_interval"]
+            assert low < report[name] < high
+    assert found == codebook_intervals(z, size, episode, seed=0)
