@@ -7,7 +7,8 @@ colour (drawing_skill above 0), for quantizers that predict features instead of 
     lapa train --config experiments/quantizer/tabletop.py:objective=features \
         --config.model.objective.weights=runs/teacher --workdir runs/quantizer_features
 
-Cost: about seven minutes on one CPU core (330 images a second); quick=True takes one.
+Cost: seven to fourteen minutes on one CPU core (156 to 334 images a second, the core shared);
+quick=True takes one.
 """
 
 from ml_collections import ConfigDict

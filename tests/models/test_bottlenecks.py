@@ -163,7 +163,7 @@ def trained(config, steps):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fsq", "lfq"])
+@pytest.mark.parametrize("name", ["fsq", "lfq", "soft_vq"])
 def test_trained_bottlenecks_use_their_codes(name):
     config = quantizer_config(
         bottleneck=base.bottleneck(name, codebook_size=8).to_dict(), normalize_decay=0.9

@@ -115,7 +115,8 @@ def test_everything_that_is_measured_of_a_quantizer(quantizer, data, tmp_path):
     for name in ("changed_still", "changed_moving"):
         assert 0.0 <= distractors[name]["estimate"] <= 1.0
     text = page.read_text()
-    for words in ("Corpus robot", "k-means of the change", "two views", "simulator", "data:image/svg"):
+    figure = "data:image/svg"
+    for words in ("Corpus robot", "k-means of the change", "two views", "simulator", figure):
         assert words in text
     code, _, error = lapa("evaluate", "--workdir", quantizer, *corpora[:2], "--paired")
     assert code == 2 and "--paired compares two corpora" in error
