@@ -60,6 +60,10 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     run = runs.load(args.workdir)
+    if run.config.stage == "teacher":
+        raise ValueError(
+            f"{run.workdir} is a teacher: nothing is evaluated but what its metrics.jsonl tells"
+        )
     if args.corpus:
         corpora = {path: {"path": path, "split": args.split} for path in args.corpus}
     else:
