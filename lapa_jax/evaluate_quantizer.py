@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 from lapa_jax import pairs, runs
 from lapa_jax.diagnostics import codebook, probes
@@ -17,6 +18,8 @@ from lapa_jax.diagnostics.reconstruction import (
     structural_similarity,
 )
 from lapa_jax.true_action import decoder_given_true_action
+
+MIN_EPISODES = 3  # to fit, to choose settings, and to test
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,17 +97,19 @@ def in_depth(run: runs.Run, found: QuantizerEvaluation) -> QuantizerEvaluation:
             ssim=structural_similarity(found.recon, last),
             ssim_copy=structural_similarity(first, last),
         ),
-        "content": content_report(
-            found.z,
-            found.latents,
-            first,
-            last,
-            found.actions,
-            episode,
-            run.stage.model_config.codebook_size,
-            seed=0,
-        ),
     }
+    episodes = len(np.unique(episode))
+    if episodes < MIN_EPISODES:
+        logging.warning(
+            "%d episodes: what z holds is not measured, which takes %d to test on others",
+            episodes,
+            MIN_EPISODES,
+        )
+        return dataclasses.replace(found, report=report)
+    size = run.stage.model_config.codebook_size
+    report["content"] = content_report(
+        found.z, found.latents, first, last, found.actions, episode, size, seed=0
+    )
     if found.actions is not None:
         report["true_action"] = decoder_given_true_action(
             run, first, last, found.actions, found.latents, episode, seed=0

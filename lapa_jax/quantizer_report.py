@@ -74,7 +74,10 @@ def _content(section: Section, report: Mapping[str, Any]) -> None:
         "decoder could do with a perfect latent of its size; it is measured on a quarter of the "
         "episodes.",
     )
-    content = report["content"]
+    content = report.get("content")
+    if content is None:
+        section.text("Too few episodes to measure what z holds.")
+        return
     if "label_efficiency" in content:
         section.figure(
             figures.label_curves(content["label_efficiency"], FEATURES),
