@@ -94,12 +94,12 @@ def _quantizer(run: runs.Run, corpora: dict[str, dict], args: argparse.Namespace
     """Everything that is measured of a quantizer; writes the report where one is asked for."""
     if args.paired and len(corpora) != 2:
         raise ValueError(f"--paired compares two corpora, there are {sorted(corpora)}")
-    found, result, frames = {}, {}, {}
+    found, frames = {}, {}
     for name, corpus in corpora.items():
         logging.info("=== %s ===", name)
         shallow = evaluate_quantizer(run, corpus, max_pairs=args.max_examples)
         found[name] = in_depth(run, shallow)
-    result |= {name: one.report for name, one in found.items()}
+    result: dict[str, Any] = {name: one.report for name, one in found.items()}
     if args.paired:
         size = run.stage.model_config.codebook_size
         result["paired_views"] = evaluate_paired_views(*found.values(), size)

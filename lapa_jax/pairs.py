@@ -44,7 +44,7 @@ class Pairs:
     """`corpus`: keys as under data.corpora. `window_seconds`: None for that of the training."""
 
     def __init__(self, config: ConfigDict, corpus: dict, window_seconds: float | None = None):
-        self.window_seconds = window_seconds or _trained_window(config)
+        self.window_seconds = window_seconds or trained_window(config)
         data = ConfigDict(config.data.to_dict())
         template = next((c.to_dict() for c in data.corpora.values()), base.corpus(""))
         template |= {"label_set": "", "fps": 0.0, "fraction": 1.0}
@@ -95,7 +95,8 @@ def require_quantizer(run: runs.Run) -> None:
         raise ValueError(f"{run.workdir} is a run of stage {run.config.stage!r}, not a quantizer")
 
 
-def _trained_window(config: ConfigDict) -> float:
+def trained_window(config: ConfigDict) -> float:
+    """Seconds between the frames of a pair, one for all corpora of the training."""
     windows = {c.window_seconds for c in config.data.corpora.values()}
     if len(windows) != 1:
         raise ValueError(

@@ -231,7 +231,7 @@ def quantizer_pictures(section: Section, found: QuantizerEvaluation, view: str) 
         f"{report['codes']['mean_perplexity']:.2f}.",
     )
     if found.actions is not None:
-        rows = actions_per_code(found.z, found.actions, _codebook_size(report))
+        rows = actions_per_code(found.z, found.actions, report["codes"]["codebook_size"])
         section.figure(
             figures.code_meaning(rows, names=("x, metres a window", "y, metres a window")),
             f"{view}: the true motion under each latent action, which the quantizer never saw: "
@@ -243,10 +243,6 @@ def quantizer_pictures(section: Section, found: QuantizerEvaluation, view: str) 
             f"{view}: linear probe to the true motion, tested on other episodes; beside the "
             "controls that see shuffled z or the first frame only.",
         )
-
-
-def _codebook_size(report: dict[str, Any]) -> int:
-    return len(report["codes"]["histogram"][0])
 
 
 def _name(z: np.ndarray) -> str:

@@ -20,15 +20,10 @@ from lapa_jax.envs.tabletop import Tabletop
 NOISE = 0.3  # of the expert, so that motions differ
 
 
-def trained_window(run: runs.Run, env: Tabletop) -> int:
+def _window(run: runs.Run, env: Tabletop) -> int:
     """The quantizer's window in control steps of the environment."""
     pairs.require_quantizer(run)
-    windows = {c.window_seconds for c in run.config.data.corpora.values()}
-    if len(windows) != 1:
-        raise ValueError(
-            f"the quantizer was trained with the windows {sorted(windows)}: one needed"
-        )
-    steps = round(windows.pop() * env.spec.control_hz)
+    steps = round(pairs.trained_window(run.config) * env.spec.control_hz)
     if steps < 1:
         raise ValueError(f"the window is under one control step of {1 / env.spec.control_hz} s")
     return steps
@@ -44,7 +39,7 @@ def evaluate_transfer(
     other scene, of `own` (the z of the true pair: what the decoder could reach), and of `shuffled`
     (the z of a third scene: what any z gives).
     """
-    window = trained_window(run, env)
+    window = _window(run, env)
     start, end, actions = _motions(env, episodes, seed, window)
     there = jax.tree.map(lambda x: jnp.roll(x, -1, axis=0), start)
 
@@ -85,7 +80,7 @@ def evaluate_distractors(
     `changed_moving`: the same where the robot moves. Each with the share to expect if codes were
     drawn at random from how often they are used (`chance`). A quantizer of actions has 0.
     """
-    window = trained_window(run, env)
+    window = _window(run, env)
     start, end, _ = _motions(env, episodes, seed, window)
     # Distractors move with the clock of the state: the scene stands still, the clock runs.
     later = start.replace(time=end.time)
