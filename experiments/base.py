@@ -229,7 +229,10 @@ def policy_model(*, latent_vocab: int = 0, action_vocab: int = 0) -> ConfigDict:
     model.image_vocab = 0
     model.latent_vocab = latent_vocab  # the quantizer's codebook_size
     model.action_vocab = action_vocab  # most bins of an action dimension
-    model.text_length = 20  # slots, the begin token included
+    model.text_length = 20  # tokens of an instruction at most, the begin mark included
+    model.examples_per_row = 1  # more: packing
+    model.sequence_length = 0  # tokens of a row; 0: what the longest examples need
+    model.legacy = False  # the original's prompt, rows, losses and rotary angles, for its weights
     model.dim = 128
     model.depth = 3
     model.heads = 4
@@ -238,6 +241,7 @@ def policy_model(*, latent_vocab: int = 0, action_vocab: int = 0) -> ConfigDict:
     model.rope_theta = 10_000.0
     model.norm_eps = 1e-6
     model.init_std = 0.06
+    model.param_dtype = "float32"
     model.attention = "xla"
     model.remat = "none"
     model.unroll = 0  # layers per scan step; 0: all

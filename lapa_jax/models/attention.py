@@ -23,14 +23,15 @@ def attention(
     *,
     scale: float,
     causal: bool = False,
-    key_mask_BS: jax.Array | None = None,
+    q_segments_BT: jax.Array | None = None,
+    kv_segments_BS: jax.Array | None = None,
     bias_KTS: jax.Array | None = None,
     implementation: str = "xla",
 ) -> jax.Array:
     """softmax(scale · q kᵀ + bias) v, (B, T, K, C).
 
-    `causal`: query i sees keys j ≤ i (T = S). `key_mask_BS`: False hides a key from every query.
-    Every query must see at least one key.
+    `causal`: query i sees keys j ≤ i (T = S). Segments, int32: a query sees keys of its own segment
+    only. Every query must see at least one key.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
@@ -48,12 +49,13 @@ def attention(
         v_BSKC,
         scale=scale,
         causal=causal,
-        key_mask_BS=key_mask_BS,
+        q_segments_BT=q_segments_BT,
+        kv_segments_BS=kv_segments_BS,
         bias_KTS=bias_KTS,
     )
 
 
-def _xla(q_BTKC, k_BSKC, v_BSKC, *, scale, causal, key_mask_BS, bias_KTS):
+def _xla(q_BTKC, k_BSKC, v_BSKC, *, scale, causal, q_segments_BT, kv_segments_BS, bias_KTS):
     logits = jnp.einsum("btkc,bskc->bkts", q_BTKC, k_BSKC, preferred_element_type=jnp.float32)
     logits = logits * scale
     if bias_KTS is not None:
@@ -61,9 +63,9 @@ def _xla(q_BTKC, k_BSKC, v_BSKC, *, scale, causal, key_mask_BS, bias_KTS):
     visible = None
     if causal:
         visible = jnp.tri(q_BTKC.shape[1], dtype=bool)[None, None]
-    if key_mask_BS is not None:
-        keys = key_mask_BS[:, None, None, :]
-        visible = keys if visible is None else visible & keys
+    if kv_segments_BS is not None:
+        same = (q_segments_BT[:, :, None] == kv_segments_BS[:, None, :])[:, None]
+        visible = same if visible is None else visible & same
     if visible is not None:
         logits = jnp.where(visible, logits, jnp.finfo(jnp.float32).min)
     # Normalised after the weighted sum: the (T, S) weights are touched once less.

@@ -63,10 +63,12 @@ def test_position_bias_is_the_mlp_of_the_offset():
 
 def test_attention_masks_and_frames():
     q, k, v = (jax.random.normal(jax.random.key(i), (2, 4, 3, 8)) for i in range(3))
-    mask = jnp.array([[True, True, False, True]] * 2)
-    y = attention(q, k, v, scale=0.5, causal=True, key_mask_BS=mask)
+    segments = jnp.array([[1, 1, 2, 1]] * 2)
+    ids = dict(q_segments_BT=segments, kv_segments_BS=segments)
+    y = attention(q, k, v, scale=0.5, causal=True, **ids)
     logits = np.einsum("btkc,bskc->bkts", q, k) * 0.5
-    logits = np.where(np.tri(4, dtype=bool) & np.asarray(mask)[:, None, None], logits, -np.inf)
+    same = np.asarray(segments[:, None, :, None] == segments[:, None, None, :])
+    logits = np.where(np.tri(4, dtype=bool) & same, logits, -np.inf)
     expected = np.einsum("bkts,bskc->btkc", np.asarray(jax.nn.softmax(logits, -1)), v)
     np.testing.assert_allclose(y, expected, atol=1e-5)
     with pytest.raises(ValueError, match="model.attention='fast'"):
