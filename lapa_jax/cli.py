@@ -38,7 +38,8 @@ VERBS = {
     ),
     "import": (
         "lapa_jax.importer",
-        "foreign weights as a run: the original's quantizer (laq_pt), a teacher (dinov2)",
+        "foreign weights as a run: the original's quantizer (laq_pt), a teacher (dinov2), LWM's "
+        "image tokenizer (vqgan_pickle)",
         "lapa import --format laq_pt --source laq_openx.pt --image_size 256 --out runs/laq_openx",
     ),
     "export": (
