@@ -66,7 +66,7 @@ class LoadedImageTokenizer:
     """
 
     def __init__(self, run: runs.Run):
-        require_image_tokenizer(run)
+        pairs.require_image_tokenizer(run)
         config = run.stage.model_config
         self.config = run.config
         self.codebook_size: int = config.codebook_size
@@ -88,13 +88,6 @@ class LoadedImageTokenizer:
             )
         codes = _in_codebook(codes, "codes", self.codebook_size)
         return self._decode(self._params, self._variables, codes)
-
-
-def require_image_tokenizer(run: runs.Run) -> None:
-    if run.config.stage != "image_tokenizer":
-        raise ValueError(
-            f"{run.workdir} is a run of stage {run.config.stage!r}, not an image tokenizer"
-        )
 
 
 def _in_codebook(codes: jax.Array, name: str, size: int) -> jax.Array:

@@ -18,7 +18,7 @@ VERBS = {
     ),
     "label": (
         "lapa_jax.label",
-        "latent actions of a corpus by a trained quantizer, as sidecar files",
+        "latent actions of a corpus by a quantizer, or its image tokens, as sidecar files",
         "lapa label --workdir runs/quantizer --corpus data/robot --name laq",
     ),
     "evaluate": (

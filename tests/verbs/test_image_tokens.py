@@ -5,9 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
+import tiny
 from tiny import lapa, succeed
 
 import lapa_jax
+from data_pipelines.index import load_index
+from data_pipelines.labels import IMAGE_TOKENS, LabelSet, LabelSetWriter
 from lapa_jax.models.module import unflatten
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vqgan"
@@ -68,6 +72,68 @@ def test_what_a_tokenizer_is_not_for(tokenizer, tmp_path):
     assert "not a quantizer" in refused(
         "export", "--format", "laq_pt", "--workdir", tokenizer, "--out", tmp_path / "y"
     )
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """32 pixels; the JPEG of row 3 does not decode."""
+    directory, count = tmp_path_factory.mktemp("corpus"), iter(range(10**6))
+    original = simplejpeg.encode_jpeg
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            simplejpeg,
+            "encode_jpeg",
+            lambda *a: original(*a)[: 300 if next(count) == 3 else None],
+        )
+        return tiny.write_corpus(directory, size=32, episodes=4)
+
+
+def test_the_tokens_of_every_frame(tokenizer, corpus, monkeypatch):
+    arguments = ("label", "--what", "image_tokens", "--workdir", tokenizer, "--corpus", corpus)
+    index, written, write = load_index(corpus), [], LabelSetWriter.write_shard
+
+    def write_shard(self, shard, labels):
+        if written == [0]:
+            written.append("stopped")
+            raise OSError("no space is left")
+        written.append(shard)
+        write(self, shard, labels)
+
+    monkeypatch.setattr(LabelSetWriter, "write_shard", write_shard)
+    with pytest.raises(OSError, match="no space"):
+        lapa(*arguments, "--name", "vqgan")
+    succeed(*arguments, "--name", "vqgan")
+    assert written == [0, "stopped", 1], "the first shard is not written again"
+
+    found = LabelSet.open(corpus, "vqgan", index, IMAGE_TOKENS)
+    assert (corpus / "image_tokens/vqgan/image/train.npy").stat().st_size == (
+        128 + 512 * index.num_frames
+    )
+    np.testing.assert_array_equal(np.flatnonzero(~found.valid), [3])
+    rows = np.flatnonzero(found.valid)[::5]
+    images = np.stack([simplejpeg.decode_jpeg(_jpeg(index, row)) for row in rows])
+    loaded = lapa_jax.load_image_tokenizer(tokenizer)
+    np.testing.assert_array_equal(
+        found.labels(rows), np.asarray(loaded.encode(images)).reshape(len(rows), 256)
+    )
+    told = succeed("data", "inspect", corpus)
+    assert 'image token set vqgan, split train: {"code_version"' in told
+    assert f'"num_labelled": {index.num_frames - 1}' in told
+
+
+def _jpeg(index, row):
+    with open(index.shards[index.shard_of_episode[index.episode_of_rows(row)]], "rb") as file:
+        file.seek(int(index.frame_offset[row]))
+        return file.read(int(index.frame_length[row]))
+
+
+def test_what_cannot_be_labelled(tokenizer, corpus, tmp_path):
+    arguments = ("label", "--workdir", tokenizer, "--corpus", corpus, "--name", "x")
+    assert "image_tokenizer', not a quantizer" in refused(*arguments)
+    told = refused(*arguments, "--what", "image_tokens", "--window_seconds", 0.6)
+    assert "--window_seconds and --fps are of --what latent_actions" in told
+    told = refused(*arguments, "--what", "image_tokens", "--image_key", "wrist")
+    assert "no index of image_key 'wrist'" in told
 
 
 def test_a_tokenizer_is_not_trained(tiny_data, tmp_path):
