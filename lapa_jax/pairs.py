@@ -84,12 +84,13 @@ class Pairs(Frames):
     def __init__(self, config: ConfigDict, corpus: dict, window_seconds: float | None = None):
         self.window_seconds = window_seconds or trained_window(config)
         data = ConfigDict(config.data.to_dict())
-        template = next((c.to_dict() for c in data.corpora.values()), base.corpus(""))
-        template |= {"label_set": "", "fps": 0.0, "fraction": 1.0}
+        template = base.corpus("")
+        for trained in [c.to_dict() for c in data.corpora.values()][:1]:
+            template |= trained | {"label_set": "", "fps": 0.0, "fraction": 1.0}
         data.corpora = ConfigDict(
             {"corpus": template | corpus | {"window_seconds": self.window_seconds}}
         )
-        data.sampling, data.num_frames = "per_frame", 2
+        data.sampling, data.num_frames, data.history_seconds = "per_frame", 2, 0.0
         opened = open_mixture(data, ["frames"]).corpora[0]
         super().__init__(opened.index, tuple(data.image_size), decode=data.decode)
         samples = np.arange(opened.num_samples)
