@@ -6,6 +6,8 @@ Files beside this one have `get_config(arg)`; `arg` is `key=value,...` with at l
 import ml_collections
 from ml_collections import ConfigDict
 
+POLICIES = ("latent_pretraining", "action_finetuning")
+
 
 def parse_arg(arg: str | None, **defaults) -> ConfigDict:
     """Parses `quick=True,views=robot+human` against typed defaults; an unknown key is an error."""
@@ -35,9 +37,11 @@ def corpus(path: str, **overrides) -> dict:
         "window_seconds": 0.6,  # time between the two frames of a pair
         "fps": 0.0,  # 0.0: from the episodes' metadata
         "image_key": "image",
+        "extra_image_keys": (),  # further cameras of each example, after image_key
         "action_key": "action",
         "instruction_key": "language_instruction",
         "label_set": "",  # name of the label set that gives latent actions
+        "image_token_set": "",  # name of the set that gives image tokens, of each camera
     } | overrides
 
 
@@ -55,8 +59,11 @@ def stage_defaults(stage: str) -> ConfigDict:
     config.data = ConfigDict()
     config.data.image_size = (64, 64)  # height, width in pixels
     config.data.num_frames = 2 if stage == "quantizer" else 1
+    # Time between the frames of an example, which end at the current one. 0.0: they begin there,
+    # window_seconds of their corpus apart.
+    config.data.history_seconds = 0.5 if stage in POLICIES else 0.0
     config.data.sampling = "per_frame"  # or per_video, as the paper's code
-    config.data.tail = "drop"  # or clamp, as the paper's code
+    config.data.tail = "drop"  # frames beyond the episode; or clamp, as the paper's code
     config.data.decode = "auto"  # threads (simplejpeg) or tf (tf.data)
     config.data.num_threads = 2
     config.data.prefetch_batches = 4

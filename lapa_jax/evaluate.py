@@ -60,9 +60,10 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     run = runs.load(args.workdir)
-    if run.config.stage == "teacher":
+    if run.config.stage in ("teacher", "image_tokenizer"):
         raise ValueError(
-            f"{run.workdir} is a teacher: nothing is evaluated but what its metrics.jsonl tells"
+            f"{run.workdir} is of stage {run.config.stage!r}: nothing is evaluated but what a "
+            "teacher's metrics.jsonl tells"
         )
     if args.corpus:
         corpora = {path: {"path": path, "split": args.split} for path in args.corpus}

@@ -257,6 +257,7 @@ def _provenance(
         "code_version": runs.code_version(),
         "corpora": {c.name: c.index.hash for c in mixture.corpora},
         "label_sets": {c.name: c.labels.provenance for c in mixture.corpora if c.labels},
+        "image_token_sets": {c.name: c.tokens[0].provenance for c in mixture.corpora if c.tokens},
         "init_from": pretrained.params_hash if pretrained else None,
         "frozen_from": frozen_from,
     }
