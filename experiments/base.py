@@ -252,11 +252,20 @@ def policy_model(*, latent_vocab: int = 0, action_vocab: int = 0) -> ConfigDict:
     model.attention = "xla"
     model.remat = "none"
     model.unroll = 0  # layers per scan step; 0: all
-    model.front_end = ConfigDict()
-    model.front_end.name = "patches"
-    model.front_end.patch_size = 16  # pixels on a side that one token stands for
-    model.front_end.stem_channels = ()  # of stride-2 convolutions before the patches; slow on CPU
+    model.front_end = front_end("patches")
     return model
+
+
+def front_end(name: str) -> ConfigDict:
+    """The settings of what makes images tokens."""
+    settings = {
+        "patches": {
+            "patch_size": 16,  # pixels on a side that one token stands for
+            "stem_channels": (),  # of stride-2 convolutions before the patches; slow on CPU
+        },
+        "cached_tokens": {"num_tokens": 256},  # of an image: ids from image_token_set
+    }
+    return ConfigDict({"name": name} | settings[name])
 
 
 def make_policy_quick(config: ConfigDict) -> None:

@@ -65,8 +65,8 @@ class PatchesConfig:
 
 
 @dataclass(frozen=True)
-class IdsConfig:
-    """Images that are already `num_tokens` ids of the image vocabulary."""
+class CachedTokensConfig:
+    """Images come as `num_tokens` ids of the image vocabulary, among the tokens of a row."""
 
     num_tokens: int
 
@@ -81,7 +81,6 @@ class Patches(nnx.Module):
         self,
         config: PatchesConfig,
         dim: int,
-        embed_image: nnx.Module | None,
         *,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
@@ -157,34 +156,10 @@ class ConvStage(nnx.Module):
         return jax.nn.gelu(self.norm(x))
 
 
-class Ids(nnx.Module):
-    """Image token ids (B, num_tokens) through the image embedding table."""
-
-    def __init__(
-        self,
-        config: IdsConfig,
-        dim: int,
-        embed_image: nnx.Module | None,
-        *,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
-    ):
-        if embed_image is None:
-            raise ValueError("model.front_end.name='cached_tokens' needs model.image_vocab > 0")
-        self.config, self.embed = config, embed_image
-
-    def __call__(self, images_BN: jax.Array) -> jax.Array:
-        if images_BN.shape[1:] != (self.config.num_tokens,):
-            raise ValueError(
-                f"image ids of shape {images_BN.shape} are not (batch, {self.config.num_tokens}): "
-                f"model.front_end.num_tokens"
-            )
-        return self.embed(images_BN)
-
-
-FRONT_ENDS: dict[str, tuple[type, type]] = {
+# name → (config, module; None where there is nothing to compute)
+FRONT_ENDS: dict[str, tuple[type, type | None]] = {
     "patches": (PatchesConfig, Patches),
-    "cached_tokens": (IdsConfig, Ids),
+    "cached_tokens": (CachedTokensConfig, None),
 }
 
 

@@ -20,8 +20,8 @@ class Stage(Protocol):
     """A stage is built from (config, assets) and holds no arrays; its methods are pure. Methods
     with a body are what most stages do.
 
-    `fields` are the columns that the loader must give. `assets` are the small files that belong to
-    every checkpoint (tokenizer, action bins), by name.
+    `fields` are the columns that the loader must give (`fields_of`: of a config). `assets` are the
+    small files that belong to every checkpoint (tokenizer, action bins), by name.
     """
 
     fields: tuple[str, ...]
@@ -30,6 +30,11 @@ class Stage(Protocol):
     model: Functional  # the module as pure functions
 
     def __init__(self, config: ConfigDict, assets: Assets): ...
+
+    @classmethod
+    def fields_of(cls, config: ConfigDict) -> tuple[str, ...]:
+        del config
+        return cls.fields
 
     @staticmethod
     def make_assets(
