@@ -1,9 +1,9 @@
 """Names of machines → devices that JAX can compile for, with no hardware.
 
-    v5p:4x4x4       TPU chips along each dimension of the torus
-    v5p-128         Cloud TPU's name of the same slice (v4, v5p and tpu7x count cores, not chips)
-    h100:8x8        GPU hosts x GPUs on each
-    h100-64         the same: GPUs, eight to a host
+v5p:4x4x4       TPU chips along each dimension of the torus
+v5p-128         Cloud TPU's name of the same slice (v4, v5p and tpu7x count cores, not chips)
+h100:8x8        GPU hosts x GPUs on each
+h100-64         the same: GPUs, eight to a host
 """
 
 import dataclasses
