@@ -111,7 +111,7 @@ def _sent(kind: str, members: int) -> float:
 
 def _slice(device: Any, chip: Chip) -> int:
     """GPUs of different hosts meet over the data-centre network, as TPUs of different slices do."""
-    return (device.slice_index or 0) if chip.is_tpu else device.process_index
+    return getattr(device, "slice_index", 0) if chip.is_tpu else device.process_index
 
 
 def _dimensions(coords: list[tuple[int, ...]]) -> int:
