@@ -137,8 +137,9 @@ def test_head_swap_refuses_what_was_not_named():
         head_swap(pretrained, build(), jax.random.key(0), reinit=("heads/typo/*",))
 
 
-def test_image_ids_front_end_and_missing_heads():
-    net = build(image_vocab=20, front_end=dict(name="ids", num_tokens=6), action_vocab=0)
+def test_cached_tokens_and_missing_heads():
+    cached = dict(name="cached_tokens", num_tokens=6)
+    net = build(image_vocab=20, front_end=cached, action_vocab=0)
     params, _ = net.init(jax.random.key(0))
     assert "front_end" not in params  # the table is the embedding's, held once
     ids, (_, tokens, mask) = jnp.ones((3, 6), jnp.int32), inputs()
@@ -146,7 +147,7 @@ def test_image_ids_front_end_and_missing_heads():
     with pytest.raises(ValueError, match="'action'.*one of .'latent'"):
         decode(net, params, ids, tokens, mask, "action", 2)
     with pytest.raises(ValueError, match="image_vocab > 0"):
-        build(front_end=dict(name="ids", num_tokens=6))
+        build(front_end=cached)
     with pytest.raises(ValueError, match="patch_size=8 must be a multiple of 2.4"):
         config(front_end={**PATCHES, "stem_channels": (4, 4, 4, 4)})
 
