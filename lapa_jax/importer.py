@@ -103,7 +103,7 @@ def write_run(
 ) -> None:
     """Writes a run directory with a checkpoint of step 0, without optimizer state."""
     stage = stages.build(config, {})
-    variables = jax.jit(stage.init)(jax.random.key(config.seed))[1]
+    variables = jax.jit(lambda key: stage.init(key)[1])(jax.random.key(config.seed))
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
