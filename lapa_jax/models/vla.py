@@ -87,6 +87,11 @@ class VLAConfig:
     def tokens_per_image(self) -> int:
         return front_end_config(self.front_end)[1].num_tokens
 
+    @property
+    def frozen_flops(self) -> int:
+        """Floating-point operations of what is not trained, per image."""
+        return front_end_config(self.front_end)[1].frozen_flops
+
 
 class Embedding(nnx.Module):
     def __init__(self, vocab: int, config: VLAConfig, axis: str | None, rngs: nnx.Rngs):
@@ -182,7 +187,9 @@ class VLA(nnx.Module):
         self.embeddings, self.heads = nnx.data(embeddings), nnx.data(heads)
         name, settings = front_end_config(config.front_end)
         module = FRONT_ENDS[name][1]
-        self.front_end = module and module(settings, config.dim, dtype=dtype, rngs=rngs)
+        self.front_end = module and module(
+            settings, config.dim, embeddings.get("image"), dtype=dtype, rngs=rngs
+        )
         self.backbone = Stack(
             lambda rngs: Layer(config, rngs=rngs),
             config.depth,

@@ -14,8 +14,10 @@ import optax
 from ml_collections import ConfigDict
 
 from lapa_jax.models.decoding import decode
+from lapa_jax.models.front_end import front_end_column
 from lapa_jax.models.module import Functional
 from lapa_jax.models.vla import VLA, VLAConfig, vla_flops
+from lapa_jax.stages.image_tokenizer import adopt_tokenizer, tokenizer_source
 from lapa_jax.stages.stage import Assets, Batch, Metrics, Params, Stage, Variables
 from lapa_jax.tokens.layout import Layout, LegacyLayout, left_pad, pack
 from lapa_jax.tokens.text import TextTokenizer, train
@@ -38,10 +40,10 @@ class PolicyStage(Stage):
         self.limits = tuple(int(n) for n in limits)  # vocabulary of each target slot
         self.tokenizer = TextTokenizer(assets[TOKENIZER])
         model = {k: v for k, v in config.model.to_dict().items() if k not in LAYOUT_KEYS}
-        if model["front_end"]["name"] == "patches":
+        self.from_pixels = front_end_column(model["front_end"]) == "frames"
+        if self.from_pixels:
             model["front_end"] |= {"image_size": config.data.image_size}
         self.model_config = VLAConfig(**model, compute_dtype=config.compute_dtype)
-        self.from_pixels = model["front_end"]["name"] != "cached_tokens"
         for name, needed in (
             ("text", self.tokenizer.vocab_size),
             (self.head, max(self.limits)),
@@ -73,8 +75,8 @@ class PolicyStage(Stage):
 
     @classmethod
     def fields_of(cls, config: ConfigDict) -> tuple[str, ...]:
-        cached = config.model.front_end.name == "cached_tokens"
-        return tuple("image_tokens" if cached and f == "frames" else f for f in cls.fields)
+        column = front_end_column(config.model.front_end)
+        return tuple(column if f == "frames" else f for f in cls.fields)
 
     @staticmethod
     def make_tokenizer(config: ConfigDict, inherited: Assets, instructions: Sequence[str]) -> bytes:
@@ -188,7 +190,14 @@ class PolicyStage(Stage):
         if self.with_text:
             slots["text"] = k * self.layout.num_text_targets
         frames = k * self.num_images if self.from_pixels else 0
-        return 3.0 * vla_flops(self.model_config, self.row_length, slots, frames) / k
+        trained = 3.0 * vla_flops(self.model_config, self.row_length, slots, frames) / k
+        return trained + self.num_images * self.model_config.frozen_flops
+
+    def frozen_from(self) -> tuple[str, str] | None:
+        return tokenizer_source(self.model_config.front_end)
+
+    def adopt(self, variables: Variables, config: ConfigDict, params: Params) -> Variables:
+        return adopt_tokenizer(self.model_config.front_end, variables, config, params)
 
     def prompts(
         self, instructions: Sequence[str], image_ids: Sequence[np.ndarray] | None = None
