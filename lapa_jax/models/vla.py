@@ -138,12 +138,19 @@ class Layer(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array, tables, key_mask_BT: jax.Array) -> jax.Array:
         q, k, v = self.attention.heads(self.attention_norm(x_BTD), tables)
-        return self._finish(x_BTD, q, k, v, causal=True, key_mask_BS=key_mask_BT)
+        segments = key_mask_BT.astype(jnp.int32)
+        return self._finish(
+            x_BTD, q, k, v, causal=True, q_segments_BT=segments, kv_segments_BS=segments
+        )
 
     def prefill(self, x_BTD, tables, key_mask_BT, _):
         """As a call, and returns this layer's (keys, values)."""
         q, k, v = self.attention.heads(self.attention_norm(x_BTD), tables)
-        return self._finish(x_BTD, q, k, v, causal=True, key_mask_BS=key_mask_BT), (k, v)
+        segments = key_mask_BT.astype(jnp.int32)
+        x = self._finish(
+            x_BTD, q, k, v, causal=True, q_segments_BT=segments, kv_segments_BS=segments
+        )
+        return x, (k, v)
 
     def step(self, x_B1D, tables, key_mask_BS, slot, cache):
         """One token whose keys and values enter the cache at `slot`; returns the new cache."""
@@ -152,7 +159,11 @@ class Layer(nnx.Module):
             jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=1)
             for old, new in zip(cache, (k, v), strict=True)
         )
-        return self._finish(x_B1D, q, k, v, key_mask_BS=key_mask_BS), (k, v)
+        keys = key_mask_BS.astype(jnp.int32)
+        x = self._finish(
+            x_B1D, q, k, v, q_segments_BT=jnp.ones_like(keys[:, :1]), kv_segments_BS=keys
+        )
+        return x, (k, v)
 
     def _finish(self, x, q, k, v, **masks) -> jax.Array:
         x = x + self.attention.attend(q, k, v, **masks)
