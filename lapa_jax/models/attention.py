@@ -218,7 +218,7 @@ def _xla(q, k, v, *, scale, causal, q_segments_BT, kv_segments_BS, bias_KTS=None
 
 
 def _cudnn(
-    q, k, v, *, scale, causal, q_segments_BT, kv_segments_BS, kernel: str = "cudnn"
+    q, k, v, *, scale, causal, q_segments_BT=None, kv_segments_BS=None, kernel: str = "cudnn"
 ) -> jax.Array:
     """Segment ids become a (B, 1, T, S) mask, shared by the heads: the kernel knows no ids."""
     mask = None if q_segments_BT is None else _same_segment(q_segments_BT, kv_segments_BS)

@@ -25,9 +25,9 @@ xla = functools.partial(attention, implementation="xla")
 
 def arrays(B=2, T=2048, K=2, C=8, S=None, dtype="float32"):
     """q, k, v and the gradient of the output."""
-    keys = jax.random.split(jax.random.key(0), 4)
+    draw = np.random.default_rng(0).standard_normal
     lengths = (T, S or T, S or T, T)
-    return [jax.random.normal(k, (B, n, K, C), dtype) for k, n in zip(keys, lengths, strict=True)]
+    return [jnp.asarray(draw((B, length, K, C), np.float32), dtype) for length in lengths]
 
 
 def vjp(function, mesh=None, **settings):
@@ -72,7 +72,8 @@ def layouts(T):
 def test_masks_are_what_the_docstring_says():
     q, k, v, _ = arrays(T=6)
     ids = jnp.array([[1, 1, 0, 2, 2, 2], [0, 0, 1, 1, 1, 1]], jnp.int32)
-    y = attention(q, k, v, scale=0.5, causal=True, q_segments_BT=ids, kv_segments_BS=ids)
+    run = jax.jit(functools.partial(attention, scale=0.5), static_argnames="causal")
+    y = run(q, k, v, causal=True, q_segments_BT=ids, kv_segments_BS=ids)
     same = np.asarray(ids)[:, :, None] == np.asarray(ids)[:, None]
     logits = np.einsum("btkc,bskc->bkts", q, k) * 0.5
     logits = np.where(np.tri(6, dtype=bool) & same[:, None], logits, -np.inf)
@@ -80,24 +81,17 @@ def test_masks_are_what_the_docstring_says():
     np.testing.assert_allclose(y, expected, atol=1e-5)
     # A query that sees nothing harms nobody: its output is finite.
     alone = ids.at[0, 0].set(7)
-    y = attention(q, k, v, scale=0.5, q_segments_BT=alone, kv_segments_BS=ids)
-    assert np.isfinite(y).all()
+    assert np.isfinite(run(q, k, v, q_segments_BT=alone, kv_segments_BS=ids)).all()
 
 
 def test_cudnn_is_given_what_we_mean():
     """jax's own plain implementation takes the same arguments as its cuDNN kernel."""
     q, k, v, g = arrays(T=40)
     function = functools.partial(entry._cudnn, kernel="xla")
-    for causal in (True, False):
-        none = dict(q_segments_BT=None, kv_segments_BS=None)
-        assert_close(
-            vjp(functools.partial(function, **none), causal=causal)(q, k, v, g),
-            reference(causal)(q, k, v, g),
-            1e-5,
-        )
-        ids = layouts(40)["packed"]
-        given = (q, k, v, g, ids, ids)
-        assert_close(vjp(function, causal=causal)(*given), reference(causal)(*given), 1e-5)
+    ids = layouts(40)["packed"]
+    for causal, given in ((True, (q, k, v, g, ids, ids)), (False, (q, k, v, g))):
+        actual = vjp(function, causal=causal)(*given)
+        assert_close(actual, reference(causal)(*given), 1e-5)
 
 
 # --- Ring ---
@@ -119,10 +113,10 @@ def test_ring_is_exact(sizes, causal):
 
 
 def test_ring_without_segments_and_with_chunks_that_are_no_whole_blocks():
-    """2112 / 8 devices / 2 = 132 tokens in a chunk, two blocks; 2104: 263 tokens, three of 88."""
-    for T, causal in ((2112, True), (2104, False)):
+    """532 / 2 devices / 2 = 133 tokens in a chunk, two blocks; 526: 263 tokens, three of 88."""
+    for T, causal in ((532, True), (526, False)):
         given = arrays(T=T)
-        ring = vjp(ring_attention, mesh_of(dict(seq=8)), causal=causal)
+        ring = vjp(ring_attention, mesh_of(dict(data=2, seq=2, tensor=2)), causal=causal)
         assert_close(ring(*given), reference(causal)(*given), 1e-5)
 
 
@@ -152,7 +146,7 @@ def test_ring_over_32k_tokens():
     T = 32_768
     q, k, v, g = arrays(B=1, T=T, K=1, C=8)
     ids = jnp.asarray(1 + np.arange(T)[None] * 3 // T, jnp.int32)
-    rows = np.random.default_rng(0).choice(T, 256, replace=False)
+    rows = np.random.default_rng(0).choice(T, 64, replace=False)
     g = jnp.zeros_like(g).at[:, rows].set(g[:, rows])
     ring = vjp(ring_attention, mesh_of(dict(seq=8)), causal=True)
     y, dq, dk, dv = ring(q, k, v, g, ids, ids)
