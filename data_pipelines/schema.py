@@ -6,6 +6,7 @@ becomes bytes; a wrong episode raises `SchemaError`, which names the episode and
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -94,6 +95,17 @@ class Episode:
     @property
     def num_steps(self) -> int:
         return len(self.images)
+
+
+def images_per_example(data: Any) -> int:
+    """How many images an example of `config.data` is: of each of its frames one by each camera."""
+    cameras = {1 + len(corpus.extra_image_keys) for corpus in data.corpora.values()}
+    if len(cameras) != 1:
+        raise ValueError(
+            f"data.corpora.*.extra_image_keys give {sorted(cameras)} cameras: every corpus must "
+            "have as many, and there must be one"
+        )
+    return data.num_frames * cameras.pop()
 
 
 def jpeg_size(jpeg: bytes) -> tuple[int, int, int]:

@@ -6,6 +6,8 @@ Files beside this one have `get_config(arg)`; `arg` is `key=value,...` with at l
 import ml_collections
 from ml_collections import ConfigDict
 
+POLICIES = ("latent_pretraining", "action_finetuning")
+
 
 def parse_arg(arg: str | None, **defaults) -> ConfigDict:
     """Parses `quick=True,views=robot+human` against typed defaults; an unknown key is an error."""
@@ -35,9 +37,11 @@ def corpus(path: str, **overrides) -> dict:
         "window_seconds": 0.6,  # time between the two frames of a pair
         "fps": 0.0,  # 0.0: from the episodes' metadata
         "image_key": "image",
+        "extra_image_keys": (),  # further cameras of each example, after image_key
         "action_key": "action",
         "instruction_key": "language_instruction",
         "label_set": "",  # name of the label set that gives latent actions
+        "image_token_set": "",  # name of the set that gives image tokens, of each camera
     } | overrides
 
 
@@ -55,8 +59,11 @@ def stage_defaults(stage: str) -> ConfigDict:
     config.data = ConfigDict()
     config.data.image_size = (64, 64)  # height, width in pixels
     config.data.num_frames = 2 if stage == "quantizer" else 1
+    # Time between the frames of an example, which end at the current one. 0.0: they begin there,
+    # window_seconds of their corpus apart.
+    config.data.history_seconds = 0.5 if stage in POLICIES else 0.0
     config.data.sampling = "per_frame"  # or per_video, as the paper's code
-    config.data.tail = "drop"  # or clamp, as the paper's code
+    config.data.tail = "drop"  # frames beyond the episode; or clamp, as the paper's code
     config.data.decode = "auto"  # threads (simplejpeg) or tf (tf.data)
     config.data.num_threads = 2
     config.data.prefetch_batches = 4
@@ -229,7 +236,10 @@ def policy_model(*, latent_vocab: int = 0, action_vocab: int = 0) -> ConfigDict:
     model.image_vocab = 0
     model.latent_vocab = latent_vocab  # the quantizer's codebook_size
     model.action_vocab = action_vocab  # most bins of an action dimension
-    model.text_length = 20  # slots, the begin token included
+    model.text_length = 20  # tokens of an instruction at most, the begin mark included
+    model.examples_per_row = 1  # more: packing
+    model.sequence_length = 0  # tokens of a row; 0: what the longest examples need
+    model.legacy = False  # the original's prompt, rows, losses and rotary angles, for its weights
     model.dim = 128
     model.depth = 3
     model.heads = 4
@@ -238,6 +248,7 @@ def policy_model(*, latent_vocab: int = 0, action_vocab: int = 0) -> ConfigDict:
     model.rope_theta = 10_000.0
     model.norm_eps = 1e-6
     model.init_std = 0.06
+    model.param_dtype = "float32"
     model.attention = "auto"  # or xla, cudnn, splash, ring: see docs/sharding.md
     model.remat = "none"
     model.unroll = 0  # layers per scan step; 0: all

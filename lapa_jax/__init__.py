@@ -11,3 +11,10 @@ def load_quantizer(directory):
     from lapa_jax.api import load_quantizer
 
     return load_quantizer(directory)
+
+
+def load_image_tokenizer(directory):
+    """An imported image tokenizer, with `encode` and `decode`: see lapa_jax.api."""
+    from lapa_jax.api import load_image_tokenizer
+
+    return load_image_tokenizer(directory)

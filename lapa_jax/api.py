@@ -1,4 +1,4 @@
-"""Trained models as objects: what `lapa_jax.load_quantizer` returns."""
+"""Trained models as objects: what the `load_...` functions of lapa_jax return."""
 
 from pathlib import Path
 
@@ -39,11 +39,8 @@ class LoadedQuantizer:
                 f"z {z.dtype}{list(z.shape)} must be integers of shape "
                 f"({len(first)}, {self.code_length})"
             )
-        if ((z < 0) | (z >= self.codebook_size)).any():
-            raise ValueError(
-                f"z holds codes from {z.min()} to {z.max()}, the codebook has {self.codebook_size}"
-            )
-        return self._decode(self._params, self._variables, first, z.astype(jnp.int32))
+        z = _in_codebook(z, "z", self.codebook_size)
+        return self._decode(self._params, self._variables, first, z)
 
     def _frames(self, frames: np.ndarray | jax.Array, name: str) -> jax.Array:
         frames = jnp.asarray(frames)
@@ -62,6 +59,50 @@ class LoadedQuantizer:
         return frames
 
 
+class LoadedImageTokenizer:
+    """An image tokenizer; its methods are jitted and take NumPy or JAX arrays.
+
+    A code stands for `factor` x `factor` pixels; images may have any size that it divides.
+    """
+
+    def __init__(self, run: runs.Run):
+        pairs.require_image_tokenizer(run)
+        config = run.stage.model_config
+        self.config = run.config
+        self.codebook_size: int = config.codebook_size
+        self.factor: int = config.factor
+        self._params, self._variables = run.params, run.variables
+        self._encode, self._decode = jax.jit(run.stage.encode), jax.jit(run.stage.decode)
+
+    def encode(self, images: np.ndarray | jax.Array) -> jax.Array:
+        """The codes int32 (B, h, w) of images uint8 (B, H, W, 3), row by row."""
+        return self._encode(self._params, self._variables, jnp.asarray(images))
+
+    def decode(self, codes: np.ndarray | jax.Array) -> jax.Array:
+        """The images float32 (B, H, W, 3) of codes int (B, h, w), in [-1, 1]: black is -1, white
+        1."""
+        codes = jnp.asarray(codes)
+        if not jnp.issubdtype(codes.dtype, jnp.integer) or codes.ndim != 3 or not codes.size:
+            raise ValueError(
+                f"codes {codes.dtype}{list(codes.shape)} must be integers of shape (B, h, w)"
+            )
+        codes = _in_codebook(codes, "codes", self.codebook_size)
+        return self._decode(self._params, self._variables, codes)
+
+
+def _in_codebook(codes: jax.Array, name: str, size: int) -> jax.Array:
+    if ((codes < 0) | (codes >= size)).any():
+        raise ValueError(
+            f"{name} holds codes from {codes.min()} to {codes.max()}, the codebook has {size}"
+        )
+    return codes.astype(jnp.int32)
+
+
 def load_quantizer(directory: str | Path) -> LoadedQuantizer:
     """The quantizer of a run directory, trained here or made by `lapa import`."""
     return LoadedQuantizer(runs.load(directory))
+
+
+def load_image_tokenizer(directory: str | Path) -> LoadedImageTokenizer:
+    """The image tokenizer of a run directory that `lapa import` made."""
+    return LoadedImageTokenizer(runs.load(directory))

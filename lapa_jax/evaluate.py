@@ -60,9 +60,10 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
 
     run = runs.load(args.workdir)
-    if run.config.stage == "teacher":
+    if run.config.stage in ("teacher", "image_tokenizer"):
         raise ValueError(
-            f"{run.workdir} is a teacher: nothing is evaluated but what its metrics.jsonl tells"
+            f"{run.workdir} is of stage {run.config.stage!r}: nothing is evaluated but what a "
+            "teacher's metrics.jsonl tells"
         )
     if args.corpus:
         corpora = {path: {"path": path, "split": args.split} for path in args.corpus}
@@ -161,17 +162,21 @@ def evaluate_success(
     states = env.evaluation_states(seed, family, episodes)
     known = np.array(env.phrasings(phrasings))
     instructions = env.instructions(states, known[np.arange(episodes) % len(known)])
-    text, mask = run.stage.tokenizer.encode(instructions)
+    if run.config.data.num_frames > 1:
+        raise ValueError(
+            f"{run.workdir} takes data.num_frames={run.config.data.num_frames} frames an example: "
+            "the closed loop gives one"
+        )
 
-    def act(params, images, tokens, key):
+    def act(params, images, prompts, key):
         del key  # greedy
-        return run.stage.act(params, run.variables, images, *tokens)
+        return run.stage.act(params, run.variables, prompts, images[:, None])
 
     found = rollout(
         env,
         jax.tree_util.Partial(act, run.params),
         states,
-        (text, mask),
+        run.stage.prompts(instructions),
         jax.random.key(seed),
         steps=env.spec.horizon,
         view=view,

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from experiments import base
 from lapa_jax import config as configs
 from lapa_jax import runs, stages
-from lapa_jax.interop import dinov2, laq_pt
+from lapa_jax.interop import dinov2, laq_pt, vqgan
 from lapa_jax.models.module import Tree, flatten
 from lapa_jax.training.checkpoint import Checkpoints
 from lapa_jax.training.state import TrainState
@@ -29,13 +29,15 @@ def main(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: lapa import --format laq_pt --source laq_openx.pt --image_size 256 "
         "--code_length 4 --out runs/laq_openx\n"
-        "         lapa import --format dinov2 --source model.safetensors --out runs/dinov2",
+        "         lapa import --format dinov2 --source model.safetensors --out runs/dinov2\n"
+        "         lapa import --format vqgan_pickle --source vqgan --out runs/vqgan",
     )
     parser.add_argument(
         "--format",
         required=True,
         choices=sorted(FORMATS),
-        help="laq_pt: the original's quantizer; dinov2: a teacher, from Hugging Face's safetensors",
+        help="laq_pt: the original's quantizer; dinov2: a teacher, from Hugging Face's "
+        "safetensors; vqgan_pickle: LWM's image tokenizer",
     )
     parser.add_argument("--source", required=True, help="the file to read")
     parser.add_argument("--out", required=True, help="a new run directory")
@@ -68,8 +70,7 @@ def _laq_pt(args: argparse.Namespace) -> tuple[ConfigDict, Tree]:
 
 
 def _dinov2(args: argparse.Namespace) -> tuple[ConfigDict, Tree]:
-    if args.image_size or args.code_length:
-        raise ValueError("--image_size and --code_length are of --format laq_pt")
+    _no_quantizer_flags(args)
     encoder, params = dinov2.read(dinov2.load_file(args.source))
     config = base.stage_defaults("teacher")
     config.data.image_size = tuple(side * encoder.patch_size for side in encoder.grid)
@@ -80,7 +81,21 @@ def _dinov2(args: argparse.Namespace) -> tuple[ConfigDict, Tree]:
     return config.lock(), {"encoder": params}
 
 
-FORMATS = {"dinov2": _dinov2, "laq_pt": _laq_pt}
+def _vqgan_pickle(args: argparse.Namespace) -> tuple[ConfigDict, Tree]:
+    _no_quantizer_flags(args)
+    model, params = vqgan.read(vqgan.load_file(args.source))
+    config = base.stage_defaults("image_tokenizer")
+    config.compute_dtype = "float32"
+    config.model = ConfigDict(model.architecture())
+    return config.lock(), params
+
+
+def _no_quantizer_flags(args: argparse.Namespace) -> None:
+    if args.image_size or args.code_length:
+        raise ValueError("--image_size and --code_length are of --format laq_pt")
+
+
+FORMATS = {"dinov2": _dinov2, "laq_pt": _laq_pt, "vqgan_pickle": _vqgan_pickle}
 
 
 def write_run(

@@ -22,6 +22,7 @@ from data_pipelines import loader as loaders
 from data_pipelines import statistics
 from data_pipelines.mixture import Mixture
 from lapa_jax import config as configs
+from lapa_jax import program as programs
 from lapa_jax import runs, stages
 from lapa_jax.models import surgery
 from lapa_jax.parallel import distributed, sharding
@@ -29,8 +30,6 @@ from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.training import state as states
 from lapa_jax.training.checkpoint import Checkpoints
 from lapa_jax.training.metrics import Alarms, LateMetrics, MetricWriter, Progress, check_finite
-from lapa_jax.training.optimizer import make_optimizer
-from lapa_jax.training.step import make_train_step
 from lapa_jax.training.throughput import Throughput
 
 EXIT_RESTART = 75  # stopped by a signal after saving: the same command continues
@@ -68,61 +67,25 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
     assets = _assets(workdir, config, stage_class, loader.mixture, pretrained)
     stage = stage_class(config, assets)
 
-    # --- Optimizer and abstract state -----------------------------------------------------------
-    tx, schedule = make_optimizer(
-        config.optimizer,
-        config.steps,
-        stage.trainable,
-        axes=stage.axes(),
-        pretrained=_taken(pretrained, stage),
-    )
-
-    def init_state(key: jax.Array) -> states.TrainState:
-        params, variables = stage.init(key)
-        state = states.create(
-            params, variables, tx, config.seed, ema=config.optimizer.ema_decay > 0
-        )
-        # No weak types: the step returns none, and would be compiled once more for its own output.
-        return jax.tree.map(lambda x: x.astype(x.dtype), state)
-
-    key = jax.random.key(config.seed)
-    abstract = jax.eval_shape(init_state, key)
-    preset = config.mesh.preset
-    param_shardings = sharding.tree_shardings(stage.axes(), abstract.params, mesh, preset)
-    shardings = states.state_shardings(abstract, param_shardings, mesh)
+    # --- The step: state and batch by shape, optimizer, shardings --------------------------------
+    program = programs.build(config, stage, mesh, pretrained=_taken(pretrained, stage))
 
     # --- State: restore, or initialise (from another run's parameters where the config asks) ----
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
     if checkpoints.latest_step() is not None:
-        state, meta = checkpoints.restore(states.with_shardings(abstract, shardings))
+        state, meta = checkpoints.restore(program.state)
         loaders.check_fingerprint(meta["data"], loader.fingerprint(int(state.step)))
         logging.info("%s continues at step %d of %d", workdir, int(state.step), config.steps)
         frozen_from = meta["provenance"].get("frozen_from")
     else:
-        state = jax.jit(init_state, out_shardings=shardings, compiler_options=_quick(mesh))(key)
+        state = program.init(jax.random.key(config.seed))
         if pretrained is not None:
-            state, report = _start_from(pretrained, state, shardings, tx, stage)
+            state, report = _start_from(pretrained, state, program)
             runs.write_json(workdir / "init_from.json", report)
-        state, frozen_from = _adopt_frozen(state, shardings, stage)
+        state, frozen_from = _adopt_frozen(state, program)
     start = int(state.step)
     provenance = _provenance(loader.mixture, pretrained, frozen_from)
-    _log_size(state.params, mesh, preset)
-
-    # --- Step -----------------------------------------------------------------------------------
-    train_step = make_train_step(
-        stage.loss,
-        tx,
-        schedule=schedule,
-        microbatches=config.microbatches,
-        ema_decay=config.optimizer.ema_decay,
-        after_update=stage.after_update,
-        trainable=stage.trainable,
-    )
-    train_step = jax.jit(
-        sharding.with_rules(train_step, mesh, preset),
-        donate_argnums=0,
-        out_shardings=(shardings, sharding.replicated(mesh)),
-    )
+    _log_size(state.params, mesh, config.mesh.preset)
 
     # --- Loop -----------------------------------------------------------------------------------
     writer = MetricWriter(workdir, step=start)
@@ -150,7 +113,7 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
         for step in range(start + 1, config.steps + 1):
             with throughput.waiting_for_data():
                 batch = sharding.put_batch(next(batches), mesh)
-            state, metrics = train_step(state, batch)
+            state, metrics = program.step(state, batch)
             settle(late.push(step, metrics))  # of the step before, which is counted already
             throughput.step()
 
@@ -205,20 +168,17 @@ def _actions(mixture: Mixture) -> np.ndarray:
 
 
 def _start_from(
-    pretrained: runs.Run,
-    state: states.TrainState,
-    shardings: states.TrainState,
-    tx: Any,
-    stage: stages.Stage,
+    pretrained: runs.Run, state: states.TrainState, program: programs.Program
 ) -> tuple[states.TrainState, dict[str, list[str]]]:
     """Takes over another run's parameters; says which were taken, dropped and newly initialised."""
     key = jax.random.key(state.seed)
-    params, report = surgery.head_swap(pretrained.params, stage.model, key)
+    params, report = surgery.head_swap(pretrained.params, program.stage.model, key)
     logging.info("init_from %s: %s", pretrained.workdir, report)
+    shardings = program.shardings
     params = jax.device_put(params, shardings.params)
     # A copy: a state that is donated may not hold the same buffer twice.
     ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
-    opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(params)
+    opt_state = jax.jit(program.tx.init, out_shardings=shardings.opt_state)(params)
     return state.replace(params=params, ema=ema, opt_state=opt_state), dataclasses.asdict(report)
 
 
@@ -230,12 +190,13 @@ def _taken(pretrained: runs.Run | None, stage: stages.Stage) -> tuple[str, ...]:
 
 
 def _adopt_frozen(
-    state: states.TrainState, shardings: states.TrainState, stage: stages.Stage
+    state: states.TrainState, program: programs.Program
 ) -> tuple[states.TrainState, str | None]:
     """Fills weights that stay as another run trained them, and gives the hash of its parameters.
 
     Only a fresh run needs them: from then on they are in its checkpoints.
     """
+    stage = program.stage
     source = stage.frozen_from()
     if source is None:
         return state, None
@@ -246,7 +207,7 @@ def _adopt_frozen(
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"{key}={workdir!r}: {error}") from error
     logging.info("%s %s: step %d, parameters %s", key, workdir, run.step, run.params_hash)
-    variables = jax.device_put(variables, shardings.variables)
+    variables = jax.device_put(variables, program.shardings.variables)
     return state.replace(variables=variables), run.params_hash
 
 
@@ -257,15 +218,10 @@ def _provenance(
         "code_version": runs.code_version(),
         "corpora": {c.name: c.index.hash for c in mixture.corpora},
         "label_sets": {c.name: c.labels.provenance for c in mixture.corpora if c.labels},
+        "image_token_sets": {c.name: c.tokens[0].provenance for c in mixture.corpora if c.tokens},
         "init_from": pretrained.params_hash if pretrained else None,
         "frozen_from": frozen_from,
     }
-
-
-def _quick(mesh: jax.sharding.Mesh) -> dict[str, str]:
-    """Options for a program that runs once: on CPU its compilation is three times faster so."""
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return {"xla_backend_optimization_level": "0"} if on_cpu else {}
 
 
 def _log_size(params: Any, mesh: jax.sharding.Mesh, preset: str) -> None:

@@ -27,8 +27,9 @@ def load(experiment: str, arg: str = "", overrides: list[str] | None = None):
     return configs.load(f"{tiny.ROOT / experiment}:{arg}", overrides)
 
 
-def test_every_stage_has_a_config():
-    assert {load(experiment).stage for experiment in EXPERIMENTS} == set(stages.STAGES)
+def test_every_stage_that_is_trained_has_a_config():
+    shipped = {load(experiment).stage for experiment in EXPERIMENTS}
+    assert shipped == set(stages.STAGES) - {"image_tokenizer"}
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

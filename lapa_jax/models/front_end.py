@@ -170,7 +170,7 @@ class Ids(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if embed_image is None:
-            raise ValueError("model.front_end.name='ids' needs model.image_vocab > 0")
+            raise ValueError("model.front_end.name='cached_tokens' needs model.image_vocab > 0")
         self.config, self.embed = config, embed_image
 
     def __call__(self, images_BN: jax.Array) -> jax.Array:
@@ -184,7 +184,7 @@ class Ids(nnx.Module):
 
 FRONT_ENDS: dict[str, tuple[type, type]] = {
     "patches": (PatchesConfig, Patches),
-    "ids": (IdsConfig, Ids),
+    "cached_tokens": (IdsConfig, Ids),
 }
 
 

@@ -18,10 +18,10 @@ from lapa_jax.models.module import param
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def dtype_of(name: str) -> jnp.dtype:
-    """The dtype of a `compute_dtype` setting."""
+def dtype_of(name: str, key: str = "compute_dtype") -> jnp.dtype:
+    """The dtype of a `compute_dtype` or `param_dtype` setting."""
     if name not in DTYPES:
-        raise ValueError(f"model.compute_dtype={name!r} must be one of {sorted(DTYPES)}")
+        raise ValueError(f"model.{key}={name!r} must be one of {sorted(DTYPES)}")
     return DTYPES[name]
 
 

@@ -223,6 +223,22 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def abstract_batch(
+    spec: Mapping[str, jax.ShapeDtypeStruct], mesh: Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """A batch by shape, with the sharding that `put_batch` gives it."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    for key, x in spec.items():
+        if x.shape[0] % shards:
+            raise ShardingError(
+                f"batch[{key!r}] of shape {x.shape} cannot be split over mesh.data="
+                f"{mesh.shape['data']} x mesh.fsdp={mesh.shape['fsdp']}: make global_batch a "
+                f"multiple of {shards}"
+            )
+    sharding = batch_sharding(mesh)
+    return {k: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for k, x in spec.items()}
+
+
 def row_groups(process_of_device: np.ndarray) -> dict[int, tuple[int, int]]:
     """(group, groups) of each process, given the process of each device of a mesh.
 

@@ -74,7 +74,7 @@ def test_everything_is_in_the_checkpoint(latent_run, tiny_data):
     assert meta["provenance"]["label_sets"]["robot"]["quantizer_hash"] == "0" * 32
     assert meta["provenance"]["init_from"] is None
     assert meta["provenance"]["code_version"] == runs.code_version()
-    tokenizer = TextTokenizer(meta["assets"]["tokenizer.model"], 20)
+    tokenizer = TextTokenizer(meta["assets"]["tokenizer.model"])
     assert tokenizer.vocab_size <= config.model.text_vocab
 
 
@@ -88,9 +88,9 @@ def test_a_run_needs_only_its_checkpoints(latent_run, tmp_path):
     assert run.params_hash == runs.load(workdir).params_hash
     older = runs.load(moved, step=2)
     assert older.step == 2 and older.params_hash != run.params_hash
-    text, mask = run.stage.tokenizer.encode(["move the red square to place 1"])
-    image = np.zeros((1, tiny.SIZE, tiny.SIZE, 3), np.uint8)
-    z = run.stage.predict(run.params, run.variables, image, text, mask)
+    prompts = run.stage.prompts(["move the red square to place 1"])
+    image = np.zeros((1, 1, tiny.SIZE, tiny.SIZE, 3), np.uint8)
+    z, _ = run.stage.predict(run.params, run.variables, prompts, image)
     assert z.shape == (1, 1) and 0 <= int(z[0, 0]) < 8
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from lapa_jax import train
+from lapa_jax import program, train
 from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.parallel.sharding import PRESETS
 from lapa_jax.training import step as train_step
@@ -59,7 +59,7 @@ def run(tiny_data, tmp_path_factory):
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Checkpoints, "save", save)
-            patch.setattr(train, "make_train_step", make_train_step)
+            patch.setattr(program, "make_train_step", make_train_step)
             patch.setattr(train, "make_mesh", lambda _: make_mesh(sizes, jax.devices()[:count]))
             with pytest.raises(Saved):
                 train.train(config, workdir)

@@ -1,0 +1,153 @@
+"""Names of machines → devices that JAX can compile for, with no hardware.
+
+    v5p:4x4x4       TPU chips along each dimension of the torus
+    v5p-128         Cloud TPU's name of the same slice (v4, v5p and tpu7x count cores, not chips)
+    h100:8x8        GPU hosts x GPUs on each
+    h100-64         the same: GPUs, eight to a host
+"""
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+from pathlib import Path
+
+import jax
+from jax.experimental import topologies
+
+from lapa_jax.aot.chips import CHIPS, Chip
+
+# Chips of a slice → their arrangement (docs.cloud.google.com/tpu/docs/VERSION, "configurations").
+_PLANE = {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
+_CUBE = {
+    4: "2x2x1",
+    8: "2x2x2",
+    16: "2x2x4",
+    32: "2x4x4",
+    64: "4x4x4",
+    128: "4x4x8",
+    256: "4x8x8",
+    512: "8x8x8",
+    1024: "8x8x16",
+    2048: "8x16x16",
+    4096: "16x16x16",
+}
+_HOSTS = {8 * hosts: f"{hosts}x8" for hosts in (1, 2, 4, 8, 16, 32, 64, 128)}
+# prefix of a name with a count → (chip, what it counts per chip, arrangements)
+_NAMES = {
+    "v4": ("v4", 2, _CUBE),
+    "v5litepod": ("v5e", 1, _PLANE),
+    "v5e": ("v5e", 1, _PLANE),
+    "v5p": ("v5p", 2, _CUBE),
+    "v6e": ("v6e", 1, _PLANE),
+    "tpu7x": ("tpu7x", 2, _CUBE),
+    **{gpu: (gpu, 1, _HOSTS) for gpu in ("h100", "h200", "b200")},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """`num_slices` times the same machine; slices meet over the data-centre network only.
+
+    `shape`: chips along each torus dimension (TPU), or (hosts, GPUs per host).
+    """
+
+    chip: Chip
+    shape: tuple[int, ...]
+    num_slices: int
+
+    @property
+    def name(self) -> str:
+        times = f"{self.num_slices} x " if self.num_slices > 1 else ""
+        return f"{times}{self.chip.name}:{'x'.join(map(str, self.shape))}"
+
+    @property
+    def num_chips(self) -> int:
+        return math.prod(self.shape) * self.num_slices
+
+    @property
+    def num_devices(self) -> int:
+        return self.num_chips * self.chip.devices_per_chip
+
+    def devices(self) -> list[jax.Device]:
+        """Described devices, to make a mesh of. A GPU host counts as a slice, as JAX has it.
+
+        Raises RuntimeError naming what to install where the compiler is missing.
+        """
+        _environment()
+        if self.chip.is_tpu:
+            _require("libtpu", f"{self.chip.name} needs libtpu")
+            found = topologies.get_topology_desc(
+                platform="tpu", topology_name=self.name.split(" x ")[-1], **self._options()
+            )
+        else:
+            _require("jax_cuda12_plugin", f"{self.chip.name} needs the CUDA plugin")
+            hosts, gpus = self.shape
+            target = Path(__file__).with_name("targets") / f"{self.chip.name}.txtpb"
+            found = topologies.get_topology_desc(
+                platform="cuda",
+                topology_name="",
+                topology=f"{hosts * self.num_slices}x1x{gpus}",
+                target_config=target.read_text(),
+            )
+        if len(found.devices) != self.num_devices:
+            raise RuntimeError(
+                f"{self.name} has {self.num_devices} devices, but the compiler describes "
+                f"{len(found.devices)}"
+            )
+        return found.devices
+
+    def _options(self) -> dict:
+        options = {"num_slices": self.num_slices} if self.num_slices > 1 else {}
+        if self.chip.name == "v4":
+            options["chip_config_name"] = "megacore"  # one device a chip, as on Cloud
+        if math.prod(self.shape) == 1:
+            options["chips_per_host_bounds"] = (1,) * 3
+        return options
+
+
+def parse(name: str, num_slices: int = 1) -> Topology:
+    """The topology of a name; an unknown one is a ValueError that lists the known."""
+    if num_slices < 1:
+        raise ValueError(f"num_slices={num_slices} must be at least 1")
+    match = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+)+)", name)
+    if match and match[1] in CHIPS:
+        chip, shape = CHIPS[match[1]], tuple(map(int, match[2].split("x")))
+        if len(shape) != (chip.torus or 2) or 0 in shape:
+            wanted = "x".join("ABC"[: chip.torus]) if chip.is_tpu else "HOSTSxGPUS"
+            raise ValueError(f"topology {name!r} must be {chip.name}:{wanted}")
+        return Topology(chip, shape, num_slices)
+    match = re.fullmatch(r"([a-z0-9]+)-(\d+)", name)
+    if match and match[1] in _NAMES:
+        chip, per_chip, shapes = _NAMES[match[1]]
+        count = int(match[2])
+        if count % per_chip == 0 and count // per_chip in shapes:
+            return parse(f"{chip}:{shapes[count // per_chip]}", num_slices)
+        known = ", ".join(f"{match[1]}-{chips * per_chip}" for chips in shapes)
+        raise ValueError(f"topology {name!r} is unknown; known: {known}, or {chip}:... by shape")
+    raise ValueError(
+        f"topology {name!r} is unknown; known: {', '.join(f'{n}-COUNT' for n in _NAMES)} and "
+        f"{', '.join(f'{n}:SHAPE' for n in CHIPS)}, such as v5p-64, v5p:2x4x4, h100:8x8"
+    )
+
+
+def _environment() -> None:
+    """What libtpu must find before it is loaded, and JAX before it looks for devices."""
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    jax.config.update("jax_platforms", "cpu")
+
+
+def missing(name: str) -> str | None:
+    """What must be installed to compile for a topology, or None."""
+    package = "libtpu" if parse(name).chip.is_tpu else "jax_cuda12_plugin"
+    return None if importlib.util.find_spec(package) else INSTALL
+
+
+INSTALL = "make aot"
+
+
+def _require(package: str, what: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise RuntimeError(f"{what}, which is not installed: {INSTALL}")
