@@ -114,7 +114,7 @@ def quantizer_model() -> ConfigDict:
     model.collapse_fraction = 0.25  # of codebook_size: with less perplexity training warns
     model.predict = "residual"  # or frame, as the paper
     model.legacy = False  # the original implementation's quirks, for its weights
-    model.attention = "xla"
+    model.attention = "auto"  # or xla, cudnn, splash, ring: see docs/sharding.md
     model.remat = "none"
     model.unroll = 0  # layers per scan step; 0: all
     model.normalize_decay = 0.95  # of the latents' mean and variance; 0.0: as they are
@@ -249,7 +249,7 @@ def policy_model(*, latent_vocab: int = 0, action_vocab: int = 0) -> ConfigDict:
     model.norm_eps = 1e-6
     model.init_std = 0.06
     model.param_dtype = "float32"
-    model.attention = "xla"
+    model.attention = "auto"  # or xla, cudnn, splash, ring: see docs/sharding.md
     model.remat = "none"
     model.unroll = 0  # layers per scan step; 0: all
     model.front_end = front_end("patches")

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from lapa_jax.models.attention import l2_normalize
 from lapa_jax.models.layers import Dense
+from lapa_jax.models.quantizer.attention import l2_normalize
 from lapa_jax.models.quantizer.config import QuantizerConfig
 from lapa_jax.models.quantizer.objectives.pixels import Pixels
 
