@@ -9,11 +9,11 @@ import contextlib
 import dataclasses
 import signal
 import threading
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
@@ -23,13 +23,16 @@ from data_pipelines import statistics
 from data_pipelines.mixture import Mixture
 from lapa_jax import config as configs
 from lapa_jax import runs, stages
-from lapa_jax.models import surgery
+from lapa_jax.models import lora, surgery
+from lapa_jax.models.module import paths
+from lapa_jax.models.stack import check_remat
 from lapa_jax.parallel import distributed, sharding
 from lapa_jax.parallel.mesh import make_mesh
+from lapa_jax.training import memory
 from lapa_jax.training import state as states
 from lapa_jax.training.checkpoint import Checkpoints
 from lapa_jax.training.metrics import Alarms, LateMetrics, MetricWriter, Progress, check_finite
-from lapa_jax.training.optimizer import make_optimizer
+from lapa_jax.training.optimizer import Optimizer, make_optimizer
 from lapa_jax.training.step import make_train_step
 from lapa_jax.training.throughput import Throughput
 
@@ -53,6 +56,7 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
 
     # --- Data and stage -------------------------------------------------------------------------
     mesh = make_mesh(config.mesh)
+    check_remat(config.model.remat, mesh.devices.flat[0].platform)
     host, num_hosts = sharding.loader_shard(mesh)
     stage_class = stages.get(config.stage)
     loader = loaders.Loader(
@@ -64,23 +68,17 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
         num_hosts=num_hosts,
         prepare=lambda batch: stage.prepare(batch),
     )
-    pretrained = runs.load(config.init_from) if config.init_from else None
+    pretrained = _pretrained(config.init_from) if config.init_from else None
     assets = _assets(workdir, config, stage_class, loader.mixture, pretrained)
     stage = stage_class(config, assets)
 
     # --- Optimizer and abstract state -----------------------------------------------------------
-    tx, schedule = make_optimizer(
-        config.optimizer,
-        config.steps,
-        stage.trainable,
-        axes=stage.axes(),
-        pretrained=_taken(pretrained, stage),
-    )
+    optimizer = make_optimizer(config.optimizer, config.steps, stage.axes())
 
     def init_state(key: jax.Array) -> states.TrainState:
         params, variables = stage.init(key)
         state = states.create(
-            params, variables, tx, config.seed, ema=config.optimizer.ema_decay > 0
+            params, variables, optimizer, config.seed, ema=config.optimizer.ema_decay > 0
         )
         # No weak types: the step returns none, and would be compiled once more for its own output.
         return jax.tree.map(lambda x: x.astype(x.dtype), state)
@@ -101,22 +99,24 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
     else:
         state = jax.jit(init_state, out_shardings=shardings, compiler_options=_quick(mesh))(key)
         if pretrained is not None:
-            state, report = _start_from(pretrained, state, shardings, tx, stage)
-            runs.write_json(workdir / "init_from.json", report)
+            state, report = _start_from(pretrained, state, shardings, optimizer, stage)
+            runs.write_json(workdir / "init_from.json", dataclasses.asdict(report))
+            new = report.initialised
+        else:
+            new = paths(state.params)
+        _check_frozen(optimizer, new)
         state, frozen_from = _adopt_frozen(state, shardings, stage)
     start = int(state.step)
     provenance = _provenance(loader.mixture, pretrained, frozen_from)
-    _log_size(state.params, mesh, preset)
+    _log_size(state, optimizer, mesh, preset)
 
     # --- Step -----------------------------------------------------------------------------------
     train_step = make_train_step(
         stage.loss,
-        tx,
-        schedule=schedule,
+        optimizer,
         microbatches=config.microbatches,
         ema_decay=config.optimizer.ema_decay,
         after_update=stage.after_update,
-        trainable=stage.trainable,
     )
     train_step = jax.jit(
         sharding.with_rules(train_step, mesh, preset),
@@ -204,29 +204,42 @@ def _actions(mixture: Mixture) -> np.ndarray:
     return np.concatenate([i.actions[statistics.valid_action_rows(i)] for i in indexes])
 
 
+def _pretrained(workdir: str) -> runs.Run:
+    """The run to start from; what LoRA has learned there is in its kernels."""
+    run = runs.load(workdir)
+    if not lora.is_adapted(run.params):
+        return run
+    logging.info("init_from %s: the factors of LoRA are merged into their kernels", workdir)
+    params = lora.merge(run.params, run.config.model.lora_alpha)
+    return dataclasses.replace(run, params=params)
+
+
 def _start_from(
     pretrained: runs.Run,
     state: states.TrainState,
     shardings: states.TrainState,
-    tx: Any,
+    optimizer: Optimizer,
     stage: stages.Stage,
-) -> tuple[states.TrainState, dict[str, list[str]]]:
+) -> tuple[states.TrainState, surgery.SwapReport]:
     """Takes over another run's parameters; says which were taken, dropped and newly initialised."""
     key = jax.random.key(state.seed)
     params, report = surgery.head_swap(pretrained.params, stage.model, key)
     logging.info("init_from %s: %s", pretrained.workdir, report)
     params = jax.device_put(params, shardings.params)
-    # A copy: a state that is donated may not hold the same buffer twice.
-    ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
-    opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(params)
-    return state.replace(params=params, ema=ema, opt_state=opt_state), dataclasses.asdict(report)
+    ema = None if state.ema is None else states.first_average(params, optimizer)
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
+    return state.replace(params=params, ema=ema, opt_state=opt_state), report
 
 
-def _taken(pretrained: runs.Run | None, stage: stages.Stage) -> tuple[str, ...]:
-    """Paths of the parameters that the run takes over from another."""
-    if pretrained is None:
-        return ()
-    return surgery.plan_swap(pretrained.params, stage.model.abstract()[0]).taken
+def _check_frozen(optimizer: Optimizer, new: Collection[str]) -> None:
+    """Refuses to freeze parameters that nothing has trained."""
+    random = sorted(optimizer.frozen & set(new))
+    if random:
+        raise ValueError(
+            f"optimizer.groups freezes {random[:8]} ({len(random)} in all), which are newly "
+            f"initialised and would stay random: set init_from to a run that has them, or let "
+            f"them train"
+        )
 
 
 def _adopt_frozen(
@@ -268,9 +281,14 @@ def _quick(mesh: jax.sharding.Mesh) -> dict[str, str]:
     return {"xla_backend_optimization_level": "0"} if on_cpu else {}
 
 
-def _log_size(params: Any, mesh: jax.sharding.Mesh, preset: str) -> None:
-    count = sum(x.size for x in jax.tree.leaves(params))
+def _log_size(
+    state: states.TrainState, optimizer: Optimizer, mesh: jax.sharding.Mesh, preset: str
+) -> None:
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    held = memory.held_bytes(state.params, optimizer, ema=state.ema is not None)
+    gib = ", ".join(f"{name} {size / 2**30:.3f} GiB" for name, size in held.items())
     logging.info("%.2f M parameters, mesh %s, preset %s", count / 1e6, dict(mesh.shape), preset)
+    logging.info("over all devices: %s\n%s", gib, optimizer.table(state.params))
 
 
 @contextlib.contextmanager

@@ -35,6 +35,9 @@ def config(**changes) -> VLAConfig:
         attention="xla",
         remat="none",
         unroll=1,
+        lora_rank=0,
+        lora_alpha=4.0,
+        lora_pattern="attention/.*",
     )
     return VLAConfig(**{**settings, **changes})
 
