@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import signal
 import threading
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from data_pipelines.mixture import Mixture
 from lapa_jax import config as configs
 from lapa_jax import runs, stages
 from lapa_jax.models import lora, surgery
-from lapa_jax.models.module import paths
 from lapa_jax.models.stack import check_remat
 from lapa_jax.parallel import distributed, sharding
 from lapa_jax.parallel.mesh import make_mesh
@@ -97,14 +95,11 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
         logging.info("%s continues at step %d of %d", workdir, int(state.step), config.steps)
         frozen_from = meta["provenance"].get("frozen_from")
     else:
+        _check_frozen(optimizer, pretrained, abstract.params)
         state = jax.jit(init_state, out_shardings=shardings, compiler_options=_quick(mesh))(key)
         if pretrained is not None:
             state, report = _start_from(pretrained, state, shardings, optimizer, stage)
-            runs.write_json(workdir / "init_from.json", dataclasses.asdict(report))
-            new = report.initialised
-        else:
-            new = paths(state.params)
-        _check_frozen(optimizer, new)
+            runs.write_json(workdir / "init_from.json", report)
         state, frozen_from = _adopt_frozen(state, shardings, stage)
     start = int(state.step)
     provenance = _provenance(loader.mixture, pretrained, frozen_from)
@@ -220,7 +215,7 @@ def _start_from(
     shardings: states.TrainState,
     optimizer: Optimizer,
     stage: stages.Stage,
-) -> tuple[states.TrainState, surgery.SwapReport]:
+) -> tuple[states.TrainState, dict[str, list[str]]]:
     """Takes over another run's parameters; says which were taken, dropped and newly initialised."""
     key = jax.random.key(state.seed)
     params, report = surgery.head_swap(pretrained.params, stage.model, key)
@@ -228,12 +223,13 @@ def _start_from(
     params = jax.device_put(params, shardings.params)
     ema = None if state.ema is None else states.first_average(params, optimizer)
     opt_state = jax.jit(optimizer.init, out_shardings=shardings.opt_state)(params)
-    return state.replace(params=params, ema=ema, opt_state=opt_state), report
+    return state.replace(params=params, ema=ema, opt_state=opt_state), dataclasses.asdict(report)
 
 
-def _check_frozen(optimizer: Optimizer, new: Collection[str]) -> None:
+def _check_frozen(optimizer: Optimizer, pretrained: runs.Run | None, params: Any) -> None:
     """Refuses to freeze parameters that nothing has trained."""
-    random = sorted(optimizer.frozen & set(new))
+    taken = surgery.plan_swap(pretrained.params, params).taken if pretrained else ()
+    random = sorted(optimizer.frozen - set(taken))
     if random:
         raise ValueError(
             f"optimizer.groups freezes {random[:8]} ({len(random)} in all), which are newly "
