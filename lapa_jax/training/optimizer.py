@@ -144,9 +144,9 @@ def _lion(config: Mapping[str, Any], axes: Axes) -> optax.GradientTransformation
 
 
 def _adafactor(config: Mapping[str, Any], axes: Axes) -> optax.GradientTransformation:
-    """Shazeer and Stern 2018, in the form of Zhai et al. 2022 (arXiv:2106.04560): absolute steps
-    and a second moment whose decay is bounded. What the first paper scales and clips by the norm
-    of a whole array would mix the layers of a stack, and is left out.
+    """Shazeer and Stern 2018 with absolute steps, and a bound on the decay of the second moment
+    (Zhai et al. 2022, arXiv:2106.04560). What the paper scales and clips by the norm of a whole
+    array would mix the layers of a stack, and is left out.
 
     The two largest dimensions of an array are factored if both have `min_factored_size`, so that
     heads and layers keep statistics of their own.
@@ -168,7 +168,7 @@ def _adafactor(config: Mapping[str, Any], axes: Axes) -> optax.GradientTransform
 def _muon(config: Mapping[str, Any], axes: Axes) -> optax.GradientTransformation:
     """Jordan et al. 2024: an orthogonalised momentum for the matrices inside of the network; AdamW
     for everything else, embeddings and heads among it. Scaled to the RMS of AdamW's updates, so
-    that its learning rates and decay carry over (Liu et al. 2025, arXiv:2502.16982, section 2.2).
+    that its learning rates and decay carry over (Liu et al. 2025, arXiv:2502.16982).
     """
     matrices = {path: matrix_dims(names) for path, names in axes.items()}
     rms = config["update_rms"]

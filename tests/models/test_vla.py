@@ -1,6 +1,7 @@
 """The policy: teacher forcing, cached decoding, front-ends, head swaps, FLOPs."""
 
 import functools
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -112,6 +113,25 @@ def test_positions_skip_padding_and_slots_are_static():
     )[0]
     assert out["target"].shape == (3, 4, 11)  # one per target, the unfed last one included
     assert out["text"].shape == (3, 4, 32)
+
+
+def test_remat_keeps_what_attention_gives_and_no_more():
+    def kept(remat):
+        net = build(remat=remat)
+
+        def forward(params):
+            targets = jnp.zeros((3, 4), jnp.int32)
+            return net.apply(params, {}, "target_logits", *inputs(), targets, "latent")[0]
+
+        # What the backward function holds are the leaves of its pytree.
+        backward = jax.eval_shape(lambda params: jax.vjp(forward, params)[1], model()[1])
+        return Counter(x.shape for x in jax.tree.leaves(backward))
+
+    depth, batch, tokens, heads, width = 2, 3, 5 + 4 + 3, 2, 16
+    more = {(depth, batch, tokens, heads, width): 1}
+    assert kept("attention_out") - kept("full") == more
+    assert kept("attention_out_offload") - kept("full") == more
+    assert kept("dots") - kept("attention_out") and not kept("full") - kept("dots")
 
 
 def test_head_swap_lists_every_parameter():

@@ -1,4 +1,4 @@
-"""Optimizers, groups, decay, clipping, schedules, memory."""
+"""Optimizers, groups, decay, clipping, schedules."""
 
 import jax
 import jax.numpy as jnp
@@ -7,10 +7,8 @@ import optax
 import pytest
 
 from experiments import base
-from lapa_jax.training.memory import held_bytes, tree_bytes
 from lapa_jax.training.optimizer import OPTIMIZERS, make_optimizer, matrix_dims
 from lapa_jax.training.schedules import make_schedule
-from lapa_jax.training.state import create
 
 SHARED = dict(peak_lr=1e-2, end_lr=1e-3, warmup_steps=0, schedule="constant", clip_norm=0.0)
 AXES = {
@@ -232,31 +230,6 @@ def test_muon_orthogonalises_every_matrix_of_a_stack():
 )
 def test_muon_takes_the_matrices_inside_of_the_network(names, sides):
     assert matrix_dims(names) == (sides and optax.contrib.MuonDimensionNumbers(*sides))
-
-
-# --- Memory ---
-
-
-@pytest.mark.parametrize("frozen", [False, True])
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_counted_bytes_are_those_of_a_state(name, frozen):
-    groups = two_groups(frozen=frozen)
-    factored = {"min_factored_size": 4} if name == "adafactor" else {}
-    optimizer = make_optimizer(config(name, groups=groups, **factored), 10, AXES)
-    state = create(PARAMS, {}, optimizer, 0, ema=True)
-    counted = held_bytes(jax.eval_shape(lambda: PARAMS), optimizer, ema=True)
-    trained = 4 * (16 if frozen else 56)
-    assert counted == {
-        "parameters": 4 * 56,
-        "gradients": trained,
-        "optimizer": sum(x.nbytes for x in jax.tree.leaves(state.opt_state)),
-        "average": sum(x.nbytes for x in jax.tree.leaves(state.ema)),
-    }
-    assert counted["average"] == trained
-    moments = {"adamw": 2 * trained, "lion": trained}
-    if name in moments:
-        assert 0 <= counted["optimizer"] - moments[name] <= 8  # the step, counted twice
-    assert tree_bytes(state) == sum(x.nbytes for x in jax.tree.leaves(state))
 
 
 # --- Schedules and errors ---

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from toy import AXES, FAST_COMPILE, OPTIMIZER, build, init_params, make
+from toy import AXES, FAST_COMPILE, OPTIMIZER, build, init_params, initial, make
 
 from experiments import base
 from lapa_jax.parallel.mesh import make_mesh
@@ -73,7 +73,7 @@ def test_eight_devices_equal_one(preset, sizes, one_device):
 
 
 @pytest.mark.parametrize("name", ["adafactor", "lion", "muon"])
-def test_every_optimizer_on_eight_devices_equals_one(name):
+def test_every_optimizer_on_eight_devices_equals_one(name, tmp_path):
     expected, expected_metrics = train(mesh_of(), "dp", name=name)
     state, metrics = train(mesh_of(data=2, fsdp=2, tensor=2), "fsdp_tp", name=name)
     assert_same(metrics, expected_metrics)
@@ -86,6 +86,11 @@ def test_every_optimizer_on_eight_devices_equals_one(name):
         assert up.shape not in split
     else:
         assert split[up.shape] == up.sharding.spec == P(None, "fsdp", "tensor")
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(STEPS, state, {})
+        checkpoints.wait()
+        restored, _ = checkpoints.restore(jax.eval_shape(lambda: initial(name)))
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
 
 
 def test_accumulation_weighs_microbatches_by_what_their_loss_counts():
