@@ -28,7 +28,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.global_batch = 64
     config.steps = 300
     config.optimizer.peak_lr = 1e-3
-    config.optimizer.pretrained_lr_scale = 0.0  # a few episodes would overwrite what it knows
+    # A few episodes would overwrite what it knows. Frozen instead, its gradients would not count in
+    # clipping either, and none would be computed.
+    held = 0.0 if arg.init_from else 1.0
+    config.optimizer.groups = base.head_and_rest("action", lr_scale=held)
     config.model = base.policy_model(action_vocab=16)  # few, for few episodes
     config.action_tokens = "clusters"  # one token an action; "bins": one a dimension
     if arg.quick:

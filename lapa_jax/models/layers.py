@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lapa_jax.models.module import param
+from lapa_jax.models.module import AXES, param
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -48,14 +48,32 @@ class Dense(nnx.Module):
         self.kernel = param(truncated_normal(rngs.params(), shape, std), *axes)
         self.bias = param(jnp.zeros(outputs), *axes[len(inputs) :]) if bias else None
         self.dtype, self.num_inputs = dtype, len(inputs)
+        self.factor_scale = None  # of lora_a lora_b, beside the kernel: see lora.py
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        k = self.num_inputs
-        contract = (tuple(range(x.ndim - k, x.ndim)), tuple(range(k)))
-        y = jax.lax.dot_general(
-            x.astype(self.dtype), self.kernel[...].astype(self.dtype), (contract, ((), ()))
-        )
+        y = self._contract(x, self.kernel, self.num_inputs)
+        if self.factor_scale is not None:
+            low = self._contract(x, self.lora_a, self.num_inputs)
+            y = y + self.factor_scale * self._contract(low, self.lora_b, 1)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+    def add_factors(self, rank: int, scale: float, rngs: nnx.Rngs) -> None:
+        """Adds `scale` · lora_a lora_b to what the kernel does; nothing until lora_b is trained."""
+        k = self.num_inputs
+        inputs, outputs = self.kernel.shape[:k], self.kernel.shape[k:]
+        axes = self.kernel.get_metadata()[AXES]
+        lora_a = truncated_normal(
+            rngs.params(), (*inputs, rank), 1.0 / math.sqrt(math.prod(inputs))
+        )
+        self.lora_a = param(lora_a, *axes[:k], None)
+        self.lora_b = param(jnp.zeros((rank, *outputs)), None, *axes[k:])
+        self.factor_scale = scale
+
+    def _contract(self, x: jax.Array, kernel: nnx.Param, k: int) -> jax.Array:
+        contract = (tuple(range(x.ndim - k, x.ndim)), tuple(range(k)))
+        return jax.lax.dot_general(
+            x.astype(self.dtype), kernel[...].astype(self.dtype), (contract, ((), ()))
+        )
 
 
 def truncated_normal(key: jax.Array, shape: Sequence[int], std: float) -> jax.Array:

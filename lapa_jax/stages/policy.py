@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from data_pipelines.schema import images_per_example
 from lapa_jax.models.decoding import decode
 from lapa_jax.models.front_end import front_end_column
 from lapa_jax.models.module import Functional
@@ -53,12 +54,12 @@ class PolicyStage(Stage):
                     f"model.{name}_vocab={self.model_config.vocab(name)} is too small: "
                     f"{needed} ids are in use"
                 )
-        cameras = {1 + len(c.extra_image_keys) for c in config.data.corpora.values()} or {1}
-        if len(cameras) > 1:
+        if config.data.num_frames > 1 and not config.data.history_seconds:
             raise ValueError(
-                f"data.corpora have {sorted(cameras)} cameras: every example needs as many images"
+                f"data.num_frames={config.data.num_frames} with data.history_seconds=0.0 would "
+                "show a policy later frames: set data.history_seconds, the time between frames"
             )
-        self.num_images = config.data.num_frames * cameras.pop()
+        self.num_images = images_per_example(config.data)
         self.layout = (LegacyLayout if config.model.legacy else Layout)(
             self.tokenizer,
             head=self.head,

@@ -109,8 +109,3 @@ class Stage(Protocol):
     def model_flops(self) -> float:
         """FLOPs of one example's forward and backward pass, recomputation not counted."""
         ...
-
-    def trainable(self, path: tuple[str, ...]) -> bool:
-        """Whether the parameter at this path is trained."""
-        del path
-        return True
