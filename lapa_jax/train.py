@@ -282,7 +282,7 @@ def _log_size(
 ) -> None:
     count = sum(x.size for x in jax.tree.leaves(state.params))
     held = memory.held_bytes(state.params, optimizer, ema=state.ema is not None)
-    gib = ", ".join(f"{name} {size / 2**30:.3f} GiB" for name, size in held.items())
+    gib = ", ".join(f"{name} {size / 2**30:.3g} GiB" for name, size in held.items())
     logging.info("%.2f M parameters, mesh %s, preset %s", count / 1e6, dict(mesh.shape), preset)
     logging.info("over all devices: %s\n%s", gib, optimizer.table(state.params))
 
