@@ -244,7 +244,7 @@ def _provenance(
 def _log_size(state: states.TrainState, program: programs.Program) -> None:
     count = sum(x.size for x in jax.tree.leaves(state.params))
     held = memory.held_bytes(state.params, program.optimizer, ema=state.ema is not None)
-    gib = ", ".join(f"{name} {size / 2**30:.3f} GiB" for name, size in held.items())
+    gib = ", ".join(f"{name} {size / 2**30:.3g} GiB" for name, size in held.items())
     mesh = dict(program.mesh.shape)
     logging.info("%.2f M parameters, mesh %s, preset %s", count / 1e6, mesh, program.preset)
     logging.info("over all devices: %s\n%s", gib, program.optimizer.table(state.params))

@@ -19,15 +19,18 @@ from experiments import base
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """`quick`: a minute on a CPU. `data`: the labelled corpus. `init_from`: a latent VLA's run."""
-    arg = base.parse_arg(arg, quick=False, data="data/labelled/robot", init_from="")
+    """`quick`: a minute on a CPU. `data`: the labelled corpus. `init_from`: a latent VLA's run.
+    `optimizer`: one of base.optimizer."""
+    arg = base.parse_arg(
+        arg, quick=False, data="data/labelled/robot", init_from="", optimizer="adamw"
+    )
     config = base.stage_defaults("action_finetuning")
+    config.optimizer = base.optimizer(arg.optimizer)
     config.data.corpora["robot"] = base.corpus(arg.data)
     config.init_from = arg.init_from
     config.compute_dtype = "float32"
     config.global_batch = 64
     config.steps = 300
-    config.optimizer.peak_lr = 1e-3
     # A few episodes would overwrite what it knows. Frozen instead, its gradients would not count in
     # clipping either, and none would be computed.
     held = 0.0 if arg.init_from else 1.0
