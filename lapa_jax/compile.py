@@ -15,6 +15,7 @@ import argparse
 import collections
 import dataclasses
 import json
+import math
 import re
 import sys
 import time
@@ -130,15 +131,22 @@ def assess(config: ConfigDict, topology: Topology) -> dict[str, Any]:
         "model_tflops": model_flops / 1e12,
         "executed_tflops": flops / 1e12,
     }
+    unknown = dict.fromkeys(("collectives", "roofline", "mfu_bound"))
+    held = held_bytes(program)
+    if held > hbm * GIB:
+        logging.info("not compiled: state and batch alone need %.2f GiB a device", held / GIB)
+        sizes = {"fits": False, "arguments_gib": held / GIB, "peak_gib": held / GIB}
+        return result | sizes | unknown | {"headroom": None, "compile_seconds": 0.0}
     start = time.monotonic()
     try:
-        compiled = traced.lower().compile()
+        compiled = traced.lower().compile(_options(topology))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        result |= {"fits": False, "peak_gib": needed_gib(str(error))}
-        nothing = ("arguments_gib", "headroom", "collectives", "roofline", "mfu_bound")
-        return result | dict.fromkeys(nothing) | {"compile_seconds": time.monotonic() - start}
+        needed = needed_gib(str(error))
+        sizes = {"fits": False, "arguments_gib": held / GIB, "peak_gib": needed}
+        seconds = time.monotonic() - start
+        return result | sizes | unknown | {"headroom": None, "compile_seconds": seconds}
     seconds = time.monotonic() - start
     memory = compiled.memory_analysis()
     peak = memory.peak_memory_in_bytes if chip.is_tpu else _upper_bound(memory)
@@ -166,6 +174,14 @@ def assess(config: ConfigDict, topology: Topology) -> dict[str, Any]:
         "mfu_bound": roofline.mfu(chip, topology.num_devices, model_flops, bounds.seconds),
         "compile_seconds": seconds,
     }
+
+
+def held_bytes(program: programs.Program) -> int:
+    """Bytes of the state and the batch on one device: a step needs more."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves((program.state, program.batch))
+    )
 
 
 def build(config: ConfigDict, topology: Topology) -> programs.Program:
@@ -198,6 +214,12 @@ def stand_in_assets(config: ConfigDict) -> dict[str, bytes]:
             np.ones(ACTION_DIM),
         ),
     )
+
+
+def _options(topology: Topology) -> dict[str, Any]:
+    """Without a card no kernel is tuned, and the untuned tiles of a Triton product do not exist for
+    every shape: products of GPUs are the library's."""
+    return {} if topology.chip.is_tpu else {"xla_gpu_enable_triton_gemm": False}
 
 
 def _copy(config: ConfigDict) -> ConfigDict:
@@ -254,7 +276,7 @@ def search(
     config: ConfigDict, topology: Topology, compiles: int, known: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """Meshes first, as the config recomputes and accumulates; then both, on the two best meshes."""
-    base = Layout.of(config, topology)
+    base, given = Layout.of(config, topology), len(known)
     meshes = [
         dataclasses.replace(base, mesh=mesh, preset=preset)
         for mesh, preset in _meshes(config, topology)
@@ -267,7 +289,7 @@ def search(
         for remat in REMAT_ORDER
         for r in best
     ]
-    left = compiles + 1 - len(known)
+    left = compiles - sum(r["compile_seconds"] > 0 for r in known[given:])
     return [*known, *_tried(config, topology, variants, left, known)]
 
 
@@ -306,7 +328,7 @@ def _tried(
         except ShardingError as error:
             logging.info("%s: %s", layout, error)
             continue
-        compiles -= 1
+        compiles -= result["compile_seconds"] > 0
         logging.info("%s", _row(result))
         yield result
 
@@ -330,7 +352,7 @@ def _smaller(config: ConfigDict, topology: Topology) -> Iterator[Layout]:
     ]
     yield from (dataclasses.replace(base, remat=remat) for remat in more_remat)
     yield from (dataclasses.replace(base, microbatches=base.microbatches * k) for k in (2, 4))
-    yield from meshes[:2]
+    yield from meshes[:3]
     for layout in [base, *meshes]:
         for k in (1, 2, 4, 8):
             changed = dataclasses.replace(layout, microbatches=base.microbatches * k)
@@ -381,11 +403,11 @@ def report(result: dict[str, Any]) -> str:
     lines = [table([result]), ""]
     size = f"{result['parameters'] / 1e6:.1f} M parameters, batch {result['global_batch']}"
     flops = f"{result['model_tflops']:.4g} model TFLOP a step"
-    executed = f"{result['executed_tflops']:.4g} with what is recomputed"
-    lines.append(f"{size}, {flops}, {executed}; compiled in {result['compile_seconds']:.0f} s")
+    flops += f", {result['executed_tflops']:.4g} executed"
+    lines.append(f"{size}, {flops}; compiled in {result['compile_seconds']:.0f} s")
     if result["collectives"] is None:
-        needed = f" It needs {result['peak_gib']:.2f} GiB." if result["peak_gib"] else ""
-        return "\n".join([*lines, f"The compiler ran out of memory.{needed}"])
+        needed = f" It needs {result['peak_gib']:.2f} GiB or more." if result["peak_gib"] else ""
+        return "\n".join([*lines, f"It does not fit.{needed}"])
     families = [
         f"{name} {entry['count']} ({entry['in_loop']} in loops, {entry['gb']:.3g} GB)"
         for name, entry in result["collectives"].items()
