@@ -303,6 +303,19 @@ def policy_model(*, latent_vocab: int = 0, action_vocab: int = 0) -> ConfigDict:
     return model
 
 
+def lwm_policy_model(*, latent_vocab: int = 0, action_vocab: int = 0) -> ConfigDict:
+    """LWM-Chat-1M's LLaMA of 7 B parameters, which LAPA starts from, with the original's rows."""
+    model = policy_model(latent_vocab=latent_vocab, action_vocab=action_vocab)
+    model.legacy = True
+    model.text_vocab, model.image_vocab = 32_000, 8448  # 8192 codes, marks, and some unused
+    model.text_length, model.sequence_length = 128, 384
+    model.dim, model.depth, model.heads, model.head_dim = 4096, 32, 32, 128
+    model.mlp_dim, model.rope_theta, model.init_std = 11_008, 5e7, 0.02
+    model.remat, model.unroll = "full", 1
+    model.front_end = front_end("cached_tokens")
+    return model
+
+
 def front_end(name: str) -> ConfigDict:
     """The settings of a policy's image front-end."""
     settings = {
@@ -339,3 +352,10 @@ def make_policy_quick(config: ConfigDict) -> None:
     config.checkpoint.every_steps = 30
     config.model.dim, config.model.mlp_dim, config.model.depth = 32, 64, 2
     config.model.heads, config.model.head_dim = 2, 16
+
+
+def make_lwm_policy_quick(config: ConfigDict) -> None:
+    """The same for `lwm_policy_model`, whose vocabularies stay."""
+    make_policy_quick(config)
+    config.optimizer.schedule, config.optimizer.peak_lr = "warmup_constant", 1e-3
+    config.compute_dtype, config.init_from, config.microbatches = "float32", "", 1

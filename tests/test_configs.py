@@ -14,7 +14,7 @@ from lapa_jax.models.module import Functional, flatten
 from lapa_jax.models.vla import VLA, VLAConfig
 from lapa_jax.parallel import sharding
 from lapa_jax.parallel.mesh import make_mesh
-from lapa_jax.stages.policy import TOKENIZER
+from lapa_jax.stages.policy import LAYOUT_KEYS, TOKENIZER
 from lapa_jax.tokens.text import train
 from lapa_jax.training.optimizer import OPTIMIZERS, make_optimizer
 from lapa_jax.training.state import create, state_shardings
@@ -100,7 +100,7 @@ def test_policies_train_with_every_optimizer(name):
         assert config.optimizer.name == name
         assert config.optimizer.peak_lr == base.optimizer(name).peak_lr
     settings = config.model.to_dict() | {"lora_rank": 2}
-    del settings["tokenizer"]
+    settings = {key: value for key, value in settings.items() if key not in LAYOUT_KEYS}
     settings["front_end"] |= {"image_size": config.data.image_size}
     model = Functional(lambda rngs: VLA(VLAConfig(**settings, compute_dtype="float32"), rngs=rngs))
     optimizer = make_optimizer(config.optimizer, config.steps, model.axes())
