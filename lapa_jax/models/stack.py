@@ -21,7 +21,7 @@ REMAT: dict[str, Any] = {
     "full": _POLICIES.nothing_saveable,
     "dots": _POLICIES.dots_saveable,
     "dots_no_batch": _POLICIES.dots_with_no_batch_dims_saveable,
-    # Attention's scores are not computed again for what follows it; the rest is.
+    # Attention is computed again for its own gradient only.
     "attention_out": _POLICIES.save_only_these_names(ATTENTION_OUT),
     # The same, but kept in the host's memory.
     "attention_out_offload": _POLICIES.save_and_offload_only_these_names(

@@ -95,7 +95,10 @@ class Stage(Protocol):
 
     def loss(
         self, params: Params, variables: Variables, batch: Batch, rng: jax.Array
-    ) -> tuple[jax.Array, Metrics, Variables]: ...
+    ) -> tuple[jax.Array, Metrics, Variables]:
+        """(loss, metrics, variables). The loss is a mean over examples; where examples count
+        differently, metrics["loss_weight"] is the sum of what they count."""
+        ...
 
     def eval_metrics(self, params: Params, variables: Variables, batch: Batch) -> Metrics: ...
 

@@ -243,6 +243,14 @@ def test_state_shardings_follow_parameters_and_refuse_the_unknown():
     assert specs == {P(), P(None, "fsdp", None), P(None, None, "fsdp"), P(None, "fsdp")}
     assert found.ema == {"embed": None, "blocks": params["blocks"]}
     assert found.variables["n"].spec == P()
+    # Which dimension a factored moment of a square has lost is not to be seen: it is whole.
+    square = abstract.replace(
+        params={"w": jax.ShapeDtypeStruct((2, 8, 8), jnp.float32)},
+        opt_state={"w": jax.ShapeDtypeStruct((2, 8), jnp.float32)},
+        ema=None,
+    )
+    split = tree_shardings({"w": ("layers", "embed", "mlp")}, square.params, mesh, "fsdp")
+    assert state_shardings(square, split, mesh).opt_state["w"].spec == P()
     odd = abstract.replace(opt_state={"row": jax.ShapeDtypeStruct((5,), jnp.float32)})
     with pytest.raises(ShardingError, match="'row'"):
         state_shardings(odd, params, mesh)
