@@ -14,6 +14,8 @@ from lapa_jax.models.surgery import head_swap, plan_swap
 from lapa_jax.models.vla import VLA, VLAConfig
 from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.parallel.sharding import tree_shardings
+from lapa_jax.stages.policy import LAYOUT_KEYS
+from lapa_jax.tokens.modality import FILL, IMAGE, LATENT, TEXT
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -28,8 +30,8 @@ FACTORS = {
 @functools.cache
 def build(rank=RANK, pattern="attention/(q|out)|mlp/up", **changes):
     settings = base.policy_model(latent_vocab=8).to_dict()
-    del settings["tokenizer"]
-    settings |= dict(text_vocab=16, text_length=3, dim=16, depth=2, heads=2, head_dim=8, mlp_dim=24)
+    settings = {key: value for key, value in settings.items() if key not in LAYOUT_KEYS}
+    settings |= dict(text_vocab=16, dim=16, depth=2, heads=2, head_dim=8, mlp_dim=24)
     settings |= dict(lora_rank=rank, lora_alpha=ALPHA, lora_pattern=pattern, **changes)
     settings |= {"front_end": {"name": "patches", "image_size": (8, 8), "patch_size": 4,
                                "stem_channels": ()}}  # fmt: skip
@@ -39,13 +41,16 @@ def build(rank=RANK, pattern="attention/(q|out)|mlp/up", **changes):
 
 @functools.cache
 def logits_of(rank):
-    images = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 8, 8, 3)), jnp.float32)
-    tokens, mask = jnp.asarray([[1, 5, 2], [1, 7, 0]]), jnp.asarray([[1, 1, 1], [1, 1, 0]], bool)
-    targets = jnp.asarray([[3, 1], [0, 7]])
+    images = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 1, 8, 8, 3)), jnp.float32)
+    tokens = jnp.asarray([[1, 5, 2, *[FILL] * 4, 3], [1, 7, 4, *[FILL] * 4, 0]])
+    modality = jnp.asarray([[TEXT] * 3 + [IMAGE] * 4 + [LATENT]] * 2)
     model = build(rank)
-    return jax.jit(
-        lambda p: model.apply(p, {}, "target_logits", images, tokens, mask, targets, "latent")[0]
-    )
+
+    def logits(params):
+        rows = (tokens, modality, jnp.ones_like(tokens), images)
+        return model.apply(params, {}, "logits", *rows, slots={"latent": None})[0]["latent"]
+
+    return jax.jit(logits)
 
 
 @functools.cache
