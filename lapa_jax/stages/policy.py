@@ -66,6 +66,7 @@ class PolicyStage(Stage):
             text_length=config.model.text_length,
             num_images=self.num_images,
             tokens_per_image=self.model_config.tokens_per_image,
+            image_vocab=self.model_config.image_vocab,
             num_targets=len(self.limits),
         )
         self.examples_per_row = config.model.examples_per_row
@@ -97,7 +98,7 @@ class PolicyStage(Stage):
 
     def prepare(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         targets = self.targets(batch[self.target_field])
-        ids = [None] * len(targets) if self.from_pixels else self._image_ids(batch)
+        ids = [None] * len(targets) if self.from_pixels else batch["image_tokens"]
         examples = [
             self.layout.example(text, image, target)
             for text, image, target in zip(batch["instruction"], ids, targets, strict=True)
@@ -110,15 +111,6 @@ class PolicyStage(Stage):
             frames = batch["frames"] if k == 1 else batch["frames"][order]
             rows["images"] = frames.reshape(len(order) // k, -1, *frames.shape[2:])
         return rows
-
-    def _image_ids(self, batch: dict[str, np.ndarray]) -> np.ndarray:
-        ids = batch["image_tokens"]
-        if ids.min() < 0 or ids.max() >= self.model_config.image_vocab:
-            raise ValueError(
-                f"image tokens run from {ids.min()} to {ids.max()}; "
-                f"model.image_vocab={self.model_config.image_vocab}"
-            )
-        return ids
 
     def targets(self, values: np.ndarray) -> np.ndarray:
         """Loader column → target tokens int32 (B, L)."""
