@@ -32,9 +32,9 @@ SPLASH_FROM = 256
 # scores of one head and one example take 64 MiB.
 BLOCKWISE_FROM = {"cpu": 512}
 BLOCKWISE_FROM_ELSEWHERE = 4096
-# On TPUs with a split sequence. K and V are gathered below it, because one collective and a fused
-# kernel beat a ring of plain products; at this length the gathered K and V of 32 heads of 128 take
-# 512 MiB an example, as much as everything else of a layer.
+# On TPUs with a split sequence. K and V are gathered below it: one collective and a fused kernel
+# against a ring of plain products. At this length the gathered K and V of 32 heads of 128 take 512
+# MiB an example.
 TPU_RING_FROM = 32_768
 
 
