@@ -252,10 +252,36 @@ def policy_model(*, latent_vocab: int = 0, action_vocab: int = 0) -> ConfigDict:
     model.attention = "auto"  # or xla, cudnn, splash, ring: see docs/sharding.md
     model.remat = "none"
     model.unroll = 0  # layers per scan step; 0: all
-    model.front_end = ConfigDict()
-    model.front_end.name = "patches"
-    model.front_end.patch_size = 16  # pixels on a side that one token stands for
-    model.front_end.stem_channels = ()  # of stride-2 convolutions before the patches; slow on CPU
+    model.front_end = front_end("patches")
+    return model
+
+
+def front_end(name: str) -> ConfigDict:
+    """The settings of a policy's image front-end."""
+    settings = {
+        "patches": {
+            "patch_size": 16,  # pixels on a side that one token stands for
+            "stem_channels": (),  # of stride-2 convolutions before the patches; slow on CPU
+        },
+        "vqgan": {
+            "weights": "",  # workdir of the image tokenizer: a run that lapa import made
+            "tokenizer": image_tokenizer(),
+        },
+        "cached_tokens": {"num_tokens": 256},  # of an image, in the image token sets
+    }
+    if name not in settings:
+        raise ValueError(f"front_end={name!r} must be one of {sorted(settings)}")
+    return ConfigDict({"name": name} | settings[name])
+
+
+def image_tokenizer() -> ConfigDict:
+    """The architecture of LWM's VQGAN, for 256 px images: 16 x 16 tokens."""
+    model = ConfigDict()
+    model.dim = 128
+    model.multipliers = (1, 2, 2, 4, 6)  # of dim, in each level; all but the last halve the sides
+    model.blocks = 2  # of a level
+    model.latent_dim, model.code_dim = 64, 64
+    model.codebook_size = 8192
     return model
 
 

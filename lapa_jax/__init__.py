@@ -18,3 +18,11 @@ def load_image_tokenizer(directory):
     from lapa_jax.api import load_image_tokenizer
 
     return load_image_tokenizer(directory)
+
+
+def load_policy(directory, *, image_tokenizer=None):
+    """A trained or imported policy, with `predict_latent`, `predict_action` and `logits`: see
+    lapa_jax.api."""
+    from lapa_jax.api import load_policy
+
+    return load_policy(directory, image_tokenizer=image_tokenizer)

@@ -36,6 +36,11 @@ VERBS = {
         "how fast a training step runs, beside what the device can do",
         "lapa bench quantizer",
     ),
+    "compile": (
+        "lapa_jax.compile",
+        "compile a training step for a TPU slice or GPU hosts that are not there: does it fit?",
+        "lapa compile --config experiments/quantizer/paper.py --topology v5e-16",
+    ),
     "import": (
         "lapa_jax.importer",
         "foreign weights as a run: the original's quantizer (laq_pt), a teacher (dinov2), LWM's "

@@ -218,7 +218,7 @@ def batch(argv: list[str]) -> int:
     args, config = configs.parse(parser, argv)
     if args.step < 0 or args.max_examples < 1:
         parser.error("--step must not be negative, --max_examples at least 1")
-    fields = stages.get(config.stage).fields
+    fields = stages.get(config.stage).fields_of(config)
     per_host = config.global_batch // max(1, args.hosts)
     shared = dict(fields=fields, global_batch=config.global_batch, seed=config.seed)
     host, hosts = (0, 1) if args.host is None else (args.host, args.hosts)

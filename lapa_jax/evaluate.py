@@ -128,7 +128,7 @@ def evaluate_tokens(run: runs.Run, corpora: dict[str, dict], *, max_examples: in
     rows = []
     with Loader(
         data,
-        fields=run.stage.fields,
+        fields=run.stage.fields_of(run.config),
         global_batch=batch_size,
         seed=run.config.seed,
         prepare=run.stage.prepare,
@@ -162,10 +162,10 @@ def evaluate_success(
     states = env.evaluation_states(seed, family, episodes)
     known = np.array(env.phrasings(phrasings))
     instructions = env.instructions(states, known[np.arange(episodes) % len(known)])
-    if run.config.data.num_frames > 1:
+    if run.stage.num_images > 1:
         raise ValueError(
-            f"{run.workdir} takes data.num_frames={run.config.data.num_frames} frames an example: "
-            "the closed loop gives one"
+            f"{run.workdir} takes {run.stage.num_images} images an example: the closed loop gives "
+            "one"
         )
 
     def act(params, images, prompts, key):

@@ -56,7 +56,7 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
     stage_class = stages.get(config.stage)
     loader = loaders.Loader(
         config.data,
-        fields=stage_class.fields,
+        fields=stage_class.fields_of(config),
         global_batch=config.global_batch,
         seed=config.seed,
         host=host,

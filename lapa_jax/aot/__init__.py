@@ -1,1 +1,1 @@
-"""Compiling for accelerators that are not there: chips, topologies, what a compiled program does."""
+"""Compiling for accelerators that are not there: topologies, HLO text, rooflines."""

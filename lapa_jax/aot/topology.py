@@ -1,9 +1,9 @@
 """Names of machines → devices that JAX can compile for, with no hardware.
 
-    v5p:4x4x4       TPU chips along each dimension of the torus
-    v5p-128         Cloud TPU's name of the same slice (v4, v5p and tpu7x count cores, not chips)
-    h100:8x8        GPU hosts x GPUs on each
-    h100-64         the same: GPUs, eight to a host
+v5p:4x4x4       TPU chips along each dimension of the torus
+v5p-128         Cloud TPU's name of the same slice (v4, v5p and tpu7x count cores, not chips)
+h100:8x8        GPU hosts x GPUs on each
+h100-64         the same: GPUs, eight to a host
 """
 
 import dataclasses
@@ -59,8 +59,11 @@ class Topology:
 
     @property
     def name(self) -> str:
-        times = f"{self.num_slices} x " if self.num_slices > 1 else ""
-        return f"{times}{self.chip.name}:{'x'.join(map(str, self.shape))}"
+        return (f"{self.num_slices}x" if self.num_slices > 1 else "") + self._slice
+
+    @property
+    def _slice(self) -> str:
+        return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
 
     @property
     def num_chips(self) -> int:
@@ -77,12 +80,12 @@ class Topology:
         """
         _environment()
         if self.chip.is_tpu:
-            _require("libtpu", f"{self.chip.name} needs libtpu")
+            _require("libtpu", self.chip)
             found = topologies.get_topology_desc(
-                platform="tpu", topology_name=self.name.split(" x ")[-1], **self._options()
+                platform="tpu", topology_name=self._slice, **self._options()
             )
         else:
-            _require("jax_cuda12_plugin", f"{self.chip.name} needs the CUDA plugin")
+            _require("jax_cuda12_plugin", self.chip)
             hosts, gpus = self.shape
             target = Path(__file__).with_name("targets") / f"{self.chip.name}.txtpb"
             found = topologies.get_topology_desc(
@@ -109,6 +112,10 @@ class Topology:
 
 def parse(name: str, num_slices: int = 1) -> Topology:
     """The topology of a name; an unknown one is a ValueError that lists the known."""
+    if match := re.fullmatch(r"(\d+)x([a-z].*)", name):
+        if num_slices != 1:
+            raise ValueError(f"topology {name!r} has its slices, num_slices={num_slices} does not")
+        name, num_slices = match[2], int(match[1])
     if num_slices < 1:
         raise ValueError(f"num_slices={num_slices} must be at least 1")
     match = re.fullmatch(r"([a-z0-9]+):(\d+(?:x\d+)+)", name)
@@ -121,11 +128,11 @@ def parse(name: str, num_slices: int = 1) -> Topology:
     match = re.fullmatch(r"([a-z0-9]+)-(\d+)", name)
     if match and match[1] in _NAMES:
         chip, per_chip, shapes = _NAMES[match[1]]
-        count = int(match[2])
-        if count % per_chip == 0 and count // per_chip in shapes:
-            return parse(f"{chip}:{shapes[count // per_chip]}", num_slices)
+        chips, rest = divmod(int(match[2]), per_chip)
+        if not rest and chips in shapes:
+            return parse(f"{chip}:{shapes[chips]}", num_slices)
         known = ", ".join(f"{match[1]}-{chips * per_chip}" for chips in shapes)
-        raise ValueError(f"topology {name!r} is unknown; known: {known}, or {chip}:... by shape")
+        raise ValueError(f"topology {name!r} is unknown; known: {known}, or {chip}:SHAPE")
     raise ValueError(
         f"topology {name!r} is unknown; known: {', '.join(f'{n}-COUNT' for n in _NAMES)} and "
         f"{', '.join(f'{n}:SHAPE' for n in CHIPS)}, such as v5p-64, v5p:2x4x4, h100:8x8"
@@ -139,15 +146,9 @@ def _environment() -> None:
     jax.config.update("jax_platforms", "cpu")
 
 
-def missing(name: str) -> str | None:
-    """What must be installed to compile for a topology, or None."""
-    package = "libtpu" if parse(name).chip.is_tpu else "jax_cuda12_plugin"
-    return None if importlib.util.find_spec(package) else INSTALL
-
-
-INSTALL = "make aot"
-
-
-def _require(package: str, what: str) -> None:
+def _require(package: str, chip: Chip) -> None:
     if importlib.util.find_spec(package) is None:
-        raise RuntimeError(f"{what}, which is not installed: {INSTALL}")
+        raise RuntimeError(
+            f"compiling for {chip.name} needs {package}, which is not installed: "
+            "pip install 'lapa_jax[aot]'"
+        )

@@ -5,7 +5,7 @@ example or several (packing), told apart by segment ids; segment 0 is padding. I
 of the image table or, where the id is FILL, what the front-end makes of the images, in order.
 Logits exist only where they are asked for: at given slots, for given heads.
 
-Shape suffixes: B rows, T sequence, S keys, n slots, F frames of a row, K heads, C head width, D
+Shape suffixes: B rows, T sequence, S keys, n slots, N images of a row, K heads, C head width, D
 width, V vocabulary.
 """
 
@@ -84,8 +84,13 @@ class VLAConfig:
         return getattr(self, f"{modality}_vocab")
 
     @property
-    def tokens_per_frame(self) -> int:
+    def tokens_per_image(self) -> int:
         return front_end_config(self.front_end)[1].num_tokens
+
+    @property
+    def frozen_flops(self) -> int:
+        """Floating-point operations of what is not trained, per image."""
+        return front_end_config(self.front_end)[1].frozen_flops
 
 
 class Embedding(nnx.Module):
@@ -181,7 +186,8 @@ class VLA(nnx.Module):
             )
         self.embeddings, self.heads = nnx.data(embeddings), nnx.data(heads)
         name, settings = front_end_config(config.front_end)
-        self.front_end = FRONT_ENDS[name][1](
+        module = FRONT_ENDS[name][1]
+        self.front_end = module and module(
             settings, config.dim, embeddings.get("image"), dtype=dtype, rngs=rngs
         )
         self.backbone = Stack(
@@ -204,13 +210,13 @@ class VLA(nnx.Module):
         tokens_BT: jax.Array,
         modality_BT: jax.Array,
         segments_BT: jax.Array,
-        images_BFHWC: jax.Array | None = None,
+        images_BNHWC: jax.Array | None = None,
         *,
         slots: Mapping[str, jax.Array | None],
     ) -> dict[str, jax.Array]:
         """Logits (B, n, V), float32, of the heads that `slots` names, at its slots int (B, n);
         None: at all slots. The output at a slot predicts the token after it."""
-        x = self.embed(tokens_BT, modality_BT, images_BFHWC)
+        x = self.embed(tokens_BT, modality_BT, images_BNHWC)
         x, _ = self._run(x, segments_BT, positions(segments_BT))
         found = {}
         for name, at_Bn in slots.items():
@@ -222,17 +228,17 @@ class VLA(nnx.Module):
         self,
         tokens_BT: jax.Array,
         modality_BT: jax.Array,
-        images_BFHWC: jax.Array | None = None,
+        images_BNHWC: jax.Array | None = None,
     ) -> jax.Array:
         """(B, T, D): each token from the table of its modality, FILL from the front-end."""
         x = jnp.zeros((), self.dtype)
         for name, table in self.embeddings.items():
             mine = modality_BT == MODALITIES.index(name)
             x = x + jnp.where(mine[..., None], table(jnp.where(mine, tokens_BT, 0)), 0)
-        if images_BFHWC is not None:
-            B, F = images_BFHWC.shape[:2]
-            frames = images_BFHWC.reshape(B * F, *images_BFHWC.shape[2:])
-            filled = self.front_end(frames).astype(self.dtype).reshape(B, -1, x.shape[-1])
+        if images_BNHWC is not None:
+            B, N = images_BNHWC.shape[:2]
+            images = images_BNHWC.reshape(B * N, *images_BNHWC.shape[2:])
+            filled = self.front_end(images).astype(self.dtype).reshape(B, -1, x.shape[-1])
             fill = (modality_BT == IMAGE) & (tokens_BT == FILL)
             at = jnp.maximum(jnp.cumsum(fill, axis=1) - 1, 0)
             x = jnp.where(fill[..., None], jnp.take_along_axis(filled, at[..., None], axis=1), x)
@@ -261,7 +267,7 @@ class VLA(nnx.Module):
         tokens_BT: jax.Array,
         modality_BT: jax.Array,
         segments_BT: jax.Array,
-        images_BFHWC: jax.Array | None,
+        images_BNHWC: jax.Array | None,
         head: str,
         num_tokens: int,
     ) -> tuple[jax.Array, Cache]:
@@ -269,7 +275,7 @@ class VLA(nnx.Module):
 
         Prompts end at the last slot; padding is at the left.
         """
-        x, where = self.embed(tokens_BT, modality_BT, images_BFHWC), positions(segments_BT)
+        x, where = self.embed(tokens_BT, modality_BT, images_BNHWC), positions(segments_BT)
         depth = jnp.arange(self.config.depth)
         x, kv = self._run(x, segments_BT, where, per_layer=depth, method="prefill")
         room = num_tokens - 1
@@ -297,12 +303,12 @@ def positions(segments_BT: jax.Array) -> jax.Array:
     return index - jax.lax.cummax(starts, axis=1)
 
 
-def vla_flops(config: VLAConfig, length: int, slots: Mapping[str, int], num_frames: int = 0) -> int:
+def vla_flops(config: VLAConfig, length: int, slots: Mapping[str, int], num_images: int = 0) -> int:
     """Floating-point operations of a forward pass over a row of `length` tokens (a multiply-add is
     two), from the shapes: matrix products and convolutions. Attention is counted in full, as it is
-    computed; a head at as many `slots` as it is asked for; the front-end for `num_frames`."""
+    computed; a head at as many `slots` as it is asked for; the front-end for `num_images`."""
     inner = config.heads * config.head_dim
     per_token = 4 * config.dim * inner + 2 * length * inner + 3 * config.dim * config.mlp_dim
     total = 2 * config.depth * length * per_token
     total += sum(2 * n * config.dim * config.vocab(head) for head, n in slots.items())
-    return int(total + num_frames * front_end_config(config.front_end)[1].flops(config.dim))
+    return int(total + num_images * front_end_config(config.front_end)[1].flops(config.dim))

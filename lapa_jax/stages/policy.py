@@ -1,7 +1,7 @@
 """What the two policy stages share: one model, target tokens predicted in rows of tokens.
 
 Batch (R rows of k examples, T tokens; see tokens/layout.py): tokens, segments int32 (R, T),
-modality int8 (R, T), target_slots, targets int32 (R, k·L), images uint8 (R, k·F, H, W, 3) where the
+modality int8 (R, T), target_slots, targets int32 (R, k·L), images uint8 (R, k·N, H, W, 3) where the
 front-end computes image tokens, text_slots, text_targets int32 (R, k·M) where text is trained on.
 """
 
@@ -14,8 +14,10 @@ import optax
 from ml_collections import ConfigDict
 
 from lapa_jax.models.decoding import decode
+from lapa_jax.models.front_end import front_end_column
 from lapa_jax.models.module import Functional
 from lapa_jax.models.vla import VLA, VLAConfig, vla_flops
+from lapa_jax.stages.image_tokenizer import adopt_tokenizer, tokenizer_source
 from lapa_jax.stages.stage import Assets, Batch, Metrics, Params, Stage, Variables
 from lapa_jax.tokens.layout import Layout, LegacyLayout, left_pad, pack
 from lapa_jax.tokens.text import TextTokenizer, train
@@ -38,10 +40,10 @@ class PolicyStage(Stage):
         self.limits = tuple(int(n) for n in limits)  # vocabulary of each target slot
         self.tokenizer = TextTokenizer(assets[TOKENIZER])
         model = {k: v for k, v in config.model.to_dict().items() if k not in LAYOUT_KEYS}
-        if model["front_end"]["name"] == "patches":
+        self.from_pixels = front_end_column(model["front_end"]) == "frames"
+        if self.from_pixels:
             model["front_end"] |= {"image_size": config.data.image_size}
         self.model_config = VLAConfig(**model, compute_dtype=config.compute_dtype)
-        self.from_pixels = model["front_end"]["name"] != "cached_tokens"
         for name, needed in (
             ("text", self.tokenizer.vocab_size),
             (self.head, max(self.limits)),
@@ -51,12 +53,18 @@ class PolicyStage(Stage):
                     f"model.{name}_vocab={self.model_config.vocab(name)} is too small: "
                     f"{needed} ids are in use"
                 )
+        cameras = {1 + len(c.extra_image_keys) for c in config.data.corpora.values()} or {1}
+        if len(cameras) > 1:
+            raise ValueError(
+                f"data.corpora have {sorted(cameras)} cameras: every example needs as many images"
+            )
+        self.num_images = config.data.num_frames * cameras.pop()
         self.layout = (LegacyLayout if config.model.legacy else Layout)(
             self.tokenizer,
             head=self.head,
             text_length=config.model.text_length,
-            num_frames=config.data.num_frames,
-            tokens_per_frame=self.model_config.tokens_per_frame,
+            num_images=self.num_images,
+            tokens_per_image=self.model_config.tokens_per_image,
             num_targets=len(self.limits),
         )
         self.examples_per_row = config.model.examples_per_row
@@ -64,6 +72,11 @@ class PolicyStage(Stage):
         self.row_length = config.model.sequence_length or longest
         self.with_text = bool(self.text_loss_weight and self.layout.num_text_targets)
         self.model = Functional(lambda rngs: VLA(self.model_config, rngs=rngs))
+
+    @classmethod
+    def fields_of(cls, config: ConfigDict) -> tuple[str, ...]:
+        column = front_end_column(config.model.front_end)
+        return tuple(column if f == "frames" else f for f in cls.fields)
 
     @staticmethod
     def make_tokenizer(config: ConfigDict, inherited: Assets, instructions: Sequence[str]) -> bytes:
@@ -129,7 +142,7 @@ class PolicyStage(Stage):
             text = ((R, k * self.layout.num_text_targets), jnp.int32)
             shapes |= {"text_slots": text, "text_targets": text}
         if self.from_pixels:
-            frames = (R, k * self.config.data.num_frames, *self.config.data.image_size, 3)
+            frames = (R, k * self.num_images, *self.config.data.image_size, 3)
             shapes["images"] = (frames, jnp.uint8)
         return {name: jax.ShapeDtypeStruct(*spec) for name, spec in shapes.items()}
 
@@ -176,14 +189,21 @@ class PolicyStage(Stage):
         slots = {self.head: k * len(self.limits)}
         if self.with_text:
             slots["text"] = k * self.layout.num_text_targets
-        frames = k * self.config.data.num_frames if self.from_pixels else 0
-        return 3.0 * vla_flops(self.model_config, self.row_length, slots, frames) / k
+        frames = k * self.num_images if self.from_pixels else 0
+        trained = 3.0 * vla_flops(self.model_config, self.row_length, slots, frames) / k
+        return trained + self.num_images * self.model_config.frozen_flops
+
+    def frozen_from(self) -> tuple[str, str] | None:
+        return tokenizer_source(self.model_config.front_end)
+
+    def adopt(self, variables: Variables, config: ConfigDict, params: Params) -> Variables:
+        return adopt_tokenizer(self.model_config.front_end, variables, config, params)
 
     def prompts(
         self, instructions: Sequence[str], image_ids: Sequence[np.ndarray] | None = None
     ) -> dict[str, np.ndarray]:
         """Prompts for `predict`: tokens, segments int32 and modality int8 (B, T). `image_ids`:
-        int (frames, tokens a frame) each, for models that take ids."""
+        int (images, tokens an image) each, for models that take ids."""
         images = image_ids if image_ids is not None else [None] * len(instructions)
         prompts = [self.layout.prompt(*one) for one in zip(instructions, images, strict=True)]
         return left_pad(prompts, self.layout.prompt_length)
@@ -197,7 +217,7 @@ class PolicyStage(Stage):
         **options,
     ) -> tuple[jax.Array, jax.Array]:
         """Target tokens int32 (B, L), greedy unless `options` (of models/decoding.py) ask for
-        more, and their logits (B, L, V); pure, may be jitted. `images` uint8 (B, F, H, W, 3)."""
+        more, and their logits (B, L, V); pure, may be jitted. `images` uint8 (B, N, H, W, 3)."""
         return decode(
             self.model,
             params,

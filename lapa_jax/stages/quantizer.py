@@ -11,8 +11,15 @@ from lapa_jax.models import surgery
 from lapa_jax.models.module import Functional
 from lapa_jax.models.quantizer import Quantizer, QuantizerConfig, quantizer_flops
 from lapa_jax.models.quantizer.objectives import OBJECTIVES, FeaturesConfig, objective_config
-from lapa_jax.models.vit import ViTConfig
-from lapa_jax.stages.stage import Assets, Batch, Metrics, Params, Stage, Variables
+from lapa_jax.stages.stage import (
+    Assets,
+    Batch,
+    Metrics,
+    Params,
+    Stage,
+    Variables,
+    require_source,
+)
 
 
 class QuantizerStage(Stage):
@@ -56,17 +63,8 @@ class QuantizerStage(Stage):
         return "model.objective.weights", settings.weights
 
     def adopt(self, variables: Variables, config: ConfigDict, params: Params) -> Variables:
-        wanted = self._objective()[1].teacher.architecture()
-        if config.stage != "teacher":
-            raise ValueError(f"it is of stage {config.stage!r}, not a teacher")
-        found = ViTConfig(**{key: config.model[key] for key in wanted}).architecture()
-        differing = [
-            f"model.objective.teacher.{key}={wanted[key]!r}, which is {found[key]!r} there"
-            for key in wanted
-            if wanted[key] != found[key]
-        ]
-        if differing:
-            raise ValueError("; ".join(differing))
+        teacher = self._objective()[1].teacher
+        require_source(config, "teacher", teacher.KEY, teacher.architecture())
         here = self.model.abstract()[1]["objective"]["teacher"]
         surgery.plan_swap(params["encoder"], here, may_change=())
         return variables | {"objective": variables["objective"] | {"teacher": params["encoder"]}}

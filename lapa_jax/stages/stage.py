@@ -16,12 +16,26 @@ Batch = dict[str, jax.Array]
 Assets = Mapping[str, bytes]
 
 
+def require_source(config: ConfigDict, stage: str, key: str, wanted: Mapping[str, Any]) -> None:
+    """Whether frozen weights may come from a run of this config: of that stage, its model with the
+    settings `wanted` (JSON values), which stand under `key`. Raises ValueError."""
+    if config.stage != stage:
+        raise ValueError(f"it is of stage {config.stage!r}, not {stage!r}")
+    differing = [
+        f"{key}.{name}={value!r}, which is {config.model[name]!r} there"
+        for name, value in wanted.items()
+        if config.model[name] != value
+    ]
+    if differing:
+        raise ValueError("; ".join(differing))
+
+
 class Stage(Protocol):
     """A stage is built from (config, assets) and holds no arrays; its methods are pure. Methods
     with a body are what most stages do.
 
-    `fields` are the columns that the loader must give. `assets` are the small files that belong to
-    every checkpoint (tokenizer, action bins), by name.
+    `fields` are the columns that the loader must give (`fields_of`: of a config). `assets` are the
+    small files that belong to every checkpoint (tokenizer, action bins), by name.
     """
 
     fields: tuple[str, ...]
@@ -30,6 +44,11 @@ class Stage(Protocol):
     model: Functional  # the module as pure functions
 
     def __init__(self, config: ConfigDict, assets: Assets): ...
+
+    @classmethod
+    def fields_of(cls, config: ConfigDict) -> tuple[str, ...]:
+        del config
+        return cls.fields
 
     @staticmethod
     def make_assets(

@@ -45,13 +45,13 @@ class Layout:
         *,
         head: str,
         text_length: int,
-        num_frames: int,
-        tokens_per_frame: int,
+        num_images: int,
+        tokens_per_image: int,
         num_targets: int,
     ):
         self.tokenizer, self.text_length = tokenizer, text_length
         self.head = MODALITIES.index(head)
-        self.num_frames, self.tokens_per_frame = num_frames, tokens_per_frame
+        self.num_images, self.tokens_per_image = num_images, tokens_per_image
         self.num_targets = num_targets
 
     @property
@@ -61,7 +61,7 @@ class Layout:
     @property
     def prompt_length(self) -> int:
         """Tokens before the first target, at most."""
-        return self.text_length + self.num_frames * self.tokens_per_frame
+        return self.text_length + self.num_images * self.tokens_per_image
 
     @property
     def example_length(self) -> int:
@@ -69,7 +69,7 @@ class Layout:
         return self.prompt_length + self.num_targets - 1
 
     def prompt(self, instruction: str, image_ids: np.ndarray | None = None) -> Example:
-        """Everything before the first target. `image_ids` int (frames, tokens a frame), or None:
+        """Everything before the first target. `image_ids` int (images, tokens an image), or None:
         left to the front-end."""
         text = self._checked(self._text(instruction), instruction)
         return _join([(text, TEXT), (self._image(image_ids).reshape(-1), IMAGE)])
@@ -95,18 +95,20 @@ class Layout:
         return text
 
     def _image(self, image_ids: np.ndarray | None) -> np.ndarray:
-        shape = (self.num_frames, self.tokens_per_frame)
+        shape = (self.num_images, self.tokens_per_image)
         if image_ids is None:
             return np.full(shape, FILL, np.int32)
         if image_ids.shape != shape:
-            raise ValueError(f"image ids of shape {image_ids.shape} are not (frames, ids) {shape}")
+            raise ValueError(
+                f"image ids of shape {image_ids.shape} are not (images, tokens) {shape}"
+            )
         return image_ids
 
 
 class LegacyLayout(Layout):
     """The original's rows (its `fields` "[instruction],[vision],delta" or "...,action"):
 
-        <s><s> prompt <vision> frame (8192 frame)* 8193 </vision> <delta> targets </delta> </s>
+        <s><s> prompt <vision> image (8192 image)* 8193 </vision> <delta> targets </delta> </s>
 
     where tags are plain text pieces. Text is trained on from the opening tag of the targets on.
     """
@@ -121,7 +123,7 @@ class LegacyLayout(Layout):
     @property
     def prompt_length(self) -> int:
         tags = len(self._tags("vision")[1]) + len(self._tags(self.TAGS[self.head])[0])
-        return self.text_length + self.num_frames * (self.tokens_per_frame + 1) + tags
+        return self.text_length + self.num_images * (self.tokens_per_image + 1) + tags
 
     @property
     def example_length(self) -> int:
@@ -131,7 +133,7 @@ class LegacyLayout(Layout):
         vision_opening, vision_closing = self._tags("vision")
         text = self._text(LEGACY_PROMPT.format(instruction=instruction))
         text = self._checked(np.concatenate([[text[0]], text, vision_opening]), instruction)
-        marks = np.full((self.num_frames, 1), LEGACY_END_OF_FRAME, np.int32)
+        marks = np.full((self.num_images, 1), LEGACY_END_OF_FRAME, np.int32)
         marks[-1] = LEGACY_END_OF_VISION
         image = np.concatenate([self._image(image_ids), marks], axis=1).reshape(-1)
         opening = self._tags(self.TAGS[self.head])[0]

@@ -226,16 +226,18 @@ def load_params(
     step: int | None = None,
     *,
     ema: bool = False,
-    shardings: Mapping[str, Any] | None = None,
+    shardings: Mapping[str, Any] | jax.sharding.Sharding | None = None,
 ) -> LoadedModel:
     """Parameters and variables for inference, checked, without the tree being known beforehand.
 
-    NumPy arrays, or with `shardings` (shaped as params) parameters on those devices. ema=True takes
-    the averaged parameters. Changes nothing on disk; a damaged newest step is passed over loudly.
+    NumPy arrays; with `shardings` (shaped as params) parameters on those devices, or everything by
+    one sharding: nothing is held twice. ema=True takes the averaged parameters. Changes nothing on
+    disk; a damaged newest step is passed over loudly.
     """
     directory = Path(directory).absolute()
     source = "ema" if ema else "params"
-    placed = None if shardings is None else paths_of(shardings)
+    everywhere = shardings if isinstance(shardings, jax.sharding.Sharding) else None
+    placed = None if shardings is None or everywhere else paths_of(shardings)
 
     def read(step: int) -> LoadedModel:
         meta, records = _read_meta(directory, step)
@@ -256,6 +258,11 @@ def load_params(
             }
         if "variables" in records:
             wanted["variables"] = dict.fromkeys(records["variables"])
+        if everywhere is not None:
+            wanted = {
+                item: {path: _abstract(records[item][path], everywhere) for path in paths}
+                for item, paths in wanted.items()
+            }
         found = _read_items(directory, step, {k: records[k] for k in wanted}, wanted)
         return LoadedModel(
             step=step,

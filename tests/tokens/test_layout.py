@@ -14,7 +14,7 @@ TOKENIZER = TextTokenizer(train(TEXTS, 320))
 
 
 def layout(kind=Layout, **changes):
-    settings = dict(head="latent", text_length=120, num_frames=1, tokens_per_frame=3, num_targets=4)
+    settings = dict(head="latent", text_length=120, num_images=1, tokens_per_image=3, num_targets=4)
     return kind(TOKENIZER, **settings | changes)
 
 
@@ -49,7 +49,7 @@ def test_the_originals_row():
     image = [9, 8, 7, 8192, 6, 5, 4, 8193]
     after = [*ids("</vision>"), *ids("<delta>")]
     row = [*before, *image, *after, *z, *ids("</delta>"), TOKENIZER.eos]
-    one = layout(LegacyLayout, num_frames=2)
+    one = layout(LegacyLayout, num_images=2)
     e = one.example(TEXTS[1], frames, z)
     assert e.tokens.tolist() == row[:-1]
     start = len(before) + len(image) + len(after)

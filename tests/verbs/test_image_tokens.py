@@ -64,7 +64,7 @@ def test_what_a_tokenizer_is_not_for(tokenizer, tmp_path):
     assert "bad holds more than dicts of NumPy arrays: it names pathlib" in refused(
         *again, tmp_path / "bad"
     )
-    assert "are of --format laq_pt" in refused(*again, tmp_path / "bad", "--image_size", 32)
+    assert "does not take --image_size" in refused(*again, tmp_path / "bad", "--image_size", 32)
     assert not (tmp_path / "x").exists()
     assert "stage 'image_tokenizer': nothing is evaluated" in refused(
         "evaluate", "--workdir", tokenizer
