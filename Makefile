@@ -4,14 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-aot lint clean
 
 demo: $(VENV)/.base
 	$(BIN)/lapa demo
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev $(VENV)/.aot
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+# Every shipped config for every machine it names, ahead of time: about an hour on two cores.
+test-aot: $(VENV)/.dev $(VENV)/.aot
+	$(BIN)/python -m pytest -n $(JOBS) -m aot tests/aot
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -26,6 +30,13 @@ $(VENV)/.base: requirements/base.txt setup.py | $(BIN)/python
 
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.base
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
+	touch $@
+
+# Compilers for accelerators, in a folder of their own: in the environment itself JAX would look for
+# the hardware at every start. --no-deps: the CUDA libraries are not needed to compile.
+$(VENV)/.aot: requirements/aot.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps \
+		--target $(VENV)/aot -r requirements/aot.txt
 	touch $@
 
 clean:

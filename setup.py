@@ -12,7 +12,7 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_packages(include=["lapa_jax*", "data_pipelines*", "experiments*", "launch*"]),
-    package_data={"lapa_jax.report": ["*.j2"]},
+    package_data={"lapa_jax.report": ["*.j2"], "lapa_jax.aot": ["targets/*.txtpb"]},
     install_requires=[
         "absl-py",
         "av>=14",
@@ -45,6 +45,9 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda12]"],
+        # Compilers for accelerators that are not there. Without the plugin's own extra "with-cuda"
+        # no CUDA library is installed.
+        "aot": ["libtpu==0.0.42.*", "jax-cuda12-plugin==0.10.2"],
         "beam": ["apache-beam>=2.77"],
         "torch": ["torch==2.13.0", "transformers"],
         "sim": ["metaworld==3.1.1", "gymnasium"],

@@ -98,12 +98,15 @@ class Episode:
 
 
 def images_per_example(data: Any) -> int:
-    """How many images an example of `config.data` is: of each of its frames one by each camera."""
-    cameras = {1 + len(corpus.extra_image_keys) for corpus in data.corpora.values()}
+    """How many images an example of `config.data` is: of each of its frames one by each camera.
+
+    Without corpora (an imported model) there is one camera.
+    """
+    cameras = {1 + len(corpus.extra_image_keys) for corpus in data.corpora.values()} or {1}
     if len(cameras) != 1:
         raise ValueError(
             f"data.corpora.*.extra_image_keys give {sorted(cameras)} cameras: every corpus must "
-            "have as many, and there must be one"
+            "have as many"
         )
     return data.num_frames * cameras.pop()
 

@@ -70,19 +70,7 @@ def stage_defaults(stage: str) -> ConfigDict:
     config.data.max_bad_fraction = 0.001  # more undecodable examples than this stop the run
     config.data.corpora = ConfigDict()
 
-    config.optimizer = ConfigDict()
-    config.optimizer.name = "adamw"
-    config.optimizer.schedule = "warmup_cosine"
-    config.optimizer.peak_lr = 1e-3
-    config.optimizer.end_lr = 0.0
-    config.optimizer.warmup_steps = 100
-    config.optimizer.weight_decay = 0.0
-    config.optimizer.clip_norm = 1.0
-    config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.95
-    config.optimizer.eps = 1e-8
-    config.optimizer.pretrained_lr_scale = 1.0  # of what init_from gives; 0.0: frozen
-    config.optimizer.ema_decay = 0.0  # 0.0: no moving average of the parameters
+    config.optimizer = optimizer("adamw")
 
     config.mesh = ConfigDict()
     config.mesh.preset = "dp"  # sharding rules, see docs/sharding.md
@@ -95,6 +83,62 @@ def stage_defaults(stage: str) -> ConfigDict:
     config.checkpoint.every_steps = 500
     config.checkpoint.keep = 2
     return config
+
+
+def optimizer(name: str) -> ConfigDict:
+    """The settings of an optimizer."""
+    settings = {
+        "adamw": {"b1": 0.9, "b2": 0.95, "eps": 1e-8},
+        # No first moment, and the second one factored where both dimensions are large enough.
+        "adafactor": {
+            "decay_exponent": 0.8,  # of the second moment: 1 - step^-0.8 ...
+            "max_decay": 0.999,  # ... up to this
+            "min_factored_size": 128,
+            "eps": 1e-30,
+        },
+        "lion": {"b1": 0.9, "b2": 0.99},
+        # b1, b2 and eps are of the AdamW that trains what is no matrix.
+        "muon": {
+            "momentum": 0.95,
+            "newton_schulz_steps": 5,
+            "update_rms": 0.2,  # AdamW's, so that its peak_lr and weight_decay carry over
+            "b1": 0.9,
+            "b2": 0.95,
+            "eps": 1e-8,
+        },
+    }
+    if name not in settings:
+        raise ValueError(f"optimizer={name!r} must be one of {sorted(settings)}")
+    config = ConfigDict()
+    config.name = name
+    config.schedule = "warmup_cosine"
+    config.peak_lr = 1e-4 if name == "lion" else 1e-3  # every update of lion has an RMS of 1
+    config.end_lr = 0.0
+    config.warmup_steps = 100
+    config.weight_decay = 0.0
+    config.clip_norm = 1.0
+    config.update(settings[name])
+    config.ema_decay = 0.0  # 0.0: no moving average of the parameters
+    config.groups = ConfigDict({"all": group(".*")})
+    return config
+
+
+def group(pattern: str, **overrides) -> dict:
+    """The parameters whose whole path ("backbone/layers/mlp/up/kernel") matches a regular
+    expression. Each must match the pattern of exactly one group."""
+    return {
+        "pattern": pattern,
+        "lr_scale": 1.0,  # of the learning rate
+        "decay_scale": 1.0,  # of weight_decay
+        "frozen": False,  # no gradient, no moments, no moving average
+    } | overrides
+
+
+def head_and_rest(head: str, **rest) -> ConfigDict:
+    """Groups of a policy that starts from another: "head", which is new ("latent" or "action", with
+    the factors of LoRA where there are), and "rest", with these overrides of `group`."""
+    new = rf"(embeddings|heads)/{head}/.*|.*/lora_[ab]"
+    return ConfigDict({"head": group(new), "rest": group(rf"(?!({new})$).*", **rest)})
 
 
 def quantizer_model() -> ConfigDict:
@@ -249,10 +293,26 @@ def policy_model(*, latent_vocab: int = 0, action_vocab: int = 0) -> ConfigDict:
     model.norm_eps = 1e-6
     model.init_std = 0.06
     model.param_dtype = "float32"
+    model.lora_rank = 0  # of the factors beside the kernels of lora_pattern; 0: no LoRA
+    model.lora_alpha = 16.0  # they count alpha / rank
+    model.lora_pattern = "attention/(q|k|v|out)|mlp/(gate|up|down)"  # paths inside of a layer
     model.attention = "auto"  # or xla, cudnn, splash, ring: see docs/sharding.md
     model.remat = "none"
     model.unroll = 0  # layers per scan step; 0: all
     model.front_end = front_end("patches")
+    return model
+
+
+def lwm_policy_model(*, latent_vocab: int = 0, action_vocab: int = 0) -> ConfigDict:
+    """LWM-Chat-1M's LLaMA of 7 B parameters, which LAPA starts from, with the original's rows."""
+    model = policy_model(latent_vocab=latent_vocab, action_vocab=action_vocab)
+    model.legacy = True
+    model.text_vocab, model.image_vocab = 32_000, 8448  # 8192 codes, marks, and some unused
+    model.text_length, model.sequence_length = 128, 384
+    model.dim, model.depth, model.heads, model.head_dim = 4096, 32, 32, 128
+    model.mlp_dim, model.rope_theta, model.init_std = 11_008, 5e7, 0.02
+    model.remat, model.unroll = "full", 1
+    model.front_end = front_end("cached_tokens")
     return model
 
 
@@ -292,3 +352,10 @@ def make_policy_quick(config: ConfigDict) -> None:
     config.checkpoint.every_steps = 30
     config.model.dim, config.model.mlp_dim, config.model.depth = 32, 64, 2
     config.model.heads, config.model.head_dim = 2, 16
+
+
+def make_lwm_policy_quick(config: ConfigDict) -> None:
+    """The same for `lwm_policy_model`, whose vocabularies stay."""
+    make_policy_quick(config)
+    config.optimizer.schedule, config.optimizer.peak_lr = "warmup_constant", 1e-3
+    config.compute_dtype, config.init_from, config.microbatches = "float32", "", 1

@@ -15,10 +15,11 @@ import argparse
 import collections
 import dataclasses
 import json
+import math
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -29,17 +30,15 @@ from ml_collections import ConfigDict
 from lapa_jax import config as configs
 from lapa_jax import program as programs
 from lapa_jax import stages
-from lapa_jax.aot import hlo, roofline
+from lapa_jax.aot import hlo, roofline, search
+from lapa_jax.aot.search import Layout
 from lapa_jax.aot.topology import Topology
 from lapa_jax.aot.topology import parse as parse_topology
-from lapa_jax.models.stack import REMAT
-from lapa_jax.parallel.mesh import axis_sizes, make_mesh
+from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.parallel.sharding import MESH_AXES, ShardingError
 
 GIB = 2**30
 ACTION_DIM = 7  # of the stand-in actions
-# From the least that is recomputed to the most.
-REMAT_ORDER = [name for name in ("none", "dots", "dots_no_batch", "full") if name in REMAT]
 
 
 def main(argv: list[str]) -> int:
@@ -62,11 +61,12 @@ def main(argv: list[str]) -> int:
     result = assess(config, topology)
     sys.stdout.write(report(result) + "\n")
     if args.search:
-        result["pareto"] = pareto(search(config, topology, args.compiles, [result]))
+        found = search.search(assess, config, topology, args.compiles, result)
+        result["pareto"] = search.pareto(found)
         sys.stdout.write("\nNone of the others is better in memory and in time:\n\n")
         sys.stdout.write(table(result["pareto"]) + "\n")
     elif not result["fits"]:
-        result["would_fit"] = changes_that_fit(config, topology)
+        result["would_fit"] = search.changes_that_fit(assess, config, topology)
         sys.stdout.write("\n" + _advice(config, topology, result["would_fit"]) + "\n")
     if args.json:
         sys.stdout.write(json.dumps(result) + "\n")
@@ -74,36 +74,6 @@ def main(argv: list[str]) -> int:
 
 
 # --- One layout ---
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """What a search may change of a config; nothing of it changes what is learnt."""
-
-    mesh: tuple[int, ...]  # sizes of MESH_AXES
-    preset: str
-    remat: str
-    microbatches: int
-
-    @classmethod
-    def of(cls, config: ConfigDict, topology: Topology) -> "Layout":
-        sizes = axis_sizes(config.mesh, topology.num_devices)
-        return cls(sizes, config.mesh.preset, config.model.remat, config.microbatches)
-
-    def apply(self, config: ConfigDict) -> ConfigDict:
-        config = _copy(config)
-        config.mesh.update(dict(zip(MESH_AXES, self.mesh, strict=True)), preset=self.preset)
-        config.model.remat, config.microbatches = self.remat, self.microbatches
-        return config
-
-    def flags(self, base: "Layout") -> str:
-        """The overrides that turn `base` into this."""
-        values = {f"mesh.{axis}": size for axis, size in zip(MESH_AXES, self.mesh, strict=True)}
-        values |= {"mesh.preset": self.preset, "model.remat": self.remat}
-        values["microbatches"] = self.microbatches
-        old = base.flags(base).split() if base is not self else []
-        flags = [f"--config.{key}={value}" for key, value in values.items()]
-        return " ".join(flag for flag in flags if flag not in old)
 
 
 def assess(config: ConfigDict, topology: Topology) -> dict[str, Any]:
@@ -130,15 +100,22 @@ def assess(config: ConfigDict, topology: Topology) -> dict[str, Any]:
         "model_tflops": model_flops / 1e12,
         "executed_tflops": flops / 1e12,
     }
+    unknown = dict.fromkeys(("collectives", "roofline", "mfu_bound"))
+    held = held_bytes(program)
+    if held > hbm * GIB:
+        logging.info("not compiled: state and batch alone need %.2f GiB a device", held / GIB)
+        sizes = {"fits": False, "arguments_gib": held / GIB, "peak_gib": held / GIB}
+        return result | sizes | unknown | {"headroom": None, "compile_seconds": 0.0}
     start = time.monotonic()
     try:
-        compiled = traced.lower().compile()
+        compiled = traced.lower().compile(_options(topology))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        result |= {"fits": False, "peak_gib": needed_gib(str(error))}
-        nothing = ("arguments_gib", "headroom", "collectives", "roofline", "mfu_bound")
-        return result | dict.fromkeys(nothing) | {"compile_seconds": time.monotonic() - start}
+        needed = needed_gib(str(error))
+        sizes = {"fits": False, "arguments_gib": held / GIB, "peak_gib": needed}
+        seconds = time.monotonic() - start
+        return result | sizes | unknown | {"headroom": None, "compile_seconds": seconds}
     seconds = time.monotonic() - start
     memory = compiled.memory_analysis()
     peak = memory.peak_memory_in_bytes if chip.is_tpu else _upper_bound(memory)
@@ -168,14 +145,21 @@ def assess(config: ConfigDict, topology: Topology) -> dict[str, Any]:
     }
 
 
+def held_bytes(program: programs.Program) -> int:
+    """Bytes of the state and the batch on one device: a step needs more."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves((program.state, program.batch))
+    )
+
+
 def build(config: ConfigDict, topology: Topology) -> programs.Program:
     """The program of a config on the devices of a topology."""
     mesh = make_mesh(config.mesh, topology.devices())
-    hosts = 1 if topology.chip.is_tpu else topology.shape[0] * topology.num_slices
-    if mesh.shape["data"] % hosts:
+    if mesh.shape["data"] % topology.num_islands:
         raise ShardingError(
-            f"mesh.data={mesh.shape['data']} is not a multiple of the {hosts} hosts of "
-            f"{topology.name}, and only 'data' may cross hosts of GPUs"
+            f"mesh.data={mesh.shape['data']} is not a multiple of the {topology.num_islands} hosts "
+            f"of {topology.name}, and only 'data' may cross hosts of GPUs"
         )
     stage_class = stages.get(config.stage)
     stage = stage_class(config, stand_in_assets(config))
@@ -184,7 +168,7 @@ def build(config: ConfigDict, topology: Topology) -> programs.Program:
 
 def stand_in_assets(config: ConfigDict) -> dict[str, bytes]:
     """Assets with the shapes of real ones: no data is read."""
-    config = _copy(config)
+    config = config.copy_and_resolve_references()
     if "tokenizer" in config.model:
         config.model.tokenizer = ""
         config.model.text_vocab = min(320, config.model.text_vocab)  # quickly trained
@@ -200,8 +184,10 @@ def stand_in_assets(config: ConfigDict) -> dict[str, bytes]:
     )
 
 
-def _copy(config: ConfigDict) -> ConfigDict:
-    return configs.from_dict(configs.to_dict(config))
+def _options(topology: Topology) -> dict[str, Any]:
+    """Without a card no kernel is tuned, and the untuned tiles of a Triton product do not exist for
+    every shape: products of GPUs are the library's."""
+    return {} if topology.chip.is_tpu else {"xla_gpu_enable_triton_gemm": False}
 
 
 def _upper_bound(memory: Any) -> int:
@@ -234,127 +220,6 @@ def census(found: Iterable[hlo.Collective]) -> dict[str, dict[str, float]]:
     return dict(sorted(counts.items()))
 
 
-# --- Other layouts ---
-
-
-def changes_that_fit(
-    config: ConfigDict, topology: Topology, wanted: int = 3, compiles: int = 10
-) -> list[dict[str, Any]]:
-    """The first `wanted` of the changes, cheapest first, that fit; at most so many compiles."""
-    found = []
-    for layout in _tried(config, topology, _smaller(config, topology), compiles):
-        if layout["fits"]:
-            found.append(layout)
-            if len(found) == wanted:
-                break
-    return sorted(found, key=_step_ms)
-
-
-def search(
-    config: ConfigDict, topology: Topology, compiles: int, known: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """Meshes first, as the config recomputes and accumulates; then both, on the two best meshes."""
-    base = Layout.of(config, topology)
-    meshes = [
-        dataclasses.replace(base, mesh=mesh, preset=preset)
-        for mesh, preset in _meshes(config, topology)
-    ]
-    known = [*known, *_tried(config, topology, meshes, compiles // 2, known)]
-    best = sorted(known, key=lambda r: (not r["fits"], _step_ms(r)))[:2]
-    variants = [
-        Layout(tuple(r["mesh"].values()), r["preset"], remat, microbatches)
-        for microbatches in (1, 2, 4)
-        for remat in REMAT_ORDER
-        for r in best
-    ]
-    left = compiles + 1 - len(known)
-    return [*known, *_tried(config, topology, variants, left, known)]
-
-
-def pareto(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those that fit and that none beats in memory and time, fastest first."""
-    fitting = sorted((r for r in results if r["fits"]), key=lambda r: (_step_ms(r), r["peak_gib"]))
-    front: list[dict[str, Any]] = []
-    for result in fitting:
-        if not front or result["peak_gib"] < front[-1]["peak_gib"]:
-            front.append(result)
-    return front
-
-
-def _step_ms(result: dict[str, Any]) -> float:
-    return result["roofline"]["step_ms"] if result["roofline"] else float("inf")
-
-
-def _tried(
-    config: ConfigDict,
-    topology: Topology,
-    layouts: Iterable[Layout],
-    compiles: int,
-    known: Iterable[dict[str, Any]] = (),
-) -> Iterator[dict[str, Any]]:
-    """Assessments of the layouts that are possible, each once, at most `compiles`."""
-    done = {_layout(result) for result in known}
-    for layout in layouts:
-        if compiles <= 0:
-            return
-        if layout in done:
-            continue
-        done.add(layout)
-        changed = layout.apply(config)
-        try:
-            result = assess(changed, topology)
-        except ShardingError as error:
-            logging.info("%s: %s", layout, error)
-            continue
-        compiles -= 1
-        logging.info("%s", _row(result))
-        yield result
-
-
-def _layout(result: dict[str, Any]) -> Layout:
-    return Layout(
-        tuple(result["mesh"].values()), result["preset"], result["remat"], result["microbatches"]
-    )
-
-
-def _smaller(config: ConfigDict, topology: Topology) -> Iterator[Layout]:
-    """Layouts that need less memory than the config's: one change, then two at once."""
-    base = Layout.of(config, topology)
-    more_remat = (
-        REMAT_ORDER[REMAT_ORDER.index(base.remat) + 1 :] if base.remat in REMAT_ORDER else []
-    )
-    meshes = [
-        dataclasses.replace(base, mesh=mesh, preset=preset)
-        for mesh, preset in _meshes(config, topology)
-        if mesh[0] < base.mesh[0] or mesh[3] > base.mesh[3]
-    ]
-    yield from (dataclasses.replace(base, remat=remat) for remat in more_remat)
-    yield from (dataclasses.replace(base, microbatches=base.microbatches * k) for k in (2, 4))
-    yield from meshes[:2]
-    for layout in [base, *meshes]:
-        for k in (1, 2, 4, 8):
-            changed = dataclasses.replace(layout, microbatches=base.microbatches * k)
-            yield dataclasses.replace(changed, remat=more_remat[-1] if more_remat else base.remat)
-
-
-def _meshes(config: ConfigDict, topology: Topology) -> list[tuple[tuple[int, ...], str]]:
-    """(sizes, preset) of the meshes worth a try: little data parallelism (the state is split
-    further), tensor parallelism up to 16, the sequence split as the config has it."""
-    seq = axis_sizes(config.mesh, topology.num_devices)[2]
-    hosts = 1 if topology.chip.is_tpu else topology.shape[0]
-    slices = topology.num_slices * hosts
-    found = []
-    for tensor in (1, 2, 4, 8, 16):
-        for data in (slices, 2 * slices, 4 * slices):
-            fsdp, rest = divmod(topology.num_devices, data * seq * tensor)
-            rows = data * fsdp
-            if rest or not fsdp or config.global_batch % (rows * config.microbatches):
-                continue
-            preset = "fsdp" + ("_tp" if tensor > 1 else "") + ("_sp" if seq > 1 else "")
-            found.append(((data, fsdp, seq, tensor), preset))
-    return sorted(found, key=lambda mesh: (mesh[0][0], mesh[0][3]))
-
-
 # --- Text ---
 
 _COLUMNS = (
@@ -381,11 +246,11 @@ def report(result: dict[str, Any]) -> str:
     lines = [table([result]), ""]
     size = f"{result['parameters'] / 1e6:.1f} M parameters, batch {result['global_batch']}"
     flops = f"{result['model_tflops']:.4g} model TFLOP a step"
-    executed = f"{result['executed_tflops']:.4g} with what is recomputed"
-    lines.append(f"{size}, {flops}, {executed}; compiled in {result['compile_seconds']:.0f} s")
+    flops += f", {result['executed_tflops']:.4g} executed"
+    lines.append(f"{size}, {flops}; compiled in {result['compile_seconds']:.0f} s")
     if result["collectives"] is None:
-        needed = f" It needs {result['peak_gib']:.2f} GiB." if result["peak_gib"] else ""
-        return "\n".join([*lines, f"The compiler ran out of memory.{needed}"])
+        needed = f" It needs {result['peak_gib']:.2f} GiB or more." if result["peak_gib"] else ""
+        return "\n".join([*lines, f"It does not fit.{needed}"])
     families = [
         f"{name} {entry['count']} ({entry['in_loop']} in loops, {entry['gb']:.3g} GB)"
         for name, entry in result["collectives"].items()
@@ -423,7 +288,7 @@ def _advice(config: ConfigDict, topology: Topology, found: list[dict[str, Any]])
     if not found:
         return "No change that was tried fits: take a larger machine, or a smaller global_batch."
     base = Layout.of(config, topology)
-    flags = [f"  {_layout(result).flags(base)}" for result in found]
+    flags = [f"  {Layout.of_result(result).flags(base)}" for result in found]
     return "\n".join(["These changes fit, cheapest first:", "", table(found), "", *flags])
 
 

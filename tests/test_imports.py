@@ -21,7 +21,7 @@ ALLOWED = {
     ),
     "lapa_jax.models": ("lapa_jax.parallel", "lapa_jax.tokens.modality"),
     "lapa_jax.training": ("lapa_jax.parallel",),
-    "lapa_jax.aot": (),
+    "lapa_jax.aot": ("lapa_jax.parallel",),
     "lapa_jax.parallel": (),
     "lapa_jax.tokens": (),
     "lapa_jax.diagnostics": (),

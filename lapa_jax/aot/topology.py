@@ -73,8 +73,14 @@ class Topology:
     def num_devices(self) -> int:
         return self.num_chips * self.chip.devices_per_chip
 
+    @property
+    def num_islands(self) -> int:
+        """Parts that meet over the data-centre network: slices, or hosts of GPUs. Only the mesh
+        axis `data` may cross it."""
+        return self.num_slices * (1 if self.chip.is_tpu else self.shape[0])
+
     def devices(self) -> list[jax.Device]:
-        """Described devices, to make a mesh of. A GPU host counts as a slice, as JAX has it.
+        """Described devices, to make a mesh of.
 
         Raises RuntimeError naming what to install where the compiler is missing.
         """
@@ -86,12 +92,11 @@ class Topology:
             )
         else:
             _require("jax_cuda12_plugin", self.chip)
-            hosts, gpus = self.shape
             target = Path(__file__).with_name("targets") / f"{self.chip.name}.txtpb"
             found = topologies.get_topology_desc(
                 platform="cuda",
                 topology_name="",
-                topology=f"{hosts * self.num_slices}x1x{gpus}",
+                topology=f"{self.num_islands}x1x{self.shape[1]}",
                 target_config=target.read_text(),
             )
         if len(found.devices) != self.num_devices:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from lapa_jax.models.module import Functional, Tree, flatten, unflatten
 
 HEADS = ("embeddings/*", "heads/*", "front_end/*")
+ADAPTERS = ("*/lora_a", "*/lora_b")  # may be new; never dropped, since kernels lack what they know
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,11 @@ def plan_swap(
             )
         taken.append(path)
     dropped = [path for path in have if path not in want]
-    for what, names in (("lacks", initialised), ("has unused", dropped)):
-        wrong = [path for path in names if not _matches(path, (*may_change, *reinit))]
+    for what, names, allowed in (
+        ("lacks", initialised, (*may_change, *reinit, *ADAPTERS)),
+        ("has unused", dropped, (*may_change, *reinit)),
+    ):
+        wrong = [path for path in names if not _matches(path, allowed)]
         if wrong:
             raise ValueError(
                 f"the checkpoint {what} {wrong[:8]} ({len(wrong)} in all), which may not change "

@@ -16,13 +16,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
+from lapa_jax.models import lora
 from lapa_jax.models.attention import attention
 from lapa_jax.models.front_end import FRONT_ENDS, front_end_config
 from lapa_jax.models.layers import Dense, RMSNorm, SwiGLU, dtype_of
 from lapa_jax.models.module import param
 from lapa_jax.models.position import rope, rope_tables
-from lapa_jax.models.stack import Stack
+from lapa_jax.models.stack import ATTENTION_OUT, Stack
 from lapa_jax.parallel.sharding import constrain
 from lapa_jax.tokens.modality import FILL, IMAGE, MODALITIES
 
@@ -65,6 +67,9 @@ class VLAConfig:
     remat: str
     unroll: int
     legacy: bool
+    lora_rank: int  # 0: none; see lora.py
+    lora_alpha: float
+    lora_pattern: str
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "front_end", dict(self.front_end))
@@ -77,6 +82,8 @@ class VLAConfig:
         for name in MODALITIES:
             if self.vocab(name) < 0:
                 raise ValueError(f"model.{name}_vocab={self.vocab(name)} must not be negative")
+        if self.lora_rank < 0:
+            raise ValueError(f"model.lora_rank={self.lora_rank} must be positive, or 0: no LoRA")
         if self.head_dim % 2:
             raise ValueError(f"model.head_dim={self.head_dim} must be even: RoPE rotates pairs")
 
@@ -119,7 +126,7 @@ class SelfAttention(nnx.Module):
 
     def attend(self, q, k, v, **mask) -> jax.Array:
         y = attention(q, k, v, scale=self.scale, implementation=self.implementation, **mask)
-        return self.out(y)
+        return self.out(checkpoint_name(y, ATTENTION_OUT))
 
 
 class Layer(nnx.Module):
@@ -136,6 +143,14 @@ class Layer(nnx.Module):
             std=config.init_std,
             rngs=rngs,
         )
+        if config.lora_rank:
+            lora.adapt(
+                self,
+                rank=config.lora_rank,
+                alpha=config.lora_alpha,
+                pattern=config.lora_pattern,
+                rngs=rngs,
+            )
 
     def __call__(self, x_BTD: jax.Array, tables, segments_BT: jax.Array) -> jax.Array:
         return self.prefill(x_BTD, tables, segments_BT, None)[0]

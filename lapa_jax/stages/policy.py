@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from data_pipelines.schema import images_per_example
 from lapa_jax.models.decoding import decode
 from lapa_jax.models.front_end import front_end_column
 from lapa_jax.models.module import Functional
@@ -53,18 +54,19 @@ class PolicyStage(Stage):
                     f"model.{name}_vocab={self.model_config.vocab(name)} is too small: "
                     f"{needed} ids are in use"
                 )
-        cameras = {1 + len(c.extra_image_keys) for c in config.data.corpora.values()} or {1}
-        if len(cameras) > 1:
+        if config.data.num_frames > 1 and not config.data.history_seconds:
             raise ValueError(
-                f"data.corpora have {sorted(cameras)} cameras: every example needs as many images"
+                f"data.num_frames={config.data.num_frames} with data.history_seconds=0.0 would "
+                "show a policy later frames: set data.history_seconds, the time between frames"
             )
-        self.num_images = config.data.num_frames * cameras.pop()
+        self.num_images = images_per_example(config.data)
         self.layout = (LegacyLayout if config.model.legacy else Layout)(
             self.tokenizer,
             head=self.head,
             text_length=config.model.text_length,
             num_images=self.num_images,
             tokens_per_image=self.model_config.tokens_per_image,
+            image_vocab=self.model_config.image_vocab,
             num_targets=len(self.limits),
         )
         self.examples_per_row = config.model.examples_per_row
@@ -96,7 +98,7 @@ class PolicyStage(Stage):
 
     def prepare(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         targets = self.targets(batch[self.target_field])
-        ids = [None] * len(targets) if self.from_pixels else self._image_ids(batch)
+        ids = [None] * len(targets) if self.from_pixels else batch["image_tokens"]
         examples = [
             self.layout.example(text, image, target)
             for text, image, target in zip(batch["instruction"], ids, targets, strict=True)
@@ -109,15 +111,6 @@ class PolicyStage(Stage):
             frames = batch["frames"] if k == 1 else batch["frames"][order]
             rows["images"] = frames.reshape(len(order) // k, -1, *frames.shape[2:])
         return rows
-
-    def _image_ids(self, batch: dict[str, np.ndarray]) -> np.ndarray:
-        ids = batch["image_tokens"]
-        if ids.min() < 0 or ids.max() >= self.model_config.image_vocab:
-            raise ValueError(
-                f"image tokens run from {ids.min()} to {ids.max()}; "
-                f"model.image_vocab={self.model_config.image_vocab}"
-            )
-        return ids
 
     def targets(self, values: np.ndarray) -> np.ndarray:
         """Loader column → target tokens int32 (B, L)."""

@@ -95,7 +95,10 @@ class Stage(Protocol):
 
     def loss(
         self, params: Params, variables: Variables, batch: Batch, rng: jax.Array
-    ) -> tuple[jax.Array, Metrics, Variables]: ...
+    ) -> tuple[jax.Array, Metrics, Variables]:
+        """(loss, metrics, variables). The loss is a mean over examples; where examples count
+        differently, metrics["loss_weight"] is the sum of what they count."""
+        ...
 
     def eval_metrics(self, params: Params, variables: Variables, batch: Batch) -> Metrics: ...
 
@@ -109,8 +112,3 @@ class Stage(Protocol):
     def model_flops(self) -> float:
         """FLOPs of one example's forward and backward pass, recomputation not counted."""
         ...
-
-    def trainable(self, path: tuple[str, ...]) -> bool:
-        """Whether the parameter at this path is trained."""
-        del path
-        return True

@@ -47,12 +47,13 @@ class Layout:
         text_length: int,
         num_images: int,
         tokens_per_image: int,
+        image_vocab: int,
         num_targets: int,
     ):
         self.tokenizer, self.text_length = tokenizer, text_length
         self.head = MODALITIES.index(head)
         self.num_images, self.tokens_per_image = num_images, tokens_per_image
-        self.num_targets = num_targets
+        self.image_vocab, self.num_targets = image_vocab, num_targets
 
     @property
     def num_text_targets(self) -> int:
@@ -102,7 +103,14 @@ class Layout:
             raise ValueError(
                 f"image ids of shape {image_ids.shape} are not (images, tokens) {shape}"
             )
+        self._check_image_ids(image_ids.min(), image_ids.max())
         return image_ids
+
+    def _check_image_ids(self, least: int, most: int) -> None:
+        if least < 0 or most >= self.image_vocab:
+            raise ValueError(
+                f"image tokens run from {least} to {most}; model.image_vocab={self.image_vocab}"
+            )
 
 
 class LegacyLayout(Layout):
@@ -133,6 +141,7 @@ class LegacyLayout(Layout):
         vision_opening, vision_closing = self._tags("vision")
         text = self._text(LEGACY_PROMPT.format(instruction=instruction))
         text = self._checked(np.concatenate([[text[0]], text, vision_opening]), instruction)
+        self._check_image_ids(LEGACY_END_OF_FRAME, LEGACY_END_OF_VISION)
         marks = np.full((self.num_images, 1), LEGACY_END_OF_FRAME, np.int32)
         marks[-1] = LEGACY_END_OF_VISION
         image = np.concatenate([self._image(image_ids), marks], axis=1).reshape(-1)

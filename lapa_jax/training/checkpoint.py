@@ -231,8 +231,9 @@ def load_params(
     """Parameters and variables for inference, checked, without the tree being known beforehand.
 
     NumPy arrays; with `shardings` (shaped as params) parameters on those devices, or everything by
-    one sharding: nothing is held twice. ema=True takes the averaged parameters. Changes nothing on
-    disk; a damaged newest step is passed over loudly.
+    one sharding: nothing is held twice. ema=True takes the averaged parameters; frozen ones have
+    no average and are taken as they are. Changes nothing on disk; a damaged newest step is passed
+    over loudly.
     """
     directory = Path(directory).absolute()
     source = "ema" if ema else "params"
@@ -246,16 +247,20 @@ def load_params(
                 f"{directory}/{step} holds no {source}: it has {sorted(records)}"
                 + ("; the run had optimizer.ema_decay=0" if ema else "")
             )
-        wanted: dict[str, ArrayPaths] = {source: dict.fromkeys(records[source])}
-        if placed is not None:
-            odd = sorted("/".join(path) for path in set(placed) ^ set(records[source]))
-            if odd:
-                raise CheckpointMismatchError(
-                    f"shardings and {directory}/{step}/{source} differ in {odd}"
-                )
-            wanted[source] = {
-                path: _abstract(r, placed[path]) for path, r in records[source].items()
-            }
+        sources = {source: records[source]}
+        if ema:
+            others = {p: r for p, r in records["params"].items() if p not in records["ema"]}
+            sources |= {"params": others} if others else {}
+        paths = {path for arrays in sources.values() for path in arrays}
+        if placed is not None and set(placed) != paths:
+            odd = sorted("/".join(path) for path in set(placed) ^ paths)
+            raise CheckpointMismatchError(
+                f"shardings and {directory}/{step}/{source} differ in {odd}"
+            )
+        wanted: dict[str, ArrayPaths] = {
+            name: {path: placed and _abstract(r, placed[path]) for path, r in arrays.items()}
+            for name, arrays in sources.items()
+        }
         if "variables" in records:
             wanted["variables"] = dict.fromkeys(records["variables"])
         if everywhere is not None:
@@ -266,7 +271,7 @@ def load_params(
         found = _read_items(directory, step, {k: records[k] for k in wanted}, wanted)
         return LoadedModel(
             step=step,
-            params=nest(found[source]),
+            params=nest({p: x for name in sources for p, x in found[name].items()}),
             variables=nest(found.get("variables", {})),
             meta=meta,
         )
@@ -359,6 +364,7 @@ def _read_items(
                 args=ocp.args.PyTreeRestore(
                     item=nest(dict.fromkeys(arrays, 0)),
                     restore_args=nest({path: _restore_args(x) for path, x in arrays.items()}),
+                    partial_restore=len(arrays) < len(records[name]),
                 ),
             )
             found[name] = {}

@@ -1,6 +1,7 @@
 """The policy: one pass and cached decoding, packing, front-ends, head swaps, FLOPs."""
 
 import functools
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,9 @@ def config(**changes) -> VLAConfig:
         remat="none",
         unroll=1,
         legacy=False,
+        lora_rank=0,
+        lora_alpha=4.0,
+        lora_pattern="attention/.*",
     )
     return VLAConfig(**{**settings, **changes})
 
@@ -150,6 +154,26 @@ def test_examples_of_a_row_do_not_see_each_other():
 def test_positions_count_from_zero_in_every_segment():
     segments = jnp.asarray([[0, 0, 1, 1, 1], [1, 1, 2, 2, 0]])
     assert positions(segments).tolist() == [[0, 1, 0, 1, 2], [0, 1, 0, 1, 0]]
+
+
+def test_remat_keeps_what_attention_gives_and_no_more():
+    def kept(remat):
+        net = build(remat=remat)
+
+        def forward(params):
+            rows, images = prompts()
+            slots = {"latent": jnp.full((3, 1), 8)}
+            return net.apply(params, {}, "logits", *ordered(rows), images, slots=slots)[0]
+
+        # What the backward function holds are the leaves of its pytree.
+        backward = jax.eval_shape(lambda params: jax.vjp(forward, params)[1], model()[1])
+        return Counter(x.shape for x in jax.tree.leaves(backward))
+
+    depth, batch, tokens, heads, width = 2, 3, 5 + 4, 2, 16
+    more = {(depth, batch, tokens, heads, width): 1}
+    assert kept("attention_out") - kept("full") == more
+    assert kept("attention_out_offload") - kept("full") == more
+    assert kept("dots") - kept("attention_out") and not kept("full") - kept("dots")
 
 
 def test_head_swap_lists_every_parameter():

@@ -47,6 +47,9 @@ def build(params: dict, shape: dict, dtype: str = "float32"):
         remat="none",
         unroll=1,
         legacy=True,
+        lora_rank=0,
+        lora_alpha=1.0,
+        lora_pattern="",
     )
     model = Functional(lambda rngs: VLA(config, rngs=rngs))
     return model, read(model, params, config)

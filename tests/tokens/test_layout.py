@@ -14,7 +14,8 @@ TOKENIZER = TextTokenizer(train(TEXTS, 320))
 
 
 def layout(kind=Layout, **changes):
-    settings = dict(head="latent", text_length=120, num_images=1, tokens_per_image=3, num_targets=4)
+    settings = dict(head="latent", text_length=120, num_images=1, tokens_per_image=3)
+    settings |= dict(image_vocab=8448, num_targets=4)
     return kind(TOKENIZER, **settings | changes)
 
 
@@ -74,6 +75,10 @@ def test_what_does_not_fit_is_an_error(kind):
         layout(kind, text_length=4).prompt(TEXTS[0])
     with pytest.raises(ValueError, match=r"image ids of shape \(1, 2\)"):
         layout(kind).prompt(TEXTS[0], np.zeros((1, 2), np.int32))
+    with pytest.raises(ValueError, match="run from 0 to 8448; model.image_vocab=8448"):
+        layout(kind).prompt(TEXTS[0], np.array([[0, 8448, 1]]))
+    with pytest.raises(ValueError, match="image tokens run from .*; model.image_vocab=5"):
+        layout(kind, image_vocab=5).prompt(TEXTS[0], np.array([[9, 3, 4]]))
     examples = [layout(kind).prompt(TEXTS[0])] * 4
     n = len(examples[0].tokens)
     with pytest.raises(ValueError, match=f"do not fit a row of model.sequence_length={2 * n - 1}"):
