@@ -56,6 +56,8 @@ def main(argv: list[str]) -> int:
     loop.add_argument("--steps", type=int, default=40, help="of an episode")
     loop.add_argument("--view", default="robot")
     loop.add_argument("--seed", type=int, default=0, help="of the start states")
+    loop.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest tokens")
+    loop.add_argument("--top_k", type=int, default=0, help="sample among so many; 0: all")
     parser.add_argument("--json", default="", help="write the result to this file, too")
     args = parser.parse_args(argv)
 
@@ -79,7 +81,14 @@ def main(argv: list[str]) -> int:
         env = Tabletop(SceneConfig(args.blocks, families, args.steps))
         result["success"] = {
             family: evaluate_success(
-                run, env, family, episodes=args.episodes, seed=args.seed, view=args.view
+                run,
+                env,
+                family,
+                episodes=args.episodes,
+                seed=args.seed,
+                view=args.view,
+                temperature=args.temperature,
+                top_k=args.top_k,
             ).report
             for family in families
         }
@@ -155,8 +164,12 @@ def evaluate_success(
     seed: int,
     view: str = "robot",
     phrasings: str = "train",
+    temperature: float = 0.0,
+    top_k: int = 0,
 ) -> SuccessEvaluation:
-    """Closed-loop success from the fixed start states of (seed, family), with a Wilson interval."""
+    """Closed-loop success from the fixed start states of (seed, family), with a Wilson interval.
+
+    Actions are the likeliest ones, or drawn at a `temperature` among the `top_k` likeliest."""
     if run.config.stage != "action_finetuning":
         raise ValueError(f"{run.workdir} is a run of stage {run.config.stage!r}: it has no actions")
     states = env.evaluation_states(seed, family, episodes)
@@ -169,8 +182,8 @@ def evaluate_success(
         )
 
     def act(params, images, prompts, key):
-        del key  # greedy
-        return run.stage.act(params, run.variables, prompts, images[:, None])
+        options = dict(temperature=temperature, top_k=top_k, key=key) if temperature else {}
+        return run.stage.act(params, run.variables, prompts, images[:, None], **options)
 
     found = rollout(
         env,
@@ -190,6 +203,8 @@ def evaluate_success(
         "episodes": episodes,
         "steps": env.spec.horizon,
         "seed": seed,
+        "temperature": temperature,
+        "top_k": top_k,
         **interval.as_dict(),
     }
     return SuccessEvaluation(report, found, instructions)

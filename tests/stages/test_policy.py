@@ -104,7 +104,37 @@ def test_prompts_and_prediction():
     assert len(np.unique(drawn)) > 1
 
 
+def test_a_history_is_more_images():
+    """Two frames an example, two examples a row: each target sees the frames of its own."""
+    stage = stage_of(
+        data__num_frames=2, model__examples_per_row=2, model__text_length=40, global_batch=4
+    )
+    columns = batch(4)
+    columns["frames"] = np.random.default_rng(1).integers(0, 256, (4, 2, 64, 64, 3), np.uint8)
+    prepared = stage.prepare(columns)
+    check_spec(stage, prepared)
+    assert prepared["images"].shape == (2, 4, 64, 64, 3)
+    params, _ = stage.init(jax.random.key(0))
+    run = jax.jit(
+        lambda rows: stage.model.apply(
+            params,
+            {},
+            "logits",
+            *(rows[name] for name in ("tokens", "modality", "segments", "images")),
+            slots={"latent": rows["target_slots"]},
+        )[0]["latent"]
+    )
+    before = run(prepared)
+    for image in range(4):  # of the first row: two of each example
+        images = prepared["images"].copy()
+        images[0, image] = 255 - images[0, image]
+        changed = np.abs(run(prepared | {"images": images}) - before).max(axis=-1) > 1e-6
+        assert changed.tolist() == [[image < 2, image >= 2], [False, False]]
+
+
 def test_bad_settings_are_named():
+    with pytest.raises(ValueError, match="num_frames=2 with data.history_seconds=0.0 would show"):
+        stage_of(data__num_frames=2, data__history_seconds=0.0)
     with pytest.raises(ValueError, match="global_batch=8 must be a multiple .*examples_per_row=3"):
         stage_of(model__examples_per_row=3).batch_spec()
     with pytest.raises(ValueError, match="model.text_vocab=300 is too small: 3.. ids are in use"):

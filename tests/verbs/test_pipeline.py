@@ -225,3 +225,5 @@ def test_evaluation_of_policies(latent_vla, action_vla, quick_compile):
     assert 0 <= success["successes"] <= 4
     assert 0 <= success["low"] <= success["estimate"] <= success["high"] <= 1
     assert json.loads(succeed(*arguments))["success"] == result["success"], "fixed start states"
+    drawn = [json.loads(succeed(*arguments, "--temperature", 9, "--top_k", 4)) for _ in range(2)]
+    assert drawn[0] == drawn[1] and drawn[0]["success"]["reach"]["top_k"] == 4, "seeded"
