@@ -68,6 +68,7 @@ def stage_defaults(stage: str) -> ConfigDict:
     config.data.num_threads = 2
     config.data.prefetch_batches = 4
     config.data.max_bad_fraction = 0.001  # more undecodable examples than this stop the run
+    config.data.augment = augment("none")  # of images in training
     config.data.corpora = ConfigDict()
 
     config.optimizer = optimizer("adamw")
@@ -83,6 +84,26 @@ def stage_defaults(stage: str) -> ConfigDict:
     config.checkpoint.every_steps = 500
     config.checkpoint.keep = 2
     return config
+
+
+def augment(name: str) -> ConfigDict:
+    """The settings of an augmentation. Those of "crop_and_colour" are of the original's fine-tuning
+    on a real robot, in units of its own: 5 of 180 in hue, 20 of 255 in saturation and value."""
+    settings = {
+        "none": {},
+        "crop_and_colour": {
+            "crop_area": 0.9,  # of the image's
+            "brightness": 0.2,  # most that is added to values in [0, 1]
+            "contrast": 0.2,  # most that their factor differs from one
+            "hue_degrees": 10.0,  # most that each of these is shifted
+            "saturation": 20 / 255,
+            "value": 20 / 255,
+            "colour_fraction": 0.5,  # of the examples, for the former two and the latter three
+        },
+    }
+    if name not in settings:
+        raise ValueError(f"augment={name!r} must be one of {sorted(settings)}")
+    return ConfigDict({"name": name} | settings[name])
 
 
 def optimizer(name: str) -> ConfigDict:
