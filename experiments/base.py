@@ -34,6 +34,8 @@ def corpus(path: str, **overrides) -> dict:
         "sidecar_dir": "",  # where index and label sets lie; empty: beside the shards
         "weight": 1.0,  # share of the mixture, relative to the others
         "fraction": 1.0,  # of its episodes that are drawn from
+        "min_episode_steps": 0,  # shorter episodes are not drawn from
+        "require_instruction": False,  # of episodes drawn from, where training does not need it
         "window_seconds": 0.6,  # time between the two frames of a pair
         "fps": 0.0,  # 0.0: from the episodes' metadata
         "image_key": "image",
