@@ -31,7 +31,7 @@ KINDS = {
     "instruction": "it is empty though others are not, it changes, or it is not text",
     "action": "it is not finite, not float, or has not as many dimensions as most",
     "constant_action": "it is the same at every step",
-    "duplicate_id": "an episode before has the same episode_id",
+    "duplicate_id": "an episode before has the same episode_id (a number: the same file_path, too)",
     "index": "the index does not fit the shards: run `lapa data index`",
     "labels": "a label or token set does not fit the index, or is damaged: run `lapa label`",
 }

@@ -237,12 +237,19 @@ def _action_faults(values: np.ndarray) -> Iterator[tuple[str, str]]:
 
 
 def _id(features: dict[str, tfrecord.Feature], record: memoryview) -> str:
+    """Text identifies an episode; a number does in its file (Bridge counts them so)."""
+
+    def text(key: str) -> str:
+        feature = features.get(key)
+        if feature is None or feature.kind != tfrecord.BYTES:
+            return ""
+        return ",".join(item.decode(errors="replace") for item in feature.byte_items(record))
+
     feature = features.get(schema.EPISODE_ID)
-    if feature is None or feature.kind not in (tfrecord.BYTES, tfrecord.INT64):
-        return ""
-    if feature.kind == tfrecord.INT64:
-        return ",".join(map(str, feature.ints(record)))
-    return ",".join(item.decode(errors="replace") for item in feature.byte_items(record))
+    if feature is None or feature.kind != tfrecord.INT64:
+        return text(schema.EPISODE_ID)
+    path = text(schema.METADATA + "file_path")
+    return f"{path}:{','.join(map(str, feature.ints(record)))}" if path else ""
 
 
 def _unlike_index(

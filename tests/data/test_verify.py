@@ -160,6 +160,16 @@ def test_sidecars_that_do_not_fit_are_found(tmp_path):
     assert fault.kind == "index" and "stale" in fault.reason
 
 
+def test_numbers_identify_episodes_of_a_file(tmp_path):
+    path = schema.METADATA + "file_path"
+    ids = [(0, "a"), (1, "a"), (0, "b"), (1, "b"), (0, "a"), (0, "")]
+    records = [features(i, **{schema.EPISODE_ID: n, path: p}) for i, (n, p) in enumerate(ids)]
+    write(tmp_path, records)
+    (fault,) = verify(tmp_path).faults
+    assert (fault.kind, fault.place) == ("duplicate_id", f"{SHARD}:1")
+    assert "'a:0' is also toy-train.tfrecord-00000-of-00002:0" in fault.reason
+
+
 def test_corpora_without_language_or_actions_are_sound(tmp_path):
     bare = [features(i, **{schema.INSTRUCTION: [""] * STEPS}) for i in range(4)]
     for record in bare:
