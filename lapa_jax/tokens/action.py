@@ -76,6 +76,16 @@ class ActionTokenizer:
     def to_json(self) -> bytes:
         return json.dumps({"edges": [e.tolist() for e in self.edges]}).encode()
 
+    def to_csv(self) -> str:
+        """The original's file, which `from_csv` reads."""
+        width = max(len(e) for e in self.edges)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(range(width))
+        for e in self.edges:
+            writer.writerow([repr(edge) for edge in e.tolist()] + [""] * (width - len(e)))
+        return text.getvalue()
+
 
 class ActionClusters:
     """One token for a whole action: the nearest of `centres` (K, action_dim), each dimension in
