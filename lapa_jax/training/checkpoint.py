@@ -38,7 +38,6 @@ from lapa_jax.training.manifest import (
 )
 from lapa_jax.training.state import TrainState
 
-
 # A chunk is compressed as a whole, and a data file written when it is full: what is encoded and not
 # yet written is held in memory.
 CHUNK_BYTES, DATA_FILE_BYTES = 64 * 2**20, 256 * 2**20
