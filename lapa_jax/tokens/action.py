@@ -76,6 +76,14 @@ class ActionTokenizer:
     def to_json(self) -> bytes:
         return json.dumps({"edges": [e.tolist() for e in self.edges]}).encode()
 
+    def to_csv(self) -> str:
+        """The original's bin edges, as `from_csv` reads them."""
+        text, width = io.StringIO(), max(len(e) for e in self.edges)
+        lines = csv.writer(text, lineterminator="\n")
+        lines.writerow(range(width))
+        lines.writerows([*e.tolist(), *[""] * (width - len(e))] for e in self.edges)
+        return text.getvalue()
+
 
 class ActionClusters:
     """One token for a whole action: the nearest of `centres` (K, action_dim), each dimension in
