@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
         epilog="example:\n  lapa data convert video VIDEOS --out data/videos --fps 10 --size 64",
     )
     sources = parser.add_subparsers(dest="format", required=True, metavar="SOURCE")
-    for add in (_add_video, _add_ssv2, _add_lapa_jsonl, _add_to_lapa_jsonl):
+    for add in (_add_video, _add_ssv2, _add_lerobot, _add_lapa_jsonl, _add_to_lapa_jsonl):
         add(sources)
     args = vars(parser.parse_args(argv))
     del args["format"]
@@ -80,6 +80,29 @@ def _add_ssv2(sources: argparse._SubParsersAction) -> None:
     one.add_argument("videos", metavar="folder", help="with the .webm files")
     one.add_argument("--labels", required=True, help="train.json, validation.json or test.json")
     one.add_argument("--fps", type=float, default=12.0, help="frames per second (default: 12)")
+    _add_picture_flags(one)
+    _add_shared_flags(one)
+
+
+def _add_lerobot(sources: argparse._SubParsersAction) -> None:
+    from data_pipelines.convert import lerobot
+
+    one = _source(
+        sources,
+        "lerobot",
+        "a LeRobot data set, v2.0, v2.1 or v3.0",
+        lerobot.__doc__,
+        "aloha_sim --out data/aloha --camera observation.images.top --size 256",
+        lerobot.convert_lerobot,
+    )
+    one.add_argument("root", metavar="folder", help="with meta, data and videos")
+    one.add_argument("--camera", default="", help="the feature (default: the only one there is)")
+    one.add_argument("--action_key", default="action", help="the feature (default: action)")
+    one.add_argument(
+        "--state_key",
+        default="observation.state",
+        help="the feature, '' for none (default: observation.state where there is one)",
+    )
     _add_picture_flags(one)
     _add_shared_flags(one)
 
