@@ -1,6 +1,7 @@
 """LeRobot v2.1 and v3.0: shared videos, actions, states, tasks, what disagrees."""
 
 import json
+from pathlib import Path
 
 import lerobot_files as lerobot
 import numpy as np
@@ -14,6 +15,7 @@ from data_pipelines.convert import conversion, decode
 from data_pipelines.convert.lerobot import convert_lerobot
 from lapa_jax import data
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "lerobot_v3"
 LENGTHS = [5, 3, 6, 4, 7]
 WRITERS = {"v2.1": lerobot.write_v2, "v3.0": lerobot.write_v3}
 
@@ -48,6 +50,18 @@ def test_episodes_come_with_frames_actions_states_and_tasks(tmp_path, version):
     builder = tfds.builder_from_directory(str(tmp_path / "out"))
     step = next(iter(next(iter(builder.as_dataset(split="train")))["steps"]))
     assert step["observation"]["state"].shape == (2,) and step["action"].shape == (3,)
+
+
+def test_what_the_package_itself_wrote(tmp_path):
+    """Written by LeRobotDataset.create, add_frame and save_episode of lerobot 0.4.4: three episodes
+    in one AV1 file, frame i of level 10 + 8 i."""
+    report = convert_lerobot(GOLDEN, tmp_path / "out", size=(16, 16), progress=False)
+    found = read(tmp_path / "out")
+    assert (report.found, report.frames, report.bad) == (3, 24, [])
+    texts = ["push the block", "open the drawer", "push the block"]
+    for number, (item, length) in enumerate(zip(found.values(), [5, 12, 7], strict=True)):
+        check_episode(item, number, length)
+        assert item["language_instruction"] == texts[number]
 
 
 def test_a_shared_video_is_read_once_from_start_to_end(tmp_path, monkeypatch):
