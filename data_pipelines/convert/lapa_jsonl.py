@@ -7,7 +7,7 @@ A row is one frame. Pre-training rows hold `instruction` (within a prompt), `vis
 and step by its `id`, "<episode>_<step>", or else by its `image`, "<episode>/<letters><step>.jpg".
 `raw_actions` become the actions of the corpus, `delta` a label set, `vision` an image token set;
 `action` is not kept, for bins belong to a policy. Rows may stand in any order; where each lies is
-kept in memory, about 60 bytes a row.
+kept in memory, about 95 bytes a row.
 """
 
 from __future__ import annotations

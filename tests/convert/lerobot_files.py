@@ -1,7 +1,7 @@
 """Small LeRobot data sets in the documented layouts, written by hand with pyarrow and PyAV.
 
 The `lerobot` package itself wants another torch and PyAV than this project, so it cannot write them
-here; golden/lerobot_v3 is a small set that it wrote elsewhere.
+here; golden/lerobot_v2 and golden/lerobot_v3 are small sets that it wrote elsewhere.
 """
 
 import json

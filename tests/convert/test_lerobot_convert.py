@@ -15,7 +15,7 @@ from data_pipelines.convert import conversion, decode
 from data_pipelines.convert.lerobot import convert_lerobot
 from lapa_jax import data
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "lerobot_v3"
+GOLDEN = Path(__file__).parents[1] / "golden"
 LENGTHS = [5, 3, 6, 4, 7]
 WRITERS = {"v2.1": lerobot.write_v2, "v3.0": lerobot.write_v3}
 
@@ -52,10 +52,11 @@ def test_episodes_come_with_frames_actions_states_and_tasks(tmp_path, version):
     assert step["observation"]["state"].shape == (2,) and step["action"].shape == (3,)
 
 
-def test_what_the_package_itself_wrote(tmp_path):
-    """Written by LeRobotDataset.create, add_frame and save_episode of lerobot 0.4.4: three episodes
-    in one AV1 file, frame i of level 10 + 8 i."""
-    report = convert_lerobot(GOLDEN, tmp_path / "out", size=(16, 16), progress=False)
+@pytest.mark.parametrize("folder", ["lerobot_v2", "lerobot_v3"])
+def test_what_the_package_itself_wrote(tmp_path, folder):
+    """Written by LeRobotDataset.create, add_frame and save_episode of lerobot 0.3.3 (v2.1) and
+    0.4.4 (v3.0, all in one file): three episodes as AV1, frame i of level 10 + 8 i."""
+    report = convert_lerobot(GOLDEN / folder, tmp_path / "out", size=(16, 16), progress=False)
     found = read(tmp_path / "out")
     assert (report.found, report.frames, report.bad) == (3, 24, [])
     texts = ["push the block", "open the drawer", "push the block"]
