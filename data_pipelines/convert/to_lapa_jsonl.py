@@ -32,6 +32,7 @@ class Report:
     rows: int = 0
     images: int = 0
     episodes_without_instruction: int = 0
+    episode_ids_repeated: int = 0
     rows_without_label: int = 0
     rows_without_action: int = 0
 
@@ -94,10 +95,11 @@ def export_lapa_jsonl(
                 f"image token set {image_token_set!r} has {sets['vision'].code_length} tokens a "
                 f"frame; the original reads {IMAGE_TOKENS_PER_FRAME}"
             )
+    names: set[str] = set()
     report = Report(str(out), "pre-training" if label_set else "fine-tuning")
     with sidecar.atomic_path(out) as temporary, temporary.open("w", encoding="utf-8") as file:
         for episode in tqdm(range(found.num_episodes), unit="episode", disable=not progress):
-            for row in _rows(found, episode, sets, action_ids, prompt, images, report):
+            for row in _rows(found, episode, sets, action_ids, prompt, images, names, report):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         if not report.rows:
             raise ValueError(f"{corpus}, split {split!r}, gives no row: {report.to_json()}")
@@ -111,6 +113,7 @@ def _rows(
     action_ids: Callable[[np.ndarray], np.ndarray] | None,
     prompt: str,
     images: str | Path | None,
+    names: set[str],
     report: Report,
 ) -> list[dict]:
     instruction = found.instruction(episode)
@@ -121,7 +124,7 @@ def _rows(
     if "delta" not in sets:
         length -= 1
         report.rows_without_action += 1
-    name = found.metadata(episode)["episode_id"]
+    name = _name(found, episode, names, report)
     last = "delta" if "delta" in sets else "action"
     fields = ",".join(["[instruction]", "[vision]", last])
     codes = {key: one.labels(np.arange(start, start + length)) for key, one in sets.items()}
@@ -149,6 +152,16 @@ def _rows(
     report.rows += len(rows)
     report.episodes += bool(rows)
     return rows
+
+
+def _name(found: index.CorpusIndex, episode: int, names: set[str], report: Report) -> str:
+    """The id of an episode, made unique: foreign corpora may give none, or one twice."""
+    name = str(found.metadata(episode).get("episode_id", f"{found.split}_{episode:06d}"))
+    if name in names:
+        report.episode_ids_repeated += 1
+        name = f"{name}#{episode:06d}"
+    names.add(name)
+    return name
 
 
 def _copy_image(found: index.CorpusIndex, episode: int, row: int, path: Path) -> None:

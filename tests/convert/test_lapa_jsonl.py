@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import simplejpeg
 from corpora import read
+from test_rlds_writer import make_episode, write
 
 from data_pipelines import index, labels, writer
-from data_pipelines.convert import conversion, lapa_jsonl
+from data_pipelines.convert import conversion, lapa_jsonl, to_lapa_jsonl
+from data_pipelines.loader import Loader
+from experiments import base
 from lapa_jax import data
 from lapa_jax.tokens import action
 
@@ -145,6 +148,27 @@ def test_actions_go_back_with_their_bins(tmp_path, capsys):
         data.main([*map(str, argv[:5]), "--out", str(out)])
 
 
+def test_episode_ids_that_repeat_are_told_apart(tmp_path):
+    episodes = [make_episode(2, episode_id="same"), make_episode(4, episode_id="same")]
+    write(tmp_path / "corpus", episodes)
+    index.build_index(tmp_path / "corpus", progress=False, workers=1)
+    report = to_lapa_jsonl.export_lapa_jsonl(
+        tmp_path / "corpus",
+        tmp_path / "rows.jsonl",
+        prompt=OPTIONS["prompt"],
+        action_ids=lambda actions: np.zeros_like(actions, int),
+        images=tmp_path / "images",
+        progress=False,
+    )
+    assert report.episode_ids_repeated == 1
+    convert(tmp_path / "rows.jsonl", tmp_path / "out", images=tmp_path / "images", size=(16, 24))
+    found = read(tmp_path / "out")
+    assert list(found) == ["same", "same#000001"]
+    for item, episode in zip(found.values(), episodes, strict=True):
+        assert item["image"] == episode.images[:-1]
+        np.testing.assert_array_equal(item["action"], episode.actions[:-1])
+
+
 def test_bad_rows_are_named_with_their_lines(tmp_path):
     found = rows(episodes=12)
     by_id = {row["id"].removeprefix("bridge/"): row for row in found}
@@ -226,6 +250,22 @@ def test_what_is_missing_is_asked_for(tmp_path):
         convert(write_rows(tmp_path / "none.jsonl", [{"a": 1}]), tmp_path / "out")
     with pytest.raises(conversion.TooManyBadError, match=r"image bridge/e_0/img_00000.jpg: "):
         convert(file, tmp_path / "out", images=tmp_path)
+
+
+def test_placeholders_train_from_image_tokens(tmp_path):
+    convert(write_rows(tmp_path / "rows.jsonl", rows()), tmp_path / "out")
+    config = base.stage_defaults("latent_pretraining").data
+    config.num_frames, config.image_size = 1, (256, 256)
+    config.corpora.rows = base.corpus(
+        str(tmp_path / "out"), label_set="lapa", image_token_set="lapa"
+    )
+    fields = ("image_tokens", "latent_action", "instruction")
+    with Loader(config, fields=fields, global_batch=14, seed=0) as loader:
+        batch = loader.batch(0)
+    first = batch["image_tokens"][:, 0, 0]
+    assert sorted(first) == [int(row["vision"][0]) for row in rows()]
+    np.testing.assert_array_equal(batch["latent_action"][:, 1], (first + 1) % 8)
+    assert batch["instruction"].tolist() == [f"move `it` {code // 10}" for code in first]
 
 
 def test_the_verb(tmp_path, capsys):
