@@ -67,7 +67,7 @@ class LeRobotSource:
         for one, end in zip(unit.work, ends, strict=True):
             try:
                 # A frame belongs to the nearest step, so half a step before the next episode.
-                times, images = frames.until(end - 0.5 / self.spec.fps)
+                times, images = frames.until(end - 0.5 / self.spec.fps, one.length)
                 yield from self._episodes(one, times, images, read_table(one.data))
             except conversion.RecordingError as error:
                 yield conversion.Bad(one.name, str(error))
@@ -126,19 +126,19 @@ class _Frames:
         self._error: decode.VideoError | None = None
         self._start: float | None = None
 
-    def until(self, end: float) -> tuple[np.ndarray, list[bytes]]:
-        """(seconds since the first frame, JPEGs) of the next frames before `end`."""
+    def until(self, end: float, length: int) -> tuple[np.ndarray, list[bytes]]:
+        """(seconds since the first frame, JPEGs) of the next frames before `end`, `length` of them
+        where the video breaks there."""
         times, images, size = [], [], 0
         while True:
-            if self._error is not None:
-                raise self._error
             try:
-                frame = self._waiting or next(self._frames, None)
+                frame = self._waiting or (None if self._error else next(self._frames, None))
             except decode.VideoError as error:
-                self._error = error
-                continue
+                self._error, frame = error, None
             self._waiting = None
             if frame is None:
+                if self._error is not None and len(images) != length:
+                    raise self._error
                 break
             if self._start is None:
                 self._start = frame[0]

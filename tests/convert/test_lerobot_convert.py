@@ -138,19 +138,20 @@ def test_missing_rows_and_files_are_named(tmp_path):
     assert list(read(tmp_path / "out")) == ["episode_000000", "episode_000001"]
 
 
-def test_a_video_that_breaks_spoils_only_what_comes_after(tmp_path, monkeypatch):
+@pytest.mark.parametrize("broken", [8, 10])  # the first frame of episode 2, one within
+def test_a_video_that_breaks_spoils_only_what_comes_after(tmp_path, monkeypatch, broken):
     root = lerobot.write_v3(tmp_path / "set", parts(), per_video=5)
     original = decode.read_frames
 
     def breaks(path, settings):
         for number, frame in enumerate(original(path, settings)):
-            if number == 10:  # in episode 2
-                raise decode.VideoError("frame 10 is corrupt")
+            if number == broken:
+                raise decode.VideoError(f"frame {number} is corrupt")
             yield frame
 
     monkeypatch.setattr(decode, "read_frames", breaks)
     report = convert(root, tmp_path / "out", max_bad_fraction=0.9)
-    assert report.bad == [(f"episode_{i:06d}", "frame 10 is corrupt") for i in (2, 3, 4)]
+    assert report.bad == [(f"episode_{i:06d}", f"frame {broken} is corrupt") for i in (2, 3, 4)]
     assert list(read(tmp_path / "out")) == ["episode_000000", "episode_000001"]
 
 
