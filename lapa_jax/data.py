@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# verb → (module with its main, or None for this one; what it does; an example)
+# verb → (what it does, an example); `collect` and `convert` have modules of their own
 VERBS = {
     "collect": (
         "expert episodes of the tabletop world, one corpus per view",
         "lapa data collect --out data/tabletop --episodes 200 --views robot,human",
     ),
     "convert": (
-        "a folder of videos to a corpus without actions",
+        "videos, Something-Something V2, LeRobot data sets and the original's files to a corpus",
         "lapa data convert video VIDEOS --out data/videos --fps 10 --size 64",
     ),
     "index": (
@@ -60,10 +60,9 @@ def main(argv: list[str] | None = None) -> int:
     if verb not in VERBS:
         sys.stderr.write(f"lapa data: unknown verb {verb!r}\n\n{usage()}\n")
         return 2
-    if verb == "collect":  # the only one that needs JAX
-        return importlib.import_module("lapa_jax.collect").main(rest)
+    if verb in ("collect", "convert"):
+        return importlib.import_module(f"lapa_jax.{verb}").main(rest)
     mains = {
-        "convert": convert,
         "index": index,
         "inspect": inspect,
         "verify": verify,
@@ -71,58 +70,6 @@ def main(argv: list[str] | None = None) -> int:
         "batch": batch,
     }
     return mains[verb](rest)
-
-
-def convert(argv: list[str]) -> int:
-    """`lapa data convert video`."""
-    from data_pipelines.convert import decode, video
-
-    parser = _parser("convert", "Foreign recordings to RLDS corpora.")
-    sources = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
-    one = sources.add_parser(
-        "video",
-        help="a folder tree of video files",
-        description=video.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example:\n  lapa data convert video clips --out data/clips --fps 10 --size 64 "
-        "--captions captions.csv",
-    )
-    one.add_argument("folder", help=f"searched for {', '.join(decode.EXTENSIONS)}")
-    one.add_argument("--out", required=True, help="corpus directory")
-    one.add_argument("--fps", type=float, default=10.0, help="frames per second (default: 10)")
-    one.add_argument(
-        "--size", type=_size, default=(64, 64), help="N or HEIGHTxWIDTH, pixels (default: 64)"
-    )
-    one.add_argument(
-        "--fit", choices=decode.FITS, default="crop", help="how the aspect is kept (default: crop)"
-    )
-    one.add_argument("--quality", type=int, default=92, help="JPEG quality (default: 92)")
-    one.add_argument("--name", help="dataset name (default: from the output directory)")
-    one.add_argument("--split", default="train", help="name of the split (default: train)")
-    one.add_argument("--captions", help=".csv or .jsonl with file (relative path) and caption")
-    one.add_argument(
-        "--clip_seconds", type=float, default=0.0, help="cut into episodes (default: 0, whole)"
-    )
-    one.add_argument(
-        "--source_fps", type=float, default=0.0, help="for files without time stamps and rate"
-    )
-    one.add_argument(
-        "--max_bad_fraction",
-        type=float,
-        default=0.1,
-        help="more unconvertible files than this are an error (default: 0.1)",
-    )
-    one.add_argument(
-        "--videos_per_shard", type=int, default=256, help="the unit of resume (default: 256)"
-    )
-    one.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
-    one.add_argument("--json", action="store_true", help="print the report as JSON")
-    args = vars(parser.parse_args(argv))
-    del args["source"]
-    as_json = args.pop("json")
-    report = video.convert_videos(args.pop("folder"), args.pop("out"), **args)
-    _print(report.to_json() if as_json else report.table())
-    return 0
 
 
 def index(argv: list[str]) -> int:
@@ -386,14 +333,6 @@ def _numbers(values: list) -> str:
 
 def _short(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def _size(text: str) -> tuple[int, int]:
-    """N or HEIGHTxWIDTH."""
-    numbers = text.lower().split("x")
-    if len(numbers) not in (1, 2) or not all(n.isdigit() and int(n) for n in numbers):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither N nor HEIGHTxWIDTH")
-    return int(numbers[0]), int(numbers[-1])
 
 
 def _record(text: str) -> tuple[str, int]:
