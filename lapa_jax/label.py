@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--sidecar_dir", default="", help="where index and labels lie")
     parser.add_argument("--image_key", default="image")
     parser.add_argument(
-        "--window_seconds", type=float, help="default: that of the quantizer's training"
+        "--window_seconds", type=float, default=0.0, help="0: that of the quantizer's training"
     )
     parser.add_argument("--fps", type=float, default=0.0, help="0: from the episodes' metadata")
     args = parser.parse_args(argv)
@@ -40,20 +40,19 @@ def main(argv: list[str]) -> int:
         sidecar_dir=args.sidecar_dir,
         image_key=args.image_key,
         fps=args.fps,
+        window_seconds=args.window_seconds,
     )
-    label(run, args.name, corpus, window_seconds=args.window_seconds)
+    label(run, args.name, corpus)
     return 0
 
 
-def label(
-    run: runs.Run, name: str, corpus: dict, *, window_seconds: float | None = None
-) -> dict[str, int]:
+def label(run: runs.Run, name: str, corpus: dict) -> dict[str, int]:
     """Labels a corpus (keys as under data.corpora); returns the counts {rows, labelled, bad}.
 
     Raises ValueError when more pairs are undecodable than data.max_bad_fraction of the run allows.
     """
     pairs.require_quantizer(run)
-    source = pairs.Pairs(run.config, corpus, window_seconds)
+    source = pairs.Pairs(run.config, corpus)
     index, model = source.index, run.stage.model_config
     writer = LabelSetWriter(
         index.sidecar_dir,

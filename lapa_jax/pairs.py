@@ -41,10 +41,10 @@ class Batch:
 
 
 class Pairs:
-    """`corpus`: keys as under data.corpora. `window_seconds`: None for that of the training."""
+    """`corpus`: keys as under data.corpora; without `window_seconds`, that of the training."""
 
-    def __init__(self, config: ConfigDict, corpus: dict, window_seconds: float | None = None):
-        self.window_seconds = window_seconds or trained_window(config)
+    def __init__(self, config: ConfigDict, corpus: dict):
+        self.window_seconds = corpus.get("window_seconds") or trained_window(config)
         data = ConfigDict(config.data.to_dict())
         template = next((c.to_dict() for c in data.corpora.values()), base.corpus(""))
         template |= {"label_set": "", "fps": 0.0, "fraction": 1.0}
@@ -100,6 +100,7 @@ def trained_window(config: ConfigDict) -> float:
     windows = {c.window_seconds for c in config.data.corpora.values()}
     if len(windows) != 1:
         raise ValueError(
-            f"the quantizer was trained with the windows {sorted(windows)}; give --window_seconds"
+            f"the quantizer was trained with the windows {sorted(windows)}; `lapa label` and `lapa "
+            "evaluate` take one of them as --window_seconds"
         )
     return windows.pop()
