@@ -193,9 +193,11 @@ def quantizer_model() -> ConfigDict:
 def bottleneck(name: str, codebook_size: int = 8) -> ConfigDict:
     """The settings of a bottleneck. `codebook_size` only shapes the levels of "fsq"."""
     codebook = {
-        "dead_fraction": 0.5,  # of uniform usage: below it a code is replaced
+        "dead_fraction": 0.125,  # of what the fullest code holds: below it a code is replaced
         "replace_every_steps": 10,
-        "recent_size": 1024,  # latents kept, from which replacements are drawn
+        # Latents kept, from which replacements are drawn. With 16 a code or more, chance calls few
+        # codes dead; with many steps' worth, old ones tell little of the codes' use.
+        "recent_size": 1024,
         "replace_noise": 0.01,
         "continuous_steps": 0,  # training steps before anything is quantised
         "ramp_steps": 0,  # steps from then until everything is

@@ -22,6 +22,7 @@ from lapa_jax.diagnostics.statistics import wilson_interval
 from lapa_jax.envs.rollout import Rollouts, rollout
 from lapa_jax.envs.tabletop import SceneConfig, Tabletop
 from lapa_jax.evaluate_quantizer import evaluate_paired_views, evaluate_quantizer, in_depth
+from lapa_jax.pairs import trained_window
 from lapa_jax.simulated import evaluate_distractors, evaluate_transfer
 
 
@@ -37,6 +38,12 @@ def main(argv: list[str]) -> int:
         "--corpus", action="append", help="directory to evaluate on; default: the training corpora"
     )
     parser.add_argument("--split", default="train")
+    parser.add_argument(
+        "--window_seconds",
+        type=float,
+        default=0.0,
+        help="between the frames of a pair (quantizer); 0: that of the training",
+    )
     parser.add_argument("--max_examples", type=int, default=2000, help="per corpus")
     parser.add_argument(
         "--paired", action="store_true", help="the two corpora show the same episodes (quantizer)"
@@ -107,16 +114,18 @@ def _quantizer(run: runs.Run, corpora: dict[str, dict], args: argparse.Namespace
     found, frames = {}, {}
     for name, corpus in corpora.items():
         logging.info("=== %s ===", name)
+        if args.window_seconds:
+            corpus = corpus | {"window_seconds": args.window_seconds}
         shallow = evaluate_quantizer(run, corpus, max_pairs=args.max_examples)
         found[name] = in_depth(run, shallow)
     result: dict[str, Any] = {name: one.report for name, one in found.items()}
     if args.paired:
-        size = run.stage.model_config.codebook_size
-        result["paired_views"] = evaluate_paired_views(*found.values(), size)
+        result["paired_views"] = evaluate_paired_views(*found.values())
     if args.simulate:
         logging.info("=== simulator ===")
         env = Tabletop(SceneConfig(args.blocks, tuple(args.families.split(",")), args.steps))
-        motions = dict(episodes=args.simulate, seed=args.seed)
+        window = args.window_seconds or trained_window(run.config)
+        motions = dict(episodes=args.simulate, seed=args.seed, window_seconds=window)
         result["transfer"], frames = evaluate_transfer(run, env, view=args.view, **motions)
         result["distractors"] = evaluate_distractors(run, env, **motions)
     if args.report:

@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--sidecar_dir", default="", help="where index and labels lie")
     parser.add_argument("--image_key", default="image", help="the camera; each has its own tokens")
     parser.add_argument(
-        "--window_seconds", type=float, help="default: that of the quantizer's training"
+        "--window_seconds", type=float, default=0.0, help="0: that of the quantizer's training"
     )
     parser.add_argument("--fps", type=float, default=0.0, help="0: from the episodes' metadata")
     args = parser.parse_args(argv)
@@ -52,23 +52,22 @@ def main(argv: list[str]) -> int:
         image_key=args.image_key,
     )
     if args.what == "latent_actions":
-        label(run, args.name, corpus | {"fps": args.fps}, window_seconds=args.window_seconds)
+        pairs_of = {"fps": args.fps, "window_seconds": args.window_seconds}
+        label(run, args.name, corpus | pairs_of)
         return 0
-    if args.window_seconds is not None or args.fps:
+    if args.window_seconds or args.fps:
         raise ValueError("--window_seconds and --fps are of --what latent_actions")
     label_images(run, args.name, corpus)
     return 0
 
 
-def label(
-    run: runs.Run, name: str, corpus: dict, *, window_seconds: float | None = None
-) -> dict[str, int]:
+def label(run: runs.Run, name: str, corpus: dict) -> dict[str, int]:
     """Labels a corpus (keys as under data.corpora); returns the counts {rows, labelled, bad}.
 
     Raises ValueError when more pairs are undecodable than data.max_bad_fraction of the run allows.
     """
     pairs.require_quantizer(run)
-    source = pairs.Pairs(run.config, corpus, window_seconds)
+    source = pairs.Pairs(run.config, corpus)
     index, model = source.index, run.stage.model_config
     writer = LabelSetWriter(
         index.sidecar_dir,

@@ -79,10 +79,10 @@ class Frames:
 
 
 class Pairs(Frames):
-    """`corpus`: keys as under data.corpora. `window_seconds`: None for that of the training."""
+    """`corpus`: keys as under data.corpora; without `window_seconds`, that of the training."""
 
-    def __init__(self, config: ConfigDict, corpus: dict, window_seconds: float | None = None):
-        self.window_seconds = window_seconds or trained_window(config)
+    def __init__(self, config: ConfigDict, corpus: dict):
+        self.window_seconds = corpus.get("window_seconds") or trained_window(config)
         data = ConfigDict(config.data.to_dict())
         template = base.corpus("")
         for trained in [c.to_dict() for c in data.corpora.values()][:1]:
@@ -127,6 +127,7 @@ def trained_window(config: ConfigDict) -> float:
     windows = {c.window_seconds for c in config.data.corpora.values()}
     if len(windows) != 1:
         raise ValueError(
-            f"the quantizer was trained with the windows {sorted(windows)}; give --window_seconds"
+            f"the quantizer was trained with the windows {sorted(windows)}; `lapa label` and `lapa "
+            "evaluate` take one of them as --window_seconds"
         )
     return windows.pop()

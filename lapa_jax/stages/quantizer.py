@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from lapa_jax.models import surgery
 from lapa_jax.models.module import Functional
-from lapa_jax.models.quantizer import Quantizer, QuantizerConfig, quantizer_flops
+from lapa_jax.models.quantizer import Quantizer, QuantizerConfig, Reading, quantizer_flops
 from lapa_jax.models.quantizer.objectives import OBJECTIVES, FeaturesConfig, objective_config
 from lapa_jax.stages import augmentation
 from lapa_jax.stages.stage import (
@@ -105,17 +105,24 @@ class QuantizerStage(Stage):
         """Latent actions z int32 (B, code_length) of frames uint8 (B, H, W, 3)."""
         return self.model.apply(params, variables, "quantize", first, last)[0]
 
-    def encode(
+    def read(
         self, params: Params, variables: Variables, first: jax.Array, last: jax.Array
-    ) -> jax.Array:
-        """The latent before the bottleneck, float32 (B, code_length, quant_dim)."""
-        return self.model.apply(params, variables, "encode", first, last)[0]
+    ) -> Reading:
+        """z, the latent before the bottleneck and what the decoder receives of frames uint8 (B, H,
+        W, 3); of a continuous bottleneck, too."""
+        return self.model.apply(params, variables, "read", first, last)[0]
 
     def decode(
         self, params: Params, variables: Variables, first: jax.Array, z: jax.Array
     ) -> jax.Array:
         """The later frame that z predicts, float32 (B, H, W, 3), not clipped."""
         return self.model.apply(params, variables, "decode", first, z)[0]
+
+    def decode_latent(
+        self, params: Params, variables: Variables, first: jax.Array, received: jax.Array
+    ) -> jax.Array:
+        """The same from what the decoder receives, float32 (B, code_length, quant_dim)."""
+        return self.model.apply(params, variables, "decode_latent", first, received)[0]
 
 
 def _with_skill(metrics: Metrics) -> Metrics:
