@@ -198,7 +198,8 @@ def eligible(
         stop = np.minimum(stop, length - 1)  # RLDS: the last step's action means nothing
     counts = np.maximum(stop - skip, 0)
     counts = np.where(_chosen(name, config.fraction, index.num_episodes), counts, 0)
-    if "instruction" in fields:
+    counts = np.where(length < _min_steps(name, config), 0, counts)
+    if "instruction" in fields or config.require_instruction:
         counts = np.where(_without_instruction(name, index), 0, counts)
     keep = None if labels is None else labels.valid
     for one in tokens:
@@ -233,6 +234,15 @@ def _chosen(name: str, fraction: float, episodes: int) -> np.ndarray:
         raise ValueError(f"data.corpora.{name}.fraction is {fraction}; it must be in (0, 1]")
     place = order.mix(_FRACTION_SALT, np.arange(episodes)) / 2.0**64
     return place < fraction if fraction < 1 else np.ones(episodes, bool)
+
+
+def _min_steps(name: str, config: Any) -> int:
+    if config.min_episode_steps < 0:
+        raise ValueError(
+            f"data.corpora.{name}.min_episode_steps is {config.min_episode_steps}; it must not be "
+            "negative"
+        )
+    return config.min_episode_steps
 
 
 def _without_instruction(name: str, index: CorpusIndex) -> np.ndarray:

@@ -82,6 +82,8 @@ def open_mixture(data: Any, fields: Sequence[str] = ("frames",)) -> Mixture:
                     for key in (
                         "split",
                         "fraction",
+                        "min_episode_steps",
+                        "require_instruction",
                         "window_seconds",
                         "fps",
                         "image_key",

@@ -34,6 +34,8 @@ def corpus(path: str, **overrides) -> dict:
         "sidecar_dir": "",  # where index and label sets lie; empty: beside the shards
         "weight": 1.0,  # share of the mixture, relative to the others
         "fraction": 1.0,  # of its episodes that are drawn from
+        "min_episode_steps": 0,  # shorter episodes are not drawn from
+        "require_instruction": False,  # of episodes drawn from, where training does not need it
         "window_seconds": 0.6,  # time between the two frames of a pair
         "fps": 0.0,  # 0.0: from the episodes' metadata
         "image_key": "image",
@@ -68,6 +70,7 @@ def stage_defaults(stage: str) -> ConfigDict:
     config.data.num_threads = 2
     config.data.prefetch_batches = 4
     config.data.max_bad_fraction = 0.001  # more undecodable examples than this stop the run
+    config.data.augment = augment("none")  # of images in training
     config.data.corpora = ConfigDict()
 
     config.optimizer = optimizer("adamw")
@@ -83,6 +86,26 @@ def stage_defaults(stage: str) -> ConfigDict:
     config.checkpoint.every_steps = 500
     config.checkpoint.keep = 2
     return config
+
+
+def augment(name: str) -> ConfigDict:
+    """The settings of an augmentation. Those of "crop_and_colour" are of the original's fine-tuning
+    on a real robot, in units of its own: 5 of 180 in hue, 20 of 255 in saturation and value."""
+    settings = {
+        "none": {},
+        "crop_and_colour": {
+            "crop_area": 0.9,  # of the image's
+            "brightness": 0.2,  # most that is added to values in [0, 1]
+            "contrast": 0.2,  # most that their factor differs from one
+            "hue_degrees": 10.0,  # most that each of these is shifted
+            "saturation": 20 / 255,
+            "value": 20 / 255,
+            "colour_fraction": 0.5,  # of the examples, for the former two and the latter three
+        },
+    }
+    if name not in settings:
+        raise ValueError(f"augment={name!r} must be one of {sorted(settings)}")
+    return ConfigDict({"name": name} | settings[name])
 
 
 def optimizer(name: str) -> ConfigDict:

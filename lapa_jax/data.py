@@ -1,4 +1,4 @@
-"""`lapa data collect|convert|index|inspect|batch`: make corpora and look at them."""
+"""`lapa data VERB`: make corpora, look at them and check them."""
 
 from __future__ import annotations
 
@@ -27,6 +27,14 @@ VERBS = {
         "what is in a corpus, as text, JSON or an HTML page with film strips",
         "lapa data inspect data/tabletop/robot --html robot.html",
     ),
+    "verify": (
+        "whether a corpus is sound: checksums, images, actions, instructions, ids, sidecars",
+        "lapa data verify data/tabletop/robot --exclude_file exclude.txt",
+    ),
+    "stats": (
+        "statistics of the actions, and the bin edges of action tokens",
+        "lapa data stats data/tabletop/robot --json stats.json --csv edges.csv",
+    ),
     "batch": (
         "the examples of any training step, as text, JSON or a picture",
         "lapa data batch --config experiments/quantizer/tabletop.py:quick=True --step 5 "
@@ -54,7 +62,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     if verb in ("collect", "convert"):
         return importlib.import_module(f"lapa_jax.{verb}").main(rest)
-    return {"index": index, "inspect": inspect, "batch": batch}[verb](rest)
+    mains = {"index": index, "inspect": inspect, "verify": verify, "stats": stats, "batch": batch}
+    return mains[verb](rest)
 
 
 def index(argv: list[str]) -> int:
@@ -78,6 +87,9 @@ def index(argv: list[str]) -> int:
         metavar="SHARD:RECORD",
         help="leave a damaged episode out, by shard file name and record number; repeatable",
     )
+    parser.add_argument(
+        "--exclude_file", metavar="FILE", help="the same, a line each; lapa data verify writes it"
+    )
     args = parser.parse_args(argv)
     keys = dict(
         image_key=args.image_key,
@@ -85,7 +97,7 @@ def index(argv: list[str]) -> int:
         instruction_key=args.instruction_key,
         sidecar_dir=args.sidecar_dir,
     )
-    exclude = [_record(text) for text in args.exclude]
+    exclude = [_record(text) for text in args.exclude + _lines(args.exclude_file)]
     splits = [args.split] if args.split else _splits(args.directory)
     shards = {split: {path.name for path in find_shards(args.directory, split)} for split in splits}
     for name, _ in exclude:
@@ -144,6 +156,88 @@ def inspect(argv: list[str]) -> int:
         _print(inspection.to_text(report))
     else:
         _print(args.html)
+    return 0
+
+
+def verify(argv: list[str]) -> int:
+    """`lapa data verify`; 1 where there are faults."""
+    from data_pipelines import verify as verification
+
+    kinds = "\n".join(f"  {kind:<16} {text}" for kind, text in verification.KINDS.items())
+    parser = _parser("verify", f"Whether an RLDS corpus is sound. Faults:\n{kinds}")
+    parser.add_argument("directory", help="corpus directory")
+    parser.add_argument("--split", help="only this split (default: all)")
+    parser.add_argument(
+        "--image_key", action="append", help="observation; repeatable (default: image)"
+    )
+    parser.add_argument("--action_key", default="action")
+    parser.add_argument("--instruction_key", default="language_instruction")
+    parser.add_argument("--sidecar_dir", help="where index and label sets lie, if elsewhere")
+    parser.add_argument(
+        "--allow", action="append", default=[], metavar="FAULT", help="is none here; repeatable"
+    )
+    parser.add_argument(
+        "--exclude_file",
+        metavar="FILE",
+        help="write the episodes that have faults, for lapa data index --exclude_file",
+    )
+    parser.add_argument("--workers", type=int, help="threads (default: one per core)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    args = parser.parse_args(argv)
+    report = verification.verify_corpus(
+        args.directory,
+        splits=[args.split] if args.split else _splits(args.directory),
+        image_keys=args.image_key or ["image"],
+        action_key=args.action_key,
+        instruction_key=args.instruction_key,
+        sidecar_dir=args.sidecar_dir,
+        allow=args.allow,
+        workers=args.workers,
+    )
+    if args.exclude_file:
+        Path(args.exclude_file).write_text(verification.exclude_list(report), encoding="utf-8")
+    _print(report.to_json() if args.json else verification.to_text(report))
+    return 1 if report.faults else 0
+
+
+def stats(argv: list[str]) -> int:
+    """`lapa data stats`."""
+    from data_pipelines import statistics
+    from data_pipelines.index import load_index
+    from lapa_jax.tokens.action import ActionTokenizer
+
+    parser = _parser(
+        "stats",
+        "Exact statistics of the actions of an indexed corpus (the last step of an episode has "
+        "none), and\nthe quantiles between which action tokens lie.",
+    )
+    parser.add_argument("directory", help="corpus directory")
+    parser.add_argument("--split", default="train", help="default: train")
+    parser.add_argument("--image_key", default="image", help="of the index (default: image)")
+    parser.add_argument("--sidecar_dir", help="where the index lies, if elsewhere")
+    parser.add_argument("--bins", type=int, default=256, help="of a dimension (default: 256)")
+    parser.add_argument("--json", metavar="FILE", help="write statistics and edges")
+    parser.add_argument("--csv", metavar="FILE", help="write the edges as the original's csv")
+    args = parser.parse_args(argv)
+    found = load_index(
+        args.directory, split=args.split, image_key=args.image_key, sidecar_dir=args.sidecar_dir
+    )
+    values = statistics.action_statistics(found)
+    rows = statistics.valid_action_rows(found)
+    tokenizer = ActionTokenizer(statistics.quantile_edges(found.actions[rows], args.bins))
+    if args.csv:
+        Path(args.csv).write_text(tokenizer.to_csv(), encoding="utf-8")
+    if args.json:
+        facts = {"directory": args.directory, "split": args.split, "corpus_hash": found.hash}
+        edges = json.loads(tokenizer.to_json())
+        Path(args.json).write_text(json.dumps(facts | values | edges, indent=1) + "\n")
+    columns = ("mean", "std", "min", "q01", "q99", "max")
+    lines = [f"{values['num_actions']} actions", f"{'':>3}" + "".join(f"{c:>11}" for c in columns)]
+    for dimension, bins in enumerate(tokenizer.num_bins):
+        numbers = "".join(f"{values[column][dimension]:>11.4g}" for column in columns)
+        constant = "  (constant)" if values["constant"][dimension] else ""
+        lines.append(f"{dimension:>3}{numbers}{bins:>6} bins{constant}")
+    _print("\n".join(lines))
     return 0
 
 
@@ -240,6 +334,14 @@ def _record(text: str) -> tuple[str, int]:
     if not shard or not number.isdigit():
         raise ValueError(f"--exclude {text!r} is not SHARD_FILE_NAME:RECORD_NUMBER")
     return shard, int(number)
+
+
+def _lines(path: str | None) -> list[str]:
+    """What stands before # in each line."""
+    if path is None:
+        return []
+    lines = [line.partition("#")[0].strip() for line in Path(path).read_text("utf-8").splitlines()]
+    return [line for line in lines if line]
 
 
 def _splits(directory: str) -> list[str]:

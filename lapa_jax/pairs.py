@@ -86,7 +86,10 @@ class Pairs(Frames):
         data = ConfigDict(config.data.to_dict())
         template = base.corpus("")
         for trained in [c.to_dict() for c in data.corpora.values()][:1]:
-            template |= trained | {"label_set": "", "fps": 0.0, "fraction": 1.0}
+            template |= trained
+        # Every pair there is, whatever the training drew from.
+        every = ("label_set", "fps", "fraction", "min_episode_steps", "require_instruction")
+        template |= {key: base.corpus("")[key] for key in every}
         data.corpora = ConfigDict(
             {"corpus": template | corpus | {"window_seconds": self.window_seconds}}
         )

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from lapa_jax.models.stack import check_remat
 from lapa_jax.parallel import sharding
-from lapa_jax.stages import Stage
+from lapa_jax.stages import Stage, augmentation
 from lapa_jax.training import state as states
 from lapa_jax.training.optimizer import Optimizer, make_optimizer
 from lapa_jax.training.step import make_train_step
@@ -58,7 +58,7 @@ def build(config: ConfigDict, stage: Stage, mesh: Mesh) -> Program:
     param_shardings = sharding.tree_shardings(stage.axes(), abstract.params, mesh, preset)
     shardings = states.state_shardings(abstract, param_shardings, mesh)
     step = make_train_step(
-        stage.loss,
+        augmentation.training_loss(stage),
         optimizer,
         microbatches=config.microbatches,
         ema_decay=config.optimizer.ema_decay,

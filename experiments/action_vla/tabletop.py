@@ -20,12 +20,18 @@ from experiments import base
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """`quick`: a minute on a CPU. `data`: the labelled corpus. `init_from`: a latent VLA's run.
-    `optimizer`: one of base.optimizer."""
+    `optimizer`: one of base.optimizer. `augment`: one of base.augment."""
     arg = base.parse_arg(
-        arg, quick=False, data="data/labelled/robot", init_from="", optimizer="adamw"
+        arg,
+        quick=False,
+        data="data/labelled/robot",
+        init_from="",
+        optimizer="adamw",
+        augment="none",
     )
     config = base.stage_defaults("action_finetuning")
     config.optimizer = base.optimizer(arg.optimizer)
+    config.data.augment = base.augment(arg.augment)
     config.data.corpora["robot"] = base.corpus(arg.data)
     config.init_from = arg.init_from
     config.compute_dtype = "float32"

@@ -20,9 +20,11 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 from absl import logging
+from jax.ad_checkpoint import checkpoint_name
 
 from lapa_jax.models.ring_attention import placement, ring_attention
 from lapa_jax.models.splash_attention import splash_attention
+from lapa_jax.models.stack import ATTENTION_OUT
 
 # Below, the scores of one head are at most 256 KiB, and padding to the kernel's multiples of 128
 # would more than double the work.
@@ -32,9 +34,9 @@ SPLASH_FROM = 256
 # scores of one head and one example take 64 MiB.
 BLOCKWISE_FROM = {"cpu": 512}
 BLOCKWISE_FROM_ELSEWHERE = 4096
-# On TPUs with a split sequence. K and V are gathered below it, because one collective and a fused
-# kernel beat a ring of plain products; at this length the gathered K and V of 32 heads of 128 take
-# 512 MiB an example, as much as everything else of a layer.
+# On TPUs with a split sequence. K and V are gathered below it: one collective and a fused kernel
+# against a ring of plain products. At this length the gathered K and V of 32 heads of 128 take 512
+# MiB an example.
 TPU_RING_FROM = 32_768
 
 
@@ -91,7 +93,7 @@ def attention(
             f"model.attention to 'auto' or to another of {list(IMPLEMENTATIONS)}"
         )
     more = {} if bias_KTS is None else {"bias_KTS": bias_KTS}
-    return IMPLEMENTATIONS[implementation](
+    y = IMPLEMENTATIONS[implementation](
         q_BTKC,
         k_BSKC,
         v_BSKC,
@@ -101,6 +103,8 @@ def attention(
         kv_segments_BS=kv_segments_BS,
         **more,
     )
+    # What a remat policy may keep. `splash` and `ring` name what their backward pass needs, inside.
+    return checkpoint_name(y, ATTENTION_OUT) if implementation in ("xla", "cudnn") else y
 
 
 # --- Which implementation ---

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from lapa_jax.models.stack import ATTENTION_OUT
 from lapa_jax.parallel.sharding import current_rules, get_preset, partition_spec
 
 AXIS = "seq"
@@ -36,7 +37,6 @@ AXIS = "seq"
 CPU_BLOCK, BLOCK = 128, 512
 HIDDEN = -1e30  # a score that softmax makes 0; finite, so that differences are
 FILL = -1  # segment of what pads a chunk to whole blocks
-RESIDUAL = "attention_out"  # for remat policies that keep what the backward pass needs
 
 
 def ring_attention(
@@ -201,8 +201,8 @@ def _forward(plan, q, k, v, q_ids, k_ids):
         jnp.zeros(q.shape[:-1], jnp.float32),
     )
     (out, top, total), _ = _around(plan, visit, state, (k, v, k_ids), (), q.shape[0])
-    out = checkpoint_name((out / total[..., None]).astype(v.dtype), RESIDUAL)
-    log_total = checkpoint_name(top + jnp.log(total), RESIDUAL)
+    out = checkpoint_name((out / total[..., None]).astype(v.dtype), ATTENTION_OUT)
+    log_total = checkpoint_name(top + jnp.log(total), ATTENTION_OUT)
     return out, (q, k, v, q_ids, k_ids, out, log_total)
 
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lapa_jax.models.ring_attention import FILL, RESIDUAL, blocks
+from lapa_jax.models.ring_attention import FILL, blocks
+from lapa_jax.models.stack import ATTENTION_OUT
 from lapa_jax.parallel.sharding import current_rules, get_preset, partition_spec
 
 LANES = 128  # block sizes are multiples of it
@@ -68,7 +69,7 @@ def splash_attention(
         ),
         head_shards=shards[0],
         q_seq_shards=shards[1],
-        residual_checkpoint_name=RESIDUAL,
+        residual_checkpoint_name=ATTENTION_OUT,
         interpret=interpret,
     )
     function = _over_batch

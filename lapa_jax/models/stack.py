@@ -13,7 +13,7 @@ from flax import nnx
 
 from lapa_jax.models.module import AXES
 
-ATTENTION_OUT = "attention_out"  # the name that a layer gives to what its attention gives
+ATTENTION_OUT = "attention_out"  # the name of what attention gives (attention.py)
 
 _POLICIES = jax.checkpoint_policies
 REMAT: dict[str, Any] = {

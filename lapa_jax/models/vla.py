@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from lapa_jax.models import lora
 from lapa_jax.models.attention import attention
@@ -24,7 +23,7 @@ from lapa_jax.models.front_end import FRONT_ENDS, front_end_config
 from lapa_jax.models.layers import Dense, RMSNorm, SwiGLU, dtype_of
 from lapa_jax.models.module import param
 from lapa_jax.models.position import rope, rope_tables
-from lapa_jax.models.stack import ATTENTION_OUT, Stack
+from lapa_jax.models.stack import Stack
 from lapa_jax.parallel.sharding import constrain
 from lapa_jax.tokens.modality import FILL, IMAGE, MODALITIES
 
@@ -126,7 +125,7 @@ class SelfAttention(nnx.Module):
 
     def attend(self, q, k, v, **mask) -> jax.Array:
         y = attention(q, k, v, scale=self.scale, implementation=self.implementation, **mask)
-        return self.out(checkpoint_name(y, ATTENTION_OUT))
+        return self.out(y)
 
 
 class Layer(nnx.Module):

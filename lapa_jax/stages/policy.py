@@ -18,6 +18,7 @@ from lapa_jax.models.decoding import decode
 from lapa_jax.models.front_end import front_end_column
 from lapa_jax.models.module import Functional
 from lapa_jax.models.vla import VLA, VLAConfig, vla_flops
+from lapa_jax.stages import augmentation
 from lapa_jax.stages.image_tokenizer import adopt_tokenizer, tokenizer_source
 from lapa_jax.stages.stage import Assets, Batch, Metrics, Params, Stage, Variables
 from lapa_jax.tokens.layout import Layout, LegacyLayout, left_pad, pack
@@ -33,6 +34,7 @@ class PolicyStage(Stage):
 
     head: str
     target_field: str
+    image_column = "images"
     # of the text that follows the image, where the layout has such text (legacy)
     text_loss_weight = 0.0
 
@@ -110,7 +112,7 @@ class PolicyStage(Stage):
         if self.from_pixels:
             frames = batch["frames"] if k == 1 else batch["frames"][order]
             rows["images"] = frames.reshape(len(order) // k, -1, *frames.shape[2:])
-        return rows
+        return rows | augmentation.column(self.config.data, batch, order, k)
 
     def targets(self, values: np.ndarray) -> np.ndarray:
         """Loader column → target tokens int32 (B, L)."""
@@ -137,7 +139,8 @@ class PolicyStage(Stage):
         if self.from_pixels:
             frames = (R, k * self.num_images, *self.config.data.image_size, 3)
             shapes["images"] = (frames, jnp.uint8)
-        return {name: jax.ShapeDtypeStruct(*spec) for name, spec in shapes.items()}
+        spec = {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
+        return spec | augmentation.column_spec(self.config.data, R, k)
 
     def loss(
         self, params: Params, variables: Variables, batch: Batch, rng: jax.Array

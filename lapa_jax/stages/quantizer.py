@@ -11,6 +11,7 @@ from lapa_jax.models import surgery
 from lapa_jax.models.module import Functional
 from lapa_jax.models.quantizer import Quantizer, QuantizerConfig, quantizer_flops
 from lapa_jax.models.quantizer.objectives import OBJECTIVES, FeaturesConfig, objective_config
+from lapa_jax.stages import augmentation
 from lapa_jax.stages.stage import (
     Assets,
     Batch,
@@ -26,6 +27,7 @@ class QuantizerStage(Stage):
     """Batch: frames uint8 (B, num_frames, H, W, 3)."""
 
     fields = ("frames",)
+    image_column = "frames"
     alarms = {
         "collapsed": "few codes are in use (perplexity_recent is under model.collapse_fraction of "
         "model.codebook_size). If it lasts: more model.bottleneck.continuous_steps, a smaller "
@@ -44,12 +46,13 @@ class QuantizerStage(Stage):
         self.model = Functional(lambda rngs: Quantizer(self.model_config, rngs=rngs))
 
     def prepare(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {"frames": batch["frames"]}
+        return {"frames": batch["frames"]} | augmentation.column(self.config.data, batch)
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        data = self.config.data
-        shape = (self.config.global_batch, data.num_frames, *data.image_size, 3)
-        return {"frames": jax.ShapeDtypeStruct(shape, jnp.uint8)}
+        data, rows = self.config.data, self.config.global_batch
+        shape = (rows, data.num_frames, *data.image_size, 3)
+        frames = {"frames": jax.ShapeDtypeStruct(shape, jnp.uint8)}
+        return frames | augmentation.column_spec(data, rows)
 
     def frozen_from(self) -> tuple[str, str] | None:
         settings = self._objective()[1]

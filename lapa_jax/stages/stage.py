@@ -39,6 +39,7 @@ class Stage(Protocol):
     """
 
     fields: tuple[str, ...]
+    image_column: str  # of the device batch: what data.augment changes
     # metric that is 1 while something is wrong → what to tell the user
     alarms: Mapping[str, str] = {}
     model: Functional  # the module as pure functions

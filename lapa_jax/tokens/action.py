@@ -77,11 +77,13 @@ class ActionTokenizer:
         return json.dumps({"edges": [e.tolist() for e in self.edges]}).encode()
 
     def to_csv(self) -> str:
-        """The original's bin edges, as `from_csv` reads them."""
-        text, width = io.StringIO(), max(len(e) for e in self.edges)
-        lines = csv.writer(text, lineterminator="\n")
-        lines.writerow(range(width))
-        lines.writerows([*e.tolist(), *[""] * (width - len(e))] for e in self.edges)
+        """The original's file, which `from_csv` reads."""
+        width = max(len(e) for e in self.edges)
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(range(width))
+        for e in self.edges:
+            writer.writerow([repr(edge) for edge in e.tolist()] + [""] * (width - len(e)))
         return text.getvalue()
 
 

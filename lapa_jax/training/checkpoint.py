@@ -38,6 +38,10 @@ from lapa_jax.training.manifest import (
 )
 from lapa_jax.training.state import TrainState
 
+# A chunk is compressed as a whole, and a data file written when it is full: what is encoded and not
+# yet written is held in memory.
+CHUNK_BYTES, DATA_FILE_BYTES = 64 * 2**20, 256 * 2**20
+
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
@@ -102,7 +106,14 @@ class Checkpoints:
             for name, arrays in originals.items()
         }
         document = encode_meta(step, meta, originals, items)
-        args = {name: ocp.args.PyTreeSave(nest(arrays)) for name, arrays in items.items()}
+        args = {
+            name: ocp.args.PyTreeSave(
+                nest(arrays),
+                save_args=nest(dict.fromkeys(arrays, ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES))),
+                ocdbt_target_data_file_size=DATA_FILE_BYTES,
+            )
+            for name, arrays in items.items()
+        }
         if self._failed:
             self._manager.reload()  # it counts the failed step, and would keep old ones for it
         self._pending = step

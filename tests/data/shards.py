@@ -101,6 +101,8 @@ def data_config(corpora: dict[str, Path], size: int = 16, **overrides) -> ml_col
                     "sidecar_dir": "",
                     "weight": 1.0,
                     "fraction": 1.0,
+                    "min_episode_steps": 0,
+                    "require_instruction": False,
                     "window_seconds": 0.4,
                     "fps": 0.0,
                     "image_key": "image",

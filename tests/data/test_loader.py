@@ -7,9 +7,10 @@ import pytest
 import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shards import LENGTHS, data_config, write_corpus
+from shards import LENGTHS, data_config, spec, write_corpus
 
 from data_pipelines import loader as loader_module
+from data_pipelines import schema, tfrecord
 from data_pipelines.backends import FrameReader
 from data_pipelines.index import build_index, load_index
 from data_pipelines.labels import IMAGE_TOKENS, LabelSetWriter
@@ -157,6 +158,29 @@ def test_smaller_fractions_are_part_of_larger_ones(tmp_path):
     assert 10 <= len(tenth) <= 32 and 42 <= len(third) <= 80
     with pytest.raises(ValueError, match="data.corpora.a.fraction is 0.0"):
         episodes(0.0)
+
+
+def test_filters_leave_episodes_out(tmp_path):
+    """LENGTHS are 7, 4, 9, 1, 6, 5; half of the episodes get an instruction."""
+    made = write_corpus(tmp_path, index=False, instruction="")
+    with open(next(tmp_path.glob("*-00000-of-*")), "wb") as file:
+        for episode in made[:3]:
+            episode.instruction = "go"
+            tfrecord.write_record(file, schema.encode_episode(episode, spec()))
+    build_index(tmp_path, progress=False)
+
+    def episodes(**options):
+        loader = make(({"a": tmp_path}, None), fields=("frames",), num_frames=1, **options)
+        return np.flatnonzero(loader.mixture.corpora[0].counts).tolist()
+
+    assert episodes() == [0, 1, 2, 3, 4, 5]
+    assert episodes(a__min_episode_steps=6) == [0, 2, 4]
+    assert episodes(a__require_instruction=True) == [0, 1, 2]
+    assert episodes(a__require_instruction=True, a__min_episode_steps=5) == [0, 2]
+    with pytest.raises(ValueError, match="'a' .*longest of 9 steps. has no eligible frame"):
+        episodes(a__min_episode_steps=10)
+    with pytest.raises(ValueError, match="data.corpora.a.min_episode_steps is -1"):
+        episodes(a__min_episode_steps=-1)
 
 
 def test_per_video_draws_one_frame_of_each_video_anew_each_epoch(corpora):
@@ -629,6 +653,8 @@ def test_fingerprint_tells_what_changed(corpora):
         ({"global_batch": 12}, "global_batch"),
         ({"a__weight": 2.0}, "mixture_hash"),
         ({"a__fraction": 0.9}, "mixture_hash"),
+        ({"a__min_episode_steps": 1}, "mixture_hash"),
+        ({"a__require_instruction": True}, "mixture_hash"),
         ({"tail": "clamp"}, "mixture"),
         ({"history_seconds": 0.4}, "mixture_hash"),
         ({"b__window_seconds": 0.2}, "mixture_hash"),

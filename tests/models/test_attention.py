@@ -2,15 +2,12 @@
 
 import dataclasses
 import functools
-import importlib.util
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental import topologies
-from jax.sharding import NamedSharding, PartitionSpec
 
 from lapa_jax.models import attention as entry
 from lapa_jax.models.attention import Call, attention, choose, refusal
@@ -191,30 +188,6 @@ def test_splash_equals_the_plain_one_in_interpret_mode():
             given += [ids, ids]
         actual = vjp(splash, mesh, causal=causal)(*given)
         assert_close(actual, reference(causal)(*given), 1e-5)
-
-
-@pytest.mark.aot
-def test_kernels_compile_for_a_tpu(monkeypatch):
-    if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("libtpu is not installed; `make test-aot` installs it and runs this")
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    monkeypatch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x4").devices
-    mesh = make_mesh(dict(data=1, fsdp=2, seq=2, tensor=2), devices)
-    rows = PartitionSpec(("data", "fsdp"), "seq")
-
-    def text(T, C, **settings):
-        shape = (4, T, 4, C)
-        x = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(mesh, rows))
-        ids = jax.ShapeDtypeStruct(shape[:2], jnp.int32, sharding=NamedSharding(mesh, rows))
-        run = vjp(attention, mesh, causal=True, **settings)
-        with jax.default_matmul_precision("default"):  # the kernel has no other for bfloat16
-            return run.lower(x, x, x, x, ids, ids).compile().as_text()
-
-    # One kernel forward, two backward; the choice is automatic.
-    assert text(1000, 100).count("tpu_custom_call") == 3
-    ring = text(2048, 128, implementation="ring")
-    assert "tpu_custom_call" not in ring and "collective-permute" in ring
 
 
 # --- The choice ---

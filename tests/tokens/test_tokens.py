@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lapa_jax.tokens.action import ActionClusters, ActionTokenizer, from_json
+from lapa_jax.tokens.action import ActionClusters, ActionTokenizer, from_csv, from_json
 from lapa_jax.tokens.text import TextTokenizer, train
 
 EDGES = [np.array([-1.0, 0.0, 0.5, 2.0]), np.array([-0.5, 0.5, 1.5])]
@@ -19,6 +19,14 @@ TEXTS = [
     for colour in ("red", "blue", "green")
     for thing in ("cube", "bowl", "star")
 ]
+
+
+def test_csv_of_ragged_edges_round_trips():
+    edges = [np.array([-1.0, 0.1, 1 / 3, 2.0]), np.array([-0.5, 0.5, 1.5])]
+    text = ActionTokenizer(edges).to_csv()
+    lines = ["0,1,2,3", "-1.0,0.1,0.3333333333333333,2.0", "-0.5,0.5,1.5,"]
+    assert text.splitlines() == lines
+    assert [e.tolist() for e in from_csv(text).edges] == [e.tolist() for e in edges]
 
 
 def test_bins_are_left_closed_and_outer_bins_catch_the_rest():

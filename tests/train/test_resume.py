@@ -7,6 +7,7 @@ import signal
 import pytest
 import tiny
 
+from experiments import base
 from lapa_jax import train
 from lapa_jax.training import checkpoint
 
@@ -60,9 +61,12 @@ def test_sigterm_and_sigkill_in_a_process_of_its_own(tiny_data, tmp_path):
 
 
 def test_restart_of_a_policy_with_moving_average(tiny_data, tmp_path, monkeypatch):
-    """A policy, in process: once by a signal, once by an error in the middle of an interval."""
+    """A policy that sees augmented images, in process: once by a signal, once by an error in the
+    middle of an interval."""
     changes = dict(steps=STEPS, checkpoint__every_steps=5, optimizer__ema_decay=0.9)
     config = tiny.config("action_finetuning", tiny_data, **changes)
+    with config.unlocked():
+        config.data.augment = base.augment("crop_and_colour")
     assert train.train(config, tmp_path / "whole")
     whole = tiny.result(tmp_path / "whole")
     assert {path.split("/")[0] for path in whole["arrays"]} >= {"params", "ema", "state"}

@@ -71,6 +71,19 @@ def weights() -> dict[str, np.ndarray]:
     }
 
 
+TOKENIZER_FLAGS = [
+    f"--config.model.front_end.tokenizer.{setting}"
+    for setting in (
+        "dim=32",
+        "multipliers=(1,2)",
+        "blocks=1",
+        "latent_dim=16",
+        "code_dim=16",
+        "codebook_size=64",
+    )
+]
+
+
 def train_latent(world: Path, front_end: str, *overrides: str) -> Path:
     spec = (
         f"{tiny.ROOT}/experiments/latent_vla/paper.py:quick=True,data={world}/corpus,"
@@ -109,11 +122,8 @@ def test_it_starts_from_the_imported_weights(cached):
 
 
 def test_a_tokenizer_in_the_model_trains_as_cached_tokens_do(world, cached):
-    settings = ("dim", 32), ("multipliers", "(1,2)"), ("blocks", 1), ("latent_dim", 16)
-    tokenizer = {**dict(settings), "code_dim": 16, "codebook_size": 64}
-    flags = [f"--config.model.front_end.tokenizer.{k}={v}" for k, v in tokenizer.items()]
     weights = f"--config.model.front_end.weights={world}/vqgan"
-    inside = train_latent(world, "vqgan", weights, *flags)
+    inside = train_latent(world, "vqgan", weights, *TOKENIZER_FLAGS)
     np.testing.assert_allclose(losses(inside), losses(cached), rtol=1e-5)
     image = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     texts = TEXTS[:2]
@@ -128,9 +138,10 @@ def test_a_tokenizer_in_the_model_trains_as_cached_tokens_do(world, cached):
 
 
 def test_the_papers_finetuning(world, cached):
+    """Of the real robot: from cached tokens to tokens of augmented images."""
     spec = (
         f"{tiny.ROOT}/experiments/action_vla/paper.py:quick=True,task=real,data={world}/corpus,"
-        f"init_from={cached}"
+        f"init_from={cached},vqgan={world}/vqgan"
     )
     changes = {
         "steps": 2,
@@ -142,8 +153,8 @@ def test_the_papers_finetuning(world, cached):
         "init_from": cached,
     }
     flags = [f"--config.{key}={value}" for key, value in changes.items()]
-    succeed("train", "--config", spec, *flags, "--workdir", world / "action")
-    policy = lapa_jax.load_policy(world / "action", image_tokenizer=world / "vqgan")
+    succeed("train", "--config", spec, *flags, *TOKENIZER_FLAGS, "--workdir", world / "action")
+    policy = lapa_jax.load_policy(world / "action")
     image = np.zeros((32, 32, 3), np.uint8)
     action = np.asarray(policy.predict_action(image, TEXTS[0]))
     assert action.shape == (2,) and np.isfinite(action).all()

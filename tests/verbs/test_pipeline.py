@@ -189,7 +189,7 @@ def test_where_a_policy_comes_from_is_written(quantizer, latent_vla, action_vla)
         assert made_by["quantizer_hash"] == runs.load(quantizer).params_hash
     assert action.provenance["init_from"] == latent.params_hash
     report = json.loads((action_vla / "init_from.json").read_text())
-    assert set(report) == {"taken", "dropped", "initialised"}
+    assert set(report) == {"taken", "dropped", "initialised", "widened"} and not report["widened"]
     assert report["dropped"] and all("latent" in path for path in report["dropped"])
     assert report["initialised"] and all("action" in path for path in report["initialised"])
     assert len(report["taken"]) > 10
