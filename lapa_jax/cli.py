@@ -33,8 +33,8 @@ VERBS = {
     ),
     "bench": (
         "lapa_jax.bench",
-        "how fast a training step runs, beside what the device can do",
-        "lapa bench quantizer",
+        "how fast training steps and decoding run, beside what the device can do",
+        "lapa bench policy",
     ),
     "compile": (
         "lapa_jax.compile",

@@ -29,10 +29,10 @@ from lapa_jax.models.stack import ATTENTION_OUT
 # Below, the scores of one head are at most 256 KiB, and padding to the kernel's multiples of 128
 # would more than double the work.
 SPLASH_FROM = 256
-# Where there is no fused kernel. On CPUs blocks that stay in the cache halve the time at 512 and
-# take a fifth of it from 1024 (docs/performance.md). Elsewhere it is not measured; from 4096 the
-# scores of one head and one example take 64 MiB.
-BLOCKWISE_FROM = {"cpu": 512}
+# Where there is no fused kernel. On CPUs blocks that stay in the cache take 0.7 of the time at 256,
+# half at 512 and a fifth from 1024 (docs/performance.md). Elsewhere it is not measured; from 4096
+# the scores of one head and one example take 64 MiB.
+BLOCKWISE_FROM = {"cpu": 256}
 BLOCKWISE_FROM_ELSEWHERE = 4096
 # On TPUs with a split sequence. K and V are gathered below it: one collective and a fused kernel
 # against a ring of plain products. At this length the gathered K and V of 32 heads of 128 take 512

@@ -213,7 +213,7 @@ LONG = dict(queries=65_536, keys=65_536)
     "call, changes, name, reason",
     [
         (CPU, {}, "xla", "64 positions on cpu"),
-        (CPU, dict(queries=2048, keys=2048), "ring", "at least 512 positions"),
+        (CPU, dict(queries=2048, keys=2048), "ring", "at least 256 positions"),
         (CPU, dict(queries=2048, keys=2048, bias=True), "xla", "no bias"),
         (CPU, dict(queries=1, keys=2048, causal=False), "xla", "one query"),
         (CPU, dict(queries=2050, keys=2050, seq_shards=4), "xla", "do not divide into 8 parts"),
@@ -256,7 +256,7 @@ def test_the_choice_follows_the_mesh_and_is_logged_once(monkeypatch):
         *[x.update(shape=(2, 8, 2, 8)) for x in shape],
     )
     assert len(lines) == 2
-    assert lines[0].startswith("attention: ring (at least 512 positions") and "576" in lines[0]
+    assert lines[0].startswith("attention: ring (at least 256 positions") and "576" in lines[0]
     assert lines[1].startswith("attention: xla (8 positions on cpu")
 
 

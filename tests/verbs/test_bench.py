@@ -5,7 +5,7 @@ import json
 import pytest
 from tiny import succeed
 
-from lapa_jax import bench
+from lapa_jax import bench_policy, bench_quantizer
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -24,13 +24,32 @@ def test_bench_tells_what_it_measured():
     assert row["fraction_of_matmul_peak"] == pytest.approx(expected, rel=0.1, abs=1e-3)
 
 
+def test_policies_beside_the_peak_and_the_bandwidth():
+    given = "--size demo --batch 4 --microbatches 2 --tokens 2 --steps 1 --json"
+    result = json.loads(succeed("bench", "policy", *given.split()))
+    (train,), (decode,) = result["train"], result["decode"]
+    assert (train["rows"], train["microbatches"]) == (4, 2)
+    seconds = train["ms_per_step"] / 1e3
+    assert train["tokens_per_second"] == pytest.approx(4 * bench_policy.ROW / seconds, rel=0.01)
+    fraction = train["model_gflop_per_step"] * 1e9 / seconds / result["matmul_peak_tflops"] / 1e12
+    assert train["fraction_of_matmul_peak"] == pytest.approx(fraction, rel=0.1, abs=1e-3)
+    # What a token must read: every weight but the tables and the other heads, float32.
+    dim, vocabularies = 128, 384 + 1024 + 8
+    rest = (2 * vocabularies - 8) * dim
+    read = 4 * (decode["parameters"] - rest)
+    assert decode["weight_mib"] == pytest.approx(read / 2**20, abs=0.01)
+    bound = decode["weight_mib"] * 2**20 / result["memory_gb_per_second"] / 1e6
+    assert decode["bound_ms_per_token"] == pytest.approx(bound, rel=0.1, abs=2e-3)
+    assert decode["prefill_ms"] > 0 and decode["prompt_tokens"] == 284
+
+
 def test_the_released_shape_has_its_parameters():
     import jax
 
     from lapa_jax.models.module import Functional
     from lapa_jax.models.quantizer import Quantizer
 
-    config = bench.QUANTIZERS["released"][0]("bfloat16")
+    config = bench_quantizer.QUANTIZERS["released"][0]("bfloat16")
     params = Functional(lambda rngs: Quantizer(config, rngs=rngs)).abstract()[0]
     # The original's 343,796,080 less what it never uses: the context norms of self-attention.
     # (Its constant beta buffers are no parameters.)

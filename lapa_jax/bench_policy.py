@@ -1,0 +1,152 @@
+"""`lapa bench policy`: training steps, and prefill and decoding token by token, on one device.
+
+Rows are 28 text, 256 image and 4 latent tokens, already ids, all of one segment.
+"""
+
+import argparse
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments import base
+from lapa_jax import measure
+from lapa_jax.models import decoding
+from lapa_jax.models.module import Functional
+from lapa_jax.models.vla import SIZES, VLA, VLAConfig, vla_flops
+from lapa_jax.stages.policy import LAYOUT_KEYS, cross_entropy
+from lapa_jax.tokens.modality import IMAGE, LATENT, TEXT
+
+TEXT_TOKENS, IMAGE_TOKENS, TARGETS = 28, 256, 4
+ROW = TEXT_TOKENS + IMAGE_TOKENS + TARGETS
+# Of these, the vocabularies are small: with LWM's, most of their weights would be tables.
+SMALL = {
+    "demo": {},
+    "debug": SIZES["debug"],
+    "20m": dict(dim=512, depth=6, heads=8, head_dim=64, mlp_dim=1408),
+}
+# Rows of a step and its microbatches. On CPUs two rows at a time stay in the cache.
+TRAIN = {"debug": (16, 8), "20m": (16, 8)}
+DECODE = ("debug", "demo")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    sizes = [*SMALL, *(name for name in SIZES if name not in SMALL)]
+    parser.add_argument("--size", choices=sizes, action="append", default=[])
+    parser.add_argument("--part", choices=["train", "decode", "both"], default="both")
+    parser.add_argument("--batch", type=int, default=0, help="rows of a training step")
+    parser.add_argument("--microbatches", type=int, default=0, help="parts of a training step")
+    parser.add_argument("--tokens", type=int, default=32, help="to decode after the first")
+    parser.add_argument("--unroll", type=int, default=0, help="layers per scan step; 0: all")
+    parser.add_argument("--attention", default="auto", help="model.attention")
+
+
+def policy_config(size: str, args: argparse.Namespace) -> VLAConfig:
+    """`demo`: the tabletop's policy; others by their size. Large ones as they train on one device:
+    scanned, with remat, parameters in the compute dtype."""
+    settings = base.lwm_policy_model(latent_vocab=8).to_dict()
+    if size in SMALL:
+        settings = base.policy_model(latent_vocab=8).to_dict()
+        settings["front_end"] = base.front_end("cached_tokens").to_dict()
+        settings |= {"image_vocab": 1024, "unroll": args.unroll} | SMALL[size]
+    else:
+        settings |= {"param_dtype": args.dtype, "legacy": False} | SIZES[size]
+    settings = {key: x for key, x in settings.items() if key not in LAYOUT_KEYS}
+    return VLAConfig(**settings | {"attention": args.attention}, compute_dtype=args.dtype)
+
+
+def rows(config: VLAConfig, number: int) -> dict[str, jax.Array]:
+    """Random tokens of whole rows, with the slots that predict the targets."""
+    modality = np.repeat([TEXT, IMAGE, LATENT], [TEXT_TOKENS, IMAGE_TOKENS, TARGETS])
+    sizes = np.array([config.text_vocab, config.image_vocab, config.latent_vocab])
+    tokens = np.random.default_rng(0).integers(0, sizes[modality], (number, ROW))
+    slots = np.arange(ROW - TARGETS - 1, ROW - 1)
+    return {
+        "tokens": jnp.asarray(tokens, jnp.int32),
+        "modality": jnp.asarray(np.tile(modality, (number, 1)), jnp.int8),
+        "segments": jnp.ones((number, ROW), jnp.int32),
+        "slots": jnp.asarray(np.tile(slots, (number, 1)), jnp.int32),
+        "targets": jnp.asarray(tokens[:, -TARGETS:], jnp.int32),
+    }
+
+
+def train(args: argparse.Namespace, peak: float) -> list[dict[str, Any]]:
+    """A row for every size: forward, backward, clip, AdamW."""
+    return [_train(size, args, peak) for size in args.size or TRAIN]
+
+
+def _train(size: str, args: argparse.Namespace, peak: float) -> dict[str, Any]:
+    config = policy_config(size, args)
+    batch, microbatches = TRAIN.get(size, (8, 1))
+    batch, microbatches = args.batch or batch, args.microbatches or microbatches
+    model = Functional(lambda rngs: VLA(config, rngs=rngs))
+
+    def loss(params, variables, batch, rng):
+        given = (batch["tokens"], batch["modality"], batch["segments"], None)
+        slots = {"latent": batch["slots"]}
+        logits, variables = model.apply(params, variables, "logits", *given, slots=slots)
+        return cross_entropy(logits["latent"], batch["targets"])[0], {}, variables
+
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-4, b2=0.95))
+    times, params = measure.training_seconds(
+        model, loss, tx, rows(config, batch), args.steps, microbatches
+    )
+    row = measure.timing_row(times, 3 * vla_flops(config, ROW, {"latent": TARGETS}) * batch, peak)
+    alone = measure.product_rate(_products(config, batch // microbatches), args.dtype)
+    return {
+        "size": size,
+        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "rows": batch,
+        "microbatches": microbatches,
+        **row,
+        "tokens_per_second": round(1e3 * batch * ROW / row["ms_per_step"], 1),
+        "its_products_alone": round(alone / peak, 4),
+        "peak_memory_gib": measure.peak_memory_gib(),
+    }
+
+
+def _products(config: VLAConfig, number: int) -> list[tuple[int, int, int]]:
+    """The dense products of a layer, forward and for both gradients."""
+    n, inner = number * ROW, config.heads * config.head_dim
+    forward = [(n, config.dim, inner)] * 3 + [(n, inner, config.dim)]
+    forward += [(n, config.dim, config.mlp_dim)] * 2 + [(n, config.mlp_dim, config.dim)]
+    return [s for m, k, n in forward for s in ((m, k, n), (m, n, k), (k, m, n))]
+
+
+def decode(args: argparse.Namespace, bandwidth: float) -> list[dict[str, Any]]:
+    """A row for every size: one prompt, greedy, the fastest of the timed calls. The time of a token
+    is what more of them take."""
+    return [_decode(size, args, bandwidth) for size in args.size or DECODE]
+
+
+def _decode(size: str, args: argparse.Namespace, bandwidth: float) -> dict[str, Any]:
+    config = policy_config(size, args)
+    model = Functional(lambda rngs: VLA(config, rngs=rngs))
+    params, variables = jax.jit(model.init)(jax.random.key(0))
+    prompt = {key: rows(config, 1)[key][:, :-TARGETS] for key in ("tokens", "modality", "segments")}
+
+    def fastest(number):
+        def run():
+            return decoding.decode(model, params, variables, prompt, None, "latent", number)
+
+        return min(measure.seconds(run, args.steps))
+
+    prefill = fastest(1)
+    token = (fastest(1 + args.tokens) - prefill) / args.tokens
+    weights = [params["backbone"], params["norm"], params["heads"]["latent"]]
+    size_bytes = sum(x.nbytes for x in jax.tree.leaves(weights))
+    bound = size_bytes / bandwidth
+    length = ROW - TARGETS
+    return {
+        "size": size,
+        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "prompt_tokens": length,
+        "prefill_ms": round(1e3 * prefill, 3),
+        "prefill_tflops": round(vla_flops(config, length, {"latent": 1}) / prefill / 1e12, 4),
+        "ms_per_token": round(1e3 * token, 3),
+        "weight_mib": round(size_bytes / 2**20, 2),
+        "bound_ms_per_token": round(1e3 * bound, 3),
+        "fraction_of_bound": round(bound / token, 4),
+    }

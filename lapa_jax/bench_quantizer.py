@@ -1,0 +1,72 @@
+"""`lapa bench quantizer`: whole training steps (forward, backward, clip, Adam) on one device."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments import base
+from lapa_jax import measure
+from lapa_jax.models.module import Functional
+from lapa_jax.models.quantizer import Quantizer, QuantizerConfig, quantizer_flops
+
+
+def _demo(dtype: str) -> QuantizerConfig:
+    model = base.quantizer_model().to_dict()
+    return QuantizerConfig(**model, image_size=(64, 64), num_frames=2, compute_dtype=dtype)
+
+
+def _released(dtype: str) -> QuantizerConfig:
+    """The shape of the released weights (344 M parameters, 256 px)."""
+    model = base.legacy_quantizer_model().to_dict()
+    return QuantizerConfig(**model, image_size=(256, 256), num_frames=2, compute_dtype=dtype)
+
+
+# name → (config by dtype, batch sizes)
+QUANTIZERS: dict[str, tuple[Callable[[str], QuantizerConfig], tuple[int, ...]]] = {
+    "demo": (_demo, (64,)),
+    "released": (_released, (1, 4)),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", choices=sorted(QUANTIZERS), action="append", default=[])
+    parser.add_argument("--batch", type=int, action="append", default=[], help="frame pairs a step")
+
+
+def train(args: argparse.Namespace, peak: float) -> list[dict[str, Any]]:
+    """A row for every config and batch size."""
+    return [
+        _train(name, batch, args.dtype, args.steps, peak)
+        for name in args.config or sorted(QUANTIZERS)
+        for batch in args.batch or QUANTIZERS[name][1]
+    ]
+
+
+def _train(name: str, batch: int, dtype: str, steps: int, peak: float) -> dict[str, Any]:
+    config = QUANTIZERS[name][0](dtype)
+    model = Functional(lambda rngs: Quantizer(config, rngs=rngs))
+
+    def loss(params, variables, batch, rng):
+        out, variables = model.apply(
+            params, variables, "__call__", batch["frames"], train=True, rng=rng
+        )
+        return out["loss"], out["metrics"], variables
+
+    tx = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(1e-4, b2=0.99))
+    frames = jax.random.randint(jax.random.key(0), (batch, 2, *config.image_size, 3), 0, 256)
+    times, params = measure.training_seconds(
+        model, loss, tx, {"frames": frames.astype(jnp.uint8)}, steps
+    )
+    row = measure.timing_row(times, 3 * quantizer_flops(config) * batch, peak)
+    return {
+        "config": name,
+        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "batch": batch,
+        **row,
+        "pairs_per_second": round(1e3 * batch / row["ms_per_step"], 2),
+        "peak_memory_gib": measure.peak_memory_gib(),
+    }

@@ -1,0 +1,115 @@
+"""What a device can do, and how long programs take: what the benchmarks share."""
+
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lapa_jax.models.module import Functional
+from lapa_jax.training import state as states
+from lapa_jax.training.optimizer import Optimizer
+from lapa_jax.training.step import make_train_step
+
+
+def seconds(function: Callable[[], Any], repeats: int, warm_up: int = 1) -> list[float]:
+    """Wall times of calls, each waited for; `warm_up` calls come first and do not count."""
+    times = []
+    for i in range(warm_up + repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(function())
+        if i >= warm_up:
+            times.append(time.perf_counter() - start)
+    return times
+
+
+def matmul_peak(dtype: str) -> float:
+    """The most FLOP/s that large square products reach on the first device."""
+    sizes = (1024, 2048) if _on_cpu() else (4096, 8192, 16384)
+    return max(product_rate([(n, n, n)], dtype) for n in sizes)
+
+
+def product_rate(shapes: Iterable[tuple[int, int, int]], dtype: str) -> float:
+    """FLOP/s of products (m, k) x (k, n), each alone and at its best, all together."""
+    total, spent, best = 0, 0.0, {}
+    product = jax.jit(lambda x, y: x @ y)
+    for m, k, n in shapes:
+        if (m, k, n) not in best:
+            a, b = (jax.random.normal(jax.random.key(0), s).astype(dtype) for s in ((m, k), (k, n)))
+            best[m, k, n] = min(seconds(lambda a=a, b=b: product(a, b), 5))
+        total, spent = total + 2 * m * k * n, spent + best[m, k, n]
+    return total / spent
+
+
+def memory_bandwidth() -> float:
+    """Bytes/s that the first device reads, or reads and writes, at its best: a sum, a scaling and
+    a matrix times a vector, over 256 MiB (1 GiB on accelerators)."""
+    rows = 8192 if _on_cpu() else 32_768
+    x = jnp.ones((rows, 8192), jnp.float32)
+    v = jnp.ones(8192, jnp.float32)
+    best = 0.0
+    for function, passes in ((jnp.sum, 1), (lambda x: x * 2.0, 2), (lambda x: x @ v, 1)):
+        program = jax.jit(function)
+        best = max(best, passes * x.nbytes / min(seconds(lambda f=program: f(x), 5)))
+    return best
+
+
+def training_seconds(
+    model: Functional,
+    loss: Callable,
+    tx: optax.GradientTransformation,
+    batch: dict[str, jax.Array],
+    repeats: int,
+    microbatches: int = 1,
+) -> tuple[list[float], Any]:
+    """(wall times of whole training steps on one device, parameters)."""
+    optimizer = Optimizer(tx, schedule=lambda step: 1e-4)
+    step = jax.jit(
+        make_train_step(
+            loss,
+            optimizer,
+            microbatches=microbatches,
+            ema_decay=0.0,
+            after_update=model.after_update,
+        ),
+        donate_argnums=0,
+    )
+    create = jax.jit(lambda key: states.create(*model.init(key), optimizer, 0, ema=False))
+    state = jax.tree.map(lambda x: x.astype(x.dtype), create(jax.random.key(0)))
+    compiled = step.lower(state, batch).compile()
+
+    def run():
+        nonlocal state
+        state, metrics = compiled(state, batch)
+        return state, metrics
+
+    return seconds(run, repeats, warm_up=2), state.params
+
+
+def peak_memory_gib() -> float:
+    """Of the device where it tells, else of this process."""
+    stats = jax.devices()[0].memory_stats() or {}
+    used = stats.get("peak_bytes_in_use")
+    if used is None:
+        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return round(used / 2**30, 3)
+
+
+def timing_row(times: list[float], flops: float, peak: float) -> dict[str, float]:
+    """The median, the fastest, and what fraction of the matmul peak either is."""
+    median, fastest = statistics.median(times), min(times)
+    return {
+        "ms_per_step": round(1e3 * median, 2),
+        "fastest_ms": round(1e3 * fastest, 2),
+        "model_gflop_per_step": round(flops / 1e9, 3),
+        "fraction_of_matmul_peak": round(flops / median / peak, 4),
+        "fastest_fraction": round(flops / fastest / peak, 4),
+    }
+
+
+def _on_cpu() -> bool:
+    return jax.devices()[0].platform == "cpu"
