@@ -2,11 +2,11 @@
 
 from ml_collections import ConfigDict
 
-from experiments import base
+from experiments import base, hardware
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    arg = base.parse_arg(arg, quick=False)
+    arg = base.parse_arg(arg, hardware="")
     config = base.stage_defaults("latent_pretraining")
     config.data.image_size = (256, 256)
     config.data.corpora["corpus"] = base.corpus("data/corpus", label_set="laq")
@@ -19,4 +19,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.model.dim, config.model.depth, config.model.mlp_dim = 4096, 32, 11008
     config.model.heads, config.model.head_dim = 32, 128
     config.model.remat, config.model.unroll = "full", 1
+    hardware.use(config, hardware.POLICY_7B, arg.hardware)
     return config

@@ -83,7 +83,10 @@ def test_forms_of_the_tpu_compiler():
     permutes = 3 * 4 * shard  # read; what arrives stays on the chip
     pieces = 3 * (2 * shard + 4 * shard)  # both read, one result in memory
     counters = 3 * (4 + 1) * 3 * 4  # of the loops: two numbers in, one out
-    assert module.hbm_bytes() == permutes + pieces + (64 + 16) * 8 * 2 + counters
+    sliced = 2 * shard  # of a large operand, by a fusion in the fusion
+    during = 2 * shard  # with a collective's buffer passing through
+    scattered = (64 + 16) * 8 * 2
+    assert module.hbm_bytes() == permutes + pieces + sliced + during + scattered + counters
 
 
 @pytest.mark.parametrize(
