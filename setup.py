@@ -27,6 +27,7 @@ setup(
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8,<1",
         "psutil",
+        "pyarrow",
         "safetensors",
         "scikit-learn",
         "scipy",

@@ -263,7 +263,12 @@ def iterate_threads(
 
 
 def iterate_tensorflow(
-    source: Source, start_step: int, num_threads: int, prefetch: int, frames_shape: tuple[int, ...]
+    source: Source,
+    start_step: int,
+    num_threads: int,
+    prefetch: int,
+    num_frames: int,
+    frames_shape: tuple[int, ...],
 ) -> Iterator[dict[str, Any]]:
     """The same batches by tf.data: range → read → decode → prefetch, deterministic, no state."""
     tf = _tensorflow()
@@ -281,7 +286,8 @@ def iterate_tensorflow(
             jpegs,
             fn_output_signature=tf.TensorSpec(frames_shape[2:], tf.uint8),
         )
-        return step, tf.ensure_shape(rows, frames_shape[:2]), tf.reshape(frames, frames_shape)
+        rows = tf.ensure_shape(rows, [frames_shape[0], num_frames])
+        return step, rows, tf.reshape(frames, frames_shape)
 
     def stream(first: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
         dataset = tf.data.Dataset.range(first, np.iinfo(np.int64).max)

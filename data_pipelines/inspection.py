@@ -54,6 +54,7 @@ def inspect_corpus(
         "features": _read_features(directory),
         "indexes": _indexes(Path(sidecar_dir or directory)),
         "label_sets": _label_sets(Path(sidecar_dir or directory)),
+        "image_token_sets": _label_sets(Path(sidecar_dir or directory), "image_tokens", "*/*/"),
         "splits": {},
     }
     for split in names:
@@ -303,9 +304,11 @@ def to_text(report: dict[str, Any]) -> str:
         lines.append(f"index of {index['image_key']}, split {index['split']}: {index['hash']}")
     if not report["indexes"]:
         lines.append(f"index: none (lapa data index {report['directory']})")
-    for labels in report["label_sets"]:
-        facts = {key: value for key, value in labels.items() if key not in ("name", "split")}
-        lines.append(f"label set {labels['name']}, split {labels['split']}: {json.dumps(facts)}")
+    for what in ("label_sets", "image_token_sets"):
+        for labels in report[what]:
+            facts = {key: value for key, value in labels.items() if key not in ("name", "split")}
+            title = f"{what[:-1].replace('_', ' ')} {labels['name']}, split {labels['split']}"
+            lines.append(f"{title}: {json.dumps(facts)}")
     if not report["label_sets"]:
         lines.append("label sets: none")
     return "\n".join(lines)
@@ -370,14 +373,15 @@ def _read_features(directory: Path) -> dict[str, str]:
     return dict(sorted(flat.items()))
 
 
-def _label_sets(directory: Path) -> list[dict[str, Any]]:
+def _label_sets(directory: Path, folder: str = "labels", below: str = "*/") -> list[dict[str, Any]]:
     found = []
-    for path in sorted((directory / "labels").glob("*/*.manifest.json")):
+    for path in sorted((directory / folder).glob(f"{below}*.manifest.json")):
         manifest = sidecar.read_json(path)
         facts = {**manifest["provenance"], **manifest}
         facts = {key: value for key, value in facts.items() if isinstance(value, str | int | float)}
         split = path.name.removesuffix(".manifest.json")
-        found.append({"name": path.parent.name, "split": split, **facts})
+        name = path.relative_to(directory / folder).parts[0]
+        found.append({"name": name, "split": split, **facts})
     return found
 
 

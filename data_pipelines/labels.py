@@ -1,13 +1,15 @@
-"""Label sets: the latent actions of a corpus by one quantizer, in sidecars keyed by frame row.
+"""Label sets: codes of the frames of a corpus by one model, in sidecars keyed by frame row.
 
-Writing goes shard by shard, by several hosts if wanted, and continues where it stopped; `finish`
-joins the shards under <sidecar_dir>/labels/<name>/. A row without a label is all -1. Opening
+There are two kinds: the latent actions by a quantizer, and the image tokens by an image tokenizer,
+a set of one name for every camera. Writing goes shard by shard, by several hosts if wanted, and
+continues where it stopped; `finish` joins the shards. A row without a label is all -1. Opening
 refuses an unfinished set and a set that was made for another corpus.
 """
 
 import json
 import os
 import re
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,55 @@ from data_pipelines import sidecar
 from data_pipelines.index import CorpusIndex
 
 FORMAT = 1
-RELABEL = "`lapa label`"
-REQUIRED = ("quantizer_hash", "window_seconds", "codebook_size", "code_length", "code_version")
 
 
-def label_folder(sidecar_dir: str | os.PathLike, name: str) -> Path:
-    if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
-        raise ValueError(f"label set name {name!r} must consist of letters, digits, _ . -")
-    return Path(sidecar_dir) / "labels" / name
+@dataclass(frozen=True)
+class Kind:
+    """`pattern`: the folder of a set below the sidecar_dir. -1 is stored as the value that `dtype`
+    makes of it, which is no code. `length`: the key in the provenance of the codes in a row."""
+
+    what: str
+    pattern: str
+    dtype: type[np.integer]
+    length: str
+    required: tuple[str, ...]
+    command: str
+
+    def folder(self, sidecar_dir: str | os.PathLike, name: str, image_key: str) -> Path:
+        if not re.fullmatch(r"[\w.-]+", name) or name.startswith("."):
+            raise ValueError(f"{self.what} name {name!r} must consist of letters, digits, _ . -")
+        camera = image_key.replace("/", ".")
+        return Path(sidecar_dir) / self.pattern.format(name=name, camera=camera)
+
+    @property
+    def max_codes(self) -> int:
+        return int(np.iinfo(self.dtype).max) + (1 if np.iinfo(self.dtype).min < 0 else 0)
+
+    @property
+    def absent(self) -> np.integer:
+        return np.array(-1).astype(self.dtype)[()]
+
+    def codes(self, stored: np.ndarray) -> np.ndarray:
+        """int32, -1 where there is no label."""
+        return np.where(stored == self.absent, np.int32(-1), stored.astype(np.int32))
+
+
+LATENT_ACTIONS = Kind(
+    "label set",
+    "labels/{name}",
+    np.int16,
+    "code_length",
+    ("quantizer_hash", "window_seconds", "codebook_size", "code_length", "code_version"),
+    "`lapa label`",
+)
+IMAGE_TOKENS = Kind(
+    "image token set",
+    "image_tokens/{name}/{camera}",
+    np.uint16,
+    "tokens_per_frame",
+    ("tokenizer_hash", "codebook_size", "tokens_per_frame", "image_size", "code_version"),
+    "`lapa label --what image_tokens`",
+)
 
 
 def _differences(saved: dict[str, Any], now: dict[str, Any]) -> str:
@@ -46,18 +89,19 @@ class LabelSetWriter:
         index: CorpusIndex,
         *,
         provenance: dict[str, Any],
+        kind: Kind = LATENT_ACTIONS,
     ):
-        missing = [key for key in REQUIRED if key not in provenance]
+        missing = [key for key in kind.required if key not in provenance]
         if missing:
-            raise ValueError(f"the provenance of label set {name!r} lacks {missing}")
-        if not 1 <= provenance["codebook_size"] <= 2**15 or provenance["code_length"] < 1:
+            raise ValueError(f"the provenance of {kind.what} {name!r} lacks {missing}")
+        size, length = provenance["codebook_size"], provenance[kind.length]
+        if not 1 <= size <= kind.max_codes or length < 1:
             raise ValueError(
-                f"label set {name!r}: codebook_size is {provenance['codebook_size']} "
-                f"(must be 1 to {2**15}, labels are int16), code_length is "
-                f"{provenance['code_length']} (must be at least 1)"
+                f"{kind.what} {name!r}: codebook_size is {size} (must be 1 to {kind.max_codes}, "
+                f"stored as {np.dtype(kind.dtype)}), {kind.length} is {length} (must be at least 1)"
             )
-        self.index, self.name = index, name
-        self.folder = label_folder(sidecar_dir, name)
+        self.index, self.name, self.kind = index, name, kind
+        self.folder = kind.folder(sidecar_dir, name, index.image_key)
         self.provenance = {
             **json.loads(json.dumps(provenance)),
             "corpus_hash": index.hash,
@@ -70,8 +114,8 @@ class LabelSetWriter:
             if saved["provenance"] != self.provenance:
                 raise sidecar.SidecarError(
                     f"{self.folder} already holds labels of another origin ("
-                    f"{_differences(saved['provenance'], self.provenance)}); choose another label "
-                    "set name or delete the folder"
+                    f"{_differences(saved['provenance'], self.provenance)}); choose another name "
+                    "or delete the folder"
                 )
             self.complete = saved["complete"]
         else:
@@ -86,25 +130,31 @@ class LabelSetWriter:
             **more,
         }
 
+    @property
+    def code_length(self) -> int:
+        """Codes of a row."""
+        return self.provenance[self.kind.length]
+
     def _part(self, shard: int) -> Path:
         return self.folder / f"{self.index.split}-{shard:05d}.npy"
 
     def _shape(self, shard: int) -> tuple[int, int]:
         rows = self.index.rows_of_shard(shard)
-        return rows.stop - rows.start, self.provenance["code_length"]
+        return rows.stop - rows.start, self.code_length
 
     def write_shard(self, shard: int, labels: np.ndarray) -> None:
-        """Labels of all rows of a shard, integers (rows, code_length); -1 rows are unlabelled."""
+        """Labels of all rows of a shard, integers (rows, codes of a row); -1 rows are
+        unlabelled."""
         where = f"labels of shard {shard} of {self.index.directory}"
         if self.complete:
-            raise sidecar.SidecarError(f"{self.folder} is finished; choose another label set name")
+            raise sidecar.SidecarError(f"{self.folder} is finished; choose another name")
         if not np.issubdtype(labels.dtype, np.integer) or labels.shape != self._shape(shard):
             raise ValueError(
                 f"{where} are {labels.dtype}{labels.shape}, expected integers "
-                f"{self._shape(shard)} (rows of the shard, code_length)"
+                f"{self._shape(shard)} (rows of the shard, {self.kind.length})"
             )
         self._check_values(labels, where)
-        sidecar.write_array(self._part(shard), labels.astype(np.int16))
+        sidecar.write_array(self._part(shard), labels.astype(self.kind.dtype))
 
     def _check_values(self, labels: np.ndarray, where: str) -> None:
         size = self.provenance["codebook_size"]
@@ -131,27 +181,28 @@ class LabelSetWriter:
         missing = sorted(set(range(len(self.index.shards))) - set(self.done_shards()))
         if missing:
             raise sidecar.SidecarError(
-                f"label set {self.folder} lacks shards {missing[:20]} of "
-                f"{len(self.index.shards)}: continue with {RELABEL}"
+                f"{self.kind.what} {self.folder} lacks shards {missing[:20]} of "
+                f"{len(self.index.shards)}: continue with {self.kind.command}"
             )
         parts = []
         for shard in range(len(self.index.shards)):
             part = sidecar.map_array(self._part(shard))
-            if part.shape != self._shape(shard) or part.dtype != np.int16:
+            if part.shape != self._shape(shard) or part.dtype != self.kind.dtype:
                 raise sidecar.SidecarError(
                     f"{self._part(shard)} holds {part.dtype}{part.shape}, expected "
-                    f"int16{self._shape(shard)}: delete it and continue with {RELABEL}"
+                    f"{np.dtype(self.kind.dtype)}{self._shape(shard)}: delete it and continue with "
+                    f"{self.kind.command}"
                 )
-            self._check_values(part, str(self._part(shard)))
+            self._check_values(self.kind.codes(part), str(self._part(shard)))
             parts.append(part)
-        labels = np.concatenate(parts)
-        sidecar.write_array(self.folder / f"{self.index.split}.npy", labels)
+        path = self.folder / f"{self.index.split}.npy"
+        sidecar.join_arrays(path, parts)
         sidecar.write_json(
             self._manifest,
             self._entry(
                 complete=True,
-                num_labelled=int((labels[:, 0] >= 0).sum()),
-                digest=sidecar.array_digest(labels),
+                num_labelled=sum(int((part[:, 0] != self.kind.absent).sum()) for part in parts),
+                digest=sidecar.array_digest(sidecar.map_array(path)),
             ),
         )
         self.complete = True
@@ -162,35 +213,39 @@ class LabelSetWriter:
 class LabelSet:
     """A finished label set of an index."""
 
-    def __init__(self, folder: Path, rows: np.ndarray, manifest: dict[str, Any]):
-        self.folder, self._rows, self._manifest = folder, rows, manifest
+    def __init__(self, folder: Path, rows: np.ndarray, manifest: dict[str, Any], kind: Kind):
+        self.folder, self._rows, self._manifest, self.kind = folder, rows, manifest, kind
 
     @classmethod
-    def open(cls, sidecar_dir: str | os.PathLike, name: str, index: CorpusIndex) -> "LabelSet":
-        folder = label_folder(sidecar_dir, name)
+    def open(
+        cls,
+        sidecar_dir: str | os.PathLike,
+        name: str,
+        index: CorpusIndex,
+        kind: Kind = LATENT_ACTIONS,
+    ) -> "LabelSet":
+        folder = kind.folder(sidecar_dir, name, index.image_key)
         path = folder / f"{index.split}.manifest.json"
         if not path.is_file():
-            known = sorted(
-                item.parent.name for item in folder.parent.glob(f"*/{index.split}.manifest.json")
-            )
+            known = known_sets(sidecar_dir, kind, index.image_key, index.split)
             raise FileNotFoundError(
-                f"there is no label set {name!r} of split {index.split!r} in "
-                f"{folder.parent} (known: {known or 'none'}): make it with "
-                f"{RELABEL}"
+                f"there is no {kind.what} {name!r} of image_key {index.image_key!r}, split "
+                f"{index.split!r} in {sidecar_dir} (known: {known or 'none'}): make it with "
+                f"{kind.command}"
             )
         manifest = sidecar.read_json(path)
         saved = manifest["provenance"]
         if manifest["format"] != FORMAT:
             raise sidecar.SidecarError(
                 f"{path} has format {manifest['format']}, this version "
-                f"reads {FORMAT}: make it again with {RELABEL}"
+                f"reads {FORMAT}: make it again with {kind.command}"
             )
         if saved["corpus_hash"] != index.hash:
             raise sidecar.SidecarError(
-                f"label set {folder} was made for corpus {saved['corpus_hash']} (image_key "
+                f"{kind.what} {folder} was made for corpus {saved['corpus_hash']} (image_key "
                 f"{saved['image_key']!r}, {saved['num_frames']} frames), but {index.directory} "
                 f"with image_key {index.image_key!r} is {index.hash} ({index.num_frames} frames): "
-                f"make a new one with {RELABEL}"
+                f"make a new one with {kind.command}"
             )
         if not manifest["complete"]:
             missing = [
@@ -199,16 +254,16 @@ class LabelSet:
                 if not (folder / f"{index.split}-{number:05d}.npy").is_file()
             ]
             raise sidecar.SidecarError(
-                f"label set {folder} is not finished: shards {missing[:20]} of "
-                f"{manifest['num_shards']} are missing; continue with {RELABEL}"
+                f"{kind.what} {folder} is not finished: shards {missing[:20]} of "
+                f"{manifest['num_shards']} are missing; continue with {kind.command}"
             )
         rows = sidecar.map_array(folder / f"{index.split}.npy")
         if sidecar.array_digest(rows) != manifest["digest"]:
             raise sidecar.SidecarError(
                 f"{folder}/{index.split}.npy is damaged (its digest is not "
-                f"the manifest's): make it again with {RELABEL}"
+                f"the manifest's): make it again with {kind.command}"
             )
-        return cls(folder, rows, manifest)
+        return cls(folder, rows, manifest, kind)
 
     @property
     def provenance(self) -> dict[str, Any]:
@@ -216,7 +271,8 @@ class LabelSet:
 
     @property
     def code_length(self) -> int:
-        return self.provenance["code_length"]
+        """Codes of a row."""
+        return self.provenance[self.kind.length]
 
     @property
     def hash(self) -> str:
@@ -224,10 +280,19 @@ class LabelSet:
         return sidecar.value_hash([self._manifest["digest"], self.provenance])
 
     def labels(self, rows: np.ndarray) -> np.ndarray:
-        """Latent actions of frame rows, int32 (n, code_length); -1 where there is none."""
-        return self._rows[rows].astype(np.int32)
+        """Codes of frame rows, int32 (..., code_length); -1 where there is none."""
+        return self.kind.codes(self._rows[rows])
 
     @cached_property
     def valid(self) -> np.ndarray:
         """Which rows have a label, bool (num_frames,)."""
-        return self._rows[:, 0] >= 0
+        if self._manifest["num_labelled"] == len(self._rows):
+            return np.ones(len(self._rows), bool)  # without a look at each page of a large set
+        return self._rows[:, 0] != self.kind.absent
+
+
+def known_sets(sidecar_dir: str | os.PathLike, kind: Kind, image_key: str, split: str) -> list[str]:
+    """Names of the sets of a kind."""
+    camera, folder = image_key.replace("/", "."), Path(sidecar_dir)
+    pattern = kind.pattern.format(name="*", camera=camera) + f"/{split}.manifest.json"
+    return sorted(path.relative_to(folder).parts[1] for path in folder.glob(pattern))

@@ -41,12 +41,13 @@ class FingerprintError(ValueError):
 
 @dataclass
 class BadExample:
-    """A frame that could not be used; count says how often it was replaced."""
+    """An image that could not be used; count says how often its example was replaced."""
 
     corpus: str
     file: str
     episode: int
     step: int
+    image_key: str
     reason: str
     count: int = 1
 
@@ -58,8 +59,8 @@ class Plan:
     positions: np.ndarray  # int64 (b,)
     corpus: np.ndarray  # int32 (b,)
     rows: np.ndarray  # int64 (b, num_frames)
-    places: list[list[Place]]  # of the rows
-    frames: np.ndarray | None  # uint8 (b, num_frames, H, W, 3)
+    places: list[list[Place]]  # of the images of each example
+    frames: np.ndarray | None  # uint8 (b, num_images, H, W, 3)
 
     @property
     def size(self) -> int:
@@ -69,10 +70,12 @@ class Plan:
 class Loader:
     """Batches of `fields` for host `host` of `num_hosts`.
 
-    batch keys: the fields (frames uint8 (b, num_frames, H, W, 3), instruction str objects (b,),
-    action float32 (b, A), latent_action int32 (b, L)) and position int64 (b,), where b is
-    global_batch / num_hosts. `prepare` maps that dict to what goes to the devices; it runs in the
-    loader's threads and must be a pure function.
+    batch keys: the fields (frames uint8 (b, num_images, H, W, 3), image_tokens int32 (b,
+    num_images, tokens), instruction str objects (b,), action float32 (b, A), latent_action int32
+    (b, L)) and position int64 (b,), where b is global_batch / num_hosts. The images of an example
+    are those of its frames, earliest first, of a frame those of its cameras in their order.
+    `prepare` maps that dict to what goes to the devices; it runs in the loader's threads and must
+    be a pure function.
     """
 
     def __init__(
@@ -110,7 +113,7 @@ class Loader:
         self._files = ShardFiles()
         self._decode = backends.make_decoder(self.backend) if "frames" in fields else None
         self._lock = threading.Lock()
-        self._bad: dict[tuple[int, int], BadExample] = {}
+        self._bad: dict[tuple[int, int, int], BadExample] = {}  # by corpus, camera, row
         self._num_seen = self._num_bad = 0
 
     # ------------------------------------------------------------ batches
@@ -130,6 +133,7 @@ class Loader:
             start_step,
             self._num_threads,
             self._prefetch,
+            self.mixture.num_frames,
             self._frames_shape(self._mine.stop - self._mine.start),
         )
 
@@ -173,13 +177,19 @@ class Loader:
             ("instruction", _instructions),
             ("action", _actions),
             ("latent_action", _latent_actions),
+            ("image_tokens", _image_tokens),
         ):
             if name in self.fields:
                 batch[name] = self._gather(plan, take)
         return self._prepare(batch) if self._prepare else batch
 
+    @property
+    def num_images(self) -> int:
+        """Of an example: one of each frame by each camera."""
+        return self.mixture.num_frames * self.mixture.num_cameras
+
     def _frames_shape(self, size: int) -> tuple[int, ...]:
-        return (size, self.mixture.num_frames, *self.mixture.image_size, 3)
+        return (size, self.num_images, *self.mixture.image_size, 3)
 
     def _rows(self, positions: np.ndarray, attempt: int = 0) -> tuple[np.ndarray, np.ndarray]:
         corpus, epoch, sample = self.order.replacements(positions, attempt)
@@ -195,19 +205,20 @@ class Loader:
         found: list[list[Place]] = [[] for _ in corpus]
         if self._decode is None:
             return found
-        width = rows.shape[1]
         for number in np.unique(corpus):
             mine = np.flatnonzero(corpus == number)
-            flat = places(self.mixture.corpora[number].index, rows[mine].reshape(-1))
+            flat = rows[mine].reshape(-1)
+            by_camera = [places(camera, flat) for camera in self.mixture.corpora[number].cameras]
+            images = [place for frame in zip(*by_camera, strict=True) for place in frame]
             for i, example in enumerate(mine.tolist()):
-                found[example] = flat[i * width : (i + 1) * width]
+                found[example] = images[i * self.num_images : (i + 1) * self.num_images]
         return found
 
     def _gather(self, plan: Plan, take: Callable[[Corpus, np.ndarray], np.ndarray]) -> np.ndarray:
         out = None
         for number in np.unique(plan.corpus):
             mine = plan.corpus == number
-            values = take(self.mixture.corpora[number], plan.rows[mine, 0])
+            values = take(self.mixture.corpora[number], plan.rows[mine])
             if out is None:
                 out = np.empty((plan.size, *values.shape[1:]), values.dtype)
             out[mine] = values
@@ -216,19 +227,19 @@ class Loader:
     # ------------------------------------------------------------ single examples
 
     def _try(self, plan: Plan, i: int, act: Callable[[Plan, int, int], Any]) -> list:
-        """Acts on the frames of example i; on a bad one, on those of the next sample instead."""
+        """Acts on the images of example i; on a bad one, on those of the next sample instead."""
         with self._lock:
             self._num_seen += 1
         for attempt in range(1, _MAX_ATTEMPTS + 1):
-            results, frame = [], 0
+            results, image = [], 0
             try:
-                for frame in range(self.mixture.num_frames):
+                for image in range(self.num_images):
                     if self._bad:
-                        self._check_known(plan, i, frame)
-                    results.append(act(plan, i, frame))
+                        self._check_known(plan, i, image)
+                    results.append(act(plan, i, image))
                 return results
             except BadImage as error:
-                self._report_bad(plan, i, frame, str(error))
+                self._report_bad(plan, i, image, str(error))
             except ImageSizeError as error:
                 name = self.mixture.corpora[plan.corpus[i]].name
                 raise wrong_size(name, error.found, self.mixture.image_size) from error
@@ -240,16 +251,21 @@ class Loader:
             f"row are bad; the last ones: {self.bad_examples[-3:]}"
         )
 
-    def _check_known(self, plan: Plan, i: int, frame: int) -> None:
-        known = self._bad.get((int(plan.corpus[i]), int(plan.rows[i, frame])))
+    def _identity(self, plan: Plan, i: int, image: int) -> tuple[int, int, int]:
+        """(corpus, camera, row) of an image."""
+        frame, camera = divmod(image, self.mixture.num_cameras)
+        return int(plan.corpus[i]), camera, int(plan.rows[i, frame])
+
+    def _check_known(self, plan: Plan, i: int, image: int) -> None:
+        known = self._bad.get(self._identity(plan, i, image))
         if known is not None:
             raise BadImage(known.reason)
 
-    def _read_example(self, plan: Plan, i: int, frame: int) -> bytes:
-        return read_jpeg(self._files, plan.places[i][frame])
+    def _read_example(self, plan: Plan, i: int, image: int) -> bytes:
+        return read_jpeg(self._files, plan.places[i][image])
 
-    def _decode_example(self, plan: Plan, i: int, frame: int) -> None:
-        self._decode(read_jpeg(self._files, plan.places[i][frame]), plan.frames[i, frame])
+    def _decode_example(self, plan: Plan, i: int, image: int) -> None:
+        self._decode(read_jpeg(self._files, plan.places[i][image]), plan.frames[i, image])
 
     # ------------------------------------------------------------ bad examples
 
@@ -259,20 +275,26 @@ class Loader:
         with self._lock:
             return list(self._bad.values())
 
-    def _report_bad(self, plan: Plan, i: int, frame: int, reason: str) -> None:
-        corpus, row = self.mixture.corpora[plan.corpus[i]], int(plan.rows[i, frame])
+    def _report_bad(self, plan: Plan, i: int, image: int, reason: str) -> None:
+        number, camera, row = self._identity(plan, i, image)
+        corpus = self.mixture.corpora[number]
         with self._lock:
             self._num_bad += 1
             bad, seen = self._num_bad, self._num_seen
-            entry = self._bad.get((corpus.number, row))
+            entry = self._bad.get((number, camera, row))
             if entry is not None:
                 entry.count += 1
             else:
                 where = _location(corpus, np.array([row]))
                 entry = BadExample(
-                    corpus.name, where["file"], where["episode"], where["steps"][0], reason
+                    corpus.name,
+                    where["file"],
+                    where["episode"],
+                    where["steps"][0],
+                    corpus.cameras[camera].image_key,
+                    reason,
                 )
-                self._bad[corpus.number, row] = entry
+                self._bad[number, camera, row] = entry
                 logging.warning("Bad example replaced: %s", entry)
         too_many = bad > _MIN_BAD and seen >= _MIN_SEEN and bad / seen > self._max_bad_fraction
         if too_many or self._max_bad_fraction == 0:
@@ -303,9 +325,10 @@ class Loader:
                     "episode_id": ids[key],
                     "instruction": corpus.index.instruction(where["episode"]),
                     "bad": [
-                        self._bad[corpus.number, row].reason
+                        self._bad[corpus.number, camera, row].reason
                         for row in example.tolist()
-                        if (corpus.number, row) in self._bad
+                        for camera in range(self.mixture.num_cameras)
+                        if (corpus.number, camera, row) in self._bad
                     ],
                 }
             )
@@ -334,16 +357,21 @@ def _location(corpus: Corpus, rows: np.ndarray) -> dict[str, Any]:
 
 
 def _instructions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
-    episodes = corpus.index.episode_of_rows(rows)
+    episodes = corpus.index.episode_of_rows(rows[:, 0])
     return np.array([corpus.index.instruction(episode) for episode in episodes], object)
 
 
 def _actions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
-    return corpus.index.actions[rows]
+    return corpus.index.actions[rows[:, corpus.frames.current]]
 
 
 def _latent_actions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
-    return corpus.labels.labels(rows)
+    return corpus.labels.labels(rows[:, corpus.frames.current])
+
+
+def _image_tokens(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
+    found = np.stack([tokens.labels(rows) for tokens in corpus.tokens], axis=2)
+    return found.reshape(len(rows), -1, found.shape[-1])
 
 
 def check_fingerprint(saved: dict[str, Any], now: dict[str, Any]) -> None:

@@ -80,7 +80,8 @@ mean {{ "%.1f" % s.lengths.mean }}, max {{ s.lengths.max }}</p>
 <td>{{ "constant" if a.constant }}</td></tr>{% endfor %}</table></div>{% endif %}
 {% endfor %}
 <h2>Label sets</h2>
-{% for labels in r.label_sets %}<h3>{{ labels.name }}, split {{ labels.split }}</h3>
+{% for labels in r.label_sets + r.image_token_sets %}
+<h3>{{ labels.name }}, split {{ labels.split }}</h3>
 <div class="wide"><table>{% for key, value in labels.items() if key not in ("name", "split") %}
 <tr><td>{{ key }}</td><td><code>{{ value }}</code></td></tr>{% endfor %}</table></div>
 {% else %}<p>none</p>{% endfor %}

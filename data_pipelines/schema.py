@@ -6,13 +6,14 @@ becomes bytes; a wrong episode raises `SchemaError`, which names the episode and
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from data_pipelines import tfrecord
 
 OBSERVATION = "steps/observation/"
-IMAGE = OBSERVATION + "image"
+IMAGE, STATE = OBSERVATION + "image", OBSERVATION + "state"
 ACTION = "steps/action"
 INSTRUCTION = "steps/language_instruction"
 IS_FIRST, IS_LAST, IS_TERMINAL = "steps/is_first", "steps/is_last", "steps/is_terminal"
@@ -45,7 +46,7 @@ class EpisodeSpec:
     actions and the key `steps/action` is absent. language: whether episodes may have instructions
     (one without has `has_language` False). fps: frames per second; 0 means it differs by episode
     and each episode brings its own. extras: further episode_metadata fields, name → dtype of
-    EXTRA_DTYPES.
+    EXTRA_DTYPES. state_dim: of the robot's state at each step, 0 where it is not recorded.
     """
 
     image_shape: tuple[int, int, int]
@@ -54,13 +55,15 @@ class EpisodeSpec:
     source: str
     fps: float = 0.0
     extras: dict[str, str] = field(default_factory=dict)
+    state_dim: int = 0
 
     def __post_init__(self):
         height, width, channels = self.image_shape
         if channels != 3 or height < 1 or width < 1:
             raise SchemaError(f"image_shape is {self.image_shape}; it must be (height, width, 3)")
-        if self.action_dim < 0:
-            raise SchemaError(f"action_dim is {self.action_dim}; it must be 0 (none) or more")
+        for key in ("action_dim", "state_dim"):
+            if getattr(self, key) < 0:
+                raise SchemaError(f"{key} is {getattr(self, key)}; it must be 0 (none) or more")
         if not (np.isfinite(self.fps) and self.fps >= 0):
             raise SchemaError(
                 f"fps is {self.fps}; it must be positive, or 0 where it differs by episode"
@@ -90,10 +93,25 @@ class Episode:
     reward: np.ndarray | None = None
     terminal: bool = True
     extras: dict[str, str | float | int | bool] = field(default_factory=dict)
+    states: np.ndarray | None = None
 
     @property
     def num_steps(self) -> int:
         return len(self.images)
+
+
+def images_per_example(data: Any) -> int:
+    """How many images an example of `config.data` is: of each of its frames one by each camera.
+
+    Without corpora (an imported model) there is one camera.
+    """
+    cameras = {1 + len(corpus.extra_image_keys) for corpus in data.corpora.values()} or {1}
+    if len(cameras) != 1:
+        raise ValueError(
+            f"data.corpora.*.extra_image_keys give {sorted(cameras)} cameras: every corpus must "
+            "have as many"
+        )
+    return data.num_frames * cameras.pop()
 
 
 def jpeg_size(jpeg: bytes) -> tuple[int, int, int]:
@@ -144,24 +162,27 @@ def check_episode(episode: Episode, spec: EpisodeSpec) -> None:
                 f"image of step {step} is {shape}, the spec's image_shape is "
                 f"{tuple(spec.image_shape)}"
             )
-    if (episode.actions is not None) != (spec.action_dim > 0):
-        raise fail(
-            f"actions are {'absent' if episode.actions is None else 'present'}, but the "
-            f"spec's action_dim is {spec.action_dim}"
-        )
-    if episode.actions is not None:
-        if episode.actions.shape != (steps, spec.action_dim):
+    for what, values, key, size in (
+        ("action", episode.actions, "action_dim", spec.action_dim),
+        ("state", episode.states, "state_dim", spec.state_dim),
+    ):
+        if (values is not None) != (size > 0):
             raise fail(
-                f"actions have shape {episode.actions.shape}, expected "
-                f"{(steps, spec.action_dim)} (steps, action_dim)"
+                f"{what}s are {'absent' if values is None else 'present'}, but the spec's {key} is "
+                f"{size}"
             )
-        if episode.actions.dtype != np.float32:
-            raise fail(f"actions have dtype {episode.actions.dtype}, expected float32")
-        bad = np.argwhere(~np.isfinite(episode.actions))
+        if values is None:
+            continue
+        if values.shape != (steps, size):
+            raise fail(
+                f"{what}s have shape {values.shape}, expected {(steps, size)} (steps, {key})"
+            )
+        if values.dtype != np.float32:
+            raise fail(f"{what}s have dtype {values.dtype}, expected float32")
+        bad = np.argwhere(~np.isfinite(values))
         if len(bad):
             raise fail(
-                f"the action of step {bad[0][0]}, dimension {bad[0][1]} is "
-                f"{episode.actions[tuple(bad[0])]}"
+                f"the {what} of step {bad[0][0]}, dimension {bad[0][1]} is {values[tuple(bad[0])]}"
             )
     if episode.instruction != episode.instruction.strip():
         raise fail(f"its instruction {episode.instruction!r} has blanks at an end; strip it")
@@ -206,6 +227,8 @@ def encode_episode(episode: Episode, spec: EpisodeSpec) -> bytes:
     }
     if episode.actions is not None:
         features[ACTION] = episode.actions
+    if episode.states is not None:
+        features[STATE] = episode.states
     for name, dtype in spec.extras.items():
         features[METADATA + name] = _extra(name, dtype, episode.extras[name])
     return tfrecord.encode_example(features)

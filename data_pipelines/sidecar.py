@@ -54,6 +54,21 @@ def write_array(path: Path, array: np.ndarray) -> None:
         np.save(file, array, allow_pickle=False)
 
 
+def join_arrays(path: Path, parts: list[np.ndarray]) -> None:
+    """Writes arrays that differ in their first axis alone as one, a part at a time. Not all may be
+    empty."""
+    rows = sum(len(part) for part in parts)
+    with atomic_path(path) as temporary:
+        joined = np.lib.format.open_memmap(
+            temporary, "w+", parts[0].dtype, (rows, *parts[0].shape[1:])
+        )
+        start = 0
+        for part in parts:
+            joined[start : start + len(part)] = part
+            start += len(part)
+        joined.flush()
+
+
 def map_array(path: Path) -> np.ndarray:
     """An .npy file, memory-mapped read-only."""
     try:

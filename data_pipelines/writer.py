@@ -277,8 +277,8 @@ def check_output(
     if features_path.exists() and _read_json(features_path) != features_json(spec):
         raise ValueError(
             f"{features_path} differs from the features of split {split!r} (image_shape "
-            f"{spec.image_shape}, action_dim {spec.action_dim}, extras {spec.extras}): all splits"
-            " of a corpus have the same features"
+            f"{spec.image_shape}, action_dim {spec.action_dim}, state_dim {spec.state_dim}, extras "
+            f"{spec.extras}): all splits of a corpus have the same features"
         )
     unlisted = sorted(directory.glob(f"{name}-{split}.tfrecord-?????-of-?????"))
     if unlisted and not resuming:
@@ -353,8 +353,11 @@ def features_json(spec: schema.EpisodeSpec) -> dict:
             "encodingFormat": "jpeg",
         },
     }
+    observation = {"image": image}
+    if spec.state_dim:
+        observation["state"] = _vector(spec.state_dim)
     steps = {
-        "observation": _features_dict({"image": image}),
+        "observation": _features_dict(observation),
         "language_instruction": _leaf("string"),
         "is_first": _leaf("bool"),
         "is_last": _leaf("bool"),
@@ -363,14 +366,7 @@ def features_json(spec: schema.EpisodeSpec) -> dict:
         "discount": _leaf("float32"),
     }
     if spec.action_dim:
-        steps["action"] = {
-            "pythonClassName": _PYTHON_CLASS + "tensor_feature.Tensor",
-            "tensor": {
-                "shape": {"dimensions": [str(spec.action_dim)]},
-                "dtype": "float32",
-                "encoding": "none",
-            },
-        }
+        steps["action"] = _vector(spec.action_dim)
     metadata = {**schema.METADATA_DTYPES, **spec.extras}
     return _features_dict(
         {
@@ -390,6 +386,17 @@ def _features_dict(features: dict) -> dict:
     return {
         "pythonClassName": _PYTHON_CLASS + "features_dict.FeaturesDict",
         "featuresDict": {"features": features},
+    }
+
+
+def _vector(size: int) -> dict:
+    return {
+        "pythonClassName": _PYTHON_CLASS + "tensor_feature.Tensor",
+        "tensor": {
+            "shape": {"dimensions": [str(size)]},
+            "dtype": "float32",
+            "encoding": "none",
+        },
     }
 
 

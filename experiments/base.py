@@ -6,6 +6,8 @@ Files beside this one have `get_config(arg)`; `arg` is `key=value,...` with at l
 import ml_collections
 from ml_collections import ConfigDict
 
+POLICIES = ("latent_pretraining", "action_finetuning")
+
 
 def parse_arg(arg: str | None, **defaults) -> ConfigDict:
     """Parses `quick=True,views=robot+human` against typed defaults; an unknown key is an error."""
@@ -32,12 +34,16 @@ def corpus(path: str, **overrides) -> dict:
         "sidecar_dir": "",  # where index and label sets lie; empty: beside the shards
         "weight": 1.0,  # share of the mixture, relative to the others
         "fraction": 1.0,  # of its episodes that are drawn from
+        "min_episode_steps": 0,  # shorter episodes are not drawn from
+        "require_instruction": False,  # of episodes drawn from, where training does not need it
         "window_seconds": 0.6,  # time between the two frames of a pair
         "fps": 0.0,  # 0.0: from the episodes' metadata
         "image_key": "image",
+        "extra_image_keys": (),  # further cameras of each example, after image_key
         "action_key": "action",
         "instruction_key": "language_instruction",
         "label_set": "",  # name of the label set that gives latent actions
+        "image_token_set": "",  # name of the set that gives image tokens, of each camera
     } | overrides
 
 
@@ -55,27 +61,19 @@ def stage_defaults(stage: str) -> ConfigDict:
     config.data = ConfigDict()
     config.data.image_size = (64, 64)  # height, width in pixels
     config.data.num_frames = 2 if stage == "quantizer" else 1
+    # Time between the frames of an example, which end at the current one. 0.0: they begin there,
+    # window_seconds of their corpus apart.
+    config.data.history_seconds = 0.5 if stage in POLICIES else 0.0
     config.data.sampling = "per_frame"  # or per_video, as the paper's code
-    config.data.tail = "drop"  # or clamp, as the paper's code
+    config.data.tail = "drop"  # frames beyond the episode; or clamp, as the paper's code
     config.data.decode = "auto"  # threads (simplejpeg) or tf (tf.data)
     config.data.num_threads = 2
     config.data.prefetch_batches = 4
     config.data.max_bad_fraction = 0.001  # more undecodable examples than this stop the run
+    config.data.augment = augment("none")  # of images in training
     config.data.corpora = ConfigDict()
 
-    config.optimizer = ConfigDict()
-    config.optimizer.name = "adamw"
-    config.optimizer.schedule = "warmup_cosine"
-    config.optimizer.peak_lr = 1e-3
-    config.optimizer.end_lr = 0.0
-    config.optimizer.warmup_steps = 100
-    config.optimizer.weight_decay = 0.0
-    config.optimizer.clip_norm = 1.0
-    config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.95
-    config.optimizer.eps = 1e-8
-    config.optimizer.pretrained_lr_scale = 1.0  # of what init_from gives; 0.0: frozen
-    config.optimizer.ema_decay = 0.0  # 0.0: no moving average of the parameters
+    config.optimizer = optimizer("adamw")
 
     config.mesh = ConfigDict()
     config.mesh.preset = "dp"  # sharding rules, see docs/sharding.md
@@ -88,6 +86,82 @@ def stage_defaults(stage: str) -> ConfigDict:
     config.checkpoint.every_steps = 500
     config.checkpoint.keep = 2
     return config
+
+
+def augment(name: str) -> ConfigDict:
+    """The settings of an augmentation. Those of "crop_and_colour" are of the original's fine-tuning
+    on a real robot, in units of its own: 5 of 180 in hue, 20 of 255 in saturation and value."""
+    settings = {
+        "none": {},
+        "crop_and_colour": {
+            "crop_area": 0.9,  # of the image's
+            "brightness": 0.2,  # most that is added to values in [0, 1]
+            "contrast": 0.2,  # most that their factor differs from one
+            "hue_degrees": 10.0,  # most that each of these is shifted
+            "saturation": 20 / 255,
+            "value": 20 / 255,
+            "colour_fraction": 0.5,  # of the examples, for the former two and the latter three
+        },
+    }
+    if name not in settings:
+        raise ValueError(f"augment={name!r} must be one of {sorted(settings)}")
+    return ConfigDict({"name": name} | settings[name])
+
+
+def optimizer(name: str) -> ConfigDict:
+    """The settings of an optimizer."""
+    settings = {
+        "adamw": {"b1": 0.9, "b2": 0.95, "eps": 1e-8},
+        # No first moment, and the second one factored where both dimensions are large enough.
+        "adafactor": {
+            "decay_exponent": 0.8,  # of the second moment: 1 - step^-0.8 ...
+            "max_decay": 0.999,  # ... up to this
+            "min_factored_size": 128,
+            "eps": 1e-30,
+        },
+        "lion": {"b1": 0.9, "b2": 0.99},
+        # b1, b2 and eps are of the AdamW that trains what is no matrix.
+        "muon": {
+            "momentum": 0.95,
+            "newton_schulz_steps": 5,
+            "update_rms": 0.2,  # AdamW's, so that its peak_lr and weight_decay carry over
+            "b1": 0.9,
+            "b2": 0.95,
+            "eps": 1e-8,
+        },
+    }
+    if name not in settings:
+        raise ValueError(f"optimizer={name!r} must be one of {sorted(settings)}")
+    config = ConfigDict()
+    config.name = name
+    config.schedule = "warmup_cosine"
+    config.peak_lr = 1e-4 if name == "lion" else 1e-3  # every update of lion has an RMS of 1
+    config.end_lr = 0.0
+    config.warmup_steps = 100
+    config.weight_decay = 0.0
+    config.clip_norm = 1.0
+    config.update(settings[name])
+    config.ema_decay = 0.0  # 0.0: no moving average of the parameters
+    config.groups = ConfigDict({"all": group(".*")})
+    return config
+
+
+def group(pattern: str, **overrides) -> dict:
+    """The parameters whose whole path ("backbone/layers/mlp/up/kernel") matches a regular
+    expression. Each must match the pattern of exactly one group."""
+    return {
+        "pattern": pattern,
+        "lr_scale": 1.0,  # of the learning rate
+        "decay_scale": 1.0,  # of weight_decay
+        "frozen": False,  # no gradient, no moments, no moving average
+    } | overrides
+
+
+def head_and_rest(head: str, **rest) -> ConfigDict:
+    """Groups of a policy that starts from another: "head", which is new ("latent" or "action", with
+    the factors of LoRA where there are), and "rest", with these overrides of `group`."""
+    new = rf"(embeddings|heads)/{head}/.*|.*/lora_[ab]"
+    return ConfigDict({"head": group(new), "rest": group(rf"(?!({new})$).*", **rest)})
 
 
 def quantizer_model() -> ConfigDict:
@@ -107,7 +181,7 @@ def quantizer_model() -> ConfigDict:
     model.collapse_fraction = 0.25  # of codebook_size: with less perplexity training warns
     model.predict = "residual"  # or frame, as the paper
     model.legacy = False  # the original implementation's quirks, for its weights
-    model.attention = "xla"
+    model.attention = "auto"  # or xla, cudnn, splash, ring: see docs/sharding.md
     model.remat = "none"
     model.unroll = 0  # layers per scan step; 0: all
     model.normalize_decay = 0.95  # of the latents' mean and variance; 0.0: as they are
@@ -119,9 +193,11 @@ def quantizer_model() -> ConfigDict:
 def bottleneck(name: str, codebook_size: int = 8) -> ConfigDict:
     """The settings of a bottleneck. `codebook_size` only shapes the levels of "fsq"."""
     codebook = {
-        "dead_fraction": 0.5,  # of uniform usage: below it a code is replaced
+        "dead_fraction": 0.125,  # of what the fullest code holds: below it a code is replaced
         "replace_every_steps": 10,
-        "recent_size": 1024,  # latents kept, from which replacements are drawn
+        # Latents kept, from which replacements are drawn. With 16 a code or more, chance calls few
+        # codes dead; with many steps' worth, old ones tell little of the codes' use.
+        "recent_size": 1024,
         "replace_noise": 0.01,
         "continuous_steps": 0,  # training steps before anything is quantised
         "ramp_steps": 0,  # steps from then until everything is
@@ -229,7 +305,10 @@ def policy_model(*, latent_vocab: int = 0, action_vocab: int = 0) -> ConfigDict:
     model.image_vocab = 0
     model.latent_vocab = latent_vocab  # the quantizer's codebook_size
     model.action_vocab = action_vocab  # most bins of an action dimension
-    model.text_length = 20  # slots, the begin token included
+    model.text_length = 20  # tokens of an instruction at most, the begin mark included
+    model.examples_per_row = 1  # more: packing
+    model.sequence_length = 0  # tokens of a row; 0: what the longest examples need
+    model.legacy = False  # the original's prompt, rows, losses and rotary angles, for its weights
     model.dim = 128
     model.depth = 3
     model.heads = 4
@@ -238,13 +317,56 @@ def policy_model(*, latent_vocab: int = 0, action_vocab: int = 0) -> ConfigDict:
     model.rope_theta = 10_000.0
     model.norm_eps = 1e-6
     model.init_std = 0.06
-    model.attention = "xla"
+    model.param_dtype = "float32"
+    model.lora_rank = 0  # of the factors beside the kernels of lora_pattern; 0: no LoRA
+    model.lora_alpha = 16.0  # they count alpha / rank
+    model.lora_pattern = "attention/(q|k|v|out)|mlp/(gate|up|down)"  # paths inside of a layer
+    model.attention = "auto"  # or xla, cudnn, splash, ring: see docs/sharding.md
     model.remat = "none"
     model.unroll = 0  # layers per scan step; 0: all
-    model.front_end = ConfigDict()
-    model.front_end.name = "patches"
-    model.front_end.patch_size = 16  # pixels on a side that one token stands for
-    model.front_end.stem_channels = ()  # of stride-2 convolutions before the patches; slow on CPU
+    model.front_end = front_end("patches")
+    return model
+
+
+def lwm_policy_model(*, latent_vocab: int = 0, action_vocab: int = 0) -> ConfigDict:
+    """LWM-Chat-1M's LLaMA of 7 B parameters, which LAPA starts from, with the original's rows."""
+    model = policy_model(latent_vocab=latent_vocab, action_vocab=action_vocab)
+    model.legacy = True
+    model.text_vocab, model.image_vocab = 32_000, 8448  # 8192 codes, marks, and some unused
+    model.text_length, model.sequence_length = 128, 384
+    model.dim, model.depth, model.heads, model.head_dim = 4096, 32, 32, 128
+    model.mlp_dim, model.rope_theta, model.init_std = 11_008, 5e7, 0.02
+    model.remat, model.unroll = "full", 1
+    model.front_end = front_end("cached_tokens")
+    return model
+
+
+def front_end(name: str) -> ConfigDict:
+    """The settings of a policy's image front-end."""
+    settings = {
+        "patches": {
+            "patch_size": 16,  # pixels on a side that one token stands for
+            "stem_channels": (),  # of stride-2 convolutions before the patches; slow on CPU
+        },
+        "vqgan": {
+            "weights": "",  # workdir of the image tokenizer: a run that lapa import made
+            "tokenizer": image_tokenizer(),
+        },
+        "cached_tokens": {"num_tokens": 256},  # of an image, in the image token sets
+    }
+    if name not in settings:
+        raise ValueError(f"front_end={name!r} must be one of {sorted(settings)}")
+    return ConfigDict({"name": name} | settings[name])
+
+
+def image_tokenizer() -> ConfigDict:
+    """The architecture of LWM's VQGAN, for 256 px images: 16 x 16 tokens."""
+    model = ConfigDict()
+    model.dim = 128
+    model.multipliers = (1, 2, 2, 4, 6)  # of dim, in each level; all but the last halve the sides
+    model.blocks = 2  # of a level
+    model.latent_dim, model.code_dim = 64, 64
+    model.codebook_size = 8192
     return model
 
 
@@ -255,3 +377,10 @@ def make_policy_quick(config: ConfigDict) -> None:
     config.checkpoint.every_steps = 30
     config.model.dim, config.model.mlp_dim, config.model.depth = 32, 64, 2
     config.model.heads, config.model.head_dim = 2, 16
+
+
+def make_lwm_policy_quick(config: ConfigDict) -> None:
+    """The same for `lwm_policy_model`, whose vocabularies stay."""
+    make_policy_quick(config)
+    config.optimizer.schedule, config.optimizer.peak_lr = "warmup_constant", 1e-3
+    config.compute_dtype, config.init_from, config.microbatches = "float32", "", 1

@@ -53,6 +53,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.quantizer = quantizer.get_config(quick)
     config.latent_pretraining = latent_vla.get_config(quick)
     config.action_finetuning = action_vla.get_config(quick)
+    config.pretrained_lr_scale = 0.1 if size == "full" else 0.0  # of all but the new head
     for policy in (config.latent_pretraining, config.action_finetuning):
         policy.model.text_length = 20 if size == "full" else 10
     if size == "full":
@@ -74,7 +75,6 @@ def _full(config: ConfigDict) -> None:
     config.quantizer.model.bottleneck.update(continuous_steps=5_000, ramp_steps=10_000)
     config.action_finetuning.steps = 5_000
     config.action_finetuning.model.action_vocab = 64
-    config.action_finetuning.optimizer.pretrained_lr_scale = 0.1
     for policy in (config.latent_pretraining, config.action_finetuning):
         policy.global_batch = 256
         policy.model.update(dim=512, mlp_dim=1536, depth=8, heads=8, head_dim=64)

@@ -50,6 +50,8 @@ QUANTIZER = {
 # Shipped configs and the machines they are compiled for by `make test-aot`.
 _ONE_HOST = ("v5e-4", "h100-8")
 SHIPPED = (
+    *((f"experiments/latent_vla/paper.py:batch=256,hardware={name}", name) for name in POLICY_7B),
+    *((f"experiments/action_vla/paper.py:hardware={name}", name) for name in ("v5p-64", "h100-8")),
     *((f"experiments/quantizer/paper.py:hardware={name}", name) for name in QUANTIZER),
     *(("experiments/teacher/tabletop.py", name) for name in _ONE_HOST),
     *(("experiments/quantizer/tabletop.py", name) for name in _ONE_HOST),

@@ -11,3 +11,18 @@ def load_quantizer(directory):
     from lapa_jax.api import load_quantizer
 
     return load_quantizer(directory)
+
+
+def load_image_tokenizer(directory):
+    """An imported image tokenizer, with `encode` and `decode`: see lapa_jax.api."""
+    from lapa_jax.api import load_image_tokenizer
+
+    return load_image_tokenizer(directory)
+
+
+def load_policy(directory, *, image_tokenizer=None):
+    """A trained or imported policy, with `predict_latent`, `predict_action` and `logits`: see
+    lapa_jax.api."""
+    from lapa_jax.api import load_policy
+
+    return load_policy(directory, image_tokenizer=image_tokenizer)

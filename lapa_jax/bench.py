@@ -24,6 +24,7 @@ from experiments import base
 from lapa_jax.models.module import Functional
 from lapa_jax.models.quantizer import Quantizer, QuantizerConfig, quantizer_flops
 from lapa_jax.training import state as states
+from lapa_jax.training.optimizer import Optimizer
 from lapa_jax.training.step import make_train_step
 
 
@@ -88,20 +89,19 @@ def bench_quantizer(name: str, batch: int, dtype: str, steps: int, peak: float) 
         return out["loss"], out["metrics"], variables
 
     tx = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(1e-4, b2=0.99))
+    optimizer = Optimizer(tx, schedule=lambda step: 1e-4)
     step = jax.jit(
         make_train_step(
             loss,
-            tx,
-            schedule=lambda step: 1e-4,
+            optimizer,
             microbatches=1,
             ema_decay=0.0,
             after_update=model.after_update,
-            trainable=lambda path: True,
         ),
         donate_argnums=0,
     )
     key = jax.random.key(0)
-    state = jax.jit(lambda key: states.create(*model.init(key), tx, 0, ema=False))(key)
+    state = jax.jit(lambda key: states.create(*model.init(key), optimizer, 0, ema=False))(key)
     state = jax.tree.map(lambda x: x.astype(x.dtype), state)
     frames = jax.random.randint(key, (batch, 2, *config.image_size, 3), 0, 256).astype(jnp.uint8)
     compiled = step.lower(state, {"frames": frames}).compile()

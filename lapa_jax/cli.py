@@ -18,7 +18,7 @@ VERBS = {
     ),
     "label": (
         "lapa_jax.label",
-        "latent actions of a corpus by a trained quantizer, as sidecar files",
+        "latent actions of a corpus by a quantizer, or its image tokens, as sidecar files",
         "lapa label --workdir runs/quantizer --corpus data/robot --name laq",
     ),
     "evaluate": (
@@ -43,7 +43,8 @@ VERBS = {
     ),
     "import": (
         "lapa_jax.importer",
-        "foreign weights as a run: the original's quantizer (laq_pt), a teacher (dinov2)",
+        "foreign weights as a run: the original's quantizer (laq_pt), a teacher (dinov2), LWM's "
+        "image tokenizer (vqgan_pickle)",
         "lapa import --format laq_pt --source laq_openx.pt --image_size 256 --out runs/laq_openx",
     ),
     "export": (

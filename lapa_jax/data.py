@@ -1,4 +1,4 @@
-"""`lapa data collect|convert|index|inspect|batch`: make corpora and look at them."""
+"""`lapa data VERB`: make corpora, look at them and check them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# verb → (module with its main, or None for this one; what it does; an example)
+# verb → (what it does, an example); `collect` and `convert` have modules of their own
 VERBS = {
     "collect": (
         "expert episodes of the tabletop world, one corpus per view",
         "lapa data collect --out data/tabletop --episodes 200 --views robot,human",
     ),
     "convert": (
-        "a folder of videos to a corpus without actions",
+        "videos, Something-Something V2, LeRobot data sets and the original's files to a corpus",
         "lapa data convert video VIDEOS --out data/videos --fps 10 --size 64",
     ),
     "index": (
@@ -26,6 +26,14 @@ VERBS = {
     "inspect": (
         "what is in a corpus, as text, JSON or an HTML page with film strips",
         "lapa data inspect data/tabletop/robot --html robot.html",
+    ),
+    "verify": (
+        "whether a corpus is sound: checksums, images, actions, instructions, ids, sidecars",
+        "lapa data verify data/tabletop/robot --exclude_file exclude.txt",
+    ),
+    "stats": (
+        "statistics of the actions, and the bin edges of action tokens",
+        "lapa data stats data/tabletop/robot --json stats.json --csv edges.csv",
     ),
     "batch": (
         "the examples of any training step, as text, JSON or a picture",
@@ -52,61 +60,16 @@ def main(argv: list[str] | None = None) -> int:
     if verb not in VERBS:
         sys.stderr.write(f"lapa data: unknown verb {verb!r}\n\n{usage()}\n")
         return 2
-    if verb == "collect":  # the only one that needs JAX
-        return importlib.import_module("lapa_jax.collect").main(rest)
-    return {"convert": convert, "index": index, "inspect": inspect, "batch": batch}[verb](rest)
-
-
-def convert(argv: list[str]) -> int:
-    """`lapa data convert video`."""
-    from data_pipelines.convert import decode, video
-
-    parser = _parser("convert", "Foreign recordings to RLDS corpora.")
-    sources = parser.add_subparsers(dest="source", required=True, metavar="SOURCE")
-    one = sources.add_parser(
-        "video",
-        help="a folder tree of video files",
-        description=video.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example:\n  lapa data convert video clips --out data/clips --fps 10 --size 64 "
-        "--captions captions.csv",
-    )
-    one.add_argument("folder", help=f"searched for {', '.join(decode.EXTENSIONS)}")
-    one.add_argument("--out", required=True, help="corpus directory")
-    one.add_argument("--fps", type=float, default=10.0, help="frames per second (default: 10)")
-    one.add_argument(
-        "--size", type=_size, default=(64, 64), help="N or HEIGHTxWIDTH, pixels (default: 64)"
-    )
-    one.add_argument(
-        "--fit", choices=decode.FITS, default="crop", help="how the aspect is kept (default: crop)"
-    )
-    one.add_argument("--quality", type=int, default=92, help="JPEG quality (default: 92)")
-    one.add_argument("--name", help="dataset name (default: from the output directory)")
-    one.add_argument("--split", default="train", help="name of the split (default: train)")
-    one.add_argument("--captions", help=".csv or .jsonl with file (relative path) and caption")
-    one.add_argument(
-        "--clip_seconds", type=float, default=0.0, help="cut into episodes (default: 0, whole)"
-    )
-    one.add_argument(
-        "--source_fps", type=float, default=0.0, help="for files without time stamps and rate"
-    )
-    one.add_argument(
-        "--max_bad_fraction",
-        type=float,
-        default=0.1,
-        help="more unconvertible files than this are an error (default: 0.1)",
-    )
-    one.add_argument(
-        "--videos_per_shard", type=int, default=256, help="the unit of resume (default: 256)"
-    )
-    one.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
-    one.add_argument("--json", action="store_true", help="print the report as JSON")
-    args = vars(parser.parse_args(argv))
-    del args["source"]
-    as_json = args.pop("json")
-    report = video.convert_videos(args.pop("folder"), args.pop("out"), **args)
-    _print(report.to_json() if as_json else report.table())
-    return 0
+    if verb in ("collect", "convert"):
+        return importlib.import_module(f"lapa_jax.{verb}").main(rest)
+    mains = {
+        "index": index,
+        "inspect": inspect,
+        "verify": verify,
+        "stats": stats,
+        "batch": batch,
+    }
+    return mains[verb](rest)
 
 
 def index(argv: list[str]) -> int:
@@ -130,6 +93,9 @@ def index(argv: list[str]) -> int:
         metavar="SHARD:RECORD",
         help="leave a damaged episode out, by shard file name and record number; repeatable",
     )
+    parser.add_argument(
+        "--exclude_file", metavar="FILE", help="the same, a line each; lapa data verify writes it"
+    )
     args = parser.parse_args(argv)
     keys = dict(
         image_key=args.image_key,
@@ -137,7 +103,7 @@ def index(argv: list[str]) -> int:
         instruction_key=args.instruction_key,
         sidecar_dir=args.sidecar_dir,
     )
-    exclude = [_record(text) for text in args.exclude]
+    exclude = [_record(text) for text in args.exclude + _lines(args.exclude_file)]
     splits = [args.split] if args.split else _splits(args.directory)
     shards = {split: {path.name for path in find_shards(args.directory, split)} for split in splits}
     for name, _ in exclude:
@@ -199,6 +165,88 @@ def inspect(argv: list[str]) -> int:
     return 0
 
 
+def verify(argv: list[str]) -> int:
+    """`lapa data verify`; 1 where there are faults."""
+    from data_pipelines import verify as verification
+
+    kinds = "\n".join(f"  {kind:<16} {text}" for kind, text in verification.KINDS.items())
+    parser = _parser("verify", f"Whether an RLDS corpus is sound. Faults:\n{kinds}")
+    parser.add_argument("directory", help="corpus directory")
+    parser.add_argument("--split", help="only this split (default: all)")
+    parser.add_argument(
+        "--image_key", action="append", help="observation; repeatable (default: image)"
+    )
+    parser.add_argument("--action_key", default="action")
+    parser.add_argument("--instruction_key", default="language_instruction")
+    parser.add_argument("--sidecar_dir", help="where index and label sets lie, if elsewhere")
+    parser.add_argument(
+        "--allow", action="append", default=[], metavar="FAULT", help="is none here; repeatable"
+    )
+    parser.add_argument(
+        "--exclude_file",
+        metavar="FILE",
+        help="write the episodes that have faults, for lapa data index --exclude_file",
+    )
+    parser.add_argument("--workers", type=int, help="threads (default: one per core)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    args = parser.parse_args(argv)
+    report = verification.verify_corpus(
+        args.directory,
+        splits=[args.split] if args.split else _splits(args.directory),
+        image_keys=args.image_key or ["image"],
+        action_key=args.action_key,
+        instruction_key=args.instruction_key,
+        sidecar_dir=args.sidecar_dir,
+        allow=args.allow,
+        workers=args.workers,
+    )
+    if args.exclude_file:
+        Path(args.exclude_file).write_text(verification.exclude_list(report), encoding="utf-8")
+    _print(report.to_json() if args.json else verification.to_text(report))
+    return 1 if report.faults else 0
+
+
+def stats(argv: list[str]) -> int:
+    """`lapa data stats`."""
+    from data_pipelines import statistics
+    from data_pipelines.index import load_index
+    from lapa_jax.tokens.action import ActionTokenizer
+
+    parser = _parser(
+        "stats",
+        "Exact statistics of the actions of an indexed corpus (the last step of an episode has "
+        "none), and\nthe quantiles between which action tokens lie.",
+    )
+    parser.add_argument("directory", help="corpus directory")
+    parser.add_argument("--split", default="train", help="default: train")
+    parser.add_argument("--image_key", default="image", help="of the index (default: image)")
+    parser.add_argument("--sidecar_dir", help="where the index lies, if elsewhere")
+    parser.add_argument("--bins", type=int, default=256, help="of a dimension (default: 256)")
+    parser.add_argument("--json", metavar="FILE", help="write statistics and edges")
+    parser.add_argument("--csv", metavar="FILE", help="write the edges as the original's csv")
+    args = parser.parse_args(argv)
+    found = load_index(
+        args.directory, split=args.split, image_key=args.image_key, sidecar_dir=args.sidecar_dir
+    )
+    values = statistics.action_statistics(found)
+    rows = statistics.valid_action_rows(found)
+    tokenizer = ActionTokenizer(statistics.quantile_edges(found.actions[rows], args.bins))
+    if args.csv:
+        Path(args.csv).write_text(tokenizer.to_csv(), encoding="utf-8")
+    if args.json:
+        facts = {"directory": args.directory, "split": args.split, "corpus_hash": found.hash}
+        edges = json.loads(tokenizer.to_json())
+        Path(args.json).write_text(json.dumps(facts | values | edges, indent=1) + "\n")
+    columns = ("mean", "std", "min", "q01", "q99", "max")
+    lines = [f"{values['num_actions']} actions", f"{'':>3}" + "".join(f"{c:>11}" for c in columns)]
+    for dimension, bins in enumerate(tokenizer.num_bins):
+        numbers = "".join(f"{values[column][dimension]:>11.4g}" for column in columns)
+        constant = "  (constant)" if values["constant"][dimension] else ""
+        lines.append(f"{dimension:>3}{numbers}{bins:>6} bins{constant}")
+    _print("\n".join(lines))
+    return 0
+
+
 def batch(argv: list[str]) -> int:
     """`lapa data batch`."""
     from data_pipelines import pictures
@@ -218,7 +266,7 @@ def batch(argv: list[str]) -> int:
     args, config = configs.parse(parser, argv)
     if args.step < 0 or args.max_examples < 1:
         parser.error("--step must not be negative, --max_examples at least 1")
-    fields = stages.get(config.stage).fields
+    fields = stages.get(config.stage).fields_of(config)
     per_host = config.global_batch // max(1, args.hosts)
     shared = dict(fields=fields, global_batch=config.global_batch, seed=config.seed)
     host, hosts = (0, 1) if args.host is None else (args.host, args.hosts)
@@ -287,19 +335,19 @@ def _short(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _size(text: str) -> tuple[int, int]:
-    """N or HEIGHTxWIDTH."""
-    numbers = text.lower().split("x")
-    if len(numbers) not in (1, 2) or not all(n.isdigit() and int(n) for n in numbers):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither N nor HEIGHTxWIDTH")
-    return int(numbers[0]), int(numbers[-1])
-
-
 def _record(text: str) -> tuple[str, int]:
     shard, _, number = text.rpartition(":")
     if not shard or not number.isdigit():
         raise ValueError(f"--exclude {text!r} is not SHARD_FILE_NAME:RECORD_NUMBER")
     return shard, int(number)
+
+
+def _lines(path: str | None) -> list[str]:
+    """What stands before # in each line."""
+    if path is None:
+        return []
+    lines = [line.partition("#")[0].strip() for line in Path(path).read_text("utf-8").splitlines()]
+    return [line for line in lines if line]
 
 
 def _splits(directory: str) -> list[str]:

@@ -211,6 +211,7 @@ def _action_config(
     with stage.unlocked():
         if arm == "lapa":
             stage.init_from = str(workdir / "latent_vla")
+            stage.optimizer.groups.rest.lr_scale = config.pretrained_lr_scale
         else:
             stage.model.tokenizer = str(workdir / "latent_vla" / "assets" / "tokenizer.model")
     return stage

@@ -22,6 +22,7 @@ from lapa_jax.diagnostics.statistics import wilson_interval
 from lapa_jax.envs.rollout import Rollouts, rollout
 from lapa_jax.envs.tabletop import SceneConfig, Tabletop
 from lapa_jax.evaluate_quantizer import evaluate_paired_views, evaluate_quantizer, in_depth
+from lapa_jax.pairs import trained_window
 from lapa_jax.simulated import evaluate_distractors, evaluate_transfer
 
 
@@ -37,6 +38,12 @@ def main(argv: list[str]) -> int:
         "--corpus", action="append", help="directory to evaluate on; default: the training corpora"
     )
     parser.add_argument("--split", default="train")
+    parser.add_argument(
+        "--window_seconds",
+        type=float,
+        default=0.0,
+        help="between the frames of a pair (quantizer); 0: that of the training",
+    )
     parser.add_argument("--max_examples", type=int, default=2000, help="per corpus")
     parser.add_argument(
         "--paired", action="store_true", help="the two corpora show the same episodes (quantizer)"
@@ -56,13 +63,16 @@ def main(argv: list[str]) -> int:
     loop.add_argument("--steps", type=int, default=40, help="of an episode")
     loop.add_argument("--view", default="robot")
     loop.add_argument("--seed", type=int, default=0, help="of the start states")
+    loop.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest tokens")
+    loop.add_argument("--top_k", type=int, default=0, help="sample among so many; 0: all")
     parser.add_argument("--json", default="", help="write the result to this file, too")
     args = parser.parse_args(argv)
 
     run = runs.load(args.workdir)
-    if run.config.stage == "teacher":
+    if run.config.stage in ("teacher", "image_tokenizer"):
         raise ValueError(
-            f"{run.workdir} is a teacher: nothing is evaluated but what its metrics.jsonl tells"
+            f"{run.workdir} is of stage {run.config.stage!r}: nothing is evaluated but what a "
+            "teacher's metrics.jsonl tells"
         )
     if args.corpus:
         corpora = {path: {"path": path, "split": args.split} for path in args.corpus}
@@ -78,7 +88,14 @@ def main(argv: list[str]) -> int:
         env = Tabletop(SceneConfig(args.blocks, families, args.steps))
         result["success"] = {
             family: evaluate_success(
-                run, env, family, episodes=args.episodes, seed=args.seed, view=args.view
+                run,
+                env,
+                family,
+                episodes=args.episodes,
+                seed=args.seed,
+                view=args.view,
+                temperature=args.temperature,
+                top_k=args.top_k,
             ).report
             for family in families
         }
@@ -97,16 +114,18 @@ def _quantizer(run: runs.Run, corpora: dict[str, dict], args: argparse.Namespace
     found, frames = {}, {}
     for name, corpus in corpora.items():
         logging.info("=== %s ===", name)
+        if args.window_seconds:
+            corpus = corpus | {"window_seconds": args.window_seconds}
         shallow = evaluate_quantizer(run, corpus, max_pairs=args.max_examples)
         found[name] = in_depth(run, shallow)
     result: dict[str, Any] = {name: one.report for name, one in found.items()}
     if args.paired:
-        size = run.stage.model_config.codebook_size
-        result["paired_views"] = evaluate_paired_views(*found.values(), size)
+        result["paired_views"] = evaluate_paired_views(*found.values())
     if args.simulate:
         logging.info("=== simulator ===")
         env = Tabletop(SceneConfig(args.blocks, tuple(args.families.split(",")), args.steps))
-        motions = dict(episodes=args.simulate, seed=args.seed)
+        window = args.window_seconds or trained_window(run.config)
+        motions = dict(episodes=args.simulate, seed=args.seed, window_seconds=window)
         result["transfer"], frames = evaluate_transfer(run, env, view=args.view, **motions)
         result["distractors"] = evaluate_distractors(run, env, **motions)
     if args.report:
@@ -127,7 +146,7 @@ def evaluate_tokens(run: runs.Run, corpora: dict[str, dict], *, max_examples: in
     rows = []
     with Loader(
         data,
-        fields=run.stage.fields,
+        fields=run.stage.fields_of(run.config),
         global_batch=batch_size,
         seed=run.config.seed,
         prepare=run.stage.prepare,
@@ -154,24 +173,32 @@ def evaluate_success(
     seed: int,
     view: str = "robot",
     phrasings: str = "train",
+    temperature: float = 0.0,
+    top_k: int = 0,
 ) -> SuccessEvaluation:
-    """Closed-loop success from the fixed start states of (seed, family), with a Wilson interval."""
+    """Closed-loop success from the fixed start states of (seed, family), with a Wilson interval.
+
+    Actions are the likeliest ones, or drawn at a `temperature` among the `top_k` likeliest."""
     if run.config.stage != "action_finetuning":
         raise ValueError(f"{run.workdir} is a run of stage {run.config.stage!r}: it has no actions")
     states = env.evaluation_states(seed, family, episodes)
     known = np.array(env.phrasings(phrasings))
     instructions = env.instructions(states, known[np.arange(episodes) % len(known)])
-    text, mask = run.stage.tokenizer.encode(instructions)
+    if run.stage.num_images > 1:
+        raise ValueError(
+            f"{run.workdir} takes {run.stage.num_images} images an example: the closed loop gives "
+            "one"
+        )
 
-    def act(params, images, tokens, key):
-        del key  # greedy
-        return run.stage.act(params, run.variables, images, *tokens)
+    def act(params, images, prompts, key):
+        options = dict(temperature=temperature, top_k=top_k, key=key) if temperature else {}
+        return run.stage.act(params, run.variables, prompts, images[:, None], **options)
 
     found = rollout(
         env,
         jax.tree_util.Partial(act, run.params),
         states,
-        (text, mask),
+        run.stage.prompts(instructions),
         jax.random.key(seed),
         steps=env.spec.horizon,
         view=view,
@@ -185,6 +212,8 @@ def evaluate_success(
         "episodes": episodes,
         "steps": env.spec.horizon,
         "seed": seed,
+        "temperature": temperature,
+        "top_k": top_k,
         **interval.as_dict(),
     }
     return SuccessEvaluation(report, found, instructions)

@@ -11,7 +11,12 @@ from lapa_jax import pairs, runs
 from lapa_jax.diagnostics import codebook, probes
 from lapa_jax.diagnostics.content import content_report
 from lapa_jax.diagnostics.controls import fit_motion_codes
-from lapa_jax.diagnostics.embodiment import code_agreement, embodiment_report
+from lapa_jax.diagnostics.embodiment import (
+    code_agreement,
+    cross_view_probe,
+    linear_cka,
+    retrieval,
+)
 from lapa_jax.diagnostics.reconstruction import (
     image_errors,
     reconstruction_report,
@@ -30,15 +35,28 @@ class QuantizerEvaluation:
     first: np.ndarray  # uint8 (N, H, W, 3)
     last: np.ndarray  # uint8 (N, H, W, 3)
     recon: np.ndarray  # float32 (N, H, W, 3)
-    z: np.ndarray  # int32 (N, code_length)
+    z: np.ndarray | None  # int32 (N, code_length); None where the latent stays continuous
     actions: np.ndarray | None  # float32 (N, A), summed over the window
     latents: np.ndarray  # float32 (N, code_length, quant_dim), before the bottleneck
     episode: np.ndarray  # int (N,)
+    codebook_size: int
+
+    @property
+    def flat_latents(self) -> np.ndarray:
+        return self.latents.reshape(len(self.latents), -1)
+
+    @property
+    def latent_action(self) -> np.ndarray:
+        """What probes see, (N, D): one-hot codes, or the continuous latent itself."""
+        if self.z is None:
+            return self.flat_latents
+        return probes.one_hot_codes(self.z, self.codebook_size)
 
 
 def evaluate_quantizer(run: runs.Run, corpus: dict, *, max_pairs: int) -> QuantizerEvaluation:
     """Code usage, reconstruction and, where there are actions, a linear probe from z to them; with
-    episode-bootstrap 95 % intervals.
+    episode-bootstrap 95 % intervals. Of a bottleneck that stays continuous all but code usage, with
+    its latent in the place of z.
 
     Takes at most `max_pairs` pairs, evenly spread over the corpus.
     """
@@ -49,39 +67,54 @@ def evaluate_quantizer(run: runs.Run, corpus: dict, *, max_pairs: int) -> Quanti
 
     @jax.jit
     def reconstruct(params, variables, first, last):
-        z = run.stage.quantize(params, variables, first, last)
-        latent = run.stage.encode(params, variables, first, last)
-        return z, latent, run.stage.decode(params, variables, first, z)
+        read = run.stage.read(params, variables, first, last)
+        recon = run.stage.decode_latent(params, variables, first, read.received_BLQ)
+        return recon, read.latent_BLQ, *(() if read.z_BL is None else (read.z_BL,))
 
     kept = []
     for batch in source.batches(rows):
         outputs = reconstruct(run.params, run.variables, batch.first, batch.last)
-        outputs = (np.asarray(x)[: batch.size][batch.good] for x in outputs)
-        first, last = (x[: batch.size][batch.good] for x in (batch.first, batch.last))
-        z, latent, recon = outputs
-        errors = np.stack(image_errors(first, last, recon), axis=1)
-        kept.append((first, last, recon, z, latent, errors, batch.rows[batch.good]))
-    first, last, recon, z, latents, errors, rows = (
+        arrays = (batch.first, batch.last, *outputs)
+        first, last, *outputs = (np.asarray(x)[: batch.size][batch.good] for x in arrays)
+        errors = np.stack(image_errors(first, last, outputs[0]), axis=1)
+        kept.append((first, last, errors, batch.rows[batch.good], *outputs))
+    first, last, errors, rows, recon, latents, *codes = (
         np.concatenate(x) for x in zip(*kept, strict=True)
     )
-    size = run.stage.model_config.codebook_size
-    episode = source.index.episode_of_rows(rows[:, 0])
-    report = {"pairs": len(z), "window_seconds": source.window_seconds}
-    report["codes"] = codebook.codebook_report(z, size)
-    report["codes"] |= codebook.codebook_intervals(z, size, episode, seed=0)
+    model = run.stage.model_config
+    found = QuantizerEvaluation(
+        report={"pairs": len(rows), "window_seconds": source.window_seconds},
+        first=first,
+        last=last,
+        recon=recon,
+        z=codes[0] if codes else None,
+        actions=source.actions(rows),
+        latents=latents,
+        episode=source.index.episode_of_rows(rows[:, 0]),
+        codebook_size=model.codebook_size,
+    )
+    report, episode = found.report, found.episode
+    if found.z is None:
+        logging.warning(
+            "model.bottleneck.name=%r has no codes: nothing is told of their use",
+            model.bottleneck["name"],
+        )
+    else:
+        report["codes"] = codebook.codebook_report(found.z, model.codebook_size)
+        report["codes"] |= codebook.codebook_intervals(
+            found.z, model.codebook_size, episode, seed=0
+        )
     report["reconstruction"] = reconstruction_report(*errors.T, episode, seed=0)
-    actions = source.actions(rows)
-    if actions is not None:
+    if found.actions is not None:
         report["probe"] = probes.probe_latent_actions(
-            z,
-            actions,
+            found.latent_action,
+            found.actions,
             episode,
-            size,
             seed=0,
             first_frames=first,
-            extra={"continuous_latent": latents.reshape(len(latents), -1)},
+            extra={} if found.z is None else {"continuous_latent": found.flat_latents},
         )
-    return QuantizerEvaluation(report, first, last, recon, z, actions, latents, episode)
+    return found
 
 
 def in_depth(run: runs.Run, found: QuantizerEvaluation) -> QuantizerEvaluation:
@@ -106,9 +139,8 @@ def in_depth(run: runs.Run, found: QuantizerEvaluation) -> QuantizerEvaluation:
             MIN_EPISODES,
         )
         return dataclasses.replace(found, report=report)
-    size = run.stage.model_config.codebook_size
     report["content"] = content_report(
-        found.z, found.latents, first, last, found.actions, episode, size, seed=0
+        found.z, found.latents, first, last, found.actions, episode, found.codebook_size, seed=0
     )
     if found.actions is not None:
         report["true_action"] = decoder_given_true_action(
@@ -117,22 +149,29 @@ def in_depth(run: runs.Run, found: QuantizerEvaluation) -> QuantizerEvaluation:
     return dataclasses.replace(found, report=report)
 
 
-def evaluate_paired_views(
-    one: QuantizerEvaluation, other: QuantizerEvaluation, codebook_size: int
-) -> dict[str, Any]:
+def evaluate_paired_views(one: QuantizerEvaluation, other: QuantizerEvaluation) -> dict[str, Any]:
     """Whether the same motion in two views is the same latent action: corpora that hold the same
     episodes, as `lapa data collect --views A,B` writes them. Controls: codes by k-means of the
     change of the frames, fitted in the first view."""
-    if len(one.z) != len(other.z) or (one.episode != other.episode).any():
+    if len(one.episode) != len(other.episode) or (one.episode != other.episode).any():
         raise ValueError(
-            f"the views are not paired: {len(one.z)} and {len(other.z)} pairs of "
+            f"the views are not paired: {len(one.episode)} and {len(other.episode)} pairs of "
             f"{len(np.unique(one.episode))} and {len(np.unique(other.episode))} episodes"
         )
-    flat = tuple(v.latents.reshape(len(v.latents), -1) for v in (one, other))
-    report = embodiment_report(
-        (one.z, other.z), flat, one.actions, one.episode, codebook_size, seed=0
-    )
-    motion = fit_motion_codes(one.first, one.last, one.episode, codebook_size, seed=0)
-    codes = (motion(view.first, view.last) for view in (one, other))
-    report["motion_kmeans"] = code_agreement(*codes, one.episode, codebook_size, seed=0)
+    episode, size = one.episode, one.codebook_size
+    latents = one.flat_latents, other.flat_latents
+    report: dict[str, Any] = {
+        "windows": len(episode),
+        "retrieval_at_1": retrieval(*latents, episode, seed=0),
+        "cka": linear_cka(*latents),
+    }
+    if one.z is not None:
+        report["codes"] = code_agreement(one.z, other.z, episode, size, seed=0)
+        motion = fit_motion_codes(one.first, one.last, episode, size, seed=0)
+        codes = (motion(view.first, view.last) for view in (one, other))
+        report["motion_kmeans"] = code_agreement(*codes, episode, size, seed=0)
+    if one.actions is not None:
+        report["probe"] = cross_view_probe(
+            one.latent_action, other.latent_action, one.actions, episode, seed=0
+        )
     return report

@@ -6,18 +6,30 @@ training starts from it through `init_from`.
 
 import argparse
 import dataclasses
+import json
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import base
 from lapa_jax import config as configs
 from lapa_jax import runs, stages
-from lapa_jax.interop import dinov2, laq_pt
+from lapa_jax.interop import dinov2, laq_pt, llama, msgpack_stream, vqgan
+from lapa_jax.interop.mapping import Rules, to_ours
+from lapa_jax.models.layers import DTYPES
 from lapa_jax.models.module import Tree, flatten
+from lapa_jax.parallel import sharding
+from lapa_jax.parallel.mesh import make_mesh
+from lapa_jax.stages.action_finetuning import ACTION_BINS
+from lapa_jax.stages.policy import TOKENIZER
+from lapa_jax.tokens import action as action_tokens
+from lapa_jax.tokens.modality import MODALITIES
 from lapa_jax.training.checkpoint import Checkpoints
 from lapa_jax.training.state import TrainState
 
@@ -29,30 +41,53 @@ def main(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="example: lapa import --format laq_pt --source laq_openx.pt --image_size 256 "
         "--code_length 4 --out runs/laq_openx\n"
-        "         lapa import --format dinov2 --source model.safetensors --out runs/dinov2",
+        "         lapa import --format dinov2 --source model.safetensors --out runs/dinov2\n"
+        "         lapa import --format vqgan_pickle --source vqgan --out runs/vqgan\n"
+        "         lapa import --format lapa_stream --source params --size 7b "
+        "--tokenizer tokenizer.model --out runs/lapa_7b",
     )
-    parser.add_argument(
-        "--format",
-        required=True,
-        choices=sorted(FORMATS),
-        help="laq_pt: the original's quantizer; dinov2: a teacher, from Hugging Face's safetensors",
-    )
-    parser.add_argument("--source", required=True, help="the file to read")
+    parser.add_argument("--format", required=True, choices=sorted(FORMATS), help=_formats())
+    parser.add_argument("--source", required=True, help="the file or directory to read")
     parser.add_argument("--out", required=True, help="a new run directory")
-    parser.add_argument("--image_size", type=int, help="pixels a side (laq_pt)")
-    parser.add_argument("--code_length", type=int, help="checked against the shapes (laq_pt)")
+    for flag, settings in FLAGS.items():
+        formats = [name for name, one in FORMATS.items() if flag in one.flags]
+        settings = settings | {"help": f"{settings['help']} ({', '.join(formats)})"}
+        parser.add_argument(f"--{flag}", **settings)
     args = parser.parse_args(argv)
+    chosen = FORMATS[args.format]
+    foreign = [f for f in FLAGS if getattr(args, f) is not None and f not in chosen.flags]
+    if foreign:
+        raise ValueError(f"--format {args.format} does not take --{foreign[0]}")
     out = Path(args.out)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"--out {out} is not empty: imports go to a new directory")
-    config, params = FORMATS[args.format](args)
-    write_run(out, config, params, source=args.source, source_format=args.format)
-    count = sum(x.size for x in flatten(params).values())
-    sys.stdout.write(f"{args.source} -> {out}: {len(flatten(params))} tensors, {count} values\n")
+    found = chosen.read(args)
+    write_run(out, found, source=args.source, source_format=args.format)
+    flat = flatten(found.params)
+    count = sum(x.size for x in flat.values())
+    sys.stdout.write(f"{args.source} -> {out}: {len(flat)} tensors, {count} values\n")
     return 0
 
 
-def _laq_pt(args: argparse.Namespace) -> tuple[ConfigDict, Tree]:
+FLAGS: dict[str, dict[str, Any]] = {
+    "image_size": {"type": int, "help": "pixels a side"},
+    "code_length": {"type": int, "help": "codes of a latent action"},
+    "size": {"help": "the name of the model's shape, such as 7b"},
+    "model_json": {"help": "a file with the model's shape, in the original's configuration keys"},
+    "tokenizer": {"help": "the SentencePiece .model that the weights belong to"},
+    "action_bins": {"help": "the original's csv of bin edges: the policy gives actions"},
+    "compute_dtype": {"choices": sorted(DTYPES), "help": "default: bfloat16"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported:
+    config: ConfigDict
+    params: Tree
+    assets: dict[str, bytes] = dataclasses.field(default_factory=dict)
+
+
+def _laq_pt(args: argparse.Namespace) -> Imported:
     if not args.image_size:
         raise ValueError("--format laq_pt needs --image_size: the shapes do not tell it")
     tensors = laq_pt.load_file(args.source)
@@ -64,12 +99,10 @@ def _laq_pt(args: argparse.Namespace) -> tuple[ConfigDict, Tree]:
     for key in ("image_size", "num_frames", "compute_dtype"):  # of the data and of the stage
         del settings[key]
     config.model = ConfigDict(settings)
-    return config.lock(), params
+    return Imported(config.lock(), params)
 
 
-def _dinov2(args: argparse.Namespace) -> tuple[ConfigDict, Tree]:
-    if args.image_size or args.code_length:
-        raise ValueError("--image_size and --code_length are of --format laq_pt")
+def _dinov2(args: argparse.Namespace) -> Imported:
     encoder, params = dinov2.read(dinov2.load_file(args.source))
     config = base.stage_defaults("teacher")
     config.data.image_size = tuple(side * encoder.patch_size for side in encoder.grid)
@@ -77,21 +110,114 @@ def _dinov2(args: argparse.Namespace) -> tuple[ConfigDict, Tree]:
     config.model = base.teacher_model()
     config.model.update(encoder.architecture())
     config.model.decoder_depth, config.model.unroll = 0, 1
-    return config.lock(), {"encoder": params}
+    return Imported(config.lock(), {"encoder": params})
 
 
-FORMATS = {"dinov2": _dinov2, "laq_pt": _laq_pt}
+def _vqgan_pickle(args: argparse.Namespace) -> Imported:
+    model, params = vqgan.read(vqgan.load_file(args.source))
+    config = base.stage_defaults("image_tokenizer")
+    config.compute_dtype = "float32"
+    config.model = ConfigDict(model.architecture())
+    return Imported(config.lock(), params)
 
 
-def write_run(
-    out: Path, config: ConfigDict, params: Tree, *, source: str, source_format: str
-) -> None:
+def _lapa_stream(args: argparse.Namespace) -> Imported:
+    tensors = msgpack_stream.read(args.source)
+    shape = llama.original_shape(args.size, args.model_json)
+    told = llama.original_vocabularies(tensors)
+    for name, size in told.items():
+        if size and shape.get(name, size) != size:
+            raise ValueError(f"{args.model_json} gives {name}={shape[name]}, the file holds {size}")
+    settings = shape | told | {"legacy": True, "text_length": 128, "sequence_length": 384}
+    present = [name for name in MODALITIES if told[f"{name}_vocab"]]
+    stacked = llama.is_stacked(tensors)
+    rules = llama.original_rules(shape["depth"], present, stacked=stacked)
+    return _policy(args, settings, tensors, rules)
+
+
+def _hf_llama(args: argparse.Namespace) -> Imported:
+    with open(Path(args.source) / "config.json") as file:
+        settings = llama.hf_shape(json.load(file))
+    return _policy(
+        args,
+        settings | {"image_vocab": 0, "latent_vocab": 0, "action_vocab": 0},
+        llama.SafetensorsDirectory(args.source),
+        llama.hf_rules(settings["depth"]),
+    )
+
+
+def _policy(
+    args: argparse.Namespace, settings: dict[str, Any], tensors: Mapping[str, Any], rules: Rules
+) -> Imported:
+    """A policy whose images are given as tokens; tensor by tensor to where it is kept."""
+    if not args.tokenizer:
+        raise ValueError(f"--format {args.format} needs --tokenizer: it belongs to the weights")
+    assets = {TOKENIZER: Path(args.tokenizer).read_bytes()}
+    if args.action_bins:
+        text = Path(args.action_bins).read_text()
+        assets[ACTION_BINS] = action_tokens.from_csv(text).to_json()
+    config = base.stage_defaults("action_finetuning" if args.action_bins else "latent_pretraining")
+    config.data.image_size = (256, 256)
+    config.compute_dtype = args.compute_dtype or "bfloat16"
+    config.model = base.policy_model()
+    config.model.front_end = base.front_end("cached_tokens")
+    if args.action_bins:
+        config.action_tokens = "bins"
+    else:
+        config.code_length = args.code_length or 4
+    config.model.update(settings)
+    config.model.param_dtype = str(next(iter(tensors.values())).dtype)
+    config.model.unroll = 1
+    config.lock()
+    stage = stages.build(config, assets)
+    mesh = make_mesh({"data": 1, "fsdp": -1, "seq": 1, "tensor": 1}, jax.local_devices())
+    places = flatten(
+        sharding.tree_shardings(stage.axes(), stage.model.abstract()[0], mesh, "fsdp"),
+        is_leaf=lambda x: isinstance(x, jax.sharding.Sharding),
+    )
+
+    def place(path: str, array: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(array.shape, places[path], lambda index: array[index])
+
+    sizes = llama.sizes(config.model.heads, config.model.head_dim)
+    params = to_ours(tensors, rules, sizes, stage.model.abstract()[0], place)
+    return Imported(config, params, assets)
+
+
+class Format(NamedTuple):
+    read: Callable[[argparse.Namespace], Imported]
+    flags: tuple[str, ...]
+    what: str
+
+
+_POLICY_FLAGS = ("tokenizer", "compute_dtype", "code_length", "action_bins")
+FORMATS = {
+    "dinov2": Format(_dinov2, (), "a teacher, from Hugging Face's safetensors"),
+    "hf_llama": Format(
+        _hf_llama, ("tokenizer", "compute_dtype"), "a LLaMA from a Hugging Face directory"
+    ),
+    "lapa_stream": Format(
+        _lapa_stream,
+        ("size", "model_json", *_POLICY_FLAGS),
+        "the original's policy, streaming msgpack",
+    ),
+    "laq_pt": Format(_laq_pt, ("image_size", "code_length"), "the original's quantizer"),
+    "vqgan_pickle": Format(_vqgan_pickle, (), "LWM's image tokenizer"),
+}
+
+
+def _formats() -> str:
+    return "; ".join(f"{name}: {one.what}" for name, one in FORMATS.items())
+
+
+def write_run(out: Path, imported: Imported, *, source: str, source_format: str) -> None:
     """Writes a run directory with a checkpoint of step 0, without optimizer state."""
-    stage = stages.build(config, {})
-    variables = jax.jit(stage.init)(jax.random.key(config.seed))[1]
+    config = imported.config
+    stage = stages.build(config, imported.assets)
+    variables = jax.jit(lambda key: stage.init(key)[1])(jax.random.key(config.seed))
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=params,
+        params=imported.params,
         opt_state={},
         ema=None,
         variables=variables,
@@ -101,7 +227,7 @@ def write_run(
     meta = {
         "config": configs.to_dict(config),
         "data": {},
-        "assets": {},
+        "assets": imported.assets,
         "provenance": {
             "code_version": runs.code_version(),
             "imported": {"format": source_format, "source": Path(source).name},

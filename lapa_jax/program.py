@@ -5,17 +5,17 @@ that are only described and compiles it: what is compiled is what runs.
 """
 
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 import jax
-import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from lapa_jax.models.stack import check_remat
 from lapa_jax.parallel import sharding
-from lapa_jax.stages import Stage
+from lapa_jax.stages import Stage, augmentation
 from lapa_jax.training import state as states
-from lapa_jax.training.optimizer import make_optimizer
+from lapa_jax.training.optimizer import Optimizer, make_optimizer
 from lapa_jax.training.step import make_train_step
 
 
@@ -25,7 +25,8 @@ class Program:
 
     mesh: Mesh
     stage: Stage
-    tx: optax.GradientTransformation
+    preset: str
+    optimizer: Optimizer
     init: Callable[[jax.Array], states.TrainState]  # jitted: key → the state before the first step
     step: Callable  # jitted: (state, batch) → (state, metrics); takes over the state's buffers
     state: states.TrainState  # abstract arrays that carry their shardings
@@ -36,26 +37,19 @@ class Program:
         return jax.tree.map(lambda x: x.sharding, self.state)
 
 
-def build(
-    config: ConfigDict, stage: Stage, mesh: Mesh, *, pretrained: Collection[str] = ()
-) -> Program:
-    """The program of a config. `pretrained`: paths of parameters that another run gives.
+def build(config: ConfigDict, stage: Stage, mesh: Mesh) -> Program:
+    """The program of a config.
 
     Raises ShardingError where the mesh, the preset, the model and the batch do not fit together.
     """
     preset = config.mesh.preset
-    tx, schedule = make_optimizer(
-        config.optimizer,
-        config.steps,
-        stage.trainable,
-        axes=stage.axes(),
-        pretrained=pretrained,
-    )
+    check_remat(config.model.remat, mesh.devices.flat[0].platform)
+    optimizer = make_optimizer(config.optimizer, config.steps, stage.axes())
 
     def init(key: jax.Array) -> states.TrainState:
         params, variables = stage.init(key)
         state = states.create(
-            params, variables, tx, config.seed, ema=config.optimizer.ema_decay > 0
+            params, variables, optimizer, config.seed, ema=config.optimizer.ema_decay > 0
         )
         # No weak types: the step returns none, and would be compiled once more for its own output.
         return jax.tree.map(lambda x: x.astype(x.dtype), state)
@@ -64,18 +58,17 @@ def build(
     param_shardings = sharding.tree_shardings(stage.axes(), abstract.params, mesh, preset)
     shardings = states.state_shardings(abstract, param_shardings, mesh)
     step = make_train_step(
-        stage.loss,
-        tx,
-        schedule=schedule,
+        augmentation.training_loss(stage),
+        optimizer,
         microbatches=config.microbatches,
         ema_decay=config.optimizer.ema_decay,
         after_update=stage.after_update,
-        trainable=stage.trainable,
     )
     return Program(
         mesh=mesh,
         stage=stage,
-        tx=tx,
+        preset=preset,
+        optimizer=optimizer,
         init=jax.jit(init, out_shardings=shardings, compiler_options=_quick(mesh)),
         step=jax.jit(
             sharding.with_rules(step, mesh, preset),

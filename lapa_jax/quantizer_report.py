@@ -12,7 +12,7 @@ from lapa_jax.diagnostics.codebook import actions_per_code
 from lapa_jax.evaluate_quantizer import QuantizerEvaluation
 from lapa_jax.report import figures
 from lapa_jax.report.environment import describe_environment
-from lapa_jax.report.html import Report, Section
+from lapa_jax.report.html import Report, Section, estimate
 
 MAX_CODES = 16  # columns of the atlas
 FEATURES = {
@@ -34,10 +34,16 @@ def write(
     """Writes the report of `lapa evaluate`: evaluations by corpus, the whole result, and the frames
     of `evaluate_transfer` (empty without it)."""
     model = run.stage.model_config
+    held = f"{model.codebook_size} codes" if model.has_codes else f"{model.quant_dim} numbers"
     report = Report(
         "What the latent actions are worth",
-        f"{run.workdir}, step {run.step:,}: {model.codebook_size} codes × {model.code_length}.",
+        f"{run.workdir}, step {run.step:,}: {held} × {model.code_length}.",
     )
+    if not model.has_codes:
+        report.text(
+            "The latent stays continuous: what is told of codes elsewhere is left out, and z is "
+            "the latent itself."
+        )
     for name, evaluation in found.items():
         section = report.section(
             f"Corpus {Path(name).name}",
@@ -45,9 +51,10 @@ def write(
             "apart. Intervals are 95 %, by resampling episodes.",
         )
         quantizer_pictures(section, evaluation, Path(name).name)
-        section.figure(
-            atlas(run, {name: evaluation}), "Every latent action applied to the same frames."
-        )
+        if model.has_codes:
+            section.figure(
+                atlas(run, {name: evaluation}), "Every latent action applied to the same frames."
+            )
         _content(section, evaluation.report)
     if "paired_views" in result:
         _paired_views(report, result["paired_views"])
@@ -92,19 +99,21 @@ def _content(section: Section, report: Mapping[str, Any]) -> None:
         ],
         "z beside what it should beat (codes that nobody learnt) and what it should not be (the "
         "scene). Chance to tell the episode: "
-        + ", ".join({_value(row["scene_chance"]) for row in content["controls"].values()})
+        + ", ".join({estimate(row["scene_chance"]) or "–" for row in content["controls"].values()})
         + ".",
     )
     bits = [
         [f"true action → z, {kind}", found]
         for kind, found in content.get("action_to_code", {}).items()
     ]
-    given = content["code_given_scene"]
+    given = content.get("code_given_scene", {})
     bits += [
         [f"first frame → z, {name}", given[key]]
         for key, name in (("other_episodes", "new scene"), ("later_in_episode", "known scene"))
-        if given[key] is not None
+        if given.get(key) is not None
     ]
+    if not bits:
+        return
     section.table(
         ["classifier", "bits left", "bits of z", "explained", "accuracy", "most common code"],
         [
@@ -132,13 +141,18 @@ def _paired_views(report: Report, paired: Mapping[str, Any]) -> None:
     section = report.section(
         "The same motion in two views", f"{paired['windows']:,} windows of the same episodes."
     )
-    agreement, null = paired["codes"]["agreement"], paired["codes"]["null"]
     retrieval = paired["retrieval_at_1"]
     rows = [
-        ["same code in both views", _estimate(agreement), _estimate(null)],
-        ["nearest latent is the same window", _estimate(retrieval), _value(retrieval["chance"])],
-        ["same code, k-means of the change", *map(_estimate, paired["motion_kmeans"].values())],
-        ["alignment of the latents (linear CKA)", _value(paired["cka"]), "0"],
+        [name, _interval(paired[key]["agreement"]), _interval(paired[key]["null"])]
+        for name, key in (
+            ("same code in both views", "codes"),
+            ("same code, k-means of the change", "motion_kmeans"),
+        )
+        if key in paired
+    ]
+    rows += [
+        ["nearest latent is the same window", _interval(retrieval), estimate(retrieval["chance"])],
+        ["alignment of the latents (linear CKA)", estimate(paired["cka"]), "0"],
     ]
     if "probe" in paired:
         rows.append(
@@ -151,8 +165,8 @@ def _paired_views(report: Report, paired: Mapping[str, Any]) -> None:
     section.table(
         ["measure", "value", "to compare with"],
         rows,
-        "The null of the first row exchanges the windows of each episode: agreement above it is "
-        "about the motion, not the scene.",
+        "Codes are compared with those of the other view's windows exchanged within each episode: "
+        "agreement above that is about the motion, not the scene.",
     )
 
 
@@ -163,6 +177,9 @@ def _simulated(report: Report, result: Mapping[str, Any], frames: Mapping[str, n
         "under motion that no action made.",
     )
     transfer = result["transfer"]
+    same, note = transfer["same_code_as_own"], ""
+    if same is not None:
+        note = f" The other scene gives the code of the true pair in {same:.0%}."
     section.table(
         ["later frame decoded from", "skill", "PSNR, dB"],
         [
@@ -173,8 +190,7 @@ def _simulated(report: Report, result: Mapping[str, Any], frames: Mapping[str, n
                 ("shuffled", "z of a third scene"),
             )
         ],
-        f"{transfer['episodes']:,} motions. The other scene gives the code of the true pair in "
-        f"{transfer['same_code_as_own']:.0%}.",
+        f"{transfer['episodes']:,} motions.{note}",
     )
     shown = slice(0, 8)
     names = ("first", "later", "other scene", "simulated", "decoded from z", "decoded from own")
@@ -185,9 +201,9 @@ def _simulated(report: Report, result: Mapping[str, Any], frames: Mapping[str, n
     )
     distractors = result["distractors"]
     section.table(
-        ["moving distractors change the code", "share", "chance"],
+        ["moving distractors change z", "share", "chance"],
         [
-            [name, _estimate(distractors[key]), distractors[key]["chance"]]
+            [name, _interval(distractors[key]), estimate(distractors[key]["chance"])]
             for key, name in (
                 ("changed_still", "while nothing else moves"),
                 ("changed_moving", "while the robot moves"),
@@ -196,47 +212,42 @@ def _simulated(report: Report, result: Mapping[str, Any], frames: Mapping[str, n
     )
 
 
-def _with_interval(row: Mapping[str, Any], key: str) -> str:
-    interval = row.get(f"{key}_interval")
-    if row.get(key) is None or interval is None or None in interval:
-        return _value(row.get(key))
-    return f"{row[key]:.3g} ({interval[0]:.3g} to {interval[1]:.3g})"
+def _with_interval(row: Mapping[str, Any], key: str) -> Any:
+    return estimate(row.get(key), *(row.get(f"{key}_interval") or ()))
 
 
-def _estimate(found: Mapping[str, float]) -> str:
-    return f"{found['estimate']:.3g} ({found['low']:.3g} to {found['high']:.3g})"
-
-
-def _value(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
+def _interval(found: Mapping[str, float]) -> Any:
+    return estimate(found["estimate"], found["low"], found["high"])
 
 
 def quantizer_pictures(section: Section, found: QuantizerEvaluation, view: str) -> None:
     report = found.report
-    shown = np.linspace(0, len(found.z) - 1, 8).astype(int)
+    shown = np.linspace(0, len(found.first) - 1, 8).astype(int)
     section.figure(
         figures.reconstruction_grid(
             found.first[shown],
             found.last[shown],
             found.recon[shown],
-            labels=[f"z = {_name(z)}" for z in found.z[shown]],
+            labels=() if found.z is None else [f"z = {_name(z)}" for z in found.z[shown]],
         ),
         f"{view}: pairs {report['window_seconds']:g} s apart and the later frame as predicted from "
         f"the first frame and z. Skill {report['reconstruction']['skill']:.2f}, PSNR "
         f"{report['reconstruction']['psnr']:.1f} dB.",
     )
-    section.figure(
-        figures.code_usage(report["codes"]["histogram"]),
-        f"{view}: how often each code is used. Perplexity "
-        f"{report['codes']['mean_perplexity']:.2f}.",
-    )
-    if found.actions is not None:
-        rows = actions_per_code(found.z, found.actions, report["codes"]["codebook_size"])
+    if found.z is not None:
+        section.figure(
+            figures.code_usage(report["codes"]["histogram"]),
+            f"{view}: how often each code is used. Perplexity "
+            f"{report['codes']['mean_perplexity']:.2f}.",
+        )
+    if found.z is not None and found.actions is not None:
+        rows = actions_per_code(found.z, found.actions, found.codebook_size)
         section.figure(
             figures.code_meaning(rows, names=("x, metres a window", "y, metres a window")),
             f"{view}: the true motion under each latent action, which the quantizer never saw: "
             "arrows to the mean, ellipses of one standard deviation.",
         )
+    if found.actions is not None:
         section.table(
             ["features", "R² x", "R² y", "mean R²"],
             [[name, *p["r2"], p["r2_mean"]] for name, p in report["probe"].items()],

@@ -84,14 +84,17 @@ def load(workdir: str | Path, step: int | None = None) -> Run:
     directory = Path(workdir) / "checkpoints"
     meta = checkpoint.load_meta(directory, step)
     config = configs.from_dict(meta["config"])
-    loaded = checkpoint.load_params(directory, step, ema=config.optimizer.ema_decay > 0)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    loaded = checkpoint.load_params(
+        directory, step, ema=config.optimizer.ema_decay > 0, shardings=device
+    )
     return Run(
         workdir=Path(workdir),
         step=loaded.step,
         config=config,
         stage=stages.build(config, loaded.meta["assets"]),
-        params=jax.device_put(loaded.params),
-        variables=jax.device_put(loaded.variables),
+        params=loaded.params,
+        variables=loaded.variables,
         assets=loaded.meta["assets"],
         provenance=loaded.meta["provenance"],
         params_hash=params_hash(loaded.params),

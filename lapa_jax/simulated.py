@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lapa_jax import pairs, runs
+from lapa_jax import runs
 from lapa_jax.diagnostics.reconstruction import image_errors, reconstruction_report
 from lapa_jax.diagnostics.statistics import bootstrap_ratio
 from lapa_jax.envs.rollout import collect_expert
@@ -20,26 +20,23 @@ from lapa_jax.envs.tabletop import Tabletop
 NOISE = 0.3  # of the expert, so that motions differ
 
 
-def _window(run: runs.Run, env: Tabletop) -> int:
-    """The quantizer's window in control steps of the environment."""
-    pairs.require_quantizer(run)
-    steps = round(pairs.trained_window(run.config) * env.spec.control_hz)
-    if steps < 1:
-        raise ValueError(f"the window is under one control step of {1 / env.spec.control_hz} s")
-    return steps
-
-
 def evaluate_transfer(
-    run: runs.Run, env: Tabletop, *, episodes: int, seed: int, view: str = "robot"
+    run: runs.Run,
+    env: Tabletop,
+    *,
+    episodes: int,
+    seed: int,
+    window_seconds: float,
+    view: str = "robot",
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """One motion per episode, taken to the scene of the next episode: (report, frames by name,
-    (episodes, H, W, 3)).
+    """One motion of a window per episode, taken to the scene of the next episode: (report, frames
+    by name, (episodes, H, W, 3)).
 
     Skill (1 − MSE / MSE of a copy, intervals over episodes) of the frame decoded from `z` of the
     other scene, of `own` (the z of the true pair: what the decoder could reach), and of `shuffled`
-    (the z of a third scene: what any z gives).
+    (the z of a third scene: what any z gives). `same_code_as_own` is None without codes.
     """
-    window = _window(run, env)
+    window = _steps(window_seconds, env)
     start, end, actions = _motions(env, episodes, seed, window)
     there = jax.tree.map(lambda x: jnp.roll(x, -1, axis=0), start)
 
@@ -51,54 +48,73 @@ def evaluate_transfer(
     moved = jax.jit(jax.vmap(follow))(there, actions)
     render = _renderer(run, env)
     here, later, there, truth = (render(s, view) for s in (start, end, there, moved))
-    quantize, decode = jax.jit(run.stage.quantize), jax.jit(run.stage.decode)
-    z = quantize(run.params, run.variables, here, later)
-    codes = {
-        "z": z,
-        "own": quantize(run.params, run.variables, there, truth),
-        "shuffled": jnp.roll(z, 1, axis=0),
+    read, decode = jax.jit(run.stage.read), jax.jit(run.stage.decode_latent)
+    other = read(run.params, run.variables, here, later)
+    own = read(run.params, run.variables, there, truth)
+    latent_actions = {
+        "z": other.received_BLQ,
+        "own": own.received_BLQ,
+        "shuffled": jnp.roll(other.received_BLQ, 1, axis=0),
     }
     frames = {"first": here, "later": later, "other scene": there, "simulated": truth}
     frames = {name: np.asarray(x) for name, x in frames.items()}
     report: dict[str, Any] = {"episodes": episodes, "seed": seed, "view": view}
-    for name, code in codes.items():
-        decoded = np.asarray(decode(run.params, run.variables, there, code))
+    for name, received in latent_actions.items():
+        decoded = np.asarray(decode(run.params, run.variables, there, received))
         errors = image_errors(frames["other scene"], frames["simulated"], decoded)
         found = reconstruction_report(*errors, np.arange(episodes), seed=seed)
         report[name] = {key: found[key] for key in ("skill", "skill_interval", "psnr")}
         frames[f"decoded from {name}"] = np.clip(decoded, 0.0, 1.0)
-    report["same_code_as_own"] = float(np.mean(np.all(codes["z"] == codes["own"], axis=1)))
+    same = None if own.z_BL is None else float(np.mean(np.all(other.z_BL == own.z_BL, axis=1)))
+    report["same_code_as_own"] = same
     return report, frames
 
 
 def evaluate_distractors(
-    run: runs.Run, env: Tabletop, *, episodes: int, seed: int
+    run: runs.Run, env: Tabletop, *, episodes: int, seed: int, window_seconds: float
 ) -> dict[str, Any]:
-    """Codes of the view with moving distractors, of one window per episode.
+    """Latent actions of the view with moving distractors, of one window per episode.
 
     `changed_still`: share of codes that the distractors alone change, where nothing else moves;
     `changed_moving`: the same where the robot moves. Each with the share to expect if codes were
-    drawn at random from how often they are used (`chance`). A quantizer of actions has 0.
+    drawn at random from how often they are used (`chance`). Of a continuous latent: the squared
+    distance that they move it, over that between windows (`chance` 1). A quantizer of actions has
+    0.
     """
-    window = _window(run, env)
+    window = _steps(window_seconds, env)
     start, end, _ = _motions(env, episodes, seed, window)
     # Distractors move with the clock of the state: the scene stands still, the clock runs.
     later = start.replace(time=end.time)
     render = _renderer(run, env)
-    quantize = jax.jit(run.stage.quantize)
+    read = jax.jit(run.stage.read)
     report: dict[str, Any] = {"episodes": episodes, "seed": seed}
     for name, last in (("changed_still", later), ("changed_moving", end)):
         plain, distracted = (
-            np.asarray(quantize(run.params, run.variables, render(start, view), render(last, view)))
+            read(run.params, run.variables, render(start, view), render(last, view))
             for view in ("robot", "distractors")
         )
-        changed = (plain != distracted).any(axis=1)
-        found = bootstrap_ratio(
-            changed, np.ones(episodes), np.arange(episodes), seed=seed
-        ).as_dict()
-        shares = np.unique(distracted, axis=0, return_counts=True)[1] / episodes
-        report[name] = found | {"chance": float(1.0 - np.square(shares).sum())}
+        if plain.z_BL is None:
+            moved = np.square(plain.latent_BLQ - distracted.latent_BLQ).sum((1, 2))
+            between = 2.0 * np.var(distracted.latent_BLQ, axis=0, ddof=1).sum()
+            changed, chance = moved / between, 1.0
+        else:
+            changed = np.any(plain.z_BL != distracted.z_BL, axis=1)
+            shares = np.unique(distracted.z_BL, axis=0, return_counts=True)[1] / episodes
+            chance = float(1.0 - np.square(shares).sum())
+        found = bootstrap_ratio(changed, np.ones(episodes), np.arange(episodes), seed=seed)
+        report[name] = found.as_dict() | {"chance": chance}
     return report
+
+
+def _steps(window_seconds: float, env: Tabletop) -> int:
+    """The window in control steps of the environment."""
+    steps = round(window_seconds * env.spec.control_hz)
+    if steps < 1:
+        raise ValueError(
+            f"the window of {window_seconds} s is under one control step of "
+            f"{1 / env.spec.control_hz} s"
+        )
+    return steps
 
 
 def _renderer(run: runs.Run, env: Tabletop) -> Any:

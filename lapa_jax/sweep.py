@@ -23,7 +23,7 @@ from lapa_jax import config as configs
 from lapa_jax import runs
 from lapa_jax.evaluate_quantizer import evaluate_quantizer
 from lapa_jax.report import figures
-from lapa_jax.report.html import Report
+from lapa_jax.report.html import Report, estimate
 from lapa_jax.train import EXIT_RESTART, train
 
 # column → path in an evaluation's report; NAME_interval lies beside NAME
@@ -184,15 +184,13 @@ def write_report(workdir: Path, points: list[Point], rows: list[dict[str, Any]])
             section.figure(figures.heat_map(found, keys[0], keys[1], name))
         section.table(
             [*keys, *names],
-            [[_text(r[k]) for k in keys] + [_cell(r, n) for n in names] for r in found],
+            [
+                [_text(r[k]) for k in keys]
+                + [estimate(r[n], r.get(f"{n}_low"), r.get(f"{n}_high")) for n in names]
+                for r in found
+            ],
         )
     report.write(workdir / "sweep.html")
-
-
-def _cell(row: dict[str, Any], name: str) -> Any:
-    if row.get(f"{name}_low") is None:
-        return row[name]
-    return f"{row[name]:.3g} ({row[f'{name}_low']:.3g} to {row[f'{name}_high']:.3g})"
 
 
 def _text(value: Any) -> str:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
@@ -24,9 +23,10 @@ from data_pipelines.mixture import Mixture
 from lapa_jax import config as configs
 from lapa_jax import program as programs
 from lapa_jax import runs, stages
-from lapa_jax.models import surgery
+from lapa_jax.models import lora, surgery
 from lapa_jax.parallel import distributed, sharding
 from lapa_jax.parallel.mesh import make_mesh
+from lapa_jax.training import memory
 from lapa_jax.training import state as states
 from lapa_jax.training.checkpoint import Checkpoints
 from lapa_jax.training.metrics import Alarms, LateMetrics, MetricWriter, Progress, check_finite
@@ -56,19 +56,19 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
     stage_class = stages.get(config.stage)
     loader = loaders.Loader(
         config.data,
-        fields=stage_class.fields,
+        fields=stage_class.fields_of(config),
         global_batch=config.global_batch,
         seed=config.seed,
         host=host,
         num_hosts=num_hosts,
         prepare=lambda batch: stage.prepare(batch),
     )
-    pretrained = runs.load(config.init_from) if config.init_from else None
+    pretrained = _pretrained(config.init_from) if config.init_from else None
     assets = _assets(workdir, config, stage_class, loader.mixture, pretrained)
     stage = stage_class(config, assets)
 
     # --- The step: state and batch by shape, optimizer, shardings --------------------------------
-    program = programs.build(config, stage, mesh, pretrained=_taken(pretrained, stage))
+    program = programs.build(config, stage, mesh)
 
     # --- State: restore, or initialise (from another run's parameters where the config asks) ----
     checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
@@ -78,6 +78,7 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
         logging.info("%s continues at step %d of %d", workdir, int(state.step), config.steps)
         frozen_from = meta["provenance"].get("frozen_from")
     else:
+        _check_frozen(program, pretrained)
         state = program.init(jax.random.key(config.seed))
         if pretrained is not None:
             state, report = _start_from(pretrained, state, program)
@@ -85,7 +86,7 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
         state, frozen_from = _adopt_frozen(state, program)
     start = int(state.step)
     provenance = _provenance(loader.mixture, pretrained, frozen_from)
-    _log_size(state.params, mesh, config.mesh.preset)
+    _log_size(state, program)
 
     # --- Loop -----------------------------------------------------------------------------------
     writer = MetricWriter(workdir, step=start)
@@ -167,6 +168,16 @@ def _actions(mixture: Mixture) -> np.ndarray:
     return np.concatenate([i.actions[statistics.valid_action_rows(i)] for i in indexes])
 
 
+def _pretrained(workdir: str) -> runs.Run:
+    """The run to start from; what LoRA has learned there is in its kernels."""
+    run = runs.load(workdir)
+    if not lora.is_adapted(run.params):
+        return run
+    logging.info("init_from %s: the factors of LoRA are merged into their kernels", workdir)
+    params = lora.merge(run.params, run.config.model.lora_alpha)
+    return dataclasses.replace(run, params=params)
+
+
 def _start_from(
     pretrained: runs.Run, state: states.TrainState, program: programs.Program
 ) -> tuple[states.TrainState, dict[str, list[str]]]:
@@ -176,17 +187,23 @@ def _start_from(
     logging.info("init_from %s: %s", pretrained.workdir, report)
     shardings = program.shardings
     params = jax.device_put(params, shardings.params)
-    # A copy: a state that is donated may not hold the same buffer twice.
-    ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
-    opt_state = jax.jit(program.tx.init, out_shardings=shardings.opt_state)(params)
+    ema = None if state.ema is None else states.first_average(params, program.optimizer)
+    opt_state = jax.jit(program.optimizer.init, out_shardings=shardings.opt_state)(params)
     return state.replace(params=params, ema=ema, opt_state=opt_state), dataclasses.asdict(report)
 
 
-def _taken(pretrained: runs.Run | None, stage: stages.Stage) -> tuple[str, ...]:
-    """Paths of the parameters that the run takes over from another."""
-    if pretrained is None:
-        return ()
-    return surgery.plan_swap(pretrained.params, stage.model.abstract()[0]).taken
+def _check_frozen(program: programs.Program, pretrained: runs.Run | None) -> None:
+    """Refuses to freeze parameters that nothing has trained."""
+    taken = ()
+    if pretrained is not None:
+        taken = surgery.plan_swap(pretrained.params, program.state.params).taken
+    random = sorted(program.optimizer.frozen - set(taken))
+    if random:
+        raise ValueError(
+            f"optimizer.groups freezes {random[:8]} ({len(random)} in all), which are newly "
+            f"initialised and would stay random: set init_from to a run that has them, or let "
+            f"them train"
+        )
 
 
 def _adopt_frozen(
@@ -218,14 +235,19 @@ def _provenance(
         "code_version": runs.code_version(),
         "corpora": {c.name: c.index.hash for c in mixture.corpora},
         "label_sets": {c.name: c.labels.provenance for c in mixture.corpora if c.labels},
+        "image_token_sets": {c.name: c.tokens[0].provenance for c in mixture.corpora if c.tokens},
         "init_from": pretrained.params_hash if pretrained else None,
         "frozen_from": frozen_from,
     }
 
 
-def _log_size(params: Any, mesh: jax.sharding.Mesh, preset: str) -> None:
-    count = sum(x.size for x in jax.tree.leaves(params))
-    logging.info("%.2f M parameters, mesh %s, preset %s", count / 1e6, dict(mesh.shape), preset)
+def _log_size(state: states.TrainState, program: programs.Program) -> None:
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    held = memory.held_bytes(state.params, program.optimizer, ema=state.ema is not None)
+    gib = ", ".join(f"{name} {size / 2**30:.3g} GiB" for name, size in held.items())
+    mesh = dict(program.mesh.shape)
+    logging.info("%.2f M parameters, mesh %s, preset %s", count / 1e6, mesh, program.preset)
+    logging.info("over all devices: %s\n%s", gib, program.optimizer.table(state.params))
 
 
 @contextlib.contextmanager

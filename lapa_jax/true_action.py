@@ -44,8 +44,7 @@ def decoder_given_true_action(
         z = (start + hidden @ weights["out"]).reshape(-1, *shape)
         return z
 
-    def decode(params, variables, first, z):
-        return run.stage.model.apply(params, variables, "decode_latent", first, z)[0]
+    decode = run.stage.decode_latent
 
     @jax.jit
     def step(weights, state, params, variables, first, last, x, start):

@@ -54,6 +54,8 @@ def test_tiny_demo_runs_whole_and_continues(tmp_path, capsys):
     arms = {a: json.loads((workdir / a / "config.json").read_text()) for a in ("lapa", "scratch")}
     assert arms["lapa"].pop("init_from") and not arms["scratch"].pop("init_from")
     assert arms["scratch"]["model"].pop("tokenizer") and not arms["lapa"]["model"].pop("tokenizer")
+    held = {arm: arms[arm]["optimizer"]["groups"]["rest"].pop("lr_scale") for arm in arms}
+    assert held == {"lapa": 0.0, "scratch": 1.0}
     assert arms["lapa"] == arms["scratch"]
 
     # Again: only what is missing is done.

@@ -19,7 +19,7 @@ ALLOWED = {
         "lapa_jax.parallel",
         "data_pipelines.schema",
     ),
-    "lapa_jax.models": ("lapa_jax.parallel",),
+    "lapa_jax.models": ("lapa_jax.parallel", "lapa_jax.tokens.modality"),
     "lapa_jax.training": ("lapa_jax.parallel",),
     "lapa_jax.aot": ("lapa_jax.parallel",),
     "lapa_jax.parallel": (),

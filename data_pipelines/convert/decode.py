@@ -7,9 +7,11 @@ converted whole raises VideoError: a partly read video is never passed off as a 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,6 +19,9 @@ import av
 import numpy as np
 import simplejpeg
 from av.video.reformatter import VideoReformatter
+
+from data_pipelines.convert.conversion import NeedsSettingError, RecordingError
+from data_pipelines.schema import jpeg_size
 
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 FITS = ("crop", "pad")
@@ -28,15 +33,15 @@ _OPEN_OPTIONS = {
     "protocol_whitelist": "file",
 }
 _MAX_GAP_SECONDS = 60
-_MAX_EPISODE_BYTES = 1 << 30  # TensorFlow's Example parser stops at 2 GiB
+MAX_EPISODE_BYTES = 1 << 30  # TensorFlow's Example parser stops at 2 GiB
 _DURATION_TAG = re.compile(r"^(\d+):(\d\d):(\d\d(?:\.\d+)?)$")
 
 
-class VideoError(ValueError):
-    """The file cannot be converted; the message is the reason shown in the report."""
+class VideoError(RecordingError):
+    """The file cannot be converted."""
 
 
-class UnknownFpsError(ValueError):
+class UnknownFpsError(NeedsSettingError):
     """The file has neither time stamps nor a frame rate: the user has to give one."""
 
 
@@ -156,42 +161,80 @@ def encode_jpeg(image: np.ndarray, quality: int = 92) -> bytes:
 
 def read_clips(path: str | Path, settings: VideoSettings) -> Iterator[Clip]:
     """The clips of one video, in order. Errors may come after some clips: drop those too."""
-    path = Path(path).absolute()  # an absolute path cannot be taken for a protocol ("concat:...")
-    if path.stat().st_size == 0:
-        raise VideoError("empty file")
+    with _open(path) as stream:
+        encode = _encoder(stream, settings)
+        fps = Fraction(str(settings.fps))
+        # Containers round times to their tick: the last frame counts if it is a tick too early.
+        tolerance = min(stream.time_base or Fraction(0), 1 / fps / 4)
+        clip = Clip()
+        frames = _timed_frames(stream, path, settings)
+        for frame, shown in nearest_frames(frames, fps, tolerance):
+            if not shown:
+                image = encode(frame)
+            clip.images.append(image)
+            clip.repeated += shown
+            clip.num_bytes += len(image)
+            if clip.num_bytes > MAX_EPISODE_BYTES:
+                raise VideoError("an episode above 1 GiB; split the video with --clip_seconds")
+            if len(clip.images) == settings.clip_frames:
+                yield clip
+                clip = Clip()
+        if clip.images:
+            yield clip
+
+
+def read_frames(path: str | Path, settings: VideoSettings) -> Iterator[tuple[float, bytes]]:
+    """(time in seconds, JPEG) of every frame of one video, read once from start to end."""
+    with _open(path) as stream:
+        encode = _encoder(stream, settings)
+        for time, frame in _timed_frames(stream, path, settings):
+            yield float(time), encode(frame)
+
+
+def read_picture(path: str | Path, settings: VideoSettings) -> bytes:
+    """The JPEG of one JPEG or PNG file; its own bytes where it is a JPEG of the right size."""
+    data = Path(path).read_bytes()
+    if data[:2] == b"\xff\xd8" and jpeg_size(data) == (settings.height, settings.width, 3):
+        return data
+    options = {"format_whitelist": "jpeg_pipe,png_pipe"}
+    with _explained(), av.open(io.BytesIO(data), options=options) as container:
+        frame = next(container.decode(video=0))
+        return encode_jpeg(fit_frame(frame, VideoReformatter(), settings), settings.quality)
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
     try:
-        with av.open(str(path), options=_OPEN_OPTIONS, metadata_errors="replace") as container:
-            yield from _read_container(container, path, settings)
+        yield
     except av.FFmpegError as error:
         raise VideoError(f"undecodable: {error.strerror or error}") from error
 
 
-def _read_container(
-    container: av.container.InputContainer, path: Path, settings: VideoSettings
-) -> Iterator[Clip]:
-    stream = _video_stream(container)
-    stream.codec_context.thread_count = 1  # parallel over files, see --workers
-    fps = Fraction(str(settings.fps))
-    # Containers round times to their tick: the last frame counts if it is a tick too early.
-    tolerance = min(stream.time_base or Fraction(0), 1 / fps / 4)
+@contextlib.contextmanager
+def _open(path: str | Path) -> Iterator[av.video.stream.VideoStream]:
+    path = Path(path).absolute()  # an absolute path cannot be taken for a protocol ("concat:...")
+    if not path.exists():
+        raise VideoError("no such file")
+    if path.stat().st_size == 0:
+        raise VideoError("empty file")
+    with (
+        _explained(),
+        av.open(str(path), options=_OPEN_OPTIONS, metadata_errors="replace") as container,
+    ):
+        stream = _video_stream(container)
+        stream.codec_context.thread_count = 1  # parallel over files, see --workers
+        yield stream
+
+
+def _encoder(
+    stream: av.video.stream.VideoStream, settings: VideoSettings
+) -> Callable[[av.VideoFrame], bytes]:
+    """Frame of this stream -> JPEG."""
     reformatter = VideoReformatter()
     pixel_aspect = stream.sample_aspect_ratio or Fraction(1)
-    clip = Clip()
-    for frame, shown in nearest_frames(_timed_frames(stream, path, settings), fps, tolerance):
-        if not shown:
-            image = encode_jpeg(
-                fit_frame(frame, reformatter, settings, pixel_aspect), settings.quality
-            )
-        clip.images.append(image)
-        clip.repeated += shown
-        clip.num_bytes += len(image)
-        if clip.num_bytes > _MAX_EPISODE_BYTES:
-            raise VideoError("an episode above 1 GiB; split the video with --clip_seconds")
-        if len(clip.images) == settings.clip_frames:
-            yield clip
-            clip = Clip()
-    if clip.images:
-        yield clip
+    return lambda frame: encode_jpeg(
+        fit_frame(frame, reformatter, settings, pixel_aspect), settings.quality
+    )
 
 
 def _video_stream(container: av.container.InputContainer) -> av.video.stream.VideoStream:
@@ -202,7 +245,7 @@ def _video_stream(container: av.container.InputContainer) -> av.video.stream.Vid
 
 
 def _timed_frames(
-    stream: av.video.stream.VideoStream, path: Path, settings: VideoSettings
+    stream: av.video.stream.VideoStream, path: str | Path, settings: VideoSettings
 ) -> Iterator[tuple[Fraction, av.VideoFrame]]:
     """(time in seconds, frame) of every frame; checks that the stream is as long as it says."""
     rate = stream.average_rate or stream.guessed_rate

@@ -19,16 +19,28 @@ from experiments import base
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """`quick`: a minute on a CPU. `data`: the labelled corpus. `init_from`: a latent VLA's run."""
-    arg = base.parse_arg(arg, quick=False, data="data/labelled/robot", init_from="")
+    """`quick`: a minute on a CPU. `data`: the labelled corpus. `init_from`: a latent VLA's run.
+    `optimizer`: one of base.optimizer. `augment`: one of base.augment."""
+    arg = base.parse_arg(
+        arg,
+        quick=False,
+        data="data/labelled/robot",
+        init_from="",
+        optimizer="adamw",
+        augment="none",
+    )
     config = base.stage_defaults("action_finetuning")
+    config.optimizer = base.optimizer(arg.optimizer)
+    config.data.augment = base.augment(arg.augment)
     config.data.corpora["robot"] = base.corpus(arg.data)
     config.init_from = arg.init_from
     config.compute_dtype = "float32"
     config.global_batch = 64
     config.steps = 300
-    config.optimizer.peak_lr = 1e-3
-    config.optimizer.pretrained_lr_scale = 0.0  # a few episodes would overwrite what it knows
+    # A few episodes would overwrite what it knows. Frozen instead, its gradients would not count in
+    # clipping either, and none would be computed.
+    held = 0.0 if arg.init_from else 1.0
+    config.optimizer.groups = base.head_and_rest("action", lr_scale=held)
     config.model = base.policy_model(action_vocab=16)  # few, for few episodes
     config.action_tokens = "clusters"  # one token an action; "bins": one a dimension
     if arg.quick:

@@ -16,11 +16,18 @@ from experiments import base
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """`quick`: a minute on a CPU. `data`, `views` as for the quantizer; `label_set`: its labels."""
+    """`quick`: a minute on a CPU. `data`, `views` as for the quantizer; `label_set`: its labels;
+    `optimizer`: one of base.optimizer."""
     arg = base.parse_arg(
-        arg, quick=False, data="data/tabletop", views="human+robot", label_set="laq"
+        arg,
+        quick=False,
+        data="data/tabletop",
+        views="human+robot",
+        label_set="laq",
+        optimizer="adamw",
     )
     config = base.stage_defaults("latent_pretraining")
+    config.optimizer = base.optimizer(arg.optimizer)
     for view in arg.views.split("+"):
         config.data.corpora[view] = base.corpus(f"{arg.data}/{view}", label_set=arg.label_set)
     config.compute_dtype = "float32"

@@ -24,11 +24,17 @@ from experiments import base
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """`quick`: a minute on a CPU. `data`: directory with one corpus a view; `views` joined by +.
-    `objective`: what is predicted, one of base.objective."""
+    `objective`: what is predicted, one of base.objective. `augment`: one of base.augment."""
     arg = base.parse_arg(
-        arg, quick=False, data="data/tabletop", views="human+robot", objective="pixels"
+        arg,
+        quick=False,
+        data="data/tabletop",
+        views="human+robot",
+        objective="pixels",
+        augment="none",
     )
     config = base.stage_defaults("quantizer")
+    config.data.augment = base.augment(arg.augment)
     for view in arg.views.split("+"):
         config.data.corpora[view] = base.corpus(f"{arg.data}/{view}", window_seconds=0.2)
     config.compute_dtype = "float32"
@@ -40,10 +46,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.model.bottleneck.update(continuous_steps=300, ramp_steps=400)
     if arg.quick:
         config.model.bottleneck.update(continuous_steps=10, ramp_steps=20)
-        config.model.normalize_decay = 0.8  # of 60 steps; else evaluation lags behind training
-        config.steps, config.global_batch = 60, 16
-        config.log_every_steps, config.optimizer.warmup_steps = 10, 10
-        config.checkpoint.every_steps = 30
+        config.model.normalize_decay = 0.5  # at this rate evaluation lags behind training else
+        config.steps, config.log_every_steps, config.checkpoint.every_steps = 60, 10, 30
+        config.optimizer.warmup_steps = 10
         config.model.dim, config.model.mlp_dim = 32, 64
         config.model.heads, config.model.head_dim = 2, 16
         config.model.patch_size = 16

@@ -9,18 +9,17 @@ Cost: 32 runs of experiments/quantizer/tabletop.py, which reads what it says the
 2 x 2 points of its quick form.
 """
 
-from experiments import base
-from experiments.quantizer import tabletop
+from experiments.sweeps.grid import over_tabletop
+
+SIZES, LENGTHS = (2, 4, 8, 16, 32, 64, 128, 256), (1, 2, 4, 8)
 
 
 def get_sweep(arg: str | None = None) -> dict:
     """`quick`, `data`, `views` as for the quantizer."""
-    arg = base.parse_arg(arg, quick=False, data="data/tabletop", views="human+robot")
-    config = tabletop.get_config(f"quick={arg.quick},data={arg.data},views={arg.views}")
-    sizes, lengths = (2, 4, 8, 16, 32, 64, 128, 256), (1, 2, 4, 8)
-    if arg.quick:
-        sizes, lengths = (4, 8), (1, 2)
-    return {
-        "config": config,
-        "grid": {"model.codebook_size": sizes, "model.code_length": lengths},
-    }
+
+    def grid(sizes: tuple[int, ...], lengths: tuple[int, ...]) -> dict:
+        return {"model.codebook_size": sizes, "model.code_length": lengths}
+
+    sweep = over_tabletop(arg, grid(SIZES, LENGTHS), quick=grid((4, 8), (1, 2)))
+    sweep["config"].model.bottleneck.recent_size = 16 * max(sweep["grid"]["model.codebook_size"])
+    return sweep

@@ -8,13 +8,11 @@ every point takes as many steps, and is measured on all episodes unless --corpus
 Cost: 5 runs of experiments/quantizer/tabletop.py; quick=True has 2 of its quick form.
 """
 
-from experiments import base
-from experiments.quantizer import tabletop
+from experiments.sweeps.grid import over_tabletop
+
+KEY = "data.corpora.*.fraction"
 
 
 def get_sweep(arg: str | None = None) -> dict:
     """`quick`, `data`, `views` as for the quantizer."""
-    arg = base.parse_arg(arg, quick=False, data="data/tabletop", views="human+robot")
-    config = tabletop.get_config(f"quick={arg.quick},data={arg.data},views={arg.views}")
-    fractions = (0.1, 1.0) if arg.quick else (0.01, 0.03, 0.1, 0.3, 1.0)
-    return {"config": config, "grid": {"data.corpora.*.fraction": fractions}}
+    return over_tabletop(arg, {KEY: (0.01, 0.03, 0.1, 0.3, 1.0)}, quick={KEY: (0.1, 1.0)})

@@ -30,6 +30,7 @@ _FREE = frozenset(
 _UPDATE = "dynamic-update-slice"
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
+_INSTRUCTION = re.compile(r"\s+(ROOT )?%?[\w.\-]+ = ")
 
 
 @dataclasses.dataclass
@@ -92,9 +93,9 @@ class Module:
                 if match and not line.startswith("HloModule"):
                     current = self.computations.setdefault(match[2], {})
                     self.entry = match[2] if match[1] else self.entry
-            elif line.startswith("}"):
+            elif line == "}":
                 current = None
-            elif " = " in line:
+            elif _INSTRUCTION.match(line):  # others continue one: kernels have attributes of lines
                 instruction = _parse(line)
                 current[instruction.name] = instruction
         if not self.entry:

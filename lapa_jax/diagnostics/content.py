@@ -14,7 +14,7 @@ from lapa_jax.diagnostics.probes import feature_sets, one_hot_codes
 
 
 def content_report(
-    z: np.ndarray,
+    z: np.ndarray | None,
     latents: np.ndarray,
     first: np.ndarray,
     last: np.ndarray,
@@ -26,39 +26,39 @@ def content_report(
 ) -> dict[str, Any]:
     """What N frame pairs, in order of time within each episode, show of their latent actions.
 
-    `z` int (N, L), `latents` float (N, ...) before the bottleneck, `first` and `last` frames
-    (N, H, W, C) with H, W divisible by 8, `actions` (N, A) over the window or None. Needs 2
-    episodes, with actions 3. Keys: `code_given_scene`; `scene_probe`, None where fewer than 2
-    episodes have 2 rows; `controls`; and with actions `label_efficiency` and `action_to_code`.
+    `z` int (N, L), or None where the latent stays continuous and is the latent action itself;
+    `latents` float (N, L, D) before the bottleneck, `first` and `last` frames (N, H, W, C) with H,
+    W divisible by 8, `actions` (N, A) over the window or None. Needs 2 episodes, with actions 3.
+    Keys: with codes `code_given_scene`; `scene_probe`, None where fewer than 2 episodes have 2
+    rows; `controls`; with actions `label_efficiency`, and with both `action_to_code`.
     """
-    latents = np.asarray(latents).reshape(len(latents), -1)
+    shape = latents.shape[:2]
+    latents = latents.reshape(len(latents), -1)
     motion = fit_motion_codes(first, last, episode, codebook_size, seed=seed)
-    unlearnt = {
-        "random_codes": random_codes(*z.shape, codebook_size, seed=seed),
-        "motion_kmeans": motion(first, last),
-    }
-    sets = feature_sets(
-        z, codebook_size, seed=seed, first_frames=first, extra={"continuous_latent": latents}
-    )
-    controls = {name: one_hot_codes(value, codebook_size) for name, value in unlearnt.items()}
-    compared = {name: sets[name] for name in ("latent_action", "continuous_latent", "first_frame")}
-    compared |= controls
+    codes = {} if z is None else {"latent_action": z}
+    codes["random_codes"] = random_codes(*shape, codebook_size, seed=seed)
+    codes["motion_kmeans"] = motion(first, last)
+    one_hot = {name: one_hot_codes(value, codebook_size) for name, value in codes.items()}
+    latent_action = one_hot.pop("latent_action", latents)
+    extra = {} if z is None else {"continuous_latent": latents}
+    sets = feature_sets(latent_action, seed=seed, first_frames=first, extra=extra)
+    compared = {name: sets[name] for name in ("latent_action", *extra, "first_frame")} | one_hot
 
-    report: dict[str, Any] = {
-        "code_given_scene": code_given_scene(z, first, episode, codebook_size, seed=seed),
-        "scene_probe": None,
-    }
+    report: dict[str, Any] = {"scene_probe": None}
+    if z is not None:
+        report["code_given_scene"] = code_given_scene(z, first, episode, codebook_size, seed=seed)
     _, counts = np.unique(episode, return_counts=True)
     if (counts >= 2).sum() >= 2:
         report["scene_probe"] = scene_probe(compared, episode, seed=seed)
     efficiency: dict[str, Any] = {}
     if actions is not None:
         report["label_efficiency"] = label_efficiency(sets, actions, episode, seed=seed)
-        report["action_to_code"] = action_to_code(z, actions, episode, codebook_size, seed=seed)
-        of_controls = label_efficiency(controls, actions, episode, seed=seed, counts=())
+        if z is not None:
+            report["action_to_code"] = action_to_code(z, actions, episode, codebook_size, seed=seed)
+        of_controls = label_efficiency(one_hot, actions, episode, seed=seed, counts=())
         efficiency = report["label_efficiency"] | of_controls
     report["controls"] = controls_table(
-        {"latent_action": z} | unlearnt,
+        codes,
         codebook_size,
         efficiency={name: efficiency[name] for name in compared if name in efficiency},
         scene=report["scene_probe"] or {},

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lapa_jax.diagnostics.codebook import check_codes
-from lapa_jax.diagnostics.probes import fit_probe, one_hot_codes, r2_report, split_episodes
+from lapa_jax.diagnostics.probes import fit_probe, r2_report, split_episodes
 from lapa_jax.diagnostics.statistics import bootstrap_ratio
 
 
@@ -76,40 +76,17 @@ def cross_view_probe(
     other: np.ndarray,
     actions: np.ndarray,
     episode: np.ndarray,
-    codebook_size: int,
     *,
     seed: int,
 ) -> dict[str, Any]:
-    """R² of a linear probe from codes to actions that is fitted in the first view and tested in the
-    other, on other episodes; beside the same probe tested in its own view."""
-    x, x_other = (one_hot_codes(z, codebook_size) for z in (one, other))
+    """R² of a linear probe from latent actions (N, D) to actions that is fitted in the first view
+    and tested in the other, on other episodes; beside the same probe tested in its own view."""
     test = split_episodes(episode, test_fraction=0.25, seed=seed)
-    probe = fit_probe(x[~test], actions[~test], episode[~test], seed=seed)
+    probe = fit_probe(one[~test], actions[~test], episode[~test], seed=seed)
     return {
         name: r2_report(probe(features[test]), actions[test], episode[test], seed=seed)
-        for name, features in (("same_view", x), ("other_view", x_other))
+        for name, features in (("same_view", one), ("other_view", other))
     }
-
-
-def embodiment_report(
-    codes: tuple[np.ndarray, np.ndarray],
-    latents: tuple[np.ndarray, np.ndarray],
-    actions: np.ndarray | None,
-    episode: np.ndarray,
-    codebook_size: int,
-    *,
-    seed: int,
-) -> dict[str, Any]:
-    """All of the above for two views; latents are continuous, float (N, D)."""
-    report: dict[str, Any] = {
-        "windows": len(episode),
-        "codes": code_agreement(*codes, episode, codebook_size, seed=seed),
-        "retrieval_at_1": retrieval(*latents, episode, seed=seed),
-        "cka": linear_cka(*latents),
-    }
-    if actions is not None:
-        report["probe"] = cross_view_probe(*codes, actions, episode, codebook_size, seed=seed)
-    return report
 
 
 def _standardise(x: np.ndarray) -> np.ndarray:

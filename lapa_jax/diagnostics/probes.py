@@ -235,10 +235,9 @@ def r2_report(
 
 
 def probe_latent_actions(
-    z: np.ndarray,
+    latent_action: np.ndarray,
     actions: np.ndarray,
     episode: np.ndarray,
-    codebook_size: int,
     *,
     seed: int,
     first_frames: np.ndarray | None = None,
@@ -246,7 +245,7 @@ def probe_latent_actions(
     **options: Any,
 ) -> dict[str, dict[str, Any]]:
     """The probe of the latent action beside its controls (`feature_sets`), all on one split."""
-    sets = feature_sets(z, codebook_size, seed=seed, first_frames=first_frames, extra=extra)
+    sets = feature_sets(latent_action, seed=seed, first_frames=first_frames, extra=extra)
     return {
         name: linear_probe(value, actions, episode, seed=seed, **options)
         for name, value in sets.items()
@@ -254,28 +253,28 @@ def probe_latent_actions(
 
 
 def feature_sets(
-    z: np.ndarray,
-    codebook_size: int,
+    latent_action: np.ndarray,
     *,
     seed: int,
     first_frames: np.ndarray | None = None,
     extra: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
-    """What a probe may see, by name: the latent action and its controls, each (N, D).
+    """What a probe may see, by name: the latent action (one-hot codes, or a continuous latent) and
+    its controls, each (N, D).
 
-    `shuffled_latent_action`: the same codes in random order (should be about 0);
+    `shuffled_latent_action`: the same in random order (should be about 0);
     `first_frame`: what the scene alone tells; `first_frame_and_latent_action` minus `first_frame`
-    is what the code adds. `extra` holds more feature sets (N, D), such as continuous embeddings.
+    is what the latent action adds. `extra` holds more feature sets (N, D), such as the latent
+    before the bottleneck.
     """
-    codes = one_hot_codes(z, codebook_size)
     sets: dict[str, np.ndarray] = {
-        "latent_action": codes,
-        "shuffled_latent_action": np.random.default_rng(seed).permutation(codes),
+        "latent_action": latent_action,
+        "shuffled_latent_action": np.random.default_rng(seed).permutation(latent_action),
     }
     if first_frames is not None:
         scene = pooled_frames(first_frames)
         sets["first_frame"] = scene
-        sets["first_frame_and_latent_action"] = np.concatenate([scene, codes], 1)
+        sets["first_frame_and_latent_action"] = np.concatenate([scene, latent_action], 1)
     for name, value in (extra or {}).items():
         if name in sets:
             raise ValueError(f"extra feature set {name!r} has the name of a built-in one")

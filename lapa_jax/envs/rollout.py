@@ -16,7 +16,7 @@ from flax import struct
 
 from lapa_jax.envs.env import Environment
 
-Act = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+Act = Callable[[jax.Array, Any, jax.Array], jax.Array]
 
 
 @struct.dataclass
@@ -102,7 +102,7 @@ def rollout(
     env: Environment,
     act: Act,
     states0: Any,
-    instruction_tokens: jax.Array,
+    prompts: Any,
     key: jax.Array,
     *,
     steps: int,
@@ -111,20 +111,20 @@ def rollout(
 ) -> Rollouts:
     """Run a policy from start states (N,) for `steps` actions.
 
-    act(images uint8 (N, size, size, 3), instruction_tokens, key) -> actions (N, A) is traced.
+    act(images uint8 (N, size, size, 3), prompts, key) -> actions (N, A) is traced.
     Give `jax.tree_util.Partial(fn, params)` to pass parameters as arguments, not constants.
     """
     if not isinstance(act, jax.tree_util.Partial):
         act = jax.tree_util.Partial(act)
-    return _rollout(env, act, states0, instruction_tokens, key, steps, view, size)
+    return _rollout(env, act, states0, prompts, key, steps, view, size)
 
 
 @functools.partial(jax.jit, static_argnames=("env", "steps", "view", "size"))
-def _rollout(env, act, states0, tokens, key, steps, view, size) -> Rollouts:
+def _rollout(env, act, states0, prompts, key, steps, view, size) -> Rollouts:
     def body(carry, t):
         state, done = carry
         images = jax.vmap(lambda s: env.render(s, size, view))(state)
-        action = act(images, tokens, jax.random.fold_in(key, t)).astype(jnp.float32)
+        action = act(images, prompts, jax.random.fold_in(key, t)).astype(jnp.float32)
         state = jax.vmap(env.step)(state, action)
         done = done | jax.vmap(env.success)(state)
         return (state, done), (state, action, done)

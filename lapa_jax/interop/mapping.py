@@ -7,6 +7,7 @@ must be met by exactly one rule.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import einops
 import numpy as np
@@ -23,30 +24,40 @@ class Rule:
     pattern: str = ""  # "their axes -> our axes" of one layer; empty: equal
     layers: int = 0
 
-    def to_ours(self, arrays: list[np.ndarray], sizes: Mapping[str, int]) -> np.ndarray:
-        found = [self._rearrange(x, self.pattern, sizes) for x in arrays]
-        shapes = {x.shape for x in arrays}
-        if len(shapes) > 1:
-            raise ValueError(f"tensors {self.theirs!r} have several shapes: {sorted(shapes)}")
-        return np.stack(found) if self.layers else found[0]
+    def to_ours(self, arrays: Iterable[np.ndarray], sizes: Mapping[str, int]) -> np.ndarray:
+        """Takes arrays one by one, so that no more than the result and one of them is held."""
+        if not self.layers:
+            (array,) = arrays
+            return self._rearrange(array, self.pattern, sizes)
+        stacked = None
+        for i, array in enumerate(arrays):
+            found = self._rearrange(array, self.pattern, sizes)
+            if stacked is None:
+                stacked = np.empty((self.layers, *found.shape), found.dtype)
+            if (found.shape, found.dtype) != (stacked.shape[1:], stacked.dtype):
+                raise ValueError(
+                    f"tensors {self.theirs!r} differ: layer {i} is {found.dtype}"
+                    f"{list(found.shape)}, layer 0 {stacked.dtype}{list(stacked.shape[1:])}"
+                )
+            stacked[i] = found
+        return stacked
 
     def to_theirs(self, array: np.ndarray, sizes: Mapping[str, int]) -> list[np.ndarray]:
         back = " -> ".join(reversed(self.pattern.split(" -> ")))
         parts = list(array) if self.layers else [array]
-        return [self._rearrange(x, back, sizes) for x in parts]
+        return [np.ascontiguousarray(self._rearrange(x, back, sizes)) for x in parts]
 
     def _rearrange(self, x: np.ndarray, pattern: str, sizes: Mapping[str, int]) -> np.ndarray:
         if not pattern:
-            return np.ascontiguousarray(x)
+            return x
         used = set(pattern.replace("(", " ").replace(")", " ").split())
         try:
-            y = einops.rearrange(x, pattern, **{k: v for k, v in sizes.items() if k in used})
+            return einops.rearrange(x, pattern, **{k: v for k, v in sizes.items() if k in used})
         except einops.EinopsError as error:
             raise ValueError(
                 f"tensor {self.theirs!r} of shape {x.shape} does not fit {pattern!r} with "
                 f"{dict(sizes)}"
             ) from error
-        return np.ascontiguousarray(y)
 
 
 @dataclass(frozen=True)
@@ -68,13 +79,19 @@ def names(rule: Rule | Constant) -> list[str]:
 
 
 def to_ours(
-    theirs: Mapping[str, np.ndarray], rules: Rules, sizes: Mapping[str, int], expected: Tree
+    theirs: Mapping[str, Any],
+    rules: Rules,
+    sizes: Mapping[str, int],
+    expected: Tree,
+    place: Callable[[str, np.ndarray], Any] = lambda path, array: np.ascontiguousarray(array),
 ) -> Tree:
     """Our parameters, shaped as `expected` (abstract); dtypes must agree, too.
 
-    A missing, additional or mis-shaped tensor is a ValueError that names it.
+    Goes tensor by tensor: `theirs` may read a tensor when it is asked for it, and `place(path,
+    array)` gives the leaf to keep. A missing, additional or mis-shaped tensor is a ValueError that
+    names it.
     """
-    rules = list(rules)
+    rules, wanted = list(rules), flatten(expected)
     known = {name for rule in rules for name in names(rule)}
     missing, extra = sorted(known - set(theirs)), sorted(set(theirs) - known)
     if missing or extra:
@@ -82,20 +99,35 @@ def to_ours(
             f"tensors missing: {missing[:8]} ({len(missing)}), not known: {extra[:8]} "
             f"({len(extra)})"
         )
-    found: dict[str, np.ndarray] = {}
+    ours = {rule.ours for rule in rules if isinstance(rule, Rule)}
+    if ours != set(wanted):
+        raise ValueError(
+            f"the rules give {sorted(ours - set(wanted))} that the model lacks, and not "
+            f"{sorted(set(wanted) - ours)}"
+        )
+    found: dict[str, Any] = {}
     for rule in rules:
-        arrays = [np.asarray(theirs[name]) for name in names(rule)]
         if isinstance(rule, Constant):
-            for name, array in zip(names(rule), arrays, strict=True):
-                if array.shape != rule.value.shape or not rule.check(array):
-                    raise ValueError(
-                        f"tensor {name!r} of shape {array.shape} should be a constant of shape "
-                        f"{rule.value.shape}; the file is of another model"
-                    )
-        else:
-            found[rule.ours] = rule.to_ours(arrays, sizes)
-    _check_shapes(found, flatten(expected), {r.ours: r for r in rules if isinstance(r, Rule)})
+            for name in names(rule):
+                _check_constant(name, np.asarray(theirs[name]), rule)
+            continue
+        array = rule.to_ours((np.asarray(theirs[name]) for name in names(rule)), sizes)
+        want = wanted[rule.ours]
+        if array.shape != want.shape or array.dtype != want.dtype:
+            raise ValueError(
+                f"tensor {rule.theirs!r} gives {rule.ours} {array.dtype}{list(array.shape)}, the "
+                f"model has {want.dtype}{list(want.shape)}"
+            )
+        found[rule.ours] = place(rule.ours, array)
     return unflatten(found)
+
+
+def _check_constant(name: str, array: np.ndarray, rule: Constant) -> None:
+    if array.shape != rule.value.shape or not rule.check(array):
+        raise ValueError(
+            f"tensor {name!r} of shape {array.shape} should be a constant of shape "
+            f"{rule.value.shape}; the file is of another model"
+        )
 
 
 def to_theirs(params: Tree, rules: Rules, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
@@ -116,20 +148,3 @@ def to_theirs(params: Tree, rules: Rules, sizes: Mapping[str, int]) -> dict[str,
             parts = rule.to_theirs(flat[rule.ours], sizes)
             found |= dict(zip(names(rule), parts, strict=True))
     return found
-
-
-def _check_shapes(
-    found: Mapping[str, np.ndarray], expected: Mapping, rules: Mapping[str, Rule]
-) -> None:
-    if set(found) != set(expected):
-        raise ValueError(
-            f"the rules give {sorted(set(found) - set(expected))} that the model lacks, and not "
-            f"{sorted(set(expected) - set(found))}"
-        )
-    for path, array in found.items():
-        wanted = expected[path]
-        if array.shape != wanted.shape or array.dtype != wanted.dtype:
-            raise ValueError(
-                f"tensor {rules[path].theirs!r} gives {path} {array.dtype}{list(array.shape)}, the "
-                f"model has {wanted.dtype}{list(wanted.shape)}"
-            )

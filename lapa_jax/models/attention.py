@@ -1,19 +1,43 @@
-"""The attention entry point, and the quantizer's cosine attention.
+"""The attention entry point: one function, four implementations.
 
-Every model calls `attention`; a new kernel is one function in `IMPLEMENTATIONS`. Masks are
-described (causal, key mask), not materialised by callers, so that a kernel may use the structure.
+Every model calls `attention`. Masks are described (causal, segment ids), not materialised by
+callers, so that a kernel may use the structure.
 
-Shape suffixes: B batch, T queries, S keys, K heads, C head width, D model width.
+| name | runs on | what it is |
+|---|---|---|
+| `xla` | anything | plain products, the (T, S) scores in memory; the only one with a bias |
+| `cudnn` | NVIDIA GPUs | cuDNN's fused kernel, 16-bit, sequence not split |
+| `splash` | TPUs | a fused Pallas kernel (splash_attention.py); K and V gathered over `seq` |
+| `ring` | anything | blockwise; K and V travel around `seq`, if it is split (ring_attention.py) |
+
+Shape suffixes: B batch, T queries, S keys, K heads, C head width.
 """
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from absl import logging
+from jax.ad_checkpoint import checkpoint_name
 
-from lapa_jax.models.layers import Dense, LayerNorm
-from lapa_jax.models.module import param
+from lapa_jax.models.ring_attention import placement, ring_attention
+from lapa_jax.models.splash_attention import splash_attention
+from lapa_jax.models.stack import ATTENTION_OUT
+
+# Below, the scores of one head are at most 256 KiB, and padding to the kernel's multiples of 128
+# would more than double the work.
+SPLASH_FROM = 256
+# Where there is no fused kernel. On CPUs blocks that stay in the cache halve the time at 512 and
+# take a fifth of it from 1024 (docs/performance.md). Elsewhere it is not measured; from 4096 the
+# scores of one head and one example take 64 MiB.
+BLOCKWISE_FROM = {"cpu": 512}
+BLOCKWISE_FROM_ELSEWHERE = 4096
+# On TPUs with a split sequence. K and V are gathered below it: one collective and a fused kernel
+# against a ring of plain products. At this length the gathered K and V of 32 heads of 128 take 512
+# MiB an example.
+TPU_RING_FROM = 32_768
 
 
 def attention(
@@ -23,162 +47,198 @@ def attention(
     *,
     scale: float,
     causal: bool = False,
-    key_mask_BS: jax.Array | None = None,
+    q_segments_BT: jax.Array | None = None,
+    kv_segments_BS: jax.Array | None = None,
     bias_KTS: jax.Array | None = None,
-    implementation: str = "xla",
+    implementation: str = "auto",
 ) -> jax.Array:
-    """softmax(scale · q kᵀ + bias) v, (B, T, K, C).
+    """softmax(scale · q kᵀ + bias) v, (B, T, K, C) in the dtype of v; softmax in float32.
 
-    `causal`: query i sees keys j ≤ i (T = S). `key_mask_BS`: False hides a key from every query.
-    Every query must see at least one key.
+    Query i sees key j if their segment ids (int32, not negative; both or none) are equal and, if
+    `causal`, j ≤ i (then T = S). By convention 0 is padding, which sees padding only. Every query
+    must see at least one key, as each does where both ids are one array; what another gets is
+    finite and means nothing.
+
+    `implementation`: a name of the table above, or "auto" (see `choose`). ValueError for a named
+    one that cannot serve the call.
     """
-    if implementation not in IMPLEMENTATIONS:
+    if (q_segments_BT is None) != (kv_segments_BS is None):
+        raise ValueError("attention needs the segment ids of queries and of keys, or neither")
+    T, S = q_BTKC.shape[1], k_BSKC.shape[1]
+    if causal and T != S:
+        raise ValueError(f"causal attention needs as many queries as keys, got {T} and {S}")
+    platform, seq_shards = placement()
+    call = Call(
+        platform=platform,
+        seq_shards=seq_shards,
+        queries=T,
+        keys=S,
+        head_dim=q_BTKC.shape[3],
+        dtype=jnp.result_type(q_BTKC, k_BSKC, v_BSKC).name,
+        causal=causal,
+        segments=q_segments_BT is not None,
+        bias=bias_KTS is not None,
+        compiles_cudnn=jax.default_backend() == "gpu",
+    )
+    if implementation == "auto":
+        implementation, reason = choose(call)
+        _log(implementation, reason, call)
+    elif implementation not in IMPLEMENTATIONS:
         raise ValueError(
-            f"model.attention={implementation!r} must be one of {sorted(IMPLEMENTATIONS)}"
+            f"model.attention={implementation!r} must be one of {['auto', *IMPLEMENTATIONS]}"
         )
-    if causal and q_BTKC.shape[1] != k_BSKC.shape[1]:
+    elif reason := refusal(implementation, call):
         raise ValueError(
-            f"causal attention needs as many queries as keys, got {q_BTKC.shape[1]} and "
-            f"{k_BSKC.shape[1]}"
+            f"model.attention={implementation!r} cannot serve this attention: {reason}. Set "
+            f"model.attention to 'auto' or to another of {list(IMPLEMENTATIONS)}"
         )
-    function = IMPLEMENTATIONS[implementation]
-    return function(
+    more = {} if bias_KTS is None else {"bias_KTS": bias_KTS}
+    y = IMPLEMENTATIONS[implementation](
         q_BTKC,
         k_BSKC,
         v_BSKC,
         scale=scale,
         causal=causal,
-        key_mask_BS=key_mask_BS,
-        bias_KTS=bias_KTS,
+        q_segments_BT=q_segments_BT,
+        kv_segments_BS=kv_segments_BS,
+        **more,
+    )
+    # What a remat policy may keep. `splash` and `ring` name what their backward pass needs, inside.
+    return checkpoint_name(y, ATTENTION_OUT) if implementation in ("xla", "cudnn") else y
+
+
+# --- Which implementation ---
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the choice depends on. `compiles_cudnn`: this process has a GPU, hence cuDNN."""
+
+    platform: str
+    seq_shards: int
+    queries: int
+    keys: int
+    head_dim: int
+    dtype: str
+    causal: bool
+    segments: bool
+    bias: bool
+    compiles_cudnn: bool
+
+
+def choose(call: Call) -> tuple[str, str]:
+    """(implementation, reason) under "auto"."""
+    split = call.seq_shards > 1
+    length = min(call.queries, call.keys)
+    if call.bias:
+        return "xla", "the others take no bias"
+    if call.queries == 1:
+        return "xla", "one query has no scores to save"
+    wanted = []
+    if call.platform == "tpu":
+        if split and length >= TPU_RING_FROM:
+            wanted.append(("ring", f"at least {TPU_RING_FROM} positions over mesh.seq"))
+        if length >= SPLASH_FROM:
+            wanted.append(("splash", f"a TPU and at least {SPLASH_FROM} positions"))
+    elif call.platform in GPU and not split:
+        wanted.append(("cudnn", "a GPU and the sequence on one device"))
+    blockwise_from = BLOCKWISE_FROM.get(call.platform, BLOCKWISE_FROM_ELSEWHERE)
+    if length >= blockwise_from:
+        wanted.append(("ring", f"at least {blockwise_from} positions and no fused kernel"))
+    against = []
+    for name, reason in wanted:
+        refused = refusal(name, call)
+        if not refused:
+            return name, "; ".join([reason, *against])
+        against.append(f"not {name}: {refused}")
+    return "xla", "; ".join(against or [f"{length} positions on {call.platform}"])
+
+
+def refusal(name: str, call: Call) -> str:
+    """Why an implementation cannot serve a call; empty if it can."""
+    if name == "xla":
+        return ""
+    if call.bias:
+        return "it takes no bias"
+    if name == "cudnn":
+        if call.platform not in GPU:
+            return f"it needs an NVIDIA GPU, the devices are {call.platform}"
+        if not call.compiles_cudnn:
+            return "cuDNN is where the program is compiled, and this process has no GPU"
+        if call.dtype not in ("bfloat16", "float16"):
+            return f"it needs model.compute_dtype='bfloat16', q, k and v are {call.dtype}"
+        if call.head_dim % 8 or call.head_dim > 128:
+            return f"head_dim={call.head_dim} is not a multiple of 8 up to 128"
+        if call.seq_shards > 1:
+            return f"it cannot split a sequence over mesh.seq={call.seq_shards}"
+        if call.segments and (call.queries % 2 or call.keys % 2):
+            return f"with segment ids it needs even lengths, not {call.queries} and {call.keys}"
+    if name == "splash" and call.platform != "tpu":
+        return f"it needs a TPU, the devices are {call.platform}"
+    if name == "ring":
+        parts = call.seq_shards * (2 if call.causal and call.seq_shards > 1 else 1)
+        if call.queries % parts or call.keys % parts:
+            return (
+                f"{call.queries} queries and {call.keys} keys do not divide into {parts} parts, "
+                f"{parts // call.seq_shards} for each of mesh.seq={call.seq_shards}"
+            )
+    return ""
+
+
+GPU = ("gpu", "cuda")  # of live devices, of those described to an ahead-of-time compiler
+
+
+@functools.cache
+def _log(name: str, reason: str, call: Call) -> None:
+    """Once per process and call."""
+    logging.info(
+        "attention: %s (%s) for %d queries, %d keys, head_dim=%d, %s",
+        *(name, reason, call.queries, call.keys, call.head_dim, call.dtype),
     )
 
 
-def _xla(q_BTKC, k_BSKC, v_BSKC, *, scale, causal, key_mask_BS, bias_KTS):
-    logits = jnp.einsum("btkc,bskc->bkts", q_BTKC, k_BSKC, preferred_element_type=jnp.float32)
-    logits = logits * scale
+# --- Implementations that need no file of their own ---
+
+
+def _xla(q, k, v, *, scale, causal, q_segments_BT, kv_segments_BS, bias_KTS=None):
+    logits = jnp.einsum("btkc,bskc->bkts", q, k, preferred_element_type=jnp.float32) * scale
     if bias_KTS is not None:
         logits = logits + bias_KTS
     visible = None
     if causal:
-        visible = jnp.tri(q_BTKC.shape[1], dtype=bool)[None, None]
-    if key_mask_BS is not None:
-        keys = key_mask_BS[:, None, None, :]
-        visible = keys if visible is None else visible & keys
+        visible = jnp.tri(q.shape[1], dtype=bool)
+    if q_segments_BT is not None:
+        same = _same_segment(q_segments_BT, kv_segments_BS)
+        visible = same if visible is None else visible & same
     if visible is not None:
         logits = jnp.where(visible, logits, jnp.finfo(jnp.float32).min)
     # Normalised after the weighted sum: the (T, S) weights are touched once less.
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True)))
     total_BTK = jnp.moveaxis(weights.sum(axis=-1), 1, 2)
     y = jnp.einsum(
-        "bkts,bskc->btkc",
-        weights.astype(v_BSKC.dtype),
-        v_BSKC,
-        preferred_element_type=jnp.float32,
+        "bkts,bskc->btkc", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
     )
-    return (y / total_BTK[..., None]).astype(v_BSKC.dtype)
+    return (y / total_BTK[..., None]).astype(v.dtype)
 
 
-IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {"xla": _xla}
-
-
-def frame_attention(
-    q_BTNKC: jax.Array, k_BTNKC: jax.Array, v_BTNKC: jax.Array, *, scale: float, causal: bool
+def _cudnn(
+    q, k, v, *, scale, causal, q_segments_BT=None, kv_segments_BS=None, kernel: str = "cudnn"
 ) -> jax.Array:
-    """Attention over a few frames T at every cell N, without moving T next to the heads.
-
-    With T = 2 the matrices are far too small for a matrix product: products and sums fuse instead.
-    """
-    outputs = []
-    frames = q_BTNKC.shape[1]
-    q = q_BTNKC.astype(jnp.float32) * scale
-    for t in range(frames):
-        seen = slice(0, t + 1 if causal else frames)
-        if seen.stop == 1:
-            outputs.append(v_BTNKC[:, 0])
-            continue
-        logits = jnp.sum(q[:, t, None] * k_BTNKC[:, seen], axis=-1, keepdims=True)
-        weights = jax.nn.softmax(logits, axis=1).astype(v_BTNKC.dtype)
-        outputs.append(jnp.sum(weights * v_BTNKC[:, seen], axis=1))
-    return jnp.stack(outputs, axis=1)
+    """Segment ids become a (B, 1, T, S) mask, shared by the heads: the kernel knows no ids."""
+    mask = None if q_segments_BT is None else _same_segment(q_segments_BT, kv_segments_BS)
+    return jax.nn.dot_product_attention(
+        q, k, v, mask=mask, scale=scale, is_causal=causal, implementation=kernel
+    )
 
 
-def l2_normalize(x: jax.Array) -> jax.Array:
-    """x / ‖x‖ over the last axis, in float32, with a finite gradient at zero."""
-    y = x.astype(jnp.float32)
-    return y * jax.lax.rsqrt(jnp.sum(jnp.square(y), axis=-1, keepdims=True) + 1e-12)
+def _same_segment(q_segments_BT: jax.Array, kv_segments_BS: jax.Array) -> jax.Array:
+    """(B, 1, T, S)."""
+    return (q_segments_BT[:, :, None] == kv_segments_BS[:, None, :])[:, None]
 
 
-class CosineAttention(nnx.Module):
-    """Pre-norm attention with l2-normalised, learned-scaled queries and keys and a constant scale
-    of 8.
-
-    With `context`, keys and values come from it (normalised), preceded by `num_null` learned pairs:
-    a token that needs nothing from the context can attend to those. Without, `normalize_kv=False`
-    takes them from the input before its norm.
-    """
-
-    SCALE = 8.0
-
-    def __init__(
-        self,
-        dim: int,
-        heads: int,
-        head_dim: int,
-        *,
-        num_null: int,
-        cross: bool,
-        normalize_kv: bool = True,
-        dtype: jnp.dtype,
-        rngs: nnx.Rngs,
-    ):
-        names = ("embed", "heads", "head_dim")
-        self.norm = LayerNorm(dim)
-        self.context_norm = LayerNorm(dim) if cross else None
-        self.q = Dense((dim,), (heads, head_dim), names, dtype=dtype, rngs=rngs)
-        kv_names = ("embed", None, "heads", "head_dim")
-        self.kv = Dense((dim,), (2, heads, head_dim), kv_names, dtype=dtype, rngs=rngs)
-        self.out = Dense(
-            (heads, head_dim), (dim,), ("heads", "head_dim", "embed"), dtype=dtype, rngs=rngs
-        )
-        self.q_scale = param(jnp.ones(head_dim), "head_dim")
-        self.k_scale = param(jnp.ones(head_dim), "head_dim")
-        null = jax.random.normal(rngs.params(), (2, num_null, heads, head_dim))
-        self.null_kv = param(null, None, None, "heads", "head_dim") if num_null else None
-        self.normalize_kv, self.dtype = normalize_kv, dtype
-
-    def heads(
-        self, x: jax.Array, context: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """q, k, v with their heads; q and k normalised and scaled."""
-        normed = self.norm(x)
-        if context is not None:
-            source = self.context_norm(context)
-        else:
-            source = normed if self.normalize_kv else x
-        q, kv = self.q(normed), self.kv(source)
-        k, v = kv[..., 0, :, :], kv[..., 1, :, :]
-        if self.null_kv is not None:
-            null = jnp.broadcast_to(
-                self.null_kv[...].astype(self.dtype)[:, None],
-                (2, x.shape[0], *self.null_kv.shape[1:]),
-            )
-            k, v = (jnp.concatenate([null[i], y], axis=1) for i, y in enumerate((k, v)))
-        q = (l2_normalize(q) * self.q_scale[...]).astype(self.dtype)
-        k = (l2_normalize(k) * self.k_scale[...]).astype(self.dtype)
-        return q, k, v
-
-    def __call__(
-        self,
-        x_BTD: jax.Array,
-        context_BSD: jax.Array | None = None,
-        *,
-        bias_KTS: jax.Array | None = None,
-        implementation: str,
-    ) -> jax.Array:
-        q, k, v = self.heads(x_BTD, context_BSD)
-        y = attention(q, k, v, scale=self.SCALE, bias_KTS=bias_KTS, implementation=implementation)
-        return self.out(y)
-
-    def over_frames(self, x_BTND: jax.Array, *, causal: bool) -> jax.Array:
-        q, k, v = self.heads(x_BTND)
-        return self.out(frame_attention(q, k, v, scale=self.SCALE, causal=causal))
+IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
+    "xla": _xla,
+    "cudnn": _cudnn,
+    "splash": splash_attention,
+    "ring": ring_attention,
+}

@@ -1,7 +1,7 @@
-"""Image front-ends: what stands between pixels (or image token ids) and the backbone's width.
+"""Image front-ends: what stands between pixels (or image tokens) and the backbone's width.
 
-A front-end has `num_tokens` and maps its images to (B, num_tokens, D). It is chosen by `{name,
-...}`.
+A front-end maps one image an example, (B, ...), to (B, num_tokens, D). It is chosen by `{name,
+...}`; its config says which column of the loader its images are.
 
 Shape suffixes: B batch, I image rows, J image columns, H and W feature rows and columns, N tokens,
 D width.
@@ -9,15 +9,16 @@ D width.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lapa_jax.models.image_tokenizer import ImageEncoder, ImageTokenizerConfig, encoder_flops
 from lapa_jax.models.layers import Dense, LayerNorm, truncated_normal
-from lapa_jax.models.module import param
-from lapa_jax.models.registry import named_config
+from lapa_jax.models.module import freeze, param
+from lapa_jax.models.registry import named_config, typed_config
 from lapa_jax.parallel.sharding import constrain
 
 
@@ -26,6 +27,9 @@ class PatchesConfig:
     """One token per `patch_size` x `patch_size` pixels. `stem_channels` are stride-2 convolutions
     that come first (each halves the sides of what is then cut into patches); empty for plain
     patches."""
+
+    column: ClassVar[str] = "frames"
+    frozen_flops: ClassVar[int] = 0  # per image, of what no gradient passes
 
     image_size: tuple[int, int]
     patch_size: int
@@ -55,7 +59,7 @@ class PatchesConfig:
         return self.grid[0] * self.grid[1]
 
     def flops(self, dim: int) -> int:
-        """Forward floating-point operations per image."""
+        """Forward floating-point operations per image, of what is trained."""
         total, channels, area = 0, 3, self.image_size[0] * self.image_size[1]
         for width in self.stem_channels:
             area //= 4
@@ -64,9 +68,47 @@ class PatchesConfig:
         return total + 2 * area * channels * dim
 
 
+class TokenizerConfig(ImageTokenizerConfig):
+    KEY = "model.front_end.tokenizer"
+
+
 @dataclass(frozen=True)
-class IdsConfig:
-    """Images that are already `num_tokens` ids of the image vocabulary."""
+class VqganConfig:
+    """`weights`: the run of stage "image_tokenizer" that a new run takes the tokenizer's weights
+    from; then they are in its own checkpoints. `tokenizer`: the architecture, as that run has
+    it."""
+
+    column: ClassVar[str] = "frames"
+
+    image_size: tuple[int, int]
+    weights: str
+    tokenizer: Mapping[str, Any] | TokenizerConfig
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", tuple(self.image_size))
+        tokenizer = typed_config(TokenizerConfig, self.tokenizer, TokenizerConfig.KEY)
+        object.__setattr__(self, "tokenizer", tokenizer)
+        tokenizer.grid(self.image_size)
+
+    @property
+    def num_tokens(self) -> int:
+        rows, columns = self.tokenizer.grid(self.image_size)
+        return rows * columns
+
+    def flops(self, dim: int) -> int:
+        return 0
+
+    @property
+    def frozen_flops(self) -> int:
+        return encoder_flops(self.tokenizer, self.image_size)
+
+
+@dataclass(frozen=True)
+class CachedTokensConfig:
+    """Images come as `num_tokens` ids of the image vocabulary, among the tokens of a row."""
+
+    column: ClassVar[str] = "image_tokens"
+    frozen_flops: ClassVar[int] = 0
 
     num_tokens: int
 
@@ -157,37 +199,66 @@ class ConvStage(nnx.Module):
         return jax.nn.gelu(self.norm(x))
 
 
-class Ids(nnx.Module):
-    """Image token ids (B, num_tokens) through the image embedding table."""
+class Vqgan(nnx.Module):
+    """uint8 images through a frozen tokenizer (the encoder's half of it) and the image embedding
+    table."""
 
     def __init__(
         self,
-        config: IdsConfig,
+        config: VqganConfig,
         dim: int,
         embed_image: nnx.Module | None,
         *,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):
-        if embed_image is None:
-            raise ValueError("model.front_end.name='ids' needs model.image_vocab > 0")
-        self.config, self.embed = config, embed_image
-
-    def __call__(self, images_BN: jax.Array) -> jax.Array:
-        if images_BN.shape[1:] != (self.config.num_tokens,):
+        self.config, self.embed = config, _with_table(embed_image, "vqgan")
+        if len(embed_image.table[...]) < config.tokenizer.codebook_size:
             raise ValueError(
-                f"image ids of shape {images_BN.shape} are not (batch, {self.config.num_tokens}): "
-                f"model.front_end.num_tokens"
+                f"model.image_vocab={len(embed_image.table[...])} is less than model.front_end."
+                f"tokenizer.codebook_size={config.tokenizer.codebook_size}"
             )
-        return self.embed(images_BN)
+        # In float32 whatever the backbone computes in: cached tokens are made so.
+        self.encoder = ImageEncoder(config.tokenizer, dtype=jnp.float32, rngs=rngs)
+        freeze(self.encoder)
+
+    def tokens(self, images_BIJC: jax.Array) -> jax.Array:
+        """Ids int32 (B, num_tokens), row by row of the image."""
+        expected = (*self.config.image_size, 3)
+        if images_BIJC.shape[1:] != expected:
+            raise ValueError(
+                f"images of shape {images_BIJC.shape} are not (batch, {expected}): "
+                f"model.front_end.image_size is {self.config.image_size}"
+            )
+        return self.encoder(images_BIJC).reshape(len(images_BIJC), -1)
+
+    def __call__(self, images_BIJC: jax.Array) -> jax.Array:
+        return self.embed(self.tokens(images_BIJC))
 
 
-FRONT_ENDS: dict[str, tuple[type, type]] = {
+def _with_table(embed_image: nnx.Module | None, name: str) -> nnx.Module:
+    if embed_image is None:
+        raise ValueError(f"model.front_end.name={name!r} needs model.image_vocab > 0")
+    return embed_image
+
+
+# name → (config, module; None where there is nothing to compute)
+FRONT_ENDS: dict[str, tuple[type, type | None]] = {
     "patches": (PatchesConfig, Patches),
-    "ids": (IdsConfig, Ids),
+    "vqgan": (VqganConfig, Vqgan),
+    "cached_tokens": (CachedTokensConfig, None),
 }
 
 
 def front_end_config(settings: Mapping[str, Any]) -> tuple[str, Any]:
     """(name, typed config) of a `{name, ...}` mapping."""
     return named_config(settings, FRONT_ENDS, "model.front_end")
+
+
+def front_end_column(settings: Mapping[str, Any]) -> str:
+    """The column of the loader that the images of a `{name, ...}` are: "frames" or
+    "image_tokens"."""
+    name = settings.get("name")
+    if name not in FRONT_ENDS:
+        raise ValueError(f"model.front_end.name={name!r} must be one of {sorted(FRONT_ENDS)}")
+    return FRONT_ENDS[name][0].column

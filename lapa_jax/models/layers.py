@@ -8,20 +8,21 @@ Shape suffixes: B batch, N tokens, D model width, F feed-forward width.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lapa_jax.models.module import param
+from lapa_jax.models.module import AXES, param
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def dtype_of(name: str) -> jnp.dtype:
-    """The dtype of a `compute_dtype` setting."""
+def dtype_of(name: str, key: str = "compute_dtype") -> jnp.dtype:
+    """The dtype of a `compute_dtype` or `param_dtype` setting."""
     if name not in DTYPES:
-        raise ValueError(f"model.compute_dtype={name!r} must be one of {sorted(DTYPES)}")
+        raise ValueError(f"model.{key}={name!r} must be one of {sorted(DTYPES)}")
     return DTYPES[name]
 
 
@@ -48,14 +49,68 @@ class Dense(nnx.Module):
         self.kernel = param(truncated_normal(rngs.params(), shape, std), *axes)
         self.bias = param(jnp.zeros(outputs), *axes[len(inputs) :]) if bias else None
         self.dtype, self.num_inputs = dtype, len(inputs)
+        self.factor_scale = None  # of lora_a lora_b, beside the kernel: see lora.py
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        k = self.num_inputs
-        contract = (tuple(range(x.ndim - k, x.ndim)), tuple(range(k)))
-        y = jax.lax.dot_general(
-            x.astype(self.dtype), self.kernel[...].astype(self.dtype), (contract, ((), ()))
-        )
+        y = self._product(x, self.kernel, self.num_inputs)
+        if self.factor_scale is not None:
+            low = self._product(x, self.lora_a, self.num_inputs)
+            y = y + self.factor_scale * self._product(low, self.lora_b, 1)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+    def add_factors(self, rank: int, scale: float, rngs: nnx.Rngs) -> None:
+        """Adds `scale` · lora_a lora_b to what the kernel does; nothing until lora_b is trained."""
+        k = self.num_inputs
+        inputs, outputs = self.kernel.shape[:k], self.kernel.shape[k:]
+        axes = self.kernel.get_metadata()[AXES]
+        lora_a = truncated_normal(
+            rngs.params(), (*inputs, rank), 1.0 / math.sqrt(math.prod(inputs))
+        )
+        self.lora_a = param(lora_a, *axes[:k], None)
+        self.lora_b = param(jnp.zeros((rank, *outputs)), None, *axes[k:])
+        self.factor_scale = scale
+
+    def _product(self, x: jax.Array, kernel: nnx.Param, k: int) -> jax.Array:
+        return product(x.astype(self.dtype), kernel[...].astype(self.dtype), k)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(x: jax.Array, kernel: jax.Array, k: int) -> jax.Array:
+    """The last `k` dimensions of x contracted with the first `k` of the kernel.
+
+    Its gradients go through matrices on CPUs: XLA transposes kernels of more dimensions there, one
+    number after the other, which takes longer than the products. Elsewhere they keep their
+    dimensions, which may be split over devices.
+    """
+    return _dot(x, kernel, range(x.ndim - k, x.ndim), range(k))
+
+
+def _product_forward(x, kernel, k):
+    return product(x, kernel, k), (x, kernel)
+
+
+def _product_backward(k, saved, g):
+    x, kernel = saved
+
+    def by_matrices(x, kernel, g):
+        rows, inputs = math.prod(x.shape[: x.ndim - k]), math.prod(kernel.shape[:k])
+        x2, kernel2, g2 = (y.reshape(n, -1) for y, n in ((x, rows), (kernel, inputs), (g, rows)))
+        dx, dkernel = _dot(g2, kernel2, (1,), (1,)), _dot(x2, g2, (0,), (0,))
+        return dx.reshape(x.shape), dkernel.reshape(kernel.shape)
+
+    def as_they_are(x, kernel, g):
+        batch = x.ndim - k
+        dx = _dot(g, kernel, range(batch, g.ndim), range(k, kernel.ndim))
+        return dx, _dot(x, g, range(batch), range(batch))
+
+    return jax.lax.platform_dependent(x, kernel, g, cpu=by_matrices, default=as_they_are)
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+def _dot(a: jax.Array, b: jax.Array, a_axes: Sequence[int], b_axes: Sequence[int]) -> jax.Array:
+    return jax.lax.dot_general(a, b, ((tuple(a_axes), tuple(b_axes)), ((), ())))
 
 
 def truncated_normal(key: jax.Array, shape: Sequence[int], std: float) -> jax.Array:

@@ -160,9 +160,9 @@ def paths(tree: Tree) -> set[str]:
     return set(flatten(tree))
 
 
-def flatten(tree: Tree) -> dict[str, Any]:
+def flatten(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
     """{slash-separated path: leaf} of a nested dict."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 

@@ -16,13 +16,18 @@ from lapa_jax.models.module import param
 
 
 def rope_tables(
-    positions_BT: jax.Array, head_dim: int, theta: float
+    positions_BT: jax.Array, head_dim: int, theta: float, rounded: jnp.dtype = jnp.float32
 ) -> tuple[jax.Array, jax.Array]:
-    """cos and sin (B, T, head_dim / 2), float32 whatever the compute dtype: bfloat16 angles lose
-    unit resolution beyond position 256."""
-    frequencies = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    """cos and sin (B, T, head_dim / 2), float32.
+
+    `rounded`: the dtype that wavelengths, angles and tables are rounded to on the way. The original
+    computes them in its compute dtype: in bfloat16 positions beyond 256 share angles.
+    """
+    wavelengths = theta ** (np.arange(0, head_dim, 2) / head_dim)
+    frequencies = 1.0 / wavelengths.astype(rounded).astype(np.float64)
     angles = positions_BT[..., None].astype(jnp.float32) * jnp.asarray(frequencies, jnp.float32)
-    return jnp.cos(angles), jnp.sin(angles)
+    angles = angles.astype(rounded).astype(jnp.float32)
+    return tuple(f(angles).astype(rounded).astype(jnp.float32) for f in (jnp.cos, jnp.sin))
 
 
 def rope(x_BTKC: jax.Array, cos_BTc: jax.Array, sin_BTc: jax.Array) -> jax.Array:

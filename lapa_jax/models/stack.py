@@ -1,7 +1,8 @@
 """A stack of equal layers: parameters with a leading layer axis, run by `jax.lax.scan`.
 
-`remat` names what the backward pass may keep; `unroll` is the number of layers per scan iteration
-(0: all, which lets the compiler fuse across layers and is the fast choice for small models).
+`remat` names what the backward pass may keep of a layer, besides its input; `unroll` is the number
+of layers per scan iteration (0: all, which lets the compiler fuse across layers and is the fast
+choice for small models).
 """
 
 from collections.abc import Callable
@@ -12,13 +13,33 @@ from flax import nnx
 
 from lapa_jax.models.module import AXES
 
+ATTENTION_OUT = "attention_out"  # the name of what attention gives (attention.py)
+
 _POLICIES = jax.checkpoint_policies
 REMAT: dict[str, Any] = {
-    "none": None,
+    "none": None,  # everything is kept
     "full": _POLICIES.nothing_saveable,
     "dots": _POLICIES.dots_saveable,
     "dots_no_batch": _POLICIES.dots_with_no_batch_dims_saveable,
+    # Attention is computed again for its own gradient only.
+    "attention_out": _POLICIES.save_only_these_names(ATTENTION_OUT),
+    # The same, but kept in the host's memory.
+    "attention_out_offload": _POLICIES.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=[ATTENTION_OUT],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
+
+
+def check_remat(remat: str, platform: str) -> None:
+    """Refuses a policy that the devices cannot train with; `platform` as of a `jax.Device`."""
+    if remat == "attention_out_offload" and platform != "tpu":
+        raise ValueError(
+            f"model.remat={remat!r} keeps activations in the host's memory, which is for TPUs; "
+            f"these devices are {platform!r}: set model.remat='attention_out' or 'full'"
+        )
 
 
 class Stack(nnx.Module):

@@ -9,24 +9,28 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import jax
+import jax.numpy as jnp
 
 from lapa_jax.models.module import Functional, Tree, flatten, unflatten
 
-HEADS = ("embeddings/*", "heads/*")
+HEADS = ("embeddings/*", "heads/*", "front_end/*")
+ADAPTERS = ("*/lora_a", "*/lora_b")  # may be new; never dropped, since kernels lack what they know
 
 
 @dataclass(frozen=True)
 class SwapReport:
-    """Paths of parameters: taken from the pretrained tree, dropped from it, newly initialised."""
+    """Paths of parameters: taken from the pretrained tree (some from bfloat16 to float32, which is
+    exact: `widened`), dropped from it, newly initialised."""
 
     taken: tuple[str, ...]
     dropped: tuple[str, ...]
     initialised: tuple[str, ...]
+    widened: tuple[str, ...]
 
     def __str__(self) -> str:
         return (
-            f"{len(self.taken)} parameters taken; dropped: {list(self.dropped)}; "
-            f"newly initialised: {list(self.initialised)}"
+            f"{len(self.taken)} parameters taken, {len(self.widened)} of them widened from "
+            f"bfloat16; dropped: {list(self.dropped)}; newly initialised: {list(self.initialised)}"
         )
 
 
@@ -46,6 +50,8 @@ def head_swap(
     """
     report = plan_swap(pretrained, target.abstract()[0], reinit=reinit, may_change=may_change)
     merged = {path: leaf for path, leaf in flatten(pretrained).items() if path in report.taken}
+    for path in report.widened:
+        merged[path] = merged[path].astype(jnp.float32)
     if report.initialised:
         fresh = jax.jit(
             lambda key: {
@@ -70,12 +76,19 @@ def plan_swap(
     unused = [p for p in reinit if not any(fnmatchcase(path, p) for path in want)]
     if unused:
         raise ValueError(f"reinit patterns {unused} match no parameter of the target model")
-    taken, initialised = [], []
+    taken, initialised, widened = [], [], []
     for path, leaf in want.items():
         if path not in have or _matches(path, reinit):
             initialised.append(path)
             continue
-        if (leaf.shape, leaf.dtype) != (have[path].shape, have[path].dtype):
+        if (have[path].dtype, leaf.dtype) == (jnp.bfloat16, jnp.float32):
+            widened.append(path)
+        elif leaf.dtype != have[path].dtype:
+            raise ValueError(
+                f"parameter {path} is {have[path].dtype} in the checkpoint and {leaf.dtype} in the "
+                "model: set model.param_dtype to the checkpoint's"
+            )
+        if leaf.shape != have[path].shape:
             raise ValueError(
                 f"parameter {path} is {have[path].dtype}{list(have[path].shape)} in the "
                 f"checkpoint and {leaf.dtype}{list(leaf.shape)} in the model: change the "
@@ -83,14 +96,17 @@ def plan_swap(
             )
         taken.append(path)
     dropped = [path for path in have if path not in want]
-    for what, names in (("lacks", initialised), ("has unused", dropped)):
-        wrong = [path for path in names if not _matches(path, (*may_change, *reinit))]
+    for what, names, allowed in (
+        ("lacks", initialised, (*may_change, *reinit, *ADAPTERS)),
+        ("has unused", dropped, (*may_change, *reinit)),
+    ):
+        wrong = [path for path in names if not _matches(path, allowed)]
         if wrong:
             raise ValueError(
                 f"the checkpoint {what} {wrong[:8]} ({len(wrong)} in all), which may not change "
                 f"(allowed: {list(may_change)})"
             )
-    return SwapReport(tuple(taken), tuple(dropped), tuple(initialised))
+    return SwapReport(tuple(taken), tuple(dropped), tuple(initialised), tuple(widened))
 
 
 def _matches(path: str, patterns: Sequence[str]) -> bool:

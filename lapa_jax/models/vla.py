@@ -1,11 +1,12 @@
-"""The policy: a LLaMA-style decoder over [text slots][image tokens][target slots].
+"""The policy: a LLaMA-style decoder over a row of tokens of several modalities.
 
-Every modality has its own embedding table and its own head; ids start at 0 in each. Logits exist
-only where they are asked for: at the target slots, for one head (and at the text slots for the text
-loss). Slots are static: text is padded on the right to `text_length` and masked.
+Every modality has its own embedding table and its own head; ids start at 0 in each. A row holds one
+example or several (packing), told apart by segment ids; segment 0 is padding. Image tokens are ids
+of the image table or, where the id is FILL, what the front-end makes of the images, in order.
+Logits exist only where they are asked for: at given slots, for given heads.
 
-Shape suffixes: B batch, T sequence, S keys, P prefix (text and image) length, n targets, K heads, C
-head width, D width, V vocabulary.
+Shape suffixes: B rows, T sequence, S keys, n slots, N images of a row, K heads, C head width, D
+width, V vocabulary.
 """
 
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lapa_jax.models import lora
 from lapa_jax.models.attention import attention
 from lapa_jax.models.front_end import FRONT_ENDS, front_end_config
 from lapa_jax.models.layers import Dense, RMSNorm, SwiGLU, dtype_of
@@ -23,9 +25,7 @@ from lapa_jax.models.module import param
 from lapa_jax.models.position import rope, rope_tables
 from lapa_jax.models.stack import Stack
 from lapa_jax.parallel.sharding import constrain
-
-MODALITIES = ("text", "image", "latent", "action")
-TARGET_HEADS = ("latent", "action")
+from lapa_jax.tokens.modality import FILL, IMAGE, MODALITIES
 
 # Backbone sizes under the names LWM and EasyLM use, and small ones of our own.
 SIZES: dict[str, dict[str, int]] = {
@@ -45,13 +45,12 @@ SIZES: dict[str, dict[str, int]] = {
 @dataclass(frozen=True)
 class VLAConfig:
     """A vocabulary of 0 leaves the modality out: no table and no head. `front_end`: {name, ...its
-    settings}."""
+    settings}. `legacy`: the original's rotary angles, rounded to `compute_dtype`."""
 
     text_vocab: int
     image_vocab: int
     latent_vocab: int
     action_vocab: int
-    text_length: int
     front_end: Mapping[str, Any]
     dim: int
     depth: int
@@ -62,20 +61,28 @@ class VLAConfig:
     norm_eps: float
     init_std: float
     compute_dtype: str
+    param_dtype: str
     attention: str
     remat: str
     unroll: int
+    legacy: bool
+    lora_rank: int  # 0: none; see lora.py
+    lora_alpha: float
+    lora_pattern: str
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "front_end", dict(self.front_end))
         front_end_config(self.front_end)
         dtype_of(self.compute_dtype)
-        for name in ("text_vocab", "text_length", "dim", "depth", "heads", "head_dim", "mlp_dim"):
+        dtype_of(self.param_dtype, "param_dtype")
+        for name in ("text_vocab", "dim", "depth", "heads", "head_dim", "mlp_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
         for name in MODALITIES:
             if self.vocab(name) < 0:
                 raise ValueError(f"model.{name}_vocab={self.vocab(name)} must not be negative")
+        if self.lora_rank < 0:
+            raise ValueError(f"model.lora_rank={self.lora_rank} must be positive, or 0: no LoRA")
         if self.head_dim % 2:
             raise ValueError(f"model.head_dim={self.head_dim} must be even: RoPE rotates pairs")
 
@@ -83,13 +90,13 @@ class VLAConfig:
         return getattr(self, f"{modality}_vocab")
 
     @property
-    def num_image_tokens(self) -> int:
+    def tokens_per_image(self) -> int:
         return front_end_config(self.front_end)[1].num_tokens
 
     @property
-    def prefix_length(self) -> int:
-        """Slots before the first target."""
-        return self.text_length + self.num_image_tokens
+    def frozen_flops(self) -> int:
+        """Floating-point operations of what is not trained, per image."""
+        return front_end_config(self.front_end)[1].frozen_flops
 
 
 class Embedding(nnx.Module):
@@ -99,7 +106,7 @@ class Embedding(nnx.Module):
         self.dtype = dtype_of(config.compute_dtype)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
-        return self.table[...].astype(self.dtype)[ids]
+        return self.table[...][ids].astype(self.dtype)
 
 
 class SelfAttention(nnx.Module):
@@ -116,8 +123,8 @@ class SelfAttention(nnx.Module):
         q, k, v = rope(self.q(x_BTD), *tables), rope(self.k(x_BTD), *tables), self.v(x_BTD)
         return tuple(constrain(y, "batch", "length", "heads", None) for y in (q, k, v))
 
-    def attend(self, q, k, v, **masks) -> jax.Array:
-        y = attention(q, k, v, scale=self.scale, implementation=self.implementation, **masks)
+    def attend(self, q, k, v, **mask) -> jax.Array:
+        y = attention(q, k, v, scale=self.scale, implementation=self.implementation, **mask)
         return self.out(y)
 
 
@@ -135,27 +142,36 @@ class Layer(nnx.Module):
             std=config.init_std,
             rngs=rngs,
         )
+        if config.lora_rank:
+            lora.adapt(
+                self,
+                rank=config.lora_rank,
+                alpha=config.lora_alpha,
+                pattern=config.lora_pattern,
+                rngs=rngs,
+            )
 
-    def __call__(self, x_BTD: jax.Array, tables, key_mask_BT: jax.Array) -> jax.Array:
-        q, k, v = self.attention.heads(self.attention_norm(x_BTD), tables)
-        return self._finish(x_BTD, q, k, v, causal=True, key_mask_BS=key_mask_BT)
+    def __call__(self, x_BTD: jax.Array, tables, segments_BT: jax.Array) -> jax.Array:
+        return self.prefill(x_BTD, tables, segments_BT, None)[0]
 
-    def prefill(self, x_BTD, tables, key_mask_BT, _):
+    def prefill(self, x_BTD, tables, segments_BT, _):
         """As a call, and returns this layer's (keys, values)."""
         q, k, v = self.attention.heads(self.attention_norm(x_BTD), tables)
-        return self._finish(x_BTD, q, k, v, causal=True, key_mask_BS=key_mask_BT), (k, v)
+        segments = dict(q_segments_BT=segments_BT, kv_segments_BS=segments_BT)
+        return self._finish(x_BTD, q, k, v, causal=True, **segments), (k, v)
 
-    def step(self, x_B1D, tables, key_mask_BS, slot, cache):
+    def step(self, x_B1D, tables, segments_BS, slot, cache):
         """One token whose keys and values enter the cache at `slot`; returns the new cache."""
         q, k, v = self.attention.heads(self.attention_norm(x_B1D), tables)
         k, v = (
             jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=1)
             for old, new in zip(cache, (k, v), strict=True)
         )
-        return self._finish(x_B1D, q, k, v, key_mask_BS=key_mask_BS), (k, v)
+        segments = dict(q_segments_BT=jnp.ones_like(segments_BS[:, :1]), kv_segments_BS=segments_BS)
+        return self._finish(x_B1D, q, k, v, **segments), (k, v)
 
-    def _finish(self, x, q, k, v, **masks) -> jax.Array:
-        x = x + self.attention.attend(q, k, v, **masks)
+    def _finish(self, x, q, k, v, **mask) -> jax.Array:
+        x = x + self.attention.attend(q, k, v, **mask)
         x = x + self.mlp(self.mlp_norm(x))
         return constrain(x, "batch", "length", "embed")
 
@@ -164,14 +180,14 @@ class Cache(NamedTuple):
     """State of a decode in progress."""
 
     keys_and_values: Any  # per layer, (depth, B, S, K, C) each
-    mask_BS: jax.Array  # keys that may be seen
+    segments_BS: jax.Array  # 1 where a key may be seen
     position_B: jax.Array  # rotary position of the next token
 
 
 class VLA(nnx.Module):
     def __init__(self, config: VLAConfig, *, rngs: nnx.Rngs):
         self.config = config
-        dtype = dtype_of(config.compute_dtype)
+        self.dtype = dtype = dtype_of(config.compute_dtype)
         present = [name for name in MODALITIES if config.vocab(name)]
         # Latent and action vocabularies are small and of any size: they are not split.
         split = {"text": "vocab", "image": "vocab"}
@@ -184,7 +200,8 @@ class VLA(nnx.Module):
             )
         self.embeddings, self.heads = nnx.data(embeddings), nnx.data(heads)
         name, settings = front_end_config(config.front_end)
-        self.front_end = FRONT_ENDS[name][1](
+        module = FRONT_ENDS[name][1]
+        self.front_end = module and module(
             settings, config.dim, embeddings.get("image"), dtype=dtype, rngs=rngs
         )
         self.backbone = Stack(
@@ -195,132 +212,117 @@ class VLA(nnx.Module):
             rngs=rngs,
         )
         self.norm = RMSNorm(config.dim, eps=config.norm_eps)
+        if config.param_dtype != "float32":
+            for _, node in nnx.iter_graph(self):
+                if isinstance(node, nnx.Param):
+                    node.set_value(node[...].astype(dtype_of(config.param_dtype)))
 
     # --- Training and scoring: everything in one pass ---
 
-    def target_logits(
-        self,
-        images: jax.Array,
-        text_tokens_BT: jax.Array,
-        text_mask_BT: jax.Array,
-        targets_Bn: jax.Array,
-        head: str,
-    ) -> jax.Array:
-        """Teacher-forced logits (B, n, V), float32: slot i sees the targets before i."""
-        return self.logits(images, text_tokens_BT, text_mask_BT, targets_Bn, head)["target"]
-
     def logits(
         self,
-        images: jax.Array,
-        text_tokens_BT: jax.Array,
-        text_mask_BT: jax.Array,
-        targets_Bn: jax.Array,
-        head: str,
+        tokens_BT: jax.Array,
+        modality_BT: jax.Array,
+        segments_BT: jax.Array,
+        images_BNHWC: jax.Array | None = None,
         *,
-        with_text: bool = False,
+        slots: Mapping[str, jax.Array | None],
     ) -> dict[str, jax.Array]:
-        """{"target": (B, n, V)} and, if asked, "text": (B, text_length − 1, V), where text[:, i]
-        predicts text token i + 1."""
-        self._check_head(head)
-        prefix, mask = self.embed_prefix(images, text_tokens_BT, text_mask_BT)
-        # The last target predicts nothing: it is not fed.
-        fed = self.embeddings[head](targets_Bn[:, :-1])
-        x = jnp.concatenate([prefix, fed], axis=1)
-        mask = jnp.concatenate([mask, jnp.ones(fed.shape[:2], bool)], axis=1)
-        hidden = self.hidden(x, positions(mask), mask)
-        out = {"target": self.head(hidden[:, prefix.shape[1] - 1 :], head)}
-        if with_text:
-            out["text"] = self.head(hidden[:, : self.config.text_length - 1], "text")
-        return out
+        """Logits (B, n, V), float32, of the heads that `slots` names, at its slots int (B, n);
+        None: at all slots. The output at a slot predicts the token after it."""
+        x = self.embed(tokens_BT, modality_BT, images_BNHWC)
+        x, _ = self._run(x, segments_BT, positions(segments_BT))
+        found = {}
+        for name, at_Bn in slots.items():
+            chosen = x if at_Bn is None else jnp.take_along_axis(x, at_Bn[..., None], axis=1)
+            found[name] = self._head(self.norm(chosen), name)
+        return found
 
-    def embed_prefix(
-        self, images: jax.Array, text_tokens_BT: jax.Array, text_mask_BT: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """Embeddings (B, P, D) and mask (B, P) of the text and image slots."""
-        if text_tokens_BT.shape[1] != self.config.text_length:
-            raise ValueError(
-                f"text tokens of shape {text_tokens_BT.shape} do not fill "
-                f"model.text_length={self.config.text_length} slots"
-            )
-        text = self.embeddings["text"](text_tokens_BT)
-        image = self.front_end(images).astype(text.dtype)
-        mask = [text_mask_BT.astype(bool), jnp.ones(image.shape[:2], bool)]
-        return jnp.concatenate([text, image], axis=1), jnp.concatenate(mask, axis=1)
+    def embed(
+        self,
+        tokens_BT: jax.Array,
+        modality_BT: jax.Array,
+        images_BNHWC: jax.Array | None = None,
+    ) -> jax.Array:
+        """(B, T, D): each token from the table of its modality, FILL from the front-end."""
+        x = jnp.zeros((), self.dtype)
+        for name, table in self.embeddings.items():
+            mine = modality_BT == MODALITIES.index(name)
+            x = x + jnp.where(mine[..., None], table(jnp.where(mine, tokens_BT, 0)), 0)
+        if images_BNHWC is not None:
+            B, N = images_BNHWC.shape[:2]
+            images = images_BNHWC.reshape(B * N, *images_BNHWC.shape[2:])
+            filled = self.front_end(images).astype(self.dtype).reshape(B, -1, x.shape[-1])
+            fill = (modality_BT == IMAGE) & (tokens_BT == FILL)
+            at = jnp.maximum(jnp.cumsum(fill, axis=1) - 1, 0)
+            x = jnp.where(fill[..., None], jnp.take_along_axis(filled, at[..., None], axis=1), x)
+        return x
 
-    def hidden(self, x_BTD: jax.Array, positions_BT: jax.Array, mask_BT: jax.Array) -> jax.Array:
-        """The backbone: embeddings → normed hidden states. Causal; masked slots are seen by
-        none."""
+    def _run(self, x_BTD, segments_BT, positions_BT, *shared, **options) -> tuple[jax.Array, Any]:
+        """The backbone: embeddings → hidden states before the last norm."""
         x = constrain(x_BTD, "batch", "length", "embed")
-        tables = rope_tables(positions_BT, self.config.head_dim, self.config.rope_theta)
-        x, _ = self.backbone(x, tables, mask_BT)
-        return self.norm(x)
+        config = self.config
+        rounded = dtype_of(config.compute_dtype) if config.legacy else jnp.float32
+        tables = rope_tables(positions_BT, config.head_dim, config.rope_theta, rounded)
+        return self.backbone(x, tables, segments_BT, *shared, **options)
 
-    def head(self, hidden_BTD: jax.Array, name: str) -> jax.Array:
-        """Logits of one head, float32."""
+    def _head(self, hidden_BnD: jax.Array, name: str) -> jax.Array:
         if name not in self.heads:
             raise ValueError(
-                f"head {name!r} does not exist: model.{name}_vocab is 0 "
-                f"(heads: {sorted(self.heads)})"
+                f"head={name!r} must be one of {sorted(self.heads)}: a head exists where its "
+                f"vocabulary (model.{name}_vocab) is above 0"
             )
-        return self.heads[name](hidden_BTD).astype(jnp.float32)
+        return self.heads[name](hidden_BnD).astype(jnp.float32)
 
-    # --- Decoding: a prefix once, then token by token (see decoding.py) ---
+    # --- Decoding: a prompt once, then token by token (see decoding.py) ---
 
     def prefill(
         self,
-        images: jax.Array,
-        text_tokens_BT: jax.Array,
-        text_mask_BT: jax.Array,
+        tokens_BT: jax.Array,
+        modality_BT: jax.Array,
+        segments_BT: jax.Array,
+        images_BNHWC: jax.Array | None,
         head: str,
         num_tokens: int,
     ) -> tuple[jax.Array, Cache]:
-        """Logits (B, V) of the first target and a cache with room for `num_tokens` − 1 more."""
-        self._check_head(head)
-        x, mask = self.embed_prefix(images, text_tokens_BT, text_mask_BT)
-        where = positions(mask)
-        tables = rope_tables(where, self.config.head_dim, self.config.rope_theta)
+        """Logits (B, V) of the first target and a cache with room for `num_tokens` − 1 more.
+
+        Prompts end at the last slot; padding is at the left.
+        """
+        x, where = self.embed(tokens_BT, modality_BT, images_BNHWC), positions(segments_BT)
         depth = jnp.arange(self.config.depth)
-        x, kv = self.backbone(x, tables, mask, per_layer=depth, method="prefill")
+        x, kv = self._run(x, segments_BT, where, per_layer=depth, method="prefill")
         room = num_tokens - 1
         kv = jax.tree.map(lambda y: jnp.pad(y, ((0, 0), (0, 0), (0, room), (0, 0), (0, 0))), kv)
-        mask = jnp.pad(mask, ((0, 0), (0, room)))
-        logits = self.head(self.norm(x[:, -1:])[:, 0], head)
-        return logits, Cache(kv, mask, where[:, -1] + 1)
+        segments = jnp.pad(segments_BT, ((0, 0), (0, room)))
+        logits = self._head(self.norm(x[:, -1:]), head)[:, 0]
+        return logits, Cache(kv, segments, where[:, -1] + 1)
 
     def step(
         self, token_B: jax.Array, slot: jax.Array, cache: Cache, head: str
     ) -> tuple[jax.Array, Cache]:
         """Feeds one token at cache slot `slot`; returns logits (B, V) of the next and the cache."""
         x = self.embeddings[head](token_B[:, None])
-        mask = cache.mask_BS.at[:, slot].set(True)
-        tables = rope_tables(
-            cache.position_B[:, None], self.config.head_dim, self.config.rope_theta
-        )
-        x, kv = self.backbone(x, tables, mask, slot, per_layer=cache.keys_and_values, method="step")
-        logits = self.head(self.norm(x)[:, 0], head)
-        return logits, Cache(kv, mask, cache.position_B + 1)
-
-    def _check_head(self, head: str) -> None:
-        if head not in TARGET_HEADS or head not in self.heads:
-            present = [name for name in TARGET_HEADS if name in self.heads]
-            raise ValueError(
-                f"head={head!r} must be one of {present}: a head exists where its vocabulary "
-                f"(model.latent_vocab, model.action_vocab) is above 0"
-            )
+        segments, where = cache.segments_BS.at[:, slot].set(1), cache.position_B
+        layers = dict(per_layer=cache.keys_and_values, method="step")
+        x, kv = self._run(x, segments, where[:, None], slot, **layers)
+        return self._head(self.norm(x), head)[:, 0], Cache(kv, segments, where + 1)
 
 
-def positions(mask_BT: jax.Array) -> jax.Array:
-    """Rotary positions that skip masked slots (a masked slot repeats the position before it)."""
-    return jnp.maximum(jnp.cumsum(mask_BT.astype(jnp.int32), axis=1) - 1, 0)
+def positions(segments_BT: jax.Array) -> jax.Array:
+    """Rotary positions, counted from 0 in every segment."""
+    index = jnp.arange(segments_BT.shape[1])
+    before = jnp.pad(segments_BT[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    starts = jnp.where(segments_BT != before, index, 0)
+    return index - jax.lax.cummax(starts, axis=1)
 
 
-def vla_flops(config: VLAConfig, num_targets: int, head: str) -> int:
-    """Floating-point operations of one example's teacher-forced forward pass (a multiply-add is
+def vla_flops(config: VLAConfig, length: int, slots: Mapping[str, int], num_images: int = 0) -> int:
+    """Floating-point operations of a forward pass over a row of `length` tokens (a multiply-add is
     two), from the shapes: matrix products and convolutions. Attention is counted in full, as it is
-    computed."""
-    tokens = config.prefix_length + num_targets - 1
+    computed; a head at as many `slots` as it is asked for; the front-end for `num_images`."""
     inner = config.heads * config.head_dim
-    per_token = 4 * config.dim * inner + 2 * tokens * inner + 3 * config.dim * config.mlp_dim
-    total = 2 * config.depth * tokens * per_token
-    total += 2 * num_targets * config.dim * config.vocab(head)
-    return int(total + front_end_config(config.front_end)[1].flops(config.dim))
+    per_token = 4 * config.dim * inner + 2 * length * inner + 3 * config.dim * config.mlp_dim
+    total = 2 * config.depth * length * per_token
+    total += sum(2 * n * config.dim * config.vocab(head) for head, n in slots.items())
+    return int(total + num_images * front_end_config(config.front_end)[1].flops(config.dim))

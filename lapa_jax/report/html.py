@@ -29,6 +29,15 @@ def _inline(text: str) -> Markup:
     )
 
 
+def estimate(value: float | None, low: float | None = None, high: float | None = None) -> Any:
+    """A number as a cell of a table or in a text, with its interval where it has one."""
+    if value is None:
+        return None
+    if low is None or high is None:
+        return f"{value:.3g}"
+    return f"{value:.3g} ({low:.3g} to {high:.3g})"
+
+
 def _value(value: Any) -> str:
     if value is None:
         return "–"

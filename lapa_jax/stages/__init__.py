@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from lapa_jax.stages.action_finetuning import ActionFinetuning
+from lapa_jax.stages.image_tokenizer import ImageTokenizerStage
 from lapa_jax.stages.latent_pretraining import LatentPretraining
 from lapa_jax.stages.quantizer import QuantizerStage
 from lapa_jax.stages.stage import Assets, Stage
@@ -10,6 +11,7 @@ from lapa_jax.stages.teacher import TeacherStage
 
 STAGES: dict[str, type[Stage]] = {
     "teacher": TeacherStage,
+    "image_tokenizer": ImageTokenizerStage,
     "quantizer": QuantizerStage,
     "latent_pretraining": LatentPretraining,
     "action_finetuning": ActionFinetuning,

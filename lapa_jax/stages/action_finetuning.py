@@ -1,6 +1,6 @@
 """Stage 3: the policy's head is swapped, and it learns real actions from a little robot data."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -52,13 +52,13 @@ class ActionFinetuning(PolicyStage):
         self,
         params: Params,
         variables: Variables,
-        image: jax.Array,
-        text: jax.Array,
-        text_mask: jax.Array,
+        prompts: Mapping[str, jax.Array],
+        images: jax.Array | None,
+        **options,
     ) -> jax.Array:
         """Actions float32 (B, action_dim) in the units of the data; pure, may be jitted.
 
         Decoding is confined to the ids that each token has, so none is out of range.
         """
-        ids = self.predict(params, variables, image, text, text_mask)
+        ids, _ = self.predict(params, variables, prompts, images, **options)
         return self.actions.centre_of(ids, jnp)

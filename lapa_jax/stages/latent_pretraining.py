@@ -16,6 +16,8 @@ class LatentPretraining(PolicyStage):
 
     def __init__(self, config: ConfigDict, assets: Assets):
         size = config.model.latent_vocab
+        if config.model.legacy:
+            self.text_loss_weight = 0.01  # as the original's
         super().__init__(config, assets, limits=[size] * config.code_length)
 
     @staticmethod

@@ -9,16 +9,25 @@ from ml_collections import ConfigDict
 
 from lapa_jax.models import surgery
 from lapa_jax.models.module import Functional
-from lapa_jax.models.quantizer import Quantizer, QuantizerConfig, quantizer_flops
+from lapa_jax.models.quantizer import Quantizer, QuantizerConfig, Reading, quantizer_flops
 from lapa_jax.models.quantizer.objectives import OBJECTIVES, FeaturesConfig, objective_config
-from lapa_jax.models.vit import ViTConfig
-from lapa_jax.stages.stage import Assets, Batch, Metrics, Params, Stage, Variables
+from lapa_jax.stages import augmentation
+from lapa_jax.stages.stage import (
+    Assets,
+    Batch,
+    Metrics,
+    Params,
+    Stage,
+    Variables,
+    require_source,
+)
 
 
 class QuantizerStage(Stage):
     """Batch: frames uint8 (B, num_frames, H, W, 3)."""
 
     fields = ("frames",)
+    image_column = "frames"
     alarms = {
         "collapsed": "few codes are in use (perplexity_recent is under model.collapse_fraction of "
         "model.codebook_size). If it lasts: more model.bottleneck.continuous_steps, a smaller "
@@ -37,12 +46,13 @@ class QuantizerStage(Stage):
         self.model = Functional(lambda rngs: Quantizer(self.model_config, rngs=rngs))
 
     def prepare(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {"frames": batch["frames"]}
+        return {"frames": batch["frames"]} | augmentation.column(self.config.data, batch)
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        data = self.config.data
-        shape = (self.config.global_batch, data.num_frames, *data.image_size, 3)
-        return {"frames": jax.ShapeDtypeStruct(shape, jnp.uint8)}
+        data, rows = self.config.data, self.config.global_batch
+        shape = (rows, data.num_frames, *data.image_size, 3)
+        frames = {"frames": jax.ShapeDtypeStruct(shape, jnp.uint8)}
+        return frames | augmentation.column_spec(data, rows)
 
     def frozen_from(self) -> tuple[str, str] | None:
         settings = self._objective()[1]
@@ -56,17 +66,8 @@ class QuantizerStage(Stage):
         return "model.objective.weights", settings.weights
 
     def adopt(self, variables: Variables, config: ConfigDict, params: Params) -> Variables:
-        wanted = self._objective()[1].teacher.architecture()
-        if config.stage != "teacher":
-            raise ValueError(f"it is of stage {config.stage!r}, not a teacher")
-        found = ViTConfig(**{key: config.model[key] for key in wanted}).architecture()
-        differing = [
-            f"model.objective.teacher.{key}={wanted[key]!r}, which is {found[key]!r} there"
-            for key in wanted
-            if wanted[key] != found[key]
-        ]
-        if differing:
-            raise ValueError("; ".join(differing))
+        teacher = self._objective()[1].teacher
+        require_source(config, "teacher", teacher.KEY, teacher.architecture())
         here = self.model.abstract()[1]["objective"]["teacher"]
         surgery.plan_swap(params["encoder"], here, may_change=())
         return variables | {"objective": variables["objective"] | {"teacher": params["encoder"]}}
@@ -104,17 +105,24 @@ class QuantizerStage(Stage):
         """Latent actions z int32 (B, code_length) of frames uint8 (B, H, W, 3)."""
         return self.model.apply(params, variables, "quantize", first, last)[0]
 
-    def encode(
+    def read(
         self, params: Params, variables: Variables, first: jax.Array, last: jax.Array
-    ) -> jax.Array:
-        """The latent before the bottleneck, float32 (B, code_length, quant_dim)."""
-        return self.model.apply(params, variables, "encode", first, last)[0]
+    ) -> Reading:
+        """z, the latent before the bottleneck and what the decoder receives of frames uint8 (B, H,
+        W, 3); of a continuous bottleneck, too."""
+        return self.model.apply(params, variables, "read", first, last)[0]
 
     def decode(
         self, params: Params, variables: Variables, first: jax.Array, z: jax.Array
     ) -> jax.Array:
         """The later frame that z predicts, float32 (B, H, W, 3), not clipped."""
         return self.model.apply(params, variables, "decode", first, z)[0]
+
+    def decode_latent(
+        self, params: Params, variables: Variables, first: jax.Array, received: jax.Array
+    ) -> jax.Array:
+        """The same from what the decoder receives, float32 (B, code_length, quant_dim)."""
+        return self.model.apply(params, variables, "decode_latent", first, received)[0]
 
 
 def _with_skill(metrics: Metrics) -> Metrics:

@@ -16,20 +16,40 @@ Batch = dict[str, jax.Array]
 Assets = Mapping[str, bytes]
 
 
+def require_source(config: ConfigDict, stage: str, key: str, wanted: Mapping[str, Any]) -> None:
+    """Whether frozen weights may come from a run of this config: of that stage, its model with the
+    settings `wanted` (JSON values), which stand under `key`. Raises ValueError."""
+    if config.stage != stage:
+        raise ValueError(f"it is of stage {config.stage!r}, not {stage!r}")
+    differing = [
+        f"{key}.{name}={value!r}, which is {config.model[name]!r} there"
+        for name, value in wanted.items()
+        if config.model[name] != value
+    ]
+    if differing:
+        raise ValueError("; ".join(differing))
+
+
 class Stage(Protocol):
     """A stage is built from (config, assets) and holds no arrays; its methods are pure. Methods
     with a body are what most stages do.
 
-    `fields` are the columns that the loader must give. `assets` are the small files that belong to
-    every checkpoint (tokenizer, action bins), by name.
+    `fields` are the columns that the loader must give (`fields_of`: of a config). `assets` are the
+    small files that belong to every checkpoint (tokenizer, action bins), by name.
     """
 
     fields: tuple[str, ...]
+    image_column: str  # of the device batch: what data.augment changes
     # metric that is 1 while something is wrong → what to tell the user
     alarms: Mapping[str, str] = {}
     model: Functional  # the module as pure functions
 
     def __init__(self, config: ConfigDict, assets: Assets): ...
+
+    @classmethod
+    def fields_of(cls, config: ConfigDict) -> tuple[str, ...]:
+        del config
+        return cls.fields
 
     @staticmethod
     def make_assets(
@@ -76,7 +96,10 @@ class Stage(Protocol):
 
     def loss(
         self, params: Params, variables: Variables, batch: Batch, rng: jax.Array
-    ) -> tuple[jax.Array, Metrics, Variables]: ...
+    ) -> tuple[jax.Array, Metrics, Variables]:
+        """(loss, metrics, variables). The loss is a mean over examples; where examples count
+        differently, metrics["loss_weight"] is the sum of what they count."""
+        ...
 
     def eval_metrics(self, params: Params, variables: Variables, batch: Batch) -> Metrics: ...
 
@@ -90,8 +113,3 @@ class Stage(Protocol):
     def model_flops(self) -> float:
         """FLOPs of one example's forward and backward pass, recomputation not counted."""
         ...
-
-    def trainable(self, path: tuple[str, ...]) -> bool:
-        """Whether the parameter at this path is trained."""
-        del path
-        return True

@@ -12,6 +12,7 @@ from lapa_jax.models.masked_autoencoder import (
 )
 from lapa_jax.models.module import Functional
 from lapa_jax.models.registry import typed_config
+from lapa_jax.stages import augmentation
 from lapa_jax.stages.stage import Assets, Batch, Metrics, Params, Stage, Variables
 
 
@@ -19,6 +20,7 @@ class TeacherStage(Stage):
     """Batch: image uint8 (B, H, W, 3). An imported encoder is a run of this stage, too."""
 
     fields = ("frames",)
+    image_column = "image"
 
     def __init__(self, config: ConfigDict, assets: Assets):
         del assets
@@ -32,11 +34,12 @@ class TeacherStage(Stage):
         self.model = Functional(lambda rngs: MaskedAutoencoder(self.model_config, rngs=rngs))
 
     def prepare(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {"image": batch["frames"][:, 0]}
+        return {"image": batch["frames"][:, 0]} | augmentation.column(self.config.data, batch)
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        shape = (self.config.global_batch, *self.config.data.image_size, 3)
-        return {"image": jax.ShapeDtypeStruct(shape, jnp.uint8)}
+        data, rows = self.config.data, self.config.global_batch
+        image = {"image": jax.ShapeDtypeStruct((rows, *data.image_size, 3), jnp.uint8)}
+        return image | augmentation.column_spec(data, rows)
 
     def loss(
         self, params: Params, variables: Variables, batch: Batch, rng: jax.Array

@@ -1,5 +1,7 @@
 """Real actions as tokens: one a dimension (quantile bins), or one for a whole action (clusters)."""
 
+import csv
+import io
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -74,6 +76,14 @@ class ActionTokenizer:
     def to_json(self) -> bytes:
         return json.dumps({"edges": [e.tolist() for e in self.edges]}).encode()
 
+    def to_csv(self) -> str:
+        """The original's bin edges, as `from_csv` reads them."""
+        text, width = io.StringIO(), max(len(e) for e in self.edges)
+        lines = csv.writer(text, lineterminator="\n")
+        lines.writerow(range(width))
+        lines.writerows([*e.tolist(), *[""] * (width - len(e))] for e in self.edges)
+        return text.getvalue()
+
 
 class ActionClusters:
     """One token for a whole action: the nearest of `centres` (K, action_dim), each dimension in
@@ -136,6 +146,21 @@ def from_json(data: bytes) -> ActionTokenizer | ActionClusters:
     if "edges" in values:
         return ActionTokenizer([np.array(e) for e in values["edges"]])
     return ActionClusters(np.array(values["centres"]), np.array(values["scale"]))
+
+
+def from_csv(text: str) -> ActionTokenizer:
+    """The original's bin edges: a header line, then a line of edges per dimension, short lines
+    filled up with empty cells."""
+    lines = list(csv.reader(io.StringIO(text)))
+    if len(lines) < 2:
+        raise ValueError("the csv of bin edges holds no line of edges after its header")
+    edges = []
+    for number, cells in enumerate(lines[1:], 2):
+        kept = [cell for cell in cells if cell.strip()]
+        if kept != cells[: len(kept)]:
+            raise ValueError(f"line {number} of the csv of bin edges has gaps between its edges")
+        edges.append(np.array([float(cell) for cell in kept]))
+    return ActionTokenizer(edges)
 
 
 def check_last(array: np.ndarray, action_dim: int) -> None:

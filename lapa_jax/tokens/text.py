@@ -1,4 +1,4 @@
-"""Instructions as token ids: a SentencePiece model and a fixed number of slots."""
+"""Instructions as token ids: a SentencePiece model."""
 
 import hashlib
 import io
@@ -9,16 +9,15 @@ import sentencepiece
 
 
 class TextTokenizer:
-    """Encodes strings to `length` slots: begin-of-sequence, pieces, padding at the right.
+    """Strings to piece ids. `model` is the content of a SentencePiece `.model` file, which must
+    define the pieces <s> and </s>."""
 
-    `model` is the content of a SentencePiece `.model` file, which must define a bos piece.
-    """
-
-    def __init__(self, model: bytes, length: int):
-        self.model, self.length = model, length
+    def __init__(self, model: bytes):
+        self.model = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        if self._processor.bos_id() < 0:
-            raise ValueError("the SentencePiece model defines no <s> piece (bos_id)")
+        self.bos, self.eos = self._processor.bos_id(), self._processor.eos_id()
+        if self.bos < 0 or self.eos < 0:
+            raise ValueError("the SentencePiece model must define the pieces <s> and </s>")
         self._known: dict[str, np.ndarray] = {}  # instructions repeat: one encoding each
 
     @property
@@ -29,31 +28,14 @@ class TextTokenizer:
     def fingerprint(self) -> str:
         return hashlib.sha256(self.model).hexdigest()[:16]
 
-    def encode(self, texts: Iterable[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids int32 (B, length) and their mask bool (B, length).
-
-        Raises ValueError naming a string that needs more than `length` slots.
-        """
-        rows = [self._ids(text) for text in texts]
-        ids = np.zeros((len(rows), self.length), np.int32)
-        mask = np.zeros((len(rows), self.length), bool)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)], mask[i, : len(row)] = row, True
-        return ids, mask
+    def ids(self, text: str) -> np.ndarray:
+        """Piece ids int32 (n,), without begin and end marks."""
+        if text not in self._known:
+            self._known[text] = np.array(self._processor.encode(text), np.int32)
+        return self._known[text]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._processor.decode([int(i) for i in ids])
-
-    def _ids(self, text: str) -> np.ndarray:
-        if text not in self._known:
-            ids = [self._processor.bos_id(), *self._processor.encode(text)]
-            if len(ids) > self.length:
-                raise ValueError(
-                    f"the instruction {text!r} needs {len(ids)} tokens, more than "
-                    f"model.text_length={self.length}"
-                )
-            self._known[text] = np.array(ids, np.int32)
-        return self._known[text]
 
 
 def train(texts: Iterable[str], vocab_size: int) -> bytes:

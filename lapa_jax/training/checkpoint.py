@@ -38,6 +38,10 @@ from lapa_jax.training.manifest import (
 )
 from lapa_jax.training.state import TrainState
 
+# A chunk is compressed as a whole, and a data file written when it is full: what is encoded and not
+# yet written is held in memory.
+CHUNK_BYTES, DATA_FILE_BYTES = 64 * 2**20, 256 * 2**20
+
 
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
@@ -102,7 +106,14 @@ class Checkpoints:
             for name, arrays in originals.items()
         }
         document = encode_meta(step, meta, originals, items)
-        args = {name: ocp.args.PyTreeSave(nest(arrays)) for name, arrays in items.items()}
+        args = {
+            name: ocp.args.PyTreeSave(
+                nest(arrays),
+                save_args=nest(dict.fromkeys(arrays, ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES))),
+                ocdbt_target_data_file_size=DATA_FILE_BYTES,
+            )
+            for name, arrays in items.items()
+        }
         if self._failed:
             self._manager.reload()  # it counts the failed step, and would keep old ones for it
         self._pending = step
@@ -226,16 +237,19 @@ def load_params(
     step: int | None = None,
     *,
     ema: bool = False,
-    shardings: Mapping[str, Any] | None = None,
+    shardings: Mapping[str, Any] | jax.sharding.Sharding | None = None,
 ) -> LoadedModel:
     """Parameters and variables for inference, checked, without the tree being known beforehand.
 
-    NumPy arrays, or with `shardings` (shaped as params) parameters on those devices. ema=True takes
-    the averaged parameters. Changes nothing on disk; a damaged newest step is passed over loudly.
+    NumPy arrays; with `shardings` (shaped as params) parameters on those devices, or everything by
+    one sharding: nothing is held twice. ema=True takes the averaged parameters; frozen ones have
+    no average and are taken as they are. Changes nothing on disk; a damaged newest step is passed
+    over loudly.
     """
     directory = Path(directory).absolute()
     source = "ema" if ema else "params"
-    placed = None if shardings is None else paths_of(shardings)
+    everywhere = shardings if isinstance(shardings, jax.sharding.Sharding) else None
+    placed = None if shardings is None or everywhere else paths_of(shardings)
 
     def read(step: int) -> LoadedModel:
         meta, records = _read_meta(directory, step)
@@ -244,22 +258,31 @@ def load_params(
                 f"{directory}/{step} holds no {source}: it has {sorted(records)}"
                 + ("; the run had optimizer.ema_decay=0" if ema else "")
             )
-        wanted: dict[str, ArrayPaths] = {source: dict.fromkeys(records[source])}
-        if placed is not None:
-            odd = sorted("/".join(path) for path in set(placed) ^ set(records[source]))
-            if odd:
-                raise CheckpointMismatchError(
-                    f"shardings and {directory}/{step}/{source} differ in {odd}"
-                )
-            wanted[source] = {
-                path: _abstract(r, placed[path]) for path, r in records[source].items()
-            }
+        sources = {source: records[source]}
+        if ema:
+            others = {p: r for p, r in records["params"].items() if p not in records["ema"]}
+            sources |= {"params": others} if others else {}
+        paths = {path for arrays in sources.values() for path in arrays}
+        if placed is not None and set(placed) != paths:
+            odd = sorted("/".join(path) for path in set(placed) ^ paths)
+            raise CheckpointMismatchError(
+                f"shardings and {directory}/{step}/{source} differ in {odd}"
+            )
+        wanted: dict[str, ArrayPaths] = {
+            name: {path: placed and _abstract(r, placed[path]) for path, r in arrays.items()}
+            for name, arrays in sources.items()
+        }
         if "variables" in records:
             wanted["variables"] = dict.fromkeys(records["variables"])
+        if everywhere is not None:
+            wanted = {
+                item: {path: _abstract(records[item][path], everywhere) for path in paths}
+                for item, paths in wanted.items()
+            }
         found = _read_items(directory, step, {k: records[k] for k in wanted}, wanted)
         return LoadedModel(
             step=step,
-            params=nest(found[source]),
+            params=nest({p: x for name in sources for p, x in found[name].items()}),
             variables=nest(found.get("variables", {})),
             meta=meta,
         )
@@ -352,6 +375,7 @@ def _read_items(
                 args=ocp.args.PyTreeRestore(
                     item=nest(dict.fromkeys(arrays, 0)),
                     restore_args=nest({path: _restore_args(x) for path, x in arrays.items()}),
+                    partial_restore=len(arrays) < len(records[name]),
                 ),
             )
             found[name] = {}

@@ -1,19 +1,26 @@
-"""Optimizer and learning-rate schedule from config.optimizer.
+"""The optimizer of config.optimizer: one of optax's rules for the direction, and around it what
+all share: clipping by the global norm, weight decay, the schedule, the groups' scales.
+
+    update = - lr(step) · lr_scale · (direction + weight_decay · decay_scale · parameter)
 
 Weight decay applies to arrays of rank >= 2, not counting the dimension of stacked layers. Frozen
-parameters get no update and no moments. Every key must be present (defaults live with the
-experiments) and an unknown one is an error.
+parameters get no gradient, no moments and no moving average. Every key must be present (defaults
+are in experiments/base.py) and an unknown one is an error.
 """
 
-from collections.abc import Callable, Collection, Mapping
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-Schedule = Callable[[Any], Any]
-KEYS = (
+from lapa_jax.training.groups import Group, assign, path_name, read_groups, split
+from lapa_jax.training.schedules import Schedule, make_schedule
+
+COMMON_KEYS = (
     "name",
     "peak_lr",
     "end_lr",
@@ -21,177 +28,200 @@ KEYS = (
     "schedule",
     "weight_decay",
     "clip_norm",  # 0: no clipping
-    "b1",
-    "b2",
-    "eps",
-    "pretrained_lr_scale",  # of the updates of parameters that init_from gives; 0: frozen
+    "groups",
     "ema_decay",  # 0: no EMA; read by the loop
 )
-WSD_DECAY_FRACTION = 0.1  # the last part of a warmup-stable-decay run
+Axes = Mapping[str, tuple[str | None, ...]]  # logical axis names by slash-separated path
 
 
-def _constant(config: Mapping[str, Any], steps: int) -> Schedule:
-    del steps
-    return optax.constant_schedule(config["peak_lr"])
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """`tx` is of the trained parameters alone, in dicts that hold None for the frozen ones: see
+    `split`."""
+
+    tx: optax.GradientTransformation
+    schedule: Schedule
+    groups: Mapping[str, Group] = dataclasses.field(default_factory=dict)
+    group_of: Mapping[str, str] = dataclasses.field(default_factory=dict)  # by path
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        """Paths of the parameters that do not train."""
+        return frozenset(p for p, name in self.group_of.items() if self.groups[name].frozen)
+
+    def split(self, params: Any) -> tuple[Any, Any]:
+        """(trained, frozen), each with None in place of the other."""
+        return split(params, self.frozen)
+
+    def init(self, params: Any) -> Any:
+        """The optimizer's state for all of a model's parameters."""
+        return self.tx.init(self.split(params)[0])
+
+    def table(self, params: Any) -> str:
+        """The groups, a line each: parameters, values, scales."""
+        lines = [f"{'group':<16}{'arrays':>8}{'values':>16}{'lr_scale':>10}{'decay_scale':>13}"]
+        leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+        for name, group in self.groups.items():
+            sizes = [x.size for path, x in leaves if self.group_of[path_name(path)] == name]
+            scales = (
+                f"{'frozen':>10}{'frozen':>13}"
+                if group.frozen
+                else f"{group.lr_scale:>10g}{group.decay_scale:>13g}"
+            )
+            lines.append(f"{name:<16}{len(sizes):>8}{sum(sizes):>16,}{scales}")
+        return "\n".join(lines)
 
 
-def _cosine(config: Mapping[str, Any], steps: int) -> Schedule:
-    return optax.cosine_decay_schedule(
-        config["peak_lr"], steps, alpha=config["end_lr"] / config["peak_lr"]
-    )
-
-
-def _warmup(config: Mapping[str, Any]) -> Schedule:
-    # Counts from one: step 0 must not be spent on a learning rate of zero.
-    warmup, peak = config["warmup_steps"], config["peak_lr"]
-    return lambda step: peak * (step + 1) / warmup
-
-
-def _warmup_constant(config: Mapping[str, Any], steps: int) -> Schedule:
-    return optax.join_schedules(
-        [_warmup(config), _constant(config, steps)], [config["warmup_steps"]]
-    )
-
-
-def _warmup_cosine(config: Mapping[str, Any], steps: int) -> Schedule:
-    warmup = config["warmup_steps"]
-    return optax.join_schedules([_warmup(config), _cosine(config, steps - warmup)], [warmup])
-
-
-def _wsd(config: Mapping[str, Any], steps: int) -> Schedule:
-    warmup = config["warmup_steps"]
-    decay = max(1, round(steps * WSD_DECAY_FRACTION))
-    if warmup + decay > steps:
+def make_optimizer(config: Mapping[str, Any], total_steps: int, axes: Any) -> Optimizer:
+    """`axes`: the logical axis names of every parameter, as a stage gives them."""
+    name = config["name"]
+    if name not in OPTIMIZERS:
+        raise ValueError(f"optimizer.name={name!r} is unknown; known: {sorted(OPTIMIZERS)}")
+    direction, keys = OPTIMIZERS[name]
+    keys = (*COMMON_KEYS, *keys)
+    unknown, missing = sorted(set(config) - set(keys)), sorted(set(keys) - set(config))
+    if unknown or missing:
         raise ValueError(
-            f"optimizer.warmup_steps={warmup} and a decay of {decay} steps exceed {steps} steps"
+            f"config.optimizer has unknown keys {unknown} and lacks {missing}; keys of "
+            f"optimizer.name={name!r}: {keys} (experiments/base.py: optimizer({name!r}))"
         )
-    return optax.join_schedules(
-        [
-            _warmup(config),
-            optax.constant_schedule(config["peak_lr"]),
-            optax.linear_schedule(config["peak_lr"], config["end_lr"], decay),
-        ],
-        [warmup, steps - decay],
-    )
-
-
-# name -> (builder, whether warmup_steps counts)
-SCHEDULES: dict[str, tuple[Callable[[Mapping[str, Any], int], Schedule], bool]] = {
-    "constant": (_constant, False),
-    "cosine": (_cosine, False),
-    "warmup_constant": (_warmup_constant, True),
-    "warmup_cosine": (_warmup_cosine, True),
-    "wsd": (_wsd, True),
-}
-
-
-def make_schedule(config: Mapping[str, Any], total_steps: int) -> Schedule:
-    """Learning rate as a function of the step (0 is the first update)."""
-    if config["schedule"] not in SCHEDULES:
-        raise ValueError(
-            f"optimizer.schedule={config['schedule']!r} is unknown; known: {sorted(SCHEDULES)}"
-        )
-    build, warms_up = SCHEDULES[config["schedule"]]
-    warmup = config["warmup_steps"]
-    if warms_up and not 0 < warmup < total_steps or not warms_up and warmup != 0:
-        need = f"between 1 and {total_steps - 1}" if warms_up else "0"
-        raise ValueError(
-            f"optimizer.warmup_steps={warmup} must be {need} with "
-            f"optimizer.schedule={config['schedule']!r} and {total_steps} steps"
-        )
-    if not config["peak_lr"] > 0 or not 0 <= config["end_lr"] <= config["peak_lr"]:
-        raise ValueError(
-            f"optimizer.peak_lr={config['peak_lr']}, optimizer.end_lr={config['end_lr']}: need "
-            f"0 < peak_lr and 0 <= end_lr <= peak_lr"
-        )
-    return build(config, total_steps)
-
-
-def _adamw(
-    config: Mapping[str, Any], schedule: Schedule, decayed: Callable[[Any], Any]
-) -> optax.GradientTransformation:
-    return optax.adamw(
-        schedule,
-        b1=config["b1"],
-        b2=config["b2"],
-        eps=config["eps"],
-        weight_decay=config["weight_decay"],
-        mask=decayed,
-    )
-
-
-# name -> builder(config, schedule, mask of the parameters that decay)
-OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"adamw": _adamw}
-
-
-def trainable_mask(params: Any, trainable: Callable[[tuple[str, ...]], bool]) -> Any:
-    """True for the parameters that train. `trainable` sees a path: ("blocks", "mlp", "kernel")."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: bool(trainable(tuple(entry.key for entry in path))), params
-    )
-
-
-def _decay_mask(axes: Any) -> Callable[[Any], Any]:
-    """The arrays that decay: matrices and above, where a stack of vectors is no matrix."""
-    stacked = {
-        path
+    for key in ("clip_norm", "weight_decay"):
+        if config[key] < 0:
+            raise ValueError(f"optimizer.{key}={config[key]} must be positive, or 0: none")
+    schedule = make_schedule(config, total_steps)
+    axes = {
+        path_name(path): names
         for path, names in jax.tree_util.tree_flatten_with_path(
             axes, is_leaf=lambda x: isinstance(x, tuple)
         )[0]
-        if "layers" in names
     }
-    return lambda params: jax.tree_util.tree_map_with_path(
-        lambda path, p: jnp.ndim(p) - (path in stacked) >= 2, params
+    groups = read_groups(config["groups"])
+    group_of = assign(groups, axes)
+    if all(groups[group].frozen for group in group_of.values()):
+        raise ValueError(f"every group of optimizer.groups is frozen: {sorted(groups)}")
+    decay = {
+        path: config["weight_decay"] * groups[group_of[path]].decay_scale * _is_matrix(names)
+        for path, names in axes.items()
+    }
+    lr_scale = {path: groups[group_of[path]].lr_scale for path in axes}
+    clip = optax.clip_by_global_norm(config["clip_norm"]) if config["clip_norm"] else None
+    tx = optax.chain(
+        *([clip] if clip else []),
+        direction(config, axes),
+        _leafwise(lambda path, u, p: u + decay[path] * p if decay[path] else u),
+        optax.scale_by_learning_rate(schedule),
+        _leafwise(lambda path, u, p: u if lr_scale[path] == 1.0 else u * lr_scale[path]),
+    )
+    return Optimizer(tx, schedule, groups, group_of)
+
+
+def _is_matrix(names: tuple[str | None, ...]) -> bool:
+    return len(names) - ("layers" in names) >= 2
+
+
+def _leafwise(function: Callable[[str, Any, Any], Any]) -> optax.GradientTransformation:
+    """function(path, update, parameter) on every leaf."""
+    return optax.stateless(
+        lambda updates, params: jax.tree_util.tree_map_with_path(
+            lambda path, u, p: function(path_name(path), u, p), updates, params
+        )
     )
 
 
-def make_optimizer(
-    config: Mapping[str, Any],
-    total_steps: int,
-    trainable: Callable[[tuple[str, ...]], bool] = lambda path: True,
-    *,
-    axes: Any = None,
-    pretrained: Collection[str] = (),
-) -> tuple[optax.GradientTransformation, Schedule]:
-    """The transformation and its schedule. Clipping sees the norm of the trained gradients only.
+# --- Directions ---
 
-    `axes`: the logical axis names of the parameters, needed where layers are stacked.
-    `pretrained`: slash-separated paths of parameters that another run has trained; their updates
-    are multiplied by `pretrained_lr_scale` (Howard and Ruder 2018, section 3.2).
+
+def _adamw(config: Mapping[str, Any], axes: Axes) -> optax.GradientTransformation:
+    """Loshchilov and Hutter 2019."""
+    del axes
+    return optax.scale_by_adam(b1=config["b1"], b2=config["b2"], eps=config["eps"])
+
+
+def _lion(config: Mapping[str, Any], axes: Axes) -> optax.GradientTransformation:
+    """Chen et al. 2023, arXiv:2302.06675: the sign of a momentum."""
+    del axes
+    return optax.scale_by_lion(b1=config["b1"], b2=config["b2"])
+
+
+def _adafactor(config: Mapping[str, Any], axes: Axes) -> optax.GradientTransformation:
+    """Shazeer and Stern 2018 with absolute steps, and a bound on the decay of the second moment
+    (Zhai et al. 2022, arXiv:2106.04560). What the paper scales and clips by the norm of a whole
+    array would mix the layers of a stack, and is left out.
+
+    The two largest dimensions of an array are factored if both have `min_factored_size`, so that
+    heads and layers keep statistics of their own.
     """
-    unknown, missing = sorted(set(config) - set(KEYS)), sorted(set(KEYS) - set(config))
-    if unknown or missing:
-        raise ValueError(
-            f"config.optimizer has unknown keys {unknown} and lacks {missing}; known: {KEYS}"
-        )
-    if config["name"] not in OPTIMIZERS:
-        raise ValueError(
-            f"optimizer.name={config['name']!r} is unknown; known: {sorted(OPTIMIZERS)}"
-        )
-    if config["clip_norm"] < 0:
-        raise ValueError(f"optimizer.clip_norm={config['clip_norm']} must be positive, or 0: none")
-    schedule = make_schedule(config, total_steps)
-    inner = OPTIMIZERS[config["name"]](config, schedule, _decay_mask(axes))
-    if config["clip_norm"]:
-        inner = optax.chain(optax.clip_by_global_norm(config["clip_norm"]), inner)
-    scale = config["pretrained_lr_scale"]
-    if not 0.0 <= scale <= 1.0:
-        raise ValueError(f"optimizer.pretrained_lr_scale={scale} must be in [0, 1]")
-    if pretrained and scale != 1.0:
-        taken = frozenset(pretrained)
-        inner = optax.chain(
-            inner,
-            optax.masked(
-                optax.scale(scale),
-                lambda params: trainable_mask(params, lambda path: "/".join(path) in taken),
-            ),
-        )
+    del axes
+    exponent, most = config["decay_exponent"], config["max_decay"]
+
+    def decay(step: Any, exponent: Any) -> Any:
+        return jnp.minimum(1.0 - (step + 1.0) ** -exponent, most)
+
+    return optax.scale_by_factored_rms(
+        decay_rate=exponent,
+        min_dim_size_to_factor=config["min_factored_size"],
+        epsilon=config["eps"],
+        decay_rate_fn=decay,
+    )
+
+
+def _muon(config: Mapping[str, Any], axes: Axes) -> optax.GradientTransformation:
+    """Jordan et al. 2024: an orthogonalised momentum for the matrices inside of the network; AdamW
+    for everything else, embeddings and heads among it. Scaled to the RMS of AdamW's updates, so
+    that its learning rates and decay carry over (Liu et al. 2025, arXiv:2502.16982).
+    """
+    matrices = {path: matrix_dims(names) for path, names in axes.items()}
+    rms = config["update_rms"]
+
+    def dims_of(updates: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(lambda path, _: matrices[path_name(path)], updates)
+
+    def rescale(path: str, update: jax.Array, _: Any) -> jax.Array:
+        sides = (matrices[path].reduction_axis, matrices[path].output_axis)
+        longest = max(math.prod(update.shape[axis] for axis in side) for side in sides)
+        return update * (rms * longest**0.5)
 
     def labels(params: Any) -> Any:
-        mask = trainable_mask(params, trainable)
-        if not any(jax.tree.leaves(mask)):
-            raise ValueError("no parameter is trainable: check the stage's trainable(path)")
-        return jax.tree.map(lambda trains: "trained" if trains else "frozen", mask)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: "adamw" if matrices[path_name(path)] is None else "muon", params
+        )
 
-    tx = optax.multi_transform({"trained": inner, "frozen": optax.set_to_zero()}, labels)
-    return tx, schedule
+    muon = optax.chain(
+        optax.contrib.scale_by_muon(
+            ns_steps=config["newton_schulz_steps"],
+            beta=config["momentum"],
+            weight_dimension_numbers=dims_of,
+        ),
+        _leafwise(rescale),
+    )
+    return optax.partition({"muon": muon, "adamw": _adamw(config, axes)}, labels)
+
+
+# Dimensions of the matrices inside of a network, by the side of the matrix that they are on. A
+# dimension without a name counts matrices, as the layers of a stack do (value and gate of a
+# feed-forward); a vocabulary, the pixels of a patch and a codebook are at the network's ends.
+_SIDES = {"embed": "embed", "mlp": "mlp", "heads": "heads", "kv": "heads", "head_dim": "heads"}
+
+
+def matrix_dims(names: tuple[str | None, ...]) -> optax.contrib.MuonDimensionNumbers | None:
+    """The two sides of a parameter that is a stack of matrices, from its logical axis names; None
+    for vectors, embeddings, heads and whatever else is no matrix."""
+    sides: dict[str, list[int]] = {}
+    for axis, name in enumerate(names):
+        if name in ("layers", None):
+            continue
+        if name not in _SIDES:
+            return None
+        sides.setdefault(_SIDES[name], []).append(axis)
+    if len(sides) != 2:
+        return None
+    return optax.contrib.MuonDimensionNumbers(*(tuple(axes) for axes in sides.values()))
+
+
+# name -> (direction(config, axes), the keys that it reads)
+OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], tuple[str, ...]]] = {
+    "adamw": (_adamw, ("b1", "b2", "eps")),
+    "adafactor": (_adafactor, ("decay_exponent", "max_decay", "min_factored_size", "eps")),
+    "lion": (_lion, ("b1", "b2")),
+    "muon": (_muon, ("b1", "b2", "eps", "momentum", "newton_schulz_steps", "update_rms")),
+}

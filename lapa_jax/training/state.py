@@ -9,10 +9,10 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lapa_jax.parallel.sharding import ShardingError, replicated
+from lapa_jax.training.optimizer import Optimizer
 
 
 @flax.struct.dataclass
@@ -22,31 +22,39 @@ class TrainState:
     step: jax.Array  # int32
     params: Any  # nested dict of arrays
     opt_state: Any
-    ema: Any  # shaped as params, or None
+    ema: Any  # of the trained parameters (None in place of the others), or None
     variables: Any  # nested dict of arrays that no gradient trains
     seed: jax.Array  # uint32
 
 
 def create(
-    params: Any, variables: Any, tx: optax.GradientTransformation, seed: int, *, ema: bool
+    params: Any, variables: Any, optimizer: Optimizer, seed: int, *, ema: bool
 ) -> TrainState:
     """The state before the first step; works under jit and eval_shape."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=tx.init(params),
-        # A copy: donating a state whose EMA shares the buffers of its parameters is an error.
-        ema=jax.tree.map(jnp.copy, params) if ema else None,
+        opt_state=optimizer.init(params),
+        ema=first_average(params, optimizer) if ema else None,
         variables=variables,
         seed=jnp.asarray(seed, jnp.uint32),
     )
 
 
+def first_average(params: Any, optimizer: Optimizer) -> Any:
+    """The moving average before the first step: the trained parameters.
+
+    A copy: donating a state whose EMA shares the buffers of its parameters is an error.
+    """
+    return jax.tree.map(jnp.copy, optimizer.split(params)[0])
+
+
 def state_shardings(abstract_state: TrainState, param_shardings: Any, mesh: Mesh) -> TrainState:
     """Shardings of a whole state, given those of its parameters.
 
-    A leaf of the optimizer state belongs to the parameter whose path ends its own path, and must
-    have that parameter's shape; other leaves must be scalars, and are replicated.
+    A leaf of the optimizer state belongs to the parameter whose path ends its own path. It has that
+    parameter's shape, or lacks one of its dimensions (a factored moment), or is a single value.
+    Single values and what belongs to no parameter are replicated.
     """
     everywhere = replicated(mesh)
     shapes = {
@@ -66,10 +74,12 @@ def state_shardings(abstract_state: TrainState, param_shardings: Any, mesh: Mesh
 
     def of_optimizer(path: tuple, leaf: Any) -> NamedSharding:
         keys = _dict_keys(path)
-        if keys in shapes and leaf.shape == shapes[keys]:
-            return sharding_of[keys]
-        if leaf.shape == ():
+        if not keys or leaf.size == 1:
             return everywhere
+        if keys in shapes:
+            found = _reduced(leaf.shape, shapes[keys], sharding_of[keys])
+            if found is not None:
+                return found
         raise ShardingError(
             f"optimizer state {jax.tree_util.keystr(path)} of shape {leaf.shape} is neither a "
             f"scalar nor shaped as a parameter: teach lapa_jax/training/state.py its sharding"
@@ -79,7 +89,9 @@ def state_shardings(abstract_state: TrainState, param_shardings: Any, mesh: Mesh
         step=everywhere,
         params=param_shardings,
         opt_state=jax.tree_util.tree_map_with_path(of_optimizer, abstract_state.opt_state),
-        ema=None if abstract_state.ema is None else param_shardings,
+        ema=jax.tree_util.tree_map_with_path(
+            lambda path, _: sharding_of[_dict_keys(path)], abstract_state.ema
+        ),
         variables=jax.tree.map(lambda _: everywhere, abstract_state.variables),
         seed=everywhere,
     )
@@ -90,6 +102,25 @@ def with_shardings(abstract_state: Any, shardings: Any) -> Any:
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract_state, shardings
     )
+
+
+def _reduced(
+    shape: tuple[int, ...], of: tuple[int, ...], sharding: NamedSharding
+) -> NamedSharding | None:
+    """The sharding of an array shaped as the parameter, or as it without one dimension; where two
+    dimensions would do and are split differently, it is whole on every device."""
+    if shape == of:
+        return sharding
+    spec = (*sharding.spec, *[None] * (len(of) - len(sharding.spec)))
+    specs = {
+        (*spec[:axis], *spec[axis + 1 :])
+        for axis in range(len(of))
+        if (*of[:axis], *of[axis + 1 :]) == shape
+    }
+    if not specs:
+        return None
+    mesh = sharding.mesh
+    return NamedSharding(mesh, PartitionSpec(*specs.pop())) if len(specs) == 1 else replicated(mesh)
 
 
 def _dict_keys(path: tuple) -> tuple[str, ...]:

@@ -1,8 +1,12 @@
 """The update step: gradients of a stage's loss, accumulated over microbatches, one optimizer step.
 
 `train_step(state, batch) -> (state, metrics)` is pure: randomness is a function of (seed, step).
-The loss is averaged over microbatches, so a loss that is a mean over examples gives the same
-update for any number of microbatches.
+
+The update is the same for any number of microbatches if the loss is a mean over examples. A loss
+whose examples count differently, sum(w · l) / sum(w), says how much there was: with
+metrics["loss_weight"] = sum(w), microbatches are averaged by that weight (loss, gradients and all
+other metrics), and the metric becomes their sum. A microbatch of weight zero must have a finite
+loss.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +17,8 @@ import jax.numpy as jnp
 import optax
 
 from lapa_jax.parallel.sharding import constrain
-from lapa_jax.training.optimizer import Schedule, trainable_mask
+from lapa_jax.training.groups import merge
+from lapa_jax.training.optimizer import Optimizer
 from lapa_jax.training.state import TrainState
 
 # (params, variables, batch, rng) -> (loss, metrics, variables)
@@ -21,21 +26,20 @@ LossFn = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Arr
 # (params, variables, step, rng) -> (params, variables)
 AfterUpdate = Callable[[Any, Any, jax.Array, jax.Array], tuple[Any, Any]]
 
+LOSS_WEIGHT = "loss_weight"
 STEP_METRICS = ("loss", "grad_norm", "param_norm", "update_norm", "learning_rate", "nonfinite")
 
 
 def make_train_step(
     loss_fn: LossFn,
-    tx: optax.GradientTransformation,
+    optimizer: Optimizer,
     *,
-    schedule: Schedule,
     microbatches: int = 1,
     ema_decay: float = 0.0,
     after_update: AfterUpdate | None = None,
-    trainable: Callable[[tuple[str, ...]], bool] = lambda path: True,
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
-    """Builds the step. Give it the same `trainable` as `make_optimizer`: frozen parameters are not
-    differentiated, and `grad_norm` does not count them.
+    """Builds the step. Frozen parameters are not differentiated, and `grad_norm` does not count
+    them.
 
     metrics["nonfinite"] is 1 if the loss, the gradients or the update hold a NaN or an infinity.
     The update is applied all the same: the loop stops, and must not save that state.
@@ -53,13 +57,12 @@ def make_train_step(
             )
         step_rng = jax.random.fold_in(jax.random.key(state.seed), state.step)
         loss_rng, after_rng = jax.random.split(step_rng)
-        mask = trainable_mask(state.params, trainable)
-        trained, frozen = _select(state.params, mask, True), _select(state.params, mask, False)
+        trained, frozen = optimizer.split(state.params)
 
         # --- Gradients ---
         def grads_of(variables: Any, rows: Any, rng: jax.Array) -> tuple[Any, tuple]:
             def loss_of(trained: Any) -> tuple[jax.Array, tuple]:
-                params = _merge(trained, frozen)
+                params = merge(trained, frozen)
                 loss, metrics, new_variables = loss_fn(params, variables, rows, rng)
                 return loss.astype(jnp.float32), (metrics, new_variables)
 
@@ -78,20 +81,15 @@ def make_train_step(
 
         # --- Update ---
         grad_norm = optax.global_norm(grads)
-        zeros = jax.tree.map(jnp.zeros_like, frozen)
-        updates, opt_state = tx.update(_merge(grads, zeros), state.opt_state, state.params)
+        updates, opt_state = optimizer.tx.update(grads, state.opt_state, trained)
         update_norm = optax.global_norm(updates)
-        params = optax.apply_updates(state.params, updates)
+        params = merge(optax.apply_updates(trained, updates), frozen)
         if after_update is not None:
             params, variables = after_update(params, variables, state.step, after_rng)
         ema = state.ema
         if ema is not None:
-            # Frozen parameters stay as they are: averaging equal values would still round them.
             ema = jax.tree.map(
-                lambda e, p, m: ema_decay * e + (1.0 - ema_decay) * p if m else e,
-                ema,
-                params,
-                mask,
+                lambda e, p: ema_decay * e + (1.0 - ema_decay) * p, ema, optimizer.split(params)[0]
             )
 
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
@@ -101,7 +99,7 @@ def make_train_step(
             "grad_norm": grad_norm,
             "param_norm": optax.global_norm(params),
             "update_norm": update_norm,
-            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "learning_rate": jnp.asarray(optimizer.schedule(state.step), jnp.float32),
             "nonfinite": 1.0 - finite.astype(jnp.float32),
         }
         state = state.replace(
@@ -131,29 +129,25 @@ def split_batch(batch: Any, microbatches: int) -> Any:
 
 
 def _accumulate(grads_of: Callable, variables: Any, batches: Any, rng: jax.Array) -> tuple:
-    """Means over microbatches, in the dtype of the gradients; `variables` pass through in order."""
+    """Weighted means over microbatches, in at least float32; `variables` pass through in order."""
     count = jax.tree.leaves(batches)[0].shape[0]
 
     def one(carry: tuple, inputs: tuple) -> tuple[tuple, None]:
-        variables, total = carry
+        variables, total, total_weight = carry
         rows, index = inputs
         variables, new = grads_of(variables, rows, jax.random.fold_in(rng, index))
-        return (variables, jax.tree.map(jnp.add, total, new)), None
+        weight = jnp.asarray(new[2].get(LOSS_WEIGHT, 1.0), jnp.float32)
+        total = jax.tree.map(lambda t, x: t + weight * x, total, new)
+        return (variables, total, total_weight + weight), None
 
     first = jax.tree.map(lambda x: x[0], batches)
-    shapes = jax.eval_shape(grads_of, variables, first, rng)[1]
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    (variables, total), _ = jax.lax.scan(one, (variables, zeros), (batches, jnp.arange(count)))
-    return variables, jax.tree.map(lambda x: x / count, total)
-
-
-def _select(params: Any, mask: Any, keep: bool) -> Any:
-    """`params` with None in place of the leaves whose mask differs from `keep`."""
-    return jax.tree.map(lambda p, m: p if m == keep else None, params, mask)
-
-
-def _merge(left: Any, right: Any) -> Any:
-    """Undoes `_select`."""
-    return jax.tree.map(
-        lambda a, b: b if a is None else a, left, right, is_leaf=lambda x: x is None
+    zeros = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)),
+        jax.eval_shape(grads_of, variables, first, rng)[1],
     )
+    carry = (variables, zeros, jnp.zeros((), jnp.float32))
+    (variables, total, weight), _ = jax.lax.scan(one, carry, (batches, jnp.arange(count)))
+    grads, loss, metrics = jax.tree.map(lambda x: x / weight, total)
+    if LOSS_WEIGHT in metrics:
+        metrics = metrics | {LOSS_WEIGHT: weight}
+    return variables, (grads, loss, metrics)

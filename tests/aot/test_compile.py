@@ -48,7 +48,7 @@ def test_layouts_that_cannot_be(monkeypatch):
     with pytest.raises(ShardingError, match="global_batch a multiple of 8"):
         aot.build(config(global_batch=12), parse("v5e-8"))
     program = aot.build(config(mesh__preset="fsdp", mesh__fsdp=4), parse("h100:2x4"))
-    assert program.batch["image"].sharding.shard_shape(program.batch["image"].shape)[0] == 16
+    assert program.batch["tokens"].sharding.shard_shape(program.batch["tokens"].shape)[0] == 16
 
 
 @pytest.fixture

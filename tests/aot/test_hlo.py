@@ -133,3 +133,20 @@ def test_what_cannot_be_read_is_an_error():
 def test_sizes_of_shapes(shape, size, in_memory):
     assert hlo.num_bytes(shape) == size
     assert hlo.num_hbm_bytes(shape) == in_memory
+
+
+def test_kernels_have_attributes_of_several_lines():
+    """A Pallas kernel's text has lines that look like the end of a computation."""
+    text = """HloModule step
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  %kernel = f32[8]{0} custom-call(%p), custom_call_target="tpu_custom_call", frontend_attributes={
+"xprof_metadata":"{\\"block\\": 384}"
+}}, metadata={op_name="jit(step)/pallas_call"}
+  ROOT %sum = f32[8]{0} all-reduce(%kernel), replica_groups={{0,1}}, to_apply=%add
+}
+"""
+    module = hlo.Module(text)
+    assert list(module.computations["main"]) == ["p", "kernel", "sum"]
+    assert [c.family for c in module.collectives(2)] == ["all-reduce"]

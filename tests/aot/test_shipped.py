@@ -14,19 +14,14 @@ from experiments import hardware
 
 pytestmark = [pytest.mark.aot, pytest.mark.slow, needs_compilers]
 
-POLICY_7B = "tests/aot/policy_7b.py"
-CASES = [
-    *hardware.SHIPPED,
-    *((f"{POLICY_7B}:hardware={name}", name) for name in hardware.POLICY_7B),
-]
-ROOMY = [f"{POLICY_7B}:hardware={name}" for name in ("v5p-64", "v5e-256")]
+ROOMY = ("v5p-64", "v5e-256")
 
 
-@pytest.mark.parametrize("spec, accelerator", CASES)
+@pytest.mark.parametrize("spec, accelerator", hardware.SHIPPED)
 def test_it_fits_as_it_did(spec, accelerator):
     code, result, _ = lapa_compile("--config", spec, "--topology", accelerator)
     assert code == 0 and result["fits"], result
-    if spec in ROOMY:
+    if "latent_vla/paper" in spec and accelerator in ROOMY:
         assert result["headroom"] >= 0.25 and result["mfu_bound"] >= 0.6
     found = {
         "arguments_gib": f"{result['arguments_gib']:.3g}",

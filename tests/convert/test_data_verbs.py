@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 import video_files as files
 from test_rlds_writer import make_episode, write
 
 from lapa_jax import cli, data
+from lapa_jax.tokens.action import from_csv, from_json
 
 
 def run(capsys, *argv):
@@ -20,7 +22,7 @@ def test_the_bare_verb_lists_all(capsys):
     assert data.main(["explode"]) == 2
 
 
-@pytest.mark.parametrize("verb", ["collect", "convert", "index", "inspect", "batch"])
+@pytest.mark.parametrize("verb", list(data.VERBS))
 def test_every_verb_has_help_with_an_example(capsys, verb):
     with pytest.raises(SystemExit) as stop:
         data.main([verb, "--help"])
@@ -133,3 +135,21 @@ def test_index_of_all_splits_and_exclusions(tmp_path, capsys):
         data.main(["index", str(tmp_path), "--exclude", "nowhere:1"])
     with pytest.raises(ValueError, match="RECORD_NUMBER"):
         data.main(["index", str(tmp_path), "--exclude", "x"])
+
+
+def test_stats_are_exact_and_survive_the_csv(tmp_path, capsys):
+    write(tmp_path, [make_episode(i, steps=9) for i in range(4)])
+    run(capsys, "index", tmp_path)
+    made, edges = tmp_path / "stats.json", tmp_path / "edges.csv"
+    code, text = run(capsys, "stats", tmp_path, "--bins", 8, "--json", made, "--csv", edges)
+    assert code == 0 and text.startswith("32 actions\n") and "8 bins" in text
+    actions = np.concatenate([make_episode(i, steps=9).actions[:-1] for i in range(4)])
+    found = json.loads(made.read_text())
+    expected = np.quantile(actions.astype(np.float64), np.linspace(0, 1, 9), axis=0).T
+    np.testing.assert_allclose(found["edges"], expected, rtol=1e-12)
+    np.testing.assert_allclose(found["std"], actions.astype(np.float64).std(0), rtol=1e-12)
+    assert found["num_actions"] == 32
+    tokenizers = from_csv(edges.read_text()), from_json(made.read_bytes())
+    for tokenizer in tokenizers:
+        assert [e.tolist() for e in tokenizer.edges] == found["edges"]
+        np.testing.assert_array_equal(tokenizer.encode(actions), tokenizers[0].encode(actions))

@@ -8,7 +8,7 @@ import pytest
 import video_files as files
 
 from data_pipelines import shards, tfrecord, writer
-from data_pipelines.convert import decode, staging, video
+from data_pipelines.convert import conversion, decode, staging, video
 
 
 def convert(source, out, **changes):
@@ -52,21 +52,21 @@ def folder(tmp_path_factory):
 
 
 def test_folder_becomes_a_corpus(folder, tmp_path):
-    report = convert(folder, tmp_path / "out", videos_per_shard=2)
+    report = convert(folder, tmp_path / "out", per_shard=2)
     wanted = {
         name: (list(range(0, 8 + 2 * i, 2)), "", False)
         for i, name in enumerate(["a/x.mp4", "a/y.mkv", "b/c/z.MP4", "m.webm", "n.mov"])
     }
     assert episodes(tmp_path / "out") == wanted
     assert list(episodes(tmp_path / "out")) == sorted(wanted)
-    assert (report.videos, report.episodes, report.shards) == (5, 5, 3)
+    assert (report.found, report.episodes, report.shards) == (5, 5, 3)
     assert report.frames == sum(len(numbers) for numbers, _, _ in wanted.values())
     assert report.hours == pytest.approx(report.frames / 10 / 3600)
     assert report.bad == report.short == []
     info = writer.read_info(tmp_path / "out")
     assert info["splits"][0]["shardLengths"] == ["2", "2", "1"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir())[0].startswith("clips-train")
-    assert "30 at 10 fps" in report.table() and "unconvertible files  0" in report.table()
+    assert "hours" in report.table() and "unconvertible       0" in report.table()
 
 
 def spoil(folder, root):
@@ -83,7 +83,7 @@ def spoil(folder, root):
 
 def test_files_that_cannot_be_converted_are_named_and_limited(folder, tmp_path):
     root, out = spoil(folder, tmp_path / "videos"), tmp_path / "out"
-    with pytest.raises(video.TooManyBadFilesError, match=r"3 of 8 videos.*max_bad_fraction=0\.1"):
+    with pytest.raises(conversion.TooManyBadError, match=r"3 of 8 videos.*max_bad_fraction=0\.1"):
         convert(root, out)
     assert not (out / writer.INFO_FILE).exists()
     # The finished shard is kept, so a higher limit costs no second decoding.
@@ -100,7 +100,7 @@ def test_files_that_cannot_be_converted_are_named_and_limited(folder, tmp_path):
 def test_a_shard_without_episodes_leaves_no_file(tmp_path):
     files.write_video(tmp_path / "v/a.mp4", files.grey_frames(1))
     files.write_video(tmp_path / "v/b.mp4", files.grey_frames(4))
-    report = convert(tmp_path / "v", tmp_path / "out", videos_per_shard=1)
+    report = convert(tmp_path / "v", tmp_path / "out", per_shard=1)
     assert report.shards == 1 and list(episodes(tmp_path / "out")) == ["b.mp4"]
     with pytest.raises(ValueError, match="gave an episode.*1 frame"):
         (tmp_path / "v/b.mp4").unlink()
@@ -148,7 +148,7 @@ def test_captions(folder, tmp_path, suffix):
     assert found["a/x.mp4"][1:] == ('push, "gently"', True)
     assert found["n.mov"][1:] == ("öffne die Tür", True)
     assert found["m.webm"][1:] == ("", False)
-    assert (report.episodes_with_language, report.unused_captions) == (2, 1)
+    assert (report.episodes_with_language, report.notes) == (2, {"captions unused": 1})
 
 
 @pytest.mark.parametrize(
@@ -194,11 +194,11 @@ def stop_at(monkeypatch, name):
 
 
 def test_resume_skips_finished_shards_and_gives_the_same_files(folder, tmp_path, monkeypatch):
-    convert(folder, tmp_path / "whole", videos_per_shard=2)
+    convert(folder, tmp_path / "whole", per_shard=2)
     out = tmp_path / "out"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_at(patch, "m.webm")
-        convert(folder, out, videos_per_shard=2)
+        convert(folder, out, per_shard=2)
     assert not (out / writer.INFO_FILE).exists()
     # A torn last line, as a power cut leaves it, and the rest of an unfinished shard.
     with (out / ".staging-train" / "manifest.jsonl").open("a") as file:
@@ -206,7 +206,7 @@ def test_resume_skips_finished_shards_and_gives_the_same_files(folder, tmp_path,
     (out / ".staging-train" / "00001.tfrecord.incomplete").write_bytes(b"half")
     with monkeypatch.context() as patch:
         seen = stop_at(patch, "")
-        report = convert(folder, out, videos_per_shard=2)
+        report = convert(folder, out, per_shard=2)
     assert seen == ["z.MP4", "m.webm", "n.mov"]
     assert report.resumed_shards == 1 and report.episodes == 5
     assert content(out) == content(tmp_path / "whole")
@@ -217,9 +217,9 @@ def test_resume_redoes_a_shard_whose_file_is_gone(folder, tmp_path, monkeypatch)
     out = tmp_path / "out"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_at(patch, "n.mov")
-        convert(folder, out, videos_per_shard=2)
+        convert(folder, out, per_shard=2)
     (out / ".staging-train" / "00000.tfrecord").unlink()
-    assert convert(folder, out, videos_per_shard=2).resumed_shards == 1
+    assert convert(folder, out, per_shard=2).resumed_shards == 1
     assert len(episodes(out)) == 5
 
 
@@ -227,18 +227,18 @@ def test_resume_with_other_settings_or_files_is_refused(folder, tmp_path, monkey
     out = tmp_path / "out"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_at(patch, "n.mov")
-        convert(folder, out, videos_per_shard=2)
+        convert(folder, out, per_shard=2)
     with pytest.raises(ValueError, match=r"other settings \(fit: 'crop' -> 'pad'; fps"):
-        convert(folder, out, videos_per_shard=2, fit="pad", fps=5.0)
+        convert(folder, out, per_shard=2, fit="pad", fps=5.0)
     (tmp_path / "more").mkdir()
     (tmp_path / "more/x.mp4").write_bytes((folder / "a/x.mp4").read_bytes())
     with pytest.raises(ValueError, match="source_hash"):
-        convert(tmp_path / "more", out, videos_per_shard=2)
+        convert(tmp_path / "more", out, per_shard=2)
 
 
 @pytest.mark.parametrize("stop", ["rename", "info"])
 def test_a_stop_while_publishing_is_finished_by_the_next_run(folder, tmp_path, monkeypatch, stop):
-    convert(folder, tmp_path / "whole", videos_per_shard=2)
+    convert(folder, tmp_path / "whole", per_shard=2)
     out = tmp_path / "out"
     original, write_json = writer.os.replace, writer._write_json
 
@@ -257,17 +257,17 @@ def test_a_stop_while_publishing_is_finished_by_the_next_run(folder, tmp_path, m
             patch.setattr(writer.os, "replace", replace)
         else:
             patch.setattr(writer, "_write_json", write)
-        convert(folder, out, videos_per_shard=2)
+        convert(folder, out, per_shard=2)
     assert not (out / writer.INFO_FILE).exists()
     with monkeypatch.context() as patch:
         assert stop_at(patch, "") == []
-        report = convert(folder, out, videos_per_shard=2)
+        report = convert(folder, out, per_shard=2)
     assert report.episodes == 5 and content(out) == content(tmp_path / "whole")
 
 
 def test_workers_change_nothing(folder, tmp_path):
-    convert(folder, tmp_path / "one", videos_per_shard=2)
-    convert(folder, tmp_path / "two", videos_per_shard=2, workers=2)
+    convert(folder, tmp_path / "one", per_shard=2)
+    convert(folder, tmp_path / "two", per_shard=2, workers=2)
     assert content(tmp_path / "two") == content(tmp_path / "one")
 
 
@@ -312,7 +312,7 @@ def test_killed_conversion_continues(folder, tmp_path):
         "    return original(path, settings)\n"
         "decode.read_clips = slow\n"
         "video.convert_videos(sys.argv[1], sys.argv[2], fps=10.0, size=(32, 32), name='clips',\n"
-        "                     progress=False, videos_per_shard=2)"
+        "                     progress=False, per_shard=2)"
     )
     run = subprocess.Popen(
         [sys.executable, "-c", code, str(folder), str(out)], stdout=subprocess.PIPE
@@ -320,7 +320,7 @@ def test_killed_conversion_continues(folder, tmp_path):
     assert run.stdout.readline() == b"reached\n"
     run.kill()
     run.wait()
-    report = convert(folder, out, videos_per_shard=2)
+    report = convert(folder, out, per_shard=2)
     assert (report.resumed_shards, report.episodes) == (1, 5)
 
 
@@ -338,9 +338,9 @@ def test_full_disk_keeps_finished_shards(folder, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(tfrecord, "write_record", full)
         with pytest.raises(writer.NoSpaceError, match="no space left.*00001.tfrecord"):
-            convert(folder, out, videos_per_shard=2)
+            convert(folder, out, per_shard=2)
     assert not list(out.rglob("*.incomplete"))
-    assert convert(folder, out, videos_per_shard=2).resumed_shards == 1
+    assert convert(folder, out, per_shard=2).resumed_shards == 1
 
 
 def test_damaged_manifest_is_named(tmp_path):
@@ -354,7 +354,7 @@ def test_damaged_manifest_is_named(tmp_path):
 @pytest.mark.real_data
 def test_real_video(real_data, tmp_path):
     report = convert(real_data / "videos", tmp_path / "out", size=(48, 64), clip_seconds=2.0)
-    assert report.videos == 1 and report.episodes == 6 and report.repeated_frames == 0
+    assert report.found == 1 and report.episodes == 6 and report.repeated_frames == 0
     assert report.frames == 104  # 10.33 s at 30 fps, every third frame
     names = [f"flipping_a_pancake.mkv#{number:04d}" for number in range(6)]
     assert list(episodes(tmp_path / "out")) == names

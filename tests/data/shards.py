@@ -57,8 +57,10 @@ def write_corpus(
     fps: float = 5.0,
     index: bool = True,
     instruction: str | None = None,
+    cameras: tuple[str, ...] = (),
 ) -> list[schema.Episode]:
-    """Writes (and indexes) a corpus; returns its episodes in shard order."""
+    """Writes (and indexes) a corpus; returns its episodes in shard order. `cameras`: observations
+    beside `image`."""
     directory.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     episodes = [
@@ -69,11 +71,13 @@ def write_corpus(
         path = directory / f"{name}-{split}.tfrecord-{shard:05d}-of-{shards:05d}"
         with open(path, "wb") as file:
             for number in numbers:
-                tfrecord.write_record(
-                    file, schema.encode_episode(episodes[number], spec(size, actions))
-                )
-    if index:
-        build_index(directory, split=split, progress=False)
+                record = schema.encode_episode(episodes[number], spec(size, actions))
+                for camera in cameras:
+                    images = episode(rng, lengths[number], number, size=size).images
+                    record += tfrecord.encode_example({schema.OBSERVATION + camera: images})
+                tfrecord.write_record(file, record)
+    for camera in ("image", *cameras) if index else ():
+        build_index(directory, split=split, image_key=camera, progress=False)
     return episodes
 
 
@@ -83,6 +87,7 @@ def data_config(corpora: dict[str, Path], size: int = 16, **overrides) -> ml_col
         {
             "image_size": (size, size),
             "num_frames": 2,
+            "history_seconds": 0.0,
             "sampling": "per_frame",
             "tail": "drop",
             "decode": "threads",
@@ -96,12 +101,16 @@ def data_config(corpora: dict[str, Path], size: int = 16, **overrides) -> ml_col
                     "sidecar_dir": "",
                     "weight": 1.0,
                     "fraction": 1.0,
+                    "min_episode_steps": 0,
+                    "require_instruction": False,
                     "window_seconds": 0.4,
                     "fps": 0.0,
                     "image_key": "image",
+                    "extra_image_keys": (),
                     "action_key": "action",
                     "instruction_key": "language_instruction",
                     "label_set": "",
+                    "image_token_set": "",
                 }
                 for name, path in corpora.items()
             },

@@ -10,6 +10,7 @@ from data_pipelines.backends import BadImage, ShardFiles, places, read_jpeg
 from data_pipelines.index import StaleIndexError, build_index, load_index
 from data_pipelines.loader import Loader
 from data_pipelines.tfrecord import RecordError
+from data_pipelines.verify import verify_corpus
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,15 @@ def test_damage_before_indexing_is_found_by_name(corpus, tmp_path):
             build_index(directory, progress=False)
         assert info.value.record in (0, 1, 2), kind
         assert not list(directory.rglob("manifest.json"))
+
+
+def test_verify_names_every_damage(corpus, tmp_path):
+    assert not verify_corpus(corpus, progress=False).faults
+    for directory, kind in damaged_copies(corpus, tmp_path, 60, seed=0):
+        shutil.rmtree(directory / "index")
+        faults = verify_corpus(directory, progress=False, workers=1).faults
+        assert {fault.kind for fault in faults} & {"shard", "checksum"}, kind
+        assert {fault.shard for fault in faults} == {"toy-train.tfrecord-00000-of-00001"}
 
 
 def test_damage_after_indexing_makes_the_index_stale(corpus, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from shards import LENGTHS, write_corpus
 
 from data_pipelines.index import load_index
-from data_pipelines.labels import LabelSet, LabelSetWriter
+from data_pipelines.labels import IMAGE_TOKENS, LabelSet, LabelSetWriter
 from data_pipelines.sidecar import SidecarError
 
 PROVENANCE = {
@@ -115,3 +115,44 @@ def test_provenance_is_required(index):
         LabelSetWriter(index.sidecar_dir, "z", index, provenance={})
     with pytest.raises(ValueError, match="letters, digits"):
         LabelSetWriter(index.sidecar_dir, "../z", index, provenance=PROVENANCE)
+
+
+def test_image_tokens_are_unsigned_and_by_camera(index):
+    """Every code up to the last but one of uint16; what cannot be decoded has none."""
+    provenance = {
+        "tokenizer_hash": "t",
+        "image_size": [16, 16],
+        "codebook_size": 2**16 - 1,
+        "tokens_per_frame": 3,
+        "code_version": "1",
+    }
+
+    def writer(**changes):
+        return LabelSetWriter(
+            index.sidecar_dir, "v", index, provenance=provenance | changes, kind=IMAGE_TOKENS
+        )
+
+    tokens = np.random.default_rng(0).integers(0, 2**16 - 1, (index.num_frames, 3))
+    tokens[5], tokens[7] = -1, 2**16 - 2
+    one = writer()
+    for shard in range(3):
+        one.write_shard(shard, tokens[index.rows_of_shard(shard)])
+    one.finish()
+    folder = index.sidecar_dir / "image_tokens/v/image"
+    stored = np.load(folder / "train.npy")
+    assert stored.dtype == np.uint16 and stored.shape == tokens.shape
+    assert sorted(path.name for path in folder.iterdir()) == ["train.manifest.json", "train.npy"]
+    found = LabelSet.open(index.sidecar_dir, "v", index, IMAGE_TOKENS)
+    got = found.labels(np.arange(index.num_frames).reshape(2, -1))
+    assert got.dtype == np.int32 and got.shape == (2, index.num_frames // 2, 3)
+    np.testing.assert_array_equal(got.reshape(-1, 3), tokens)
+    np.testing.assert_array_equal(np.flatnonzero(~found.valid), [5])
+    with pytest.raises(ValueError, match="codebook_size is 65536 .must be 1 to 65535, .* uint16"):
+        writer(codebook_size=2**16)
+    with pytest.raises(SidecarError, match="tokenizer_hash: 't' → 'u'"):
+        writer(tokenizer_hash="u")
+    message = r"no image token set 'w' of image_key 'image'.*known: \['v'\].*--what image_tokens"
+    with pytest.raises(FileNotFoundError, match=message):
+        LabelSet.open(index.sidecar_dir, "w", index, IMAGE_TOKENS)
+    with pytest.raises(FileNotFoundError, match=r"no label set 'v'.*known: none"):
+        LabelSet.open(index.sidecar_dir, "v", index)

@@ -7,12 +7,13 @@ import pytest
 import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shards import LENGTHS, data_config, write_corpus
+from shards import LENGTHS, data_config, spec, write_corpus
 
 from data_pipelines import loader as loader_module
+from data_pipelines import schema, tfrecord
 from data_pipelines.backends import FrameReader
-from data_pipelines.index import load_index
-from data_pipelines.labels import LabelSetWriter
+from data_pipelines.index import build_index, load_index
+from data_pipelines.labels import IMAGE_TOKENS, LabelSetWriter
 from data_pipelines.loader import (
     BadExamplesError,
     FingerprintError,
@@ -20,6 +21,7 @@ from data_pipelines.loader import (
     check_fingerprint,
     open_mixture,
 )
+from data_pipelines.schema import images_per_example
 
 ALL = ("frames", "instruction", "action")
 PROVENANCE = {
@@ -116,6 +118,21 @@ def test_batches_hold_what_describe_says(corpora):
                 tuple(min(t + k, length - 1) for k in (0, 2, 4)) for t in range(length)
             ],
         ),
+        (
+            {"num_frames": 3, "history_seconds": 0.4},
+            ("frames",),
+            lambda length: [(t - 4, t - 2, t) for t in range(4, length)],
+        ),
+        (
+            {"num_frames": 3, "history_seconds": 0.4},
+            ALL,
+            lambda length: [(t - 4, t - 2, t) for t in range(4, length - 1)],
+        ),
+        (
+            {"num_frames": 3, "history_seconds": 0.4, "tail": "clamp"},
+            ("frames",),
+            lambda length: [tuple(max(t - k, 0) for k in (4, 2, 0)) for t in range(length)],
+        ),
         ({"num_frames": 1}, ("frames",), lambda length: [(t,) for t in range(length)]),
         ({"num_frames": 1}, ALL, lambda length: [(t,) for t in range(length - 1)]),
     ],
@@ -141,6 +158,29 @@ def test_smaller_fractions_are_part_of_larger_ones(tmp_path):
     assert 10 <= len(tenth) <= 32 and 42 <= len(third) <= 80
     with pytest.raises(ValueError, match="data.corpora.a.fraction is 0.0"):
         episodes(0.0)
+
+
+def test_filters_leave_episodes_out(tmp_path):
+    """LENGTHS are 7, 4, 9, 1, 6, 5; half of the episodes get an instruction."""
+    made = write_corpus(tmp_path, index=False, instruction="")
+    with open(next(tmp_path.glob("*-00000-of-*")), "wb") as file:
+        for episode in made[:3]:
+            episode.instruction = "go"
+            tfrecord.write_record(file, schema.encode_episode(episode, spec()))
+    build_index(tmp_path, progress=False)
+
+    def episodes(**options):
+        loader = make(({"a": tmp_path}, None), fields=("frames",), num_frames=1, **options)
+        return np.flatnonzero(loader.mixture.corpora[0].counts).tolist()
+
+    assert episodes() == [0, 1, 2, 3, 4, 5]
+    assert episodes(a__min_episode_steps=6) == [0, 2, 4]
+    assert episodes(a__require_instruction=True) == [0, 1, 2]
+    assert episodes(a__require_instruction=True, a__min_episode_steps=5) == [0, 2]
+    with pytest.raises(ValueError, match="'a' .*longest of 9 steps. has no eligible frame"):
+        episodes(a__min_episode_steps=10)
+    with pytest.raises(ValueError, match="data.corpora.a.min_episode_steps is -1"):
+        episodes(a__min_episode_steps=-1)
 
 
 def test_per_video_draws_one_frame_of_each_video_anew_each_epoch(corpora):
@@ -247,6 +287,171 @@ def test_latent_actions_come_with_their_frames(tmp_path):
         )
 
 
+HISTORY = {"num_frames": 2, "history_seconds": 0.4}  # two steps
+
+
+def test_actions_and_labels_are_those_of_the_frame_where_a_history_ends(tmp_path):
+    episodes = write_corpus(tmp_path)
+    label(tmp_path, skip=[5, 31])
+    fields = ("latent_action", "frames", "action", "instruction")
+    for sampling in ("per_frame", "per_video"):
+        loader = make(
+            ({"a": tmp_path}, None), fields=fields, a__label_set="z", sampling=sampling, **HISTORY
+        )
+        index = loader.mixture.corpora[0].index
+        assert not np.isin(
+            loader.mixture.corpora[0].frame_rows(np.arange(3), np.zeros(3, int), 0)[:, 1], [5, 31]
+        ).any()
+        for step in range(5):
+            batch = loader.batch(step)
+            for i, where in enumerate(loader.describe(step)):
+                (before, now), episode = where["steps"], episodes[where["episode"]]
+                assert now - before == 2 and now < episode.num_steps - 1
+                row = index.episode_start[where["episode"]] + now
+                assert row not in (5, 31)
+                assert batch["latent_action"][i].tolist() == [row % 8, row // 8 % 8]
+                np.testing.assert_array_equal(batch["action"][i], episode.actions[now])
+                assert batch["instruction"][i] == episode.instruction
+                for frame, t in zip(batch["frames"][i], where["steps"], strict=True):
+                    np.testing.assert_array_equal(frame, simplejpeg.decode_jpeg(episode.images[t]))
+
+
+# ---------------------------------------------------------------- cameras and image tokens
+
+CAMERAS = ("wrist", "left/front")
+
+
+def two_corpora(tmp_path):
+    """Of three cameras each, with image tokens; row 13 of the first has none by its last camera."""
+    for name, lengths in (("a", LENGTHS), ("b", (9, 8))):
+        write_corpus(tmp_path / name, lengths=lengths, cameras=CAMERAS, seed=len(lengths))
+        for number, camera in enumerate(("image", *CAMERAS)):
+            tokenize(
+                tmp_path / name, camera, number, skip=[13] if (name, number) == ("a", 2) else []
+            )
+    return {name: tmp_path / name for name in "ab"}, None
+
+
+def tokenize(directory, camera, number, *, skip=(), name="vq", tokenizer="t"):
+    index = load_index(directory, image_key=camera)
+    provenance = {
+        "tokenizer_hash": tokenizer,
+        "image_size": [16, 16],
+        "codebook_size": 10_000,
+        "tokens_per_frame": 2,
+        "code_version": "1",
+    }
+    writer = LabelSetWriter(directory, name, index, provenance=provenance, kind=IMAGE_TOKENS)
+    for shard in range(len(index.shards)):
+        rows = np.arange(index.num_frames)[index.rows_of_shard(shard)]
+        tokens = np.stack([rows, np.full_like(rows, number)], axis=1)
+        tokens[np.isin(rows, skip)] = -1
+        writer.write_shard(shard, tokens)
+    writer.finish()
+
+
+def cameras(*names):
+    names = names or CAMERAS
+    return {f"{corpus}__extra_image_keys": names for corpus in "ab"} | {
+        f"{corpus}__image_token_set": "vq" for corpus in "ab"
+    }
+
+
+@pytest.mark.parametrize("decode", ["threads", "tf"])
+def test_images_are_by_time_then_by_camera(tmp_path, decode):
+    found = two_corpora(tmp_path)
+    loader = make(
+        found, fields=("frames", "image_tokens", "action"), decode=decode, **HISTORY, **cameras()
+    )
+    batches = loader.iterate(3)
+    for step in (3, 4):
+        batch = next(batches)
+        assert_same(batch, loader.batch(step))
+        assert batch["frames"].shape == (6, 6, 16, 16, 3)
+        assert batch["image_tokens"].shape == (6, 6, 2)
+        assert batch["image_tokens"].dtype == np.int32
+        for i, where in enumerate(loader.describe(step)):
+            indexes = [
+                load_index(found[0][where["corpus"]], image_key=camera)
+                for camera in ("image", *CAMERAS)
+            ]
+            rows = indexes[0].episode_start[where["episode"]] + np.array(where["steps"])
+            assert where["corpus"] != "a" or 13 not in rows, "it has no tokens"
+            expected = [(row, camera) for row in rows for camera in range(3)]
+            assert batch["image_tokens"][i].tolist() == [list(pair) for pair in expected]
+            readers = [FrameReader(index, (16, 16), decode) for index in indexes]
+            frames = [readers[camera].read(np.array([row]))[0][0] for row, camera in expected]
+            np.testing.assert_array_equal(batch["frames"][i], frames)
+    batches.close()
+    config = data_config(found[0], **HISTORY, **cameras())
+    assert loader.num_images == images_per_example(config) == 6
+    config.corpora.b.extra_image_keys = ()
+    with pytest.raises(ValueError, match=r"extra_image_keys give \[1, 3\] cameras"):
+        images_per_example(config)
+
+
+def test_tokens_alone_read_no_image(tmp_path, monkeypatch):
+    found = two_corpora(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(loader_module.ShardFiles, "pread", None)  # raises where it is called
+        patch.setattr(loader_module.backends, "make_decoder", None)
+        loader = make(found, fields=("image_tokens",), size=4096, **HISTORY, **cameras())
+        batches = loader.iterate()
+        got = [next(batches) for _ in range(4)]
+        batches.close()
+    assert got[0].keys() == {"position", "image_tokens"}
+    # The last camera of corpus a lacks row 13: neither it nor row 15, two steps later, is drawn.
+    rows = loader.mixture.corpora[0].rows
+    starts = np.cumsum((0, *LENGTHS))[:-1]
+    whole = [s + t for s, n in zip(starts, LENGTHS, strict=True) for t in range(2, n)]
+    assert rows.tolist() == [row for row in whole if row not in (13, 15)]
+    assert loader.mixture.corpora[1].rows is None, "all of its frames have tokens"
+
+
+def test_a_bad_image_of_any_camera_replaces_the_example(tmp_path):
+    write_corpus(tmp_path, lengths=(40,) * 3, shards=1, size=64, cameras=("wrist",))
+    options = dict(num_frames=1, size=64, max_bad_fraction=0.5, a__extra_image_keys=("wrist",))
+    loader = make(({"a": tmp_path}, None), fields=("frames", "action"), **options)
+    damage(tmp_path, [13], image_key="wrist")
+    index = loader.mixture.corpora[0].index
+    for step in range(20):
+        batch = loader.batch(step)
+        rows = [np.flatnonzero((index.actions == action).all(1))[0] for action in batch["action"]]
+        assert 13 not in rows
+    (bad,) = loader.bad_examples
+    assert (bad.image_key, bad.episode, bad.step) == ("wrist", 0, 13)
+    told = [where["bad"] for step in range(20) for where in loader.describe(step)]
+    assert ["the bytes changed since the index was built (checksum)"] in told
+
+
+def test_cameras_and_tokens_that_do_not_fit(tmp_path):
+    found = two_corpora(tmp_path)
+
+    def refused(fields=("image_tokens",), **overrides):
+        with pytest.raises((ValueError, FileNotFoundError)) as info:
+            make(found, fields=fields, **cameras() | HISTORY | overrides)
+        return str(info.value)
+
+    assert "data.corpora.a.image_token_set is empty" in refused(a__image_token_set="")
+    assert "--what image_tokens" in refused(b__image_token_set="other")
+    told = refused(b__extra_image_keys=("wrist",))
+    assert "agree in the number of cameras: a has 3, b has 2" in told
+    told = refused(history_seconds=0.0, a__window_seconds=0.4)
+    assert "data.corpora.a.extra_image_keys is ('wrist', 'left/front'), but a clip" in told
+    assert "data.history_seconds is -1.0; it must not be negative" in refused(history_seconds=-1.0)
+    told = refused(history_seconds=8.0)
+    assert "'a': the history (data.history_seconds 8.0 at 5 fps = 40 steps) is longer than" in told
+    tokenize(found[0]["b"], "wrist", 1, name="new", tokenizer="u")
+    for camera in ("image", "left/front"):
+        tokenize(found[0]["b"], camera, 1, name="new")
+    told = refused(b__image_token_set="new")
+    assert "tokenizer_hash of image tokens: a/image has t" in told and "b/wrist has u" in told
+    shard = load_index(found[0]["a"]).shards[0].name
+    build_index(found[0]["a"], image_key="wrist", exclude=[(shard, 1)], progress=False)
+    told = refused(fields=("frames",))
+    assert "'image' and 'wrist' differ in shard_of_episode: index both with the same" in told
+
+
 @pytest.mark.parametrize(
     "overrides, options, message",
     [
@@ -287,8 +492,6 @@ def test_mistakes_are_named(corpora, overrides, options, message):
 
 @pytest.mark.real_data
 def test_bridge_data_need_fps(tmp_path, real_data):
-    from data_pipelines.index import build_index
-
     bridge = real_data / "bridge_dataset/1.0.0"
     build_index(bridge, sidecar_dir=tmp_path / "s", image_key="image_0", progress=False)
     config = {"a__image_key": "image_0", "a__sidecar_dir": str(tmp_path / "s"), "size": 64}
@@ -308,9 +511,9 @@ def test_missing_actions_and_instructions_are_named(tmp_path):
 # ---------------------------------------------------------------- bad images
 
 
-def damage(directory, rows):
+def damage(directory, rows, image_key="image"):
     """Flips a byte in the middle of some frames, as a failing disk would after indexing."""
-    index = load_index(directory)
+    index = load_index(directory, image_key=image_key)
     for row in rows:
         path = index.shards[index.shard_of_episode[index.episode_of_rows(row)]]
         data = bytearray(path.read_bytes())
@@ -450,7 +653,10 @@ def test_fingerprint_tells_what_changed(corpora):
         ({"global_batch": 12}, "global_batch"),
         ({"a__weight": 2.0}, "mixture_hash"),
         ({"a__fraction": 0.9}, "mixture_hash"),
+        ({"a__min_episode_steps": 1}, "mixture_hash"),
+        ({"a__require_instruction": True}, "mixture_hash"),
         ({"tail": "clamp"}, "mixture"),
+        ({"history_seconds": 0.4}, "mixture_hash"),
         ({"b__window_seconds": 0.2}, "mixture_hash"),
     ):
         with pytest.raises(FingerprintError, match=field):

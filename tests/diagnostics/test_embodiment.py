@@ -5,11 +5,11 @@ from lapa_jax.diagnostics.codebook import codebook_intervals, codebook_report
 from lapa_jax.diagnostics.embodiment import (
     code_agreement,
     cross_view_probe,
-    embodiment_report,
     linear_cka,
     retrieval,
     shuffle_within,
 )
+from lapa_jax.diagnostics.probes import one_hot_codes
 
 EPISODE = np.repeat(np.arange(40), 10)
 
@@ -49,7 +49,8 @@ def test_retrieval_and_alignment_ignore_offset_and_scale():
     latents = rng.normal(size=(len(EPISODE), 6))
     assert retrieval(latents, 3.0 * latents + 7.0, EPISODE, seed=0)["estimate"] == 1.0
     strange = rng.normal(size=(len(EPISODE), 6))
-    assert retrieval(latents, strange, EPISODE, seed=0)["estimate"] < 0.05
+    found = retrieval(latents, strange, EPISODE, seed=0)
+    assert found["estimate"] < 0.05 and found["chance"] == pytest.approx(1 / len(EPISODE))
     turned = latents @ np.linalg.qr(rng.normal(size=(6, 6)))[0]
     assert linear_cka(latents, 2.0 * turned - 1.0) == pytest.approx(1.0)
     assert linear_cka(latents, strange) < 0.2
@@ -59,22 +60,18 @@ def test_retrieval_and_alignment_ignore_offset_and_scale():
 
 def test_a_probe_crosses_views_only_with_a_common_code():
     motion, _, actions = world()
-    same = cross_view_probe(motion, motion, actions, EPISODE, 8, seed=0)
+    codes, others = one_hot_codes(motion, 8), one_hot_codes((motion + 4) % 8, 8)
+    same = cross_view_probe(codes, codes, actions, EPISODE, seed=0)
     assert same["other_view"]["r2_mean"] == pytest.approx(same["same_view"]["r2_mean"])
     assert same["same_view"]["r2_mean"] > 0.95
     low, high = same["same_view"]["r2_mean_interval"]
     assert low <= same["same_view"]["r2_mean"] <= high
-    other = cross_view_probe(motion, (motion + 4) % 8, actions, EPISODE, 8, seed=0)
+    other = cross_view_probe(codes, others, actions, EPISODE, seed=0)
     assert other["same_view"]["r2_mean"] > 0.95 and other["other_view"]["r2_mean"] < 0
 
 
-def test_report_is_whole():
-    motion, _, actions = world()
-    latents = actions @ np.random.default_rng(1).normal(size=(2, 4))
-    report = embodiment_report((motion, motion), (latents, latents), actions, EPISODE, 8, seed=0)
-    assert report["windows"] == len(EPISODE)
-    assert report["retrieval_at_1"]["chance"] == pytest.approx(1 / len(EPISODE))
-    assert set(report) == {"windows", "codes", "retrieval_at_1", "cka", "probe"}
+def test_codes_of_other_lengths_are_refused():
+    motion, _, _ = world()
     with pytest.raises(ValueError, match="shapes"):
         code_agreement(motion, motion[:-1], EPISODE, 8, seed=0)
 

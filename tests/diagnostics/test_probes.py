@@ -60,7 +60,7 @@ def world(seed=0, rows=600):
 def test_probe_finds_what_the_code_holds_and_controls_find_nothing():
     z, actions, episode, frames = world()
     result = probe_latent_actions(
-        z, actions, episode, 4, seed=0, first_frames=frames, resamples=100
+        one_hot_codes(z, 4), actions, episode, seed=0, first_frames=frames, resamples=100
     )
     code = result["latent_action"]
     assert code["r2"][0] == pytest.approx(1.0, abs=1e-3)
@@ -99,7 +99,7 @@ def test_bad_inputs_are_named():
     with pytest.raises(ValueError, match="divisible"):
         pooled_frames(frames, 5)
     with pytest.raises(ValueError, match="built-in"):
-        probe_latent_actions(z, actions, episode, 4, seed=0, extra={"latent_action": z})
+        probe_latent_actions(z, actions, episode, seed=0, extra={"latent_action": z})
 
 
 def test_pooled_frames_average_blocks():

@@ -10,7 +10,7 @@ from lapa_jax.models.quantizer import Quantizer, QuantizerConfig
 
 NSVQ = dict(
     name="nsvq",
-    dead_fraction=0.2,
+    dead_fraction=0.125,
     replace_every_steps=10,
     recent_size=512,
     replace_noise=0.01,

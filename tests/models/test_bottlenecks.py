@@ -106,6 +106,23 @@ def test_quantising_late(name):
     assert int(after["step"]) == 7
 
 
+def test_dead_codes_are_told_as_they_are_replaced():
+    model = bottleneck("nsvq")
+    params, variables = model.init(jax.random.key(0))
+    far = {"codebook": params["codebook"].at[1:].set(50.0)}
+
+    def call(params, variables):
+        return model.apply(
+            params, variables, "__call__", latents(), train=True, rng=jax.random.key(1)
+        )
+
+    out, variables = call(far, variables)
+    assert out.metrics["dead_codes"] == 7
+    params, variables = model.after_update(far, variables, jnp.int32(10), jax.random.key(2))
+    out, _ = call(params, variables)
+    assert out.metrics["dead_codes"] == 0 and len(np.unique(out.codes_BL)) == SIZE
+
+
 def test_ema_codes_are_the_moving_means_of_their_latents():
     model = bottleneck("vq_ema", 2)
     params, variables = model.init(jax.random.key(0))

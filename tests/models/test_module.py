@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from lapa_jax.models.layers import GEGLU
 from lapa_jax.models.module import Functional, flatten, unflatten
-from lapa_jax.models.stack import Stack
+from lapa_jax.models.stack import ATTENTION_OUT, REMAT, Stack, check_remat
 
 
 class Residual(nnx.Module):
@@ -16,7 +17,7 @@ class Residual(nnx.Module):
         self.mlp = GEGLU(8, 16, dtype=jnp.float32, rngs=rngs)
 
     def __call__(self, x):
-        return x + self.mlp(x)
+        return x + checkpoint_name(self.mlp(x), ATTENTION_OUT)
 
 
 class Model(nnx.Module):
@@ -48,18 +49,22 @@ def flatten_axes(tree, prefix=""):
     return {k: v for n, t in tree.items() for k, v in flatten_axes(t, f"{prefix}{n}/").items()}
 
 
-@pytest.mark.parametrize(("remat", "unroll"), [("full", 1), ("dots", 2), ("none", 0)])
-def test_remat_and_unroll_change_no_gradient(remat, unroll):
+@pytest.mark.parametrize(
+    ("remat", "unroll"),
+    [("none", 0), ("dots", 2), *((name, 1) for name in REMAT if name != "none")],
+)
+def test_remat_and_unroll_change_neither_loss_nor_gradient(remat, unroll):
     params, variables = functional().init(jax.random.key(0))
     x = jax.random.normal(jax.random.key(1), (2, 5, 8))
 
     def loss(model, params):
         return jnp.sum(jnp.sin(model.apply(params, variables, "__call__", x)[0]))
 
-    expected = jax.grad(lambda p: loss(functional(), p))(params)
-    actual = jax.grad(lambda p: loss(functional(remat, unroll), p))(params)
-    for path, leaf in flatten(actual).items():
-        np.testing.assert_allclose(leaf, flatten(expected)[path], rtol=1e-4, atol=1e-5)
+    expected, gradient = jax.value_and_grad(lambda p: loss(functional(), p))(params)
+    actual, found = jax.value_and_grad(lambda p: loss(functional(remat, unroll), p))(params)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+    for path, leaf in flatten(found).items():
+        np.testing.assert_allclose(leaf, flatten(gradient)[path], rtol=1e-4, atol=1e-5)
 
 
 def test_layers_differ_and_misfits_are_named():
@@ -76,3 +81,10 @@ def test_layers_differ_and_misfits_are_named():
         model.apply(params, variables, "nope")
     with pytest.raises(ValueError, match="model.remat='half'"):
         functional(remat="half")
+
+
+def test_offloading_is_for_tpus():
+    check_remat("attention_out_offload", "tpu")
+    check_remat("attention_out", "cpu")
+    with pytest.raises(ValueError, match="model.remat='attention_out_offload'.*'cuda'"):
+        check_remat("attention_out_offload", "cuda")

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lapa_jax.models.attention import attention, frame_attention
+from lapa_jax.models.attention import attention
 from lapa_jax.models.position import ContinuousPositionBias, depthwise_conv, rope, rope_tables
+from lapa_jax.models.quantizer.attention import frame_attention
 
 
 @pytest.mark.parametrize("frames", [1, 2, 4])
@@ -59,18 +60,6 @@ def test_position_bias_is_the_mlp_of_the_offset():
         x = jnp.asarray(np.sign(offset) * np.log(np.abs(offset) + 1))
         x = jax.nn.leaky_relu(bias.second(jax.nn.leaky_relu(bias.first(x), 0.1)), 0.1)
         np.testing.assert_allclose(actual[:, i, j], bias.third(x), atol=1e-5)
-
-
-def test_attention_masks_and_frames():
-    q, k, v = (jax.random.normal(jax.random.key(i), (2, 4, 3, 8)) for i in range(3))
-    mask = jnp.array([[True, True, False, True]] * 2)
-    y = attention(q, k, v, scale=0.5, causal=True, key_mask_BS=mask)
-    logits = np.einsum("btkc,bskc->bkts", q, k) * 0.5
-    logits = np.where(np.tri(4, dtype=bool) & np.asarray(mask)[:, None, None], logits, -np.inf)
-    expected = np.einsum("bkts,bskc->btkc", np.asarray(jax.nn.softmax(logits, -1)), v)
-    np.testing.assert_allclose(y, expected, atol=1e-5)
-    with pytest.raises(ValueError, match="model.attention='fast'"):
-        attention(q, k, v, scale=1.0, implementation="fast")
 
 
 @pytest.mark.parametrize("causal", [True, False])

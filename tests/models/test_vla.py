@@ -1,6 +1,7 @@
-"""The policy: teacher forcing, cached decoding, front-ends, head swaps, FLOPs."""
+"""The policy: one pass and cached decoding, packing, front-ends, head swaps, FLOPs."""
 
 import functools
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,10 @@ from lapa_jax.models.decoding import decode
 from lapa_jax.models.module import Functional, flatten
 from lapa_jax.models.surgery import head_swap
 from lapa_jax.models.vla import SIZES, VLA, VLAConfig, positions, vla_flops
+from lapa_jax.tokens.modality import ACTION, FILL, IMAGE, LATENT, TEXT
 
 PATCHES = dict(name="patches", image_size=(16, 16), patch_size=8, stem_channels=(4,))
+HEADS = {"latent": LATENT, "action": ACTION}
 
 
 def config(**changes) -> VLAConfig:
@@ -21,7 +24,6 @@ def config(**changes) -> VLAConfig:
         image_vocab=0,
         latent_vocab=8,
         action_vocab=11,
-        text_length=5,
         front_end=PATCHES,
         dim=32,
         depth=2,
@@ -32,9 +34,14 @@ def config(**changes) -> VLAConfig:
         norm_eps=1e-6,
         init_std=0.3,
         compute_dtype="float32",
+        param_dtype="float32",
         attention="xla",
         remat="none",
         unroll=1,
+        legacy=False,
+        lora_rank=0,
+        lora_alpha=4.0,
+        lora_pattern="attention/.*",
     )
     return VLAConfig(**{**settings, **changes})
 
@@ -49,66 +56,124 @@ def model():
     return net, net.init(jax.random.key(0))[0]
 
 
-def inputs():
-    images = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
-    tokens = np.random.default_rng(1).integers(0, 32, (3, 5), dtype=np.int32)
-    mask = np.arange(5) < np.array([[3], [5], [1]])
-    return jnp.asarray(images), jnp.asarray(tokens), jnp.asarray(mask)
+def prompts() -> tuple[dict, jax.Array]:
+    """Three prompts of 3, 5 and 1 text tokens and the four patches of an image."""
+    images = np.random.default_rng(0).integers(0, 256, (3, 1, 16, 16, 3), dtype=np.uint8)
+    tokens = np.random.default_rng(1).integers(0, 32, (3, 9), dtype=np.int32)
+    tokens[:, 5:] = FILL
+    modality = np.where(np.arange(9) < 5, TEXT, IMAGE).astype(np.int8)
+    segments = (np.arange(9) >= np.array([[2], [0], [4]])).astype(np.int32)
+    rows = dict(tokens=tokens, modality=np.tile(modality, (3, 1)), segments=segments)
+    return jax.tree.map(jnp.asarray, rows), jnp.asarray(images)
+
+
+def ordered(rows: dict) -> list:
+    return [rows[name] for name in ("tokens", "modality", "segments")]
 
 
 @functools.cache
-def logits_of(head):
+def apply_of(head):
     net, params = model()
-    return jax.jit(lambda *a: net.apply(params, {}, "target_logits", *a, head)[0])
+
+    def run(rows, images, targets):
+        fed = [
+            (rows["tokens"], targets[:, :-1]),
+            (rows["modality"], jnp.full_like(targets[:, :-1], HEADS[head], jnp.int8)),
+            (rows["segments"], jnp.ones_like(targets[:, :-1])),
+        ]
+        fed = [jnp.concatenate(pair, axis=1) for pair in fed]
+        slots = jnp.tile(8 + jnp.arange(targets.shape[1]), (len(targets), 1))
+        return net.apply(params, {}, "logits", *fed, images, slots={head: slots})[0][head]
+
+    return jax.jit(run)
 
 
 @pytest.mark.parametrize("head", ["latent", "action"])
 def test_cached_decode_is_the_argmax_of_full_forwards(head):
     net, params = model()
+    rows, images = prompts()
     expected = jnp.zeros((3, 4), jnp.int32)
     for i in range(4):
-        logits = logits_of(head)(*inputs(), expected)
+        logits = apply_of(head)(rows, images, expected)
         expected = expected.at[:, i].set(jnp.argmax(logits[:, i], axis=-1))
-    actual = decode(net, params, *inputs(), head, 4)
-    np.testing.assert_array_equal(actual, expected)
+    ids, found = decode(net, params, {}, rows, images, head, 4)
+    np.testing.assert_array_equal(ids, expected)
+    np.testing.assert_allclose(found, logits, atol=1e-5)
 
 
-def test_decode_respects_slot_vocabularies_and_keys():
+def test_decode_respects_slot_vocabularies_keys_and_top_k():
     net, params = model()
     limit = jnp.array([1, 3, 11])
     key = jax.random.key(5)
     draw = functools.partial(
-        decode, net, params, *inputs(), "action", 3, vocab_limit_n=limit, temperature=50.0
+        decode, net, params, {}, *prompts(), "action", 3, vocab_limit_n=limit, temperature=50.0
     )
-    tokens = np.stack([draw(key=jax.random.fold_in(key, i)) for i in range(20)])
+    tokens = np.stack([draw(key=jax.random.fold_in(key, i))[0] for i in range(20)])
     assert (tokens < np.asarray(limit)).all() and len(np.unique(tokens[..., 2])) > 5
-    np.testing.assert_array_equal(draw(key=key), draw(key=key))
-    with pytest.raises(ValueError, match="temperature=1.0"):
-        decode(net, params, *inputs(), "latent", 2, temperature=1.0)
+    np.testing.assert_array_equal(draw(key=key)[0], draw(key=key)[0])
+    best = draw(key=key, top_k=1)[0]
+    np.testing.assert_array_equal(best[:, 0], 0)
+    few = np.stack([draw(key=jax.random.fold_in(key, i), top_k=2)[0][:, 1] for i in range(20)])
+    assert all(len(np.unique(few[:, b])) <= 2 for b in range(3))
+    for wrong in (dict(temperature=1.0), dict(temperature=-1.0), dict(top_k=3)):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}={next(iter(wrong.values()))}"):
+            decode(net, params, {}, *prompts(), "latent", 2, **wrong)
 
 
 def test_padding_and_later_targets_are_invisible():
-    images, tokens, mask = inputs()
+    rows, images = prompts()
     targets = jnp.array([[1, 2, 3]] * 3)
-    base = logits_of("latent")(images, tokens, mask, targets)
-    filled = jnp.where(mask, tokens, 31 - tokens)
-    np.testing.assert_array_equal(logits_of("latent")(images, filled, mask, targets), base)
-    later = logits_of("latent")(images, tokens, mask, targets.at[:, 1:].set(7))
+    base = apply_of("latent")(rows, images, targets)
+    hidden = (rows["segments"] == 0) & (rows["tokens"] >= 0)
+    other = {**rows, "tokens": jnp.where(hidden, 31 - rows["tokens"], rows["tokens"])}
+    assert hidden.any()
+    np.testing.assert_array_equal(apply_of("latent")(other, images, targets), base)
+    later = apply_of("latent")(rows, images, targets.at[:, 1:].set(7))
     np.testing.assert_array_equal(later[:, :2], base[:, :2])
     assert float(jnp.abs(later[:, 2] - base[:, 2]).max()) > 1e-3
-    dark = logits_of("latent")(jnp.zeros_like(images), tokens, mask, targets)
+    dark = apply_of("latent")(rows, jnp.zeros_like(images), targets)
     assert float(jnp.abs(dark - base).max()) > 1e-3
 
 
-def test_positions_skip_padding_and_slots_are_static():
+def test_examples_of_a_row_do_not_see_each_other():
+    """Two prompts in one row, without the padding, give what each gives alone."""
     net, params = model()
-    mask = jnp.asarray([[True, True, False, False, True]])
-    assert positions(mask).tolist() == [[0, 1, 1, 1, 2]]
-    out = net.apply(
-        params, {}, "logits", *inputs(), jnp.zeros((3, 4), jnp.int32), "action", with_text=True
-    )[0]
-    assert out["target"].shape == (3, 4, 11)  # one per target, the unfed last one included
-    assert out["text"].shape == (3, 4, 32)
+    rows, images = prompts()
+    alone = net.apply(params, {}, "logits", *ordered(rows), images, slots={"latent": None})[0]
+    kept = [np.asarray(rows["segments"][b]) > 0 for b in (0, 1)]
+    together = {
+        name: jnp.concatenate([x[b][kept[b]] for b in (0, 1)])[None] for name, x in rows.items()
+    }
+    together["segments"] = jnp.repeat(jnp.array([1, 2]), jnp.array([7, 9]))[None]
+    frames = images[:2].reshape(1, 2, 16, 16, 3)
+    found = net.apply(params, {}, "logits", *ordered(together), frames, slots={"latent": None})[0]
+    expected = np.concatenate([alone["latent"][b][kept[b]] for b in (0, 1)])
+    np.testing.assert_allclose(found["latent"][0], expected, atol=1e-5)
+
+
+def test_positions_count_from_zero_in_every_segment():
+    segments = jnp.asarray([[0, 0, 1, 1, 1], [1, 1, 2, 2, 0]])
+    assert positions(segments).tolist() == [[0, 1, 0, 1, 2], [0, 1, 0, 1, 0]]
+
+
+def test_remat_keeps_what_attention_gives_and_no_more():
+    def kept(remat):
+        net = build(remat=remat)
+
+        def forward(params):
+            rows, images = prompts()
+            slots = {"latent": jnp.full((3, 1), 8)}
+            return net.apply(params, {}, "logits", *ordered(rows), images, slots=slots)[0]
+
+        # What the backward function holds are the leaves of its pytree.
+        backward = jax.eval_shape(lambda params: jax.vjp(forward, params)[1], model()[1])
+        return Counter(x.shape for x in jax.tree.leaves(backward))
+
+    depth, batch, tokens, heads, width = 2, 3, 5 + 4, 2, 16
+    more = {(depth, batch, tokens, heads, width): 1}
+    assert kept("attention_out") - kept("full") == more
+    assert kept("attention_out_offload") - kept("full") == more
+    assert kept("dots") - kept("attention_out") and not kept("full") - kept("dots")
 
 
 def test_head_swap_lists_every_parameter():
@@ -137,35 +202,42 @@ def test_head_swap_refuses_what_was_not_named():
         head_swap(pretrained, build(), jax.random.key(0), reinit=("heads/typo/*",))
 
 
-def test_image_ids_front_end_and_missing_heads():
-    net = build(image_vocab=20, front_end=dict(name="ids", num_tokens=6), action_vocab=0)
+def test_image_ids_and_missing_heads():
+    changes = dict(image_vocab=20, front_end=dict(name="cached_tokens", num_tokens=4))
+    net = build(**changes, action_vocab=0)
     params, _ = net.init(jax.random.key(0))
-    assert "front_end" not in params  # the table is the embedding's, held once
-    ids, (_, tokens, mask) = jnp.ones((3, 6), jnp.int32), inputs()
-    assert decode(net, params, ids, tokens, mask, "latent", 2).shape == (3, 2)
-    with pytest.raises(ValueError, match="'action'.*one of .'latent'"):
-        decode(net, params, ids, tokens, mask, "action", 2)
-    with pytest.raises(ValueError, match="image_vocab > 0"):
-        build(front_end=dict(name="ids", num_tokens=6))
+    assert "front_end" not in params  # the table is the embedding's
+    rows, _ = prompts()
+    rows["tokens"] = jnp.where(rows["tokens"] == FILL, 3, rows["tokens"])
+    assert decode(net, params, {}, rows, None, "latent", 2)[0].shape == (3, 2)
+    with pytest.raises(ValueError, match="'action' must be one of .'image', 'latent', 'text'"):
+        decode(net, params, {}, rows, None, "action", 2)
     with pytest.raises(ValueError, match="patch_size=8 must be a multiple of 2.4"):
         config(front_end={**PATCHES, "stem_channels": (4, 4, 4, 4)})
+
+
+def test_parameters_in_bfloat16():
+    params, _ = build(param_dtype="bfloat16").init(jax.random.key(0))
+    exact = flatten(model()[1])
+    for path, leaf in flatten(params).items():
+        assert leaf.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(leaf, exact[path].astype(jnp.bfloat16))
 
 
 def test_flops_match_the_compiler_and_sizes_are_llama():
     changes = dict(dim=128, heads=4, head_dim=32, mlp_dim=352, unroll=0)
     net = build(**changes)
-    _, tokens, mask = inputs()
+    rows, _ = prompts()
+    slots = jnp.tile(jnp.arange(4), (3, 1))
 
-    def forward(params, images, targets):
-        return net.apply(params, {}, "target_logits", images, tokens, mask, targets, "latent")[0]
+    def forward(params, images):
+        return net.apply(params, {}, "logits", *ordered(rows), images, slots={"latent": slots})[0]
 
-    lowered = jax.jit(forward).lower(
-        net.abstract()[0],
-        jax.ShapeDtypeStruct((3, 16, 16, 3), jnp.uint8),
-        jax.ShapeDtypeStruct((3, 4), jnp.int32),
-    )
+    images = jax.ShapeDtypeStruct((3, 1, 16, 16, 3), jnp.uint8)
+    lowered = jax.jit(forward).lower(net.abstract()[0], images)
     measured = lowered.cost_analysis()["flops"] / 3
-    assert vla_flops(config(**changes), 4, "latent") == pytest.approx(measured, rel=0.2)
+    counted = vla_flops(config(**changes), 9, {"latent": 4}, num_images=1)
+    assert counted == pytest.approx(measured, rel=0.2)
     size = SIZES["7b"]
     inner = size["heads"] * size["head_dim"]
     layer = 4 * size["dim"] * inner + 3 * size["dim"] * size["mlp_dim"]

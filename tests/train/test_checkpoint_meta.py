@@ -11,7 +11,7 @@ import tiny
 from data_pipelines.index import load_index
 from data_pipelines.loader import FingerprintError
 from lapa_jax import runs, train
-from lapa_jax.models import module
+from lapa_jax.models import lora, module
 from lapa_jax.tokens import action as action_tokens
 from lapa_jax.tokens.text import TextTokenizer
 from lapa_jax.training import checkpoint
@@ -74,7 +74,7 @@ def test_everything_is_in_the_checkpoint(latent_run, tiny_data):
     assert meta["provenance"]["label_sets"]["robot"]["quantizer_hash"] == "0" * 32
     assert meta["provenance"]["init_from"] is None
     assert meta["provenance"]["code_version"] == runs.code_version()
-    tokenizer = TextTokenizer(meta["assets"]["tokenizer.model"], 20)
+    tokenizer = TextTokenizer(meta["assets"]["tokenizer.model"])
     assert tokenizer.vocab_size <= config.model.text_vocab
 
 
@@ -88,9 +88,9 @@ def test_a_run_needs_only_its_checkpoints(latent_run, tmp_path):
     assert run.params_hash == runs.load(workdir).params_hash
     older = runs.load(moved, step=2)
     assert older.step == 2 and older.params_hash != run.params_hash
-    text, mask = run.stage.tokenizer.encode(["move the red square to place 1"])
-    image = np.zeros((1, tiny.SIZE, tiny.SIZE, 3), np.uint8)
-    z = run.stage.predict(run.params, run.variables, image, text, mask)
+    prompts = run.stage.prompts(["move the red square to place 1"])
+    image = np.zeros((1, 1, tiny.SIZE, tiny.SIZE, 3), np.uint8)
+    z, _ = run.stage.predict(run.params, run.variables, prompts, image)
     assert z.shape == (1, 1) and 0 <= int(z[0, 0]) < 8
 
 
@@ -184,6 +184,44 @@ def test_starting_from_another_run(latent_run, tiny_data, tmp_path):
     assert run.assets["tokenizer.model"] == source.assets["tokenizer.model"]
     bins = action_tokens.from_json(run.assets["action_bins.json"])
     assert bins.action_dim == 2 and max(bins.num_bins) <= config.model.action_vocab
+
+
+def test_fine_tuning_a_head_and_factors(latent_run, tiny_data, tmp_path):
+    """LoRA on a frozen backbone: nothing else moves, and nothing else has moments or an average;
+    who starts from it takes the merged kernels."""
+    config = tiny.config(
+        "action_finetuning",
+        tiny_data,
+        init_from=str(latent_run[0]),
+        model__lora_rank=2,
+        optimizer__groups__rest__frozen=True,
+        optimizer__ema_decay=0.5,
+    )
+    assert train.train(config, tmp_path / "lora")
+    source, run = (module.flatten(runs.load(w).params) for w in (latent_run[0], tmp_path / "lora"))
+    report = json.loads((tmp_path / "lora" / "init_from.json").read_text())
+    new = set(report["initialised"])
+    assert {path.split("/")[-1] for path in new} == {"table", "kernel", "lora_a", "lora_b"}
+    for path in report["taken"]:
+        np.testing.assert_array_equal(run[path], source[path], err_msg=path)
+    assert all(np.any(run[path]) for path in new)  # lora_b began as zeros
+    _, records = checkpoint._read_meta(tmp_path / "lora" / "checkpoints", config.steps)
+    assert {"/".join(path) for path in records["ema"]} == new
+    moments = ["/".join(path) for path, r in records["state"].items() if r["shape"]]
+    assert len(moments) == 2 * len(new)
+    assert all(any(path.endswith(name) for name in new) for path in moments)
+
+    config = tiny.config("action_finetuning", tiny_data, init_from=str(tmp_path / "lora"), steps=2)
+    assert train.train(config, tmp_path / "whole")
+    report = json.loads((tmp_path / "whole" / "init_from.json").read_text())
+    assert report["initialised"] == report["dropped"] == []
+    assert not lora.is_adapted(runs.load(tmp_path / "whole").params)
+
+
+def test_what_nothing_has_trained_cannot_be_frozen(tiny_data, tmp_path):
+    config = tiny.config("action_finetuning", tiny_data, optimizer__groups__rest__frozen=True)
+    with pytest.raises(ValueError, match="optimizer.groups freezes .*backbone.*set init_from"):
+        train.train(config, tmp_path)
 
 
 def test_the_tokenizer_cannot_be_given_twice(latent_run, tiny_data, tmp_path):

@@ -1,4 +1,4 @@
-"""Groups, decay, clipping and schedules."""
+"""Optimizers, groups, decay, clipping, schedules."""
 
 import jax
 import jax.numpy as jnp
@@ -6,80 +6,143 @@ import numpy as np
 import optax
 import pytest
 
-from lapa_jax.training.optimizer import make_optimizer, make_schedule
+from experiments import base
+from lapa_jax.training.optimizer import OPTIMIZERS, make_optimizer, matrix_dims
+from lapa_jax.training.schedules import make_schedule
 
-CONFIG = dict(
-    name="adamw",
-    peak_lr=1e-2,
-    end_lr=1e-3,
-    warmup_steps=0,
-    schedule="constant",
-    weight_decay=0.0,
-    clip_norm=0.0,
-    b1=0.9,
-    b2=0.95,
-    eps=1e-8,
-    pretrained_lr_scale=1.0,
-    ema_decay=0.0,
-)
-PARAMS = {
-    "encoder": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)},
-    "blocks": {"scale": jnp.ones((2, 4)), "kernel": jnp.ones((2, 4, 4))},
-}
+SHARED = dict(peak_lr=1e-2, end_lr=1e-3, warmup_steps=0, schedule="constant", clip_norm=0.0)
 AXES = {
     "encoder": {"kernel": ("embed", "mlp"), "bias": ("mlp",)},
     "blocks": {"scale": ("layers", "embed"), "kernel": ("layers", "embed", "mlp")},
 }
+PARAMS = {
+    "encoder": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)},
+    "blocks": {"scale": jnp.ones((2, 4)), "kernel": jnp.ones((2, 4, 4))},
+}
 
 
-def config(**changes):
-    return {**CONFIG, **changes}
+def config(optimizer="adamw", **changes):
+    return base.optimizer(optimizer).to_dict() | SHARED | changes
 
 
-@pytest.mark.parametrize("scale", [0.0, 0.1])
-def test_pretrained_parameters_move_by_a_part(scale):
-    grads = jax.tree.map(jnp.ones_like, PARAMS)
-    whole, _ = make_optimizer(config(clip_norm=1.0), 10, axes=AXES)
-    expected, _ = jax.jit(whole.update)(grads, whole.init(PARAMS), PARAMS)
-    part, _ = make_optimizer(
-        config(clip_norm=1.0, pretrained_lr_scale=scale), 10, axes=AXES,
-        pretrained=["blocks/kernel", "blocks/scale"],
-    )  # fmt: skip
-    updates, _ = jax.jit(part.update)(grads, part.init(PARAMS), PARAMS)
-    for name in ("kernel", "scale"):
-        np.testing.assert_allclose(
-            updates["blocks"][name], scale * expected["blocks"][name], rtol=1e-6
-        )
-    np.testing.assert_array_equal(updates["encoder"]["kernel"], expected["encoder"]["kernel"])
-    # From random parameters nothing is held back.
-    scratch, _ = make_optimizer(config(clip_norm=1.0, pretrained_lr_scale=scale), 10, axes=AXES)
-    free, _ = jax.jit(scratch.update)(grads, scratch.init(PARAMS), PARAMS)
-    np.testing.assert_array_equal(free["blocks"]["kernel"], expected["blocks"]["kernel"])
-    with pytest.raises(ValueError, match="pretrained_lr_scale=2.0 must be in"):
-        make_optimizer(config(pretrained_lr_scale=2.0), 10, axes=AXES)
+def two_groups(**rest):
+    return {"encoder": base.group("encoder/.*"), "rest": base.group("blocks/.*", **rest)}
 
 
-def test_frozen_parameters_have_no_update_no_moments_and_no_part_in_clipping():
-    tx, _ = make_optimizer(config(clip_norm=1.0), 10, lambda path: path[0] == "blocks", axes=AXES)
-    state = tx.init(PARAMS)
-    sizes = [leaf.size for leaf in jax.tree.leaves(state)]
-    assert sum(size for size in sizes if size > 1) == 2 * (8 + 32)  # two moments of blocks only
-    grads = jax.tree.map(jnp.ones_like, PARAMS)
-    grads["encoder"] = jax.tree.map(lambda g: 1e6 * g, grads["encoder"])
-    updates, _ = jax.jit(tx.update)(grads, state, PARAMS)
-    assert not any(np.any(u) for u in jax.tree.leaves(updates["encoder"]))
-    alone, _ = make_optimizer(config(clip_norm=1.0), 10, axes=AXES)
-    part = {"blocks": PARAMS["blocks"]}
-    expected, _ = jax.jit(alone.update)({"blocks": grads["blocks"]}, alone.init(part), part)
-    np.testing.assert_allclose(updates["blocks"]["kernel"], expected["blocks"]["kernel"], rtol=1e-6)
-    with pytest.raises(ValueError, match="no parameter is trainable"):
-        make_optimizer(config(), 10, lambda path: False)[0].init(PARAMS)
+def gradients(seed=0, params=PARAMS):
+    keys = jax.random.split(jax.random.key(seed), len(jax.tree.leaves(params)))
+    keys = jax.tree.unflatten(jax.tree.structure(params), list(keys))
+    return jax.tree.map(lambda p, key: jax.random.normal(key, p.shape), params, keys)
+
+
+def updates_of(optimizer, params=PARAMS, steps=3):
+    """Updates of a few steps on random gradients, parameters held."""
+    trained, state, update = optimizer.split(params)[0], optimizer.init(params), optimizer.tx.update
+    found = []
+    for step in range(steps):
+        grads = optimizer.split(gradients(step, params))[0]
+        updates, state = update(grads, state, trained)
+        found.append(updates)
+    return found
+
+
+# --- Groups ---
+
+
+def test_groups_scale_learning_rate_and_decay():
+    plain = updates_of(make_optimizer(config(clip_norm=1.0, weight_decay=0.1), 10, AXES))
+    groups = two_groups(lr_scale=0.25)
+    slow = make_optimizer(config(clip_norm=1.0, weight_decay=0.1, groups=groups), 10, AXES)
+    for found, expected in zip(updates_of(slow), plain, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, found["encoder"], expected["encoder"])
+        quarter = jax.tree.map(lambda u: 0.25 * u, expected["blocks"])
+        jax.tree.map(np.testing.assert_array_equal, found["blocks"], quarter)
+    bare = updates_of(make_optimizer(config(clip_norm=1.0), 10, AXES))
+    groups = two_groups(decay_scale=0.0)
+    whole = make_optimizer(config(clip_norm=1.0, weight_decay=0.1, groups=groups), 10, AXES)
+    found = updates_of(whole)
+    jax.tree.map(np.testing.assert_array_equal, found[0]["blocks"], bare[0]["blocks"])
+    jax.tree.map(np.testing.assert_array_equal, found[0]["encoder"], plain[0]["encoder"])
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_frozen_parameters_have_no_update_no_moments_and_no_part_in_clipping(name):
+    groups = two_groups(frozen=True)
+    optimizer = make_optimizer(config(name, clip_norm=1.0, groups=groups), 10, AXES)
+    assert optimizer.frozen == {"blocks/scale", "blocks/kernel"}
+    part = {"encoder": PARAMS["encoder"]}
+    alone = make_optimizer(config(name, clip_norm=1.0), 10, {"encoder": AXES["encoder"]})
+    sizes = [[x.size for x in jax.tree.leaves(o.init(p))] for o, p in
+             ((optimizer, PARAMS), (alone, part))]  # fmt: skip
+    assert sizes[0] == sizes[1]
+    grads = gradients()
+    updates, _ = optimizer.tx.update(
+        optimizer.split(grads)[0], optimizer.init(PARAMS), optimizer.split(PARAMS)[0]
+    )
+    assert updates["blocks"] == {"scale": None, "kernel": None}
+    expected, _ = alone.tx.update({"encoder": grads["encoder"]}, alone.init(part), part)
+    jax.tree.map(np.testing.assert_array_equal, updates["encoder"], expected["encoder"])
+
+
+@pytest.mark.parametrize(
+    "groups, words",
+    [
+        ({"a": base.group("encoder/.*")}, ["2 parameters", "no group", "blocks/kernel", "'enc"]),
+        (
+            {"a": base.group(".*"), "b": base.group("blocks/scale")},
+            ["1 parameters", "several groups", "blocks/scale (a and b)"],
+        ),
+        ({"a": base.group(".*"), "b": base.group("typo")}, ["['b']", "match no parameter"]),
+        # A whole path must match.
+        ({"a": base.group("encoder"), "b": base.group("blocks/.*")}, ["encoder/bias"]),
+        ({"a": base.group("(")}, ["optimizer.groups.a.pattern='('"]),
+        ({"a": base.group(".*", lr_scale=-1.0)}, ["optimizer.groups.a.lr_scale=-1.0"]),
+        ({"a": base.group(".*", frozen=1)}, ["optimizer.groups.a.frozen=1 must be a bool"]),
+        ({"a": base.group(".*", lr=2.0)}, ["optimizer.groups.a", "['lr']"]),
+        ({"a": {"pattern": ".*"}}, ["optimizer.groups.a", "lacks", "frozen"]),
+        ({"a": base.group(".*", frozen=True)}, ["every group", "frozen"]),
+    ],
+)
+def test_every_parameter_matches_exactly_one_group(groups, words):
+    with pytest.raises(ValueError) as error:
+        make_optimizer(config(groups=groups), 10, AXES)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+def test_table_lists_every_group():
+    groups = two_groups(lr_scale=0.1, decay_scale=0.0) | {"encoder": base.group("encoder/.*",
+        frozen=True)}  # fmt: skip
+    lines = make_optimizer(config(groups=groups), 10, AXES).table(PARAMS).splitlines()
+    assert [line.split() for line in lines] == [
+        ["group", "arrays", "values", "lr_scale", "decay_scale"],
+        ["encoder", "2", "16", "frozen", "frozen"],
+        ["rest", "2", "40", "0.1", "0"],
+    ]
+
+
+def test_head_and_rest_split_a_policy():
+    axes = {
+        "heads": {"action": {"kernel": ("embed", None)}, "text": {"kernel": ("embed", "vocab")}},
+        "embeddings": {"action": {"table": (None, "embed")}},
+        "backbone": {"layers": {"q": {"kernel": ("embed", "heads"), "lora_a": ("embed", None)}}},
+    }
+    groups = base.head_and_rest("action", frozen=True).to_dict()
+    assert make_optimizer(config(groups=groups), 10, axes).group_of == {
+        "heads/action/kernel": "head",
+        "embeddings/action/table": "head",
+        "backbone/layers/q/lora_a": "head",
+        "backbone/layers/q/kernel": "rest",
+        "heads/text/kernel": "rest",
+    }
+
+
+# --- Against optax ---
 
 
 def test_decay_spares_vectors_also_when_stacked():
-    tx, _ = make_optimizer(config(weight_decay=0.5), 10, axes=AXES)
+    optimizer = make_optimizer(config(weight_decay=0.5), 10, AXES)
     zero = jax.tree.map(jnp.zeros_like, PARAMS)
-    updates, _ = jax.jit(tx.update)(zero, tx.init(PARAMS), PARAMS)
+    updates, _ = optimizer.tx.update(zero, optimizer.init(PARAMS), PARAMS)
     decayed = {
         name: {key: bool(np.any(u)) for key, u in group.items()} for name, group in updates.items()
     }
@@ -89,20 +152,87 @@ def test_decay_spares_vectors_also_when_stacked():
     }
 
 
-def test_matches_plain_adamw():
-    tx, _ = make_optimizer(config(weight_decay=0.1, clip_norm=0.5), 10)
-    mask = jax.tree.map(lambda p: p.ndim >= 2, PARAMS)
-    plain = optax.chain(
-        optax.clip_by_global_norm(0.5),
-        optax.adamw(1e-2, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, mask=mask),
-    )
-    grads = jax.tree.map(lambda p: p * 0.3, PARAMS)
-    state, plain_state = tx.init(PARAMS), plain.init(PARAMS)
-    update, plain_update = jax.jit(tx.update), jax.jit(plain.update)
-    for _ in range(3):
-        updates, state = update(grads, state, PARAMS)
-        expected, plain_state = plain_update(grads, plain_state, PARAMS)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), updates, expected)
+WIDE = {"k": ("layers", "embed", "mlp"), "s": ("layers", "embed")}
+WIDE_PARAMS = {"k": jnp.full((2, 4, 6), 0.5), "s": jnp.ones((2, 4))}
+REFERENCES = {
+    "adamw": lambda mask: optax.adamw(1e-2, b2=0.95, weight_decay=0.1, mask=mask),
+    "lion": lambda mask: optax.lion(1e-2, weight_decay=0.1, mask=mask),
+    # All but its matrices by AdamW, where optax would take NAdamW.
+    "muon": lambda mask: optax.partition(
+        {"muon": MUON, "adamw": REFERENCES["adamw"](False)}, {"k": "muon", "s": "adamw"}
+    ),
+}
+MUON = optax.contrib.muon(
+    1e-2,
+    weight_decay=0.1,
+    consistent_rms=0.2,
+    muon_weight_dimension_numbers=lambda params: jax.tree.map(
+        lambda _: optax.contrib.MuonDimensionNumbers((1,), (2,)), params
+    ),
+)
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_matches_what_optax_composes(name):
+    optimizer = make_optimizer(config(name, weight_decay=0.1, clip_norm=0.5), 10, WIDE)
+    plain = optax.chain(optax.clip_by_global_norm(0.5), REFERENCES[name]({"k": True, "s": False}))
+    state = plain.init(WIDE_PARAMS)
+    for step, updates in enumerate(updates_of(optimizer, WIDE_PARAMS)):
+        expected, state = plain.update(gradients(step, WIDE_PARAMS), state, WIDE_PARAMS)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-8), updates, expected
+        )
+
+
+def test_adafactor_factors_a_layer_by_itself():
+    settings = config("adafactor", min_factored_size=4)
+    found = updates_of(make_optimizer(settings, 10, WIDE), WIDE_PARAMS)
+    for layer in range(2):
+        params = {"k": WIDE_PARAMS["k"][layer]}
+        optimizer = make_optimizer(settings, 10, {"k": ("embed", "mlp")})
+        state = optimizer.init(params)
+        assert sorted(x.size for x in jax.tree.leaves(state)) == [1, 1, 1, 4, 6]
+        for step in range(3):
+            grads = {"k": gradients(step, WIDE_PARAMS)["k"][layer]}
+            updates, state = optimizer.tx.update(grads, state, params)
+            np.testing.assert_allclose(updates["k"], found[step]["k"][layer], rtol=1e-5)
+
+
+def test_muon_orthogonalises_every_matrix_of_a_stack():
+    axes = {"wi": ("layers", "embed", None, "mlp"), "q": ("layers", "embed", "heads", "head_dim")}
+    params = {"wi": jnp.ones((2, 6, 2, 8)), "q": jnp.ones((2, 6, 2, 4))}
+    optimizer = make_optimizer(config("muon", peak_lr=1.0), 10, axes)
+    updates = updates_of(optimizer, params, steps=1)[0]
+    matrices = [updates["q"][i].reshape(6, 8) for i in range(2)]
+    matrices += [updates["wi"][i, :, j] for i in range(2) for j in range(2)]
+    for matrix in matrices:
+        singular = np.linalg.svd(matrix, compute_uv=False) / (0.2 * 8**0.5)
+        assert np.all((singular > 0.5) & (singular < 1.5))
+
+
+@pytest.mark.parametrize(
+    "names, sides",
+    [
+        (("layers", "embed", "heads", "head_dim"), ((1,), (2, 3))),
+        (("layers", "heads", "head_dim", "embed"), ((1, 2), (3,))),
+        (("layers", "embed", None, "kv", "head_dim"), ((1,), (3, 4))),
+        (("layers", "embed", None, "mlp"), ((1,), (3,))),
+        (("embed", "mlp"), ((0,), (1,))),
+        (("layers", "embed"), None),
+        (("layers", "heads", "head_dim"), None),  # a bias
+        (("vocab", "embed"), None),
+        (("embed", None), None),  # a head of a small vocabulary
+        (("patch", "embed"), None),
+        (("code", None), None),
+        (("layers", "embed", None), None),  # a factor of LoRA
+        ((None, None, None, None), None),
+    ],
+)
+def test_muon_takes_the_matrices_inside_of_the_network(names, sides):
+    assert matrix_dims(names) == (sides and optax.contrib.MuonDimensionNumbers(*sides))
+
+
+# --- Schedules and errors ---
 
 
 def test_schedules():
@@ -126,19 +256,23 @@ def test_schedules():
 @pytest.mark.parametrize(
     "changes, words",
     [
-        (dict(name="adam"), ["optimizer.name='adam'", "adamw"]),
+        (dict(name="adam"), ["optimizer.name='adam'", "adamw", "muon"]),
         (dict(schedule="linear"), ["optimizer.schedule='linear'", "warmup_cosine"]),
         (dict(momentum=0.9), ["momentum"]),
+        (dict(name="lion"), ["unknown keys ['eps']", "optimizer('lion')"]),
         (dict(warmup_steps=5), ["optimizer.warmup_steps=5"]),
         (dict(schedule="warmup_cosine", warmup_steps=10), ["optimizer.warmup_steps=10", "9"]),
         (dict(schedule="wsd", warmup_steps=9, peak_lr=-1.0), ["peak_lr"]),
         (dict(clip_norm=-1.0), ["clip_norm"]),
+        (dict(weight_decay=-1.0), ["weight_decay"]),
     ],
 )
 def test_errors_name_the_key(changes, words):
     with pytest.raises(ValueError) as error:
-        make_optimizer(config(**changes), 10)
+        make_optimizer(config(**changes), 10, AXES)
     assert all(word in str(error.value) for word in words), error.value
-    lacking = {key: value for key, value in CONFIG.items() if key != "eps"}
+    lacking = {key: value for key, value in config().items() if key != "eps"}
     with pytest.raises(ValueError, match="lacks.*eps"):
-        make_optimizer(lacking, 10)
+        make_optimizer(lacking, 10, AXES)
+    with pytest.raises(ValueError, match="optimizer='adam' must be one of"):
+        base.optimizer("adam")

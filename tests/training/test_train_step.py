@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from toy import AXES, FAST_COMPILE, OPTIMIZER, build, init_params
+from toy import AXES, FAST_COMPILE, OPTIMIZER, build, init_params, initial, make
 
+from experiments import base
 from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.parallel.sharding import ShardingError, tree_shardings
 from lapa_jax.training.checkpoint import Checkpoints
@@ -15,6 +16,7 @@ from lapa_jax.training.state import create, state_shardings
 from lapa_jax.training.step import make_train_step, split_batch
 
 STEPS = 3
+VECTOR = make_optimizer(OPTIMIZER, 20, {"w": (None,)})
 
 
 def mesh_of(data=1, fsdp=1, seq=1, tensor=1):
@@ -70,6 +72,47 @@ def test_eight_devices_equal_one(preset, sizes, one_device):
         assert all(m.sharding.is_equivalent_to(up.sharding, up.ndim) for m in moments)
 
 
+@pytest.mark.parametrize("name", ["adafactor", "lion", "muon"])
+def test_every_optimizer_on_eight_devices_equals_one(name, tmp_path):
+    expected, expected_metrics = train(mesh_of(), "dp", name=name)
+    state, metrics = train(mesh_of(data=2, fsdp=2, tensor=2), "fsdp_tp", name=name)
+    assert_same(metrics, expected_metrics)
+    assert_same(state, expected, rtol=1e-3, atol=1e-4)
+    # What is shaped as a parameter is split as it is; of a factored moment, what is left.
+    up = state.params["blocks"]["up"]
+    split = {x.shape: x.sharding.spec for x in jax.tree.leaves(state.opt_state) if x.ndim > 1}
+    if name == "adafactor":
+        assert (split[2, 16], split[2, 32]) == (P(None, "fsdp"), P(None, "tensor"))
+        assert up.shape not in split
+    else:
+        assert split[up.shape] == up.sharding.spec == P(None, "fsdp", "tensor")
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(STEPS, state, {})
+        checkpoints.wait()
+        restored, _ = checkpoints.restore(jax.eval_shape(lambda: initial(name)))
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+
+
+def test_accumulation_weighs_microbatches_by_what_their_loss_counts():
+    """Rows of unequal weight: the update is that of the whole batch, not a mean of means."""
+    batch = {"x": jnp.arange(24.0).reshape(8, 3) / 9, "w": jnp.asarray([0, 0, 5, 1, 0, 0, 2, 7.0])}
+
+    def loss_fn(params, variables, batch, rng):
+        total = batch["w"].sum()
+        values = jnp.square(batch["x"] @ params["w"] - 1.0)
+        loss = (batch["w"] * values).sum() / jnp.maximum(total, 1e-6)
+        return loss, {"double": 2 * loss, "loss_weight": total}, variables
+
+    found = {}
+    for microbatches in (1, 4):
+        step = jax.jit(make_train_step(loss_fn, VECTOR, microbatches=microbatches))
+        state = create({"w": jnp.ones(3)}, {}, VECTOR, 0, ema=False)
+        found[microbatches] = step(state, batch)
+    assert split_batch(batch, 4)["w"].sum(axis=1).tolist() == [0.0, 0.0, 7.0, 8.0]
+    assert_same(found[4], found[1])
+    assert found[4][1]["loss_weight"] == 15.0
+
+
 def test_accumulation_equals_one_big_batch():
     state, metrics = train(mesh_of(), "dp", noise=0.0)
     accumulated, metrics_of_4 = train(mesh_of(data=2, fsdp=2), "fsdp", microbatches=4, noise=0.0)
@@ -92,12 +135,12 @@ def test_microbatches_cover_every_row_once_and_draw_their_own_noise():
         value = jax.random.normal(rng, ())
         return params["w"] * value, {}, {"drawn": variables["drawn"] + value**2}
 
-    tx, schedule = make_optimizer(OPTIMIZER, 20)
+    optimizer = make_optimizer(OPTIMIZER, 20, {"w": ()})
     step = jax.jit(
-        make_train_step(loss_fn, tx, schedule=schedule, microbatches=3),
+        make_train_step(loss_fn, optimizer, microbatches=3),
         compiler_options=FAST_COMPILE,
     )
-    state = create({"w": jnp.ones(())}, {"drawn": jnp.zeros(())}, tx, 0, ema=False)
+    state = create({"w": jnp.ones(())}, {"drawn": jnp.zeros(())}, optimizer, 0, ema=False)
     for _ in range(2):
         state, metrics = step(state, batch)
         drawn.append((float(metrics["loss"]), float(state.variables["drawn"])))
@@ -126,25 +169,25 @@ def test_a_restored_run_is_the_uninterrupted_one(one_device, tmp_path):
 
 
 def test_frozen_parameters_stay_and_gradients_count_the_trained_only():
-    def trainable(path):
-        return path[0] == "blocks"
-
     def loss_fn(params, variables, batch, rng):
         return jnp.mean((batch["x"] @ params["frozen"] @ params["blocks"]) ** 2), {}, variables
 
-    tx, schedule = make_optimizer(OPTIMIZER, 20, trainable)
-    step = make_train_step(loss_fn, tx, schedule=schedule, ema_decay=0.9, trainable=trainable)
+    groups = {"blocks": base.group("blocks"), "rest": base.group("frozen", frozen=True)}
+    axes = {"frozen": (None, None), "blocks": (None, None)}
+    optimizer = make_optimizer(OPTIMIZER | {"groups": groups}, 20, axes)
+    step = make_train_step(loss_fn, optimizer, ema_decay=0.9)
     step = jax.jit(step, compiler_options=FAST_COMPILE)
     params = {"frozen": jnp.eye(3) * 0.3, "blocks": jnp.ones((3, 2))}
-    state = create(params, {}, tx, 0, ema=True)
+    state = create(params, {}, optimizer, 0, ema=True)
+    assert state.ema["frozen"] is None
     batch = {"x": jnp.arange(12.0).reshape(4, 3)}
     norm = np.linalg.norm(jax.grad(lambda p: loss_fn(p, {}, batch, None)[0])(params)["blocks"])
     state, metrics = step(state, batch)
     np.testing.assert_allclose(metrics["grad_norm"], norm, rtol=1e-5)
     state, metrics = step(state, batch)
     np.testing.assert_array_equal(state.params["frozen"], params["frozen"])
-    np.testing.assert_array_equal(state.ema["frozen"], params["frozen"])
     assert np.all(state.params["blocks"] != params["blocks"])
+    assert np.all(state.ema["blocks"] != params["blocks"])
 
 
 def test_after_update_acts_before_the_ema_and_learning_rate_is_that_of_the_step():
@@ -155,10 +198,9 @@ def test_after_update_acts_before_the_ema_and_learning_rate_is_that_of_the_step(
     def loss_fn(params, variables, batch, rng):
         return jnp.sum(params["w"] * batch["x"]), {}, variables
 
-    tx, schedule = make_optimizer(OPTIMIZER, 20)
-    step = make_train_step(loss_fn, tx, schedule=schedule, ema_decay=0.9, after_update=revive)
+    step = make_train_step(loss_fn, VECTOR, ema_decay=0.9, after_update=revive)
     step = jax.jit(step, compiler_options=FAST_COMPILE)
-    state = create({"w": jnp.ones(2)}, {"revived": jnp.zeros((), jnp.int32)}, tx, 0, ema=True)
+    state = create({"w": jnp.ones(2)}, {"revived": jnp.zeros((), jnp.int32)}, VECTOR, 0, ema=True)
     before, first = step(state, {"x": jnp.ones(2)})
     state, second = step(before, {"x": jnp.ones(2)})
     assert np.all(np.abs(before.params["w"] - 1.0) < 0.1)
@@ -172,35 +214,43 @@ def test_after_update_acts_before_the_ema_and_learning_rate_is_that_of_the_step(
 
 
 def test_nonfinite_is_flagged_and_metric_names_may_not_collide():
-    tx, schedule = make_optimizer(OPTIMIZER, 20)
-
     def loss_fn(params, variables, batch, rng):
         return jnp.sum(jnp.sqrt(params["w"] - batch["x"])), {}, variables
 
-    step = jax.jit(make_train_step(loss_fn, tx, schedule=schedule), compiler_options=FAST_COMPILE)
-    state = create({"w": jnp.ones(2)}, {}, tx, 0, ema=False)
+    step = jax.jit(make_train_step(loss_fn, VECTOR), compiler_options=FAST_COMPILE)
+    state = create({"w": jnp.ones(2)}, {}, VECTOR, 0, ema=False)
     assert step(state, {"x": jnp.zeros(2)})[1]["nonfinite"] == 0
     assert step(state, {"x": jnp.ones(2)})[1]["nonfinite"] == 1  # finite loss, infinite gradient
     assert step(state, {"x": jnp.full(2, 2.0)})[1]["nonfinite"] == 1
 
-    colliding = make_train_step(
-        lambda p, v, b, r: (p["w"].sum(), {"loss": 0.0}, v), tx, schedule=schedule
-    )
+    colliding = make_train_step(lambda p, v, b, r: (p["w"].sum(), {"loss": 0.0}, v), VECTOR)
     with pytest.raises(ValueError, match="'loss'"):
         colliding(state, {"x": jnp.zeros(2)})
     with pytest.raises(ValueError, match="ema_decay=0.5"):
-        make_train_step(loss_fn, tx, schedule=schedule, ema_decay=0.5)(state, {"x": jnp.zeros(2)})
+        make_train_step(loss_fn, VECTOR, ema_decay=0.5)(state, {"x": jnp.zeros(2)})
 
 
 def test_state_shardings_follow_parameters_and_refuse_the_unknown():
     mesh = mesh_of(data=2, fsdp=4)
-    tx, _ = make_optimizer(OPTIMIZER, 20, lambda path: path[0] == "blocks", axes=AXES)
-    abstract = jax.eval_shape(lambda: create(init_params(), {"n": jnp.zeros(3)}, tx, 0, ema=True))
+    groups = {"blocks": base.group("blocks/.*"), "rest": base.group("embed", frozen=True)}
+    optimizer = make(groups=groups)
+    abstract = jax.eval_shape(
+        lambda: create(init_params(), {"n": jnp.zeros(3)}, optimizer, 0, ema=True)
+    )
     params = tree_shardings(AXES, abstract.params, mesh, "fsdp")
     found = state_shardings(abstract, params, mesh)
     specs = {s.spec for s in jax.tree.leaves(found.opt_state)}
     assert specs == {P(), P(None, "fsdp", None), P(None, None, "fsdp"), P(None, "fsdp")}
-    assert found.ema is params and found.variables["n"].spec == P()
+    assert found.ema == {"embed": None, "blocks": params["blocks"]}
+    assert found.variables["n"].spec == P()
+    # Which dimension a factored moment of a square has lost is not to be seen: it is whole.
+    square = abstract.replace(
+        params={"w": jax.ShapeDtypeStruct((2, 8, 8), jnp.float32)},
+        opt_state={"w": jax.ShapeDtypeStruct((2, 8), jnp.float32)},
+        ema=None,
+    )
+    split = tree_shardings({"w": ("layers", "embed", "mlp")}, square.params, mesh, "fsdp")
+    assert state_shardings(square, split, mesh).opt_state["w"].spec == P()
     odd = abstract.replace(opt_state={"row": jax.ShapeDtypeStruct((5,), jnp.float32)})
     with pytest.raises(ShardingError, match="'row'"):
         state_shardings(odd, params, mesh)

@@ -6,24 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments import base
 from lapa_jax.parallel.sharding import constrain, put_batch, tree_shardings, with_rules
 from lapa_jax.training.optimizer import make_optimizer
 from lapa_jax.training.state import create, state_shardings
 from lapa_jax.training.step import make_train_step
 
-OPTIMIZER = dict(
-    name="adamw",
-    peak_lr=1e-2,
-    end_lr=0.0,
-    warmup_steps=2,
-    schedule="warmup_cosine",
-    weight_decay=0.1,
-    clip_norm=1.0,
-    b1=0.9,
-    b2=0.95,
-    eps=1e-8,
-    pretrained_lr_scale=1.0,
-    ema_decay=0.9,
+OPTIMIZER = base.optimizer("adamw").to_dict() | dict(
+    peak_lr=1e-2, warmup_steps=2, weight_decay=0.1, ema_decay=0.9
 )
 WIDTH, HIDDEN, LENGTH, LAYERS, VOCAB = 16, 32, 8, 2, 24
 AXES = {
@@ -85,15 +75,13 @@ def host_batch(step, rows=16):
 
 
 @functools.cache
-def compiled(mesh, preset, microbatches, noise):
+def compiled(mesh, preset, microbatches, noise, name):
     """(shardings, step); shared by the tests that train the same thing."""
-    tx, schedule = make_optimizer(OPTIMIZER, 20, axes=AXES)
-    abstract = jax.eval_shape(initial)
+    optimizer = make(name)
+    abstract = jax.eval_shape(lambda: initial(name))
     params = tree_shardings(AXES, abstract.params, mesh, preset)
     shardings = state_shardings(abstract, params, mesh)
-    step = make_train_step(
-        make_loss(noise), tx, schedule=schedule, microbatches=microbatches, ema_decay=0.9
-    )
+    step = make_train_step(make_loss(noise), optimizer, microbatches=microbatches, ema_decay=0.9)
     step = jax.jit(
         with_rules(step, mesh, preset),
         donate_argnums=0,
@@ -103,15 +91,23 @@ def compiled(mesh, preset, microbatches, noise):
     return shardings, step
 
 
-def initial():
+def make(name="adamw", **changes):
+    """The optimizer of this name for the toy model."""
+    shared = {key: OPTIMIZER[key] for key in ("warmup_steps", "weight_decay", "ema_decay")}
+    settings = OPTIMIZER if name == "adamw" else base.optimizer(name).to_dict() | shared
+    if name == "adafactor":
+        settings["min_factored_size"] = WIDTH
+    return make_optimizer(settings | changes, 20, AXES)
+
+
+def initial(name="adamw"):
     """The same state for every mesh."""
-    tx, _ = make_optimizer(OPTIMIZER, 20, axes=AXES)
     variables = {"usage": jnp.zeros(VOCAB, jnp.int32)}
-    return create(init_params(), variables, tx, seed=7, ema=True)
+    return create(init_params(), variables, make(name), seed=7, ema=True)
 
 
-def build(mesh, preset, *, microbatches=1, noise=0.1):
+def build(mesh, preset, *, microbatches=1, noise=0.1, name="adamw"):
     """(state, step) on this mesh; step(state, k) trains on batch k."""
-    shardings, step = compiled(mesh, preset, microbatches, noise)
-    state = jax.device_put(initial(), shardings)
+    shardings, step = compiled(mesh, preset, microbatches, noise, name)
+    state = jax.device_put(initial(name), shardings)
     return state, lambda state, k: step(state, put_batch(host_batch(k), mesh))

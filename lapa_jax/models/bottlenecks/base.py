@@ -31,10 +31,11 @@ class BottleneckOutput(NamedTuple):
 
 @dataclass(frozen=True)
 class CodebookConfig:
-    """Every `replace_every_steps` (0: never) codes that hold less than `dead_fraction` of a uniform
-    share of the last `recent_size` latents are drawn anew from those, with noise of
-    `replace_noise` times their standard deviation. The decoder receives the latent itself for
-    `continuous_steps`, then over `ramp_steps` more and more of its quantised form."""
+    """Every `replace_every_steps` (0: never) dead codes are drawn anew from the last `recent_size`
+    latents, with noise of `replace_noise` times their standard deviation. Dead is a code that is
+    the nearest of less of them than `dead_fraction` of what the fullest code has. The decoder
+    receives the latent itself for `continuous_steps`, then over `ramp_steps` more and more of its
+    quantised form."""
 
     continuous_steps: int
     ramp_steps: int
@@ -106,7 +107,10 @@ class CodebookBottleneck(nnx.Module):
             self.update_codebook(still_BLD, codes_BL)
             self._remember(still_BLD, recent_rng)
         spread = jnp.sum(jnp.var(z_BLD, axis=(0, 1)))
-        metrics = {"quantization_error": jnp.mean(error_BL) / (spread + 1e-12)}
+        metrics = {
+            "quantization_error": jnp.mean(error_BL) / (spread + 1e-12),
+            "dead_codes": jnp.sum(self._dead()).astype(jnp.float32),
+        }
         return BottleneckOutput(z_q_BLD, codes_BL, loss, jax.lax.stop_gradient(metrics))
 
     def lookup(self, codes_BL: jax.Array) -> jax.Array:
@@ -135,6 +139,13 @@ class CodebookBottleneck(nnx.Module):
             )
 
         self.codebook[...] = jax.lax.cond(due, replace, lambda same: same, self.codebook[...])
+
+    def _dead(self) -> jax.Array:
+        """Bool (K,): the codes that a replacement would begin with."""
+        recent_RD, codebook_KD = self.recent[...], self.codebook[...]
+        distance_KR = squared_distances(codebook_KD, recent_RD)
+        held_K = latents_held(distance_KR, written(recent_RD, self.recent_count[...]))[0]
+        return dead_codes(held_K, self.config.dead_fraction)
 
     def _quantised_share(self) -> jax.Array:
         """From 0 (continuous) to 1."""
@@ -168,6 +179,31 @@ def code_distances(z_BLD: jax.Array, codebook_KD: jax.Array) -> jax.Array:
     return jnp.sum(jnp.square(codebook_KD), axis=-1) - 2.0 * product
 
 
+def squared_distances(codes_KD: jax.Array, recent_RD: jax.Array) -> jax.Array:
+    """(K, R), code by code: recent latents may be many, and a product would round."""
+    return jax.lax.map(lambda code_D: jnp.sum(jnp.square(recent_RD - code_D), axis=-1), codes_KD)
+
+
+def written(recent_RD: jax.Array, count: jax.Array) -> jax.Array:
+    """Float32 (R,): 1 for the recent latents there are, when `count` have been written."""
+    return (jnp.arange(len(recent_RD)) < count).astype(jnp.float32)
+
+
+def latents_held(distance_KR: jax.Array, written_R: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """How many recent latents each code is the nearest of, float32 (K,), and which code (R,)."""
+    nearest_R = jnp.argmin(distance_KR, axis=0)
+    return jnp.bincount(nearest_R, weights=written_R, length=len(distance_KR)), nearest_R
+
+
+def dead_codes(held_K: jax.Array, dead_fraction: float) -> jax.Array:
+    """Bool (K,): codes that hold less than `dead_fraction` of what the fullest holds.
+
+    Where no code is dead at 1/8, the perplexity is at least six tenths of the codebook, however the
+    others share. A bound on the share alone lets one code hold most of all.
+    """
+    return held_K < dead_fraction * jnp.max(held_K)
+
+
 def replace_dead_codes(
     codebook_KD: jax.Array,
     recent_RD: jax.Array,
@@ -181,42 +217,48 @@ def replace_dead_codes(
     """The codebook with dead codes redrawn from recent latents (of which `count` have been
     written).
 
-    Dead is a code that is the nearest of less than `dead_fraction` of its uniform share of them.
-    Each is drawn, one after the other, from the latents of the code that then has the most: it
-    splits what is said in one code too often. (Drawn by the distance to the nearest code, as
-    k-means++ does, codes run to outliers, and most latents share one.)
+    While there are dead codes, the one that holds the least and the fullest are drawn anew, both
+    from the latents of the fullest: what is said in one code too often is split. (Drawn by the
+    distance to the nearest code, as k-means++ does, codes run to outliers, and most latents share
+    one.) A code whose latents are all the same cannot be split: then the next is the fullest. Ends
+    after twice as many splits as there are codes.
     """
-    (size, rows) = codebook_KD.shape[0], recent_RD.shape[0]
-    written_R = (jnp.arange(rows) < count).astype(jnp.float32)
+    size, rows = len(codebook_KD), len(recent_RD)
+    written_R = written(recent_RD, count)
     total = jnp.maximum(written_R.sum(), 1.0)
     mean_D = jnp.sum(written_R[:, None] * recent_RD, axis=0) / total
     deviation_RD = written_R[:, None] * (recent_RD - mean_D)
     spread = jnp.sqrt(jnp.sum(jnp.square(deviation_RD)) / (total * recent_RD.shape[1]))
 
-    def squared_distance(code_D):
-        return jnp.sum(jnp.square(recent_RD - code_D), axis=-1)
+    def unequal(carry):
+        splits, _, distance_KR, whole_K = carry
+        held_K, _ = latents_held(distance_KR, written_R)
+        most = jnp.max(jnp.where(whole_K, 0.0, held_K))
+        return (jnp.min(held_K) < dead_fraction * most) & (splits < 2 * size)
 
-    def latents_of_codes(distance_KR):
-        nearest_R = jnp.argmin(distance_KR, axis=0)
-        return nearest_R, jnp.bincount(nearest_R, weights=written_R, length=size)
+    def split(carry):
+        splits, codebook_KD, distance_KR, whole_K = carry
+        draw_key, noise_key = jax.random.split(jax.random.fold_in(key, splits))
+        held_K, nearest_R = latents_held(distance_KR, written_R)
+        least, fullest = jnp.argmin(held_K), jnp.argmax(jnp.where(whole_K, 0.0, held_K))
+        theirs_R = (nearest_R == fullest) & (written_R > 0)
+        order_R = jnp.where(theirs_R, jax.random.uniform(draw_key, (rows,)), -1.0)
+        first = jnp.argmax(order_R)
+        others_R = theirs_R & jnp.any(recent_RD != recent_RD[first], axis=-1)
+        second = jnp.argmax(jnp.where(others_R, order_R, -1.0))
+        drawn_2D = recent_RD[jnp.stack([first, second])]
+        drawn_2D = drawn_2D + noise * spread * jax.random.normal(noise_key, drawn_2D.shape)
+        both, possible = jnp.stack([fullest, least]), jnp.any(others_R)
+        moved = (
+            splits + 1,
+            codebook_KD.at[both].set(drawn_2D),
+            distance_KR.at[both].set(squared_distances(drawn_2D, recent_RD)),
+            whole_K,
+        )
+        kept = (splits + 1, codebook_KD, distance_KR, whole_K.at[fullest].set(True))
+        return jax.tree.map(lambda a, b: jnp.where(possible, a, b), moved, kept)
 
-    distance_KR = jax.lax.map(squared_distance, codebook_KD)
-    dead_K = latents_of_codes(distance_KR)[1] < dead_fraction * total / size
-    dead_K = dead_K | all_dead
-    distance_KR = jnp.where(dead_K[:, None], jnp.inf, distance_KR)
-
-    def redraw(k, carry):
-        codebook_KD, distance_KR = carry
-        draw_key, noise_key = jax.random.split(jax.random.fold_in(key, k))
-        nearest_R, count_K = latents_of_codes(distance_KR)
-        theirs_R = (nearest_R == jnp.argmax(count_K)) & (written_R > 0)
-        logits_R = jnp.where(theirs_R, 0.0, -jnp.inf)
-        code_D = recent_RD[jax.random.categorical(draw_key, logits_R)]
-        code_D = code_D + noise * spread * jax.random.normal(noise_key, code_D.shape)
-        return codebook_KD.at[k].set(code_D), distance_KR.at[k].set(squared_distance(code_D))
-
-    def visit(k, carry):
-        return jax.lax.cond(dead_K[k], lambda c: redraw(k, c), lambda c: c, carry)
-
-    codebook, _ = jax.lax.fori_loop(0, size, visit, (codebook_KD, distance_KR))
-    return jnp.where(count > 0, codebook, codebook_KD)
+    distance_KR = squared_distances(codebook_KD, recent_RD)
+    distance_KR = jnp.where(all_dead, jnp.inf, distance_KR)
+    start = (0, codebook_KD, distance_KR, jnp.zeros(size, bool))
+    return jax.lax.while_loop(unequal, split, start)[1]

@@ -80,7 +80,8 @@ class LegacyNSVQ(nnx.Module):
             self.used[...] = self.used[...] + (counts_K > 0)
             self.batch_size[...] = jnp.array(z_BLD.shape[0], jnp.int32)
             self.before[...] = jax.lax.stop_gradient(self.codebook[...])
-        return BottleneckOutput(z_q_BLD, codes_BL, jnp.zeros(()), {})
+        metrics = {"dead_codes": jnp.sum(self.unused()).astype(jnp.float32)}
+        return BottleneckOutput(z_q_BLD, codes_BL, jnp.zeros(()), metrics)
 
     def noise(self, rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return jax.random.normal(rng, shape)

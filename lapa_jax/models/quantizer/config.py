@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from lapa_jax.models.bottlenecks import bottleneck_config
+from lapa_jax.models.bottlenecks import CONTINUOUS, bottleneck_config
 from lapa_jax.models.layers import dtype_of
 from lapa_jax.models.quantizer.legacy import check_shapes
 
@@ -82,6 +82,11 @@ class QuantizerConfig:
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
     @property
+    def has_codes(self) -> bool:
+        """False for a bottleneck that stays continuous."""
+        return self.bottleneck["name"] not in CONTINUOUS
+
+    @property
     def code_grid(self) -> tuple[int, int]:
         """Code rows and columns."""
         return code_grid(self.code_length, self.grid, self.image_size, self.patch_size)
@@ -113,23 +118,29 @@ def quantizer_flops(config: QuantizerConfig) -> int:
     pairs = frames - 1
     inner = config.heads * config.head_dim
     pixels, dim, codes = 3 * config.patch_size**2, config.dim, config.code_length
-
-    def block(frames: int, keys: float, taps: float, cross: bool) -> float:
-        tokens = frames * cells
-        per_token = taps * dim + 4 * dim * inner + 2 * keys * inner + 3 * dim * config.mlp_dim
-        total = tokens * per_token
-        if cross:
-            total += tokens * (2 * dim * inner + 2 * (codes + 2) * inner)
-            total += frames * codes * 2 * dim * inner
-        return total
-
     # Taps of the position convolution that meet a frame: 9 for the first, 18 for the second, 27.
     taps = 9 * sum(min(t, 3) for t in range(1, frames + 1)) / frames
     total = frames * cells * pixels * dim
-    total += config.spatial_depth * block(frames, cells, taps, False)
-    total += config.temporal_depth * block(frames, (frames + 1) / 2, taps, False)
-    total += config.decoder_depth * block(pairs, cells, 9, True)
+    total += config.spatial_depth * _block(config, frames, cells, taps)
+    total += config.temporal_depth * _block(config, frames, (frames + 1) / 2, taps)
+    total += config.decoder_depth * _block(config, pairs, cells, 9)
+    total += config.decoder_depth * pairs * cells * (2 * dim * inner + 2 * (codes + 2) * inner)
+    total += config.decoder_depth * pairs * codes * 2 * dim * inner
     total += pairs * cells * dim * pixels
     total += frames * (cells * dim * dim + 3 * cells * dim + codes * 3 * dim * config.quant_dim)
     total += pairs * codes * config.quant_dim * (config.codebook_size + dim)
     return int(2 * total)
+
+
+def frame_flops(config: QuantizerConfig) -> int:
+    """The same of encoding one frame that sees no other."""
+    cells = math.prod(config.grid)
+    patches = cells * 3 * config.patch_size**2 * config.dim
+    return int(2 * (patches + config.spatial_depth * _block(config, 1, cells, 9)))
+
+
+def _block(config: QuantizerConfig, frames: int, keys: float, taps: float) -> float:
+    """Multiply-adds of a block without cross-attention."""
+    dim, inner = config.dim, config.heads * config.head_dim
+    per_token = taps * dim + 4 * dim * inner + 2 * keys * inner + 3 * dim * config.mlp_dim
+    return frames * math.prod(config.grid) * per_token

@@ -12,7 +12,6 @@ from flax import nnx
 from lapa_jax.models.bottlenecks import BottleneckState
 
 DECAY = 0.95  # of the usage average, per step: about the last 20 steps
-DEAD = 0.2  # of uniform usage: below it, in the average, a code is dead
 MOST_SLOTS = 16  # with more, only the worst slot and the mean are metrics of their own
 MOST_ROWS = 1024  # of a batch, for the joint entropy
 
@@ -38,12 +37,10 @@ class CodeHealth(nnx.Module):
             self.usage[...] = DECAY * self.usage[...] + (1.0 - DECAY) * frequency_LK
         slots_L = perplexity(frequency_LK)
         recent_L = perplexity(self.usage[...])
-        dead_K = jnp.mean(self.usage[...], axis=0) < DEAD / size
         metrics = {
             "perplexity": jnp.mean(slots_L),
             "perplexity_worst_slot": jnp.min(slots_L),
             "perplexity_recent": jnp.mean(recent_L),
-            "dead_codes": jnp.sum(dead_K).astype(jnp.float32),
             "joint_entropy_bits": joint_entropy_bits(codes_ML),
             "collapsed": (jnp.mean(recent_L) < self.collapse_fraction * size).astype(jnp.float32),
         }

@@ -10,13 +10,13 @@ Shape suffixes: B batch, T frames, M = B·(T−1) pairs of neighbouring frames, 
 columns, H and W grid rows and columns, N = H·W cells, D width, L code slots, Q latent width.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lapa_jax.models.bottlenecks import BOTTLENECKS, CONTINUOUS, bottleneck_config
+from lapa_jax.models.bottlenecks import BOTTLENECKS, bottleneck_config
 from lapa_jax.models.layers import Dense, dtype_of, truncated_normal
 from lapa_jax.models.module import param
 from lapa_jax.models.patches import from_patches
@@ -31,6 +31,14 @@ from lapa_jax.models.quantizer.parts import (
     PatchEmbedding,
     Transformer,
 )
+
+
+class Reading(NamedTuple):
+    """What is read off B pairs in evaluation."""
+
+    z_BL: jax.Array | None  # int32 codes; None from a continuous bottleneck
+    latent_BLQ: jax.Array  # before the bottleneck
+    received_BLQ: jax.Array  # by the decoder
 
 
 class Quantizer(nnx.Module):
@@ -54,7 +62,7 @@ class Quantizer(nnx.Module):
             settings, config.codebook_size, config.quant_dim, rngs=rngs
         )
         health = CodeHealth(config.code_length, config.codebook_size, config.collapse_fraction)
-        self.health = None if name in CONTINUOUS else health
+        self.health = health if config.has_codes else None
         self.context = Dense(
             (config.quant_dim,), (config.dim,), (None, "embed"), bias=True, dtype=dtype, rngs=rngs
         )
@@ -92,7 +100,18 @@ class Quantizer(nnx.Module):
         z = self.objective.decoder_input(z_e, out) if train else out.z_q_BLD
         tokens = self._decode(_flat(embedded[:, :-1]), z)
         recon = self._draw(first, tokens)
-        clip = Clip(frames, first, last, z_e, tokens, recon, self._encode_frame, self._encode_pair)
+        clip = Clip(
+            frames,
+            first,
+            last,
+            latent_MLQ=z_e,
+            received_MLQ=z,
+            tokens_MHWD=tokens,
+            recon_MIJC=recon,
+            encode_frame=self._encode_frame,
+            encode_pair=self._encode_pair,
+            decode=self.decode_latent,
+        )
         loss, metrics = self.objective(clip)
         latent_loss = self.objective.latent_loss(z_e, out)
         mse = jnp.mean(jnp.square(recon - last))
@@ -114,9 +133,13 @@ class Quantizer(nnx.Module):
 
     def quantize(self, first_BIJC: jax.Array, last_BIJC: jax.Array) -> jax.Array:
         """The latent action z, int32 (B, L)."""
-        z_e = self.encode(first_BIJC, last_BIJC)
         self._require_codes()
-        return self.bottleneck(z_e, train=False).codes_BL
+        return self.read(first_BIJC, last_BIJC).z_BL
+
+    def read(self, first_BIJC: jax.Array, last_BIJC: jax.Array) -> Reading:
+        latent = self.encode(first_BIJC, last_BIJC)
+        out = self.bottleneck(latent, train=False)
+        return Reading(out.codes_BL, latent, out.z_q_BLD)
 
     def decode(self, first_BIJC: jax.Array, z_BL: jax.Array) -> jax.Array:
         """The predicted later frame (B, H, W, 3), float32, not clipped."""
@@ -133,8 +156,8 @@ class Quantizer(nnx.Module):
         self.bottleneck.after_update(step, rng)
 
     def _require_codes(self) -> None:
-        name = self.config.bottleneck["name"]
-        if name in CONTINUOUS:
+        if not self.config.has_codes:
+            name = self.config.bottleneck["name"]
             raise ValueError(
                 f"model.bottleneck.name={name!r} has no codes: its latents are continuous"
             )

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lapa_jax.models.attention import CosineAttention
 from lapa_jax.models.bottlenecks import BottleneckState
 from lapa_jax.models.layers import GEGLU, Dense, LayerNorm, dtype_of
 from lapa_jax.models.patches import to_patches
 from lapa_jax.models.position import PositionConv
+from lapa_jax.models.quantizer.attention import CosineAttention
 from lapa_jax.models.quantizer.config import QuantizerConfig
 from lapa_jax.models.quantizer.legacy import scrambled
 from lapa_jax.models.stack import Stack

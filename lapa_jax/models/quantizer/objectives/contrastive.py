@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from lapa_jax.models.attention import l2_normalize
 from lapa_jax.models.layers import Dense
-from lapa_jax.models.quantizer.config import QuantizerConfig
+from lapa_jax.models.quantizer.attention import l2_normalize
+from lapa_jax.models.quantizer.config import QuantizerConfig, frame_flops
 from lapa_jax.models.quantizer.objectives.pixels import Pixels
 
 
@@ -46,6 +46,11 @@ class Contrastive(Pixels):
 
         self.predicted, self.true = dense(), dense()
         self.temperature = settings.temperature
+
+    @classmethod
+    def flops(cls, settings: ContrastiveConfig, config: QuantizerConfig) -> float:
+        pairs = config.num_frames - 1
+        return 3.0 * 2 * pairs * (frame_flops(config) + 3 * config.dim * settings.embed_dim)
 
     def __call__(self, clip):
         def embed(head, tokens_MHWD):

@@ -1,0 +1,380 @@
+"""What all converters share: units of work -> shards, workers, resume, bad recordings, the report.
+
+A source says what there is (`Unit`s, grouped into shards in a deterministic way) and turns one unit
+into episodes. Finished shards survive a stop (staging.py), and the result depends neither on stops
+nor on `workers`. Recordings that cannot be converted are left out and named with their reason, up
+to `max_bad_fraction`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from data_pipelines import schema, writer
+from data_pipelines.convert import staging
+
+MIN_STEPS = 2  # a frame pair needs two
+
+
+class RecordingError(ValueError):
+    """A recording cannot be converted; the message is the reason shown in the report."""
+
+
+class NeedsSettingError(ValueError):
+    """The conversion stops: the user has to give a setting."""
+
+
+class TooManyBadError(ValueError):
+    """More recordings than allowed could not be converted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """A piece of work that is read in one go: one recording, or several in one file.
+
+    name: stands in the report if it fails. recordings: how many; one is converted whole or not at
+    all, several stand each for itself. work: what the source needs to know about it (picklable).
+    """
+
+    name: str
+    work: Any = None
+    recordings: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """An episode; `repeated_frames` of its frames show a source frame once more."""
+
+    episode: schema.Episode
+    repeated_frames: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Bad:
+    """One of the several recordings of a unit that cannot be converted."""
+
+    name: str
+    reason: str
+
+
+class Source(Protocol):
+    """A format; picklable, for it goes to the worker processes."""
+
+    noun: str  # what a recording is called: "video"
+    place: str  # where they lie, for messages
+    spec: schema.EpisodeSpec
+
+    def read(self, unit: Unit) -> Iterator[Found | Bad]:
+        """Raises RecordingError where the unit as a whole is bad."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to convert, whatever the source. None of it changes an episode."""
+
+    split: str = "train"
+    max_bad_fraction: float = 0.1
+    per_shard: int = 256  # recordings
+    workers: int = 1
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ValueError(f"max_bad_fraction={self.max_bad_fraction} must lie in 0..1")
+        if self.per_shard < 1 or self.workers < 1:
+            raise ValueError(
+                f"per_shard={self.per_shard} and workers={self.workers} must be at least 1"
+            )
+
+
+@dataclasses.dataclass
+class Report:
+    """What a conversion did. `bad` and `short` list (recording or part of it, reason); `notes` are
+    further counts of the source."""
+
+    directory: str
+    split: str
+    noun: str
+    found: int
+    shards: int = 0
+    episodes: int = 0
+    frames: int = 0
+    hours: float = 0.0
+    repeated_frames: int = 0
+    episodes_with_language: int = 0
+    resumed_shards: int = 0
+    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    bad: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    short: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+
+    def to_json(self) -> dict:
+        return dataclasses.asdict(self)
+
+    def table(self, max_entries: int = 20) -> str:
+        """The report as text."""
+        rows = [
+            ("corpus", f"{self.directory} (split {self.split})"),
+            (f"{self.noun}s found", self.found),
+            ("episodes", self.episodes),
+            ("with language", self.episodes_with_language),
+            ("frames", self.frames),
+            ("hours", f"{self.hours:.3f}"),
+            ("shards", f"{self.shards} ({self.resumed_shards} from an earlier run)"),
+            ("frames shown twice", f"{self.repeated_frames} (source slower than the corpus)"),
+            ("unconvertible", len(self.bad)),
+            ("too short", len(self.short)),
+            *self.notes.items(),
+        ]
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{name:<{width}}  {value}" for name, value in rows]
+        for title, entries in (("unconvertible", self.bad), ("too short", self.short)):
+            for name, reason in entries[:max_entries]:
+                lines.append(f"  {title}: {_printable(name)}: {reason}")
+            if len(entries) > max_entries:
+                lines.append(f"  {title}: ... and {len(entries) - max_entries} more")
+        return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class _ShardJob:
+    """All that a worker process needs to write one shard."""
+
+    shard: int
+    path: Path
+    source: Source
+    units: tuple[Unit, ...]
+
+    @property
+    def recordings(self) -> int:
+        return sum(unit.recordings for unit in self.units)
+
+
+def convert(
+    source: Source,
+    units: Sequence[Unit],
+    out: Path,
+    options: Options,
+    *,
+    name: str,
+    settings: dict[str, Any],
+) -> Report:
+    """Converts the units, in their order, into one split of the corpus directory `out`.
+
+    name: of the dataset. settings: all that decides the episodes; a stopped conversion is only
+    continued with the same.
+    """
+    split, spec = options.split, source.spec
+    lock = writer.lock_output(out)
+    try:
+        resuming = (out / f".staging-{split}").exists()
+        check = dict(name=name, spec=spec, split=split, version=writer.DEFAULT_VERSION)
+        writer.check_output(out, **check, resuming=resuming)
+        settings = {**settings, "name": name, "per_shard": options.per_shard}
+        stage = staging.Staging(out, split, settings)
+        jobs = [
+            _ShardJob(shard, stage.shard_path(shard), source, group)
+            for shard, group in enumerate(_groups(units, options.per_shard))
+        ]
+        total = sum(job.recordings for job in jobs)
+        report = Report(str(out), split, source.noun, total, resumed_shards=len(stage.results))
+        _run(jobs, stage, options, total)
+        _summarise(report, stage)
+        if not report.episodes:
+            reasons = Counter(reason for _, reason in report.bad + report.short)
+            raise ValueError(
+                f"no {source.noun} {source.place} gave an episode: {dict(reasons.most_common(20))}"
+            )
+        stage.publish(name=name, spec=spec, version=writer.DEFAULT_VERSION)
+        return report
+    finally:
+        lock.release()
+
+
+def default_name(out: Path) -> str:
+    """The dataset name that TFDS accepts, made from the name of the output directory."""
+    word = "".join(c if c.isascii() and c.isalnum() else "_" for c in out.resolve().name)
+    return word if word[:1].isalpha() else f"corpus_{word}"
+
+
+def hash_of(items: Iterable) -> str:
+    """A short hash of JSON values, for the settings of a conversion."""
+    return hashlib.sha256(json.dumps(list(items)).encode()).hexdigest()[:16]
+
+
+def hash_of_files(root: Path, files: Iterable[str]) -> str:
+    """Of their names and sizes (-1: missing)."""
+    sizes = ((root / file, file) for file in files)
+    return hash_of((file, path.stat().st_size if path.exists() else -1) for path, file in sizes)
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, dict]]:
+    """(line number, object) of a .jsonl file; blank lines are passed over."""
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, json_object(path, number, line)
+
+
+def json_object(path: Path, number: int, line: str | bytes) -> dict:
+    """The object on a line of a .jsonl file."""
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{path}, line {number}: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}, line {number}: not a JSON object")
+    return value
+
+
+def _groups(units: Sequence[Unit], per_shard: int) -> Iterator[tuple[Unit, ...]]:
+    """Units in a row with at least `per_shard` recordings together (the last has fewer)."""
+    group, size = [], 0
+    for unit in units:
+        group.append(unit)
+        size += unit.recordings
+        if size >= per_shard:
+            yield tuple(group)
+            group, size = [], 0
+    if group:
+        yield tuple(group)
+
+
+def _run(jobs: Sequence[_ShardJob], stage: staging.Staging, options: Options, total: int) -> None:
+    finished = sum(job.recordings for job in jobs if job.shard in stage.results)
+    todo = [job for job in jobs if job.shard not in stage.results]
+    noun, place = (jobs[0].source.noun, jobs[0].source.place) if jobs else ("", "")
+    bar = tqdm(total=total, initial=finished, unit=noun, disable=not options.progress)
+
+    def check_bad() -> None:
+        bad = [entry for result in stage.results.values() for entry in result["bad"]]
+        if len(bad) > options.max_bad_fraction * total:
+            listing = "; ".join(f"{_printable(name)}: {reason}" for name, reason in bad[:5])
+            raise TooManyBadError(
+                f"{len(bad)} of {total} {noun}s {place} cannot be converted, more than "
+                f"max_bad_fraction={options.max_bad_fraction} (--max_bad_fraction): {listing}"
+                + (", ..." if len(bad) > 5 else "")
+            )
+
+    with bar:
+        check_bad()
+        if options.workers == 1:
+            for job in todo:
+                stage.record(_write_shard(job, bar.update))
+                check_bad()
+            return
+        # Spawned, not forked: the parent may hold threads (JAX, tqdm).
+        pool = futures.ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn"))
+        try:
+            running = [pool.submit(_write_shard, job) for job in todo]
+            for future in futures.as_completed(running):
+                try:
+                    result = future.result()
+                except (writer.NoSpaceError, NeedsSettingError) as error:
+                    # The user's business: shown without the traces of two processes.
+                    raise error.with_traceback(None) from None
+                stage.record(result)
+                bar.update(jobs[result["shard"]].recordings)
+                check_bad()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _write_shard(job: _ShardJob, advance: Callable[[int], object] = lambda n: None) -> dict:
+    """Converts the units of one shard; the file gets its name once it is whole."""
+    unfinished = job.path.with_name(job.path.name + writer.INCOMPLETE)
+    result = {
+        "shard": job.shard,
+        "frames": 0,
+        "seconds": 0.0,
+        "repeated_frames": 0,
+        "episodes_with_language": 0,
+        "bad": [],
+        "short": [],
+    }
+    shard = writer.ShardFile(unfinished)
+    try:
+        for unit in job.units:
+            mark = shard.mark()
+            try:
+                added = _write_unit(job.source, unit, shard)
+            except RecordingError as error:
+                shard.rollback(mark)
+                added = {"bad": [(unit.name, str(error))]}
+            for key, value in added.items():
+                result[key] += value
+            advance(unit.recordings)
+        finished = shard.close()
+    except BaseException:
+        shard.discard()
+        raise
+    os.replace(unfinished, job.path)
+    return {
+        **result,
+        "episodes": finished.num_episodes,
+        "payload_bytes": finished.payload_bytes,
+        "size": shard.size,
+    }
+
+
+def _write_unit(source: Source, unit: Unit, shard: writer.ShardFile) -> dict:
+    """Appends the episodes of one unit; returns what they add to the result of the shard."""
+    try:
+        unit.name.encode()
+    except UnicodeEncodeError as error:
+        raise RecordingError("file name is not UTF-8") from error
+    frames = repeated = with_language = 0
+    seconds, bad, short = 0.0, [], []
+    for found in source.read(unit):
+        if isinstance(found, Bad):
+            bad.append((found.name, found.reason))
+            continue
+        episode = found.episode
+        steps, fps = episode.num_steps, episode.fps or source.spec.fps
+        if steps < MIN_STEPS:
+            reason = f"{steps} frame at {fps:g} fps, an episode needs {MIN_STEPS}"
+            short.append((episode.episode_id, reason))
+            continue
+        try:
+            record = schema.encode_episode(episode, source.spec)
+        except schema.SchemaError as error:
+            if unit.recordings == 1:
+                raise RecordingError(str(error)) from error
+            bad.append((episode.episode_id, str(error)))
+            continue
+        shard.append(record)
+        frames, seconds = frames + steps, seconds + steps / fps
+        repeated += found.repeated_frames
+        with_language += bool(episode.instruction)
+    return {
+        "frames": frames,
+        "seconds": seconds,
+        "repeated_frames": repeated,
+        "episodes_with_language": with_language,
+        "bad": bad,
+        "short": short,
+    }
+
+
+def _summarise(report: Report, stage: staging.Staging) -> None:
+    for _, result in sorted(stage.results.items()):
+        report.shards += result["episodes"] > 0
+        for key in ("episodes", "frames", "repeated_frames", "episodes_with_language"):
+            setattr(report, key, getattr(report, key) + result[key])
+        report.hours += result["seconds"] / 3600
+        report.bad += [tuple(entry) for entry in result["bad"]]
+        report.short += [tuple(entry) for entry in result["short"]]
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()

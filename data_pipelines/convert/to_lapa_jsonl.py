@@ -1,0 +1,172 @@
+"""A corpus with its label sets -> the original implementation's .jsonl (`lapa data convert
+to_lapa_jsonl`).
+
+A label set gives pre-training rows (`instruction`, `vision`, `delta`), none gives fine-tuning rows
+(`instruction`, `raw_actions`, `action` and, with an image token set, `vision`). lapa_jsonl.py tells
+the form of a row. Numbers of `vision` and `delta` are strings, as the original writes them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from data_pipelines import index, labels, sidecar
+
+IMAGE_TOKENS_PER_FRAME = 256
+
+
+@dataclasses.dataclass
+class Report:
+    """What was written, and what was not."""
+
+    file: str
+    kind: str
+    episodes: int = 0
+    rows: int = 0
+    images: int = 0
+    episodes_without_instruction: int = 0
+    episode_ids_repeated: int = 0
+    rows_without_label: int = 0
+    rows_without_action: int = 0
+
+    def to_json(self) -> dict:
+        return dataclasses.asdict(self)
+
+    def table(self) -> str:
+        return "\n".join(
+            f"{key.replace('_', ' '):<28}  {value}" for key, value in self.to_json().items()
+        )
+
+
+def export_lapa_jsonl(
+    corpus: str | Path,
+    out: str | Path,
+    *,
+    prompt: str,
+    split: str = "train",
+    sidecar_dir: str | Path | None = None,
+    image_key: str = "image",
+    label_set: str = "",
+    image_token_set: str = "",
+    action_ids: Callable[[np.ndarray], np.ndarray] | None = None,
+    images: str | Path | None = None,
+    progress: bool = True,
+) -> Report:
+    """Writes one split of a corpus as `out`, whole or not at all.
+
+    prompt: what stands around an instruction, with {instruction} in it. action_ids: actions (n, A)
+    -> ids (n, A), for fine-tuning rows. images: a folder that the JPEGs of the rows are copied to,
+    as `<episode number>/img_<step>.jpg`. Left out and counted: episodes without an instruction,
+    rows without a label or image tokens, the last row of an episode in fine-tuning rows (RLDS gives
+    its action no meaning).
+    """
+    out = Path(out)
+    if out.exists():
+        raise FileExistsError(f"{out} exists already; delete it or choose another name")
+    found = index.load_index(
+        corpus, split=split, sidecar_dir=sidecar_dir or None, image_key=image_key
+    )
+    if label_set and not image_token_set:
+        raise ValueError(
+            "pre-training rows need image tokens: give the set (--image_token_set) beside "
+            f"--label_set {label_set}"
+        )
+    if not label_set and (found.actions is None or action_ids is None):
+        raise ValueError(
+            f"{corpus} has {'no ' if found.actions is None else ''}actions and no --label_set is "
+            "given: pre-training rows need a label set, fine-tuning rows actions and their bins"
+        )
+    sets = {}
+    if label_set:
+        sets["delta"] = labels.LabelSet.open(found.sidecar_dir, label_set, found)
+    if image_token_set:
+        sets["vision"] = labels.LabelSet.open(
+            found.sidecar_dir, image_token_set, found, labels.IMAGE_TOKENS
+        )
+        if sets["vision"].code_length != IMAGE_TOKENS_PER_FRAME:
+            raise ValueError(
+                f"image token set {image_token_set!r} has {sets['vision'].code_length} tokens a "
+                f"frame; the original reads {IMAGE_TOKENS_PER_FRAME}"
+            )
+    names: set[str] = set()
+    report = Report(str(out), "pre-training" if label_set else "fine-tuning")
+    with sidecar.atomic_path(out) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for episode in tqdm(range(found.num_episodes), unit="episode", disable=not progress):
+            for row in _rows(found, episode, sets, action_ids, prompt, images, names, report):
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        if not report.rows:
+            raise ValueError(f"{corpus}, split {split!r}, gives no row: {report.to_json()}")
+    return report
+
+
+def _rows(
+    found: index.CorpusIndex,
+    episode: int,
+    sets: dict[str, labels.LabelSet],
+    action_ids: Callable[[np.ndarray], np.ndarray] | None,
+    prompt: str,
+    images: str | Path | None,
+    names: set[str],
+    report: Report,
+) -> list[dict]:
+    instruction = found.instruction(episode)
+    if not instruction:
+        report.episodes_without_instruction += 1
+        return []
+    start, length = int(found.episode_start[episode]), int(found.episode_length[episode])
+    if "delta" not in sets:
+        length -= 1
+        report.rows_without_action += 1
+    name = _name(found, episode, names, report)
+    last = "delta" if "delta" in sets else "action"
+    fields = ",".join(["[instruction]", "[vision]", last])
+    codes = {key: one.labels(np.arange(start, start + length)) for key, one in sets.items()}
+    rows = []
+    for step in range(length):
+        if any(values[step, 0] < 0 for values in codes.values()):
+            report.rows_without_label += 1
+            continue
+        image = f"{episode:06d}/img_{step:05d}.jpg"
+        row = {
+            "id": f"{name}_{step}",
+            "image": image,
+            "instruction": "<s> " + prompt.format(instruction=instruction),
+            **{key: [str(code) for code in values[step]] for key, values in codes.items()},
+            "fields": fields,
+        }
+        if last == "action":
+            action = found.actions[start + step]
+            row["raw_actions"] = [float(value) for value in action]
+            row["action"] = action_ids(action).tolist()
+        rows.append(row)
+        if images:
+            _copy_image(found, episode, start + step, Path(images) / image)
+            report.images += 1
+    report.rows += len(rows)
+    report.episodes += bool(rows)
+    return rows
+
+
+def _name(found: index.CorpusIndex, episode: int, names: set[str], report: Report) -> str:
+    """The id of an episode, made unique: foreign corpora may give none, or one twice."""
+    name = str(found.metadata(episode).get("episode_id", f"{found.split}_{episode:06d}"))
+    if name in names:
+        report.episode_ids_repeated += 1
+        name = f"{name}#{episode:06d}"
+    names.add(name)
+    return name
+
+
+def _copy_image(found: index.CorpusIndex, episode: int, row: int, path: Path) -> None:
+    shard = found.shards[int(found.shard_of_episode[episode])]
+    with open(shard, "rb") as file:
+        jpeg = os.pread(file.fileno(), int(found.frame_length[row]), int(found.frame_offset[row]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(jpeg)

@@ -1,0 +1,264 @@
+"""One corpus of a mixture: at which frames its examples stand, and which rows an example is.
+
+An example stands at one frame, whose action and labels it has. Its `num_frames` frames lie equal
+times apart: a clip begins at that frame, a history ends there. Of every frame there is an image by
+each camera.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from data_pipelines import order
+from data_pipelines.index import CorpusIndex, load_index
+from data_pipelines.labels import IMAGE_TOKENS, LabelSet
+
+_PER_VIDEO_SALT = 0x7669646  # keeps the draw of t apart from the permutation of episodes
+_FRACTION_SALT = 0x66726163
+
+
+@dataclass(frozen=True, eq=False)
+class Frames:
+    """The frames of an example: `offsets` times steps[e] from that at which it stands, in episode
+    e; in the first and last frame of the episode where that lies beyond it."""
+
+    index: CorpusIndex
+    offsets: np.ndarray  # int64 (num_frames,): 0, 1, ... of a clip, ..., -1, 0 of a history
+    steps: np.ndarray  # int64 (E,)
+
+    @property
+    def current(self) -> int:
+        """Which of its frames is the one at which an example stands."""
+        return int(np.flatnonzero(self.offsets == 0)[0])
+
+    def rows(self, standing: np.ndarray, episode: np.ndarray) -> np.ndarray:
+        """int64 (n, num_frames) of examples that stand at these rows."""
+        first = self.index.episode_start[episode][:, None]
+        last = first + self.index.episode_length[episode][:, None] - 1
+        rows = standing[:, None] + self.steps[episode][:, None] * self.offsets
+        return np.clip(rows, first, last)
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """counts[e] of the frames of episode e are eligible: those from skip[e] on, or `rows` (all
+    eligible rows, ascending) where that is given."""
+
+    name: str
+    number: int
+    weight: float
+    cameras: tuple[CorpusIndex, ...]  # row for row the same frames; labels belong to the first
+    labels: LabelSet | None
+    tokens: tuple[LabelSet, ...]  # of the cameras, where they are asked for
+    frames: Frames
+    skip: np.ndarray
+    counts: np.ndarray
+    rows: np.ndarray | None
+    per_video: bool
+
+    @property
+    def index(self) -> CorpusIndex:
+        return self.cameras[0]
+
+    @cached_property
+    def ends(self) -> np.ndarray:
+        return np.cumsum(self.counts)
+
+    @cached_property
+    def videos(self) -> np.ndarray:
+        return np.flatnonzero(self.counts)
+
+    @property
+    def num_samples(self) -> int:
+        return len(self.videos) if self.per_video else int(self.ends[-1])
+
+    def frame_rows(self, samples: np.ndarray, epochs: np.ndarray, seed: int) -> np.ndarray:
+        """Frame rows of samples, int64 (n, num_frames)."""
+        if self.per_video:
+            episode = self.videos[samples]
+            place = (
+                order.mix(_PER_VIDEO_SALT, seed, self.number, epochs, episode)
+                % self.counts[episode].astype(np.uint64)
+            ).astype(np.int64)
+        else:
+            episode = np.searchsorted(self.ends, samples, side="right")
+            place = samples - (self.ends[episode] - self.counts[episode])
+        if self.rows is None:
+            standing = self.index.episode_start[episode] + self.skip[episode] + place
+        else:
+            first = self.ends[episode] - self.counts[episode]
+            standing = self.rows[first + place].astype(np.int64)
+        return self.frames.rows(standing, episode)
+
+
+def open_cameras(name: str, config: Any) -> tuple[CorpusIndex, ...]:
+    """The indexes of `image_key` and of each of `extra_image_keys`, which must agree."""
+    cameras = tuple(
+        load_index(
+            config.path,
+            split=config.split,
+            sidecar_dir=config.sidecar_dir or None,
+            image_key=image_key,
+            action_key=config.action_key,
+            instruction_key=config.instruction_key,
+        )
+        for image_key in (config.image_key, *config.extra_image_keys)
+    )
+    for other in cameras[1:]:
+        for what in ("shard_of_episode", "record_of_episode", "episode_length"):
+            if not np.array_equal(getattr(other, what), getattr(cameras[0], what)):
+                raise ValueError(
+                    f"corpus {name!r}: the indexes of image_key {cameras[0].image_key!r} and "
+                    f"{other.image_key!r} differ in {what}: index both with the same exclusions "
+                    f"(data.corpora.{name}.extra_image_keys)"
+                )
+    return cameras
+
+
+def open_tokens(name: str, config: Any, cameras: Sequence[CorpusIndex]) -> tuple[LabelSet, ...]:
+    """The image tokens of each camera."""
+    if not config.image_token_set:
+        raise ValueError(
+            f"corpus {name!r} needs image tokens, but data.corpora.{name}.image_token_set is "
+            f"empty; make a set with {IMAGE_TOKENS.command}"
+        )
+    return tuple(
+        LabelSet.open(index.sidecar_dir, config.image_token_set, index, IMAGE_TOKENS)
+        for index in cameras
+    )
+
+
+def open_frames(name: str, config: Any, data: Any, index: CorpusIndex) -> Frames:
+    """Where the frames of an example lie, from data.num_frames and the time between them."""
+    offsets = np.arange(data.num_frames)
+    if data.num_frames == 1:
+        return Frames(index, offsets, np.zeros(index.num_episodes, np.int64))
+    if data.history_seconds > 0:
+        what, key, seconds = "history", "data.history_seconds", data.history_seconds
+        offsets -= offsets[-1]
+    else:
+        key = f"data.corpora.{name}.window_seconds"
+        what, seconds = "window", config.window_seconds
+    if not (np.isfinite(seconds) and seconds > 0):
+        raise ValueError(f"{key} is {seconds}; it must be positive")
+    fps = _fps(name, config, index)
+    steps = np.rint(seconds * fps).astype(np.int64)
+    if steps.min() < 1:
+        raise ValueError(
+            f"{key} {seconds} is shorter than half a step at {fps[steps.argmin()]:g} fps; the "
+            f"{what} needs at least one step"
+        )
+    if (steps * (data.num_frames - 1) >= index.episode_length).all():
+        longest = int(index.episode_length.argmax())
+        times = f", {data.num_frames - 1} times" if data.num_frames > 2 else ""
+        raise ValueError(
+            f"corpus {name!r}: the {what} ({key} {seconds} at {fps[longest]:g} fps = "
+            f"{steps[longest]} steps{times}) is longer than every episode; the longest has "
+            f"{index.episode_length[longest]} steps"
+        )
+    return Frames(index, offsets, steps)
+
+
+def _fps(name: str, config: Any, index: CorpusIndex) -> np.ndarray:
+    """Frames per second of each episode."""
+    if config.fps:
+        fps = np.full(index.num_episodes, config.fps, np.float64)
+    else:
+        fps = index.fps.astype(np.float64)
+    bad = np.flatnonzero(~(np.isfinite(fps) & (fps > 0)))
+    if len(bad):
+        raise ValueError(
+            f"the fps of corpus {name!r} is unknown: data.corpora.{name}.fps is {config.fps} and "
+            f"{len(bad)} of {len(fps)} episodes have no valid episode_metadata/fps; "
+            f"set data.corpora.{name}.fps"
+        )
+    return fps
+
+
+def eligible(
+    name: str,
+    config: Any,
+    data: Any,
+    fields: Sequence[str],
+    frames: Frames,
+    labels: LabelSet | None,
+    tokens: Sequence[LabelSet],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """(skip, counts, rows) of a corpus: see Corpus."""
+    index = frames.index
+    length = index.episode_length
+    skip, stop = np.zeros_like(length), length
+    if data.tail == "drop":
+        skip, stop = -frames.offsets[0] * frames.steps, length - frames.offsets[-1] * frames.steps
+    if "action" in fields:
+        stop = np.minimum(stop, length - 1)  # RLDS: the last step's action means nothing
+    counts = np.maximum(stop - skip, 0)
+    counts = np.where(_chosen(name, config.fraction, index.num_episodes), counts, 0)
+    counts = np.where(length < _min_steps(name, config), 0, counts)
+    if "instruction" in fields or config.require_instruction:
+        counts = np.where(_without_instruction(name, index), 0, counts)
+    keep = None if labels is None else labels.valid
+    for one in tokens:
+        if not one.valid.all():
+            whole = _whole(frames, one.valid)
+            keep = whole if keep is None else keep & whole
+    if keep is None:
+        return skip, counts, None
+    rows = np.flatnonzero(keep)
+    episode = index.episode_of_rows(rows)
+    step = rows - index.episode_start[episode] - skip[episode]
+    inside = (step >= 0) & (step < counts[episode])
+    rows, episode = rows[inside], episode[inside]
+    if index.num_frames <= 2**32:
+        rows = rows.astype(np.uint32)
+    return skip, np.bincount(episode, minlength=index.num_episodes), rows
+
+
+def _whole(frames: Frames, valid: np.ndarray) -> np.ndarray:
+    """At which rows an example has valid frames only, bool (num_frames of the corpus,)."""
+    whole = np.empty_like(valid)
+    for start in range(0, len(valid), 2**20):  # its rows are many numbers
+        rows = np.arange(start, min(start + 2**20, len(valid)))
+        whole[rows] = valid[frames.rows(rows, frames.index.episode_of_rows(rows))].all(axis=1)
+    return whole
+
+
+def _chosen(name: str, fraction: float, episodes: int) -> np.ndarray:
+    """Which episodes belong to the fraction, bool (episodes,): those of a smaller one are among
+    those of a larger."""
+    if not 0 < fraction <= 1:
+        raise ValueError(f"data.corpora.{name}.fraction is {fraction}; it must be in (0, 1]")
+    place = order.mix(_FRACTION_SALT, np.arange(episodes)) / 2.0**64
+    return place < fraction if fraction < 1 else np.ones(episodes, bool)
+
+
+def _min_steps(name: str, config: Any) -> int:
+    if config.min_episode_steps < 0:
+        raise ValueError(
+            f"data.corpora.{name}.min_episode_steps is {config.min_episode_steps}; it must not be "
+            "negative"
+        )
+    return config.min_episode_steps
+
+
+def _without_instruction(name: str, index: CorpusIndex) -> np.ndarray:
+    """Which episodes have none, bool (episodes,)."""
+    without = index.instruction_of_episode < 0
+    if without.all():
+        raise ValueError(
+            f"corpus {name!r} has no instructions under steps/{index.instruction_key} "
+            f"(data.corpora.{name}.instruction_key); features of its first episode: "
+            f"{list(index.keys)}"
+        )
+    if without.any():
+        logging.warning(
+            "Corpus %r: %d of %d episodes have no instruction and are not drawn.",
+            name,
+            without.sum(),
+            len(without),
+        )
+    return without

@@ -1,0 +1,5 @@
+"""What a position of a row holds: the numbers that data, layouts and models agree on."""
+
+MODALITIES = ("text", "image", "latent", "action")
+TEXT, IMAGE, LATENT, ACTION = range(4)
+FILL = -1  # the id of an image token that the model's front-end computes from pixels

@@ -1,0 +1,98 @@
+"""Parameter groups: which parameters train, how fast, and what decays.
+
+`config.optimizer.groups` is {name: {pattern, lr_scale, decay_scale, frozen}}. A pattern is a
+regular expression for whole slash-separated paths ("backbone/layers/mlp/up/kernel"), and every
+parameter must match exactly one: nothing is trained, or left alone, by an oversight.
+"""
+
+import dataclasses
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+
+LISTED = 8  # parameters that an error names
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    pattern: str
+    lr_scale: float  # of the whole update, weight decay included
+    decay_scale: float  # of optimizer.weight_decay, which only matrices have
+    frozen: bool  # no gradient, no moments, no moving average
+
+
+def read_groups(config: Mapping[str, Mapping[str, Any]]) -> dict[str, Group]:
+    """Groups of `config.optimizer.groups`; raises ValueError naming the key that is wrong."""
+    groups = {}
+    known = {field.name: field.type for field in dataclasses.fields(Group)}
+    for name, settings in config.items():
+        where = f"optimizer.groups.{name}"
+        if set(settings) != set(known):
+            raise ValueError(
+                f"{where} has unknown keys {sorted(set(settings) - set(known))} and lacks "
+                f"{sorted(set(known) - set(settings))}; known: {sorted(known)}"
+            )
+        for key, kind in known.items():
+            if type(settings[key]) is not kind:
+                raise ValueError(f"{where}.{key}={settings[key]!r} must be a {kind.__name__}")
+        group = groups[name] = Group(**settings)
+        for key in ("lr_scale", "decay_scale"):
+            if not 0.0 <= getattr(group, key) < float("inf"):
+                raise ValueError(f"{where}.{key}={getattr(group, key)} must not be negative")
+        try:
+            re.compile(group.pattern)
+        except re.error as error:
+            raise ValueError(f"{where}.pattern={group.pattern!r}: {error}") from None
+    return groups
+
+
+def assign(groups: Mapping[str, Group], paths: Collection[str]) -> dict[str, str]:
+    """{path: name of its group}. Raises ValueError if a parameter matches no group or several, or
+    a group no parameter."""
+    matches = {
+        path: [name for name, group in groups.items() if re.fullmatch(group.pattern, path)]
+        for path in paths
+    }
+    patterns = ", ".join(f"{name}: {group.pattern!r}" for name, group in groups.items())
+    for what, wrong in (
+        ("no group of optimizer.groups", [p for p, names in matches.items() if not names]),
+        (
+            "several groups of optimizer.groups",
+            [f"{p} ({' and '.join(names)})" for p, names in matches.items() if len(names) > 1],
+        ),
+    ):
+        if wrong:
+            raise ValueError(
+                f"{len(wrong)} parameters match {what}: {sorted(wrong)[:LISTED]}; each must match "
+                f"exactly one of {patterns}"
+            )
+    group_of = {path: names[0] for path, names in matches.items()}
+    empty = sorted(set(groups) - set(group_of.values()))
+    if empty:
+        raise ValueError(f"groups {empty} of optimizer.groups match no parameter; {patterns}")
+    return group_of
+
+
+def path_name(path: tuple) -> str:
+    """The slash-separated name of a parameter, from its path in a nested dict."""
+    return "/".join(entry.key for entry in path)
+
+
+def split(params: Any, frozen: Collection[str]) -> tuple[Any, Any]:
+    """(trained, frozen): two trees of the same dicts, each with None for what the other holds."""
+
+    def part(keep: bool) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: x if (path_name(path) in frozen) == keep else None, params
+        )
+
+    return part(False), part(True)
+
+
+def merge(trained: Any, frozen: Any) -> Any:
+    """Undoes `split`."""
+    return jax.tree.map(
+        lambda a, b: b if a is None else a, trained, frozen, is_leaf=lambda x: x is None
+    )

@@ -1,0 +1,197 @@
+"""LeRobot v2.1 and v3.0: shared videos, actions, states, tasks, what disagrees."""
+
+import json
+from pathlib import Path
+
+import lerobot_files as lerobot
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tensorflow_datasets as tfds
+import video_files as files
+from corpora import read
+
+from data_pipelines.convert import conversion, decode
+from data_pipelines.convert.lerobot import convert_lerobot
+from lapa_jax import data
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+LENGTHS = [5, 3, 6, 4, 7]
+WRITERS = {"v2.1": lerobot.write_v2, "v3.0": lerobot.write_v3}
+
+
+def parts():
+    return [lerobot.columns(i, length) for i, length in enumerate(LENGTHS)]
+
+
+def convert(root, out, **changes):
+    values = dict(size=(16, 16), camera=lerobot.CAMERA, progress=False, name="robot")
+    return convert_lerobot(root, out, **(values | changes))
+
+
+def check_episode(item, number, length):
+    assert files.frame_numbers(item["image"]) == list(range(length))
+    wanted = lerobot.actions(number, length)
+    np.testing.assert_array_equal(item["action"], wanted)
+    np.testing.assert_array_equal(item["state"], wanted[:, :2] + 1)
+    assert item["fps"][0] == lerobot.FPS and item["camera"] == [lerobot.CAMERA.encode()]
+
+
+@pytest.mark.parametrize("version", WRITERS)
+def test_episodes_come_with_frames_actions_states_and_tasks(tmp_path, version):
+    root = WRITERS[version](tmp_path / "set", parts())
+    report = convert(root, tmp_path / "out", per_shard=2)
+    found = read(tmp_path / "out")
+    assert list(found) == [f"episode_{i:06d}" for i in range(5)]
+    for number, item in enumerate(found.values()):
+        check_episode(item, number, LENGTHS[number])
+        assert item["language_instruction"] == lerobot.TASKS[number % 3].strip()
+    assert (report.found, report.episodes, report.frames, report.bad) == (5, 5, 25, [])
+    builder = tfds.builder_from_directory(str(tmp_path / "out"))
+    step = next(iter(next(iter(builder.as_dataset(split="train")))["steps"]))
+    assert step["observation"]["state"].shape == (2,) and step["action"].shape == (3,)
+
+
+@pytest.mark.parametrize("folder", ["lerobot_v2", "lerobot_v3"])
+def test_what_the_package_itself_wrote(tmp_path, folder):
+    """Written by LeRobotDataset.create, add_frame and save_episode of lerobot 0.3.3 (v2.1) and
+    0.4.4 (v3.0, all in one file): three episodes as AV1, frame i of level 10 + 8 i."""
+    report = convert_lerobot(GOLDEN / folder, tmp_path / "out", size=(16, 16), progress=False)
+    found = read(tmp_path / "out")
+    assert (report.found, report.frames, report.bad) == (3, 24, [])
+    texts = ["push the block", "open the drawer", "push the block"]
+    for number, (item, length) in enumerate(zip(found.values(), [5, 12, 7], strict=True)):
+        check_episode(item, number, length)
+        assert item["language_instruction"] == texts[number]
+
+
+def test_a_shared_video_is_read_once_from_start_to_end(tmp_path, monkeypatch):
+    root, opened = lerobot.write_v3(tmp_path / "set", parts(), per_video=5), []
+    original = decode.read_frames
+
+    def reads(path, settings):
+        opened.append(path.name)
+        yield from original(path, settings)
+
+    monkeypatch.setattr(decode, "read_frames", reads)
+    assert convert(root, tmp_path / "out").episodes == 5
+    assert opened == ["file-000.mp4"]
+
+
+def test_each_camera_is_a_corpus_of_the_same_episodes(tmp_path):
+    root = lerobot.write_v3(tmp_path / "set", parts())
+    with pytest.raises(ValueError, match=r"--camera '': the cameras .*top.*wrist"):
+        convert(root, tmp_path / "out", camera="")
+    report = convert(root, tmp_path / "out", camera="observation.images.wrist")
+    found = read(tmp_path / "out")
+    assert [len(item["image"]) for item in found.values()] == LENGTHS
+    assert list(found) == [f"episode_{i:06d}" for i in range(5)]
+    assert report.notes["other cameras"] == lerobot.CAMERA
+
+
+def test_a_task_that_changes_cuts_the_episode(tmp_path):
+    found = parts()
+    found[2] = lerobot.columns(2, 6, tasks=[1, 1, 1, 0, 0, 2])
+    report = convert(lerobot.write_v2(tmp_path / "set", found), tmp_path / "out")
+    episodes = read(tmp_path / "out")
+    first, second = episodes["episode_000002#0000"], episodes["episode_000002#0001"]
+    assert first["language_instruction"] == "open the drawer"
+    assert second["language_instruction"] == "push the block"
+    assert files.frame_numbers(second["image"]) == [3, 4]
+    assert second["action"][:, 0].tolist() == [203, 204]
+    assert [name for name, _ in report.short] == ["episode_000002#0002"]
+
+
+@pytest.mark.parametrize("version", WRITERS)
+def test_what_disagrees_is_named_and_left_out(tmp_path, version):
+    found = parts()
+    found[1]["action"][2] = np.array([1.0, np.nan, 0], np.float32)
+    found[3] = lerobot.columns(3, 4, tasks=[9] * 4)
+    found[4]["timestamp"] = found[4]["timestamp"] * 2
+    frames = [5, 3, 7, 4, 7]  # one more in episode 2 than it has rows
+    root = WRITERS[version](tmp_path / "set", found, frames=frames)
+    with pytest.raises(conversion.TooManyBadError, match="of 5 episodes of .*set cannot"):
+        convert(root, tmp_path / "out")
+    report = convert(root, tmp_path / "out", max_bad_fraction=0.9)
+    assert [name for name, _ in report.bad] == [f"episode_{i:06d}" for i in (1, 2, 3, 4)]
+    action, count, task, time = (reason for _, reason in report.bad)
+    assert "the action of step 2, dimension 1 is nan" in action
+    assert "6 steps by the metadata, 6 rows in data/" in count and "7 frames in videos/" in count
+    assert task == "task 9 is not in the list of tasks"
+    assert "step 1 is at " in time and "by its timestamp, its frame at" in time
+    survivors = read(tmp_path / "out")
+    assert list(survivors) == ["episode_000000"]
+    check_episode(survivors["episode_000000"], 0, 5)
+
+
+def test_missing_rows_and_files_are_named(tmp_path):
+    root = lerobot.write_v3(tmp_path / "set", parts())
+    table = pq.read_table(root / "data/chunk-000/file-000.parquet")
+    pq.write_table(table.slice(0, table.num_rows - 1), root / "data/chunk-000/file-000.parquet")
+    (root / f"videos/{lerobot.CAMERA}/chunk-000/file-002.mp4").unlink()
+    (root / "data/chunk-000/file-001.parquet").write_bytes(b"no parquet")
+    report = convert(root, tmp_path / "out", max_bad_fraction=0.9)
+    bad = dict(report.bad)
+    assert "6 steps by the metadata, 5 rows in data/chunk-000/file-000" in bad["episode_000002"]
+    assert "file-001.parquet: " in bad["episode_000003"]
+    assert bad["episode_000004"] == "no such file"
+    assert list(read(tmp_path / "out")) == ["episode_000000", "episode_000001"]
+
+
+@pytest.mark.parametrize("broken", [8, 10])  # the first frame of episode 2, one within
+def test_a_video_that_breaks_spoils_only_what_comes_after(tmp_path, monkeypatch, broken):
+    root = lerobot.write_v3(tmp_path / "set", parts(), per_video=5)
+    original = decode.read_frames
+
+    def breaks(path, settings):
+        for number, frame in enumerate(original(path, settings)):
+            if number == broken:
+                raise decode.VideoError(f"frame {number} is corrupt")
+            yield frame
+
+    monkeypatch.setattr(decode, "read_frames", breaks)
+    report = convert(root, tmp_path / "out", max_bad_fraction=0.9)
+    assert report.bad == [(f"episode_{i:06d}", f"frame {broken} is corrupt") for i in (2, 3, 4)]
+    assert list(read(tmp_path / "out")) == ["episode_000000", "episode_000001"]
+
+
+def test_a_stopped_conversion_continues_to_the_same_files(tmp_path, monkeypatch):
+    root, out = lerobot.write_v3(tmp_path / "set", parts()), tmp_path / "out"
+    convert(root, tmp_path / "whole", per_shard=1)
+    original = decode.read_frames
+
+    def stops(path, settings):
+        if path.name == "file-001.mp4":
+            raise KeyboardInterrupt
+        return original(path, settings)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(decode, "read_frames", stops)
+        convert(root, out, per_shard=1)
+    report = convert(root, out, per_shard=1)
+    assert (report.resumed_shards, report.shards, report.episodes) == (1, 3, 5)
+    for path in out.iterdir():
+        assert path.read_bytes() == (tmp_path / "whole" / path.name).read_bytes()
+
+
+def test_foreign_versions_and_keys_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="not a LeRobot data set"):
+        convert(tmp_path, tmp_path / "out")
+    root = lerobot.write_v2(tmp_path / "set", parts()[:1])
+    with pytest.raises(ValueError, match="--action_key 'act': the features"):
+        convert(root, tmp_path / "out", action_key="act")
+    with pytest.raises(ValueError, match="not a vector of floats"):
+        convert(root, tmp_path / "out", state_key=lerobot.CAMERA)
+    path = root / "meta" / "info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"codebase_version": "v1.6"}))
+    with pytest.raises(ValueError, match="codebase_version is 'v1.6'"):
+        convert(root, tmp_path / "out")
+
+
+def test_the_verb(tmp_path, capsys):
+    root = lerobot.write_v2(tmp_path / "set", parts())
+    argv = ["convert", "lerobot", root, "--out", tmp_path / "out", "--size", 16]
+    assert data.main([str(part) for part in argv]) == 0
+    assert "v2.1" in capsys.readouterr().out
+    assert data.main(["index", str(tmp_path / "out")]) == 0
+    assert "5 episodes, 25 frames" in capsys.readouterr().out
