@@ -78,12 +78,27 @@ def test_what_is_compiled_is_what_runs(on_cpu, tiny_data, tmp_path, monkeypatch)
     assert lowered[0] == lowered[1]
 
 
+def test_remat_recomputes_what_it_says(on_cpu):
+    """... of the products, which is most of the time: all, those of attention, or none."""
+    executed = {}
+    for remat in ("none", "dots", "dots_no_batch", "full"):
+        changed = config(model__remat=remat, model__attention="xla", model__unroll=1)
+        program = aot.build(changed, parse("v5e-8"))
+        traced = program.step.trace(program.state, program.batch)
+        flops = aot.roofline.executed_flops(traced.jaxpr.jaxpr)
+        executed[remat] = flops / (program.stage.model_flops() * changed.global_batch)
+    assert executed["none"] == executed["dots"] == pytest.approx(1.0)
+    assert 1.0 < executed["dots_no_batch"] < 1.05
+    assert 1.2 < executed["full"] < 4 / 3
+
+
 def test_over_budget_exits_with_1_and_advice(on_cpu, monkeypatch):
     topology = parse("h100:2x4")
     small = dataclasses.replace(topology.chip, hbm_gib=1e-5)
     monkeypatch.setattr(aot, "parse_topology", lambda *_: dataclasses.replace(topology, chip=small))
     arguments = ["--config", str(tiny.ROOT / QUICK), "--topology", "h100:2x4", "--json"]
-    code, out, _ = tiny.lapa("compile", *arguments)
+    # A batch that leaves few layouts to try.
+    code, out, _ = tiny.lapa("compile", *arguments, "--config.global_batch=8")
     assert code == 1
     assert "does not fit" in out and "No change that was tried fits" in out
     result = json.loads(out.splitlines()[-1])
