@@ -28,8 +28,37 @@ class Rule:
     microbatches: int = 1
 
 
-POLICY_7B: dict[str, Rule] = {}
-QUANTIZER: dict[str, Rule] = {}
+POLICY_7B = {
+    "v5e-256": Rule(fsdp=64, tensor=4, preset="fsdp_tp", remat="dots_no_batch"),
+    "v5p-64": Rule(fsdp=16, tensor=2, preset="fsdp_tp", remat="dots_no_batch"),
+    "2xv5p-128": Rule(data=2, fsdp=32, tensor=2, preset="fsdp_tp", remat="dots_no_batch"),
+    "v6e-256": Rule(fsdp=64, tensor=4, preset="fsdp_tp", remat="dots_no_batch"),
+    "h100-8": Rule(fsdp=8, remat="dots_no_batch"),
+    "h100-64": Rule(data=8, fsdp=8, remat="dots_no_batch"),
+    "h200-8": Rule(fsdp=8, remat="dots_no_batch"),
+    "b200-8": Rule(fsdp=8, remat="dots_no_batch"),
+}
+
+# The released quantizer (344 M parameters), batch 64.
+QUANTIZER = {
+    "v5e-8": Rule(fsdp=8, remat="none"),
+    "v5p-8": Rule(fsdp=4, remat="none"),
+    "v6e-8": Rule(fsdp=8, remat="none"),
+    "h100-8": Rule(fsdp=8, remat="none"),
+}
+
+# Shipped configs and the machines they are compiled for by `make test-aot`.
+_ONE_HOST = ("v5e-4", "h100-8")
+SHIPPED = (
+    *((f"experiments/latent_vla/paper.py:batch=256,hardware={name}", name) for name in POLICY_7B),
+    *((f"experiments/action_vla/paper.py:hardware={name}", name) for name in ("v5p-64", "h100-8")),
+    *((f"experiments/quantizer/paper.py:hardware={name}", name) for name in QUANTIZER),
+    *(("experiments/teacher/tabletop.py", name) for name in _ONE_HOST),
+    *(("experiments/quantizer/tabletop.py", name) for name in _ONE_HOST),
+    *(("experiments/quantizer/videos.py", name) for name in _ONE_HOST),
+    *(("experiments/latent_vla/tabletop.py", name) for name in (*_ONE_HOST, "v4-8", "tpu7x-8")),
+    *(("experiments/action_vla/tabletop.py", name) for name in _ONE_HOST),
+)
 
 
 def use(config: ConfigDict, rules: dict[str, Rule], accelerator: str) -> None:

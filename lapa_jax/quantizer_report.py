@@ -86,8 +86,9 @@ def _content(section: Section, report: Mapping[str, Any]) -> None:
         section.text("Too few episodes to measure what z holds.")
         return
     if "label_efficiency" in content:
+        curves = content["label_efficiency"]
         section.figure(
-            figures.label_curves(content["label_efficiency"], FEATURES),
+            figures.label_curves(curves, {k: v for k, v in FEATURES.items() if k in curves}),
             "How many labels it takes to read the true action off, tested on other episodes.",
         )
     columns = ("perplexity", "r2_linear", "r2_mlp", "scene_accuracy")

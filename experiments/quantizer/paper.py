@@ -27,7 +27,7 @@ Cost: not measured at full size; quick=True has 60 steps of a model of width 32.
 
 from ml_collections import ConfigDict
 
-from experiments import base
+from experiments import base, hardware
 
 # name → window in seconds
 CORPORA = {"bridge": 0.6, "openx": 0.6, "language_table": 0.6, "ssv2": 2.5}
@@ -35,7 +35,8 @@ CORPORA = {"bridge": 0.6, "openx": 0.6, "language_table": 0.6, "ssv2": 2.5}
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """`corpus`: one of CORPORA. `data`: its shards (256 px). `legacy`: the original's quirks.
-    `objective`: one of base.objective; `encoder`: the teacher of features, one of base.vit."""
+    `objective`: one of base.objective; `encoder`: the teacher of features, one of base.vit.
+    `hardware`: one of hardware.QUANTIZER."""
     arg = base.parse_arg(
         arg,
         quick=False,
@@ -44,6 +45,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         legacy=False,
         objective="pixels",
         encoder="dinov2_base",
+        hardware="",
     )
     if arg.corpus not in CORPORA:
         raise ValueError(f"corpus={arg.corpus!r} must be one of {sorted(CORPORA)}")
@@ -68,6 +70,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.model.normalize_decay = 0.8
         config.model.bottleneck = native.bottleneck
         config.model.bottleneck.update(continuous_steps=2000, ramp_steps=8000)
+    hardware.use(config, hardware.QUANTIZER, arg.hardware)
     if arg.quick:
         if not arg.legacy:
             config.model.bottleneck.update(continuous_steps=10, ramp_steps=20)

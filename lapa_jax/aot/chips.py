@@ -35,7 +35,7 @@ CHIPS = {
         Chip(
             "v4",
             bf16_tflops=275,  # [T]
-            hbm_gib=32,
+            hbm_gib=30.75,  # [L]
             hbm_gb_per_second=1200,  # [T]
             ici_gb_per_second=300,  # six links of 50: arXiv 2304.01433, table 4
             dcn_gb_per_second=25,  # [S]: 6.25 a chip
@@ -45,7 +45,7 @@ CHIPS = {
         Chip(
             "v5e",
             bf16_tflops=197,  # [T]
-            hbm_gib=15.75,  # [L]; 16 GB in [T]
+            hbm_gib=15.75,  # [L]
             hbm_gb_per_second=819,  # [T]
             ici_gb_per_second=200,  # [T]: 400 bidirectional
             dcn_gb_per_second=25,  # [T]: 2 x 100 Gbit/s a host
@@ -55,7 +55,7 @@ CHIPS = {
         Chip(
             "v5p",
             bf16_tflops=459,  # [T]
-            hbm_gib=95,
+            hbm_gib=95.74,  # [L]
             hbm_gb_per_second=2765,  # [T]
             ici_gb_per_second=600,  # [T]: 1200 bidirectional
             dcn_gb_per_second=25,  # [T]: 50 Gbit/s a chip
@@ -65,7 +65,7 @@ CHIPS = {
         Chip(
             "v6e",
             bf16_tflops=918,  # [T]
-            hbm_gib=32,
+            hbm_gib=31.25,  # [L]
             hbm_gb_per_second=1638,  # [T]
             ici_gb_per_second=400,  # [T]: 800 bidirectional
             dcn_gb_per_second=100,  # [T]: 4 x 200 Gbit/s a host
@@ -75,7 +75,7 @@ CHIPS = {
         Chip(
             "tpu7x",
             bf16_tflops=2307,  # [7]
-            hbm_gib=192,
+            hbm_gib=189.5,  # [L]: 94.75 a device
             hbm_gb_per_second=7380,  # [7]
             ici_gb_per_second=600,  # [7]: 1200 bidirectional
             dcn_gb_per_second=50,  # [7]: 100 Gbit/s a chip

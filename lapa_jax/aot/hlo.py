@@ -30,6 +30,7 @@ _FREE = frozenset(
 _UPDATE = "dynamic-update-slice"
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
+_INSTRUCTION = re.compile(r"\s+(ROOT )?%?[\w.\-]+ = ")
 
 
 @dataclasses.dataclass
@@ -92,9 +93,9 @@ class Module:
                 if match and not line.startswith("HloModule"):
                     current = self.computations.setdefault(match[2], {})
                     self.entry = match[2] if match[1] else self.entry
-            elif line.startswith("}"):
+            elif line == "}":
                 current = None
-            elif " = " in line:
+            elif _INSTRUCTION.match(line):  # others continue one: kernels have attributes of lines
                 instruction = _parse(line)
                 current[instruction.name] = instruction
         if not self.entry:
@@ -243,41 +244,54 @@ class Module:
             return 2 * written
         if opcode == "dynamic-update-slice":
             return 2 * operands[1]
-        if opcode == "fusion" and (called := instruction.attribute("calls")):
-            return self._fusion_traffic(self.computations[called], operands, written)
+        if opcode == "fusion":
+            return self._fusion_traffic(instruction, operands, written)
         return sum(operands) + written
 
-    def _fusion_traffic(
-        self, computation: dict[str, Instruction], operands: list[int], written: int
-    ) -> int:
-        users: dict[str, list[Instruction]] = {}
-        for instruction in computation.values():
-            for operand in instruction.operands:
-                users.setdefault(operand, []).append(instruction)
-
-        def uses(name: str) -> Iterator[tuple[Instruction, int]]:
-            for user in users.get(name, ()):
-                if user.opcode == "bitcast":
-                    yield from uses(user.name)
-                else:
-                    yield user, user.operands.index(name)
-
+    def _fusion_traffic(self, fusion: Instruction, operands: list[int], written: int) -> int:
+        name = fusion.attribute("calls")
+        if name.startswith("async_collective"):
+            # A product with a piece of a collective in it, whose buffers pass through untouched.
+            aliases = re.findall(r"\{(\d+)\}: \((\d+), \{\}\)", fusion.attributes)
+            passed, held = {int(i) for i, _ in aliases}, {int(j) for _, j in aliases}
+            outputs = enumerate(_arrays(fusion.shape))
+            written = sum(n for i, (n, layout) in outputs if i not in passed and _in_hbm(layout))
+            operands = [0 if j in held else size for j, size in enumerate(operands)]
         total = written
-        for parameter in computation.values():
+        for parameter in self.computations[name].values():
             if parameter.opcode != "parameter":
                 continue
             size = operands[int(parameter.literal)]
-            found = list(uses(parameter.name))
-            if size and found and all(_is_partial(user, place) for user, place in found):
-                reads = [num_bytes(u.shape) for u, _ in found if u.opcode != _UPDATE]
+            found = list(self._uses(name, parameter.name)) if size else []
+            if found and all(_is_partial(user, place) for user, place, _ in found):
+                reads = [num_bytes(u.shape) for u, _, _ in found if u.opcode != _UPDATE]
                 size = min(size, sum(reads))
-                for user, _ in found:
+                for user, _, inside in found:
                     if user.opcode == _UPDATE and written >= num_bytes(user.shape):
                         # In place: only the update is written, not what is around it.
-                        update = num_bytes(computation[user.operands[1]].shape)
-                        total -= num_bytes(user.shape) - update
+                        total += num_bytes(inside[user.operands[1]].shape) - num_bytes(user.shape)
             total += size
         return max(total, 0)
+
+    def _uses(self, computation: str, name: str) -> Iterator[tuple[Instruction, int, dict]]:
+        """(user, place among its operands, its computation) of a value inside a fusion."""
+        inside = self.computations[computation]
+        for user in inside.values():
+            for place, operand in enumerate(user.operands):
+                if operand != name:
+                    continue
+                if user.opcode == "bitcast":
+                    yield from self._uses(computation, user.name)
+                elif user.opcode == "fusion":
+                    inner = user.attribute("calls")
+                    (parameter,) = (
+                        p.name
+                        for p in self.computations[inner].values()
+                        if p.opcode == "parameter" and int(p.literal) == place
+                    )
+                    yield from self._uses(inner, parameter)
+                else:
+                    yield user, place, inside
 
 
 def _is_source_loop(loop: Instruction) -> bool:
@@ -331,7 +345,11 @@ def num_bytes(shape: str) -> int:
 
 def num_hbm_bytes(shape: str) -> int:
     """... of the arrays in it that lie in the device's main memory."""
-    return sum(size for size, layout in _arrays(shape) if not re.search(r"S\([1-9]", layout))
+    return sum(size for size, layout in _arrays(shape) if _in_hbm(layout))
+
+
+def _in_hbm(layout: str) -> bool:
+    return not re.search(r"S\([1-9]", layout)
 
 
 def _arrays(shape: str) -> Iterator[tuple[int, str]]:

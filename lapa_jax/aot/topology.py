@@ -11,6 +11,7 @@ import importlib.util
 import math
 import os
 import re
+import sys
 from pathlib import Path
 
 import jax
@@ -145,7 +146,11 @@ def parse(name: str, num_slices: int = 1) -> Topology:
 
 
 def _environment() -> None:
-    """What libtpu must find before it is loaded, and JAX before it looks for devices."""
+    """What libtpu must find before it is loaded, and JAX before it looks for devices. The Makefile
+    keeps the compilers in a folder beside the environment's packages (`Makefile`, .aot)."""
+    folder = os.path.join(sys.prefix, "aot")
+    if os.path.isdir(folder) and folder not in sys.path:
+        sys.path.append(folder)
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     jax.config.update("jax_platforms", "cpu")
@@ -155,5 +160,5 @@ def _require(package: str, chip: Chip) -> None:
     if importlib.util.find_spec(package) is None:
         raise RuntimeError(
             f"compiling for {chip.name} needs {package}, which is not installed: "
-            "pip install 'lapa_jax[aot]'"
+            "make .venv/.aot, or pip install 'lapa_jax[aot]'"
         )

@@ -89,7 +89,11 @@ def fit_ridge(x: np.ndarray, y: np.ndarray, ridges: tuple[float, ...] = RIDGES) 
     x_mean, y_mean = x.mean(0), y.mean(0)
     scale = x.std(0)
     scale = np.where(scale > 0, scale, 1.0)  # a constant feature stays, with weight 0
-    u, s, vt = scipy.linalg.svd((x - x_mean) / scale, full_matrices=False)
+    normal = (x - x_mean) / scale
+    try:
+        u, s, vt = scipy.linalg.svd(normal, full_matrices=False)
+    except scipy.linalg.LinAlgError:  # the fast driver may not converge, on one-hot codes as well
+        u, s, vt = scipy.linalg.svd(normal, full_matrices=False, lapack_driver="gesvd")
     unit = float((s**2).mean()) or 1.0
     projected = u.T @ (y - y_mean)
     return [

@@ -83,7 +83,10 @@ def test_forms_of_the_tpu_compiler():
     permutes = 3 * 4 * shard  # read; what arrives stays on the chip
     pieces = 3 * (2 * shard + 4 * shard)  # both read, one result in memory
     counters = 3 * (4 + 1) * 3 * 4  # of the loops: two numbers in, one out
-    assert module.hbm_bytes() == permutes + pieces + (64 + 16) * 8 * 2 + counters
+    sliced = 2 * shard  # of a large operand, by a fusion in the fusion
+    during = 2 * shard  # with a collective's buffer passing through
+    scattered = (64 + 16) * 8 * 2
+    assert module.hbm_bytes() == permutes + pieces + sliced + during + scattered + counters
 
 
 @pytest.mark.parametrize(
@@ -130,3 +133,20 @@ def test_what_cannot_be_read_is_an_error():
 def test_sizes_of_shapes(shape, size, in_memory):
     assert hlo.num_bytes(shape) == size
     assert hlo.num_hbm_bytes(shape) == in_memory
+
+
+def test_kernels_have_attributes_of_several_lines():
+    """A Pallas kernel's text has lines that look like the end of a computation."""
+    text = """HloModule step
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  %kernel = f32[8]{0} custom-call(%p), custom_call_target="tpu_custom_call", frontend_attributes={
+"xprof_metadata":"{\\"block\\": 384}"
+}}, metadata={op_name="jit(step)/pallas_call"}
+  ROOT %sum = f32[8]{0} all-reduce(%kernel), replica_groups={{0,1}}, to_apply=%add
+}
+"""
+    module = hlo.Module(text)
+    assert list(module.computations["main"]) == ["p", "kernel", "sum"]
+    assert [c.family for c in module.collectives(2)] == ["all-reduce"]

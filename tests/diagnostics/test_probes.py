@@ -2,6 +2,7 @@ import json
 
 import numpy as np
 import pytest
+import scipy.linalg
 
 from lapa_jax.diagnostics.probes import (
     fit_ridge,
@@ -82,6 +83,21 @@ def test_probe_is_deterministic_and_ignores_units_of_features():
     assert first == linear_probe(x, actions, episode, seed=2, resamples=50)
     scaled = linear_probe(x * 1000, actions, episode, seed=2, resamples=50)
     np.testing.assert_allclose(scaled["r2"][:2], first["r2"][:2], rtol=1e-6)
+
+
+def test_a_decomposition_that_does_not_converge_is_done_another_way(monkeypatch):
+    z, actions, episode, _ = world(rows=200)
+    expected = linear_probe(one_hot_codes(z, 4), actions, episode, seed=0, resamples=20)
+    svd = scipy.linalg.svd
+
+    def fail(x, *, lapack_driver="gesdd", **options):
+        if lapack_driver == "gesdd":
+            raise scipy.linalg.LinAlgError("SVD did not converge")
+        return svd(x, lapack_driver=lapack_driver, **options)
+
+    monkeypatch.setattr(scipy.linalg, "svd", fail)
+    found = linear_probe(one_hot_codes(z, 4), actions, episode, seed=0, resamples=20)
+    np.testing.assert_allclose(found["r2"][:2], expected["r2"][:2], rtol=1e-6)
 
 
 def test_a_wide_control_is_regularised_rather_than_overfitted():

@@ -63,14 +63,19 @@ def test_frames_before_a_pair_may_change_its_latent():
 
 
 class Additive(registry.Pixels):
-    """z of the first and third frame should be the sum of those of the two steps."""
+    """z of the first and third frame should be the sum of those of the two steps, and that sum
+    should draw the third frame from the first."""
 
     def __call__(self, clip):
         loss, metrics = super().__call__(clip)
-        steps = clip.latent_MLQ.reshape(len(clip.frames_BTIJC), 2, *clip.latent_MLQ.shape[1:])
-        whole = clip.encode_pair(clip.frames_BTIJC[:, 0], clip.frames_BTIJC[:, 2])
-        gap = jnp.mean(jnp.square(whole - steps.sum(axis=1)))
-        return loss + gap, metrics | {"gap": gap}
+        first, third = clip.frames_BTIJC[:, 0], clip.frames_BTIJC[:, 2]
+        latents, received = (
+            x.reshape(len(first), 2, *x.shape[1:]).sum(axis=1)
+            for x in (clip.latent_MLQ, clip.received_MLQ)
+        )
+        gap = jnp.mean(jnp.square(clip.encode_pair(first, third) - latents))
+        drawn = jnp.mean(jnp.square(clip.decode(first, received) - third))
+        return loss + gap + drawn, metrics | {"gap": gap, "drawn": drawn}
 
 
 def test_a_triplet_objective_is_one_more_class(monkeypatch):
@@ -85,17 +90,19 @@ def test_a_triplet_objective_is_one_more_class(monkeypatch):
             out, new = model.apply(
                 params, variables, "__call__", frames, train=True, rng=jax.random.key(i)
             )
-            return out["loss"], (out["metrics"]["gap"], new)
+            return out["loss"], ((out["metrics"]["gap"], out["metrics"]["drawn"]), new)
 
-        (_, (gap, variables)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        (_, (told, variables)), grads = jax.value_and_grad(loss, has_aux=True)(params)
         updates, opt_state = optimizer.update(grads, opt_state)
-        return optax.apply_updates(params, updates), variables, opt_state, gap
+        return optax.apply_updates(params, updates), variables, opt_state, told
 
-    opt_state, gaps = optimizer.init(params), []
+    opt_state, rows = optimizer.init(params), []
     for i in range(40):
-        params, variables, opt_state, gap = step(params, variables, opt_state, i)
-        gaps.append(float(gap))
-    assert np.mean(gaps[-5:]) < 0.5 * np.mean(gaps[1:6])
+        params, variables, opt_state, told = step(params, variables, opt_state, i)
+        rows.append([float(x) for x in told])
+    gap, drawn = np.array(rows).T
+    assert gap[-5:].mean() < 0.5 * gap[1:6].mean()
+    assert drawn[-5:].mean() < 0.9 * drawn[1:6].mean()
 
 
 def test_clips_name_what_they_need():

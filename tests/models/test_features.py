@@ -53,7 +53,7 @@ def test_a_residual_is_added_to_the_features_of_the_first_frame(predict):
     frames, _ = moving_squares(jax.random.key(2), 4)
     first, last = frames[:, 0], frames[:, 1]
     tokens = jax.random.normal(jax.random.key(3), (4, 4, 4, 48))
-    clip = Clip(frames, first, last, None, tokens, first, None, None)
+    clip = Clip(frames, first, last, None, None, tokens, first, None, None, None)
     loss, metrics = model.apply(params, variables, "__call__", clip)[0]
     if predict == "residual":
         assert metrics["feature_skill"] == pytest.approx(0.0, abs=1e-6), "nothing is added yet"

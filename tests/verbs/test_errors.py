@@ -7,7 +7,7 @@ import shutil
 import pytest
 import tiny
 
-from lapa_jax import cli
+from lapa_jax import cli, pairs
 from lapa_jax.training import checkpoint
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -139,6 +139,15 @@ def test_truncated_shard(tmp_path, data):
 def test_window_longer_than_every_clip(tmp_path, tiny_data):
     told = train(tmp_path, "quantizer", tiny_data, data__corpora__robot__window_seconds=60.0)
     assert "data.corpora.robot.window_seconds 60.0" in told and "longest" in told
+
+
+def test_windows_that_differ(tiny_data):
+    changes = dict(views="human+robot", data__corpora__robot__window_seconds=0.4)
+    config = tiny.config("quantizer", tiny_data, **changes)
+    with pytest.raises(ValueError, match=r"\[0.2, 0.4\]; .*lapa evaluate.*--window_seconds"):
+        pairs.Pairs(config, {"path": str(tiny_data / "robot")})
+    one = config.data.corpora.robot.to_dict()
+    assert pairs.Pairs(config, one).window_seconds == 0.4
 
 
 def test_image_size_of_the_config_is_another(tmp_path, tiny_data):

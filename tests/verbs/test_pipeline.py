@@ -12,7 +12,8 @@ from tiny import lapa, succeed
 
 from data_pipelines.index import load_index
 from data_pipelines.labels import LabelSet, LabelSetWriter
-from lapa_jax import pairs, runs
+from experiments import base
+from lapa_jax import pairs, runs, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compile")]
 
@@ -120,6 +121,32 @@ def test_everything_that_is_measured_of_a_quantizer(quantizer, data, tmp_path):
         assert words in text
     code, _, error = lapa("evaluate", "--workdir", quantizer, *corpora[:2], "--paired")
     assert code == 2 and "--paired compares two corpora" in error
+
+
+def test_what_is_measured_of_a_continuous_latent(data, tmp_path):
+    config = tiny.config("quantizer", data, views=VIEWS)
+    with config.unlocked():
+        config.model.bottleneck = base.bottleneck("gaussian")
+    assert train.train(config, tmp_path / "run")
+    path, page = tmp_path / "result.json", tmp_path / "report.html"
+    succeed(
+        *("evaluate", "--workdir", tmp_path / "run", "--max_examples", 60, "--json", path),
+        *("--paired", "--simulate", 4, "--blocks", 2, "--window_seconds", 0.3, "--report", page),
+    )
+    result = json.loads(path.read_text())
+    found = result["robot"]
+    assert found["window_seconds"] == 0.3 and "codes" not in found
+    assert "shuffled_latent_action" in found["probe"] and "continuous_latent" not in found["probe"]
+    assert "code_given_scene" not in found["content"] and found["content"]["scene_probe"]
+    assert found["true_action"]["skill"] > found["reconstruction"]["skill"]
+    assert "codes" not in result["paired_views"] and 0.0 <= result["paired_views"]["cka"] <= 1.0
+    assert result["transfer"]["same_code_as_own"] is None
+    assert result["distractors"]["changed_moving"]["chance"] == 1.0
+    assert "stays continuous" in page.read_text()
+    code, _, error = lapa(
+        *("label", "--workdir", tmp_path / "run", "--corpus", data / "robot", "--name", "none")
+    )
+    assert code == 2 and "'gaussian' has no codes" in error
 
 
 def test_labelling_again_reads_no_frame(quantizer, labelled, monkeypatch):

@@ -103,7 +103,9 @@ def test_an_imported_teacher(imported, tiny_data, tmp_path):
     assert found.shape == (2, 16, 16, 128)
     again = ("import", "--format", "dinov2", "--source", imported / "dino.safetensors")
     assert "not empty" in refused(*again, "--out", imported / "run")
-    assert "laq_pt" in refused(*again, "--out", tmp_path / "x", "--image_size", 64)
+    assert "does not take --image_size" in refused(
+        *again, "--out", tmp_path / "x", "--image_size", 64
+    )
 
 
 @pytest.mark.slow

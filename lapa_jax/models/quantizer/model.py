@@ -100,7 +100,18 @@ class Quantizer(nnx.Module):
         z = self.objective.decoder_input(z_e, out) if train else out.z_q_BLD
         tokens = self._decode(_flat(embedded[:, :-1]), z)
         recon = self._draw(first, tokens)
-        clip = Clip(frames, first, last, z_e, tokens, recon, self._encode_frame, self._encode_pair)
+        clip = Clip(
+            frames,
+            first,
+            last,
+            latent_MLQ=z_e,
+            received_MLQ=z,
+            tokens_MHWD=tokens,
+            recon_MIJC=recon,
+            encode_frame=self._encode_frame,
+            encode_pair=self._encode_pair,
+            decode=self.decode_latent,
+        )
         loss, metrics = self.objective(clip)
         latent_loss = self.objective.latent_loss(z_e, out)
         mse = jnp.mean(jnp.square(recon - last))

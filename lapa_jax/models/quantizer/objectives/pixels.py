@@ -25,17 +25,20 @@ class Clip(NamedTuple):
 
     Everything with M is of neighbouring frames, clip by clip. A constraint between other frames (z
     of the first and third against those of the two steps) reads them off `frames_BTIJC` with
-    `encode_pair`.
+    `encode_pair`; what latents say together (the third frame from the first by both steps) is drawn
+    by `decode`.
     """
 
     frames_BTIJC: jax.Array  # float32 in [0, 1]
     first_MIJC: jax.Array
     last_MIJC: jax.Array
     latent_MLQ: jax.Array  # before the bottleneck
+    received_MLQ: jax.Array  # by the decoder
     tokens_MHWD: jax.Array  # the decoder's
     recon_MIJC: jax.Array
     encode_frame: Callable[[jax.Array], jax.Array]  # frames alone (N, I, J, C) → (N, H, W, D)
     encode_pair: Callable[[jax.Array, jax.Array], jax.Array]  # two frames → latent (N, L, Q)
+    decode: Callable[[jax.Array, jax.Array], jax.Array]  # first frame, latent → (N, I, J, C)
 
 
 @dataclass(frozen=True)
