@@ -6,8 +6,9 @@ JOBS ?= 2
 
 .PHONY: demo test test-aot lint clean
 
+# Huge pages: memory that a step takes anew comes in fewer faults (docs/performance.md).
 demo: $(VENV)/.base
-	$(BIN)/lapa demo
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/lapa demo
 
 test: $(VENV)/.dev $(VENV)/.aot
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
