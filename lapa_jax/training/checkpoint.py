@@ -8,6 +8,7 @@ shape of every array, and nothing is returned that does not match them.
 
 import dataclasses
 import errno
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -368,7 +369,9 @@ def _read_items(
 ) -> dict[str, ArrayPaths]:
     """Arrays that match their records, placed as `wanted` says (None: NumPy)."""
     found: dict[str, ArrayPaths] = {}
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    # What is read at once, beside the result: the largest array has to fit.
+    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_largest_gb(records))
+    with ocp.Checkpointer(handler) as reader:
         for name, arrays in wanted.items():
             tree = reader.restore(
                 directory / str(step) / name,
@@ -393,6 +396,13 @@ def _read_items(
                     )
                 found[name][path] = x
     return found
+
+
+def _largest_gb(records: Records) -> int:
+    """Of all arrays but random keys, rounded up."""
+    arrays = (r for item in records.values() for r in item.values() if not r.get("key_impl"))
+    sizes = (math.prod(r["shape"]) * np.dtype(r["dtype"]).itemsize for r in arrays)
+    return max(1, -(-max(sizes, default=0) // 10**9))
 
 
 def _abstract(record: Mapping[str, Any], sharding: Any) -> jax.ShapeDtypeStruct:
