@@ -20,6 +20,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from lapa_jax.training.manifest import (
+    ITEMS,
     ArrayPaths,
     CheckpointDamagedError,
     CheckpointError,
@@ -58,8 +59,15 @@ class Checkpoints:
     """Saves and restores the steps of one run; the directory has one writer."""
 
     def __init__(
-        self, directory: str | Path, *, keep: int = 3, keep_period_steps: int | None = None
+        self,
+        directory: str | Path,
+        *,
+        keep: int = 3,
+        keep_period_steps: int | None = None,
+        largest_bytes: int | None = None,
     ):
+        """`largest_bytes`: of any array that will be saved. With it, little more than that is in
+        memory of what is being written; without, as much as the disk lags behind."""
         if jax.process_count() > 1:
             raise CheckpointError(
                 f"{jax.process_count()} processes: checksums are computed per array by one process "
@@ -73,6 +81,7 @@ class Checkpoints:
         self._failed: list[int] = []  # steps whose saving raised
         self._manager = ocp.CheckpointManager(
             self.directory,
+            item_handlers=None if largest_bytes is None else _thrifty_handlers(largest_bytes),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 keep_period=keep_period_steps,
@@ -369,8 +378,14 @@ def _read_items(
 ) -> dict[str, ArrayPaths]:
     """Arrays that match their records, placed as `wanted` says (None: NumPy)."""
     found: dict[str, ArrayPaths] = {}
+    sizes = [
+        math.prod(record["shape"]) * np.dtype(record["dtype"]).itemsize
+        for item in records.values()
+        for record in item.values()
+        if not record.get("key_impl")
+    ]
     # What is read at once, beside the result: the largest array has to fit.
-    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_largest_gb(records))
+    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_gb_above(max(sizes, default=0)))
     with ocp.Checkpointer(handler) as reader:
         for name, arrays in wanted.items():
             tree = reader.restore(
@@ -398,11 +413,13 @@ def _read_items(
     return found
 
 
-def _largest_gb(records: Records) -> int:
-    """Of all arrays but random keys, rounded up."""
-    arrays = (r for item in records.values() for r in item.values() if not r.get("key_impl"))
-    sizes = (math.prod(r["shape"]) * np.dtype(r["dtype"]).itemsize for r in arrays)
-    return max(1, -(-max(sizes, default=0) // 10**9))
+def _thrifty_handlers(largest_bytes: int) -> dict[str, ocp.CheckpointHandler]:
+    arrays = ocp.PyTreeCheckpointHandler(save_concurrent_gb=_gb_above(largest_bytes))
+    return {"meta": ocp.JsonCheckpointHandler()} | dict.fromkeys([*ITEMS, "state"], arrays)
+
+
+def _gb_above(num_bytes: int) -> int:
+    return num_bytes // 10**9 + 1
 
 
 def _abstract(record: Mapping[str, Any], sharding: Any) -> jax.ShapeDtypeStruct:
