@@ -10,7 +10,7 @@ import dataclasses
 import errno
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from lapa_jax.training.state import TrainState
 # A chunk is compressed as a whole, and a data file written when it is full: what is encoded and not
 # yet written is held in memory.
 CHUNK_BYTES, DATA_FILE_BYTES = 64 * 2**20, 256 * 2**20
+BATCH_BYTES = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -377,17 +378,14 @@ def _read_items(
     wanted: Mapping[str, ArrayPaths],
 ) -> dict[str, ArrayPaths]:
     """Arrays that match their records, placed as `wanted` says (None: NumPy)."""
-    found: dict[str, ArrayPaths] = {}
-    sizes = [
-        math.prod(record["shape"]) * np.dtype(record["dtype"]).itemsize
-        for item in records.values()
-        for record in item.values()
-        if not record.get("key_impl")
+    found: dict[str, ArrayPaths] = {name: {} for name in wanted}
+    batches = [
+        (name, {path: wanted[name][path] for path in paths})
+        for name in wanted
+        for paths in _batches({path: records[name][path] for path in wanted[name]})
     ]
-    # What is read at once, beside the result: the largest array has to fit.
-    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_gb_above(max(sizes, default=0)))
-    with ocp.Checkpointer(handler) as reader:
-        for name, arrays in wanted.items():
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        for name, arrays in batches:
             tree = reader.restore(
                 directory / str(step) / name,
                 args=ocp.args.PyTreeRestore(
@@ -396,7 +394,6 @@ def _read_items(
                     partial_restore=len(arrays) < len(records[name]),
                 ),
             )
-            found[name] = {}
             for path, x in paths_of(tree).items():
                 record = records[name][path]
                 where = f"{name}/{'/'.join(path)}"
@@ -413,13 +410,25 @@ def _read_items(
     return found
 
 
+def _batches(records: Mapping[tuple[str, ...], dict]) -> Iterator[list[tuple[str, ...]]]:
+    """Paths in batches of BATCH_BYTES, or of one array that is larger: what is read at once is in
+    memory twice."""
+    batch, held = [], 0
+    for path, record in records.items():
+        size = 0 if record.get("key_impl") else np.dtype(record["dtype"]).itemsize
+        size *= math.prod(record["shape"])
+        if batch and held + size > BATCH_BYTES:
+            yield batch
+            batch, held = [], 0
+        batch, held = [*batch, path], held + size
+    if batch:
+        yield batch
+
+
 def _thrifty_handlers(largest_bytes: int) -> dict[str, ocp.CheckpointHandler]:
-    arrays = ocp.PyTreeCheckpointHandler(save_concurrent_gb=_gb_above(largest_bytes))
+    limit = largest_bytes // 10**9 + 1  # Orbax refuses arrays that do not stay below it
+    arrays = ocp.PyTreeCheckpointHandler(save_concurrent_gb=limit)
     return {"meta": ocp.JsonCheckpointHandler()} | dict.fromkeys([*ITEMS, "state"], arrays)
-
-
-def _gb_above(num_bytes: int) -> int:
-    return num_bytes // 10**9 + 1
 
 
 def _abstract(record: Mapping[str, Any], sharding: Any) -> jax.ShapeDtypeStruct:
