@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from data_pipelines import order
-from data_pipelines.index import CorpusIndex, load_index
-from data_pipelines.labels import IMAGE_TOKENS, LabelSet
+from data_pipelines import order, storage
+from data_pipelines.index import CorpusIndex, load_or_build
+from data_pipelines.labels import IMAGE_TOKENS, Kind, LabelSet
 
 _PER_VIDEO_SALT = 0x7669646  # keeps the draw of t apart from the permutation of episodes
 _FRACTION_SALT = 0x66726163
@@ -73,6 +73,11 @@ class Corpus:
         return np.flatnonzero(self.counts)
 
     @property
+    def samples_of_episode(self) -> np.ndarray:
+        """int64 (E,); samples are numbered episode by episode."""
+        return (self.counts > 0).astype(np.int64) if self.per_video else self.counts
+
+    @property
     def num_samples(self) -> int:
         return len(self.videos) if self.per_video else int(self.ends[-1])
 
@@ -98,7 +103,7 @@ class Corpus:
 def open_cameras(name: str, config: Any) -> tuple[CorpusIndex, ...]:
     """The indexes of `image_key` and of each of `extra_image_keys`, which must agree."""
     cameras = tuple(
-        load_index(
+        load_or_build(
             config.path,
             split=config.split,
             sidecar_dir=config.sidecar_dir or None,
@@ -126,10 +131,13 @@ def open_tokens(name: str, config: Any, cameras: Sequence[CorpusIndex]) -> tuple
             f"corpus {name!r} needs image tokens, but data.corpora.{name}.image_token_set is "
             f"empty; make a set with {IMAGE_TOKENS.command}"
         )
-    return tuple(
-        LabelSet.open(index.sidecar_dir, config.image_token_set, index, IMAGE_TOKENS)
-        for index in cameras
-    )
+    return tuple(open_set(config.image_token_set, index, IMAGE_TOKENS) for index in cameras)
+
+
+def open_set(name: str, index: CorpusIndex, kind: Kind) -> LabelSet:
+    """A set of this name and kind, fetched first where the sidecars lie behind a URL."""
+    folder = kind.folder(".", name, index.image_key)
+    return LabelSet.open(storage.fetch(index.sidecar_dir, str(folder)), name, index, kind)
 
 
 def open_frames(name: str, config: Any, data: Any, index: CorpusIndex) -> Frames:

@@ -12,8 +12,15 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import sidecar
-from data_pipelines.corpus import Corpus, eligible, open_cameras, open_frames, open_tokens
-from data_pipelines.labels import LabelSet
+from data_pipelines.corpus import (
+    Corpus,
+    eligible,
+    open_cameras,
+    open_frames,
+    open_set,
+    open_tokens,
+)
+from data_pipelines.labels import LATENT_ACTIONS
 
 FIELDS = ("frames", "instruction", "action", "latent_action", "image_tokens")
 
@@ -49,6 +56,7 @@ def open_mixture(data: Any, fields: Sequence[str] = ("frames",)) -> Mixture:
     if not data.history_seconds >= 0:
         raise ValueError(f"data.history_seconds is {data.history_seconds}; it must not be negative")
     for key, known in (
+        ("access", ("random", "windowed")),
         ("sampling", ("per_frame", "per_video")),
         ("tail", ("drop", "clamp")),
     ):
@@ -95,6 +103,8 @@ def open_mixture(data: Any, fields: Sequence[str] = ("frames",)) -> Mixture:
             for corpus in corpora
         ],
     }
+    if data.access == "windowed":
+        settings["windowed"] = [float(data.block_mib), data.window_blocks, data.lanes]
     height, width = data.image_size
     return Mixture(
         corpora,
@@ -132,7 +142,7 @@ def _open_corpus(number: int, name: str, config: Any, data: Any, fields: Sequenc
             "make a label set with `lapa label`"
         )
     if config.label_set and ("latent_action" in fields or not clip):
-        labels = LabelSet.open(index.sidecar_dir, config.label_set, index)
+        labels = open_set(config.label_set, index, LATENT_ACTIONS)
         if clip and labels.provenance["window_seconds"] != config.window_seconds:
             raise ValueError(
                 f"{key}.window_seconds is {config.window_seconds}, but label set "
