@@ -65,6 +65,9 @@ def stage_defaults(stage: str) -> ConfigDict:
     # window_seconds of their corpus apart.
     config.data.history_seconds = 0.5 if stage in POLICIES else 0.0
     config.data.sampling = "per_frame"  # or per_video, as the paper's code
+    # Of frames a window apart, the mean difference in 0..255 below which neither pair nor label is
+    # drawn. Above 0.0 it needs `lapa data motion`.
+    config.data.min_pair_difference = 0.0
     config.data.tail = "drop"  # frames beyond the episode; or clamp, as the paper's code
     # Or windowed: whole blocks, for object stores. The three keys below are for that alone.
     config.data.access = "random"

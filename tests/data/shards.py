@@ -90,6 +90,7 @@ def data_config(corpora: dict[str, Path], size: int = 16, **overrides) -> ml_col
             "history_seconds": 0.0,
             "sampling": "per_frame",
             "tail": "drop",
+            "min_pair_difference": 0.0,
             "access": "random",
             "block_mib": 64.0,
             "window_blocks": 2,
