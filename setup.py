@@ -18,6 +18,7 @@ setup(
         "av>=14",
         "einops",
         "flax>=0.12",
+        "fsspec",
         "google-crc32c",
         "jax>=0.10",
         "jinja2",
@@ -49,6 +50,9 @@ setup(
         # Compilers for accelerators that are not there. Without the plugin's own extra "with-cuda"
         # no CUDA library is installed.
         "aot": ["libtpu==0.0.42.*", "jax-cuda12-plugin==0.10.2"],
+        # Corpora behind gs:// and s3://.
+        "gcs": ["gcsfs"],
+        "s3": ["s3fs"],
         "beam": ["apache-beam>=2.77"],
         "torch": ["torch==2.13.0", "transformers"],
         "sim": ["metaworld==3.1.1", "gymnasium"],

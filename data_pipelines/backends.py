@@ -16,7 +16,9 @@ from typing import Any, NamedTuple, Protocol
 import google_crc32c
 import numpy as np
 
+from data_pipelines import storage
 from data_pipelines.index import CorpusIndex
+from data_pipelines.storage import Location
 
 _MAX_OPEN_FILES = 256
 _CHUNK = 16  # examples that a thread decodes in one go
@@ -36,14 +38,16 @@ class ImageSizeError(ValueError):
 
 
 class ShardFiles:
-    """Open shards, at most `limit` of them; safe to use from several threads."""
+    """Shards by byte range, at most `limit` local ones open; safe to use from several threads."""
 
     def __init__(self, limit: int = _MAX_OPEN_FILES):
         self._limit, self._lock = limit, threading.Lock()
         self._open: OrderedDict[Path, list[int]] = OrderedDict()  # path → [descriptor, users]
 
-    def pread(self, path: Path, length: int, offset: int) -> bytes:
+    def pread(self, path: Location, length: int, offset: int) -> bytes:
         """Up to `length` bytes of a file from `offset` on."""
+        if not isinstance(path, Path):
+            return storage.read_range(path, offset, offset + length)
         with self._lock:
             entry = self._open.get(path)
             if entry is None:
@@ -75,7 +79,7 @@ class ShardFiles:
 class Place(NamedTuple):
     """Where the JPEG of a frame lies, and its checksum."""
 
-    path: Path
+    path: Location
     offset: int
     length: int
     crc: int
@@ -208,6 +212,7 @@ class Source(Protocol):
     """What a backend needs of the loader; every method may be called from any thread."""
 
     def plan(self, step: int) -> Any: ...
+    def begin(self, step: int) -> Any: ...
     def read(self, plan: Any) -> list[bytes]: ...
     def fill(self, plan: Any, start: int, stop: int) -> None: ...
     def finish(self, plan: Any) -> dict[str, Any]: ...
@@ -222,7 +227,7 @@ def iterate_threads(
 
     def begin(step: int, done: Future) -> None:
         try:
-            plan = source.plan(step)
+            plan = source.begin(step)
             starts = range(0, plan.size, _CHUNK)
             left, lock = len(starts), threading.Lock()
 
@@ -274,7 +279,7 @@ def iterate_tensorflow(
     tf = _tensorflow()
 
     def read(step: np.int64) -> tuple[np.ndarray, np.ndarray]:
-        plan = source.plan(int(step))
+        plan = source.begin(int(step))
         jpegs = np.array(source.read(plan), object)
         return jpegs, plan.rows  # after replacements
 

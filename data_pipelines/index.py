@@ -6,32 +6,39 @@ longer fits its shards. A row is one frame; rows are ordered by shard, record an
 shard is kept under <split>.incomplete/, so that a build that was stopped continues.
 """
 
+import dataclasses
+import fcntl
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
-from data_pipelines import schema, sidecar, tfrecord
+from data_pipelines import schema, sidecar, storage, tfrecord
 from data_pipelines.index_build import FORMAT, REBUILD, build_index
 from data_pipelines.shards import find_shards, index_folder, shard_fingerprint
+from data_pipelines.storage import Location
 
-__all__ = ["CorpusIndex", "StaleIndexError", "build_index", "load_index"]
+__all__ = ["CorpusIndex", "StaleIndexError", "build_index", "load_index", "load_or_build"]
 
 
 class StaleIndexError(sidecar.SidecarError):
     """An index does not fit its shards, is damaged, or was built with other keys."""
 
 
+class MissingIndexError(FileNotFoundError):
+    """There is no index of this split and image_key."""
+
+
 @dataclass(frozen=True, eq=False)
 class CorpusIndex:
     """Episodes (E), frames (F) and actions (A) of one split, in shard order."""
 
-    directory: Path
-    sidecar_dir: Path
+    directory: Location
+    sidecar_dir: Location
     split: str
     image_key: str
     action_key: str
@@ -39,7 +46,7 @@ class CorpusIndex:
     hash: str  # of the shards' contents, the view and the exclusions; not of any path
     keys: dict[str, str]  # features of the first episode: key → kind
     image_size: tuple[int, int] | None  # of the first readable frame
-    shards: list[Path]
+    shards: list[Location]
     instructions: list[str]
     shard_of_episode: np.ndarray  # int32 (E,)
     record_of_episode: np.ndarray  # int32 (E,) record number in its shard
@@ -85,10 +92,9 @@ class CorpusIndex:
 
     def record(self, episode: int) -> bytes:
         """The serialised tf.train.Example of an episode (for inspection, not for training)."""
-        path = self.shards[int(self.shard_of_episode[episode])]
-        with open(path, "rb") as file:
-            file.seek(int(self.record_offset[episode]))
-            return file.read(int(self.record_length[episode]))
+        start = int(self.record_offset[episode])
+        stop = start + int(self.record_length[episode])
+        return storage.read_range(self.shards[int(self.shard_of_episode[episode])], start, stop)
 
     def metadata(self, episode: int) -> dict[str, Any]:
         """episode_metadata of an episode, read from its shard."""
@@ -126,17 +132,19 @@ def load_index(
 
     action_key, instruction_key: if given, the index must have been built with them.
     """
-    directory = Path(directory)
-    folder = index_folder(directory, image_key, split, sidecar_dir)
+    directory = storage.locate(directory)
+    sidecars = storage.locate(sidecar_dir or directory)
     shards = find_shards(directory, split)
+    inside = index_folder(".", image_key, split)
+    folder = storage.fetch(sidecars, str(inside)) / inside
     if not (folder / "manifest.json").is_file():
         built = sorted(
             path.parent.parent.name
             for path in folder.parent.parent.glob(f"*/{split}/manifest.json")
         )
-        raise FileNotFoundError(
+        raise MissingIndexError(
             f"{directory} has no index of image_key {image_key!r}, split {split!r} (looked in "
-            f"{folder}; built: {built or 'none'}): {REBUILD} with path {directory}"
+            f"{sidecars / inside}; built: {built or 'none'}): {REBUILD} with path {directory}"
         )
     manifest = sidecar.read_json(folder / "manifest.json")
     if manifest.get("format") != FORMAT:
@@ -153,15 +161,16 @@ def load_index(
     _check_fresh(directory, shards, manifest)
     arrays = {}
     for name, digest in manifest["digests"].items():
-        arrays[name] = sidecar.map_array(folder / f"{name}.npy")
-        if sidecar.array_digest(arrays[name]) != digest:
+        path = folder / f"{name}.npy"
+        arrays[name] = sidecar.map_array(path)
+        if sidecar.file_digest(path) != digest:
             raise StaleIndexError(
-                f"{folder / name}.npy is damaged (its digest is not the "
+                f"{path} is damaged (its digest is not the "
                 f"manifest's): {REBUILD} with path {directory}"
             )
     return CorpusIndex(
         directory=directory,
-        sidecar_dir=Path(sidecar_dir or directory),
+        sidecar_dir=sidecars,
         split=split,
         image_key=image_key,
         action_key=manifest["action_key"],
@@ -176,7 +185,37 @@ def load_index(
     )
 
 
-def _check_fresh(directory: Path, shards: list[Path], manifest: dict) -> None:
+def load_or_build(
+    directory: str | os.PathLike, *, sidecar_dir: str | os.PathLike | None = None, **view: Any
+) -> CorpusIndex:
+    """`load_index`, but a corpus that has no index gets one: in the cache folder of this machine,
+    where it is kept. One process builds, others of the machine wait for it."""
+    try:
+        return load_index(directory, sidecar_dir=sidecar_dir, **view)
+    except MissingIndexError:
+        pass
+    location = storage.locate(directory)
+    cache = storage.cache_folder(location)
+    cache.mkdir(parents=True, exist_ok=True)
+    view = {name: value for name, value in view.items() if value is not None}
+    with open(cache / "index.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            index = load_index(directory, sidecar_dir=cache, **view)
+        except (MissingIndexError, StaleIndexError) as error:
+            logging.warning(
+                "%s. Its shards are read once to make one in %s, for this machine; %s beside the "
+                "shards and no machine needs to.",
+                str(error).partition(" (looked in")[0],
+                cache,
+                REBUILD,
+            )
+            build_index(directory, sidecar_dir=cache, **view)
+            index = load_index(directory, sidecar_dir=cache, **view)
+    return dataclasses.replace(index, sidecar_dir=storage.locate(sidecar_dir or directory))
+
+
+def _check_fresh(directory: Location, shards: list[Location], manifest: dict) -> None:
     saved = manifest["shards"]
     if [entry["name"] for entry in saved] != [path.name for path in shards]:
         raise StaleIndexError(

@@ -19,8 +19,9 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from data_pipelines import schema, sidecar, tfrecord
+from data_pipelines import schema, sidecar, storage, tfrecord
 from data_pipelines.shards import announced_lengths, find_shards, index_folder, shard_fingerprint
+from data_pipelines.storage import Location
 
 FORMAT = 1
 REBUILD = "run `lapa data index`"
@@ -53,9 +54,10 @@ def build_index(
     image_key is the observation (steps/observation/<image_key>); action_key and instruction_key are
     keys under steps/. exclude: (shard file name, record number) of episodes to leave out, for
     example damaged ones; their contents are not even looked at. workers: processes to read with
-    (default: one per core).
+    (default: one per core). A directory behind a URL needs a local sidecar_dir, and each worker
+    then holds the shard that it reads.
     """
-    directory = Path(directory)
+    directory = storage.locate(directory)
     shards = find_shards(directory, split)
     exclude = {(str(name), int(number)) for name, number in exclude or ()}
     unknown = {name for name, _ in exclude} - {path.name for path in shards}
@@ -69,7 +71,7 @@ def build_index(
         "action_key": action_key,
         "instruction_key": instruction_key,
     }
-    folder = index_folder(directory, image_key, split, sidecar_dir)
+    folder = Path(index_folder(directory, image_key, split, sidecar_dir))
     part_folder = folder.with_name(f"{split}.incomplete")
     announced = announced_lengths(directory, split)
     if announced is not None and len(announced) != len(shards):
@@ -135,7 +137,7 @@ def _run(jobs: list[tuple], workers: int) -> Iterator[tuple[int, dict[str, Any]]
             pool.shutdown(cancel_futures=True)
 
 
-def _write_part(path: Path, settings: dict[str, Any], target: Path) -> None:
+def _write_part(path: Location, settings: dict[str, Any], target: Path) -> None:
     part = read_shard(path, settings)
     part["info"] = np.frombuffer(json.dumps(part["info"]).encode(), np.uint8)
     with sidecar.atomic_path(target) as temporary, open(temporary, "wb") as file:
@@ -159,9 +161,10 @@ def _load_part(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
 # ---------------------------------------------------------------- one shard
 
 
-def read_shard(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def read_shard(path: Location, settings: dict[str, Any]) -> dict[str, Any]:
     """Episodes and frames of one shard, offsets relative to the shard."""
-    data = tfrecord.map_file(path)
+    local = isinstance(path, Path)
+    data = tfrecord.map_file(path) if local else memoryview(storage.read_bytes(path))
     reader = _EpisodeReader(path, data, settings)
     exclude = set(settings["exclude"])
     position = number = 0
@@ -187,7 +190,7 @@ def read_shard(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
 class _EpisodeReader:
     """Collects what the index needs of the episodes of one shard."""
 
-    def __init__(self, path: Path, data: memoryview, settings: dict[str, Any]):
+    def __init__(self, path: Location, data: memoryview, settings: dict[str, Any]):
         self.path, self.data, self.settings = path, data, settings
         self.image_key = schema.OBSERVATION + settings["image_key"]
         self.action_key = "steps/" + settings["action_key"]
@@ -343,7 +346,7 @@ class _EpisodeReader:
 
 def _join_parts(
     folder: Path,
-    shards: list[Path],
+    shards: list[Location],
     parts: list[dict],
     settings: dict,
     exclude: Collection[tuple[str, int]],

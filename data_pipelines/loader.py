@@ -15,8 +15,10 @@ from absl import logging
 
 from data_pipelines import backends
 from data_pipelines.backends import BadImage, ImageSizeError, Place, ShardFiles, places, read_jpeg
+from data_pipelines.blocks import BlockCache, find_blocks
 from data_pipelines.mixture import Corpus, Mixture, open_mixture, wrong_size
 from data_pipelines.order import Order
+from data_pipelines.windowed import WindowedOrder
 
 __all__ = [
     "BadExample",
@@ -105,16 +107,53 @@ class Loader:
         self.fields = tuple(fields)
         self.backend = backends.backend_name(data.decode)
         self.seed, self.global_batch = int(seed), int(global_batch)
-        self.order = Order(self.mixture.sizes, self.mixture.weights, self.seed, self.global_batch)
+        self._mine = slice(host * global_batch // num_hosts, (host + 1) * global_batch // num_hosts)
+        self._files: ShardFiles | BlockCache = ShardFiles()
+        self.order = self._windowed(data) if data.access == "windowed" else self._random()
         self._num_threads, self._prefetch = data.num_threads, data.prefetch_batches
         self._max_bad_fraction = data.max_bad_fraction
-        self._mine = slice(host * global_batch // num_hosts, (host + 1) * global_batch // num_hosts)
         self._prepare = prepare
-        self._files = ShardFiles()
         self._decode = backends.make_decoder(self.backend) if "frames" in fields else None
         self._lock = threading.Lock()
         self._bad: dict[tuple[int, int, int], BadExample] = {}  # by corpus, camera, row
         self._num_seen = self._num_bad = 0
+
+    def _random(self) -> Order:
+        return Order(self.mixture.sizes, self.mixture.weights, self.seed, self.global_batch)
+
+    def _windowed(self, data: Any) -> Order:
+        if not 0 < data.block_mib < 2**20:
+            raise ValueError(f"data.block_mib is {data.block_mib}; it must be positive")
+        corpora = self.mixture.corpora
+        blocks = [find_blocks(corpus, int(data.block_mib * 2**20)) for corpus in corpora]
+        order = WindowedOrder(
+            blocks,
+            self.mixture.weights,
+            self.seed,
+            self.global_batch,
+            lanes=data.lanes,
+            window_blocks=data.window_blocks,
+        )
+        if "frames" in self.fields:
+            mine = len(np.unique(order.lanes(np.arange(self.global_batch)[self._mine])))
+            files = BlockCache(self._files, blocks, [corpus.index.shards for corpus in corpora])
+            logging.info(
+                "Windowed access: %d blocks in %d corpora, %d of %d lanes on this host, which "
+                "hold up to %.2f GiB.",
+                sum(len(found.shard) for found in blocks),
+                len(corpora),
+                mine,
+                data.lanes,
+                files.max_bytes(data.window_blocks, mine) / 2**30,
+            )
+            if data.lanes % (self.global_batch // (self._mine.stop - self._mine.start)):
+                logging.warning(
+                    "data.lanes is %d, not a multiple of the hosts: hosts share lanes, and read "
+                    "the blocks of these each for itself.",
+                    data.lanes,
+                )
+            self._files = files
+        return order
 
     # ------------------------------------------------------------ batches
 
@@ -151,6 +190,13 @@ class Loader:
         positions = self.order.positions(step)[self._mine]
         corpus, rows = self._rows(positions)
         return Plan(positions, corpus, rows, self._places(corpus, rows), None)
+
+    def begin(self, step: int) -> Plan:
+        """`plan` of steps in a row: whole blocks are read for them and for those to come."""
+        plan = self.plan(step)
+        if isinstance(self._files, BlockCache):
+            self._files.hold(self.order.windows(plan.positions))
+        return plan
 
     def read(self, plan: Plan) -> list[bytes]:
         """The JPEGs of a plan, unreadable ones and those known to be bad replaced."""

@@ -12,8 +12,21 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import sidecar
-from data_pipelines.corpus import Corpus, eligible, open_cameras, open_frames, open_tokens
-from data_pipelines.labels import LabelSet
+from data_pipelines.corpus import (
+    Corpus,
+    Filter,
+    eligible,
+    labelled,
+    open_cameras,
+    open_frames,
+    open_set,
+    open_tokens,
+    steps_between,
+    tokenized,
+)
+from data_pipelines.index import CorpusIndex
+from data_pipelines.labels import LATENT_ACTIONS, LabelSet
+from data_pipelines.motion import MOTION, STEPS_PER_LEVEL, check_window, set_name
 
 FIELDS = ("frames", "instruction", "action", "latent_action", "image_tokens")
 
@@ -46,9 +59,14 @@ def open_mixture(data: Any, fields: Sequence[str] = ("frames",)) -> Mixture:
         raise ValueError(f"fields are {list(fields)}; choose from {FIELDS}")
     if data.num_frames < 1:
         raise ValueError(f"data.num_frames is {data.num_frames}; it must be at least 1")
+    if not 0 <= data.min_pair_difference <= 255:
+        raise ValueError(
+            f"data.min_pair_difference is {data.min_pair_difference}; it must be 0 to 255"
+        )
     if not data.history_seconds >= 0:
         raise ValueError(f"data.history_seconds is {data.history_seconds}; it must not be negative")
     for key, known in (
+        ("access", ("random", "windowed")),
         ("sampling", ("per_frame", "per_video")),
         ("tail", ("drop", "clamp")),
     ):
@@ -95,6 +113,11 @@ def open_mixture(data: Any, fields: Sequence[str] = ("frames",)) -> Mixture:
             for corpus in corpora
         ],
     }
+    if data.access == "windowed":
+        settings["windowed"] = [float(data.block_mib), data.window_blocks, data.lanes]
+    if data.min_pair_difference:
+        motion = [corpus.motion.hash for corpus in corpora]
+        settings["min_pair_difference"] = [float(data.min_pair_difference), motion]
     height, width = data.image_size
     return Mixture(
         corpora,
@@ -132,7 +155,7 @@ def _open_corpus(number: int, name: str, config: Any, data: Any, fields: Sequenc
             "make a label set with `lapa label`"
         )
     if config.label_set and ("latent_action" in fields or not clip):
-        labels = LabelSet.open(index.sidecar_dir, config.label_set, index)
+        labels = open_set(config.label_set, index, LATENT_ACTIONS)
         if clip and labels.provenance["window_seconds"] != config.window_seconds:
             raise ValueError(
                 f"{key}.window_seconds is {config.window_seconds}, but label set "
@@ -146,12 +169,19 @@ def _open_corpus(number: int, name: str, config: Any, data: Any, fields: Sequenc
             f"({key}.action_key); float features: "
             f"{[key for key, kind in index.keys.items() if kind == 'float']}"
         )
-    skip, counts, rows = eligible(name, config, data, fields, frames, labels, tokens)
+    filters = [*(labelled(labels) if labels else ()), *tokenized(frames, tokens)]
+    motion = _open_motion(name, config, data, index) if data.min_pair_difference else None
+    if motion:
+        least = data.min_pair_difference * STEPS_PER_LEVEL
+        why = f"differ by less than data.min_pair_difference={data.min_pair_difference} from "
+        why += "the one a window later, or cannot be compared with it, and are not drawn"
+        filters.append(Filter(lambda rows: motion.labels(rows)[:, 0] >= least, why))
+    skip, counts, rows = eligible(name, config, data, fields, frames, filters)
     if not counts.any():
         raise ValueError(
             f"corpus {name!r} ({index.directory}, {index.num_episodes} episodes, the "
             f"longest of {index.episode_length.max()} steps) has no eligible frame for fields "
-            f"{list(fields)}; see {key} and data.tail"
+            f"{list(fields)}; see {key}, data.tail and data.min_pair_difference"
         )
     return Corpus(
         name=name,
@@ -160,12 +190,24 @@ def _open_corpus(number: int, name: str, config: Any, data: Any, fields: Sequenc
         cameras=cameras,
         labels=labels,
         tokens=tokens,
+        motion=motion,
         frames=frames,
         skip=skip,
         counts=counts.astype(np.int64),
         rows=rows,
         per_video=data.sampling == "per_video",
     )
+
+
+def _open_motion(name: str, config: Any, data: Any, index: CorpusIndex) -> LabelSet:
+    """How much pairs of a corpus differ, checked to be of the same pairs."""
+    seconds, keys = config.window_seconds, f"data.corpora.{name}"
+    steps = steps_between(
+        "window", f"{keys}.window_seconds", seconds, index, name, config.fps, f"{keys}.fps"
+    )
+    motion = open_set(set_name(seconds), index, MOTION)
+    check_window(name, motion, steps, config.fps)
+    return motion
 
 
 def _check_equal(corpora: list[Corpus], fields: Sequence[str]) -> None:

@@ -65,7 +65,15 @@ def stage_defaults(stage: str) -> ConfigDict:
     # window_seconds of their corpus apart.
     config.data.history_seconds = 0.5 if stage in POLICIES else 0.0
     config.data.sampling = "per_frame"  # or per_video, as the paper's code
+    # Of frames a window apart, the mean difference in 0..255 below which neither pair nor label is
+    # drawn. Above 0.0 it needs `lapa data motion`.
+    config.data.min_pair_difference = 0.0
     config.data.tail = "drop"  # frames beyond the episode; or clamp, as the paper's code
+    # Or windowed: whole blocks, for object stores. The three keys below are for that alone.
+    config.data.access = "random"
+    config.data.block_mib = 64.0  # MiB of consecutive episodes that are read at once
+    config.data.window_blocks = 2  # whose samples are permuted together
+    config.data.lanes = 8  # that read for themselves: a multiple of the hosts
     config.data.decode = "auto"  # threads (simplejpeg) or tf (tf.data)
     config.data.num_threads = 2
     config.data.prefetch_batches = 4

@@ -35,6 +35,10 @@ VERBS = {
         "statistics of the actions, and the bin edges of action tokens",
         "lapa data stats data/tabletop/robot --json stats.json --csv edges.csv",
     ),
+    "motion": (
+        "how much each pair of frames differs, for data.min_pair_difference",
+        "lapa data motion data/tabletop/robot --window_seconds 0.6",
+    ),
     "batch": (
         "the examples of any training step, as text, JSON or a picture",
         "lapa data batch --config experiments/quantizer/tabletop.py:quick=True --step 5 "
@@ -67,6 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         "inspect": inspect,
         "verify": verify,
         "stats": stats,
+        "motion": motion,
         "batch": batch,
     }
     return mains[verb](rest)
@@ -244,6 +249,43 @@ def stats(argv: list[str]) -> int:
         constant = "  (constant)" if values["constant"][dimension] else ""
         lines.append(f"{dimension:>3}{numbers}{bins:>6} bins{constant}")
     _print("\n".join(lines))
+    return 0
+
+
+def motion(argv: list[str]) -> int:
+    """`lapa data motion`."""
+    from data_pipelines import motion as motions
+    from data_pipelines.index import load_index
+    from data_pipelines.labels import LabelSet
+
+    parser = _parser(
+        "motion",
+        "Decodes every frame of an indexed corpus and writes how much it differs from the one a\n"
+        "window later: the mean over its values, which are 0 to 255.",
+    )
+    parser.add_argument("directory", help="corpus directory")
+    parser.add_argument("--window_seconds", type=float, required=True, help="as the training's")
+    parser.add_argument("--fps", type=float, default=0.0, help="default: the episodes' metadata")
+    parser.add_argument("--split", default="train", help="default: train")
+    parser.add_argument("--image_key", default="image", help="of the index (default: image)")
+    parser.add_argument("--sidecar_dir", help="where the index lies, if elsewhere")
+    parser.add_argument("--workers", type=int, help="threads (default: one per core)")
+    args = parser.parse_args(argv)
+    view = dict(split=args.split, image_key=args.image_key, sidecar_dir=args.sidecar_dir)
+    folder = motions.write_motion(
+        args.directory,
+        window_seconds=args.window_seconds,
+        fps=args.fps,
+        workers=args.workers,
+        **view,
+    )
+    index = load_index(args.directory, **view)
+    name = motions.set_name(args.window_seconds)
+    found = LabelSet.open(index.sidecar_dir, name, index, motions.MOTION)
+    levels = (0.25, 0.5, 1, 2, 4, 8, 16)
+    shares = motions.shares_below(found, levels)
+    lines = [f"{level:>9g}{share:>8.1%}" for level, share in zip(levels, shares, strict=True)]
+    _print("\n".join([f"{folder}", "difference  below it", *lines]))
     return 0
 
 
