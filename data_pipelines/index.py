@@ -119,14 +119,16 @@ def load_index(
     split: str = "train",
     sidecar_dir: str | os.PathLike | None = None,
     image_key: str = "image",
-    action_key: str | None = None,
-    instruction_key: str | None = None,
+    action_key: str = "",
+    instruction_key: str = "",
 ) -> CorpusIndex:
     """Opens an index; missing, stale or damaged → an error that names the command to run.
 
-    action_key, instruction_key: if given, the index must have been built with them.
+    image_key "": the only one that is indexed. action_key, instruction_key: if given, the index
+    must have been built with them.
     """
     directory = Path(directory)
+    image_key = image_key or _only_key(directory, split, sidecar_dir)
     folder = index_folder(directory, image_key, split, sidecar_dir)
     shards = find_shards(directory, split)
     if not (folder / "manifest.json").is_file():
@@ -145,7 +147,7 @@ def load_index(
             f"reads {FORMAT}: {REBUILD} with path {directory}"
         )
     for name, wanted in (("action_key", action_key), ("instruction_key", instruction_key)):
-        if wanted is not None and manifest[name] != wanted:
+        if wanted and manifest[name] != wanted:
             raise StaleIndexError(
                 f"{folder} was built with {name} {manifest[name]!r}, the config "
                 f"says {wanted!r}: {REBUILD} with path {directory}"
@@ -174,6 +176,17 @@ def load_index(
         actions=arrays.pop("actions", None),
         **arrays,
     )
+
+
+def _only_key(directory: Path, split: str, sidecar_dir: str | os.PathLike | None) -> str:
+    root = Path(sidecar_dir or directory) / "index"
+    built = sorted(path.parent.parent.name for path in root.glob(f"*/{split}/manifest.json"))
+    if len(built) != 1:
+        raise FileNotFoundError(
+            f"{root}, split {split!r}, has indexes of image_key {built or 'none'}: "
+            + ("give one of them" if built else f"{REBUILD} with path {directory}")
+        )
+    return built[0]
 
 
 def _check_fresh(directory: Path, shards: list[Path], manifest: dict) -> None:

@@ -10,7 +10,8 @@ import xxhash
 from data_pipelines import sidecar
 
 _EDGE_BYTES = 2**16
-_SHARD = re.compile(r"(?P<name>.+)-(?P<split>[^-]+)\.tfrecord-(?P<i>\d{5,})-of-(?P<n>\d{5,})")
+# What TFDS writes one after the other does not say how many there are.
+_SHARD = re.compile(r"(?P<name>.+)-(?P<split>[^-]+)\.tfrecord-(?P<i>\d{5,})(-of-(?P<n>\d{5,}))?")
 
 
 def find_shards(directory: str | os.PathLike, split: str) -> list[Path]:
@@ -22,13 +23,13 @@ def find_shards(directory: str | os.PathLike, split: str) -> list[Path]:
     for path in sorted(directory.iterdir()):
         if match := _SHARD.fullmatch(path.name):
             group = found.setdefault(match["split"], {})
-            group.setdefault((match["name"], int(match["n"])), {})[int(match["i"])] = path
+            group.setdefault((match["name"], int(match["n"] or 0)), {})[int(match["i"])] = path
     if split not in found:
         hint = ""
         inner = {
             path.parent
             for depth in ("*/", "*/*/")
-            for path in directory.glob(f"{depth}*-{split}.tfrecord-*-of-*")
+            for path in directory.glob(f"{depth}*-{split}.tfrecord-*")
         }
         if inner:
             hint = f"; shards of {split!r} lie in {', '.join(map(str, sorted(inner)[:4]))}"
@@ -44,6 +45,7 @@ def find_shards(directory: str | os.PathLike, split: str) -> list[Path]:
             + ", ".join(f"{name} of {count}" for name, count in sorted(found[split]))
         )
     (((_, count), shards),) = found[split].items()
+    count = count or max(shards) + 1
     missing = [number for number in range(count) if number not in shards]
     if missing or len(shards) != count:
         raise FileNotFoundError(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import re
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
@@ -191,15 +190,39 @@ def read_frames(path: str | Path, settings: VideoSettings) -> Iterator[tuple[flo
             yield float(time), encode(frame)
 
 
-def read_picture(path: str | Path, settings: VideoSettings) -> bytes:
-    """The JPEG of one JPEG or PNG file; its own bytes where it is a JPEG of the right size."""
-    data = Path(path).read_bytes()
-    if data[:2] == b"\xff\xd8" and jpeg_size(data) == (settings.height, settings.width, 3):
-        return data
-    options = {"format_whitelist": "jpeg_pipe,png_pipe"}
-    with _explained(), av.open(io.BytesIO(data), options=options) as container:
-        frame = next(container.decode(video=0))
-        return encode_jpeg(fit_frame(frame, VideoReformatter(), settings), settings.quality)
+def convert_picture(data: bytes, settings: VideoSettings, reformatter: VideoReformatter) -> bytes:
+    """The JPEG of a JPEG or PNG; its own bytes where it is a JPEG of the right size.
+
+    reformatter: of one thread. Raises VideoError.
+    """
+    if data[:2] == b"\xff\xd8":
+        try:
+            if jpeg_size(data) == (settings.height, settings.width, 3):
+                return data
+            image = simplejpeg.decode_jpeg(data)
+        except ValueError as error:
+            raise VideoError(f"undecodable: {error}") from error
+        frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+    elif data[:8] == b"\x89PNG\r\n\x1a\n":
+        frame = _decode_png(data)
+    else:
+        start = data[:4].hex(" ") or "nothing"
+        raise VideoError(f"neither JPEG nor PNG: it starts with {start}")
+    return encode_jpeg(fit_frame(frame, reformatter, settings), settings.quality)
+
+
+def _decode_png(data: bytes) -> av.VideoFrame:
+    # A decoder of its own: FFmpeg's adds the picture before to one that is no key frame.
+    decoder = av.CodecContext.create("png", "r")
+    decoder.options = {"err_detect": "crccheck+bitstream+buffer+explode"}
+    decoder.thread_count = 1
+    packet = av.Packet(data)
+    packet.is_keyframe = True
+    with _explained():
+        frames = decoder.decode(packet)
+    if len(frames) != 1:
+        raise VideoError(f"undecodable: a PNG of {len(frames)} frames")
+    return frames[0]
 
 
 @contextlib.contextmanager
