@@ -49,7 +49,9 @@ setup(
         # Compilers for accelerators that are not there. Without the plugin's own extra "with-cuda"
         # no CUDA library is installed.
         "aot": ["libtpu==0.0.42.*", "jax-cuda12-plugin==0.10.2"],
-        "beam": ["apache-beam>=2.77"],
+        # Wants protobuf 6, pyarrow 25 and pillow 12: better an environment of its own, as
+        # requirements/beam.txt makes it.
+        "beam": ["apache-beam>=2.77,<3"],
         "torch": ["torch==2.13.0", "transformers"],
         "sim": ["metaworld==3.1.1", "gymnasium"],
         "serve": ["fastapi", "uvicorn", "websockets", "msgpack"],

@@ -320,10 +320,17 @@ def _add_shared_flags(one: argparse.ArgumentParser) -> None:
     one.add_argument(
         "--per_shard",
         type=int,
-        default=256,
-        help="recordings in a shard, the unit of resume (default: 256)",
+        default=0,
+        help="recordings in a shard (default: as many as make 256 MiB)",
     )
     one.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+    one.add_argument(
+        "--runner",
+        default="",
+        help="of Apache Beam, such as DirectRunner, DataflowRunner, FlinkRunner, SparkRunner "
+        "(default: none, --workers processes of this machine)",
+    )
+    one.add_argument("--beam_options", default="", help="flags for Beam, as one text")
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -220,7 +220,7 @@ def find_units(files: list[Path]) -> Iterator[conversion.Unit]:
         try:
             for number, offset, length in tfrecord.scan_records(path):
                 work = (path.name, number, offset, length)
-                yield conversion.Unit(f"{path.name}:{number}", work)
+                yield conversion.Unit(f"{path.name}:{number}", work, size=length)
         except tfrecord.RecordError as error:
             yield conversion.Unit(f"{path.name}:{number + 1} and what follows", error.reason)
 

@@ -124,7 +124,10 @@ def convert_files(
     )
     return conversion.convert(
         kind(root, settings, spec),
-        [conversion.Unit(file, caption) for file, caption in captions.items()],
+        [
+            conversion.Unit(file, caption, size=conversion.size_of(root / file))
+            for file, caption in captions.items()
+        ],
         out,
         options,
         name=name,

@@ -178,7 +178,7 @@ def test_the_verb_converts_and_indexes(bridge, tmp_path, capsys):
     out, sidecars = tmp_path / "out", tmp_path / "sidecars"
     arguments = ["--out", out, "--size", "24x32", "--sidecar_dir", sidecars]
     code = data.main(["convert", "tfds", str(bridge), *map(str, arguments)])
-    assert code == 0 and f"index               {sidecars}" in capsys.readouterr().out
+    assert code == 0 and f"  {sidecars}/index/image/train" in capsys.readouterr().out
     assert index.load_index(out, sidecar_dir=sidecars).num_frames == 12
     assert not (out / "index").exists()
 
