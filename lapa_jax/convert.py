@@ -72,6 +72,16 @@ def _add_video(sources: argparse._SubParsersAction) -> None:
         "--clip_seconds", type=float, default=0.0, help="cut into episodes (default: 0, whole)"
     )
     one.add_argument(
+        "--split_scenes",
+        type=float,
+        nargs="?",
+        const=0.3,
+        default=0.0,
+        metavar="DISTANCE",
+        help="begin another episode where the video cuts to another scene (0.3 if no number is "
+        "given; default: off)",
+    )
+    one.add_argument(
         "--source_fps", type=float, default=0.0, help="for files without time stamps and rate"
     )
     one.add_argument("--fps", type=float, default=10.0, help="frames per second (default: 10)")

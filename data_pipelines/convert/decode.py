@@ -19,6 +19,7 @@ import numpy as np
 import simplejpeg
 from av.video.reformatter import VideoReformatter
 
+from data_pipelines.convert import scenes
 from data_pipelines.convert.conversion import NeedsSettingError, RecordingError
 from data_pipelines.schema import jpeg_size
 
@@ -55,6 +56,7 @@ class VideoSettings:
     quality: int
     clip_seconds: float
     source_fps: float
+    cut_threshold: float = 0.0  # of scenes.py; 0: scenes are not told apart
 
     def __post_init__(self) -> None:
         if not self.fps > 0:
@@ -67,11 +69,20 @@ class VideoSettings:
             raise ValueError(f"quality={self.quality} must lie in 1..100 (--quality)")
         if self.source_fps < 0:
             raise ValueError(f"source_fps={self.source_fps} must not be negative (--source_fps)")
+        if not 0 <= self.cut_threshold <= 1:
+            raise ValueError(
+                f"cut_threshold={self.cut_threshold} must lie in 0..1 (--split_scenes)"
+            )
         if self.clip_seconds and self.clip_frames < 2:
             raise ValueError(
                 f"clip_seconds={self.clip_seconds} gives {self.clip_frames} frames at {self.fps}"
                 " fps; an episode needs at least 2 (--clip_seconds, 0 for whole videos)"
             )
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether a video may give several episodes."""
+        return bool(self.clip_frames or self.cut_threshold)
 
     @property
     def clip_frames(self) -> int:
@@ -165,9 +176,17 @@ def read_clips(path: str | Path, settings: VideoSettings) -> Iterator[Clip]:
         fps = Fraction(str(settings.fps))
         # Containers round times to their tick: the last frame counts if it is a tick too early.
         tolerance = min(stream.time_base or Fraction(0), 1 / fps / 4)
-        clip = Clip()
+        clip, last = Clip(), 0
         frames = _timed_frames(stream, path, settings)
-        for frame, shown in nearest_frames(frames, fps, tolerance):
+        if settings.cut_threshold:
+            frames = scenes.numbered(frames, settings.cut_threshold)
+        else:
+            frames = ((time, (frame, 0)) for time, frame in frames)
+        for (frame, scene), shown in nearest_frames(frames, fps, tolerance):
+            if scene != last and clip.images:
+                yield clip
+                clip = Clip()
+            last = scene
             if not shown:
                 image = encode(frame)
             clip.images.append(image)
