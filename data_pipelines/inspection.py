@@ -10,14 +10,14 @@ import base64
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from data_pipelines import schema, sidecar, tfrecord, writer
+from data_pipelines import fields, schema, sidecar, tfrecord, writer
 from data_pipelines.shards import find_shards
 
 MAX_EXAMPLES = 12  # instructions and file names that are shown
@@ -81,8 +81,7 @@ class _Scan:
     """Running facts of one split."""
 
     def __init__(self, action_key: str, instruction_key: str, strips: bool):
-        self.action_key = f"steps/{action_key}"
-        self.instruction_key = f"steps/{instruction_key}"
+        self.action_key, self.instruction_key = action_key, instruction_key
         self.want_strips = strips
         self.episodes = 0
         self.lengths: list[int] = []
@@ -104,7 +103,8 @@ class _Scan:
             self.kinds.setdefault(key, feature.kind)
         steps = _num_steps(where, features, record)
         self.lengths.append(steps)
-        texts = self._texts(record, features)
+        key = self.instruction_key
+        texts = self._read(where, fields.texts, record, features, steps, key) or [""]
         self.instructions[texts[0]] += 1
         self.mixed_instructions += len(set(texts)) > 1
         metadata = {
@@ -117,16 +117,19 @@ class _Scan:
         self.cameras[metadata["camera"] or ""] += 1
         self.sources[metadata["source"] or ""] += 1
         self._add_images(where, record, features, texts[0], metadata["episode_id"])
-        action = features.get(self.action_key)
-        if action is not None and action.kind == tfrecord.FLOAT:
-            values = action.floats(record)
-            if values.size % steps:
-                raise ValueError(
-                    f"{where}: {self.action_key} has {values.size} values, not a multiple of the "
-                    f"{steps} steps"
-                )
+        actions = self._read(where, fields.numbers, record, features, steps, self.action_key)
+        if actions is not None:
             # RLDS: the action of the last step is invalid.
-            self.actions.add(values.reshape(steps, -1)[: max(1, steps - 1)])
+            self.actions.add(actions[: max(1, steps - 1)])
+
+    @staticmethod
+    def _read(
+        where: str, read: Callable, record: bytes, features: dict, steps: int, key: str
+    ) -> Any:
+        try:
+            return read(features, record, steps, key)
+        except fields.FieldError as error:
+            raise ValueError(f"{where}: {error}") from error
 
     def summary(self) -> dict[str, Any]:
         if not self.episodes:
@@ -170,12 +173,6 @@ class _Scan:
             "stored_keys": self.kinds,
             "strips": self.strips,
         }
-
-    def _texts(self, record: bytes, features: dict[str, tfrecord.Feature]) -> list[str]:
-        feature = features.get(self.instruction_key)
-        if feature is None or feature.kind != tfrecord.BYTES:
-            return [""]
-        return [text.decode(errors="replace") for text in feature.byte_items(record)] or [""]
 
     def _add_images(
         self, where: str, record: bytes, features: dict, text: str, episode_id: Any

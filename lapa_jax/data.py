@@ -86,9 +86,11 @@ def index(argv: list[str]) -> int:
     parser = _parser("index", "Builds the frame index of a corpus beside its shards.")
     parser.add_argument("directory", help="corpus directory")
     parser.add_argument("--split", help="only this split (default: all)")
-    parser.add_argument("--image_key", default="image", help="observation (default: image)")
-    parser.add_argument("--action_key", default="action")
-    parser.add_argument("--instruction_key", default="language_instruction")
+    parser.add_argument("--image_key", help="observation (default: image)")
+    _add_keys(parser)
+    parser.add_argument(
+        "--fps", type=float, help="of episodes whose metadata do not tell it (default: unknown)"
+    )
     parser.add_argument("--sidecar_dir", help="where to write (default: in the corpus directory)")
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     parser.add_argument(
@@ -102,12 +104,6 @@ def index(argv: list[str]) -> int:
         "--exclude_file", metavar="FILE", help="the same, a line each; lapa data verify writes it"
     )
     args = parser.parse_args(argv)
-    keys = dict(
-        image_key=args.image_key,
-        action_key=args.action_key,
-        instruction_key=args.instruction_key,
-        sidecar_dir=args.sidecar_dir,
-    )
     exclude = [_record(text) for text in args.exclude + _lines(args.exclude_file)]
     splits = [args.split] if args.split else _splits(args.directory)
     shards = {split: {path.name for path in find_shards(args.directory, split)} for split in splits}
@@ -115,9 +111,16 @@ def index(argv: list[str]) -> int:
         if not any(name in names for names in shards.values()):
             raise ValueError(f"--exclude {name}: no such shard in {args.directory}, {splits}")
     for split in splits:
+        table = _known(args.directory, split)
+        keys = dict(
+            image_key=args.image_key or table.image,
+            **_keys(args, table),
+            sidecar_dir=args.sidecar_dir,
+        )
         folder = build_index(
             args.directory,
             split=split,
+            fps=table.fps if args.fps is None else args.fps,
             workers=args.workers,
             exclude=[item for item in exclude if item[0] in shards[split]],
             **keys,
@@ -139,8 +142,7 @@ def inspect(argv: list[str]) -> int:
     parser = _parser("inspect", "What is in an RLDS corpus.")
     parser.add_argument("directory", help="corpus directory")
     parser.add_argument("--split", help="only this split (default: all)")
-    parser.add_argument("--action_key", default="action")
-    parser.add_argument("--instruction_key", default="language_instruction")
+    _add_keys(parser)
     parser.add_argument("--sidecar_dir", help="where index and label sets lie, if elsewhere")
     parser.add_argument(
         "--max_episodes", type=int, default=0, help="read only that many per split (default: all)"
@@ -148,12 +150,12 @@ def inspect(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--html", metavar="FILE", help="write a page with film strips")
     args = parser.parse_args(argv)
+    table = _known(args.directory, args.split or _splits(args.directory)[0])
     report = inspection.inspect_corpus(
         args.directory,
         splits=[args.split] if args.split else None,
         sidecar_dir=args.sidecar_dir,
-        action_key=args.action_key,
-        instruction_key=args.instruction_key,
+        **_keys(args, table),
         max_episodes=args.max_episodes,
         strips=bool(args.html),
     )
@@ -181,8 +183,7 @@ def verify(argv: list[str]) -> int:
     parser.add_argument(
         "--image_key", action="append", help="observation; repeatable (default: image)"
     )
-    parser.add_argument("--action_key", default="action")
-    parser.add_argument("--instruction_key", default="language_instruction")
+    _add_keys(parser)
     parser.add_argument("--sidecar_dir", help="where index and label sets lie, if elsewhere")
     parser.add_argument(
         "--allow", action="append", default=[], metavar="FAULT", help="is none here; repeatable"
@@ -195,12 +196,13 @@ def verify(argv: list[str]) -> int:
     parser.add_argument("--workers", type=int, help="threads (default: one per core)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
+    splits = [args.split] if args.split else _splits(args.directory)
+    table = _known(args.directory, splits[0])
     report = verification.verify_corpus(
         args.directory,
-        splits=[args.split] if args.split else _splits(args.directory),
-        image_keys=args.image_key or ["image"],
-        action_key=args.action_key,
-        instruction_key=args.instruction_key,
+        splits=splits,
+        image_keys=args.image_key or [table.image],
+        **_keys(args, table),
         sidecar_dir=args.sidecar_dir,
         allow=args.allow,
         workers=args.workers,
@@ -397,6 +399,31 @@ def _splits(directory: str) -> list[str]:
 
     info = writer.read_info(Path(directory))
     return [split["name"] for split in info["splits"]] if info else ["train"]
+
+
+def _add_keys(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--action_key", help="below steps/; several joined by commas")
+    parser.add_argument(
+        "--instruction_key",
+        help="below steps/ (defaults of all keys: those of the data set where it is one of "
+        "Open X-Embodiment, else image, action, language_instruction)",
+    )
+
+
+def _known(directory: str, split: str) -> Any:
+    """The keys of the data set in a directory, or the standard ones."""
+    from data_pipelines import open_x
+
+    return open_x.keys_of(Path(directory), split) or open_x.Keys()
+
+
+def _keys(args: argparse.Namespace, table: Any) -> dict[str, str]:
+    return {
+        "action_key": table.action if args.action_key is None else args.action_key,
+        "instruction_key": (
+            table.instruction if args.instruction_key is None else args.instruction_key
+        ),
+    }
 
 
 def _parser(verb: str, description: str) -> argparse.ArgumentParser:

@@ -20,5 +20,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """`quick`: a minute on a CPU. `data`: the converted corpus. `window`: seconds of a pair."""
     arg = base.parse_arg(arg, quick=False, data="data/my_clips", window=0.5)
     config = tabletop.get_config(f"quick={arg.quick}")
-    config.data.corpora = ConfigDict({"videos": base.corpus(arg.data, window_seconds=arg.window)})
+    as_indexed = dict(image_key="", action_key="", instruction_key="")
+    videos = base.corpus(arg.data, window_seconds=arg.window, **as_indexed)
+    config.data.corpora = ConfigDict({"videos": videos})
     return config
