@@ -14,7 +14,15 @@ import numpy as np
 from absl import logging
 
 from data_pipelines import backends
-from data_pipelines.backends import BadImage, ImageSizeError, Place, ShardFiles, places, read_jpeg
+from data_pipelines.backends import (
+    BadImage,
+    Buffers,
+    ImageSizeError,
+    Place,
+    ShardFiles,
+    places,
+    read_jpeg,
+)
 from data_pipelines.mixture import Corpus, Mixture, open_mixture, wrong_size
 from data_pipelines.order import Order
 
@@ -110,7 +118,7 @@ class Loader:
         self._max_bad_fraction = data.max_bad_fraction
         self._mine = slice(host * global_batch // num_hosts, (host + 1) * global_batch // num_hosts)
         self._prepare = prepare
-        self._files = ShardFiles()
+        self._files, self._buffers = ShardFiles(), Buffers(data.prefetch_batches)
         self._decode = backends.make_decoder(self.backend) if "frames" in fields else None
         self._lock = threading.Lock()
         self._bad: dict[tuple[int, int, int], BadExample] = {}  # by corpus, camera, row
@@ -133,7 +141,6 @@ class Loader:
             start_step,
             self._num_threads,
             self._prefetch,
-            self.mixture.num_frames,
             self._frames_shape(self._mine.stop - self._mine.start),
         )
 
@@ -165,7 +172,7 @@ class Loader:
             return
         with self._lock:
             if plan.frames is None:
-                plan.frames = np.empty(self._frames_shape(plan.size), np.uint8)
+                plan.frames = self._buffers.take(self._frames_shape(plan.size))
         for i in range(start, stop):
             self._try(plan, i, self._decode_example)
 
