@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines import bench_corpus
+from data_pipelines import bench_corpus, schema
 from data_pipelines.index import load_index
 from data_pipelines.loader import Loader
 
@@ -48,7 +48,8 @@ Batches = Iterator[np.ndarray]
 def ours(setting: Setting, decode: str, start_step: int = 0) -> Batches:
     data = setting.data.copy_and_resolve_references()
     data.decode, data.num_threads = decode, setting.threads
-    loader = Loader(data, fields=("frames",), global_batch=setting.batch, seed=0)
+    fields = ("frames", "action", "instruction")
+    loader = Loader(data, fields=fields, global_batch=setting.batch, seed=0)
     for batch in loader.iterate(start_step):
         yield batch["frames"]
 
@@ -118,8 +119,9 @@ def threads_limit(setting: Setting) -> Batches:
 
 
 def octo(setting: Setting, resize: bool = True) -> Batches:
-    """Whole episodes, cut into pairs, shuffled as encoded frames, then decode_image and a Lanczos
-    resize with antialiasing, which is done whether or not the size is right already."""
+    """Trajectories of all features, cut into pairs with their action and instruction, shuffled as
+    encoded frames, then decode_image and a Lanczos resize with antialiasing, which is done whether
+    or not the size is right already."""
     import tensorflow as tf
 
     def decode(jpeg: Any) -> Any:
@@ -129,16 +131,17 @@ def octo(setting: Setting, resize: bool = True) -> Batches:
             image = tf.cast(tf.clip_by_value(tf.round(image), 0, 255), tf.uint8)
         return tf.ensure_shape(image, (*setting.size, 3))
 
-    pairs = _episodes(setting).flat_map(
-        lambda images: tf.data.Dataset.from_tensor_slices(
-            tf.stack([images[: -setting.window], images[setting.window :]], axis=1)
-        )
-    )
-    decoded = pairs.shuffle(_SHUFFLE).map(
-        lambda pair: tf.stack([decode(pair[0]), decode(pair[1])]),
+    def cut(steps: dict[str, Any]) -> dict[str, Any]:
+        count = tf.shape(steps["image"])[0] - setting.window
+        image = tf.stack([steps["image"][:count], steps["image"][setting.window :]], axis=1)
+        return {"image": image, "action": steps["action"][:count], "text": steps["text"][:count]}
+
+    examples = _episodes(setting).map(cut, num_parallel_calls=tf.data.AUTOTUNE).unbatch()
+    decoded = examples.shuffle(_SHUFFLE).map(
+        lambda one: one | {"image": tf.stack([decode(one["image"][0]), decode(one["image"][1])])},
         num_parallel_calls=tf.data.AUTOTUNE,
     )
-    return _batches(setting, decoded)
+    return (batch["image"] for batch in _batches(setting, decoded))
 
 
 def octo_no_resize(setting: Setting) -> Batches:
@@ -149,13 +152,13 @@ def whole_episode(setting: Setting) -> Batches:
     """Every frame of an episode decoded, for one pair of it."""
     import tensorflow as tf
 
-    def one(images: Any) -> Any:
+    def one(steps: dict[str, Any]) -> Any:
         frames = tf.map_fn(
             tf.io.decode_jpeg,
-            images,
+            steps["image"],
             fn_output_signature=tf.TensorSpec((*setting.size, 3), tf.uint8),
         )
-        last = tf.shape(images)[0] - setting.window
+        last = tf.shape(frames)[0] - setting.window
         first = tf.random.uniform((), 0, last, tf.int32)
         return tf.stack([frames[first], frames[first + setting.window]])
 
@@ -164,19 +167,34 @@ def whole_episode(setting: Setting) -> Batches:
 
 
 def _episodes(setting: Setting) -> Any:
-    """The encoded frames of each episode, endlessly, in a random order of the shards."""
+    """{image: encoded, action, text} of all steps of an episode, endlessly, in a random order of
+    the shards. Every feature of a record is parsed, as TFDS does."""
     import tensorflow as tf
 
-    key = "steps/observation/image"
-    features = {key: tf.io.FixedLenSequenceFeature([], tf.string, allow_missing=True)}
+    types = {
+        schema.IMAGE: ((), tf.string),
+        schema.ACTION: ((bench_corpus.ACTION_DIM,), tf.float32),
+        schema.INSTRUCTION: ((), tf.string),
+        schema.REWARD: ((), tf.float32),
+        schema.DISCOUNT: ((), tf.float32),
+    } | {key: ((), tf.int64) for key in (schema.IS_FIRST, schema.IS_LAST, schema.IS_TERMINAL)}
+    features = {
+        key: tf.io.FixedLenSequenceFeature(shape, dtype, allow_missing=True)
+        for key, (shape, dtype) in types.items()
+    }
+
+    def parse(record: Any) -> dict[str, Any]:
+        found = tf.io.parse_single_example(record, features)
+        kept = {"image": schema.IMAGE, "action": schema.ACTION, "text": schema.INSTRUCTION}
+        return {name: found[key] for name, key in kept.items()}
+
     shards = tf.data.Dataset.from_tensor_slices(setting.shards).shuffle(len(setting.shards))
     records = shards.repeat().interleave(
         tf.data.TFRecordDataset, cycle_length=4, num_parallel_calls=tf.data.AUTOTUNE
     )
-    return records.map(
-        lambda record: tf.io.parse_single_example(record, features)[key],
-        num_parallel_calls=tf.data.AUTOTUNE,
-    ).filter(lambda images: tf.shape(images)[0] > setting.window)
+    return records.map(parse, num_parallel_calls=tf.data.AUTOTUNE).filter(
+        lambda steps: tf.shape(steps["image"])[0] > setting.window
+    )
 
 
 def _batches(setting: Setting, pairs: Any) -> Batches:

@@ -17,7 +17,7 @@ from data_pipelines.backends import ShardFiles, places, read_jpeg
 from data_pipelines.index import CorpusIndex, build_index, load_index
 from data_pipelines.writer import RldsWriter
 
-FPS = 10.0
+FPS, ACTION_DIM = 10.0, 7
 _QUALITY = 95
 _PICTURES, _CANVAS = 12, 640  # how many pictures episodes pan over, and their height and width
 _FALL = 1.5  # amplitude over frequency: with the shapes' edges, frames of 25 KB
@@ -44,7 +44,7 @@ def make(workdir: Path, shape: Shape) -> Path:
     directory = workdir / shape.folder
     if not (directory / "dataset_info.json").is_file():
         frames = shape.episodes * shape.steps
-        spec = schema.EpisodeSpec((shape.size, shape.size, 3), 7, True, "bench", FPS)
+        spec = schema.EpisodeSpec((shape.size, shape.size, 3), ACTION_DIM, True, "bench", FPS)
         limit = max(1, frames * 25_000 * (shape.size / 256) ** 2 // _SHARDS)
         rng = np.random.default_rng(shape.seed)
         pictures = [_picture(rng) for _ in range(_PICTURES)]
@@ -126,7 +126,7 @@ def _episode(
     return schema.Episode(
         images=images,
         instruction=f"watch picture {number % _PICTURES}",
-        actions=rng.normal(size=(steps, 7)).astype(np.float32),
+        actions=rng.normal(size=(steps, ACTION_DIM)).astype(np.float32),
         episode_id=f"bench-{number}",
         camera="synthetic",
         fps=FPS,
