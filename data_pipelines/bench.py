@@ -13,13 +13,11 @@ import statistics
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import psutil
 
 from data_pipelines.bench_arms import ARMS, Setting
-from data_pipelines.bench_corpus import FPS
 
 _SETTLE = 8  # batches that are dropped at the start of a turn: some were made before it
 # ratio → (numerator, denominator, what it should reach)
@@ -167,11 +165,6 @@ def to_text(rows: list[dict[str, Any]], found: dict[str, float | None]) -> str:
             verdict = "" if value >= goal else "  missed"
             lines.append(f"{name:<28}{value:8.2f}{goal:8.2f}{verdict}")
     return "\n".join(lines)
-
-
-def setting_of(directory: Path, data: Any, **given: Any) -> Setting:
-    (corpus,) = data.corpora.values()
-    return Setting(directory, data, window=round(corpus.window_seconds * FPS), **given)
 
 
 def cores() -> int:

@@ -45,10 +45,14 @@ Batches = Iterator[np.ndarray]
 # ---------------------------------------------------------------- ours
 
 
-def ours(setting: Setting, decode: str, start_step: int = 0) -> Batches:
+def ours(
+    setting: Setting,
+    decode: str,
+    start_step: int = 0,
+    fields: tuple[str, ...] = ("frames", "action", "instruction"),
+) -> Batches:
     data = setting.data.copy_and_resolve_references()
     data.decode, data.num_threads = decode, setting.threads
-    fields = ("frames", "action", "instruction")
     loader = Loader(data, fields=fields, global_batch=setting.batch, seed=0)
     for batch in loader.iterate(start_step):
         yield batch["frames"]

@@ -13,11 +13,12 @@ import platform
 import sys
 from pathlib import Path
 
-from data_pipelines import bench, bench_corpus
-from data_pipelines.bench_arms import ARMS
+from data_pipelines import bench, bench_corpus, bench_start
+from data_pipelines.bench_arms import ARMS, Setting
 from experiments import base
 
 WINDOW_SECONDS = 0.5
+BACKENDS = {"tfdata": "tf", "threads": "threads"}  # arm → data.decode
 
 
 def main(argv: list[str]) -> int:
@@ -37,6 +38,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--threads", type=int, default=2, help="of each pipeline (default: 2)")
     parser.add_argument("--episodes", type=int, default=200, help="of the corpus (default: 200)")
     parser.add_argument("--size", type=int, default=256, help="of its images (default: 256)")
+    parser.add_argument(
+        "--minutes", type=float, default=0, help="watch the memory of each backend for so long"
+    )
+    parser.add_argument(
+        "--index_episodes",
+        type=int,
+        default=0,
+        help="time the first batch of an index of so many episodes, too (a million: 0.7 GB)",
+    )
     parser.add_argument("--json", action="store_true", help="JSON lines, the ratios last")
     args = parser.parse_args(argv)
     arms = args.arms.split(",")
@@ -46,25 +56,43 @@ def main(argv: list[str]) -> int:
         parser.error("--rounds, --batch, --threads, --episodes and --seconds must be positive")
     shape = bench_corpus.Shape(episodes=args.episodes, size=args.size)
     directory = bench_corpus.make(Path(args.workdir), shape)
+    setting = _setting(args, directory, with_grain="grain" in arms)
+    rows = bench.compare(setting, arms, args.rounds, args.seconds)
+    found = bench.ratios(rows)
+    backends = [decode for arm, decode in BACKENDS.items() if arm in arms]
+    settings = [setting]
+    if args.index_episodes:
+        many = bench_start.many_episodes(directory, args.index_episodes)
+        settings.append(_setting(args, many, with_grain=False))
+    starts = [
+        row for one in settings for name in backends for row in bench_start.first_batches(one, name)
+    ]
+    state = bench_start.state_bytes(setting)
+    memories = [
+        bench_start.memory(setting, name, args.minutes) for name in backends if args.minutes
+    ]
+    if args.json:
+        about = {"machine": platform.machine(), "cores": bench.cores(), **vars(args)}
+        lines = [about, *rows, *starts, *memories, {"state_bytes": state}, found]
+        text = "\n".join(json.dumps(line) for line in lines)
+    else:
+        text = bench.to_text(rows, found) + "\n\n" + bench_start.to_text(starts, state, memories)
+    sys.stdout.write(text + "\n")
+    return 0
+
+
+def _setting(args: argparse.Namespace, directory: Path, with_grain: bool) -> Setting:
     data = base.stage_defaults("quantizer").data
     data.image_size = (args.size, args.size)
     data.corpora.bench = base.corpus(str(directory), window_seconds=WINDOW_SECONDS)
-    setting = bench.setting_of(
+    return Setting(
         directory,
         data,
         batch=args.batch,
         threads=args.threads,
-        array_record=bench_corpus.array_record(directory) if "grain" in arms else None,
+        window=round(WINDOW_SECONDS * bench_corpus.FPS),
+        array_record=bench_corpus.array_record(directory) if with_grain else None,
     )
-    rows = bench.compare(setting, arms, args.rounds, args.seconds)
-    found = bench.ratios(rows)
-    if args.json:
-        lines = [{"machine": platform.machine(), "cores": bench.cores(), **vars(args)}, *rows]
-        text = "\n".join(json.dumps(line) for line in [*lines, found])
-    else:
-        text = bench.to_text(rows, found)
-    sys.stdout.write(text + "\n")
-    return 0
 
 
 if __name__ == "__main__":
