@@ -59,7 +59,8 @@ setup(
         "torch": ["torch==2.13.0", "transformers"],
         "sim": ["metaworld==3.1.1", "gymnasium"],
         "serve": ["fastapi", "uvicorn", "websockets", "msgpack"],
-        "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff"],
+        # grain, array_record: a pipeline that `lapa data bench` compares with
+        "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "grain", "array_record"],
     },
     entry_points={"console_scripts": ["lapa = lapa_jax.cli:main"]},
 )

@@ -14,7 +14,15 @@ import numpy as np
 from absl import logging
 
 from data_pipelines import backends
-from data_pipelines.backends import BadImage, ImageSizeError, Place, ShardFiles, places, read_jpeg
+from data_pipelines.backends import (
+    BadImage,
+    Buffers,
+    ImageSizeError,
+    Place,
+    ShardFiles,
+    places,
+    read_jpeg,
+)
 from data_pipelines.blocks import BlockCache, find_blocks
 from data_pipelines.mixture import Corpus, Mixture, open_mixture, wrong_size
 from data_pipelines.order import Order
@@ -113,6 +121,7 @@ class Loader:
         self._num_threads, self._prefetch = data.num_threads, data.prefetch_batches
         self._max_bad_fraction = data.max_bad_fraction
         self._prepare = prepare
+        self._buffers = Buffers(data.prefetch_batches)
         self._decode = backends.make_decoder(self.backend) if "frames" in fields else None
         self._lock = threading.Lock()
         self._bad: dict[tuple[int, int, int], BadExample] = {}  # by corpus, camera, row
@@ -172,7 +181,6 @@ class Loader:
             start_step,
             self._num_threads,
             self._prefetch,
-            self.mixture.num_frames,
             self._frames_shape(self._mine.stop - self._mine.start),
         )
 
@@ -211,7 +219,7 @@ class Loader:
             return
         with self._lock:
             if plan.frames is None:
-                plan.frames = np.empty(self._frames_shape(plan.size), np.uint8)
+                plan.frames = self._buffers.take(self._frames_shape(plan.size))
         for i in range(start, stop):
             self._try(plan, i, self._decode_example)
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# verb → (what it does, an example); `collect` and `convert` have modules of their own
+# verb → (what it does, an example); those in _MODULES have modules of their own
 VERBS = {
     "collect": (
         "expert episodes of the tabletop world, one corpus per view",
@@ -44,7 +44,12 @@ VERBS = {
         "lapa data batch --config experiments/quantizer/tabletop.py:quick=True --step 5 "
         "--png batch.png",
     ),
+    "bench": (
+        "how fast the loader is, beside its decoders alone and the pipelines of others",
+        "lapa data bench --workdir runs/data_bench",
+    ),
 }
+_MODULES = {"collect": "collect", "convert": "convert", "bench": "data_bench"}
 
 
 def usage() -> str:
@@ -64,8 +69,8 @@ def main(argv: list[str] | None = None) -> int:
     if verb not in VERBS:
         sys.stderr.write(f"lapa data: unknown verb {verb!r}\n\n{usage()}\n")
         return 2
-    if verb in ("collect", "convert"):
-        return importlib.import_module(f"lapa_jax.{verb}").main(rest)
+    if verb in _MODULES:
+        return importlib.import_module(f"lapa_jax.{_MODULES[verb]}").main(rest)
     mains = {
         "index": index,
         "inspect": inspect,
