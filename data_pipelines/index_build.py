@@ -254,7 +254,7 @@ class _EpisodeReader:
             if record[start : start + 4] == b"\x89PNG":
                 raise fail(
                     f"{self.image_key} of step {step} is a PNG; the loader reads JPEG: "
-                    "rewrite the corpus with `lapa data convert`"
+                    "rewrite the corpus with `lapa data convert tfds`"
                 )
             crc = google_crc32c.value(np.frombuffer(record[start : start + size], np.uint8))
             self.frames.append((offset + start, size, crc))

@@ -94,7 +94,10 @@ def index(argv: list[str]) -> int:
     parser.add_argument("--image_key", help="observation (default: image)")
     _add_keys(parser)
     parser.add_argument(
-        "--fps", type=float, help="of episodes whose metadata do not tell it (default: unknown)"
+        "--fps",
+        type=float,
+        help="of episodes whose metadata do not tell it, 0: unknown (default: that of the data set "
+        "where it is known)",
     )
     parser.add_argument("--sidecar_dir", help="where to write (default: in the corpus directory)")
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
@@ -231,7 +234,7 @@ def stats(argv: list[str]) -> int:
     )
     parser.add_argument("directory", help="corpus directory")
     parser.add_argument("--split", default="train", help="default: train")
-    parser.add_argument("--image_key", default="image", help="of the index (default: image)")
+    parser.add_argument("--image_key", default="", help="of the index (default: the only one)")
     parser.add_argument("--sidecar_dir", help="where the index lies, if elsewhere")
     parser.add_argument("--bins", type=int, default=256, help="of a dimension (default: 256)")
     parser.add_argument("--json", metavar="FILE", help="write statistics and edges")

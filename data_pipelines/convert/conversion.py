@@ -291,9 +291,9 @@ def _write_parts(
     todo = [job for job in jobs if job.part not in stage.results]
     noun, place = jobs[0].source.noun, jobs[0].source.place
     bar = tqdm(total=total, initial=finished, unit=noun, disable=not options.progress)
+    bad = [entry for result in stage.results.values() for entry in result["bad"]]
 
     def check_bad() -> None:
-        bad = [entry for result in stage.results.values() for entry in result["bad"]]
         if len(bad) > options.max_bad_fraction * total:
             listing = "; ".join(f"{_printable(name)}: {reason}" for name, reason in bad[:5])
             raise TooManyBadError(
@@ -308,6 +308,7 @@ def _write_parts(
         check_bad()
         for result in results:
             stage.results[result["part"]] = result
+            bad.extend(result["bad"])
             if not alone:
                 bar.update(jobs[result["part"]].recordings)
             check_bad()
@@ -318,8 +319,8 @@ def _join_parts(stage: staging.Staging, options: Options) -> None:
     progress = options.progress and bool(jobs)
     bar = tqdm(total=len(jobs), unit="shard", desc="join", disable=not progress)
     with bar, _execute(staging.join, jobs, options) as results:
-        for _ in results:
-            stage.remove_joined_parts()
+        for result in results:
+            stage.joined(result["shard"])
             bar.update()
 
 

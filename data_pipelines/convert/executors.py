@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import pickle
 import shlex
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from typing import Any, Protocol
 from data_pipelines import sidecar, writer
 
 _POLL_SECONDS = 0.5
-_STOP = "stop.json"
+_JOBS, _STOP = "jobs.pickle", "stop.json"
 
 
 class NeedsSettingError(ValueError):
@@ -83,7 +84,7 @@ def _run_on_beam(
     pipeline = beam.Pipeline(runner=runner, options=PipelineOptions(shlex.split(options)))
     _ = (
         pipeline
-        | "Jobs" >> beam.Create(list(jobs))
+        | "Jobs" >> beam.Create(_save_jobs(jobs, folder / _JOBS))
         | "Spread" >> beam.Reshuffle()
         | "Work" >> beam.Map(functools.partial(_work_on_beam, work, folder))
     )
@@ -103,7 +104,21 @@ def _run_on_beam(
         running.cancel()
 
 
-def _work_on_beam(work: Callable[[Any], dict], folder: Path, job: Any) -> None:
+def _save_jobs(jobs: Sequence[Job], path: Path) -> list[tuple[int, int]]:
+    """(offset, length) of each: runners limit what a pipeline itself may hold."""
+    places, offset = [], 0
+    with path.open("wb") as file:
+        for job in jobs:
+            length = file.write(pickle.dumps(job))
+            places.append((offset, length))
+            offset += length
+    return places
+
+
+def _work_on_beam(work: Callable[[Any], dict], folder: Path, place: tuple[int, int]) -> None:
+    with (folder / _JOBS).open("rb") as file:
+        file.seek(place[0])
+        job = pickle.loads(file.read(place[1]))  # by _save_jobs, in the folder that we hold locked
     try:
         work(job)
     except tuple(_FINAL.values()) as error:

@@ -43,6 +43,7 @@ class PlannedShard:
 class JoinJob:
     """All that is needed to write one shard."""
 
+    shard: int
     path: Path
     pieces: tuple[tuple[Path, int, int], ...]
 
@@ -108,7 +109,7 @@ def join(job: JoinJob) -> dict[str, Any]:
         os.fsync(out.fileno())
         size = out.tell()
     os.replace(unfinished, job.path)
-    result = {"path": job.path.name, "size": size}
+    result = {"shard": job.shard, "size": size}
     sidecar.write_json(job.manifest, result)
     return result
 
@@ -152,30 +153,39 @@ class Staging:
 
     def join_jobs(self) -> list[JoinJob]:
         """What is to be joined yet; a shard that is one whole part is only renamed, here."""
+        names = f"*-{self.split}.tfrecord-*-of-{len(self.plan):05d}"
+        published = {path.name.split("-")[-3] for path in self.directory.glob(names)}
+        needs = {
+            number: planned
+            for number, planned in enumerate(self.plan)
+            if f"{number:05d}" not in published and not self._shard_path(number).exists()
+        }
+        self._shards_of_part = {part: set() for part in self.results}
+        for number, planned in needs.items():
+            for piece in planned.pieces:
+                self._shards_of_part[piece.part].add(number)
+        for part, shards in self._shards_of_part.items():
+            if not shards:
+                self.part_path(part).unlink(missing_ok=True)
         jobs = []
-        for number, planned in enumerate(self.plan):
+        for number, planned in needs.items():
             path = self._shard_path(number)
-            if path.exists() or self._is_published(number):
-                continue
             pieces = tuple((self.part_path(p.part), p.start, p.stop) for p in planned.pieces)
             ((part, start, stop), *others) = pieces
             if not others and start == 0 and stop == part.stat().st_size:
                 os.replace(part, path)
             else:
                 manifest_of(path).unlink(missing_ok=True)
-                jobs.append(JoinJob(path, pieces))
+                jobs.append(JoinJob(number, path, pieces))
         return jobs
 
-    def remove_joined_parts(self) -> None:
-        """Frees the space of parts whose shards are all there."""
-        needed = {
-            piece.part
-            for number, planned in enumerate(self.plan)
-            if not (self._shard_path(number).exists() or self._is_published(number))
-            for piece in planned.pieces
-        }
-        for part in self.results.keys() - needed:
-            self.part_path(part).unlink(missing_ok=True)
+    def joined(self, shard: int) -> None:
+        """Frees the space of parts that no other shard needs."""
+        for piece in self.plan[shard].pieces:
+            left = self._shards_of_part[piece.part]
+            left.discard(shard)
+            if not left:
+                self.part_path(piece.part).unlink(missing_ok=True)
 
     def publish(self, *, name: str, spec: schema.EpisodeSpec, version: str) -> None:
         """Turns the shards into a split of the corpus and removes the staging area."""
@@ -190,10 +200,6 @@ class Staging:
 
     def _shard_path(self, number: int) -> Path:
         return self.folder / f"shard-{number:05d}.tfrecord"
-
-    def _is_published(self, number: int) -> bool:
-        pattern = f"*-{self.split}.tfrecord-{number:05d}-of-{len(self.plan):05d}"
-        return any(self.directory.glob(pattern))
 
     def _is_intact(self, result: dict) -> bool:
         path = self.part_path(result["part"])

@@ -4,7 +4,6 @@ Shows: code usage, reconstructions and the atlas of codes for videos that nobody
 
     lapa demo --videos my_clips                     # converts, trains and reports
     lapa data convert video my_clips --out data/my_clips --fps 10 --size 64     # or by hand
-    lapa data index data/my_clips
     lapa train --config experiments/quantizer/videos.py:data=data/my_clips --workdir runs/quantizer
 
 Cost: see docs/performance.md; quick=True runs in about a minute on two CPU cores.

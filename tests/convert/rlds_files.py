@@ -95,12 +95,14 @@ def write_bridge(parent, lengths=(4, 3, 5)):
     return write(parent, "bridge", features, episodes)
 
 
-def write_standard(parent, name="my_robot", *, steps=4, texts=None, fps=None, size=(24, 32)):
+def write_standard(
+    parent, name="my_robot", *, steps=4, texts=None, fps=None, size=(24, 32), camera="image"
+):
     """As rlds_dataset_builder's template; its action is float64."""
     import tensorflow_datasets as tfds
 
     features = flag_features() | {
-        "observation": {"image": tfds.features.Image(shape=(*size, 3), encoding_format="jpeg")},
+        "observation": {camera: tfds.features.Image(shape=(*size, 3), encoding_format="jpeg")},
         "action": tfds.features.Tensor(shape=(2,), dtype=np.float64),
         "language_instruction": tfds.features.Text(),
     }
@@ -108,7 +110,7 @@ def write_standard(parent, name="my_robot", *, steps=4, texts=None, fps=None, si
     episode = [
         flags(step, steps)
         | {
-            "observation": {"image": jpeg(step, *size)},
+            "observation": {camera: jpeg(step, *size)},
             "action": np.array([step, 0.5]),
             "language_instruction": texts[step],
         }

@@ -1,5 +1,7 @@
 """RLDS data sets that TFDS wrote -> a corpus, and their index in place."""
 
+import json
+
 import numpy as np
 import pytest
 import rlds_files as files
@@ -172,6 +174,22 @@ def test_a_set_of_open_x_is_indexed_in_place(bridge, tmp_path, capsys):
     before = found.hash
     data.main(["index", str(bridge), "--sidecar_dir", str(tmp_path), "--fps", "6"])
     assert index.load_index(bridge, sidecar_dir=tmp_path).hash != before
+
+
+def test_a_set_of_open_x_trains_in_place(tmp_path, capsys):
+    """Two commands and no key; the window of 0.5 s is 5 steps at the table's 10 fps."""
+    source = files.write_standard(
+        tmp_path, "fmb", steps=9, size=(64, 64), camera="image_side_1", fps=None
+    )
+    data.main(["index", str(source), "--sidecar_dir", str(tmp_path)])
+    capsys.readouterr()
+    config = f"experiments/quantizer/videos.py:quick=True,data={source}"
+    sidecars = f"--config.data.corpora.videos.sidecar_dir={tmp_path}"
+    arguments = ["--config", config, sidecars, "--config.global_batch=4", "--json", "--step=0"]
+    assert data.main(["batch", *arguments]) == 0
+    examples = json.loads(capsys.readouterr().out)["examples"]
+    assert sorted(tuple(one["steps"]) for one in examples) == [(0, 5), (1, 6), (2, 7), (3, 8)]
+    assert data.main(["stats", str(source), "--sidecar_dir", str(tmp_path)]) == 0
 
 
 def test_the_verb_converts_and_indexes(bridge, tmp_path, capsys):
