@@ -21,7 +21,6 @@ from data_pipelines.index import CorpusIndex
 from data_pipelines.storage import Location
 
 _MAX_OPEN_FILES = 256
-_CHUNK = 16  # examples that a thread decodes in one go
 Decoder = Callable[[bytes, np.ndarray], None]
 
 
@@ -211,6 +210,8 @@ def _decode_op(tf: Any, jpeg: Any) -> Any:
 class Source(Protocol):
     """What a backend needs of the loader; every method may be called from any thread."""
 
+    chunk: int  # examples that a thread fills in one go
+
     def plan(self, step: int) -> Any: ...
     def begin(self, step: int) -> Any: ...
     def read(self, plan: Any) -> list[bytes]: ...
@@ -228,14 +229,14 @@ def iterate_threads(
     def begin(step: int, done: Future) -> None:
         try:
             plan = source.begin(step)
-            starts = range(0, plan.size, _CHUNK)
+            starts = range(0, plan.size, source.chunk)
             left, lock = len(starts), threading.Lock()
 
             def chunk(start: int) -> None:
                 nonlocal left
                 try:
                     if not done.done():
-                        source.fill(plan, start, min(start + _CHUNK, plan.size))
+                        source.fill(plan, start, min(start + source.chunk, plan.size))
                     with lock:
                         left -= 1
                         last = left == 0
@@ -274,23 +275,32 @@ def iterate_tensorflow(
     prefetch: int,
     num_frames: int,
     frames_shape: tuple[int, ...],
+    shared: bool,
 ) -> Iterator[dict[str, Any]]:
-    """The same batches by tf.data: range → read → decode → prefetch, deterministic, no state."""
+    """The same batches by tf.data: range → read → decode → prefetch, deterministic, no state.
+
+    shared: examples share images, which `read` then gives as one object, to be decoded once.
+    """
     tf = _tensorflow()
 
-    def read(step: np.int64) -> tuple[np.ndarray, np.ndarray]:
+    def read(step: np.int64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         plan = source.begin(int(step))
-        jpegs = np.array(source.read(plan), object)
-        return jpegs, plan.rows  # after replacements
+        jpegs = source.read(plan)
+        distinct = list({id(jpeg): jpeg for jpeg in jpegs}.values()) if shared else jpegs
+        number = {id(jpeg): n for n, jpeg in enumerate(distinct)}
+        which = np.array([number[id(jpeg)] for jpeg in jpegs], np.int32)
+        return np.array(distinct, object), which, plan.rows  # after replacements
 
     def load(step: Any) -> tuple[Any, Any, Any]:
-        jpegs, rows = tf.numpy_function(read, [step], (tf.string, tf.int64), stateful=False)
-        jpegs = tf.ensure_shape(jpegs, [int(np.prod(frames_shape[:2]))])
+        types = tf.string, tf.int32, tf.int64
+        jpegs, which, rows = tf.numpy_function(read, [step], types, stateful=False)
+        which = tf.ensure_shape(which, [int(np.prod(frames_shape[:2]))])
         frames = tf.map_fn(
             lambda jpeg: _decode_op(tf, jpeg),
             jpegs,
             fn_output_signature=tf.TensorSpec(frames_shape[2:], tf.uint8),
         )
+        frames = tf.gather(frames, which) if shared else frames
         rows = tf.ensure_shape(rows, [frames_shape[0], num_frames])
         return step, rows, tf.reshape(frames, frames_shape)
 
