@@ -18,6 +18,7 @@ import numpy as np
 
 from data_pipelines import storage
 from data_pipelines.index import CorpusIndex
+from data_pipelines.sidecar import take
 from data_pipelines.storage import Location
 
 _MAX_OPEN_FILES = 256
@@ -91,9 +92,9 @@ def places(index: CorpusIndex, rows: np.ndarray) -> list[Place]:
         Place(index.shards[shard], *rest)
         for shard, *rest in zip(
             shards,
-            index.frame_offset[rows].tolist(),
-            index.frame_length[rows].tolist(),
-            index.frame_crc[rows].tolist(),
+            take(index.frame_offset, rows).tolist(),
+            take(index.frame_length, rows).tolist(),
+            take(index.frame_crc, rows).tolist(),
             strict=True,
         )
     ]

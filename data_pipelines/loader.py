@@ -18,6 +18,7 @@ from data_pipelines.backends import BadImage, ImageSizeError, Place, ShardFiles,
 from data_pipelines.blocks import BlockCache, find_blocks
 from data_pipelines.mixture import Corpus, Mixture, open_mixture, wrong_size
 from data_pipelines.order import Order
+from data_pipelines.sidecar import take
 from data_pipelines.windowed import WindowedOrder
 
 __all__ = [
@@ -241,14 +242,14 @@ class Loader:
         batch: dict[str, Any] = {"position": plan.positions}
         if "frames" in self.fields:
             batch["frames"] = plan.frames
-        for name, take in (
+        for name, values in (
             ("instruction", _instructions),
             ("action", _actions),
             ("latent_action", _latent_actions),
             ("image_tokens", _image_tokens),
         ):
             if name in self.fields:
-                batch[name] = self._gather(plan, take)
+                batch[name] = self._gather(plan, values)
         return self._prepare(batch) if self._prepare else batch
 
     @property
@@ -445,7 +446,7 @@ def _instructions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
 
 
 def _actions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
-    return corpus.index.actions[rows[:, corpus.frames.current]]
+    return take(corpus.index.actions, rows[:, corpus.frames.current])
 
 
 def _latent_actions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
