@@ -19,10 +19,10 @@ import numpy as np
 
 from data_pipelines import storage
 from data_pipelines.index import CorpusIndex
+from data_pipelines.sidecar import take
 from data_pipelines.storage import Location
 
 _MAX_OPEN_FILES = 256
-_CHUNK = 16  # examples that a thread decodes in one go
 Decoder = Callable[[bytes, np.ndarray], None]
 
 
@@ -93,9 +93,9 @@ def places(index: CorpusIndex, rows: np.ndarray) -> list[Place]:
         Place(index.shards[shard], *rest)
         for shard, *rest in zip(
             shards,
-            index.frame_offset[rows].tolist(),
-            index.frame_length[rows].tolist(),
-            index.frame_crc[rows].tolist(),
+            take(index.frame_offset, rows).tolist(),
+            take(index.frame_length, rows).tolist(),
+            take(index.frame_crc, rows).tolist(),
             strict=True,
         )
     ]
@@ -239,6 +239,8 @@ def _decode_op(tf: Any, jpeg: Any) -> Any:
 class Source(Protocol):
     """What a backend needs of the loader; every method may be called from any thread."""
 
+    chunk: int  # examples that a thread fills in one go
+
     def plan(self, step: int) -> Any: ...
     def begin(self, step: int) -> Any: ...
     def read(self, plan: Any) -> list[bytes]: ...
@@ -256,14 +258,14 @@ def iterate_threads(
     def begin(step: int, done: Future) -> None:
         try:
             plan = source.begin(step)
-            starts = range(0, plan.size, _CHUNK)
+            starts = range(0, plan.size, source.chunk)
             left, lock = len(starts), threading.Lock()
 
             def chunk(start: int) -> None:
                 nonlocal left
                 try:
                     if not done.done():
-                        source.fill(plan, start, min(start + _CHUNK, plan.size))
+                        source.fill(plan, start, min(start + source.chunk, plan.size))
                     with lock:
                         left -= 1
                         last = left == 0
@@ -301,25 +303,36 @@ def iterate_tensorflow(
     num_threads: int,
     prefetch: int,
     frames_shape: tuple[int, ...],
+    shared: bool,
 ) -> Iterator[dict[str, Any]]:
-    """The same batches by tf.data: range → read → decode → prefetch, deterministic, no state."""
+    """The same batches by tf.data: range → read → decode → prefetch, deterministic, no state.
+
+    shared: examples share images, which `read` then gives as one object, to be decoded once.
+    """
     tf = _tensorflow()
 
     def stream(first: int) -> Iterator[Any]:
         # step → its plan, after replacements, until its frames are there
         plans: dict[int, Any] = {}
 
-        def read(step: np.int64) -> np.ndarray:
+        def read(step: np.int64) -> tuple[np.ndarray, np.ndarray]:
             plan = plans[int(step)] = source.begin(int(step))
-            return np.array(source.read(plan), object)
+            jpegs = source.read(plan)
+            distinct = list({id(jpeg): jpeg for jpeg in jpegs}.values()) if shared else jpegs
+            number = {id(jpeg): n for n, jpeg in enumerate(distinct)}
+            which = np.array([number[id(jpeg)] for jpeg in jpegs], np.int32)
+            return np.array(distinct, object), which
 
         def load(step: Any) -> tuple[Any, Any]:
-            jpegs = tf.numpy_function(read, [step], tf.string, stateful=False)
+            types = tf.string, tf.int32
+            jpegs, which = tf.numpy_function(read, [step], types, stateful=False)
+            which = tf.ensure_shape(which, [int(np.prod(frames_shape[:2]))])
             frames = tf.map_fn(
                 lambda jpeg: _decode_op(tf, jpeg),
-                tf.ensure_shape(jpegs, [int(np.prod(frames_shape[:2]))]),
+                jpegs,
                 fn_output_signature=tf.TensorSpec(frames_shape[2:], tf.uint8),
             )
+            frames = tf.gather(frames, which) if shared else frames
             return step, tf.reshape(frames, frames_shape)
 
         dataset = tf.data.Dataset.range(first, np.iinfo(np.int64).max)

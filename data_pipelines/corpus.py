@@ -14,6 +14,7 @@ import numpy as np
 from absl import logging
 
 from data_pipelines import order, storage
+from data_pipelines.chains import Chains
 from data_pipelines.index import CorpusIndex, load_or_build
 from data_pipelines.labels import IMAGE_TOKENS, Kind, LabelSet
 
@@ -45,8 +46,8 @@ class Frames:
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """counts[e] of the frames of episode e are eligible: those from skip[e] on, or `rows` (all
-    eligible rows, ascending) where that is given."""
+    """A sample is one of `chains`, which holds one example or several in a row. counts[e] of those
+    of episode e are eligible: all, or those that `kept` numbers (ascending) where that is given."""
 
     name: str
     number: int
@@ -56,9 +57,9 @@ class Corpus:
     tokens: tuple[LabelSet, ...]  # of the cameras, where they are asked for
     motion: LabelSet | None  # of the pairs, where data.min_pair_difference asks for it
     frames: Frames
-    skip: np.ndarray
+    chains: Chains
     counts: np.ndarray
-    rows: np.ndarray | None
+    kept: np.ndarray | None
     per_video: bool
 
     @property
@@ -82,8 +83,10 @@ class Corpus:
     def num_samples(self) -> int:
         return len(self.videos) if self.per_video else int(self.ends[-1])
 
-    def frame_rows(self, samples: np.ndarray, epochs: np.ndarray, seed: int) -> np.ndarray:
-        """Frame rows of samples, int64 (n, num_frames)."""
+    def frame_rows(
+        self, samples: np.ndarray, epochs: np.ndarray, seed: int, member: int | np.ndarray = 0
+    ) -> np.ndarray:
+        """Frame rows of samples, int64 (n, num_frames): of example `member` of each."""
         if self.per_video:
             episode = self.videos[samples]
             place = (
@@ -93,12 +96,13 @@ class Corpus:
         else:
             episode = np.searchsorted(self.ends, samples, side="right")
             place = samples - (self.ends[episode] - self.counts[episode])
-        if self.rows is None:
-            standing = self.index.episode_start[episode] + self.skip[episode] + place
-        else:
-            first = self.ends[episode] - self.counts[episode]
-            standing = self.rows[first + place].astype(np.int64)
-        return self.frames.rows(standing, episode)
+        key = order.mix(seed, self.number, epochs)
+        if self.kept is not None:
+            chosen = self.kept[self.ends[episode] - self.counts[episode] + place]
+            place = chosen.astype(np.int64) - self.chains.starts[episode]
+            key = None  # what is kept was chosen for these steps
+        step = self.chains.first_steps(episode, place, key) + member * self.chains.window[episode]
+        return self.frames.rows(self.index.episode_start[episode] + step, episode)
 
 
 def open_cameras(name: str, config: Any) -> tuple[CorpusIndex, ...]:
@@ -205,9 +209,9 @@ def eligible(
     data: Any,
     fields: Sequence[str],
     frames: Frames,
-    filters: Sequence["Filter"],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """(skip, counts, rows) of a corpus: see Corpus."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """(skip, counts), int64 (E,): examples of episode e may stand at so many steps from skip[e] on,
+    but for filters."""
     index = frames.index
     length = index.episode_length
     skip, stop = np.zeros_like(length), length
@@ -220,26 +224,7 @@ def eligible(
     counts = np.where(length < _min_steps(name, config), 0, counts)
     if "instruction" in fields or config.require_instruction:
         counts = np.where(_without_instruction(name, index), 0, counts)
-    if not filters:
-        return skip, counts, None
-    rows = np.empty(counts.sum(), np.uint32 if index.num_frames <= 2**32 else np.int64)
-    kept, filled, left_out = np.zeros_like(counts), 0, [0] * len(filters)
-    for start in range(0, index.num_frames, 2**20):  # arrays of all rows would not be small
-        some = np.arange(start, min(start + 2**20, index.num_frames))
-        episode = index.episode_of_rows(some)
-        step = some - index.episode_start[episode] - skip[episode]
-        some = some[(step >= 0) & (step < counts[episode])]
-        for number, one in enumerate(filters):
-            keep = one.keep(some)
-            left_out[number] += len(some) - int(keep.sum())
-            some = some[keep]
-        rows[filled : filled + len(some)] = some
-        filled += len(some)
-        kept += np.bincount(index.episode_of_rows(some), minlength=index.num_episodes)
-    for one, count in zip(filters, left_out, strict=True):
-        if count:
-            logging.info("Corpus %r: %d of %d frames %s.", name, count, counts.sum(), one.why)
-    return skip, kept, rows[:filled]
+    return skip, counts
 
 
 class Filter(NamedTuple):
@@ -265,6 +250,36 @@ def tokenized(frames: Frames, tokens: Sequence[LabelSet]) -> list[Filter]:
 
     why = "lack image tokens and are not drawn"
     return [Filter(whole(one), why) for one in tokens if not one.valid.all()]
+
+
+def select(
+    name: str, index: CorpusIndex, chains: Chains, filters: Sequence[Filter]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """(counts, kept) of a corpus, see there: a chain is kept where all of its examples are."""
+    if not filters:
+        return chains.counts, None
+    total, counts = int(chains.counts.sum()), np.zeros_like(chains.counts)
+    kept = np.empty(total, np.uint32 if total <= 2**32 else np.int64)
+    filled, left_out = 0, [0] * len(filters)
+    for start in range(0, total, 2**20):  # arrays of all would not be small
+        numbers = np.arange(start, min(start + 2**20, total))
+        episode = np.searchsorted(chains.starts, numbers, side="right") - 1
+        first = chains.first_steps(episode, numbers - chains.starts[episode], None)
+        first += index.episode_start[episode]
+        for which, one in enumerate(filters):
+            keep = np.ones(len(numbers), bool)
+            for member in range(chains.length):
+                keep &= one.keep(first + member * chains.window[episode])
+            left_out[which] += len(numbers) - int(keep.sum())
+            numbers, episode, first = numbers[keep], episode[keep], first[keep]
+        kept[filled : filled + len(numbers)] = numbers
+        filled += len(numbers)
+        counts += np.bincount(episode, minlength=index.num_episodes)
+    what = "examples" if chains.length == 1 else f"chains of {chains.length} pairs"
+    for one, count in zip(filters, left_out, strict=True):
+        if count:
+            logging.info("Corpus %r: of %d %s %d %s.", name, total, what, count, one.why)
+    return counts, kept[:filled]
 
 
 def _chosen(name: str, fraction: float, episodes: int) -> np.ndarray:

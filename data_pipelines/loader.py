@@ -26,6 +26,7 @@ from data_pipelines.backends import (
 from data_pipelines.blocks import BlockCache, find_blocks
 from data_pipelines.mixture import Corpus, Mixture, open_mixture, wrong_size
 from data_pipelines.order import Order
+from data_pipelines.sidecar import take
 from data_pipelines.windowed import WindowedOrder
 
 __all__ = [
@@ -99,6 +100,13 @@ class Loader:
         num_hosts: int = 1,
         prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ):
+        self.mixture: Mixture = open_mixture(data, fields)
+        self.chain_pairs = data.chain_pairs  # examples of a sample, which lie side by side
+        if global_batch % num_hosts == 0 and global_batch // num_hosts % self.chain_pairs:
+            raise ValueError(
+                f"global_batch {global_batch} on {num_hosts} hosts is {global_batch // num_hosts} "
+                f"each, not a multiple of data.chain_pairs={self.chain_pairs}"
+            )
         if global_batch < 1 or global_batch % num_hosts:
             raise ValueError(
                 f"global_batch {global_batch} is not a multiple of the {num_hosts} "
@@ -111,7 +119,6 @@ class Loader:
                 raise ValueError(f"data.{key} is {getattr(data, key)}; it must be at least 1")
         if not 0 <= data.max_bad_fraction <= 1:
             raise ValueError(f"data.max_bad_fraction is {data.max_bad_fraction}; it must be 0 to 1")
-        self.mixture: Mixture = open_mixture(data, fields)
         self.fields = tuple(fields)
         self.backend = backends.backend_name(data.decode)
         self.seed, self.global_batch = int(seed), int(global_batch)
@@ -128,7 +135,8 @@ class Loader:
         self._num_seen = self._num_bad = 0
 
     def _random(self) -> Order:
-        return Order(self.mixture.sizes, self.mixture.weights, self.seed, self.global_batch)
+        samples = self.global_batch // self.chain_pairs
+        return Order(self.mixture.sizes, self.mixture.weights, self.seed, samples)
 
     def _windowed(self, data: Any) -> Order:
         if not 0 < data.block_mib < 2**20:
@@ -139,12 +147,13 @@ class Loader:
             blocks,
             self.mixture.weights,
             self.seed,
-            self.global_batch,
+            self.global_batch // self.chain_pairs,
             lanes=data.lanes,
             window_blocks=data.window_blocks,
         )
         if "frames" in self.fields:
-            mine = len(np.unique(order.lanes(np.arange(self.global_batch)[self._mine])))
+            rows = np.arange(self.global_batch)[self._mine] // self.chain_pairs
+            mine = len(np.unique(order.lanes(rows)))
             files = BlockCache(self._files, blocks, [corpus.index.shards for corpus in corpora])
             logging.info(
                 "Windowed access: %d blocks in %d corpora, %d of %d lanes on this host, which "
@@ -182,6 +191,7 @@ class Loader:
             self._num_threads,
             self._prefetch,
             self._frames_shape(self._mine.stop - self._mine.start),
+            shared=self.chain_pairs > 1,
         )
 
     def close(self) -> None:
@@ -195,22 +205,35 @@ class Loader:
         self.close()
 
     def plan(self, step: int) -> Plan:
-        positions = self.order.positions(step)[self._mine]
+        positions = self._positions(step)[self._mine]
         corpus, rows = self._rows(positions)
         return Plan(positions, corpus, rows, self._places(corpus, rows), None)
+
+    @property
+    def chunk(self) -> int:
+        """Examples that a thread decodes in one go: whole chains, about 16."""
+        return self.chain_pairs * max(1, 16 // self.chain_pairs)
 
     def begin(self, step: int) -> Plan:
         """`plan` of steps in a row: whole blocks are read for them and for those to come."""
         plan = self.plan(step)
         if isinstance(self._files, BlockCache):
-            self._files.hold(self.order.windows(plan.positions))
+            self._files.hold(
+                self.order.windows(plan.positions[:: self.chain_pairs] // self.chain_pairs)
+            )
         return plan
 
     def read(self, plan: Plan) -> list[bytes]:
         """The JPEGs of a plan, unreadable ones and those known to be bad replaced."""
-        jpegs = []
+        jpegs: list[bytes] = []
+
+        def read(plan: Plan, i: int, image: int) -> bytes:
+            if self._is_shared(plan, i, image):
+                return jpegs[-1]  # the last of the example before
+            return read_jpeg(self._files, plan.places[i][image])
+
         for i in range(plan.size):
-            jpegs += self._try(plan, i, self._read_example)
+            jpegs += self._try(plan, i, read)
         return jpegs
 
     def fill(self, plan: Plan, start: int, stop: int) -> None:
@@ -227,14 +250,14 @@ class Loader:
         batch: dict[str, Any] = {"position": plan.positions}
         if "frames" in self.fields:
             batch["frames"] = plan.frames
-        for name, take in (
+        for name, values in (
             ("instruction", _instructions),
             ("action", _actions),
             ("latent_action", _latent_actions),
             ("image_tokens", _image_tokens),
         ):
             if name in self.fields:
-                batch[name] = self._gather(plan, take)
+                batch[name] = self._gather(plan, values)
         return self._prepare(batch) if self._prepare else batch
 
     @property
@@ -245,13 +268,19 @@ class Loader:
     def _frames_shape(self, size: int) -> tuple[int, ...]:
         return (size, self.num_images, *self.mixture.image_size, 3)
 
+    def _positions(self, step: int) -> np.ndarray:
+        """Of the global batch of a step, int64 (global_batch,)."""
+        samples = self.order.positions(step)[:, None] * self.chain_pairs
+        return (samples + np.arange(self.chain_pairs)).reshape(-1)
+
     def _rows(self, positions: np.ndarray, attempt: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        corpus, epoch, sample = self.order.replacements(positions, attempt)
+        place, member = np.divmod(positions, self.chain_pairs)
+        corpus, epoch, sample = self.order.replacements(place, attempt)
         rows = np.empty((len(positions), self.mixture.num_frames), np.int64)
         for number in np.unique(corpus):
             mine = corpus == number
             rows[mine] = self.mixture.corpora[number].frame_rows(
-                sample[mine], epoch[mine], self.seed
+                sample[mine], epoch[mine], self.seed, member[mine]
             )
         return corpus, rows
 
@@ -315,10 +344,19 @@ class Loader:
         if known is not None:
             raise BadImage(known.reason)
 
-    def _read_example(self, plan: Plan, i: int, image: int) -> bytes:
-        return read_jpeg(self._files, plan.places[i][image])
+    def _is_shared(self, plan: Plan, i: int, image: int) -> bool:
+        """Whether an image is the last one of the example before, in the same chain."""
+        follows = image == 0 and plan.positions[i] % self.chain_pairs > 0
+        return bool(
+            follows
+            and plan.corpus[i] == plan.corpus[i - 1]
+            and plan.rows[i, 0] == plan.rows[i - 1, -1]
+        )
 
     def _decode_example(self, plan: Plan, i: int, image: int) -> None:
+        if self._is_shared(plan, i, image):
+            plan.frames[i, 0] = plan.frames[i - 1, -1]
+            return
         self._decode(read_jpeg(self._files, plan.places[i][image]), plan.frames[i, image])
 
     # ------------------------------------------------------------ bad examples
@@ -362,7 +400,7 @@ class Loader:
 
     def describe(self, step: int) -> list[dict[str, Any]]:
         """Where each example of the GLOBAL batch of a step comes from, before replacements."""
-        positions = self.order.positions(step)
+        positions = self._positions(step)
         numbers, rows = self._rows(positions)
         found, ids = [], {}
         for position, number, example in zip(positions, numbers, rows, strict=True):
@@ -416,7 +454,7 @@ def _instructions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
 
 
 def _actions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
-    return corpus.index.actions[rows[:, corpus.frames.current]]
+    return take(corpus.index.actions, rows[:, corpus.frames.current])
 
 
 def _latent_actions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:

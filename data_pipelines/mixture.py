@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+from absl import logging
 
 from data_pipelines import sidecar
+from data_pipelines.chains import Chains
 from data_pipelines.corpus import (
     Corpus,
     Filter,
@@ -21,6 +22,7 @@ from data_pipelines.corpus import (
     open_frames,
     open_set,
     open_tokens,
+    select,
     steps_between,
     tokenized,
 )
@@ -59,6 +61,13 @@ def open_mixture(data: Any, fields: Sequence[str] = ("frames",)) -> Mixture:
         raise ValueError(f"fields are {list(fields)}; choose from {FIELDS}")
     if data.num_frames < 1:
         raise ValueError(f"data.num_frames is {data.num_frames}; it must be at least 1")
+    clip = data.num_frames == 2 and data.history_seconds == 0
+    if data.chain_pairs < 1 or data.chain_pairs > 1 and not clip:
+        raise ValueError(
+            f"data.chain_pairs is {data.chain_pairs}; it must be at least 1, and chains are of "
+            f"pairs: data.num_frames 2 (is {data.num_frames}), data.history_seconds 0.0 (is "
+            f"{data.history_seconds})"
+        )
     if not 0 <= data.min_pair_difference <= 255:
         raise ValueError(
             f"data.min_pair_difference is {data.min_pair_difference}; it must be 0 to 255"
@@ -115,6 +124,8 @@ def open_mixture(data: Any, fields: Sequence[str] = ("frames",)) -> Mixture:
     }
     if data.access == "windowed":
         settings["windowed"] = [float(data.block_mib), data.window_blocks, data.lanes]
+    if data.chain_pairs > 1:
+        settings["chain_pairs"] = data.chain_pairs
     if data.min_pair_difference:
         motion = [corpus.motion.hash for corpus in corpora]
         settings["min_pair_difference"] = [float(data.min_pair_difference), motion]
@@ -173,15 +184,26 @@ def _open_corpus(number: int, name: str, config: Any, data: Any, fields: Sequenc
     motion = _open_motion(name, config, data, index) if data.min_pair_difference else None
     if motion:
         least = data.min_pair_difference * STEPS_PER_LEVEL
-        why = f"differ by less than data.min_pair_difference={data.min_pair_difference} from "
-        why += "the one a window later, or cannot be compared with it, and are not drawn"
+        why = "have frames that differ by less than data.min_pair_difference="
+        why += f"{data.min_pair_difference} from those a window later, and are not drawn"
         filters.append(Filter(lambda rows: motion.labels(rows)[:, 0] >= least, why))
-    skip, counts, rows = eligible(name, config, data, fields, frames, filters)
+    skip, counts = eligible(name, config, data, fields, frames)
+    chains = Chains(data.chain_pairs, frames.steps, skip, counts)
+    if chains.num_in_none:
+        logging.warning(
+            "Corpus %r: %d of %d pairs are in no chain of data.chain_pairs=%d and are never drawn: "
+            "their episodes are too short.",
+            name,
+            chains.num_in_none,
+            counts.sum(),
+            data.chain_pairs,
+        )
+    counts, kept = select(name, index, chains, filters)
     if not counts.any():
         raise ValueError(
             f"corpus {name!r} ({index.directory}, {index.num_episodes} episodes, the "
             f"longest of {index.episode_length.max()} steps) has no eligible frame for fields "
-            f"{list(fields)}; see {key}, data.tail and data.min_pair_difference"
+            f"{list(fields)}; see {key}, data.tail, data.min_pair_difference and data.chain_pairs"
         )
     return Corpus(
         name=name,
@@ -192,9 +214,9 @@ def _open_corpus(number: int, name: str, config: Any, data: Any, fields: Sequenc
         tokens=tokens,
         motion=motion,
         frames=frames,
-        skip=skip,
-        counts=counts.astype(np.int64),
-        rows=rows,
+        chains=chains,
+        counts=counts,
+        kept=kept,
         per_video=data.sampling == "per_video",
     )
 

@@ -28,6 +28,7 @@ _UNREADABLE = (
     MemoryError,
     OverflowError,
 )
+_LARGE_BYTES = 2**26
 
 
 class SidecarError(ValueError):
@@ -100,11 +101,27 @@ def join_arrays(path: Path, parts: list[np.ndarray]) -> None:
 def map_array(path: Path) -> np.ndarray:
     """An .npy file, memory-mapped read-only."""
     try:
-        if path.stat().st_size < 2**16:
+        size = path.stat().st_size
+        if size < 2**16:
             return np.load(path, allow_pickle=False)  # also the only way for empty arrays
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if size >= _LARGE_BYTES:
+            array.file = open(path, "rb")  # closed with the array; `take` reads from it
+        return array
     except _UNREADABLE as error:
         raise SidecarError(f"{path} is damaged: {error}") from error
+
+
+def take(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """array[rows] of rows (n,) without its pages becoming resident. A row that is looked at through
+    a map may make 2 MiB so: a file system with large folios maps them whole."""
+    file = getattr(array, "file", None)
+    if file is None:
+        return array[rows]
+    size = array.dtype.itemsize * int(np.prod(array.shape[1:]))
+    starts = (array.offset + rows * size).tolist()
+    data = b"".join([os.pread(file.fileno(), size, start) for start in starts])
+    return np.frombuffer(data, array.dtype).reshape(len(rows), *array.shape[1:])
 
 
 def file_digest(path: Path) -> str:

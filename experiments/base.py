@@ -65,6 +65,7 @@ def stage_defaults(stage: str) -> ConfigDict:
     # Time between the frames of an example, which end at the current one. 0.0: they begin there,
     # window_seconds of their corpus apart.
     config.data.history_seconds = 0.5 if stage in POLICIES else 0.0
+    config.data.chain_pairs = 1  # pairs of one episode side by side in the batch, sharing frames
     config.data.sampling = "per_frame"  # or per_video, as the paper's code
     # Of frames a window apart, the mean difference in 0..255 below which neither pair nor label is
     # drawn. Above 0.0 it needs `lapa data motion`.

@@ -94,7 +94,7 @@ class Pairs(Frames):
             {"corpus": template | corpus | {"window_seconds": self.window_seconds}}
         )
         data.sampling, data.num_frames, data.history_seconds = "per_frame", 2, 0.0
-        data.access, data.min_pair_difference = "random", 0.0
+        data.access, data.min_pair_difference, data.chain_pairs = "random", 0.0, 1
         opened = open_mixture(data, ["frames"]).corpora[0]
         super().__init__(opened.index, tuple(data.image_size), decode=data.decode)
         samples = np.arange(opened.num_samples)

@@ -88,6 +88,7 @@ def data_config(corpora: dict[str, Path], size: int = 16, **overrides) -> ml_col
             "image_size": (size, size),
             "num_frames": 2,
             "history_seconds": 0.0,
+            "chain_pairs": 1,
             "sampling": "per_frame",
             "tail": "drop",
             "min_pair_difference": 0.0,

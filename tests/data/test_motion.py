@@ -93,7 +93,10 @@ def test_static_pairs_are_not_drawn(corpus):
 def test_what_was_left_out_is_told(corpus, caplog):
     with caplog.at_level("INFO"):
         make(corpus[0])
-    assert "'a': 6 of 21 frames differ by less than data.min_pair_difference=1.0" in caplog.text
+    assert (
+        "'a': of 21 examples 6 have frames that differ by less than data.min_pair_difference=1.0"
+        in caplog.text
+    )
 
 
 def test_a_set_of_other_pairs_is_refused(corpus):
