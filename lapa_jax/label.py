@@ -162,7 +162,7 @@ class Encoder:
     share each batch and hold all parameters."""
 
     def __init__(self, run: runs.Run, function: Callable[..., jax.Array]):
-        devices = jax.local_devices()
+        self.run, devices = run, jax.local_devices()
         mesh = make_mesh({"data": len(devices), "fsdp": 1, "seq": 1, "tensor": 1}, devices)
         self._devices = len(devices)
         self._split = sharding.batch_sharding(mesh)
