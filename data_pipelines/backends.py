@@ -144,23 +144,35 @@ class Buffers:
 class FrameReader:
     """Frames of an index by row, for those who walk a corpus instead of sampling it."""
 
-    def __init__(self, index: CorpusIndex, image_size: tuple[int, int], decode: str = "auto"):
+    def __init__(
+        self,
+        index: CorpusIndex,
+        image_size: tuple[int, int],
+        decode: str = "auto",
+        num_threads: int = 1,
+    ):
         self.index, self.image_size = index, image_size
         self._files, self._decode = ShardFiles(), make_decoder(backend_name(decode))
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="lapa-frames")
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
         """(uint8 (n, H, W, 3), {position in rows: reason} of bad frames, which are left zero)."""
-        frames = np.zeros((len(rows), *self.image_size, 3), np.uint8)
-        bad = {}
-        for number, place in enumerate(places(self.index, rows)):
-            try:
-                self._decode(read_jpeg(self._files, place), frames[number])
-            except BadImage as error:
-                frames[number] = 0
-                bad[number] = str(error)
-        return frames, bad
+        frames = np.empty((len(rows), *self.image_size, 3), np.uint8)
+        found, bad = places(self.index, rows), {}
+
+        def chunk(start: int) -> None:
+            for number in range(start, min(start + _CHUNK, len(rows))):
+                try:
+                    self._decode(read_jpeg(self._files, found[number]), frames[number])
+                except BadImage as error:
+                    frames[number] = 0
+                    bad[number] = str(error)
+
+        list(self._pool.map(chunk, range(0, len(rows), _CHUNK)))
+        return frames, dict(sorted(bad.items()))
 
     def close(self) -> None:
+        self._pool.shutdown()
         self._files.close()
 
 

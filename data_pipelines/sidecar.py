@@ -7,6 +7,7 @@ a temporary name and renamed, so that a file which exists is a whole one.
 import hashlib
 import json
 import os
+import socket
 import tokenize
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +40,9 @@ class SidecarError(ValueError):
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; renames it on success, removes it on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.incomplete")
+    # Hosts that share a disk write one manifest, maybe at once and by processes of one number.
+    owner = f"{socket.gethostname()}.{os.getpid()}"
+    temporary = path.with_name(f".{path.name}.{owner}.incomplete")
     try:
         yield temporary
         with open(temporary, "rb") as file:

@@ -229,31 +229,46 @@ def stats(argv: list[str]) -> int:
 
     parser = _parser(
         "stats",
-        "Exact statistics of the actions of an indexed corpus (the last step of an episode has "
-        "none), and\nthe quantiles between which action tokens lie.",
+        "Statistics of the actions of an indexed corpus (the last step of an episode has none),\n"
+        "and the quantiles between which action tokens lie. Exact up to 2 GiB of actions; beyond,\n"
+        "or with --approximate, quantiles come from a histogram and take little memory.",
     )
     parser.add_argument("directory", help="corpus directory")
     parser.add_argument("--split", default="train", help="default: train")
     parser.add_argument("--image_key", default="", help="of the index (default: the only one)")
     parser.add_argument("--sidecar_dir", help="where the index lies, if elsewhere")
     parser.add_argument("--bins", type=int, default=256, help="of a dimension (default: 256)")
+    parser.add_argument(
+        "--approximate", action="store_true", help="quantiles by a histogram, within about 0.5 %%"
+    )
     parser.add_argument("--json", metavar="FILE", help="write statistics and edges")
     parser.add_argument("--csv", metavar="FILE", help="write the edges as the original's csv")
     args = parser.parse_args(argv)
     found = load_index(
         args.directory, split=args.split, image_key=args.image_key, sidecar_dir=args.sidecar_dir
     )
-    values = statistics.action_statistics(found)
-    rows = statistics.valid_action_rows(found)
-    tokenizer = ActionTokenizer(statistics.quantile_edges(found.actions[rows], args.bins))
+    approximate = args.approximate or statistics.too_large(found)
+    if approximate:
+        sketch = statistics.sketch_actions(found)
+        values, edges = sketch.statistics(), sketch.edges(args.bins)
+    else:
+        values = statistics.action_statistics(found)
+        rows = statistics.valid_action_rows(found)
+        edges = statistics.quantile_edges(found.actions[rows], args.bins)
+    values["approximate"] = approximate
+    tokenizer = ActionTokenizer(edges)
     if args.csv:
         Path(args.csv).write_text(tokenizer.to_csv(), encoding="utf-8")
     if args.json:
         facts = {"directory": args.directory, "split": args.split, "corpus_hash": found.hash}
-        edges = json.loads(tokenizer.to_json())
-        Path(args.json).write_text(json.dumps(facts | values | edges, indent=1) + "\n")
+        facts |= values | json.loads(tokenizer.to_json())
+        Path(args.json).write_text(json.dumps(facts, indent=1) + "\n")
     columns = ("mean", "std", "min", "q01", "q99", "max")
-    lines = [f"{values['num_actions']} actions", f"{'':>3}" + "".join(f"{c:>11}" for c in columns)]
+    how = "; quantiles are approximate, from a histogram" if approximate else ""
+    lines = [
+        f"{values['num_actions']} actions{how}",
+        f"{'':>3}" + "".join(f"{c:>11}" for c in columns),
+    ]
     for dimension, bins in enumerate(tokenizer.num_bins):
         numbers = "".join(f"{values[column][dimension]:>11.4g}" for column in columns)
         constant = "  (constant)" if values["constant"][dimension] else ""

@@ -148,7 +148,13 @@ def test_stats_are_exact_and_survive_the_csv(tmp_path, capsys):
     expected = np.quantile(actions.astype(np.float64), np.linspace(0, 1, 9), axis=0).T
     np.testing.assert_allclose(found["edges"], expected, rtol=1e-12)
     np.testing.assert_allclose(found["std"], actions.astype(np.float64).std(0), rtol=1e-12)
-    assert found["num_actions"] == 32
+    assert found["num_actions"] == 32 and not found["approximate"]
+    sketched = tmp_path / "sketched.json"
+    code, text = run(capsys, "stats", tmp_path, "--approximate", "--json", sketched)
+    assert code == 0 and text.startswith("32 actions; quantiles are approximate")
+    near = json.loads(sketched.read_text())
+    np.testing.assert_allclose(near["q99"], found["q99"], rtol=5e-3)
+    assert near["approximate"] and near["max"] == found["max"]
     tokenizers = from_csv(edges.read_text()), from_json(made.read_bytes())
     for tokenizer in tokenizers:
         assert [e.tolist() for e in tokenizer.edges] == found["edges"]
