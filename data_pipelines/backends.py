@@ -23,6 +23,7 @@ from data_pipelines.sidecar import take
 from data_pipelines.storage import Location
 
 _MAX_OPEN_FILES = 256
+_ROWS = 16  # of an index, that a thread decodes in one go
 Decoder = Callable[[bytes, np.ndarray], None]
 
 
@@ -161,14 +162,14 @@ class FrameReader:
         found, bad = places(self.index, rows), {}
 
         def chunk(start: int) -> None:
-            for number in range(start, min(start + _CHUNK, len(rows))):
+            for number in range(start, min(start + _ROWS, len(rows))):
                 try:
                     self._decode(read_jpeg(self._files, found[number]), frames[number])
                 except BadImage as error:
                     frames[number] = 0
                     bad[number] = str(error)
 
-        list(self._pool.map(chunk, range(0, len(rows), _CHUNK)))
+        list(self._pool.map(chunk, range(0, len(rows), _ROWS)))
         return frames, dict(sorted(bad.items()))
 
     def close(self) -> None:
@@ -321,7 +322,7 @@ def iterate_tensorflow(
 
     shared: examples share images, which `read` then gives as one object, to be decoded once.
     """
-    tf = _tensorflow()
+    tf, num_images = _tensorflow(), int(np.prod(frames_shape[:2]))
 
     def stream(first: int) -> Iterator[Any]:
         # step → its plan, after replacements, until its frames are there
@@ -338,10 +339,10 @@ def iterate_tensorflow(
         def load(step: Any) -> tuple[Any, Any]:
             types = tf.string, tf.int32
             jpegs, which = tf.numpy_function(read, [step], types, stateful=False)
-            which = tf.ensure_shape(which, [int(np.prod(frames_shape[:2]))])
+            which = tf.ensure_shape(which, [num_images])
             frames = tf.map_fn(
                 lambda jpeg: _decode_op(tf, jpeg),
-                jpegs,
+                tf.ensure_shape(jpegs, [None if shared else num_images]),
                 fn_output_signature=tf.TensorSpec(frames_shape[2:], tf.uint8),
             )
             frames = tf.gather(frames, which) if shared else frames
