@@ -335,7 +335,7 @@ def _execute(work: Callable, jobs: Sequence, options: Options) -> contextlib.clo
 
 def _write_part(job: _PartJob, advance: Callable[[int], object] | None = None) -> dict:
     """Converts the units of one part; the file gets its name once it is whole."""
-    unfinished = job.path.with_name(job.path.name + writer.INCOMPLETE)
+    unfinished = staging.unfinished_of(job.path)
     result = {
         "part": job.part,
         "records": [],
