@@ -73,7 +73,7 @@ def build_index(
         "image_key": image_key,
         "action_key": action_key,
         "instruction_key": instruction_key,
-        "fps": fps,
+        "fps": float(fps),
     }
     fields.parts(action_key)
     if not (np.isfinite(fps) and fps >= 0):

@@ -24,8 +24,9 @@ from tqdm import tqdm
 from data_pipelines import schema, sidecar, writer
 from data_pipelines.convert import executors, staging
 from data_pipelines.convert.executors import NeedsSettingError
+from data_pipelines.convert.report import Report, printable
 
-__all__ = ["NeedsSettingError"]
+__all__ = ["NeedsSettingError", "Report"]
 
 MIN_STEPS = 2  # a frame pair needs two
 SHARD_BYTES = 256 << 20
@@ -109,55 +110,6 @@ class Options:
             )
         if self.beam_options and not self.runner:
             raise ValueError(f"--beam_options {self.beam_options!r} need a --runner of Beam")
-
-
-@dataclasses.dataclass
-class Report:
-    """What a conversion did. `bad` and `short` list (recording or part of it, reason); `notes` are
-    further counts of the source."""
-
-    directory: str
-    split: str
-    noun: str
-    found: int
-    shards: int = 0
-    episodes: int = 0
-    frames: int = 0
-    hours: float = 0.0
-    repeated_frames: int = 0
-    episodes_with_language: int = 0
-    resumed_parts: int = 0
-    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
-    bad: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-    short: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-
-    def to_json(self) -> dict:
-        return dataclasses.asdict(self)
-
-    def table(self, max_entries: int = 20) -> str:
-        """The report as text."""
-        rows = [
-            ("corpus", f"{self.directory} (split {self.split})"),
-            (f"{self.noun}s found", self.found),
-            ("episodes", self.episodes),
-            ("with language", self.episodes_with_language),
-            ("frames", self.frames),
-            ("hours", f"{self.hours:.3f}"),
-            ("shards", self.shards),
-            ("parts from before", self.resumed_parts),
-            ("frames shown twice", f"{self.repeated_frames} (source slower than the corpus)"),
-            ("unconvertible", len(self.bad)),
-            ("too short", len(self.short)),
-            *self.notes.items(),
-        ]
-        width = max(len(name) for name, _ in rows)
-        lines = [f"{name:<{width}}  {value}" for name, value in rows]
-        for title, entries in (("unconvertible", self.bad), ("too short", self.short)):
-            for name, reason in entries[:max_entries]:
-                lines.append(f"  {title}: {_printable(name)}: {reason}")
-            if len(entries) > max_entries:
-                lines.append(f"  {title}: ... and {len(entries) - max_entries} more")
-        return "\n".join(lines)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -295,7 +247,7 @@ def _write_parts(
 
     def check_bad() -> None:
         if len(bad) > options.max_bad_fraction * total:
-            listing = "; ".join(f"{_printable(name)}: {reason}" for name, reason in bad[:5])
+            listing = "; ".join(f"{printable(name)}: {reason}" for name, reason in bad[:5])
             raise TooManyBadError(
                 f"{len(bad)} of {total} {noun}s {place} cannot be converted, more than "
                 f"max_bad_fraction={options.max_bad_fraction} (--max_bad_fraction): {listing}"
@@ -335,7 +287,7 @@ def _execute(work: Callable, jobs: Sequence, options: Options) -> contextlib.clo
 
 def _write_part(job: _PartJob, advance: Callable[[int], object] | None = None) -> dict:
     """Converts the units of one part; the file gets its name once it is whole."""
-    unfinished = job.path.with_name(job.path.name + writer.INCOMPLETE)
+    unfinished = staging.unfinished_of(job.path)
     result = {
         "part": job.part,
         "records": [],
@@ -426,7 +378,3 @@ def _require_episodes(report: Report, source: Source) -> None:
         raise ValueError(
             f"no {source.noun} {source.place} gave an episode: {dict(reasons.most_common(20))}"
         )
-
-
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()

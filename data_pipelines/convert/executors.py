@@ -119,6 +119,8 @@ def _work_on_beam(work: Callable[[Any], dict], folder: Path, place: tuple[int, i
     with (folder / _JOBS).open("rb") as file:
         file.seek(place[0])
         job = pickle.loads(file.read(place[1]))  # by _save_jobs, in the folder that we hold locked
+    if job.manifest.exists():  # Beam tries a job again when another one beside it has failed
+        return
     try:
         work(job)
     except tuple(_FINAL.values()) as error:

@@ -136,7 +136,7 @@ def convert_rlds(
         "state": state_key,
     }
     widths = _check_keys(open_x.name_of(directory, split), keys, record, features)
-    fps = fps or table.fps
+    fps = float(fps or table.fps)
     if not fps and not _fps(features, record):
         raise ValueError(
             f"{directory} does not say how many steps a second has: its episodes lack {schema.FPS}"

@@ -12,6 +12,7 @@ import dataclasses
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,11 @@ def manifest_of(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
+def unfinished_of(path: Path) -> Path:
+    """A name of its own for each try: Beam may have several at once."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{writer.INCOMPLETE}")
+
+
 def plan_by_size(records: Sequence[tuple[int, Sequence[int]]], target: int) -> list[PlannedShard]:
     """Shards of about equal size, as near to `target` bytes as their number allows.
 
@@ -94,7 +100,7 @@ def _planned(records: list[tuple[int, int, int]], framing: int) -> PlannedShard:
 
 def join(job: JoinJob) -> dict[str, Any]:
     """Writes a shard from its pieces."""
-    unfinished = job.path.with_name(job.path.name + writer.INCOMPLETE)
+    unfinished = unfinished_of(job.path)
     with writer.explain_full_disk(job.path), unfinished.open("wb") as out:
         for path, start, stop in job.pieces:
             with path.open("rb", buffering=0) as part:

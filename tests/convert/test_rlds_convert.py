@@ -172,6 +172,8 @@ def test_a_set_of_open_x_is_indexed_in_place(bridge, tmp_path, capsys):
     with pytest.raises(index.StaleIndexError, match="built with action_key"):
         index.load_index(bridge, sidecar_dir=tmp_path, action_key="action")
     before = found.hash
+    data.main(["index", str(bridge), "--sidecar_dir", str(tmp_path), "--fps", "5"])
+    assert index.load_index(bridge, sidecar_dir=tmp_path).hash == before
     data.main(["index", str(bridge), "--sidecar_dir", str(tmp_path), "--fps", "6"])
     assert index.load_index(bridge, sidecar_dir=tmp_path).hash != before
 
