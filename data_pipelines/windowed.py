@@ -16,11 +16,13 @@ samples in when they enter one.
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
-from data_pipelines.blocks import Blocks, Owner, Window
+from data_pipelines.blocks import WINDOWS, Blocks, Owner, Window, find_blocks
+from data_pipelines.mixture import Mixture
 from data_pipelines.order import TABLE_SIZE, Order, mix, permute
 
 _BLOCK_SALT = 0x626C6F636B
@@ -211,3 +213,37 @@ class WindowedOrder(Order):
             while len(self._epochs) > max(_KEPT_EPOCHS, 2 * len(self.sizes)):
                 self._epochs.popitem(last=False)
         return found
+
+
+def open_windowed(
+    data: Any, mixture: Mixture, seed: int, global_batch: int, mine: np.ndarray
+) -> tuple[WindowedOrder, list[Blocks]]:
+    """The order of `config.data` and the blocks of each corpus. mine: rows of the global batch of
+    samples that this host reads."""
+    if not 0 < data.block_mib < 2**20:
+        raise ValueError(f"data.block_mib is {data.block_mib}; it must be positive")
+    blocks = [find_blocks(corpus, int(data.block_mib * 2**20)) for corpus in mixture.corpora]
+    order = WindowedOrder(
+        blocks,
+        mixture.weights,
+        seed,
+        global_batch,
+        lanes=data.lanes,
+        window_blocks=data.window_blocks,
+    )
+    lanes, shares = np.unique(order.lanes(mine), return_counts=True)
+    held = sum(int(found.length.max()) for found in blocks) * WINDOWS * data.window_blocks
+    logging.info(
+        "Windowed access: %d blocks, %d of %d lanes on this host, which hold up to %.2f GiB.",
+        sum(len(found.shard) for found in blocks),
+        len(lanes),
+        data.lanes,
+        held * len(lanes) / 2**30,
+    )
+    if shares.min() < global_batch // data.lanes:
+        logging.warning(
+            "data.lanes is %d, not a multiple of the hosts: hosts share lanes, and each of them "
+            "reads their blocks.",
+            data.lanes,
+        )
+    return order, blocks

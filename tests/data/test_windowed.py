@@ -18,6 +18,7 @@ from data_pipelines.index import build_index, load_index
 from data_pipelines.labels import LabelSetWriter
 from data_pipelines.loader import FingerprintError, Loader, check_fingerprint
 from data_pipelines.windowed import WindowedOrder
+from lapa_jax import data as data_verbs
 
 SMALL = {"access": "windowed", "block_mib": 4000 / 2**20, "window_blocks": 3, "lanes": 4}
 
@@ -224,7 +225,7 @@ def test_blocks_are_read_once_an_epoch_within_the_bound(corpora, reads):
         )
     }
     steps = loader.mixture.corpora[0].num_samples // 8
-    bound = loader._files.max_bytes(SMALL["window_blocks"], 2)
+    bound = 2 * SMALL["window_blocks"] * 2 * blocks.length.max()  # windows, blocks, lanes
 
     def read(loader, start, stop):
         batches = loader.iterate(start)
@@ -256,6 +257,17 @@ def windows(loader, start, stop):
         for owner, held in loader.order.windows(positions).items():
             found.setdefault(owner, set()).update(key for key, _ in held)
     return found
+
+
+def test_the_log_tells_what_is_held_and_shared(corpora, caplog):
+    with caplog.at_level("INFO"):
+        loader = make(corpora[0], host=0, num_hosts=2)
+    longest = sum(blocks.length.max() for blocks in loader._files._blocks)
+    held = f"hold up to {longest * 12 / 2**30:.2f} GiB"
+    assert f"2 of 4 lanes on this host, which {held}" in caplog.text
+    assert "share lanes" not in caplog.text
+    make(corpora[0], host=0, num_hosts=8)
+    assert "data.lanes is 4, not a multiple of the hosts: hosts share lanes" in caplog.text
 
 
 def test_random_access_reads_frames_not_blocks(corpora, reads):
@@ -357,6 +369,16 @@ def test_a_corpus_without_an_index_gets_one_in_the_cache(tmp_path, cache, monkey
         make({"a": tmp_path / "c"}, lanes=2).fingerprint(0)["index_hash"]
         != loaders[0].fingerprint(0)["index_hash"]
     )
+
+
+def test_the_verb_indexes_what_lies_behind_a_url(corpora, tmp_path, capsys):
+    command = [str(corpora[1]["a"]), "--sidecar_dir", str(tmp_path)]
+    assert data_verbs.main(["index", *command, "--workers", "1"]) == 0
+    assert "train: 20 episodes, 148 frames" in capsys.readouterr().out
+    loader = make({"a": corpora[1]["a"]}, a__sidecar_dir=str(tmp_path))
+    assert_same(loader.batch(2), make({"a": corpora[0]["a"]}).batch(2))
+    with pytest.raises(ValueError, match="is no local path"):
+        data_verbs.main(["verify", *command])
 
 
 def test_urls_that_cannot_be_read_are_named(tmp_path):
