@@ -19,7 +19,7 @@ from data_pipelines.corpus import Corpus
 from data_pipelines.storage import Location
 
 _READERS = 8  # blocks that are read at once
-_WINDOWS = 2  # that are held of a lane of a corpus: the open one and the next
+WINDOWS = 2  # that are held of a lane of a corpus: the open one and the next
 
 Owner = tuple[int, int]  # corpus, lane
 Window = tuple[tuple[int, int], list[int]]  # (epoch, number), block numbers
@@ -78,11 +78,6 @@ class BlockCache:
             for path, start, stop in zip(paths, cuts, cuts[1:], strict=False):
                 self._of_file[path].append((corpus, int(start), found.offset[start:stop].tolist()))
 
-    def max_bytes(self, window_blocks: int, lanes: int) -> int:
-        """The most that is held by so many lanes, each of them of every corpus."""
-        longest = sum(int(found.length.max()) for found in self._blocks)
-        return _WINDOWS * window_blocks * lanes * longest
-
     @property
     def resident_bytes(self) -> int:
         """Bytes of the blocks that are held or being read."""
@@ -100,7 +95,7 @@ class BlockCache:
                         for block in blocks:
                             self._take(owner[0], block)
                     kept.move_to_end(key)
-                while len(kept) > _WINDOWS:
+                while len(kept) > WINDOWS:
                     for block in kept.popitem(last=False)[1]:
                         self._drop(owner[0], block)
 

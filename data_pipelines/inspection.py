@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from data_pipelines import fields, schema, sidecar, tfrecord, writer
 from data_pipelines.shards import find_shards
+from data_pipelines.storage import locate
 
 MAX_EXAMPLES = 12  # instructions and file names that are shown
 STRIP_EPISODES = 6
@@ -41,7 +42,7 @@ def inspect_corpus(
     max_episodes: read at most that many episodes of each split (0: all). strips: add the JPEG
     frames (base64) that the HTML page shows.
     """
-    directory = Path(directory)
+    directory = Path(locate(directory))
     if not directory.is_dir():
         raise FileNotFoundError(f"corpus folder {directory} does not exist")
     info = writer.read_info(directory) or {}

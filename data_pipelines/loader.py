@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from absl import logging
 
 from data_pipelines import backends
 from data_pipelines.backends import (
@@ -23,11 +22,12 @@ from data_pipelines.backends import (
     places,
     read_jpeg,
 )
-from data_pipelines.blocks import BlockCache, find_blocks
+from data_pipelines.bad_examples import BadExample, BadExamples, BadExamplesError
+from data_pipelines.blocks import BlockCache
 from data_pipelines.mixture import Corpus, Mixture, open_mixture, wrong_size
 from data_pipelines.order import Order
 from data_pipelines.sidecar import take
-from data_pipelines.windowed import WindowedOrder
+from data_pipelines.windowed import open_windowed
 
 __all__ = [
     "BadExample",
@@ -39,28 +39,10 @@ __all__ = [
 ]
 
 _MAX_ATTEMPTS = 64
-_MIN_SEEN, _MIN_BAD = 100, 10  # up to these a fraction of bad examples says nothing
-
-
-class BadExamplesError(ValueError):
-    """More examples are bad than data.max_bad_fraction allows."""
 
 
 class FingerprintError(ValueError):
     """A run would resume with other data than it was started with."""
-
-
-@dataclass
-class BadExample:
-    """An image that could not be used; count says how often its example was replaced."""
-
-    corpus: str
-    file: str
-    episode: int
-    step: int
-    image_key: str
-    reason: str
-    count: int = 1
 
 
 @dataclass
@@ -117,61 +99,26 @@ class Loader:
         for key in ("num_threads", "prefetch_batches"):
             if getattr(data, key) < 1:
                 raise ValueError(f"data.{key} is {getattr(data, key)}; it must be at least 1")
-        if not 0 <= data.max_bad_fraction <= 1:
-            raise ValueError(f"data.max_bad_fraction is {data.max_bad_fraction}; it must be 0 to 1")
         self.fields = tuple(fields)
         self.backend = backends.backend_name(data.decode)
         self.seed, self.global_batch = int(seed), int(global_batch)
         self._mine = slice(host * global_batch // num_hosts, (host + 1) * global_batch // num_hosts)
-        self._files: ShardFiles | BlockCache = ShardFiles()
-        self.order = self._windowed(data) if data.access == "windowed" else self._random()
         self._num_threads, self._prefetch = data.num_threads, data.prefetch_batches
-        self._max_bad_fraction = data.max_bad_fraction
         self._prepare = prepare
         self._buffers = Buffers(data.prefetch_batches)
         self._decode = backends.make_decoder(self.backend) if "frames" in fields else None
         self._lock = threading.Lock()
-        self._bad: dict[tuple[int, int, int], BadExample] = {}  # by corpus, camera, row
-        self._num_seen = self._num_bad = 0
-
-    def _random(self) -> Order:
+        self._bad = BadExamples(data.max_bad_fraction)
+        self._files: ShardFiles | BlockCache = ShardFiles()
         samples = self.global_batch // self.chain_pairs
-        return Order(self.mixture.sizes, self.mixture.weights, self.seed, samples)
-
-    def _windowed(self, data: Any) -> Order:
-        if not 0 < data.block_mib < 2**20:
-            raise ValueError(f"data.block_mib is {data.block_mib}; it must be positive")
-        corpora = self.mixture.corpora
-        blocks = [find_blocks(corpus, int(data.block_mib * 2**20)) for corpus in corpora]
-        order = WindowedOrder(
-            blocks,
-            self.mixture.weights,
-            self.seed,
-            self.global_batch // self.chain_pairs,
-            lanes=data.lanes,
-            window_blocks=data.window_blocks,
-        )
-        if "frames" in self.fields:
-            rows = np.arange(self.global_batch)[self._mine] // self.chain_pairs
-            mine = len(np.unique(order.lanes(rows)))
-            files = BlockCache(self._files, blocks, [corpus.index.shards for corpus in corpora])
-            logging.info(
-                "Windowed access: %d blocks in %d corpora, %d of %d lanes on this host, which "
-                "hold up to %.2f GiB.",
-                sum(len(found.shard) for found in blocks),
-                len(corpora),
-                mine,
-                data.lanes,
-                files.max_bytes(data.window_blocks, mine) / 2**30,
-            )
-            if data.lanes % (self.global_batch // (self._mine.stop - self._mine.start)):
-                logging.warning(
-                    "data.lanes is %d, not a multiple of the hosts: hosts share lanes, and read "
-                    "the blocks of these each for itself.",
-                    data.lanes,
-                )
-            self._files = files
-        return order
+        if data.access == "windowed":
+            mine = np.arange(self.global_batch)[self._mine] // self.chain_pairs
+            self.order, blocks = open_windowed(data, self.mixture, self.seed, samples, mine)
+            if self._decode is not None:
+                shards = [corpus.index.shards for corpus in self.mixture.corpora]
+                self._files = BlockCache(self._files, blocks, shards)
+        else:
+            self.order = Order(self.mixture.sizes, self.mixture.weights, self.seed, samples)
 
     # ------------------------------------------------------------ batches
 
@@ -311,8 +258,7 @@ class Loader:
 
     def _try(self, plan: Plan, i: int, act: Callable[[Plan, int, int], Any]) -> list:
         """Acts on the images of example i; on a bad one, on those of the next sample instead."""
-        with self._lock:
-            self._num_seen += 1
+        self._bad.count_seen()
         for attempt in range(1, _MAX_ATTEMPTS + 1):
             results, image = [], 0
             try:
@@ -322,7 +268,7 @@ class Loader:
                     results.append(act(plan, i, image))
                 return results
             except BadImage as error:
-                self._report_bad(plan, i, image, str(error))
+                self._bad.report(*self._identity(plan, i, image), str(error))
             except ImageSizeError as error:
                 name = self.mixture.corpora[plan.corpus[i]].name
                 raise wrong_size(name, error.found, self.mixture.image_size) from error
@@ -334,15 +280,15 @@ class Loader:
             f"row are bad; the last ones: {self.bad_examples[-3:]}"
         )
 
-    def _identity(self, plan: Plan, i: int, image: int) -> tuple[int, int, int]:
+    def _identity(self, plan: Plan, i: int, image: int) -> tuple[Corpus, int, int]:
         """(corpus, camera, row) of an image."""
         frame, camera = divmod(image, self.mixture.num_cameras)
-        return int(plan.corpus[i]), camera, int(plan.rows[i, frame])
+        return self.mixture.corpora[plan.corpus[i]], camera, int(plan.rows[i, frame])
 
     def _check_known(self, plan: Plan, i: int, image: int) -> None:
-        known = self._bad.get(self._identity(plan, i, image))
-        if known is not None:
-            raise BadImage(known.reason)
+        reason = self._bad.reason(*self._identity(plan, i, image))
+        if reason is not None:
+            raise BadImage(reason)
 
     def _is_shared(self, plan: Plan, i: int, image: int) -> bool:
         """Whether an image is the last one of the example before, in the same chain."""
@@ -359,44 +305,12 @@ class Loader:
             return
         self._decode(read_jpeg(self._files, plan.places[i][image]), plan.frames[i, image])
 
-    # ------------------------------------------------------------ bad examples
+    # ------------------------------------------------------------ what a step holds
 
     @property
     def bad_examples(self) -> list[BadExample]:
         """Every frame that was replaced so far on this host."""
-        with self._lock:
-            return list(self._bad.values())
-
-    def _report_bad(self, plan: Plan, i: int, image: int, reason: str) -> None:
-        number, camera, row = self._identity(plan, i, image)
-        corpus = self.mixture.corpora[number]
-        with self._lock:
-            self._num_bad += 1
-            bad, seen = self._num_bad, self._num_seen
-            entry = self._bad.get((number, camera, row))
-            if entry is not None:
-                entry.count += 1
-            else:
-                where = _location(corpus, np.array([row]))
-                entry = BadExample(
-                    corpus.name,
-                    where["file"],
-                    where["episode"],
-                    where["steps"][0],
-                    corpus.cameras[camera].image_key,
-                    reason,
-                )
-                self._bad[number, camera, row] = entry
-                logging.warning("Bad example replaced: %s", entry)
-        too_many = bad > _MIN_BAD and seen >= _MIN_SEEN and bad / seen > self._max_bad_fraction
-        if too_many or self._max_bad_fraction == 0:
-            raise BadExamplesError(
-                f"{bad} of {seen} examples are bad, data.max_bad_fraction allows "
-                f"{self._max_bad_fraction}; the last one: {entry}. Leave bad episodes out with "
-                "`lapa data index` (exclude), repair the shards, or raise data.max_bad_fraction"
-            )
-
-    # ------------------------------------------------------------ what a step holds
+        return self._bad.all()
 
     def describe(self, step: int) -> list[dict[str, Any]]:
         """Where each example of the GLOBAL batch of a step comes from, before replacements."""
@@ -417,10 +331,10 @@ class Loader:
                     "episode_id": ids[key],
                     "instruction": corpus.index.instruction(where["episode"]),
                     "bad": [
-                        self._bad[corpus.number, camera, row].reason
+                        reason
                         for row in example.tolist()
                         for camera in range(self.mixture.num_cameras)
-                        if (corpus.number, camera, row) in self._bad
+                        if (reason := self._bad.reason(corpus, camera, row)) is not None
                     ],
                 }
             )

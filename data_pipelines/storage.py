@@ -78,6 +78,7 @@ def list_names(folder: Location) -> list[str] | None:
     """Names of the files directly in a folder, sorted; None where there is no such folder."""
     if isinstance(folder, Path):
         return sorted(p.name for p in folder.iterdir()) if folder.is_dir() else None
+    filesystem(folder).invalidate_cache()  # of listings, which may be old
     try:
         found = filesystem(folder).ls(folder.url, detail=False)
     except (FileNotFoundError, NotADirectoryError):

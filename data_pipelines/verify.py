@@ -19,6 +19,7 @@ from data_pipelines import sidecar
 from data_pipelines.index import CorpusIndex, load_index
 from data_pipelines.labels import IMAGE_TOKENS, LATENT_ACTIONS, LabelSet, known_sets
 from data_pipelines.shards import announced_lengths, find_shards, index_folder
+from data_pipelines.storage import locate
 from data_pipelines.verify_shard import Fault, Record, ShardReader
 
 KINDS = {
@@ -75,7 +76,7 @@ def verify_corpus(
     unknown = sorted(set(allow) - set(KINDS))
     if unknown:
         raise ValueError(f"allow is {unknown}; the kinds of faults are {list(KINDS)}")
-    directory, report = Path(directory), Report(str(directory))
+    directory, report = Path(locate(directory)), Report(str(directory))
     faults: list[Fault] = []
     records: list[Record] = []
     jobs = []

@@ -4,22 +4,30 @@ position), for storage where only large reads are fast.
 The rows of the global batch belong to lanes, an equal share of neighbours to each. An epoch of a
 corpus is its blocks in a permuted order, cut into equal parts (to one sample), one for each lane,
 which reads it in windows of a few blocks whose samples are permuted. So a host reads the blocks of
-the lanes of its rows, and the same positions hold the same samples on any number of hosts. A lane
-has its own place in the table of the mixture, and so its own count of epochs: every sample comes
-exactly once per epoch, and lanes differ by a few samples in when they enter one.
+the lanes of its rows, and the same positions hold the same samples on any number of hosts.
+
+A batch takes the next run of the table of the mixture, as in random order. The lanes share it in
+parts, and take turns: after `period` steps a batch takes the same run again, and then every lane
+the part of its neighbour. So in the long run all lanes draw equally from every corpus. A lane has
+its own count of epochs: every sample comes exactly once per epoch, and lanes differ by some ten
+samples in when they enter one.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from absl import logging
 
-from data_pipelines.blocks import Blocks, Owner, Window
+from data_pipelines.blocks import WINDOWS, Blocks, Owner, Window, find_blocks
+from data_pipelines.mixture import Mixture
 from data_pipelines.order import TABLE_SIZE, Order, mix, permute
 
 _BLOCK_SALT = 0x626C6F636B
-_LANE_STRIDE = 2531  # of the table: the golden section of it, so that lanes differ in corpus
+_TURN_SALT = 0x7475726E
+_MAX_TABLE = 2**26
 _KEPT_EPOCHS = 64
 
 
@@ -66,15 +74,38 @@ class WindowedOrder(Order):
                 "each lane needs one: use fewer lanes, or data.access='random'"
             )
         self._blocks, self._lanes, self._window_blocks = blocks, lanes, window_blocks
-        self._shift = np.arange(lanes, dtype=np.int64) * _LANE_STRIDE % TABLE_SIZE
-        self._before = np.array(  # (lanes, corpora) slots that come before that of a lane
-            [np.bincount(self._corpus_of_slot[:s], minlength=len(blocks)) for s in self._shift]
-        )
+        self._share = global_batch // lanes
+        self._period = TABLE_SIZE // math.gcd(global_batch, TABLE_SIZE)
+        self._count_parts()
         self._epochs: OrderedDict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = OrderedDict()
+
+    def _count_parts(self) -> None:
+        """Tables of how often a corpus comes in the parts of the runs of a period."""
+        corpora, parts = len(self.sizes), self._period * self._lanes
+        if parts * corpora > _MAX_TABLE:
+            raise ValueError(
+                f"data.lanes {self._lanes} with a global batch of {self.global_batch} and {corpora}"
+                " corpora would need too large tables: make data.lanes a power of two"
+            )
+        slots = np.zeros((TABLE_SIZE + 1, corpora), np.int64)  # of each corpus before a slot
+        slots[1:] = np.cumsum(self._corpus_of_slot[:, None] == np.arange(corpora), axis=0)
+        self._before_slot = slots
+        cycle, slot = np.divmod(np.arange(parts + 1) * self._share, TABLE_SIZE)
+        counts = np.diff(cycle[:, None] * self.quotas + slots[slot], axis=0)
+        phase = np.arange(self._period)
+        self._turn = (mix(_TURN_SALT, phase) % np.uint64(self._lanes)).astype(np.int64)
+        part = (np.arange(self._lanes) + self._turn[:, None]) % self._lanes
+        counts = counts.reshape(self._period, self._lanes, corpora)[phase[:, None], part]
+        self._of_period = counts.sum(axis=(0, 1))
+        # By phase and turn: before that phase. By turn: in all phases of the turns before, twice
+        # round.
+        self._before_phase = (np.cumsum(counts, axis=0) - counts).astype(np.int32)
+        whole = np.concatenate([counts.sum(axis=0)] * 2)
+        self._before_turn = np.cumsum(whole, axis=0) - whole
 
     def lanes(self, positions: np.ndarray) -> np.ndarray:
         """The lane of each position."""
-        return positions % self.global_batch // (self.global_batch // self._lanes)
+        return positions % self.global_batch // self._share
 
     def replacements(
         self, positions: np.ndarray, attempt: int | np.ndarray
@@ -122,12 +153,21 @@ class WindowedOrder(Order):
 
     def _ranks(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(corpus, lane, rank): how often the corpus came before in the lane."""
-        share = self.global_batch // self._lanes
         step, row = np.divmod(positions, self.global_batch)
-        lane, place = np.divmod(row, share)
-        cycle, slot = np.divmod(step * share + place + self._shift[lane], TABLE_SIZE)
+        lane, place = np.divmod(row, self._share)
+        period, phase = np.divmod(step, self._period)
+        round_, turn = np.divmod(period, self._lanes)
+        mine = (lane + turn) % self._lanes
+        part = (mine + self._turn[phase]) % self._lanes
+        first = step * self.global_batch + part * self._share
+        slot = (first + place) % TABLE_SIZE
         corpus = self._corpus_of_slot[slot]
-        rank = cycle * self.quotas[corpus] + self._rank_of_slot[slot] - self._before[lane, corpus]
+        first_cycle, first_slot = np.divmod(first, TABLE_SIZE)
+        within = (first + place) // TABLE_SIZE * self.quotas[corpus] + self._rank_of_slot[slot]
+        within -= first_cycle * self.quotas[corpus] + self._before_slot[first_slot, corpus]
+        turns = self._before_turn[lane + turn, corpus] - self._before_turn[lane, corpus]
+        rank = round_ * self._of_period[corpus] + turns + self._before_phase[phase, mine, corpus]
+        rank += within
         return corpus, lane, rank
 
     def _parts(self, number: int, lane: np.ndarray, rank: np.ndarray) -> Iterator[_Part]:
@@ -173,3 +213,37 @@ class WindowedOrder(Order):
             while len(self._epochs) > max(_KEPT_EPOCHS, 2 * len(self.sizes)):
                 self._epochs.popitem(last=False)
         return found
+
+
+def open_windowed(
+    data: Any, mixture: Mixture, seed: int, global_batch: int, mine: np.ndarray
+) -> tuple[WindowedOrder, list[Blocks]]:
+    """The order of `config.data` and the blocks of each corpus. mine: rows of the global batch of
+    samples that this host reads."""
+    if not 0 < data.block_mib < 2**20:
+        raise ValueError(f"data.block_mib is {data.block_mib}; it must be positive")
+    blocks = [find_blocks(corpus, int(data.block_mib * 2**20)) for corpus in mixture.corpora]
+    order = WindowedOrder(
+        blocks,
+        mixture.weights,
+        seed,
+        global_batch,
+        lanes=data.lanes,
+        window_blocks=data.window_blocks,
+    )
+    lanes, shares = np.unique(order.lanes(mine), return_counts=True)
+    held = sum(int(found.length.max()) for found in blocks) * WINDOWS * data.window_blocks
+    logging.info(
+        "Windowed access: %d blocks, %d of %d lanes on this host, which hold up to %.2f GiB.",
+        sum(len(found.shard) for found in blocks),
+        len(lanes),
+        data.lanes,
+        held * len(lanes) / 2**30,
+    )
+    if shares.min() < global_batch // data.lanes:
+        logging.warning(
+            "data.lanes is %d, not a multiple of the hosts: hosts share lanes, and each of them "
+            "reads their blocks.",
+            data.lanes,
+        )
+    return order, blocks
