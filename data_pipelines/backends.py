@@ -23,7 +23,6 @@ from data_pipelines.sidecar import take
 from data_pipelines.storage import Location
 
 _MAX_OPEN_FILES = 256
-_ROWS = 16  # of an index, that a thread decodes in one go
 Decoder = Callable[[bytes, np.ndarray], None]
 
 
@@ -145,6 +144,8 @@ class Buffers:
 class FrameReader:
     """Frames of an index by row, for those who walk a corpus instead of sampling it."""
 
+    _chunk = 16  # frames that a thread decodes in one go
+
     def __init__(
         self,
         index: CorpusIndex,
@@ -162,14 +163,14 @@ class FrameReader:
         found, bad = places(self.index, rows), {}
 
         def chunk(start: int) -> None:
-            for number in range(start, min(start + _ROWS, len(rows))):
+            for number in range(start, min(start + self._chunk, len(rows))):
                 try:
                     self._decode(read_jpeg(self._files, found[number]), frames[number])
                 except BadImage as error:
                     frames[number] = 0
                     bad[number] = str(error)
 
-        list(self._pool.map(chunk, range(0, len(rows), _ROWS)))
+        list(self._pool.map(chunk, range(0, len(rows), self._chunk)))
         return frames, dict(sorted(bad.items()))
 
     def close(self) -> None:

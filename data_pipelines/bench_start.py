@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,7 @@ from data_pipelines.loader import Loader
 from data_pipelines.shards import find_shards, index_folder
 
 STEPS = (0, 10**5, 10**8)
-_MEMORY_EVERY = 5.0  # seconds
-_SETTLED = 0.1  # of the time: before it pools and caches fill
+_MEMORY_EVERY = 1.0  # seconds
 
 
 def first_batches(setting: Setting, decode: str) -> list[dict[str, Any]]:
@@ -36,8 +36,10 @@ def state_bytes(setting: Setting) -> int:
 
 
 def memory(setting: Setting, decode: str, minutes: float) -> dict[str, Any]:
-    """{decode, minutes, batches, mib, growth}: resident memory of a process that reads for so
-    long, and by what fraction its maximum exceeds what it was after a tenth of the time."""
+    """{decode, minutes, batches, mib, growth}: the most that a process which reads for so long has
+    resident in each tenth of the time, and by what fraction the second half exceeds the first (but
+    for the first tenth, in which pools and caches fill). It is the most that counts: how many
+    batches are alive at a moment varies."""
     return _in_process(_memory, setting, decode, minutes)
 
 
@@ -106,19 +108,20 @@ def _memory(setting: Setting, decode: str, minutes: float) -> dict[str, Any]:
         count += 1
         if passed >= len(found) * _MEMORY_EVERY:
             found.append(process.memory_info().rss / 2**20)
-    later = found[int(_SETTLED * len(found)) :]
+    most = [max(part) for part in np.array_split(found, 10) if len(part)]
+    half = len(most) // 2
     return {
         "decode": decode,
         "minutes": minutes,
         "batches": count,
-        "mib": [round(later[0], 1), round(max(later), 1), round(later[-1], 1)],
-        "growth": round(max(later) / later[0] - 1, 4),
+        "mib": [round(value, 1) for value in most],
+        "growth": round(max(most[half:]) / max(most[1:half] or most) - 1, 4),
     }
 
 
 def _in_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def to_text(starts: Sequence[dict[str, Any]], state: int, memories: Sequence[dict]) -> str:
@@ -131,7 +134,7 @@ def to_text(starts: Sequence[dict[str, Any]], state: int, memories: Sequence[dic
     for row in memories:
         lines.append(
             f"memory, {row['decode']:<8}{row['minutes']:g} minutes, {row['batches']} batches: "
-            f"{row['mib'][0]:.0f} MiB at first, {row['mib'][1]:.0f} at most, {row['mib'][2]:.0f} "
-            f"at last, {100 * row['growth']:+.1f} % (goal: 5)"
+            f"{row['mib'][0]:.0f} MiB at first, {row['mib'][-1]:.0f} at last, second half "
+            f"{100 * row['growth']:+.1f} % (goal: 5)"
         )
     return "\n".join(lines)

@@ -156,7 +156,9 @@ class Sketch:
 
     Mean and squares are kept as (n, mean, sum of squared deviations), which lose nothing where the
     mean is large. A histogram with asinh-spaced bins gives quantiles: of each bin the count and its
-    least and greatest value, so that values which are few (a gripper's) stay exact.
+    least and greatest value, so that values which are few (a gripper's) stay exact. A quantile is
+    wrong by at most the width of a bin, 0.7 % of the value: much where all values are close to one
+    that is far from zero.
     """
 
     count: int
@@ -231,6 +233,19 @@ class Sketch:
         counts, low = self.counts[dimension][bins], self.low[dimension][bins]
         inside = (ranks - (ends[bins] - counts)) / np.maximum(counts - 1, 1)
         return low + (self.high[dimension][bins] - low) * inside
+
+    def histogram(self, dimension: int, bins: int) -> dict[str, list]:
+        """{edges, counts}: even bins between the 1 % and 99 % quantiles (least and greatest value
+        where these are one); what lies outside counts in the outermost."""
+        low, high = self.quantiles(np.array([0.01, 0.99]))[dimension]
+        if low == high:
+            low, high = self.low[dimension].min(), self.high[dimension].max()
+        edges = np.linspace(low, high, bins + 1)
+        full = np.flatnonzero(self.counts[dimension])
+        middle = (self.low[dimension][full] + self.high[dimension][full]) / 2
+        place = np.clip(np.searchsorted(edges, middle, side="right") - 1, 0, bins - 1)
+        counts = np.bincount(place, self.counts[dimension][full], bins).astype(np.int64)
+        return {"edges": edges.tolist(), "counts": counts.tolist()}
 
     def statistics(self) -> dict[str, Any]:
         """As `action_statistics` gives them, the quantiles approximate."""

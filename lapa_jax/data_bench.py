@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="arms:\n"
         + "\n".join(f"  {name:<16} {arm.what}" for name, arm in ARMS.items())
-        + "\n\nexample:\n  lapa data bench --arms tfdata,threads,octo --json",
+        + "\n\nexample:\n  lapa data bench --workdir runs/data_bench",
     )
     parser.add_argument(
         "--workdir", default="runs/data_bench", help="keeps the corpus (default: runs/data_bench)"

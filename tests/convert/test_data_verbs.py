@@ -59,6 +59,12 @@ def test_collect_index_inspect_batch(tmp_path, capsys):
     code, text = run(capsys, "inspect", out / "robot", "--json", "--html", page)
     report = json.loads(text)
     assert report["name"] == "tabletop_robot" and page.read_text().count("data:image/jpeg") > 8
+    html, actions = page.read_text(), report["splits"]["train"]["actions"]
+    assert html.count("<polyline points=") == 4 * 2 and html.count("histogram of action") == 2
+    for action in actions:
+        counts, edges = action["histogram"]["counts"], action["histogram"]["edges"]
+        assert sum(counts) == report["splits"]["train"]["frames"] - 4
+        assert edges[0] == action["q01"] and edges[-1] == action["q99"]
     sheet = tmp_path / "sheet.png"
     config = f"experiments/quantizer/tabletop.py:quick=True,data={out},views=robot"
     batch = [

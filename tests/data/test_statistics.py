@@ -169,6 +169,21 @@ def test_a_sketch_is_close_to_exact_statistics():
     np.testing.assert_allclose(sketch.statistics()["q99"][4], 0.25)
 
 
+def test_the_histogram_of_a_sketch_is_that_of_the_values():
+    actions = heavy_tailed(20_000)
+    sketch = Sketch.of(actions)
+    for dimension in range(2):
+        found = sketch.histogram(dimension, 20)
+        edges = np.array(found["edges"])
+        expected, _ = np.histogram(np.clip(actions[:, dimension], edges[0], edges[-1]), edges)
+        assert sum(found["counts"]) == 20_000
+        assert np.abs(np.array(found["counts"]) - expected).sum() < 0.1 * 20_000
+    assert sketch.histogram(3, 2)["counts"] == [
+        (actions[:, 3] == 0).sum(),
+        (actions[:, 3] == 1).sum(),
+    ]
+
+
 def test_few_values_and_values_out_of_reach_are_exact():
     values = np.array([-3e9, -1.0, -1.0, 0.0, 1e-9, 2.0, 7e30])[:, None].astype(np.float32)
     sketch = Sketch.of(values)
