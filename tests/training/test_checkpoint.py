@@ -15,13 +15,13 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lapa_jax.parallel.mesh import make_mesh
+from lapa_jax.training import checksum
 from lapa_jax.training.checkpoint import Checkpoints, load_meta, load_params
 from lapa_jax.training.manifest import (
     FORMAT_VERSION,
     CheckpointDamagedError,
     CheckpointMismatchError,
     CheckpointSaveError,
-    array_checksum,
 )
 from lapa_jax.training.state import TrainState, with_shardings
 
@@ -155,7 +155,7 @@ def test_parameters_load_without_knowing_the_tree(saved):
 def test_state_may_be_donated_as_soon_as_save_returns(tmp_path):
     big = jnp.arange(1 << 20, dtype=jnp.float32)
     state = make_state(1).replace(params={"w": big}, ema=None)
-    expected = array_checksum(big)
+    expected = checksum.of_array(big)
     overwrite = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 - 1, s), donate_argnums=0)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state, {})
@@ -163,7 +163,7 @@ def test_state_may_be_donated_as_soon_as_save_returns(tmp_path):
         del big
         for _ in range(3):
             params = jax.block_until_ready(overwrite(params))
-    assert array_checksum(load_params(tmp_path).params["w"]) == expected
+    assert checksum.of_array(load_params(tmp_path).params["w"]) == expected
 
 
 def test_keeps_the_newest_and_refuses_to_go_back(tmp_path):
@@ -399,15 +399,15 @@ def test_checksum_ignores_sharding_and_sees_single_bits():
     mesh = make_mesh(dict(data=1, fsdp=4, seq=1, tensor=2))
     x = jnp.arange(64, dtype=jnp.bfloat16).reshape(8, 8)
     sums = {
-        array_checksum(jax.device_put(x, NamedSharding(mesh, spec)))
+        checksum.of_array(jax.device_put(x, NamedSharding(mesh, spec)))
         for spec in (P(), P("fsdp"), P(None, "tensor"), P("tensor", "fsdp"), P(("fsdp", "tensor")))
     }
-    assert sums == {array_checksum(np.asarray(x))}
+    assert sums == {checksum.of_array(np.asarray(x))}
     flips = itertools.product((0, 63), (1, 0x8000))
     words = [np.asarray(x).view(np.uint16).copy() for _ in range(4)]
     for word, (index, mask) in zip(words, flips, strict=True):
         word.flat[index] ^= mask
-    assert len(sums | {array_checksum(word) for word in words}) == 5
+    assert len(sums | {checksum.of_array(word) for word in words}) == 5
 
 
 def test_meta_is_plain_json_on_disk(saved):
