@@ -130,7 +130,7 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
             settle(late.push(step, metrics))  # of the step before, which is counted already
             throughput.step()
 
-            last, interrupted = step == config.steps, stopped(step)
+            last, interrupted = step == config.steps, stopped()
             if last or interrupted or step % config.checkpoint.every_steps == 0:
                 settle(late.flush())  # no state is saved that is not finite
                 meta = {

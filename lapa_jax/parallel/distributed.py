@@ -7,6 +7,7 @@ machine is seen in its first lines. Everything else here costs nothing on one pr
 
 import argparse
 import contextlib
+import itertools
 import os
 import signal
 import sys
@@ -29,6 +30,7 @@ _PRESENT = ("JAX_COORDINATOR_ADDRESS", "COORDINATOR_ADDRESS", "MEGASCALE_COORDIN
 _COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "JAX_NUM_PROCESSES")
 _OURS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
+_asked = itertools.count(1)
 _heartbeat_seconds = HEARTBEAT_SECONDS
 _leaving: threading.Timer | None = None
 
@@ -188,24 +190,26 @@ def on_first(action: Callable[[], Any]) -> None:
 
 
 @contextlib.contextmanager
-def stop_signal() -> Iterator[Callable[[int], bool]]:
-    """`stopped(step)`: whether SIGTERM (preemption) or Ctrl-C asks to stop after this step.
+def stop_signal() -> Iterator[Callable[[], bool]]:
+    """`stopped()`: whether SIGTERM (preemption) or Ctrl-C asks to stop after this step.
 
-    With several processes, a signal to any of them stops all after the same step: all must ask,
-    about every step. JAX catches the signal and the processes agree on a step beside the training,
-    through the coordinator, so that asking takes no collective and no time.
+    With several processes, a signal to any of them stops all after the same step: all must ask
+    after every step. JAX catches the signal, and the processes agree on which time of asking beside
+    the training, through the coordinator, so that asking takes no collective and no time.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield lambda step: False
+        yield lambda: False
         return
     if jax.process_count() > 1:
         # Only Ctrl-C is ours: a handler for SIGTERM would take the place of JAX's.
         handlers = {signal.SIGINT: lambda *_: os.kill(os.getpid(), signal.SIGTERM)}
-        stopped = multihost_utils.reached_preemption_sync_point
+        # They agree on the one after the latest number: all numbers must occur, from 1. Steps do
+        # not, in a run that continues.
+        stopped = lambda: multihost_utils.reached_preemption_sync_point(next(_asked))  # noqa: E731
     else:
         stop = threading.Event()
         handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT), lambda *_: stop.set())
-        stopped = lambda step: stop.is_set()  # noqa: E731
+        stopped = stop.is_set
     before = {name: signal.signal(name, handler) for name, handler in handlers.items()}
     try:
         yield stopped

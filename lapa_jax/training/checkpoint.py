@@ -79,7 +79,7 @@ class Checkpoints:
         self.damaged: list[tuple[int, str]] = []  # (step, reason) met by restore
         self._pending: int | None = None  # the step being saved
         self._failed: list[int] = []  # steps whose saving raised
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self.directory,
             item_handlers=None if largest_bytes is None else _thrifty_handlers(largest_bytes),
             options=ocp.CheckpointManagerOptions(
@@ -307,6 +307,13 @@ def _is_disk_full(error: BaseException | None) -> bool:
 
 
 # --- Reading ---
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which does not ask for itself whether to stop: `distributed.stop_signal` counts."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
 
 
 @dataclasses.dataclass(frozen=True)
