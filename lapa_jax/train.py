@@ -43,13 +43,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--workdir", required=True, help="directory of the run")
     distributed.add_flags(parser)
     args, config = configs.parse(parser, argv)
-    distributed.initialize(
-        coordinator_address=args.coordinator_address,
-        num_processes=args.num_processes,
-        process_id=args.process_id,
-        multihost=args.multihost,
-        heartbeat_seconds=args.heartbeat_seconds,
-    )
+    distributed.initialize_from(args)
     with distributed.leaving_on_error():
         return 0 if train(config, args.workdir) else EXIT_RESTART
 

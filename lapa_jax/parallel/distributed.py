@@ -26,9 +26,9 @@ HEARTBEAT_SECONDS = 60
 EXIT_ALONE = 70  # ended without the other processes: one of them, or this one, has failed
 
 # Variables that a launcher sets on every process of a run; a count must exceed one to matter.
+VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")  # as the flags
 _PRESENT = ("JAX_COORDINATOR_ADDRESS", "COORDINATOR_ADDRESS", "MEGASCALE_COORDINATOR_ADDRESS")
 _COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "JAX_NUM_PROCESSES")
-_OURS = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 _asked = itertools.count(1)
 _heartbeat_seconds = HEARTBEAT_SECONDS
@@ -94,9 +94,9 @@ def initialize(
     """
     global _heartbeat_seconds
     given = (coordinator_address, num_processes, process_id)
-    if given == (None, None, None) and all(os.environ.get(name) for name in _OURS):
-        coordinator_address = os.environ[_OURS[0]]
-        num_processes, process_id = (int(os.environ[name]) for name in _OURS[1:])
+    if given == (None, None, None) and all(os.environ.get(name) for name in VARIABLES):
+        coordinator_address = os.environ[VARIABLES[0]]
+        num_processes, process_id = (int(os.environ[name]) for name in VARIABLES[1:])
     explicit = coordinator_address is not None
     if None in (coordinator_address, num_processes, process_id) and given != (None, None, None):
         raise ValueError(
@@ -135,6 +135,17 @@ def initialize(
             "require_accelerator is set, but JAX sees only CPU devices: install the jax[cuda12] or "
             "jax[tpu] extra, check JAX_PLATFORMS, or unset require_accelerator"
         )
+
+
+def initialize_from(args: argparse.Namespace) -> None:
+    """`initialize` with what the flags of `add_flags` say."""
+    initialize(
+        coordinator_address=args.coordinator_address,
+        num_processes=args.num_processes,
+        process_id=args.process_id,
+        multihost=args.multihost,
+        heartbeat_seconds=args.heartbeat_seconds,
+    )
 
 
 def is_first() -> bool:

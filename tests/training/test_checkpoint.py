@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xxhash
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -395,19 +396,41 @@ def test_a_write_that_fails_in_the_background_is_not_lost(copied):
     assert load_params(copied).step == 4
 
 
-def test_checksum_ignores_sharding_and_sees_single_bits():
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "bool"])
+def test_checksum_ignores_sharding_and_sees_single_bits(dtype, monkeypatch):
+    """On the devices and by NumPy alike, with an array that is split in any way."""
     mesh = make_mesh(dict(data=1, fsdp=4, seq=1, tensor=2))
-    x = jnp.arange(64, dtype=jnp.bfloat16).reshape(8, 8)
-    sums = {
-        checksum.of_array(jax.device_put(x, NamedSharding(mesh, spec)))
-        for spec in (P(), P("fsdp"), P(None, "tensor"), P("tensor", "fsdp"), P(("fsdp", "tensor")))
-    }
-    assert sums == {checksum.of_array(np.asarray(x))}
-    flips = itertools.product((0, 63), (1, 0x8000))
-    words = [np.asarray(x).view(np.uint16).copy() for _ in range(4)]
-    for word, (index, mask) in zip(words, flips, strict=True):
-        word.flat[index] ^= mask
-    assert len(sums | {checksum.of_array(word) for word in words}) == 5
+    x = np.random.default_rng(0).normal(size=(8, 2, 24)).astype(jnp.dtype(dtype))
+    specs = (P(), P("fsdp"), P(None, "tensor", "fsdp"), P(None, None, ("fsdp", "tensor")))
+    parts = [jax.device_put(x, NamedSharding(mesh, spec)) for spec in specs]
+    expected = checksum.of_array(x)
+    assert {checksum.of_array(part) for part in parts} == {expected}
+    monkeypatch.setattr(checksum, "SMALL", 0)
+    assert {checksum.of_array(part) for part in [x, *parts]} == {expected}
+    monkeypatch.undo()
+
+    changed = {expected}
+    width = x.dtype.itemsize
+    bits = [0] if dtype == "bool" else [0, 3, 8 * width - 1]
+    cases = list(itertools.product((0, 1, 24, 383), bits))
+    for index, bit in cases:
+        word = x.copy()
+        word.reshape(-1).view(f"u{width}")[index] ^= 1 << bit
+        changed.add(checksum.of_array(word))
+    swapped = x.copy()
+    swapped[0], swapped[1] = x[1], x[0]
+    changed.add(checksum.of_array(swapped))
+    assert len(changed) == len(cases) + 2
+
+
+def test_an_older_format_is_named(copied):
+    path = copied / "2" / "meta" / "metadata"
+    content = json.loads(json.loads(path.read_text())["payload"]) | {"format_version": 1}
+    payload = json.dumps(content)
+    digest = xxhash.xxh3_64_hexdigest(payload.encode())
+    path.write_text(json.dumps({"payload": payload, "xxh3_64": digest}))
+    with pytest.raises(CheckpointMismatchError, match="step 2 has checkpoint format 1.*reads 2"):
+        load_params(copied)
 
 
 def test_meta_is_plain_json_on_disk(saved):
