@@ -30,6 +30,11 @@ VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")  
 _PRESENT = ("JAX_COORDINATOR_ADDRESS", "COORDINATOR_ADDRESS", "MEGASCALE_COORDINATOR_ADDRESS")
 _COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "JAX_NUM_PROCESSES")
 
+_LOST = (
+    "\nIf this is because another process was lost, its own log and its machine tell why. The run "
+    "continues from its newest complete checkpoint when all processes are started again"
+)
+
 _asked = itertools.count(1)
 _heartbeat_seconds = HEARTBEAT_SECONDS
 _leaving: threading.Timer | None = None
@@ -243,13 +248,12 @@ def leaving_on_error() -> Iterator[None]:
     except BaseException as error:
         if jax.process_count() > 1 and _leaving is None:
             logging.error(
-                "process %d of %d fails: %s: %s\nIf another process was lost, its own log and its "
-                "machine tell why. The run continues from its newest complete checkpoint when all "
-                "processes are started again",
+                "process %d of %d fails: %s: %s%s",
                 jax.process_index(),
                 jax.process_count(),
                 type(error).__name__,
                 error,
+                _LOST if isinstance(error, jax.errors.JaxRuntimeError) else "",
             )
             _leaving = threading.Timer(2 * _heartbeat_seconds, _leave)
             _leaving.daemon = True

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny
 
+from lapa_jax import config as configs
 from lapa_jax import train
 from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.training import checkpoint
@@ -25,17 +26,16 @@ LIMIT_SECONDS = 240  # for what must happen: a busy machine is slow
 # Float32; sums over processes are added in another order. Relative.
 TOLERANCE = 1e-4
 # mesh.data=-1 takes the devices that there are, so that a run may continue on others.
-CHANGES = {"steps": STEPS, "mesh__preset": "fsdp", "mesh__fsdp": 2}
+CHANGES = {"mesh__preset": "fsdp", "mesh__fsdp": 2}
 
 
 class Job:
     """`lapa train` in several processes of some devices each."""
 
-    def __init__(self, workdir: Path, data: Path, processes: int, devices: int):
+    def __init__(self, workdir: Path, arguments: list[str], processes: int, devices: int):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        arguments = tiny.arguments("latent_pretraining", data, **CHANGES)
         arguments = ["train", *arguments, "--workdir", str(workdir)]
         arguments += ["--coordinator_address", f"127.0.0.1:{port}"]
         arguments += ["--num_processes", str(processes)]
@@ -71,8 +71,8 @@ class Job:
 
 
 @contextlib.contextmanager
-def job(workdir: Path, data: Path, processes: int, devices: int = 1) -> Iterator[Job]:
-    started = Job(workdir, data, processes, devices)
+def job(workdir: Path, arguments: list[str], processes: int, devices: int = 1) -> Iterator[Job]:
+    started = Job(workdir, arguments, processes, devices)
     try:
         yield started
     finally:
@@ -81,26 +81,33 @@ def job(workdir: Path, data: Path, processes: int, devices: int = 1) -> Iterator
             process.wait()
 
 
-def train_here(workdir: Path, data: Path, devices: int) -> None:
+def train_here(workdir: Path, arguments: list[str], devices: int) -> None:
     """The same run in this process."""
+    _, spec, *overrides = arguments
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "make_mesh", lambda c: make_mesh(c, jax.devices()[:devices]))
-        assert train.train(tiny.config("latent_pretraining", data, **CHANGES), workdir)
+        assert train.train(configs.load(spec, overrides), workdir)
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tiny_data, tmp_path_factory):
+def pretraining(tiny_data):
+    return tiny.arguments("latent_pretraining", tiny_data, steps=STEPS, **CHANGES)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(pretraining, tmp_path_factory):
     """The run in one process, on four devices."""
     workdir = tmp_path_factory.mktemp("one") / "run"
-    train_here(workdir, tiny_data, devices=4)
-    return tiny.result(workdir)
+    train_here(workdir, pretraining, devices=4)
+    return workdir
 
 
-def assert_same(found: dict, expected: dict) -> None:
-    assert found["step"] == expected["step"] == STEPS
+def assert_same(workdir: Path, other: Path) -> None:
+    found, expected = tiny.result(workdir), tiny.result(other)
+    assert found["step"] == expected["step"]
     assert found["meta"] == expected["meta"]
     assert found["arrays"].keys() == expected["arrays"].keys()
-    assert [row["step"] for row in found["metrics"]] == list(range(1, STEPS + 1))
+    assert [row["step"] for row in found["metrics"]] == list(range(1, found["step"] + 1))
     for row, other in zip(found["metrics"], expected["metrics"], strict=True):
         assert row.keys() == other.keys()
         for name, value in row.items():
@@ -110,18 +117,21 @@ def assert_same(found: dict, expected: dict) -> None:
 
 
 def test_two_processes_train_as_one(undisturbed, tiny_data, tmp_path):
-    workdir = tmp_path / "run"
-    with job(workdir, tiny_data, processes=2, devices=2) as running:
+    """A run that starts from another one's parameters, with new heads and a moving average."""
+    changes = {"steps": 3, "init_from": undisturbed, "optimizer__ema_decay": 0.5}
+    arguments = tiny.arguments("action_finetuning", tiny_data, **changes, **CHANGES)
+    with job(tmp_path / "two", arguments, processes=2, devices=2) as running:
         assert [running.wait(i) for i in range(2)] == [0, 0], running.output(0)
-    assert_same(tiny.result(workdir), undisturbed)
+    train_here(tmp_path / "one", arguments, devices=4)
+    assert_same(tmp_path / "two", tmp_path / "one")
 
 
 def test_a_run_survives_a_kill_damage_and_a_stop_on_other_processes(
-    undisturbed, tiny_data, tmp_path
+    undisturbed, pretraining, tmp_path
 ):
     """2 processes of 2 devices, 4 of 1, and in the end 1 of 8."""
     workdir = tmp_path / "run"
-    with job(workdir, tiny_data, processes=2, devices=2) as running:
+    with job(workdir, pretraining, processes=2, devices=2) as running:
         running.wait_for(running.logged(5))
         running.processes[1].kill()
         assert running.wait(0, 5 * HEARTBEAT_SECONDS) not in (0, 2, train.EXIT_RESTART)
@@ -134,7 +144,7 @@ def test_a_run_survives_a_kill_damage_and_a_stop_on_other_processes(
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
 
-    with job(workdir, tiny_data, processes=4) as running:
+    with job(workdir, pretraining, processes=4) as running:
         running.wait_for(lambda: "continues at step" in running.output(3))
         running.processes[3].terminate()
         codes = [running.wait(i) for i in range(4)]
@@ -148,15 +158,15 @@ def test_a_run_survives_a_kill_damage_and_a_stop_on_other_processes(
     told = f"step {stopped} is being saved"
     assert all(told in running.output(number) for number in range(4))
 
-    train_here(workdir, tiny_data, devices=8)
-    assert_same(tiny.result(workdir), undisturbed)
+    train_here(workdir, pretraining, devices=8)
+    assert_same(workdir, undisturbed)
 
 
 @pytest.mark.parametrize(
     "lost, number", [(0, signal.SIGKILL), (1, signal.SIGSTOP)], ids=["coordinator", "hang"]
 )
-def test_no_process_outlives_another_for_long(tiny_data, tmp_path, lost, number):
-    with job(tmp_path / "run", tiny_data, processes=2) as running:
+def test_no_process_outlives_another_for_long(pretraining, tmp_path, lost, number):
+    with job(tmp_path / "run", pretraining, processes=2) as running:
         running.wait_for(running.logged(2))
         running.processes[lost].send_signal(number)
         code = running.wait(1 - lost, 5 * HEARTBEAT_SECONDS)
