@@ -30,6 +30,7 @@ from lapa_jax.training import memory
 from lapa_jax.training import state as states
 from lapa_jax.training.checkpoint import Checkpoints
 from lapa_jax.training.metrics import Alarms, LateMetrics, MetricWriter, Progress, check_finite
+from lapa_jax.training.steps import SavePolicy
 from lapa_jax.training.throughput import Throughput
 
 EXIT_RESTART = 75  # stopped by a signal after saving: the same command continues
@@ -57,14 +58,16 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
     mesh = make_mesh(config.mesh)
     host, num_hosts = sharding.loader_shard(mesh)
     stage_class = stages.get(config.stage)
-    loader = loaders.Loader(
-        config.data,
-        fields=stage_class.fields_of(config),
-        global_batch=config.global_batch,
-        seed=config.seed,
-        host=host,
-        num_hosts=num_hosts,
-        prepare=lambda batch: stage.prepare(batch),
+    loader = distributed.together(
+        lambda: loaders.Loader(
+            config.data,
+            fields=stage_class.fields_of(config),
+            global_batch=config.global_batch,
+            seed=config.seed,
+            host=host,
+            num_hosts=num_hosts,
+            prepare=lambda batch: stage.prepare(batch),
+        )
     )
     pretrained = runs.load(config.init_from) if config.init_from else None
     assets = _assets(workdir, config, stage_class, loader.mixture, pretrained)
@@ -74,7 +77,11 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
     program = programs.build(config, stage, mesh)
 
     # --- State: restore, or initialise (from another run's parameters where the config asks) ----
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+    checkpoints = Checkpoints(
+        workdir / "checkpoints",
+        keep=config.checkpoint.keep,
+        keep_period_steps=config.checkpoint.keep_every_steps or None,
+    )
     if checkpoints.latest_step() is not None:
         state, meta = checkpoints.restore(program.state)
         loaders.check_fingerprint(meta["data"], loader.fingerprint(int(state.step)))
@@ -92,6 +99,9 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
     _log_size(state, program)
 
     # --- Loop -----------------------------------------------------------------------------------
+    saving = SavePolicy(
+        config.checkpoint.every_steps, config.checkpoint.every_minutes, config.log_every_steps
+    )
     first = distributed.is_first()
     writer = MetricWriter(workdir, step=start) if first else None
     progress = Progress(config.steps, start, name=config.stage)
@@ -125,7 +135,7 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
             throughput.step()
 
             last, interrupted = step == config.steps, stopped()
-            if last or interrupted or step % config.checkpoint.every_steps == 0:
+            if saving.due(step) or last or interrupted:
                 settle(late.flush())  # no state is saved that is not finite
                 meta = {
                     "config": configs.to_dict(config),

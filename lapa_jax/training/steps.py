@@ -1,6 +1,10 @@
-"""Which step of a checkpoint directory is used: the newest sound one, on all processes alike."""
+"""Which steps of a run are saved, and which one is used: the newest that is sound.
+
+All processes come to the same answers.
+"""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +15,38 @@ from lapa_jax.parallel import distributed
 from lapa_jax.training.manifest import CheckpointDamagedError, CheckpointMismatchError
 
 T = TypeVar("T")
+
+
+class SavePolicy:
+    """Which steps are saved: each that `every_steps` divides; and after `every_minutes` without one
+    (0: however long) the next that `look_every_steps` divides."""
+
+    def __init__(
+        self,
+        every_steps: int,
+        every_minutes: float,
+        look_every_steps: int,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        if every_steps < 1 or every_minutes < 0:
+            raise ValueError(
+                f"checkpoint.every_steps={every_steps} must be at least 1, and "
+                f"checkpoint.every_minutes={every_minutes} at least 0"
+            )
+        self._every_steps, self._every_seconds = every_steps, 60 * every_minutes
+        self._look_every_steps, self._clock = look_every_steps, clock
+        self._since = clock()
+
+    def due(self, step: int) -> bool:
+        """Every process asks, after every step."""
+        due = step % self._every_steps == 0
+        if not due and self._every_seconds and step % self._look_every_steps == 0:
+            late = self._clock() - self._since >= self._every_seconds
+            # Clocks differ. To look takes a collective, hence not at every step.
+            due = distributed.exchange("late" if late else "")[0] == "late"
+        if due:
+            self._since = self._clock()
+        return due
 
 
 def list_steps(directory: str | Path) -> list[int]:

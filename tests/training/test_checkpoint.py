@@ -15,6 +15,7 @@ import xxhash
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lapa_jax.parallel import distributed
 from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.training import checksum
 from lapa_jax.training.checkpoint import Checkpoints, load_meta, load_params
@@ -25,6 +26,7 @@ from lapa_jax.training.manifest import (
     CheckpointSaveError,
 )
 from lapa_jax.training.state import TrainState, with_shardings
+from lapa_jax.training.steps import SavePolicy
 
 # Orbax leaves coroutines behind when it cannot read an array.
 pytestmark = pytest.mark.filterwarnings(
@@ -165,6 +167,23 @@ def test_state_may_be_donated_as_soon_as_save_returns(tmp_path):
         for _ in range(3):
             params = jax.block_until_ready(overwrite(params))
     assert checksum.of_array(load_params(tmp_path).params["w"]) == expected
+
+
+def test_saves_by_steps_and_by_time(monkeypatch):
+    now = 0.0
+    policy = SavePolicy(10, 1.0, 2, clock=lambda: now)
+    saved = []
+    for step in range(1, 31):
+        now += 13.0 if step < 20 else 1.0
+        if policy.due(step):
+            saved.append(step)
+    assert saved == [6, 10, 16, 20, 30], "60 s are over at steps 5 and 15, which are not looked at"
+    asked = []
+    monkeypatch.setattr(distributed, "exchange", lambda text: asked.append(text) or ["late", text])
+    assert policy.due(32) and not policy.due(33), "the clock of process 0 counts"
+    assert asked == [""]
+    with pytest.raises(ValueError, match="checkpoint.every_steps=0"):
+        SavePolicy(0, 1.0, 2)
 
 
 def test_keeps_the_newest_and_refuses_to_go_back(tmp_path):
