@@ -127,10 +127,16 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
         stopped = stack.enter_context(distributed.stop_signal())
         batches = stack.enter_context(contextlib.closing(loader.iterate(start)))
         stack.enter_context(distributed.leaving_on_error())  # before anything above is closed
-        for step in range(start + 1, config.steps + 1):
+
+        def fetch() -> dict[str, jax.Array]:
             with throughput.waiting_for_data():
-                batch = sharding.put_batch(next(batches), mesh)
+                return sharding.put_batch(next(batches), mesh)
+
+        batch = fetch() if start < config.steps else None
+        for step in range(start + 1, config.steps + 1):
             state, metrics = program.step(state, batch)
+            if step < config.steps:
+                batch = fetch()  # goes to the devices while they compute this step
             settle(late.push(step, metrics))  # of the step before, which is counted already
             throughput.step()
 

@@ -14,7 +14,7 @@ import dataclasses
 import errno
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ from lapa_jax.training.steps import list_steps
 # A chunk is compressed as a whole, and a data file written when it is full: what is encoded and not
 # yet written is held in memory.
 CHUNK_BYTES, DATA_FILE_BYTES = 64 * 2**20, 256 * 2**20
+BATCH_BYTES = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,13 @@ class LoadedModel:
     params: dict
     variables: dict
     meta: dict
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which does not ask for itself whether to stop: `distributed.stop_signal` counts."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
 
 
 class Checkpoints:
@@ -309,13 +317,6 @@ def _is_disk_full(error: BaseException | None) -> bool:
 # --- Reading ---
 
 
-class _Manager(ocp.CheckpointManager):
-    """Orbax's, which does not ask for itself whether to stop: `distributed.stop_signal` counts."""
-
-    def reached_preemption(self, step: int) -> bool:
-        return False
-
-
 @dataclasses.dataclass(frozen=True)
 class _Step:
     """What was read of a step, and what it should be."""
@@ -343,20 +344,15 @@ def _read_items(
     wanted: Mapping[str, ArrayPaths],
 ) -> _Step:
     """Arrays placed as `wanted` says (None: NumPy); what this process holds of them."""
-    found: dict[str, ArrayPaths] = {}
-    sizes = [
-        math.prod(record["shape"]) * np.dtype(record["dtype"]).itemsize
-        for item in records.values()
-        for record in item.values()
-        if not record.get("key_impl")
+    found: dict[str, ArrayPaths] = {name: {} for name in wanted}
+    batches = [
+        (name, {path: wanted[name][path] for path in paths})
+        for name in wanted
+        for paths in _batches({path: records[name][path] for path in wanted[name]})
     ]
-    handler = ocp.PyTreeCheckpointHandler(
-        # What is read at once, beside the result: the largest array has to fit.
-        restore_concurrent_gb=_gb_above(max(sizes, default=0)),
-        multiprocessing_options=_alone(),
-    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
     with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as reader:
-        for name, arrays in wanted.items():
+        for name, arrays in batches:
             tree = reader.restore(
                 directory / str(step) / name,
                 args=ocp.args.PyTreeRestore(
@@ -365,7 +361,7 @@ def _read_items(
                     partial_restore=len(arrays) < len(records[name]),
                 ),
             )
-            found[name] = paths_of(tree)
+            found[name] |= paths_of(tree)
     return _Step(step, meta, found, records)
 
 
@@ -393,13 +389,25 @@ def _alone() -> ocp.options.MultiprocessingOptions:
     return ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
 
 
+def _batches(records: Mapping[tuple[str, ...], dict]) -> Iterator[list[tuple[str, ...]]]:
+    """Paths in batches of BATCH_BYTES, or of one array that is larger: what is read at once is in
+    memory twice."""
+    batch, held = [], 0
+    for path, record in records.items():
+        size = 0 if record.get("key_impl") else np.dtype(record["dtype"]).itemsize
+        size *= math.prod(record["shape"])
+        if batch and held + size > BATCH_BYTES:
+            yield batch
+            batch, held = [], 0
+        batch, held = [*batch, path], held + size
+    if batch:
+        yield batch
+
+
 def _thrifty_handlers(largest_bytes: int) -> dict[str, ocp.CheckpointHandler]:
-    arrays = ocp.PyTreeCheckpointHandler(save_concurrent_gb=_gb_above(largest_bytes))
+    limit = largest_bytes // 10**9 + 1  # Orbax refuses arrays that do not stay below it
+    arrays = ocp.PyTreeCheckpointHandler(save_concurrent_gb=limit)
     return {"meta": ocp.JsonCheckpointHandler()} | dict.fromkeys([*ITEMS, "state"], arrays)
-
-
-def _gb_above(num_bytes: int) -> int:
-    return num_bytes // 10**9 + 1
 
 
 def _abstract(record: Mapping[str, Any], sharding: Any) -> jax.ShapeDtypeStruct:
