@@ -1,5 +1,6 @@
 """`lapa VERB ...`: each verb is a module of this package with a `main(argv)`."""
 
+import faulthandler
 import importlib
 import logging as py_logging
 import sys
@@ -84,6 +85,7 @@ def run(module: str, argv: list[str]) -> int:
     """Calls `module.main(argv)`; errors that name a bad input are shown without a traceback."""
     from absl import flags, logging
 
+    faulthandler.enable()  # SIGABRT (a hang: launch/supervise.py) shows the stacks of all threads
     flags.FLAGS.mark_as_parsed()  # its log warns of flags that nobody has
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
