@@ -26,6 +26,7 @@ setup(
         "numpy>=2",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8,<1",
+        "packaging",
         "psutil",
         "pyarrow",
         "safetensors",

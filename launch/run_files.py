@@ -1,12 +1,12 @@
 """What the files of a run say of it. Reads little of them, and only what is complete."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 METRICS_FILE = "metrics.jsonl"
 TAIL_BYTES = 1 << 16
+SMALL_BYTES = 1 << 20  # files that are read whole
 
 
 def saved_steps(workdir: Path) -> list[int]:
@@ -33,29 +33,27 @@ def last_metrics(workdir: Path) -> dict[str, Any] | None:
 
 def sampled_metrics(workdir: Path, count: int) -> list[dict[str, Any]]:
     """At most `count` lines of metrics.jsonl, evenly spread over the file, in order."""
-    return list(_sampled(workdir, count))
-
-
-def _sampled(workdir: Path, count: int) -> Iterator[dict[str, Any]]:
     try:
-        file = open(workdir / METRICS_FILE, "rb")
+        with open(workdir / METRICS_FILE, "rb") as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            if size <= SMALL_BYTES:
+                whole = [line for line in file if line.endswith(b"\n")]
+                number = min(count, len(whole))
+                lines = [whole[len(whole) * i // number] for i in range(number)]
+            else:
+                lines = [_line_after(file, size * i // count) for i in range(count)]
     except FileNotFoundError:
-        return
-    with file:
-        size, reached = file.seek(0, 2), -1
-        for number in range(count):
-            offset = size * number // count
-            if offset < reached:  # inside a line that was read already
-                continue
-            file.seek(max(0, offset - 1))
-            if offset:
-                file.readline()  # to the start of the next line
-            if file.tell() < reached:
-                continue
-            line = file.readline()
-            reached = file.tell()
-            if line.endswith(b"\n"):
-                yield _row(line, workdir)
+        return []
+    return [_row(line, workdir) for line in lines if line.endswith(b"\n")]
+
+
+def _line_after(file: BinaryIO, offset: int) -> bytes:
+    """The first whole line that begins at the offset or after it."""
+    file.seek(max(0, offset - 1))
+    if offset:
+        file.readline()
+    return file.readline()
 
 
 def _row(line: bytes, workdir: Path) -> dict[str, Any]:
