@@ -10,7 +10,7 @@ import sys
 import threading
 from pathlib import Path
 
-LINES_KEPT = 30
+LINES_KEPT = 100  # stacks of many threads
 
 # Runs the command in this process, which the kernel kills should the supervisor vanish.
 _BOUND = """

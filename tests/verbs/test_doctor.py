@@ -2,12 +2,14 @@
 
 import importlib.metadata
 import json
+import sys
 
 import jax
 import pytest
 import tiny
 
 from lapa_jax import doctor, doctor_devices
+from launch import supervise
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -115,3 +117,34 @@ def test_a_compile_cache_that_cannot_be_written_is_a_problem(ask, tmp_path_facto
         assert "JAX_COMPILATION_CACHE_DIR" in problem(ask("--expect", "cpu"), "compile cache")
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+TWO = """
+import json, os, sys
+from pathlib import Path
+import jax
+from lapa_jax import doctor_devices
+from lapa_jax.parallel import distributed
+me = os.environ["JAX_PROCESS_ID"]
+distributed.initialize(
+    coordinator_address=os.environ["JAX_COORDINATOR_ADDRESS"],
+    num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
+    process_id=int(me),
+)
+found = [doctor_devices._arithmetic(), doctor_devices._collectives(jax.devices())]
+found += doctor_devices._clocks()
+(Path(sys.argv[2]) / f"{me}.json").write_text(json.dumps(found))
+"""
+
+
+def test_links_and_clocks_of_two_supervised_processes(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
+    monkeypatch.setenv("JAX_CPU_COLLECTIVES_IMPLEMENTATION", "gloo")
+    monkeypatch.setenv("PYTHONPATH", str(tiny.ROOT))
+    command = [sys.executable, "-c", TWO, "--workdir", str(tmp_path)]
+    assert supervise.main(["--processes", "2", "--max_failures", "1", "--", *command]) == 0
+    for process in "01":
+        found = {f[0]: f for f in json.loads((tmp_path / f"{process}.json").read_text())}
+        assert {f[1] for f in found.values()} == {"ok"}
+        assert found["collectives"][2].startswith("all-reduce over 4: ")
+        assert found["clocks"][4]["seconds"] < 2
