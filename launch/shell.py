@@ -81,7 +81,9 @@ def split(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Na
 
 
 def supervised(command: list[str], *flags: str) -> list[str]:
-    """A command under launch/supervise.py."""
+    """`lapa train` under launch/supervise.py; any other command as it is."""
+    if command[:2] != ["lapa", "train"]:
+        return command
     return ["python", "-m", "launch.supervise", *flags, "--", *command]
 
 

@@ -1,5 +1,6 @@
 """The launch tools: their dry runs, and real runs against programs that record their arguments."""
 
+import importlib
 import json
 import os
 import re
@@ -91,6 +92,32 @@ def test_dry_runs_print_these_commands(tool, case, here, capsys):
         golden.parent.mkdir(exist_ok=True)
         golden.write_text(printed)
     assert printed == golden.read_text(), "if this is meant: LAPA_UPDATE_GOLDEN=1, and review"
+
+
+def commands_of(file: Path) -> list[list[str]]:
+    """The launch commands in the code blocks of a text, without continued lines and comments."""
+    blocks = re.findall(r"```bash\n(.*?)```", file.read_text(), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    lines = [line for line in lines if line.startswith("python -m launch.")]
+    return [shlex.split(line, comments=True)[2:] for line in lines]
+
+
+@pytest.mark.parametrize("name", ["README.md", "launch/README.md"])
+def test_commands_of_the_run_book_run(name, here, capsys):
+    commands = commands_of(tiny.ROOT / name)
+    assert len(commands) >= 2
+    for module, *arguments in commands:
+        main = importlib.import_module(module).main
+        assert main(dry(module.removeprefix("launch."), arguments)) == 0, arguments
+        assert capsys.readouterr().out
+
+
+def test_only_training_is_supervised(here, capsys):
+    for command, supervised in ((TRAIN, 1), (["lapa", "doctor"], 0)):
+        arguments = ["run", "pod", "--accelerator=v5p-64", IMAGE, "--", *command]
+        assert tpu_pod.main(dry("tpu_pod", arguments)) == 0
+        out = capsys.readouterr().out
+        assert out.count("launch.supervise") == supervised and shlex.join(command) in out
 
 
 def program(name: str) -> str:
