@@ -13,7 +13,7 @@ processes: 0 is finished, 75 is "saved, start me again" (preemption), everything
 |                         | crash                                                                 |
 | fails again and again   | after --max_failures attempts in a row that reach no new step: exit 1 |
 | first attempt exits 2   | a mistake in the command or config: not tried again, exit 2           |
-| SIGTERM, Ctrl-C         | SIGTERM to all processes, which save and exit; what is left after     |
+| SIGTERM, Ctrl-C, SIGHUP | SIGTERM to all processes, which save and exit; what is left after     |
 |                         | --drain_seconds, or at a second signal, is killed; exit 75            |
 
 Several machines: one supervisor on each, with the same command. When a process is lost the others
@@ -23,6 +23,7 @@ end by themselves (JAX's heartbeat), and each supervisor starts its own again.
 import argparse
 import contextlib
 import json
+import os
 import shlex
 import shutil
 import signal
@@ -82,6 +83,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     for name in ("processes", "max_failures"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} {getattr(options, name)}: at least 1")
+    for name in ("hang_seconds", "start_seconds"):
+        if getattr(options, name) <= 0:
+            parser.error(f"--{name} {getattr(options, name)}: must be positive")
     return options, command
 
 
@@ -129,7 +133,7 @@ class Watch:
 def _number(path: Path) -> int:
     try:
         return int(path.read_text() or -1)  # empty: between two beats
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return -1
 
 
@@ -145,13 +149,17 @@ class Supervisor:
 
     def run(self) -> int:
         """The exit code of the job."""
-        handler = {name: signal.signal(name, self._signal) for name in _SIGNALS}
+        names = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        before = {name: signal.getsignal(name) for name in names}
+        for name in names:
+            if before[name] != signal.SIG_IGN:  # under nohup a closed terminal is nothing
+                signal.signal(name, self._signal)
         try:
             with tempfile.TemporaryDirectory(prefix="lapa-supervise-") as scratch:
                 return self._run(Path(scratch))
         finally:
-            for name, before in handler.items():
-                signal.signal(name, before)
+            for name, handler in before.items():
+                signal.signal(name, handler)
 
     def _signal(self, *_: Any) -> None:
         self._hurry, self._stop = self._stop, True
@@ -238,15 +246,16 @@ class Supervisor:
 
     def _tell(self, event: str, **details: Any) -> None:
         shown = ", ".join(f"{key} {value}" for key, value in details.items())
-        sys.stderr.write(f"supervise: attempt {self._attempt} {event} ({shown})\n")
-        sys.stderr.flush()
+        with contextlib.suppress(OSError):  # a closed terminal must not end the job
+            sys.stderr.write(f"supervise: attempt {self._attempt} {event} ({shown})\n")
+            sys.stderr.flush()
         self._record(event, **details)
 
     def _record(self, event: str, **details: Any) -> None:
         """Appends to WORKDIR/supervisor/HOST.jsonl. That it cannot be written ends no training."""
         if self._workdir is None:
             return
-        path = self._workdir / "supervisor" / f"{socket.gethostname()}.jsonl"
+        path = self._workdir / "supervisor" / f"{_place()}.jsonl"
         stamp = datetime.now(UTC).isoformat(timespec="seconds")
         line = {"time": stamp, "attempt": self._attempt, "event": event, **details}
         try:
@@ -254,10 +263,14 @@ class Supervisor:
             with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
-            sys.stderr.write(f"supervise: {path} cannot be written: {error}\n")
+            with contextlib.suppress(OSError):
+                sys.stderr.write(f"supervise: {path} cannot be written: {error}\n")
 
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+def _place() -> str:
+    """Names this supervisor among those of a run: Slurm may have started several on a machine."""
+    local = os.environ.get("SLURM_LOCALID")
+    return socket.gethostname() + (f"-{local}" if local else "")
 
 
 def main(argv: list[str] | None = None) -> int:

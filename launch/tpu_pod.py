@@ -118,14 +118,17 @@ class Pod:
         command += [f"--network={args.network}"] if args.network else []
         self.shell.run(command)
         while not self.shell.dry_run and (state := self.state()) != "ACTIVE":
-            if state in GONE or state is None:
-                raise ValueError(f"{args.pod} is {state}: delete it, then create it again")
+            if state in GONE or state == "":
+                raise ValueError(
+                    f"{args.pod} is {state or 'gone'}: delete it, then create it again"
+                )
             time.sleep(POLL_SECONDS)
 
     def state(self) -> str | None:
-        """ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, ...; None where there is no such resource."""
-        describe = [*_queued("describe"), self._args.pod, *self._where]
-        return self.shell.read([*describe, "--format=value(state.state)"])
+        """ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, ...; empty where there is no such resource,
+        None where gcloud does not know."""
+        only = [f"--filter=name~/{self._args.pod}$", "--format=value(state.state)"]
+        return self.shell.read([*_queued("list"), *self._where, *only])
 
     def install(self) -> None:
         """Makes every host ready; doing it again changes nothing."""
@@ -214,9 +217,9 @@ def keep(pod: Pod, command: list[str]) -> None:
         state = pod.state()
         if state in GONE:
             pod.delete()
-        if state in GONE or not state:
+        if state in GONE or state == "":
             pod.create()
-        job = pod.job()
+        job = None if state is None else pod.job()
         if job in ("exited 1", "exited 2"):
             raise ValueError(
                 f"the supervisor has given up ({job}): look with `tail`; the machines are still "

@@ -202,7 +202,8 @@ def start(arguments: list[str]) -> subprocess.Popen:
     )
 
 
-def test_sigterm_is_passed_on_and_what_is_being_saved_is_awaited(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_stop_is_passed_on_and_what_is_being_saved_is_awaited(number, tmp_path):
     body = """
         def save(*_):
             time.sleep(0.3)
@@ -214,7 +215,7 @@ def test_sigterm_is_passed_on_and_what_is_being_saved_is_awaited(tmp_path):
     """
     supervisor = start(command(tmp_path, body, "--processes", "2"))
     wait_for(tmp_path / "ready.0", tmp_path / "ready.1")
-    supervisor.send_signal(signal.SIGTERM)
+    supervisor.send_signal(number)
     said, _ = supervisor.communicate(timeout=60)
     assert supervisor.returncode == 75, said
     assert (tmp_path / "saved.0").exists() and (tmp_path / "saved.1").exists()

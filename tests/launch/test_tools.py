@@ -227,18 +227,18 @@ def programs(here, monkeypatch):
 @pytest.mark.parametrize(("tool", "case"), [c for c in CASES if c[0] != "gpu_host"])
 def test_what_runs_is_what_the_dry_run_prints(tool, case, programs, capsys):
     answers, calls = programs
-    answers(**{"describe": [None, "ACTIVE"], "inspect": ["absent"]})
+    answers(**{"list": ["", "ACTIVE"], "inspect": ["absent"]})
     if case == "keep":
-        answers(describe=["ACTIVE", "ACTIVE"], inspect=["absent", "exited 0"])
+        answers(list=["ACTIVE", "ACTIVE"], inspect=["absent", "exited 0"])
     elif case.startswith("create"):
-        answers(describe=["ACTIVE"])
+        answers(list=["ACTIVE"])
     module, cases = TOOLS[tool]
     printed = printed_by(tool, case, capsys)
     assert module.main(cases[case]) == 0
-    made = [words for words, _ in calls() if not {"describe", "create"} & set(words)]
+    made = [words for words, _ in calls() if not {"list", "create"} & set(words)]
     script = printed.partition(" <<'END'\n")
     expected = [shlex.split(line) for line in script[0].splitlines()]
-    expected = [words for words in expected if not {"describe", "create"} & set(words)]
+    expected = [words for words in expected if not {"list", "create"} & set(words)]
     if case == "keep":
         made = made[:-1]  # the question that "exited 0" answers
     if not case.startswith("create"):
@@ -251,8 +251,8 @@ def test_what_runs_is_what_the_dry_run_prints(tool, case, programs, capsys):
 def test_keep_makes_the_machines_again_when_they_are_taken_away(programs):
     answers, calls = programs
     answers(
-        describe=[
-            None,
+        list=[
+            "",
             "WAITING_FOR_RESOURCES",
             "ACTIVE",
             "ACTIVE",
@@ -275,24 +275,25 @@ def test_keep_makes_the_machines_again_when_they_are_taken_away(programs):
 @pytest.mark.parametrize("answer", ["exited 75", "exited 137"])
 def test_keep_starts_a_job_again_that_was_stopped(answer, programs):
     answers, calls = programs
-    answers(describe=["ACTIVE", "ACTIVE"], inspect=[answer, "exited 0"])
+    answers(list=["ACTIVE", "ACTIVE"], inspect=[answer, "exited 0"])
     assert tpu_pod.main(PODS["keep"]) == 0
     assert sum("docker run" in " ".join(words) for words, _ in calls()) == 1
 
 
 def test_keep_ends_when_the_supervisor_has_given_up(programs, capsys):
     answers, calls = programs
-    answers(describe=["ACTIVE"], inspect=["exited 1"])
+    answers(list=["ACTIVE"], inspect=["exited 1"])
     assert tpu_pod.main(PODS["keep"]) == 2
     assert "paid for until `delete`" in capsys.readouterr().err
     assert not any("docker run" in " ".join(words) for words, _ in calls())
 
 
-def test_keep_asks_again_where_a_host_does_not_answer(programs):
+def test_keep_asks_again_where_nobody_answers(programs):
     answers, calls = programs
-    answers(describe=["ACTIVE", "ACTIVE"], inspect=[None, "exited 0"])
+    answers(list=["ACTIVE", None, "ACTIVE"], inspect=[None, "exited 0"])
     assert tpu_pod.main(PODS["keep"]) == 0
-    assert not any("docker run" in " ".join(words) for words, _ in calls())
+    told = [" ".join(words) for words, _ in calls()]
+    assert not any("docker run" in line or "create" in line for line in told)
 
 
 def test_a_command_that_fails_ends_the_tool(programs, capsys):

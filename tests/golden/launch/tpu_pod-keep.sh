@@ -1,4 +1,4 @@
-gcloud compute tpus queued-resources describe pod '--format=value(state.state)'
+gcloud compute tpus queued-resources list '--filter=name~/pod$' '--format=value(state.state)'
 gcloud compute tpus queued-resources create pod --accelerator-type=v6e-256 --runtime-version=v2-alpha-tpuv6e --node-id=pod --spot
 gcloud compute tpus tpu-vm ssh pod --worker=0 '--command=sudo docker inspect --format '"'"'{{.State.Status}} {{.State.ExitCode}}'"'"' lapa 2>/dev/null || echo absent'
 gcloud compute tpus tpu-vm ssh pod --worker=all '--command=sudo gcloud auth configure-docker --quiet europe-docker.pkg.dev && sudo docker pull --quiet europe-docker.pkg.dev/project/lapa/tpu:1'
