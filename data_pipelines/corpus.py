@@ -5,17 +5,18 @@ times apart: a clip begins at that frame, a history ends there. Of every frame t
 each camera.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
 
-from data_pipelines import order
-from data_pipelines.index import CorpusIndex, load_index
-from data_pipelines.labels import IMAGE_TOKENS, LabelSet
+from data_pipelines import order, storage
+from data_pipelines.chains import Chains
+from data_pipelines.index import CorpusIndex, load_or_build
+from data_pipelines.labels import IMAGE_TOKENS, Kind, LabelSet
 
 _PER_VIDEO_SALT = 0x7669646  # keeps the draw of t apart from the permutation of episodes
 _FRACTION_SALT = 0x66726163
@@ -45,8 +46,8 @@ class Frames:
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
-    """counts[e] of the frames of episode e are eligible: those from skip[e] on, or `rows` (all
-    eligible rows, ascending) where that is given."""
+    """A sample is one of `chains`, which holds one example or several in a row. counts[e] of those
+    of episode e are eligible: all, or those that `kept` numbers (ascending) where that is given."""
 
     name: str
     number: int
@@ -54,10 +55,11 @@ class Corpus:
     cameras: tuple[CorpusIndex, ...]  # row for row the same frames; labels belong to the first
     labels: LabelSet | None
     tokens: tuple[LabelSet, ...]  # of the cameras, where they are asked for
+    motion: LabelSet | None  # of the pairs, where data.min_pair_difference asks for it
     frames: Frames
-    skip: np.ndarray
+    chains: Chains
     counts: np.ndarray
-    rows: np.ndarray | None
+    kept: np.ndarray | None
     per_video: bool
 
     @property
@@ -73,11 +75,18 @@ class Corpus:
         return np.flatnonzero(self.counts)
 
     @property
+    def samples_of_episode(self) -> np.ndarray:
+        """int64 (E,); samples are numbered episode by episode."""
+        return (self.counts > 0).astype(np.int64) if self.per_video else self.counts
+
+    @property
     def num_samples(self) -> int:
         return len(self.videos) if self.per_video else int(self.ends[-1])
 
-    def frame_rows(self, samples: np.ndarray, epochs: np.ndarray, seed: int) -> np.ndarray:
-        """Frame rows of samples, int64 (n, num_frames)."""
+    def frame_rows(
+        self, samples: np.ndarray, epochs: np.ndarray, seed: int, member: int | np.ndarray = 0
+    ) -> np.ndarray:
+        """Frame rows of samples, int64 (n, num_frames): of example `member` of each."""
         if self.per_video:
             episode = self.videos[samples]
             place = (
@@ -87,18 +96,19 @@ class Corpus:
         else:
             episode = np.searchsorted(self.ends, samples, side="right")
             place = samples - (self.ends[episode] - self.counts[episode])
-        if self.rows is None:
-            standing = self.index.episode_start[episode] + self.skip[episode] + place
-        else:
-            first = self.ends[episode] - self.counts[episode]
-            standing = self.rows[first + place].astype(np.int64)
-        return self.frames.rows(standing, episode)
+        key = order.mix(seed, self.number, epochs)
+        if self.kept is not None:
+            chosen = self.kept[self.ends[episode] - self.counts[episode] + place]
+            place = chosen.astype(np.int64) - self.chains.starts[episode]
+            key = None  # what is kept was chosen for these steps
+        step = self.chains.first_steps(episode, place, key) + member * self.chains.window[episode]
+        return self.frames.rows(self.index.episode_start[episode] + step, episode)
 
 
 def open_cameras(name: str, config: Any) -> tuple[CorpusIndex, ...]:
     """The indexes of `image_key` and of each of `extra_image_keys`, which must agree."""
     cameras = tuple(
-        load_index(
+        load_or_build(
             config.path,
             split=config.split,
             sidecar_dir=config.sidecar_dir or None,
@@ -126,10 +136,13 @@ def open_tokens(name: str, config: Any, cameras: Sequence[CorpusIndex]) -> tuple
             f"corpus {name!r} needs image tokens, but data.corpora.{name}.image_token_set is "
             f"empty; make a set with {IMAGE_TOKENS.command}"
         )
-    return tuple(
-        LabelSet.open(index.sidecar_dir, config.image_token_set, index, IMAGE_TOKENS)
-        for index in cameras
-    )
+    return tuple(open_set(config.image_token_set, index, IMAGE_TOKENS) for index in cameras)
+
+
+def open_set(name: str, index: CorpusIndex, kind: Kind) -> LabelSet:
+    """A set of this name and kind, fetched first where the sidecars lie behind a URL."""
+    folder = kind.folder(".", name, index.image_key)
+    return LabelSet.open(storage.fetch(index.sidecar_dir, str(folder)), name, index, kind)
 
 
 def open_frames(name: str, config: Any, data: Any, index: CorpusIndex) -> Frames:
@@ -143,38 +156,49 @@ def open_frames(name: str, config: Any, data: Any, index: CorpusIndex) -> Frames
     else:
         key = f"data.corpora.{name}.window_seconds"
         what, seconds = "window", config.window_seconds
-    if not (np.isfinite(seconds) and seconds > 0):
-        raise ValueError(f"{key} is {seconds}; it must be positive")
-    fps = _fps(name, config, index)
-    steps = np.rint(seconds * fps).astype(np.int64)
-    if steps.min() < 1:
-        raise ValueError(
-            f"{key} {seconds} is shorter than half a step at {fps[steps.argmin()]:g} fps; the "
-            f"{what} needs at least one step"
-        )
+    fps_key = f"data.corpora.{name}.fps"
+    steps = steps_between(what, key, seconds, index, name, config.fps, fps_key)
     if (steps * (data.num_frames - 1) >= index.episode_length).all():
         longest = int(index.episode_length.argmax())
         times = f", {data.num_frames - 1} times" if data.num_frames > 2 else ""
+        fps = _fps(name, config.fps, fps_key, index)[longest]
         raise ValueError(
-            f"corpus {name!r}: the {what} ({key} {seconds} at {fps[longest]:g} fps = "
+            f"corpus {name!r}: the {what} ({key} {seconds} at {fps:g} fps = "
             f"{steps[longest]} steps{times}) is longer than every episode; the longest has "
             f"{index.episode_length[longest]} steps"
         )
     return Frames(index, offsets, steps)
 
 
-def _fps(name: str, config: Any, index: CorpusIndex) -> np.ndarray:
+def steps_between(
+    what: str, key: str, seconds: float, index: CorpusIndex, name: str, fps: float, fps_key: str
+) -> np.ndarray:
+    """Steps of each episode in a time, int64 (E,). The time is that of `key` and the fps of
+    `fps_key`; 0.0: of the episodes."""
+    if not (np.isfinite(seconds) and seconds > 0):
+        raise ValueError(f"{key} is {seconds}; it must be positive")
+    found = _fps(name, fps, fps_key, index)
+    steps = np.rint(seconds * found).astype(np.int64)
+    if steps.min() < 1:
+        raise ValueError(
+            f"{key} {seconds} is shorter than half a step at {found[steps.argmin()]:g} fps; the "
+            f"{what} needs at least one step"
+        )
+    return steps
+
+
+def _fps(name: str, given: float, key: str, index: CorpusIndex) -> np.ndarray:
     """Frames per second of each episode."""
-    if config.fps:
-        fps = np.full(index.num_episodes, config.fps, np.float64)
+    if given:
+        fps = np.full(index.num_episodes, given, np.float64)
     else:
         fps = index.fps.astype(np.float64)
     bad = np.flatnonzero(~(np.isfinite(fps) & (fps > 0)))
     if len(bad):
         raise ValueError(
-            f"the fps of corpus {name!r} is unknown: data.corpora.{name}.fps is {config.fps} and "
+            f"the fps of corpus {name!r} is unknown: {key} is {given} and "
             f"{len(bad)} of {len(fps)} episodes have no valid episode_metadata/fps; "
-            f"set data.corpora.{name}.fps"
+            f"set {key}"
         )
     return fps
 
@@ -185,10 +209,9 @@ def eligible(
     data: Any,
     fields: Sequence[str],
     frames: Frames,
-    labels: LabelSet | None,
-    tokens: Sequence[LabelSet],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """(skip, counts, rows) of a corpus: see Corpus."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """(skip, counts), int64 (E,): examples of episode e may stand at so many steps from skip[e] on,
+    but for filters."""
     index = frames.index
     length = index.episode_length
     skip, stop = np.zeros_like(length), length
@@ -201,30 +224,62 @@ def eligible(
     counts = np.where(length < _min_steps(name, config), 0, counts)
     if "instruction" in fields or config.require_instruction:
         counts = np.where(_without_instruction(name, index), 0, counts)
-    keep = None if labels is None else labels.valid
-    for one in tokens:
-        if not one.valid.all():
-            whole = _whole(frames, one.valid)
-            keep = whole if keep is None else keep & whole
-    if keep is None:
-        return skip, counts, None
-    rows = np.flatnonzero(keep)
-    episode = index.episode_of_rows(rows)
-    step = rows - index.episode_start[episode] - skip[episode]
-    inside = (step >= 0) & (step < counts[episode])
-    rows, episode = rows[inside], episode[inside]
-    if index.num_frames <= 2**32:
-        rows = rows.astype(np.uint32)
-    return skip, np.bincount(episode, minlength=index.num_episodes), rows
+    return skip, counts
 
 
-def _whole(frames: Frames, valid: np.ndarray) -> np.ndarray:
-    """At which rows an example has valid frames only, bool (num_frames of the corpus,)."""
-    whole = np.empty_like(valid)
-    for start in range(0, len(valid), 2**20):  # its rows are many numbers
-        rows = np.arange(start, min(start + 2**20, len(valid)))
-        whole[rows] = valid[frames.rows(rows, frames.index.episode_of_rows(rows))].all(axis=1)
-    return whole
+class Filter(NamedTuple):
+    """At which rows an example may stand, bool (n,) of int64 (n,), and what is said of the rest."""
+
+    keep: Callable[[np.ndarray], np.ndarray]
+    why: str
+
+
+def labelled(labels: LabelSet) -> list[Filter]:
+    if labels.valid.all():
+        return []
+    return [Filter(lambda rows: labels.valid[rows], "have no label and are not drawn")]
+
+
+def tokenized(frames: Frames, tokens: Sequence[LabelSet]) -> list[Filter]:
+    """Where every frame of an example has tokens."""
+
+    def whole(one: LabelSet) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda rows: one.valid[frames.rows(rows, frames.index.episode_of_rows(rows))].all(
+            axis=1
+        )
+
+    why = "lack image tokens and are not drawn"
+    return [Filter(whole(one), why) for one in tokens if not one.valid.all()]
+
+
+def select(
+    name: str, index: CorpusIndex, chains: Chains, filters: Sequence[Filter]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """(counts, kept) of a corpus, see there: a chain is kept where all of its examples are."""
+    if not filters:
+        return chains.counts, None
+    total, counts = int(chains.counts.sum()), np.zeros_like(chains.counts)
+    kept = np.empty(total, np.uint32 if total <= 2**32 else np.int64)
+    filled, left_out = 0, [0] * len(filters)
+    for start in range(0, total, 2**20):  # arrays of all would not be small
+        numbers = np.arange(start, min(start + 2**20, total))
+        episode = np.searchsorted(chains.starts, numbers, side="right") - 1
+        first = chains.first_steps(episode, numbers - chains.starts[episode], None)
+        first += index.episode_start[episode]
+        for which, one in enumerate(filters):
+            keep = np.ones(len(numbers), bool)
+            for member in range(chains.length):
+                keep &= one.keep(first + member * chains.window[episode])
+            left_out[which] += len(numbers) - int(keep.sum())
+            numbers, episode, first = numbers[keep], episode[keep], first[keep]
+        kept[filled : filled + len(numbers)] = numbers
+        filled += len(numbers)
+        counts += np.bincount(episode, minlength=index.num_episodes)
+    what = "examples" if chains.length == 1 else f"chains of {chains.length} pairs"
+    for one, count in zip(filters, left_out, strict=True):
+        if count:
+            logging.info("Corpus %r: of %d %s %d %s.", name, total, what, count, one.why)
+    return counts, kept[:filled]
 
 
 def _chosen(name: str, fraction: float, episodes: int) -> np.ndarray:

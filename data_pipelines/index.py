@@ -6,32 +6,39 @@ longer fits its shards. A row is one frame; rows are ordered by shard, record an
 shard is kept under <split>.incomplete/, so that a build that was stopped continues.
 """
 
+import dataclasses
+import fcntl
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 
-from data_pipelines import schema, sidecar, tfrecord
+from data_pipelines import open_x, schema, sidecar, storage, tfrecord
 from data_pipelines.index_build import FORMAT, REBUILD, build_index
 from data_pipelines.shards import find_shards, index_folder, shard_fingerprint
+from data_pipelines.storage import Location
 
-__all__ = ["CorpusIndex", "StaleIndexError", "build_index", "load_index"]
+__all__ = ["CorpusIndex", "StaleIndexError", "build_index", "load_index", "load_or_build"]
 
 
 class StaleIndexError(sidecar.SidecarError):
     """An index does not fit its shards, is damaged, or was built with other keys."""
 
 
+class MissingIndexError(FileNotFoundError):
+    """There is no index of this split and image_key."""
+
+
 @dataclass(frozen=True, eq=False)
 class CorpusIndex:
     """Episodes (E), frames (F) and actions (A) of one split, in shard order."""
 
-    directory: Path
-    sidecar_dir: Path
+    directory: Location
+    sidecar_dir: Location
     split: str
     image_key: str
     action_key: str
@@ -39,7 +46,7 @@ class CorpusIndex:
     hash: str  # of the shards' contents, the view and the exclusions; not of any path
     keys: dict[str, str]  # features of the first episode: key → kind
     image_size: tuple[int, int] | None  # of the first readable frame
-    shards: list[Path]
+    shards: list[Location]
     instructions: list[str]
     shard_of_episode: np.ndarray  # int32 (E,)
     record_of_episode: np.ndarray  # int32 (E,) record number in its shard
@@ -85,10 +92,9 @@ class CorpusIndex:
 
     def record(self, episode: int) -> bytes:
         """The serialised tf.train.Example of an episode (for inspection, not for training)."""
-        path = self.shards[int(self.shard_of_episode[episode])]
-        with open(path, "rb") as file:
-            file.seek(int(self.record_offset[episode]))
-            return file.read(int(self.record_length[episode]))
+        start = int(self.record_offset[episode])
+        stop = start + int(self.record_length[episode])
+        return storage.read_range(self.shards[int(self.shard_of_episode[episode])], start, stop)
 
     def metadata(self, episode: int) -> dict[str, Any]:
         """episode_metadata of an episode, read from its shard."""
@@ -119,24 +125,28 @@ def load_index(
     split: str = "train",
     sidecar_dir: str | os.PathLike | None = None,
     image_key: str = "image",
-    action_key: str | None = None,
-    instruction_key: str | None = None,
+    action_key: str = "",
+    instruction_key: str = "",
 ) -> CorpusIndex:
     """Opens an index; missing, stale or damaged → an error that names the command to run.
 
-    action_key, instruction_key: if given, the index must have been built with them.
+    image_key "": the only one that is indexed. action_key, instruction_key: if given, the index
+    must have been built with them.
     """
-    directory = Path(directory)
-    folder = index_folder(directory, image_key, split, sidecar_dir)
+    directory = storage.locate(directory)
+    sidecars = storage.locate(sidecar_dir or directory)
+    image_key = image_key or _only_key(sidecars, split)
     shards = find_shards(directory, split)
+    inside = index_folder(".", image_key, split)
+    folder = storage.fetch(sidecars, str(inside)) / inside
     if not (folder / "manifest.json").is_file():
         built = sorted(
             path.parent.parent.name
             for path in folder.parent.parent.glob(f"*/{split}/manifest.json")
         )
-        raise FileNotFoundError(
+        raise MissingIndexError(
             f"{directory} has no index of image_key {image_key!r}, split {split!r} (looked in "
-            f"{folder}; built: {built or 'none'}): {REBUILD} with path {directory}"
+            f"{sidecars / inside}; built: {built or 'none'}): {REBUILD} with path {directory}"
         )
     manifest = sidecar.read_json(folder / "manifest.json")
     if manifest.get("format") != FORMAT:
@@ -145,7 +155,7 @@ def load_index(
             f"reads {FORMAT}: {REBUILD} with path {directory}"
         )
     for name, wanted in (("action_key", action_key), ("instruction_key", instruction_key)):
-        if wanted is not None and manifest[name] != wanted:
+        if wanted and manifest[name] != wanted:
             raise StaleIndexError(
                 f"{folder} was built with {name} {manifest[name]!r}, the config "
                 f"says {wanted!r}: {REBUILD} with path {directory}"
@@ -153,15 +163,16 @@ def load_index(
     _check_fresh(directory, shards, manifest)
     arrays = {}
     for name, digest in manifest["digests"].items():
-        arrays[name] = sidecar.map_array(folder / f"{name}.npy")
-        if sidecar.array_digest(arrays[name]) != digest:
+        path = folder / f"{name}.npy"
+        arrays[name] = sidecar.map_array(path)
+        if sidecar.file_digest(path) != digest:
             raise StaleIndexError(
-                f"{folder / name}.npy is damaged (its digest is not the "
+                f"{path} is damaged (its digest is not the "
                 f"manifest's): {REBUILD} with path {directory}"
             )
     return CorpusIndex(
         directory=directory,
-        sidecar_dir=Path(sidecar_dir or directory),
+        sidecar_dir=sidecars,
         split=split,
         image_key=image_key,
         action_key=manifest["action_key"],
@@ -176,7 +187,61 @@ def load_index(
     )
 
 
-def _check_fresh(directory: Path, shards: list[Path], manifest: dict) -> None:
+def load_or_build(
+    directory: str | os.PathLike,
+    *,
+    split: str,
+    sidecar_dir: str | os.PathLike | None = None,
+    **view: Any,
+) -> CorpusIndex:
+    """`load_index`, but a corpus that has no index gets one: in the cache folder of this machine,
+    where it is kept. One process builds, others of the machine wait for it. Keys that are not given
+    are those of the data set, where it is one of Open X-Embodiment."""
+    view["split"] = split
+    try:
+        return load_index(directory, sidecar_dir=sidecar_dir, **view)
+    except MissingIndexError:
+        pass
+    location = storage.locate(directory)
+    cache = storage.cache_folder(location)
+    cache.mkdir(parents=True, exist_ok=True)
+    table = open_x.keys_of(location, split) or open_x.Keys()
+    standard = {"image": table.image, "action": table.action, "instruction": table.instruction}
+    for name, value in standard.items():
+        view[f"{name}_key"] = view.get(f"{name}_key") or value
+    with open(cache / "index.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            index = load_index(directory, sidecar_dir=cache, **view)
+        except (MissingIndexError, StaleIndexError) as error:
+            logging.warning(
+                "%s. Its shards are read once to make one in %s, for this machine; %s beside the "
+                "shards and no machine needs to.",
+                str(error).partition(" (looked in")[0],
+                cache,
+                REBUILD,
+            )
+            build_index(directory, sidecar_dir=cache, fps=table.fps, **view)
+            index = load_index(directory, sidecar_dir=cache, **view)
+    return dataclasses.replace(index, sidecar_dir=storage.locate(sidecar_dir or directory))
+
+
+def _only_key(sidecars: Location, split: str) -> str:
+    root = sidecars / "index"
+    built = [
+        name
+        for name in storage.list_names(root) or ()
+        if storage.is_file(root / name / split / "manifest.json")
+    ]
+    if len(built) != 1:
+        raise (FileNotFoundError if built else MissingIndexError)(
+            f"{root}, split {split!r}, has indexes of image_key {built or 'none'}: "
+            + ("give one of them" if built else REBUILD)
+        )
+    return built[0]
+
+
+def _check_fresh(directory: Location, shards: list[Location], manifest: dict) -> None:
     saved = manifest["shards"]
     if [entry["name"] for entry in saved] != [path.name for path in shards]:
         raise StaleIndexError(

@@ -11,12 +11,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from absl import logging
 
 from data_pipelines import backends
-from data_pipelines.backends import BadImage, ImageSizeError, Place, ShardFiles, places, read_jpeg
+from data_pipelines.backends import (
+    BadImage,
+    Buffers,
+    ImageSizeError,
+    Place,
+    ShardFiles,
+    places,
+    read_jpeg,
+)
+from data_pipelines.bad_examples import BadExample, BadExamples, BadExamplesError
+from data_pipelines.blocks import BlockCache
 from data_pipelines.mixture import Corpus, Mixture, open_mixture, wrong_size
 from data_pipelines.order import Order
+from data_pipelines.sidecar import take
+from data_pipelines.windowed import open_windowed
 
 __all__ = [
     "BadExample",
@@ -28,28 +39,10 @@ __all__ = [
 ]
 
 _MAX_ATTEMPTS = 64
-_MIN_SEEN, _MIN_BAD = 100, 10  # up to these a fraction of bad examples says nothing
-
-
-class BadExamplesError(ValueError):
-    """More examples are bad than data.max_bad_fraction allows."""
 
 
 class FingerprintError(ValueError):
     """A run would resume with other data than it was started with."""
-
-
-@dataclass
-class BadExample:
-    """An image that could not be used; count says how often its example was replaced."""
-
-    corpus: str
-    file: str
-    episode: int
-    step: int
-    image_key: str
-    reason: str
-    count: int = 1
 
 
 @dataclass
@@ -89,6 +82,13 @@ class Loader:
         num_hosts: int = 1,
         prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ):
+        self.mixture: Mixture = open_mixture(data, fields)
+        self.chain_pairs = data.chain_pairs  # examples of a sample, which lie side by side
+        if global_batch % num_hosts == 0 and global_batch // num_hosts % self.chain_pairs:
+            raise ValueError(
+                f"global_batch {global_batch} on {num_hosts} hosts is {global_batch // num_hosts} "
+                f"each, not a multiple of data.chain_pairs={self.chain_pairs}"
+            )
         if global_batch < 1 or global_batch % num_hosts:
             raise ValueError(
                 f"global_batch {global_batch} is not a multiple of the {num_hosts} "
@@ -99,22 +99,26 @@ class Loader:
         for key in ("num_threads", "prefetch_batches"):
             if getattr(data, key) < 1:
                 raise ValueError(f"data.{key} is {getattr(data, key)}; it must be at least 1")
-        if not 0 <= data.max_bad_fraction <= 1:
-            raise ValueError(f"data.max_bad_fraction is {data.max_bad_fraction}; it must be 0 to 1")
-        self.mixture: Mixture = open_mixture(data, fields)
         self.fields = tuple(fields)
         self.backend = backends.backend_name(data.decode)
         self.seed, self.global_batch = int(seed), int(global_batch)
-        self.order = Order(self.mixture.sizes, self.mixture.weights, self.seed, self.global_batch)
-        self._num_threads, self._prefetch = data.num_threads, data.prefetch_batches
-        self._max_bad_fraction = data.max_bad_fraction
         self._mine = slice(host * global_batch // num_hosts, (host + 1) * global_batch // num_hosts)
+        self._num_threads, self._prefetch = data.num_threads, data.prefetch_batches
         self._prepare = prepare
-        self._files = ShardFiles()
+        self._buffers = Buffers(data.prefetch_batches)
         self._decode = backends.make_decoder(self.backend) if "frames" in fields else None
         self._lock = threading.Lock()
-        self._bad: dict[tuple[int, int, int], BadExample] = {}  # by corpus, camera, row
-        self._num_seen = self._num_bad = 0
+        self._bad = BadExamples(data.max_bad_fraction)
+        self._files: ShardFiles | BlockCache = ShardFiles()
+        samples = self.global_batch // self.chain_pairs
+        if data.access == "windowed":
+            mine = np.arange(self.global_batch)[self._mine] // self.chain_pairs
+            self.order, blocks = open_windowed(data, self.mixture, self.seed, samples, mine)
+            if self._decode is not None:
+                shards = [corpus.index.shards for corpus in self.mixture.corpora]
+                self._files = BlockCache(self._files, blocks, shards)
+        else:
+            self.order = Order(self.mixture.sizes, self.mixture.weights, self.seed, samples)
 
     # ------------------------------------------------------------ batches
 
@@ -133,8 +137,8 @@ class Loader:
             start_step,
             self._num_threads,
             self._prefetch,
-            self.mixture.num_frames,
             self._frames_shape(self._mine.stop - self._mine.start),
+            shared=self.chain_pairs > 1,
         )
 
     def close(self) -> None:
@@ -148,15 +152,35 @@ class Loader:
         self.close()
 
     def plan(self, step: int) -> Plan:
-        positions = self.order.positions(step)[self._mine]
+        positions = self._positions(step)[self._mine]
         corpus, rows = self._rows(positions)
         return Plan(positions, corpus, rows, self._places(corpus, rows), None)
 
+    @property
+    def chunk(self) -> int:
+        """Examples that a thread decodes in one go: whole chains, about 16."""
+        return self.chain_pairs * max(1, 16 // self.chain_pairs)
+
+    def begin(self, step: int) -> Plan:
+        """`plan` of steps in a row: whole blocks are read for them and for those to come."""
+        plan = self.plan(step)
+        if isinstance(self._files, BlockCache):
+            self._files.hold(
+                self.order.windows(plan.positions[:: self.chain_pairs] // self.chain_pairs)
+            )
+        return plan
+
     def read(self, plan: Plan) -> list[bytes]:
         """The JPEGs of a plan, unreadable ones and those known to be bad replaced."""
-        jpegs = []
+        jpegs: list[bytes] = []
+
+        def read(plan: Plan, i: int, image: int) -> bytes:
+            if self._is_shared(plan, i, image):
+                return jpegs[-1]  # the last of the example before
+            return read_jpeg(self._files, plan.places[i][image])
+
         for i in range(plan.size):
-            jpegs += self._try(plan, i, self._read_example)
+            jpegs += self._try(plan, i, read)
         return jpegs
 
     def fill(self, plan: Plan, start: int, stop: int) -> None:
@@ -165,7 +189,7 @@ class Loader:
             return
         with self._lock:
             if plan.frames is None:
-                plan.frames = np.empty(self._frames_shape(plan.size), np.uint8)
+                plan.frames = self._buffers.take(self._frames_shape(plan.size))
         for i in range(start, stop):
             self._try(plan, i, self._decode_example)
 
@@ -173,14 +197,14 @@ class Loader:
         batch: dict[str, Any] = {"position": plan.positions}
         if "frames" in self.fields:
             batch["frames"] = plan.frames
-        for name, take in (
+        for name, values in (
             ("instruction", _instructions),
             ("action", _actions),
             ("latent_action", _latent_actions),
             ("image_tokens", _image_tokens),
         ):
             if name in self.fields:
-                batch[name] = self._gather(plan, take)
+                batch[name] = self._gather(plan, values)
         return self._prepare(batch) if self._prepare else batch
 
     @property
@@ -191,13 +215,19 @@ class Loader:
     def _frames_shape(self, size: int) -> tuple[int, ...]:
         return (size, self.num_images, *self.mixture.image_size, 3)
 
+    def _positions(self, step: int) -> np.ndarray:
+        """Of the global batch of a step, int64 (global_batch,)."""
+        samples = self.order.positions(step)[:, None] * self.chain_pairs
+        return (samples + np.arange(self.chain_pairs)).reshape(-1)
+
     def _rows(self, positions: np.ndarray, attempt: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        corpus, epoch, sample = self.order.replacements(positions, attempt)
+        place, member = np.divmod(positions, self.chain_pairs)
+        corpus, epoch, sample = self.order.replacements(place, attempt)
         rows = np.empty((len(positions), self.mixture.num_frames), np.int64)
         for number in np.unique(corpus):
             mine = corpus == number
             rows[mine] = self.mixture.corpora[number].frame_rows(
-                sample[mine], epoch[mine], self.seed
+                sample[mine], epoch[mine], self.seed, member[mine]
             )
         return corpus, rows
 
@@ -228,8 +258,7 @@ class Loader:
 
     def _try(self, plan: Plan, i: int, act: Callable[[Plan, int, int], Any]) -> list:
         """Acts on the images of example i; on a bad one, on those of the next sample instead."""
-        with self._lock:
-            self._num_seen += 1
+        self._bad.count_seen()
         for attempt in range(1, _MAX_ATTEMPTS + 1):
             results, image = [], 0
             try:
@@ -239,7 +268,7 @@ class Loader:
                     results.append(act(plan, i, image))
                 return results
             except BadImage as error:
-                self._report_bad(plan, i, image, str(error))
+                self._bad.report(*self._identity(plan, i, image), str(error))
             except ImageSizeError as error:
                 name = self.mixture.corpora[plan.corpus[i]].name
                 raise wrong_size(name, error.found, self.mixture.image_size) from error
@@ -251,64 +280,41 @@ class Loader:
             f"row are bad; the last ones: {self.bad_examples[-3:]}"
         )
 
-    def _identity(self, plan: Plan, i: int, image: int) -> tuple[int, int, int]:
+    def _identity(self, plan: Plan, i: int, image: int) -> tuple[Corpus, int, int]:
         """(corpus, camera, row) of an image."""
         frame, camera = divmod(image, self.mixture.num_cameras)
-        return int(plan.corpus[i]), camera, int(plan.rows[i, frame])
+        return self.mixture.corpora[plan.corpus[i]], camera, int(plan.rows[i, frame])
 
     def _check_known(self, plan: Plan, i: int, image: int) -> None:
-        known = self._bad.get(self._identity(plan, i, image))
-        if known is not None:
-            raise BadImage(known.reason)
+        reason = self._bad.reason(*self._identity(plan, i, image))
+        if reason is not None:
+            raise BadImage(reason)
 
-    def _read_example(self, plan: Plan, i: int, image: int) -> bytes:
-        return read_jpeg(self._files, plan.places[i][image])
+    def _is_shared(self, plan: Plan, i: int, image: int) -> bool:
+        """Whether an image is the last one of the example before, in the same chain."""
+        follows = image == 0 and plan.positions[i] % self.chain_pairs > 0
+        return bool(
+            follows
+            and plan.corpus[i] == plan.corpus[i - 1]
+            and plan.rows[i, 0] == plan.rows[i - 1, -1]
+        )
 
     def _decode_example(self, plan: Plan, i: int, image: int) -> None:
+        if self._is_shared(plan, i, image):
+            plan.frames[i, 0] = plan.frames[i - 1, -1]
+            return
         self._decode(read_jpeg(self._files, plan.places[i][image]), plan.frames[i, image])
 
-    # ------------------------------------------------------------ bad examples
+    # ------------------------------------------------------------ what a step holds
 
     @property
     def bad_examples(self) -> list[BadExample]:
         """Every frame that was replaced so far on this host."""
-        with self._lock:
-            return list(self._bad.values())
-
-    def _report_bad(self, plan: Plan, i: int, image: int, reason: str) -> None:
-        number, camera, row = self._identity(plan, i, image)
-        corpus = self.mixture.corpora[number]
-        with self._lock:
-            self._num_bad += 1
-            bad, seen = self._num_bad, self._num_seen
-            entry = self._bad.get((number, camera, row))
-            if entry is not None:
-                entry.count += 1
-            else:
-                where = _location(corpus, np.array([row]))
-                entry = BadExample(
-                    corpus.name,
-                    where["file"],
-                    where["episode"],
-                    where["steps"][0],
-                    corpus.cameras[camera].image_key,
-                    reason,
-                )
-                self._bad[number, camera, row] = entry
-                logging.warning("Bad example replaced: %s", entry)
-        too_many = bad > _MIN_BAD and seen >= _MIN_SEEN and bad / seen > self._max_bad_fraction
-        if too_many or self._max_bad_fraction == 0:
-            raise BadExamplesError(
-                f"{bad} of {seen} examples are bad, data.max_bad_fraction allows "
-                f"{self._max_bad_fraction}; the last one: {entry}. Leave bad episodes out with "
-                "`lapa data index` (exclude), repair the shards, or raise data.max_bad_fraction"
-            )
-
-    # ------------------------------------------------------------ what a step holds
+        return self._bad.all()
 
     def describe(self, step: int) -> list[dict[str, Any]]:
         """Where each example of the GLOBAL batch of a step comes from, before replacements."""
-        positions = self.order.positions(step)
+        positions = self._positions(step)
         numbers, rows = self._rows(positions)
         found, ids = [], {}
         for position, number, example in zip(positions, numbers, rows, strict=True):
@@ -325,10 +331,10 @@ class Loader:
                     "episode_id": ids[key],
                     "instruction": corpus.index.instruction(where["episode"]),
                     "bad": [
-                        self._bad[corpus.number, camera, row].reason
+                        reason
                         for row in example.tolist()
                         for camera in range(self.mixture.num_cameras)
-                        if (corpus.number, camera, row) in self._bad
+                        if (reason := self._bad.reason(corpus, camera, row)) is not None
                     ],
                 }
             )
@@ -362,7 +368,7 @@ def _instructions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
 
 
 def _actions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
-    return corpus.index.actions[rows[:, corpus.frames.current]]
+    return take(corpus.index.actions, rows[:, corpus.frames.current])
 
 
 def _latent_actions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:

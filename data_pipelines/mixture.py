@@ -9,11 +9,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+from absl import logging
 
 from data_pipelines import sidecar
-from data_pipelines.corpus import Corpus, eligible, open_cameras, open_frames, open_tokens
-from data_pipelines.labels import LabelSet
+from data_pipelines.chains import Chains
+from data_pipelines.corpus import (
+    Corpus,
+    Filter,
+    eligible,
+    labelled,
+    open_cameras,
+    open_frames,
+    open_set,
+    open_tokens,
+    select,
+    steps_between,
+    tokenized,
+)
+from data_pipelines.index import CorpusIndex
+from data_pipelines.labels import LATENT_ACTIONS, LabelSet
+from data_pipelines.motion import MOTION, STEPS_PER_LEVEL, check_window, set_name
 
 FIELDS = ("frames", "instruction", "action", "latent_action", "image_tokens")
 
@@ -46,9 +61,21 @@ def open_mixture(data: Any, fields: Sequence[str] = ("frames",)) -> Mixture:
         raise ValueError(f"fields are {list(fields)}; choose from {FIELDS}")
     if data.num_frames < 1:
         raise ValueError(f"data.num_frames is {data.num_frames}; it must be at least 1")
+    clip = data.num_frames == 2 and data.history_seconds == 0
+    if data.chain_pairs < 1 or data.chain_pairs > 1 and not clip:
+        raise ValueError(
+            f"data.chain_pairs is {data.chain_pairs}; it must be at least 1, and chains are of "
+            f"pairs: data.num_frames 2 (is {data.num_frames}), data.history_seconds 0.0 (is "
+            f"{data.history_seconds})"
+        )
+    if not 0 <= data.min_pair_difference <= 255:
+        raise ValueError(
+            f"data.min_pair_difference is {data.min_pair_difference}; it must be 0 to 255"
+        )
     if not data.history_seconds >= 0:
         raise ValueError(f"data.history_seconds is {data.history_seconds}; it must not be negative")
     for key, known in (
+        ("access", ("random", "windowed")),
         ("sampling", ("per_frame", "per_video")),
         ("tail", ("drop", "clamp")),
     ):
@@ -86,15 +113,22 @@ def open_mixture(data: Any, fields: Sequence[str] = ("frames",)) -> Mixture:
                         "require_instruction",
                         "window_seconds",
                         "fps",
-                        "image_key",
-                        "action_key",
-                        "instruction_key",
                     )
                 ),
+                corpus.index.image_key,
+                corpus.index.action_key,
+                corpus.index.instruction_key,
             ]
             for corpus in corpora
         ],
     }
+    if data.access == "windowed":
+        settings["windowed"] = [float(data.block_mib), data.window_blocks, data.lanes]
+    if data.chain_pairs > 1:
+        settings["chain_pairs"] = data.chain_pairs
+    if data.min_pair_difference:
+        motion = [corpus.motion.hash for corpus in corpora]
+        settings["min_pair_difference"] = [float(data.min_pair_difference), motion]
     height, width = data.image_size
     return Mixture(
         corpora,
@@ -132,7 +166,7 @@ def _open_corpus(number: int, name: str, config: Any, data: Any, fields: Sequenc
             "make a label set with `lapa label`"
         )
     if config.label_set and ("latent_action" in fields or not clip):
-        labels = LabelSet.open(index.sidecar_dir, config.label_set, index)
+        labels = open_set(config.label_set, index, LATENT_ACTIONS)
         if clip and labels.provenance["window_seconds"] != config.window_seconds:
             raise ValueError(
                 f"{key}.window_seconds is {config.window_seconds}, but label set "
@@ -146,12 +180,30 @@ def _open_corpus(number: int, name: str, config: Any, data: Any, fields: Sequenc
             f"({key}.action_key); float features: "
             f"{[key for key, kind in index.keys.items() if kind == 'float']}"
         )
-    skip, counts, rows = eligible(name, config, data, fields, frames, labels, tokens)
+    filters = [*(labelled(labels) if labels else ()), *tokenized(frames, tokens)]
+    motion = _open_motion(name, config, data, index) if data.min_pair_difference else None
+    if motion:
+        least = data.min_pair_difference * STEPS_PER_LEVEL
+        why = "have frames that differ by less than data.min_pair_difference="
+        why += f"{data.min_pair_difference} from those a window later, and are not drawn"
+        filters.append(Filter(lambda rows: motion.labels(rows)[:, 0] >= least, why))
+    skip, counts = eligible(name, config, data, fields, frames)
+    chains = Chains(data.chain_pairs, frames.steps, skip, counts)
+    if chains.num_in_none:
+        logging.warning(
+            "Corpus %r: %d of %d pairs are in no chain of data.chain_pairs=%d and are never drawn: "
+            "their episodes are too short.",
+            name,
+            chains.num_in_none,
+            counts.sum(),
+            data.chain_pairs,
+        )
+    counts, kept = select(name, index, chains, filters)
     if not counts.any():
         raise ValueError(
             f"corpus {name!r} ({index.directory}, {index.num_episodes} episodes, the "
             f"longest of {index.episode_length.max()} steps) has no eligible frame for fields "
-            f"{list(fields)}; see {key} and data.tail"
+            f"{list(fields)}; see {key}, data.tail, data.min_pair_difference and data.chain_pairs"
         )
     return Corpus(
         name=name,
@@ -160,12 +212,24 @@ def _open_corpus(number: int, name: str, config: Any, data: Any, fields: Sequenc
         cameras=cameras,
         labels=labels,
         tokens=tokens,
+        motion=motion,
         frames=frames,
-        skip=skip,
-        counts=counts.astype(np.int64),
-        rows=rows,
+        chains=chains,
+        counts=counts,
+        kept=kept,
         per_video=data.sampling == "per_video",
     )
+
+
+def _open_motion(name: str, config: Any, data: Any, index: CorpusIndex) -> LabelSet:
+    """How much pairs of a corpus differ, checked to be of the same pairs."""
+    seconds, keys = config.window_seconds, f"data.corpora.{name}"
+    steps = steps_between(
+        "window", f"{keys}.window_seconds", seconds, index, name, config.fps, f"{keys}.fps"
+    )
+    motion = open_set(set_name(seconds), index, MOTION)
+    check_window(name, motion, steps, config.fps)
+    return motion
 
 
 def _check_equal(corpora: list[Corpus], fields: Sequence[str]) -> None:

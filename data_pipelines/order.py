@@ -31,34 +31,39 @@ def mix(*values: int | np.ndarray) -> np.ndarray:
     return np.asarray(state)
 
 
-def permute(index: np.ndarray, size: int, key: int | np.ndarray) -> np.ndarray:
-    """A bijection of [0, size) for every key, at `index`; key is uint64, scalar or per element.
+def permute(index: np.ndarray, size: int | np.ndarray, key: int | np.ndarray) -> np.ndarray:
+    """A bijection of [0, size) for every key, at `index`; size and key (uint64) are scalars or per
+    element.
 
     An alternating Feistel network over the next power of two; results outside [0, size) are
     permuted again until they fall inside (cycle walking), which keeps it a bijection.
     """
     index = np.asarray(index, np.int64)
-    if not 1 <= size <= MAX_SIZE:
+    sizes = np.asarray(size, np.int64)
+    if sizes.size and (sizes.min() < 1 or sizes.max() > MAX_SIZE):
         raise ValueError(f"size is {size}; a permutation needs 1 to 2^40 samples")
-    if index.size and (index.min() < 0 or index.max() >= size):
+    if index.size and (index.min() < 0 or (index >= sizes).any()):
         raise ValueError(f"index runs from {index.min()} to {index.max()}, outside [0, {size})")
-    bits = (size - 1).bit_length()
-    low_bits = np.uint64((bits + 1) // 2)
-    low_mask = np.uint64((1 << int(low_bits)) - 1)
-    high_mask = np.uint64((1 << (bits - int(low_bits))) - 1)
     shape = index.shape
+    bits = np.frexp((sizes - 1).astype(np.float64))[1].astype(np.uint64)  # of the largest index
+    one = np.uint64(1)
+    low_bits = (bits + one) // np.uint64(2)
+    table = np.stack(  # per element, or one column for all
+        [low_bits, (one << low_bits) - one, (one << bits - low_bits) - one, sizes.view(np.uint64)]
+    ).reshape(4, -1)
     out = index.reshape(-1).astype(np.uint64)
     keys = np.broadcast_to(mix(key), shape).reshape(-1)
     walking = np.arange(out.size)
     while walking.size:
-        low, high, round_key = out[walking] & low_mask, out[walking] >> low_bits, keys[walking]
+        shift, low_mask, high_mask, limit = table if table.shape[1] == 1 else table[:, walking]
+        low, high, round_key = out[walking] & low_mask, out[walking] >> shift, keys[walking]
         for _ in range(_ROUNDS):
             high ^= _scramble(low, round_key) & high_mask
             round_key = round_key + _GOLDEN
             low ^= _scramble(high, round_key) & low_mask
             round_key = round_key + _GOLDEN
-        out[walking] = high << low_bits | low
-        walking = walking[out[walking] >= np.uint64(size)]
+        out[walking] = high << shift | low
+        walking = walking[out[walking] >= limit]
     return out.astype(np.int64).reshape(shape)
 
 

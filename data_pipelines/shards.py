@@ -1,4 +1,4 @@
-"""The TFRecord shards of a corpus on disk: their standard names and their fingerprints."""
+"""The TFRecord shards of a corpus: their standard names and their fingerprints."""
 
 import os
 import re
@@ -7,28 +7,34 @@ from typing import Any
 
 import xxhash
 
-from data_pipelines import sidecar
+from data_pipelines import sidecar, storage
+from data_pipelines.storage import Location
 
 _EDGE_BYTES = 2**16
-_SHARD = re.compile(r"(?P<name>.+)-(?P<split>[^-]+)\.tfrecord-(?P<i>\d{5,})-of-(?P<n>\d{5,})")
+# What TFDS writes one after the other does not say how many there are.
+_SHARD = re.compile(r"(?P<name>.+)-(?P<split>[^-]+)\.tfrecord-(?P<i>\d{5,})(-of-(?P<n>\d{5,}))?")
 
 
-def find_shards(directory: str | os.PathLike, split: str) -> list[Path]:
+def find_shards(directory: str | os.PathLike, split: str) -> list[Location]:
     """The shards of a split by their standard TFDS names, all of them or an error."""
-    directory = Path(directory)
-    if not directory.is_dir():
+    directory = storage.locate(directory)
+    names = storage.list_names(directory)
+    if names is None:
         raise FileNotFoundError(f"corpus folder {directory} does not exist")
-    found: dict[str, dict[tuple[str, int], dict[int, Path]]] = {}
-    for path in sorted(directory.iterdir()):
-        if match := _SHARD.fullmatch(path.name):
+    found: dict[str, dict[tuple[str, int], dict[int, Location]]] = {}
+    for name in names:
+        if match := _SHARD.fullmatch(name):
             group = found.setdefault(match["split"], {})
-            group.setdefault((match["name"], int(match["n"])), {})[int(match["i"])] = path
+            group.setdefault((match["name"], int(match["n"] or 0)), {})[int(match["i"])] = (
+                directory / name
+            )
     if split not in found:
         hint = ""
         inner = {
             path.parent
             for depth in ("*/", "*/*/")
-            for path in directory.glob(f"{depth}*-{split}.tfrecord-*-of-*")
+            if isinstance(directory, Path)
+            for path in directory.glob(f"{depth}*-{split}.tfrecord-*")
         }
         if inner:
             hint = f"; shards of {split!r} lie in {', '.join(map(str, sorted(inner)[:4]))}"
@@ -44,6 +50,7 @@ def find_shards(directory: str | os.PathLike, split: str) -> list[Path]:
             + ", ".join(f"{name} of {count}" for name, count in sorted(found[split]))
         )
     (((_, count), shards),) = found[split].items()
+    count = count or max(shards) + 1
     missing = [number for number in range(count) if number not in shards]
     if missing or len(shards) != count:
         raise FileNotFoundError(
@@ -53,13 +60,11 @@ def find_shards(directory: str | os.PathLike, split: str) -> list[Path]:
     return [shards[number] for number in range(count)]
 
 
-def shard_fingerprint(path: Path) -> dict[str, Any]:
+def shard_fingerprint(path: Location) -> dict[str, Any]:
     """Size and hash of head and tail: changes when a shard is rewritten, cheap at any size."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        head = file.read(_EDGE_BYTES)
-        file.seek(max(0, size - _EDGE_BYTES))
-        tail = file.read(_EDGE_BYTES)
+    size = storage.size(path)
+    head = storage.read_range(path, 0, min(size, _EDGE_BYTES))
+    tail = storage.read_range(path, max(0, size - _EDGE_BYTES), size)
     return {
         "name": path.name,
         "bytes": size,
@@ -73,16 +78,17 @@ def index_folder(
     image_key: str,
     split: str,
     sidecar_dir: str | os.PathLike | None = None,
-) -> Path:
+) -> Location:
     if not re.fullmatch(r"[\w./-]+", image_key) or ".." in image_key:
         raise ValueError(f"image_key {image_key!r} is not the name of an observation")
-    return Path(sidecar_dir or directory) / "index" / image_key.replace("/", ".") / split
+    root = storage.locate(sidecar_dir or directory)
+    return root / "index" / image_key.replace("/", ".") / split
 
 
-def announced_lengths(directory: Path, split: str) -> list[int] | None:
+def announced_lengths(directory: Location, split: str) -> list[int] | None:
     """Records per shard by dataset_info.json, if there is one that knows the split."""
     path = directory / "dataset_info.json"
-    if not path.is_file():
+    if not storage.is_file(path):
         return None
     for entry in sidecar.read_json(path).get("splits", []):
         if entry.get("name") == split and entry.get("shardLengths"):

@@ -7,6 +7,8 @@ a temporary name and renamed, so that a file which exists is a whole one.
 import hashlib
 import json
 import os
+import socket
+import tokenize
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +16,20 @@ from typing import Any
 
 import numpy as np
 import xxhash
+
+from data_pipelines import storage
+
+# What np.load makes of a damaged header, which it reads as a Python literal and believes.
+_UNREADABLE = (
+    ValueError,
+    EOFError,
+    SyntaxError,
+    TypeError,
+    tokenize.TokenError,
+    MemoryError,
+    OverflowError,
+)
+_LARGE_BYTES = 2**26
 
 
 class SidecarError(ValueError):
@@ -24,7 +40,9 @@ class SidecarError(ValueError):
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; renames it on success, removes it on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.incomplete")
+    # Hosts that share a disk write one manifest, maybe at once and by processes of one number.
+    owner = f"{socket.gethostname()}.{os.getpid()}"
+    temporary = path.with_name(f".{path.name}.{owner}.incomplete")
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -35,18 +53,32 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Writes a manifest, {content, digest}: a flipped letter in an instruction is noticed, too."""
+    text = json.dumps(
+        {"content": value, "digest": value_hash(value)}, indent=1, sort_keys=True, allow_nan=False
+    )
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+        temporary.write_text(text + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: storage.Location) -> Any:
+    """What write_json wrote; a manifest from before there were digests, or a file of another
+    program, as it is."""
     try:
-        return json.loads(path.read_text())
+        value = json.loads(storage.read_bytes(path).decode())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise SidecarError(
             f"{path} is not readable JSON ({error}); delete it and run the command "
             "that wrote it again"
         ) from error
+    if not isinstance(value, dict) or not value.keys() & {"content", "digest"}:
+        return value
+    if value.keys() != {"content", "digest"} or value_hash(value["content"]) != value["digest"]:
+        raise SidecarError(
+            f"{path} is damaged (its digest is not that of its content); delete it and run the "
+            "command that wrote it again"
+        )
+    return value["content"]
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
@@ -72,16 +104,48 @@ def join_arrays(path: Path, parts: list[np.ndarray]) -> None:
 def map_array(path: Path) -> np.ndarray:
     """An .npy file, memory-mapped read-only."""
     try:
-        if path.stat().st_size < 2**16:
+        size = path.stat().st_size
+        if size < 2**16:
             return np.load(path, allow_pickle=False)  # also the only way for empty arrays
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if size >= _LARGE_BYTES:
+            array.file = open(path, "rb")  # closed with the array; `take` reads from it
+        return array
+    except _UNREADABLE as error:
         raise SidecarError(f"{path} is damaged: {error}") from error
+
+
+def take(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """array[rows] of rows (n,) without its pages becoming resident. A row that is looked at through
+    a map may make 2 MiB so: a file system with large folios maps them whole."""
+    file = getattr(array, "file", None)
+    if file is None:
+        return array[rows]
+    size = array.dtype.itemsize * int(np.prod(array.shape[1:]))
+    starts = (array.offset + rows * size).tolist()
+    data = b"".join([os.pread(file.fileno(), size, start) for start in starts])
+    return np.frombuffer(data, array.dtype).reshape(len(rows), *array.shape[1:])
+
+
+def file_digest(path: Path) -> str:
+    """`array_digest` of an .npy file, without its pages becoming resident as those of a map do."""
+    array = map_array(path)
+    digest = _begin(array)
+    with open(path, "rb") as file:
+        file.seek(path.stat().st_size - array.nbytes)
+        buffer = bytearray(2**22)
+        while count := file.readinto(buffer):
+            digest.update(memoryview(buffer)[:count])
+    return digest.hexdigest()
+
+
+def _begin(array: np.ndarray) -> xxhash.xxh3_128:
+    return xxhash.xxh3_128(f"{array.dtype.str}{array.shape}".encode())
 
 
 def array_digest(array: np.ndarray) -> str:
     """Digest of dtype, shape and content."""
-    digest = xxhash.xxh3_128(f"{array.dtype.str}{array.shape}".encode())
+    digest = _begin(array)
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     for start in range(0, flat.size, 2**26):
         digest.update(np.ascontiguousarray(flat[start : start + 2**26]))

@@ -19,6 +19,7 @@ from data_pipelines import sidecar
 from data_pipelines.index import CorpusIndex, load_index
 from data_pipelines.labels import IMAGE_TOKENS, LATENT_ACTIONS, LabelSet, known_sets
 from data_pipelines.shards import announced_lengths, find_shards, index_folder
+from data_pipelines.storage import locate
 from data_pipelines.verify_shard import Fault, Record, ShardReader
 
 KINDS = {
@@ -75,15 +76,14 @@ def verify_corpus(
     unknown = sorted(set(allow) - set(KINDS))
     if unknown:
         raise ValueError(f"allow is {unknown}; the kinds of faults are {list(KINDS)}")
-    directory, report = Path(directory), Report(str(directory))
+    directory, report = Path(locate(directory)), Report(str(directory))
     faults: list[Fault] = []
     records: list[Record] = []
     jobs = []
     for split in splits:
         shards = find_shards(directory, split)
         report.shards += len(shards)
-        keys = f"steps/{action_key}", f"steps/{instruction_key}"
-        reader = ShardReader(split, tuple(image_keys), *keys)
+        reader = ShardReader(split, tuple(image_keys), action_key, instruction_key)
         reader.check_keys(shards)
         indexes = {}
         for key in image_keys:

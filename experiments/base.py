@@ -38,6 +38,7 @@ def corpus(path: str, **overrides) -> dict:
         "require_instruction": False,  # of episodes drawn from, where training does not need it
         "window_seconds": 0.6,  # time between the two frames of a pair
         "fps": 0.0,  # 0.0: from the episodes' metadata
+        # Of the index; image_key "": the only one there is, the others "": those it was built with.
         "image_key": "image",
         "extra_image_keys": (),  # further cameras of each example, after image_key
         "action_key": "action",
@@ -64,8 +65,17 @@ def stage_defaults(stage: str) -> ConfigDict:
     # Time between the frames of an example, which end at the current one. 0.0: they begin there,
     # window_seconds of their corpus apart.
     config.data.history_seconds = 0.5 if stage in POLICIES else 0.0
+    config.data.chain_pairs = 1  # pairs of one episode side by side in the batch, sharing frames
     config.data.sampling = "per_frame"  # or per_video, as the paper's code
+    # Of frames a window apart, the mean difference in 0..255 below which neither pair nor label is
+    # drawn. Above 0.0 it needs `lapa data motion`.
+    config.data.min_pair_difference = 0.0
     config.data.tail = "drop"  # frames beyond the episode; or clamp, as the paper's code
+    # Or windowed: whole blocks, for object stores. The three keys below are for that alone.
+    config.data.access = "random"
+    config.data.block_mib = 64.0  # MiB of consecutive episodes that are read at once
+    config.data.window_blocks = 2  # whose samples are permuted together
+    config.data.lanes = 8  # that read for themselves: a multiple of the hosts
     config.data.decode = "auto"  # threads (simplejpeg) or tf (tf.data)
     config.data.num_threads = 2
     config.data.prefetch_batches = 4

@@ -140,6 +140,7 @@ def evaluate_tokens(run: runs.Run, corpora: dict[str, dict], *, max_examples: in
     data.corpora = ConfigDict(
         {f"corpus{i}": template | corpus for i, corpus in enumerate(corpora.values())}
     )
+    data.access, data.min_pair_difference, data.chain_pairs = "random", 0.0, 1
     batch_size = min(run.config.global_batch, max_examples)
     steps = max(1, max_examples // batch_size)
     metrics = jax.jit(run.stage.eval_metrics)

@@ -111,10 +111,16 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
         stack.callback(progress.close)
         stopped = stack.enter_context(_stop_signal())
         batches = stack.enter_context(contextlib.closing(loader.iterate(start)))
-        for step in range(start + 1, config.steps + 1):
+
+        def fetch() -> dict[str, jax.Array]:
             with throughput.waiting_for_data():
-                batch = sharding.put_batch(next(batches), mesh)
+                return sharding.put_batch(next(batches), mesh)
+
+        batch = fetch() if start < config.steps else None
+        for step in range(start + 1, config.steps + 1):
             state, metrics = program.step(state, batch)
+            if step < config.steps:
+                batch = fetch()  # goes to the devices while they compute this step
             settle(late.push(step, metrics))  # of the step before, which is counted already
             throughput.step()
 

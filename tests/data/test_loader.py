@@ -401,11 +401,13 @@ def test_tokens_alone_read_no_image(tmp_path, monkeypatch):
         batches.close()
     assert got[0].keys() == {"position", "image_tokens"}
     # The last camera of corpus a lacks row 13: neither it nor row 15, two steps later, is drawn.
-    rows = loader.mixture.corpora[0].rows
+    corpus = loader.mixture.corpora[0]
+    samples = np.arange(corpus.num_samples)
+    rows = corpus.frame_rows(samples, np.zeros_like(samples), 0)[:, 1]
     starts = np.cumsum((0, *LENGTHS))[:-1]
     whole = [s + t for s, n in zip(starts, LENGTHS, strict=True) for t in range(2, n)]
     assert rows.tolist() == [row for row in whole if row not in (13, 15)]
-    assert loader.mixture.corpora[1].rows is None, "all of its frames have tokens"
+    assert loader.mixture.corpora[1].kept is None, "all of its frames have tokens"
 
 
 def test_a_bad_image_of_any_camera_replaces_the_example(tmp_path):

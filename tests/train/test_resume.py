@@ -1,5 +1,6 @@
 """A run that was stopped and restarted is bitwise the run that was not."""
 
+import dataclasses
 import os
 import random
 import signal
@@ -114,3 +115,30 @@ def test_restart_of_a_policy_with_moving_average(tiny_data, tmp_path, monkeypatc
 
     assert train.train(config, stopped), "a finished run stays as it is"
     assert_same(whole, tiny.result(stopped))
+
+
+def test_the_next_batch_goes_to_the_devices_before_a_step_is_waited_for(
+    tiny_data, tmp_path, monkeypatch
+):
+    events = []
+
+    def told(name, function):
+        def call(*args):
+            events.append(name)
+            return function(*args)
+
+        return call
+
+    build = train.programs.build
+
+    def built(*args):
+        program = build(*args)
+        return dataclasses.replace(program, step=told("step", program.step))
+
+    monkeypatch.setattr(train.programs, "build", built)
+    monkeypatch.setattr(train.sharding, "put_batch", told("put", train.sharding.put_batch))
+    monkeypatch.setattr(train, "check_finite", told("settled", train.check_finite))
+    config = tiny.config("quantizer", tiny_data, steps=4, checkpoint__every_steps=4)
+    assert train.train(config, tmp_path)
+    first, later, last = ["put", "step", "put"], ["step", "put", "settled"], ["step", "settled"]
+    assert events == first + later * 2 + last + ["settled"], "and none that is not used"

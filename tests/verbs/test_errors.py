@@ -121,10 +121,13 @@ def test_empty_folder(tmp_path):
     assert "no TFRecord shards" in refused("data", "index", tmp_path / "empty" / "robot")
 
 
-def test_no_index(tmp_path):
+def test_a_camera_that_is_not_there(tmp_path, monkeypatch):
+    """Of a corpus without an index, which would get one."""
+    monkeypatch.setenv("LAPA_CACHE", str(tmp_path / "cache"))
     tiny.write_corpus(tmp_path / "data" / "robot", index=False)
-    told = train(tmp_path, "quantizer", tmp_path / "data")
-    assert str(tmp_path / "data" / "robot") in told and "lapa data index" in told
+    told = train(tmp_path, "quantizer", tmp_path / "data", data__corpora__robot__image_key="wrist")
+    assert "image_key is 'wrist'" in told and "bytes observations: ['image']" in told
+    assert not list((tmp_path / "cache").rglob("manifest.json"))
 
 
 def test_truncated_shard(tmp_path, data):

@@ -1,0 +1,157 @@
+"""Where the files of a corpus lie: on a disk or behind a URL that fsspec knows (gs://, s3://).
+
+A location is a `Path`, or a `RemotePath` for a URL. Nothing here writes to a URL. Sidecars that lie
+behind one are fetched into a cache folder and memory-mapped from there.
+"""
+
+import hashlib
+import os
+import shutil
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+CACHE_ENV = "LAPA_CACHE"
+
+
+@dataclass(frozen=True, order=True)
+class RemotePath:
+    """A file or folder behind a URL; the part of `Path` that reading needs."""
+
+    url: str
+
+    @property
+    def name(self) -> str:
+        return self.url.rpartition("/")[2]
+
+    @property
+    def parent(self) -> "RemotePath":
+        return RemotePath(self.url.rpartition("/")[0])
+
+    def __truediv__(self, name: str | os.PathLike) -> "RemotePath":
+        return RemotePath(f"{self.url}/{os.fspath(name)}")
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __fspath__(self) -> str:
+        raise ValueError(
+            f"{self.url} is no local path: what is written, or read by other means than training, "
+            "must be local (give a local directory, or a local sidecar_dir)"
+        )
+
+
+Location = Path | RemotePath
+
+
+def locate(path: str | os.PathLike | RemotePath) -> Location:
+    """The location that a path or URL means."""
+    if isinstance(path, RemotePath):
+        return path
+    text = os.fspath(path)
+    if text.startswith("file://"):
+        return Path(text.removeprefix("file://"))
+    return RemotePath(text.rstrip("/")) if "://" in text else Path(text)
+
+
+@cache
+def _filesystem(protocol: str) -> Any:
+    import fsspec
+
+    try:
+        return fsspec.filesystem(protocol)
+    except ImportError as error:
+        extra = {"gs": "gcs", "gcs": "gcs", "s3": "s3"}.get(protocol)
+        hint = f"install lapa_jax[{extra}]" if extra else "install the package that it names"
+        raise ValueError(f"{protocol}:// needs a package of fsspec ({error}): {hint}") from error
+    except ValueError as error:
+        raise ValueError(f"fsspec knows no {protocol}:// ({error})") from error
+
+
+def filesystem(location: RemotePath) -> Any:
+    """The fsspec file system of a URL."""
+    return _filesystem(location.url.partition("://")[0])
+
+
+def list_names(folder: Location) -> list[str] | None:
+    """Names of the files directly in a folder, sorted; None where there is no such folder."""
+    if isinstance(folder, Path):
+        return sorted(p.name for p in folder.iterdir()) if folder.is_dir() else None
+    filesystem(folder).invalidate_cache()  # of listings, which may be old
+    try:
+        found = filesystem(folder).ls(folder.url, detail=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return sorted(str(name).rstrip("/").rpartition("/")[2] for name in found)
+
+
+def is_file(location: Location) -> bool:
+    return (
+        location.is_file()
+        if isinstance(location, Path)
+        else filesystem(location).isfile(location.url)
+    )
+
+
+def size(location: Location) -> int:
+    """Bytes of a file."""
+    if isinstance(location, Path):
+        return location.stat().st_size
+    return int(filesystem(location).info(location.url)["size"])
+
+
+def read_range(location: Location, start: int, stop: int) -> bytes:
+    """The bytes [start, stop) of a file, fewer where it ends before."""
+    if isinstance(location, Path):
+        with open(location, "rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
+    return filesystem(location).cat_file(location.url, start=start, end=stop)
+
+
+def read_bytes(location: Location) -> bytes:
+    return (
+        location.read_bytes()
+        if isinstance(location, Path)
+        else filesystem(location).cat_file(location.url)
+    )
+
+
+def cache_folder(location: Location) -> Path:
+    """Where what belongs to a location is kept on this machine: below $LAPA_CACHE, or else
+    ~/.cache/lapa_jax."""
+    root = os.environ.get(CACHE_ENV) or Path.home() / ".cache" / "lapa_jax"
+    text = str(location if isinstance(location, RemotePath) else location.absolute())
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return Path(root) / f"{Path(text).name or 'root'}-{digest}"
+
+
+def fetch(root: Location, folder: str, prefix: str = "") -> Path:
+    """A local root below which <folder> holds the files of <root>/<folder> that begin with
+    `prefix`: root itself where it is local, else a copy that is made anew where the manifests (its
+    .json files) changed. What the files hold is checked by who opens them, by digest."""
+    if isinstance(root, Path):
+        return root
+    local, remote = cache_folder(root), root / folder
+    target = local / folder
+    names = [name for name in list_names(remote) or [] if name.startswith(prefix)]
+    manifests = {name: read_bytes(remote / name) for name in names if name.endswith(".json")}
+    kept = all(
+        (target / name).is_file() and (target / name).read_bytes() == data
+        for name, data in manifests.items()
+    ) and all((target / name).is_file() for name in names)
+    if kept:
+        return local
+    fresh = target.with_name(f".{target.name}.{os.getpid()}.incomplete")
+    fresh.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        if name not in manifests:
+            filesystem(root).get_file((remote / name).url, str(fresh / name))
+    for name, data in manifests.items():  # last: a copy with manifests is a whole one
+        (fresh / name).write_bytes(data)
+    target.mkdir(parents=True, exist_ok=True)
+    for name in sorted(names, key=lambda name: name in manifests):
+        os.replace(fresh / name, target / name)
+    shutil.rmtree(fresh)
+    return local
