@@ -10,7 +10,7 @@ JOBS ?= 2
 demo: $(VENV)/.base
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/lapa demo
 
-test: $(VENV)/.dev $(VENV)/.aot
+test: $(VENV)/.dev $(VENV)/.aot $(VENV)/.beam
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
@@ -38,6 +38,14 @@ $(VENV)/.dev: requirements/dev.txt $(VENV)/.base
 $(VENV)/.aot: requirements/aot.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps \
 		--target $(VENV)/aot -r requirements/aot.txt
+	touch $@
+
+# Apache Beam, which wants older versions of what .base has, in an environment of its own.
+$(VENV)/.beam: requirements/beam.txt setup.py | $(BIN)/python
+	$(BIN)/python -m venv --clear $(VENV)/beam
+	$(VENV)/beam/bin/python -m pip install --quiet --disable-pip-version-check \
+		-r requirements/beam.txt
+	$(VENV)/beam/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
 clean:

@@ -53,11 +53,14 @@ setup(
         # Corpora behind gs:// and s3://.
         "gcs": ["gcsfs"],
         "s3": ["s3fs"],
-        "beam": ["apache-beam>=2.77"],
+        # Wants protobuf 6, pyarrow 25 and pillow 12: better an environment of its own, as
+        # requirements/beam.txt makes it.
+        "beam": ["apache-beam>=2.77,<3"],
         "torch": ["torch==2.13.0", "transformers"],
         "sim": ["metaworld==3.1.1", "gymnasium"],
         "serve": ["fastapi", "uvicorn", "websockets", "msgpack"],
-        "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff"],
+        # grain, array_record: a pipeline that `lapa data bench` compares with
+        "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "grain", "array_record"],
     },
     entry_points={"console_scripts": ["lapa = lapa_jax.cli:main"]},
 )

@@ -7,6 +7,7 @@ give the same examples in the same order; decoded pixels may differ by JPEG roun
 import importlib.util
 import os
 import threading
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -113,26 +114,67 @@ def read_jpeg(files: ShardFiles, place: Place) -> bytes:
     return jpeg
 
 
+class Buffers:
+    """Arrays whose memory is used again once nothing refers to them or to a view of them: memory
+    that comes anew from the system is zeroed page by page, 5 % of the time of a batch."""
+
+    def __init__(self, limit: int):
+        self._limit, self._free = limit, deque()
+
+    def take(self, shape: tuple[int, ...]) -> np.ndarray:
+        """uint8 with any content."""
+        size = int(np.prod(shape))
+        try:
+            owner = self._free.popleft()
+        except IndexError:
+            owner = np.empty(size, np.uint8)
+        if owner.size != size:
+            owner = np.empty(size, np.uint8)
+        # NumPy makes views of a view refer to the owner, but not past another kind of object: a
+        # memoryview in between keeps them referring to this array, which is what is watched.
+        array = np.frombuffer(owner.data, np.uint8)
+        weakref.finalize(array, self._give_back, owner).atexit = False
+        return array.reshape(shape)
+
+    def _give_back(self, owner: np.ndarray) -> None:
+        if len(self._free) < self._limit:
+            self._free.append(owner)
+
+
 class FrameReader:
     """Frames of an index by row, for those who walk a corpus instead of sampling it."""
 
-    def __init__(self, index: CorpusIndex, image_size: tuple[int, int], decode: str = "auto"):
+    _chunk = 16  # frames that a thread decodes in one go
+
+    def __init__(
+        self,
+        index: CorpusIndex,
+        image_size: tuple[int, int],
+        decode: str = "auto",
+        num_threads: int = 1,
+    ):
         self.index, self.image_size = index, image_size
         self._files, self._decode = ShardFiles(), make_decoder(backend_name(decode))
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="lapa-frames")
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
         """(uint8 (n, H, W, 3), {position in rows: reason} of bad frames, which are left zero)."""
-        frames = np.zeros((len(rows), *self.image_size, 3), np.uint8)
-        bad = {}
-        for number, place in enumerate(places(self.index, rows)):
-            try:
-                self._decode(read_jpeg(self._files, place), frames[number])
-            except BadImage as error:
-                frames[number] = 0
-                bad[number] = str(error)
-        return frames, bad
+        frames = np.empty((len(rows), *self.image_size, 3), np.uint8)
+        found, bad = places(self.index, rows), {}
+
+        def chunk(start: int) -> None:
+            for number in range(start, min(start + self._chunk, len(rows))):
+                try:
+                    self._decode(read_jpeg(self._files, found[number]), frames[number])
+                except BadImage as error:
+                    frames[number] = 0
+                    bad[number] = str(error)
+
+        list(self._pool.map(chunk, range(0, len(rows), self._chunk)))
+        return frames, dict(sorted(bad.items()))
 
     def close(self) -> None:
+        self._pool.shutdown()
         self._files.close()
 
 
@@ -274,7 +316,6 @@ def iterate_tensorflow(
     start_step: int,
     num_threads: int,
     prefetch: int,
-    num_frames: int,
     frames_shape: tuple[int, ...],
     shared: bool,
 ) -> Iterator[dict[str, Any]]:
@@ -282,30 +323,32 @@ def iterate_tensorflow(
 
     shared: examples share images, which `read` then gives as one object, to be decoded once.
     """
-    tf = _tensorflow()
+    tf, num_images = _tensorflow(), int(np.prod(frames_shape[:2]))
 
-    def read(step: np.int64) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        plan = source.begin(int(step))
-        jpegs = source.read(plan)
-        distinct = list({id(jpeg): jpeg for jpeg in jpegs}.values()) if shared else jpegs
-        number = {id(jpeg): n for n, jpeg in enumerate(distinct)}
-        which = np.array([number[id(jpeg)] for jpeg in jpegs], np.int32)
-        return np.array(distinct, object), which, plan.rows  # after replacements
+    def stream(first: int) -> Iterator[Any]:
+        # step → its plan, after replacements, until its frames are there
+        plans: dict[int, Any] = {}
 
-    def load(step: Any) -> tuple[Any, Any, Any]:
-        types = tf.string, tf.int32, tf.int64
-        jpegs, which, rows = tf.numpy_function(read, [step], types, stateful=False)
-        which = tf.ensure_shape(which, [int(np.prod(frames_shape[:2]))])
-        frames = tf.map_fn(
-            lambda jpeg: _decode_op(tf, jpeg),
-            jpegs,
-            fn_output_signature=tf.TensorSpec(frames_shape[2:], tf.uint8),
-        )
-        frames = tf.gather(frames, which) if shared else frames
-        rows = tf.ensure_shape(rows, [frames_shape[0], num_frames])
-        return step, rows, tf.reshape(frames, frames_shape)
+        def read(step: np.int64) -> tuple[np.ndarray, np.ndarray]:
+            plan = plans[int(step)] = source.begin(int(step))
+            jpegs = source.read(plan)
+            distinct = list({id(jpeg): jpeg for jpeg in jpegs}.values()) if shared else jpegs
+            number = {id(jpeg): n for n, jpeg in enumerate(distinct)}
+            which = np.array([number[id(jpeg)] for jpeg in jpegs], np.int32)
+            return np.array(distinct, object), which
 
-    def stream(first: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        def load(step: Any) -> tuple[Any, Any]:
+            types = tf.string, tf.int32
+            jpegs, which = tf.numpy_function(read, [step], types, stateful=False)
+            which = tf.ensure_shape(which, [num_images])
+            frames = tf.map_fn(
+                lambda jpeg: _decode_op(tf, jpeg),
+                tf.ensure_shape(jpegs, [None if shared else num_images]),
+                fn_output_signature=tf.TensorSpec(frames_shape[2:], tf.uint8),
+            )
+            frames = tf.gather(frames, which) if shared else frames
+            return step, tf.reshape(frames, frames_shape)
+
         dataset = tf.data.Dataset.range(first, np.iinfo(np.int64).max)
         dataset = dataset.map(load, num_parallel_calls=num_threads, deterministic=True)
         dataset = dataset.prefetch(prefetch)
@@ -315,20 +358,21 @@ def iterate_tensorflow(
         options.experimental_optimization.inject_prefetch = False
         options.threading.private_threadpool_size = num_threads
         options.threading.max_intra_op_parallelism = 1
-        return dataset.with_options(options).as_numpy_iterator()
+        for step, frames in dataset.with_options(options).as_numpy_iterator():
+            plan = plans.pop(int(step))
+            plan.frames = frames
+            yield plan
 
     def produce() -> Iterator[dict[str, Any]]:
-        step, batches = start_step, stream(start_step)
+        step, plans = start_step, stream(start_step)
         while True:
             try:
-                read_step, rows, frames = next(batches)
+                plan = next(plans)
             except tf.errors.OpError:
                 # A frame that does not decode, or an error in `read`: this step is made without
                 # tf.data, which replaces the example or raises the true error.
-                result, batches = source.batch(step), stream(step + 1)
+                result, plans = source.batch(step), stream(step + 1)
             else:
-                plan = source.plan(int(read_step))
-                plan.rows, plan.frames = rows, frames
                 result = source.finish(plan)
             yield result
             step += 1

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from data_pipelines import schema, sidecar, storage, tfrecord
+from data_pipelines import open_x, schema, sidecar, storage, tfrecord
 from data_pipelines.index_build import FORMAT, REBUILD, build_index
 from data_pipelines.shards import find_shards, index_folder, shard_fingerprint
 from data_pipelines.storage import Location
@@ -125,15 +125,17 @@ def load_index(
     split: str = "train",
     sidecar_dir: str | os.PathLike | None = None,
     image_key: str = "image",
-    action_key: str | None = None,
-    instruction_key: str | None = None,
+    action_key: str = "",
+    instruction_key: str = "",
 ) -> CorpusIndex:
     """Opens an index; missing, stale or damaged → an error that names the command to run.
 
-    action_key, instruction_key: if given, the index must have been built with them.
+    image_key "": the only one that is indexed. action_key, instruction_key: if given, the index
+    must have been built with them.
     """
     directory = storage.locate(directory)
     sidecars = storage.locate(sidecar_dir or directory)
+    image_key = image_key or _only_key(sidecars, split)
     shards = find_shards(directory, split)
     inside = index_folder(".", image_key, split)
     folder = storage.fetch(sidecars, str(inside)) / inside
@@ -153,7 +155,7 @@ def load_index(
             f"reads {FORMAT}: {REBUILD} with path {directory}"
         )
     for name, wanted in (("action_key", action_key), ("instruction_key", instruction_key)):
-        if wanted is not None and manifest[name] != wanted:
+        if wanted and manifest[name] != wanted:
             raise StaleIndexError(
                 f"{folder} was built with {name} {manifest[name]!r}, the config "
                 f"says {wanted!r}: {REBUILD} with path {directory}"
@@ -186,10 +188,16 @@ def load_index(
 
 
 def load_or_build(
-    directory: str | os.PathLike, *, sidecar_dir: str | os.PathLike | None = None, **view: Any
+    directory: str | os.PathLike,
+    *,
+    split: str,
+    sidecar_dir: str | os.PathLike | None = None,
+    **view: Any,
 ) -> CorpusIndex:
     """`load_index`, but a corpus that has no index gets one: in the cache folder of this machine,
-    where it is kept. One process builds, others of the machine wait for it."""
+    where it is kept. One process builds, others of the machine wait for it. Keys that are not given
+    are those of the data set, where it is one of Open X-Embodiment."""
+    view["split"] = split
     try:
         return load_index(directory, sidecar_dir=sidecar_dir, **view)
     except MissingIndexError:
@@ -197,7 +205,10 @@ def load_or_build(
     location = storage.locate(directory)
     cache = storage.cache_folder(location)
     cache.mkdir(parents=True, exist_ok=True)
-    view = {name: value for name, value in view.items() if value is not None}
+    table = open_x.keys_of(location, split) or open_x.Keys()
+    standard = {"image": table.image, "action": table.action, "instruction": table.instruction}
+    for name, value in standard.items():
+        view[f"{name}_key"] = view.get(f"{name}_key") or value
     with open(cache / "index.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:
@@ -210,9 +221,24 @@ def load_or_build(
                 cache,
                 REBUILD,
             )
-            build_index(directory, sidecar_dir=cache, **view)
+            build_index(directory, sidecar_dir=cache, fps=table.fps, **view)
             index = load_index(directory, sidecar_dir=cache, **view)
     return dataclasses.replace(index, sidecar_dir=storage.locate(sidecar_dir or directory))
+
+
+def _only_key(sidecars: Location, split: str) -> str:
+    root = sidecars / "index"
+    built = [
+        name
+        for name in storage.list_names(root) or ()
+        if storage.is_file(root / name / split / "manifest.json")
+    ]
+    if len(built) != 1:
+        raise (FileNotFoundError if built else MissingIndexError)(
+            f"{root}, split {split!r}, has indexes of image_key {built or 'none'}: "
+            + ("give one of them" if built else REBUILD)
+        )
+    return built[0]
 
 
 def _check_fresh(directory: Location, shards: list[Location], manifest: dict) -> None:

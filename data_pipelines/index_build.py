@@ -19,7 +19,8 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
-from data_pipelines import schema, sidecar, storage, tfrecord
+from data_pipelines import fields, schema, sidecar, storage, tfrecord
+from data_pipelines.lock import Lock
 from data_pipelines.shards import announced_lengths, find_shards, index_folder, shard_fingerprint
 from data_pipelines.storage import Location
 
@@ -45,6 +46,7 @@ def build_index(
     image_key: str = "image",
     action_key: str = "action",
     instruction_key: str = "language_instruction",
+    fps: float = 0.0,
     progress: bool = True,
     exclude: Collection[tuple[str, int]] | None = None,
     workers: int | None = None,
@@ -52,7 +54,8 @@ def build_index(
     """Reads all shards of a split and writes its index; returns the index's folder.
 
     image_key is the observation (steps/observation/<image_key>); action_key and instruction_key are
-    keys under steps/. exclude: (shard file name, record number) of episodes to leave out, for
+    keys under steps/, as fields.py reads them. fps: of episodes whose metadata do not tell it (0:
+    unknown). exclude: (shard file name, record number) of episodes to leave out, for
     example damaged ones; their contents are not even looked at. workers: processes to read with
     (default: one per core). A directory behind a URL needs a local sidecar_dir, and each worker
     then holds the shard that it reads.
@@ -70,8 +73,28 @@ def build_index(
         "image_key": image_key,
         "action_key": action_key,
         "instruction_key": instruction_key,
+        "fps": float(fps),
     }
-    folder = Path(index_folder(directory, image_key, split, sidecar_dir))
+    fields.parts(action_key)
+    if not (np.isfinite(fps) and fps >= 0):
+        raise ValueError(f"fps is {fps}; it must be positive, or 0 where it is unknown")
+    folder = Path(index_folder(directory, image_key, split, sidecar_dir))  # local, or an error
+    with Lock(folder.with_name(f".{split}.lock"), f"index {folder}"):
+        _build(directory, shards, folder, settings, exclude, workers=workers, progress=progress)
+    return folder
+
+
+def _build(
+    directory: Location,
+    shards: list[Location],
+    folder: Path,
+    settings: dict[str, Any],
+    exclude: Collection[tuple[str, int]],
+    *,
+    workers: int | None,
+    progress: bool,
+) -> None:
+    split = settings["split"]
     part_folder = folder.with_name(f"{split}.incomplete")
     announced = announced_lengths(directory, split)
     if announced is not None and len(announced) != len(shards):
@@ -106,7 +129,7 @@ def build_index(
         unit="B",
         unit_scale=True,
         disable=not progress,
-        desc=f"index {directory.name} {split} {image_key}",
+        desc=f"index {directory.name} {split} {settings['image_key']}",
     ) as bar:
         for number, part in _run(jobs, workers):
             parts[number] = part
@@ -114,7 +137,6 @@ def build_index(
     _join_parts(folder, shards, [parts[number] for number in range(len(shards))], settings, exclude)
     if part_folder.exists():
         shutil.rmtree(part_folder)
-    return folder
 
 
 def _run(jobs: list[tuple], workers: int) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -193,8 +215,6 @@ class _EpisodeReader:
     def __init__(self, path: Location, data: memoryview, settings: dict[str, Any]):
         self.path, self.data, self.settings = path, data, settings
         self.image_key = schema.OBSERVATION + settings["image_key"]
-        self.action_key = "steps/" + settings["action_key"]
-        self.instruction_key = "steps/" + settings["instruction_key"]
         self.episodes: list[tuple] = []
         self.record_crc: list[int] = []
         self.frames: list[tuple[int, int, int]] = []
@@ -234,7 +254,7 @@ class _EpisodeReader:
             if record[start : start + 4] == b"\x89PNG":
                 raise fail(
                     f"{self.image_key} of step {step} is a PNG; the loader reads JPEG: "
-                    "rewrite the corpus with `lapa data convert`"
+                    "rewrite the corpus with `lapa data convert tfds`"
                 )
             crc = google_crc32c.value(np.frombuffer(record[start : start + size], np.uint8))
             self.frames.append((offset + start, size, crc))
@@ -252,66 +272,50 @@ class _EpisodeReader:
             (
                 number,
                 steps,
-                values[0] if len(values) else np.nan,
+                values[0] if len(values) else self.settings["fps"] or np.nan,
                 offset,
                 length,
                 self._instruction(features, record, steps, fail),
             )
         )
-        action = features.get(self.action_key)
-        if action is not None:
-            self.actions.append(self._actions(action, record, steps, fail))
+        try:
+            actions = fields.numbers(features, record, steps, self.settings["action_key"])
+        except fields.FieldError as error:
+            raise fail(f"action_key is {self.settings['action_key']!r}: {error}") from error
+        if actions is not None:
+            self.actions.append(self._checked(actions, fail))
         if len(self.actions) not in (0, len(self.episodes)):
             raise fail(
-                f"{self.action_key} is in some episodes and not in others; keep them as two corpora"
+                f"action_key {self.settings['action_key']!r} is in some episodes and not in "
+                "others; keep them as two corpora"
             )
         (crc,) = np.frombuffer(self.data[offset + length : offset + length + 4], "<u4")
         self.record_crc.append(crc)
 
     def _instruction(self, features: dict, record: memoryview, steps: int, fail: Callable) -> int:
-        feature = features.get(self.instruction_key)
-        if feature is None:
-            return -1
-        if feature.kind not in (tfrecord.BYTES, tfrecord.EMPTY):
-            raise fail(
-                f"instruction_key {self.settings['instruction_key']!r} holds "
-                f"{feature.kind}, not text"
-            )
-        items = feature.byte_items(record)
-        if len(items) not in (1, steps):
-            raise fail(f"{steps} images but {len(items)} values of {self.instruction_key}")
+        key = self.settings["instruction_key"]
         try:
-            texts = {item.decode().strip() for item in set(items)} - {""}
-        except UnicodeDecodeError as error:
-            raise fail(f"{self.instruction_key} is not UTF-8: {error}") from error
+            texts = set(fields.texts(features, record, steps, key)) - {""}
+        except fields.FieldError as error:
+            raise fail(f"instruction_key is {key!r}: {error}") from error
         if len(texts) > 1:
             raise fail(
-                f"{self.instruction_key} changes within the episode ({sorted(texts)[:3]}); "
+                f"steps/{key} changes within the episode ({sorted(texts)[:3]}); "
                 "an episode has one instruction: split it when converting"
             )
         return self.instructions.setdefault(texts.pop(), len(self.instructions)) if texts else -1
 
-    def _actions(
-        self, feature: tfrecord.Feature, record: memoryview, steps: int, fail: Callable
-    ) -> np.ndarray:
-        if feature.kind != tfrecord.FLOAT:
-            raise fail(
-                f"action_key {self.settings['action_key']!r} holds {feature.kind}, not float"
-            )
-        values = feature.floats(record)
-        if values.size == 0 or values.size % steps:
-            raise fail(f"{steps} images but {values.size} values of {self.action_key}")
-        values = values.reshape(steps, -1)
+    def _checked(self, values: np.ndarray, fail: Callable) -> np.ndarray:
+        key = f"action_key {self.settings['action_key']!r}"
         if self.actions and values.shape[1] != self.actions[0].shape[1]:
             raise fail(
-                f"{self.action_key} has {values.shape[1]} dimensions, "
+                f"{key} has {values.shape[1]} dimensions, "
                 f"{self.actions[0].shape[1]} in the episodes before"
             )
         bad = np.argwhere(~np.isfinite(values))
         if len(bad):
             raise fail(
-                f"{self.action_key} of step {bad[0][0]}, dimension {bad[0][1]} is "
-                f"{values[tuple(bad[0])]}"
+                f"{key} of step {bad[0][0]}, dimension {bad[0][1]} is {values[tuple(bad[0])]}"
             )
         return values
 
@@ -403,6 +407,7 @@ def _join_parts(
         "hash": sidecar.value_hash(
             [
                 FORMAT,
+                *([settings["fps"]] if settings["fps"] else []),
                 settings["image_key"],
                 [entry["bytes"] for entry in fingerprints],
                 sidecar.array_digest(contents),

@@ -10,20 +10,22 @@ import base64
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from data_pipelines import schema, sidecar, tfrecord, writer
+from data_pipelines import fields, schema, sidecar, tfrecord, writer
 from data_pipelines.shards import find_shards
+from data_pipelines.statistics import Sketch
 from data_pipelines.storage import locate
 
 MAX_EXAMPLES = 12  # instructions and file names that are shown
 STRIP_EPISODES = 6
 STRIP_FRAMES = 8
+HISTOGRAM_BINS = 24
 
 
 def inspect_corpus(
@@ -82,8 +84,7 @@ class _Scan:
     """Running facts of one split."""
 
     def __init__(self, action_key: str, instruction_key: str, strips: bool):
-        self.action_key = f"steps/{action_key}"
-        self.instruction_key = f"steps/{instruction_key}"
+        self.action_key, self.instruction_key = action_key, instruction_key
         self.want_strips = strips
         self.episodes = 0
         self.lengths: list[int] = []
@@ -95,7 +96,7 @@ class _Scan:
         self.image_sizes: dict[str, Counter] = {}
         self.image_bytes: Counter = Counter()
         self.seconds = 0.0
-        self.actions = _Moments()
+        self.actions = _Actions()
         self.mixed_instructions = 0
         self.strips: list[dict] = []
 
@@ -105,7 +106,8 @@ class _Scan:
             self.kinds.setdefault(key, feature.kind)
         steps = _num_steps(where, features, record)
         self.lengths.append(steps)
-        texts = self._texts(record, features)
+        key = self.instruction_key
+        texts = self._read(where, fields.texts, record, features, steps, key) or [""]
         self.instructions[texts[0]] += 1
         self.mixed_instructions += len(set(texts)) > 1
         metadata = {
@@ -118,16 +120,22 @@ class _Scan:
         self.cameras[metadata["camera"] or ""] += 1
         self.sources[metadata["source"] or ""] += 1
         self._add_images(where, record, features, texts[0], metadata["episode_id"])
-        action = features.get(self.action_key)
-        if action is not None and action.kind == tfrecord.FLOAT:
-            values = action.floats(record)
-            if values.size % steps:
-                raise ValueError(
-                    f"{where}: {self.action_key} has {values.size} values, not a multiple of the "
-                    f"{steps} steps"
-                )
+        actions = self._read(where, fields.numbers, record, features, steps, self.action_key)
+        if actions is not None:
             # RLDS: the action of the last step is invalid.
-            self.actions.add(values.reshape(steps, -1)[: max(1, steps - 1)])
+            actions = actions[: max(1, steps - 1)]
+            self.actions.add(actions)
+            if self.strips and self.strips[-1]["number"] == self.episodes:
+                self.strips[-1]["actions"] = actions.T.tolist()
+
+    @staticmethod
+    def _read(
+        where: str, read: Callable, record: bytes, features: dict, steps: int, key: str
+    ) -> Any:
+        try:
+            return read(features, record, steps, key)
+        except fields.FieldError as error:
+            raise ValueError(f"{where}: {error}") from error
 
     def summary(self) -> dict[str, Any]:
         if not self.episodes:
@@ -159,6 +167,7 @@ class _Scan:
                 "most_common": self.instructions.most_common(MAX_EXAMPLES),
             },
             "actions": self.actions.summary(),
+            "actions_not_finite": self.actions.not_finite,
             "images": {
                 key: {
                     "sizes": {size: count for size, count in sizes.most_common(5)},
@@ -172,17 +181,12 @@ class _Scan:
             "strips": self.strips,
         }
 
-    def _texts(self, record: bytes, features: dict[str, tfrecord.Feature]) -> list[str]:
-        feature = features.get(self.instruction_key)
-        if feature is None or feature.kind != tfrecord.BYTES:
-            return [""]
-        return [text.decode(errors="replace") for text in feature.byte_items(record)] or [""]
-
     def _add_images(
         self, where: str, record: bytes, features: dict, text: str, episode_id: Any
     ) -> None:
         name = where if episode_id is None else str(episode_id)
-        strip = {"episode": name, "instruction": text, "views": {}}
+        strip = {"episode": name, "number": self.episodes, "instruction": text, "views": {}}
+        strip["actions"] = []
         for key, feature in sorted(features.items()):
             if not key.startswith(schema.OBSERVATION) or feature.kind != tfrecord.BYTES:
                 continue
@@ -213,44 +217,45 @@ class _Scan:
             self.strips.append(strip)
 
 
-class _Moments:
-    """Count, extremes, mean and deviation per dimension, in one pass (Chan's update)."""
+class _Actions:
+    """A sketch of all actions, taken in large parts."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self._sketch: Sketch | None = None
+        self._waiting: list[np.ndarray] = []
+        self._steps = 0
+        self.not_finite = 0  # steps
 
     def add(self, values: np.ndarray) -> None:
-        values = values.astype(np.float64)
-        low, high, mean = values.min(0), values.max(0), values.mean(0)
-        spread = ((values - mean) ** 2).sum(0)
-        if not self.count:
-            self.low, self.high, self.mean, self.spread = low, high, mean, spread
-        else:
-            if mean.shape != self.mean.shape:
-                raise ValueError(
-                    f"actions of {mean.shape[0]} dimensions after some of {self.mean.shape[0]}"
-                )
-            total = self.count + len(values)
-            delta = mean - self.mean
-            self.mean = self.mean + delta * len(values) / total
-            self.spread = self.spread + spread + delta**2 * self.count * len(values) / total
-            self.low, self.high = np.minimum(self.low, low), np.maximum(self.high, high)
-        self.count += len(values)
+        finite = np.isfinite(values).all(axis=1)
+        self.not_finite += int((~finite).sum())
+        self._waiting.append(values[finite])
+        self._steps += len(values)
+        dimensions = {values.shape[1], self._waiting[0].shape[1]}
+        if self._sketch:
+            dimensions.add(len(self._sketch.mean))
+        if len(dimensions) > 1:
+            raise ValueError(f"actions of {values.shape[1]} dimensions after some of others")
+        if self._steps > 2**16:
+            self._take()
+
+    def _take(self) -> None:
+        if self._waiting:
+            part = Sketch.of(np.concatenate(self._waiting))
+            self._sketch = self._sketch.merge(part) if self._sketch else part
+        self._waiting, self._steps = [], 0
 
     def summary(self) -> list[dict[str, Any]]:
-        if not self.count:
+        self._take()
+        if self._sketch is None or not self._sketch.count:
             return []
-        deviation = np.sqrt(self.spread / self.count)
+        found = self._sketch.statistics()
+        names = ("min", "q01", "q99", "max", "mean", "std", "constant")
         return [
-            {
-                "dimension": i,
-                "min": float(self.low[i]),
-                "max": float(self.high[i]),
-                "mean": float(self.mean[i]),
-                "std": float(deviation[i]),
-                "constant": bool(self.low[i] == self.high[i]),
-            }
-            for i in range(len(self.mean))
+            {"dimension": i}
+            | {name: found[name][i] for name in names}
+            | {"histogram": self._sketch.histogram(i, HISTOGRAM_BINS)}
+            for i in range(len(found["mean"]))
         ]
 
 
@@ -298,9 +303,16 @@ def to_text(report: dict[str, Any]) -> str:
         )
         lines += [
             f"    {a['dimension']:>3}: {a['min']:+.4g} .. {a['max']:+.4g}, mean {a['mean']:+.4g}, "
-            f"std {a['std']:.4g}" + (" (constant)" if a["constant"] else "")
+            f"std {a['std']:.4g}"
+            + (
+                " (constant)"
+                if a["constant"]
+                else f", {a['q01']:+.3g} {_spark(a['histogram']['counts'])} {a['q99']:+.3g}"
+            )
             for a in split["actions"]
         ]
+        if split["actions_not_finite"]:
+            lines.append(f"    {split['actions_not_finite']} steps are NaN or infinite: left out")
     for index in report["indexes"]:
         lines.append(f"index of {index['image_key']}, split {index['split']}: {index['hash']}")
     if not report["indexes"]:
@@ -393,6 +405,12 @@ def _indexes(directory: Path) -> list[dict[str, Any]]:
         keys = ("image_key", "action_key", "instruction_key", "num_episodes", "num_frames", "hash")
         found.append({"split": path.parent.name} | {key: manifest[key] for key in keys})
     return found
+
+
+def _spark(counts: list[int]) -> str:
+    """A histogram of 1 % to 99 % as one word."""
+    most = max(max(counts), 1)
+    return "".join("▁▂▃▄▅▆▇█"[min(7, 8 * count // most)] if count else "·" for count in counts)
 
 
 def _counts(counter: dict) -> str:

@@ -1,14 +1,17 @@
 """Label sets: codes of the frames of a corpus by one model, in sidecars keyed by frame row.
 
 There are two kinds: the latent actions by a quantizer, and the image tokens by an image tokenizer,
-a set of one name for every camera. Writing goes shard by shard, by several hosts if wanted, and
-continues where it stopped; `finish` joins the shards. A row without a label is all -1. Opening
-refuses an unfinished set and a set that was made for another corpus.
+a set of one name for every camera. Writing goes shard by shard, by several hosts if wanted, each of
+which claims its own, and continues where it stopped; `finish` joins the shards. A row without a
+label is all -1. Opening refuses an unfinished set and a set that was made for another corpus.
 """
 
+import errno
+import fcntl
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -80,7 +83,8 @@ def _differences(saved: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 class LabelSetWriter:
-    """Writes a label set; every host that writes gives the same arguments."""
+    """Writes a label set; every host that writes gives the same arguments. `close` (or the end of
+    the process) gives back what was claimed."""
 
     def __init__(
         self,
@@ -121,6 +125,45 @@ class LabelSetWriter:
         else:
             sidecar.write_json(self._manifest, self._entry(complete=False))
             self.complete = False
+        self._lock: int | None = None
+        self._lock_file = self.folder / f".{self.index.split}.lock"
+
+    def claim(self, shards: Sequence[int]) -> list[int]:
+        """Locks shards until `close` and returns those of them that are still to be written; raises
+        SidecarError where another process writes one.
+
+        Byte n of the lock file is locked for shard n: POSIX record locks, which the kernel takes
+        from a process that dies, and which network file systems know.
+        """
+        for shard in shards:
+            try:
+                self._lock_byte(shard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    raise
+                self.close()
+                raise sidecar.SidecarError(
+                    f"shard {shard} of {self.kind.what} {self.folder} is being written by another "
+                    "process: give each its own --index of --count, or wait for it"
+                ) from error
+        missing = set(self.missing_shards())
+        return [shard for shard in shards if shard in missing]
+
+    def close(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> "LabelSetWriter":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def _lock_byte(self, number: int, how: int) -> None:
+        if self._lock is None:
+            self._lock = os.open(self._lock_file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+        fcntl.lockf(self._lock, how, 1, number)
 
     def _entry(self, **more: Any) -> dict[str, Any]:
         return {
@@ -141,6 +184,10 @@ class LabelSetWriter:
     def _shape(self, shard: int) -> tuple[int, int]:
         rows = self.index.rows_of_shard(shard)
         return rows.stop - rows.start, self.code_length
+
+    def unlabelled(self, shard: int) -> np.ndarray:
+        """Labels of a shard in which no row has one: int32, -1."""
+        return np.full(self._shape(shard), -1, np.int32)
 
     def write_shard(self, shard: int, labels: np.ndarray) -> None:
         """Labels of all rows of a shard, integers (rows, codes of a row); -1 rows are
@@ -174,12 +221,29 @@ class LabelSetWriter:
         shards = range(len(self.index.shards))
         return list(shards) if self.complete else [n for n in shards if self._part(n).is_file()]
 
-    def finish(self) -> None:
-        """Checks that every shard is there and whole, and makes the set usable; one host calls."""
+    def missing_shards(self) -> list[int]:
+        """Shards that nobody has written yet."""
+        missing = sorted(set(range(len(self.index.shards))) - set(self.done_shards()))
+        if missing and sidecar.read_json(self._manifest)["complete"]:
+            self.complete = True  # another host finished meanwhile
+            return []
+        return missing
+
+    def finish(self, least: int = 0, most: int | None = None) -> None:
+        """Checks that every shard is there and whole and that `least` to `most` rows are labelled,
+        and makes the set usable. Several hosts may call: one does it, the others wait for it."""
         if self.complete:
             return
-        missing = sorted(set(range(len(self.index.shards))) - set(self.done_shards()))
-        if missing:
+        self._lock_byte(len(self.index.shards), fcntl.LOCK_EX)
+        try:
+            self.complete = sidecar.read_json(self._manifest)["complete"]
+            if not self.complete:
+                self._join(least, most)
+        finally:
+            self._lock_byte(len(self.index.shards), fcntl.LOCK_UN)
+
+    def _join(self, least: int, most: int | None) -> None:
+        if missing := self.missing_shards():
             raise sidecar.SidecarError(
                 f"{self.kind.what} {self.folder} lacks shards {missing[:20]} of "
                 f"{len(self.index.shards)}: continue with {self.kind.command}"
@@ -195,19 +259,27 @@ class LabelSetWriter:
                 )
             self._check_values(self.kind.codes(part), str(self._part(shard)))
             parts.append(part)
+        labelled = sum(int((part[:, 0] != self.kind.absent).sum()) for part in parts)
+        if labelled < least or (most is not None and labelled > most):
+            raise sidecar.SidecarError(
+                f"{self.kind.what} {self.folder} has {labelled} labelled rows of "
+                f"{self.index.num_frames}, expected {least} to {most}: delete the folder and make "
+                f"it again with {self.kind.command}"
+            )
         path = self.folder / f"{self.index.split}.npy"
         sidecar.join_arrays(path, parts)
         sidecar.write_json(
             self._manifest,
             self._entry(
                 complete=True,
-                num_labelled=sum(int((part[:, 0] != self.kind.absent).sum()) for part in parts),
+                num_labelled=labelled,
                 digest=sidecar.array_digest(sidecar.map_array(path)),
             ),
         )
         self.complete = True
         for shard in range(len(self.index.shards)):
             self._part(shard).unlink()
+        self._lock_file.unlink()  # from here on the manifest says that there is nothing to lock
 
 
 class LabelSet:

@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import backends
-from data_pipelines.backends import BadImage, ImageSizeError, Place, ShardFiles, places, read_jpeg
+from data_pipelines.backends import (
+    BadImage,
+    Buffers,
+    ImageSizeError,
+    Place,
+    ShardFiles,
+    places,
+    read_jpeg,
+)
 from data_pipelines.bad_examples import BadExample, BadExamples, BadExamplesError
 from data_pipelines.blocks import BlockCache
 from data_pipelines.mixture import Corpus, Mixture, open_mixture, wrong_size
@@ -97,6 +105,7 @@ class Loader:
         self._mine = slice(host * global_batch // num_hosts, (host + 1) * global_batch // num_hosts)
         self._num_threads, self._prefetch = data.num_threads, data.prefetch_batches
         self._prepare = prepare
+        self._buffers = Buffers(data.prefetch_batches)
         self._decode = backends.make_decoder(self.backend) if "frames" in fields else None
         self._lock = threading.Lock()
         self._bad = BadExamples(data.max_bad_fraction)
@@ -128,7 +137,6 @@ class Loader:
             start_step,
             self._num_threads,
             self._prefetch,
-            self.mixture.num_frames,
             self._frames_shape(self._mine.stop - self._mine.start),
             shared=self.chain_pairs > 1,
         )
@@ -181,7 +189,7 @@ class Loader:
             return
         with self._lock:
             if plan.frames is None:
-                plan.frames = np.empty(self._frames_shape(plan.size), np.uint8)
+                plan.frames = self._buffers.take(self._frames_shape(plan.size))
         for i in range(start, stop):
             self._try(plan, i, self._decode_example)
 

@@ -113,11 +113,11 @@ def open_mixture(data: Any, fields: Sequence[str] = ("frames",)) -> Mixture:
                         "require_instruction",
                         "window_seconds",
                         "fps",
-                        "image_key",
-                        "action_key",
-                        "instruction_key",
                     )
                 ),
+                corpus.index.image_key,
+                corpus.index.action_key,
+                corpus.index.instruction_key,
             ]
             for corpus in corpora
         ],

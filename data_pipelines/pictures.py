@@ -33,6 +33,12 @@ figure { margin: 0 0 1.1rem; } figcaption { margin-bottom: .25rem; }
 .strip { display: flex; gap: 3px; overflow-x: auto; }
 .strip div { flex: none; text-align: center; font-size: .75rem; color: var(--dim); }
 .strip img { display: block; height: 96px; image-rendering: auto; border-radius: 3px; }
+.plots { display: flex; flex-wrap: wrap; gap: .3rem .6rem; margin: -.5rem 0 1.5rem; }
+.plots div { font-size: .75rem; color: var(--dim); }
+.plots svg { display: block; width: 130px; height: 42px; background: var(--soft); }
+.plots polyline { fill: none; stroke: var(--bar); stroke-width: 1.5;
+ vector-effect: non-scaling-stroke; }
+svg.bars { display: block; width: 180px; height: 26px; fill: var(--bar); }
 </style></head><body>
 <h1>{{ r.name or "corpus" }} <span class="dim">{{ r.version }}</span></h1>
 <div class="dim"><code>{{ r.directory }}</code></div>
@@ -49,7 +55,8 @@ figure { margin: 0 0 1.1rem; } figcaption { margin-bottom: .25rem; }
 <div class="tile"><b>{{ "%.1f MB" % (s.bytes / 1e6) }}</b>in
 {{ s.shards }} shard{{ "s" if s.shards > 1 }}</div>
 </div>
-{% if s.strips %}<h3>Episodes</h3>{% endif %}
+{% if s.strips %}<h3>Episodes</h3>{% if s.actions %}<p class="dim">Actions by step, each
+dimension between its least and greatest value in the split.</p>{% endif %}{% endif %}
 {% for strip in s.strips %}{% for view, v in strip.views.items() %}
 <figure><figcaption>{{ strip.instruction or "no instruction" }}
 <span class="dim">{{ strip.episode }}{% if strip.views | length > 1 %}, {{ view }}{% endif %}</span>
@@ -57,14 +64,19 @@ figure { margin: 0 0 1.1rem; } figcaption { margin-bottom: .25rem; }
 {% for image in v["images"] %}<div><img alt="step {{ v.steps[loop.index0] }}"
  src="data:image/{{ v.kind }};base64,{{ image }}">{{ v.steps[loop.index0] }}</div>{% endfor %}
 </div></figure>
-{% endfor %}{% endfor %}
+{% endfor %}{% if strip.actions %}<div class="plots">
+{% for values in strip.actions %}{% set a = s.actions[loop.index0] %}<div>
+<svg viewBox="0 0 120 40" preserveAspectRatio="none" role="img"
+ aria-label="action {{ a.dimension }}"><polyline points="{{ line(values, a) }}"/></svg>
+a{{ a.dimension }}</div>{% endfor %}</div>{% endif %}{% endfor %}
 <h3>Episode length in steps</h3>
 <p>min {{ s.lengths.min }}, median {{ "%g" % s.lengths.median }},
 mean {{ "%.1f" % s.lengths.mean }}, max {{ s.lengths.max }}</p>
 <table>{% set most = s.lengths.histogram | max %}
 {% for count in s.lengths.histogram %}<tr>
-<td class="n">{{ s.lengths.edges[loop.index0] }} to
-{{ s.lengths.edges[loop.index] - 1 }}</td><td class="n">{{ count }}</td>
+{% set low, high = s.lengths.edges[loop.index0], s.lengths.edges[loop.index] - 1 %}
+<td class="n">{{ low if low == high else "%s to %s" % (low, high) }}</td>
+<td class="n">{{ count }}</td>
 <td><span class="bar" style="width: {{ (280 * count / most) | round(1) }}px"></span></td>
 </tr>{% endfor %}</table>
 <h3>Instructions</h3>
@@ -73,11 +85,15 @@ mean {{ "%.1f" % s.lengths.mean }}, max {{ s.lengths.max }}</p>
 <table>{% for text, count in s.instructions.most_common %}
 <tr><td class="n">{{ count }}</td><td>{{ text }}</td></tr>{% endfor %}</table>
 {% if s.actions %}<h3>Actions</h3><div class="wide"><table>
-<tr><th class="n">dimension</th><th class="n">min</th><th class="n">max</th>
-<th class="n">mean</th><th class="n">std</th><th></th></tr>
+<tr><th class="n">dimension</th>{% for key in columns %}<th class="n">{{ key }}</th>{% endfor %}
+<th>from 1 % to 99 %</th></tr>
 {% for a in s.actions %}<tr><td class="n">{{ a.dimension }}</td>
-{% for key in ("min", "max", "mean", "std") %}<td class="n">{{ "%.4g" % a[key] }}</td>{% endfor %}
-<td>{{ "constant" if a.constant }}</td></tr>{% endfor %}</table></div>{% endif %}
+{% for key in columns %}<td class="n">{{ "%.4g" % a[key] }}</td>{% endfor %}
+<td>{% if a.constant %}constant{% else %}<svg class="bars" viewBox="0 0 120 24" role="img"
+ aria-label="histogram of action {{ a.dimension }}"><path d="{{ bars(a.histogram.counts) }}"/></svg>
+{% endif %}</td></tr>{% endfor %}</table></div>
+{% if s.actions_not_finite %}<p>{{ s.actions_not_finite }} steps are NaN or infinite and left
+out.</p>{% endif %}{% endif %}
 {% endfor %}
 <h2>Label sets</h2>
 {% for labels in r.label_sets + r.image_token_sets %}
@@ -100,7 +116,28 @@ def corpus_page(report: dict[str, Any]) -> str:
     import jinja2
 
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(_PAGE).render(r=report)
+    columns = ("min", "q01", "mean", "q99", "max", "std")
+    return environment.from_string(_PAGE).render(r=report, columns=columns, line=_line, bars=_bars)
+
+
+def _line(values: Sequence[float], action: dict[str, Any]) -> str:
+    """Points of a polyline in 120 x 40: an episode's actions between the extremes of all."""
+    span = action["max"] - action["min"] or 1.0
+    step = 120 / max(1, len(values) - 1)
+    return " ".join(
+        f"{number * step:.1f},{38 - 36 * (value - action['min']) / span:.1f}"
+        for number, value in enumerate(values)
+        if np.isfinite(value)
+    )
+
+
+def _bars(counts: Sequence[int]) -> str:
+    """A path in 120 x 24."""
+    width, most = 120 / len(counts), max(max(counts), 1)
+    return "".join(
+        f"M{number * width:.2f} 24v{-23 * count / most:.2f}h{0.85 * width:.2f}V24z"
+        for number, count in enumerate(counts)
+    )
 
 
 def contact_sheet(

@@ -11,7 +11,8 @@ from data_pipelines import sidecar, storage
 from data_pipelines.storage import Location
 
 _EDGE_BYTES = 2**16
-_SHARD = re.compile(r"(?P<name>.+)-(?P<split>[^-]+)\.tfrecord-(?P<i>\d{5,})-of-(?P<n>\d{5,})")
+# What TFDS writes one after the other does not say how many there are.
+_SHARD = re.compile(r"(?P<name>.+)-(?P<split>[^-]+)\.tfrecord-(?P<i>\d{5,})(-of-(?P<n>\d{5,}))?")
 
 
 def find_shards(directory: str | os.PathLike, split: str) -> list[Location]:
@@ -24,7 +25,7 @@ def find_shards(directory: str | os.PathLike, split: str) -> list[Location]:
     for name in names:
         if match := _SHARD.fullmatch(name):
             group = found.setdefault(match["split"], {})
-            group.setdefault((match["name"], int(match["n"])), {})[int(match["i"])] = (
+            group.setdefault((match["name"], int(match["n"] or 0)), {})[int(match["i"])] = (
                 directory / name
             )
     if split not in found:
@@ -33,7 +34,7 @@ def find_shards(directory: str | os.PathLike, split: str) -> list[Location]:
             path.parent
             for depth in ("*/", "*/*/")
             if isinstance(directory, Path)
-            for path in directory.glob(f"{depth}*-{split}.tfrecord-*-of-*")
+            for path in directory.glob(f"{depth}*-{split}.tfrecord-*")
         }
         if inner:
             hint = f"; shards of {split!r} lie in {', '.join(map(str, sorted(inner)[:4]))}"
@@ -49,6 +50,7 @@ def find_shards(directory: str | os.PathLike, split: str) -> list[Location]:
             + ", ".join(f"{name} of {count}" for name, count in sorted(found[split]))
         )
     (((_, count), shards),) = found[split].items()
+    count = count or max(shards) + 1
     missing = [number for number in range(count) if number not in shards]
     if missing or len(shards) != count:
         raise FileNotFoundError(

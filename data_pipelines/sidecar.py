@@ -7,6 +7,8 @@ a temporary name and renamed, so that a file which exists is a whole one.
 import hashlib
 import json
 import os
+import socket
+import tokenize
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,16 @@ import xxhash
 
 from data_pipelines import storage
 
+# What np.load makes of a damaged header, which it reads as a Python literal and believes.
+_UNREADABLE = (
+    ValueError,
+    EOFError,
+    SyntaxError,
+    TypeError,
+    tokenize.TokenError,
+    MemoryError,
+    OverflowError,
+)
 _LARGE_BYTES = 2**26
 
 
@@ -28,7 +40,9 @@ class SidecarError(ValueError):
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; renames it on success, removes it on failure."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.incomplete")
+    # Hosts that share a disk write one manifest, maybe at once and by processes of one number.
+    owner = f"{socket.gethostname()}.{os.getpid()}"
+    temporary = path.with_name(f".{path.name}.{owner}.incomplete")
     try:
         yield temporary
         with open(temporary, "rb") as file:
@@ -39,18 +53,32 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Writes a manifest, {content, digest}: a flipped letter in an instruction is noticed, too."""
+    text = json.dumps(
+        {"content": value, "digest": value_hash(value)}, indent=1, sort_keys=True, allow_nan=False
+    )
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+        temporary.write_text(text + "\n")
 
 
 def read_json(path: storage.Location) -> Any:
+    """What write_json wrote; a manifest from before there were digests, or a file of another
+    program, as it is."""
     try:
-        return json.loads(storage.read_bytes(path).decode())
+        value = json.loads(storage.read_bytes(path).decode())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise SidecarError(
             f"{path} is not readable JSON ({error}); delete it and run the command "
             "that wrote it again"
         ) from error
+    if not isinstance(value, dict) or not value.keys() & {"content", "digest"}:
+        return value
+    if value.keys() != {"content", "digest"} or value_hash(value["content"]) != value["digest"]:
+        raise SidecarError(
+            f"{path} is damaged (its digest is not that of its content); delete it and run the "
+            "command that wrote it again"
+        )
+    return value["content"]
 
 
 def write_array(path: Path, array: np.ndarray) -> None:
@@ -83,7 +111,7 @@ def map_array(path: Path) -> np.ndarray:
         if size >= _LARGE_BYTES:
             array.file = open(path, "rb")  # closed with the array; `take` reads from it
         return array
-    except (ValueError, EOFError) as error:
+    except _UNREADABLE as error:
         raise SidecarError(f"{path} is damaged: {error}") from error
 
 

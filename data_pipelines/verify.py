@@ -83,8 +83,7 @@ def verify_corpus(
     for split in splits:
         shards = find_shards(directory, split)
         report.shards += len(shards)
-        keys = f"steps/{action_key}", f"steps/{instruction_key}"
-        reader = ShardReader(split, tuple(image_keys), *keys)
+        reader = ShardReader(split, tuple(image_keys), action_key, instruction_key)
         reader.check_keys(shards)
         indexes = {}
         for key in image_keys:

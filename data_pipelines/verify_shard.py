@@ -7,7 +7,7 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
-from data_pipelines import backends, schema, tfrecord
+from data_pipelines import backends, fields, schema, tfrecord
 from data_pipelines.index import CorpusIndex
 
 MIN_CONSTANT = 3  # as many equal actions are a constant one
@@ -145,18 +145,21 @@ class ShardReader:
                 )
         if not steps:
             return
-        yield from self._lengths(features, record, steps)
-        texts, fault = self._texts(features, record)
-        if fault:
+        lengths = list(self._lengths(features, record, steps))
+        yield from lengths
+        texts, fault = self._texts(features, record, steps)
+        if fault and not lengths:
             yield "instruction", fault
-        action, action_dim = features.get(self.action_key), None
-        if action is None or action.kind == tfrecord.EMPTY:
-            action_dim = 0
-        elif action.kind != tfrecord.FLOAT:
-            yield "action", f"{self.action_key} holds {action.kind}, not float"
-        elif (values := action.floats(record)).size % steps == 0:
-            action_dim = values.size // steps
-            yield from _action_faults(values.reshape(steps, -1))
+        action_dim = None
+        try:
+            actions = fields.numbers(features, record, steps, self.action_key)
+            action_dim = 0 if actions is None else actions.shape[1]
+        except fields.FieldError as error:
+            actions = None
+            if not lengths:
+                yield "action", str(error)
+        if actions is not None:
+            yield from _action_faults(actions)
         found.records.append(
             Record(
                 self.split,
@@ -183,23 +186,18 @@ class ShardReader:
                 tfrecord.FLOAT: lambda feature: len(feature.floats(record)),
                 tfrecord.INT64: lambda feature: len(feature.ints(record)),
             }[feature.kind](feature)
-            once = key == self.instruction_key and size == 1
+            once = key == "steps/" + self.instruction_key and size == 1
             if (size % steps or not size) and not once:
                 yield "lengths", f"{size} values of {key}, {steps} steps"
 
     def _texts(
-        self, features: dict[str, tfrecord.Feature], record: memoryview
+        self, features: dict[str, tfrecord.Feature], record: memoryview, steps: int
     ) -> tuple[set[str], str]:
         """The instructions, and what is wrong with them."""
-        feature = features.get(self.instruction_key)
-        if feature is None or feature.kind == tfrecord.EMPTY:
-            return set(), ""
-        if feature.kind != tfrecord.BYTES:
-            return {""}, f"{self.instruction_key} holds {feature.kind}, not text"
         try:
-            texts = {item.decode().strip() for item in feature.byte_items(record)} - {""}
-        except UnicodeDecodeError as error:
-            return {""}, f"{self.instruction_key} is not UTF-8: {error}"
+            texts = set(fields.texts(features, record, steps, self.instruction_key)) - {""}
+        except fields.FieldError as error:
+            return {""}, str(error)
         return texts, f"it changes: {sorted(texts)[:3]}" if len(texts) > 1 else ""
 
 

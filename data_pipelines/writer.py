@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from pathlib import Path
 from absl import logging
 
 from data_pipelines import schema, tfrecord
+from data_pipelines.lock import Lock
 
 FEATURES_FILE = "features.json"
 INFO_FILE = "dataset_info.json"
@@ -38,10 +38,6 @@ class NoSpaceError(OSError):
     """The disk (or the quota) is full."""
 
 
-class LockedError(OSError):
-    """Another process is writing the same directory."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Shard:
     """A finished shard file that is not published yet."""
@@ -49,35 +45,6 @@ class Shard:
     path: Path
     num_episodes: int
     payload_bytes: int  # of the records without their framing, as TFDS counts
-
-
-class DirectoryLock:
-    """One writer per directory. The system frees the lock of a process that dies."""
-
-    def __init__(self, directory: Path):
-        self.path = directory / LOCK_FILE
-        while True:
-            self._descriptor = os.open(self.path, os.O_CREAT | os.O_RDWR, 0o644)
-            try:
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                os.close(self._descriptor)
-                raise LockedError(
-                    error.errno,
-                    f"{directory} is being written by another process (lock {self.path}); wait for "
-                    "it or choose another output directory",
-                ) from error
-            # The file that we locked may just have been removed by its former owner.
-            with contextlib.suppress(FileNotFoundError):
-                if os.stat(self.path).st_ino == os.fstat(self._descriptor).st_ino:
-                    return
-            os.close(self._descriptor)
-
-    def release(self) -> None:
-        if self._descriptor >= 0:
-            self.path.unlink(missing_ok=True)
-            os.close(self._descriptor)
-            self._descriptor = -1
 
 
 class ShardFile:
@@ -234,12 +201,11 @@ class RldsWriter:
             )
 
 
-def lock_output(directory: Path) -> DirectoryLock:
+def lock_output(directory: Path) -> Lock:
     """Creates the output directory and takes its lock."""
     if directory.exists() and not directory.is_dir():
         raise NotADirectoryError(f"output {directory} is not a directory")
-    directory.mkdir(parents=True, exist_ok=True)
-    return DirectoryLock(directory)
+    return Lock(directory / LOCK_FILE, directory)
 
 
 def check_output(

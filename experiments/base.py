@@ -38,6 +38,7 @@ def corpus(path: str, **overrides) -> dict:
         "require_instruction": False,  # of episodes drawn from, where training does not need it
         "window_seconds": 0.6,  # time between the two frames of a pair
         "fps": 0.0,  # 0.0: from the episodes' metadata
+        # Of the index; image_key "": the only one there is, the others "": those it was built with.
         "image_key": "image",
         "extra_image_keys": (),  # further cameras of each example, after image_key
         "action_key": "action",

@@ -1,9 +1,10 @@
-"""`lapa bench`: how fast training steps and decoding run, beside what the device can do.
+"""`lapa bench`: how fast training, decoding and labelling run, beside what the device can do.
 
     lapa bench quantizer                     # the demo's and the released quantizer
     lapa bench quantizer --config released --batch 4 --dtype bfloat16
     lapa bench policy                        # training of debug and 20m, decoding of debug and demo
     lapa bench policy --size 7b --part decode --dtype bfloat16
+    lapa bench label                         # reading, encoding and writing, beside encoding alone
 
 The fraction of peak is taken in one process: model FLOP/s of the step over the FLOP/s of the best
 of a few large matrix products in the same dtype. Decoding of one row must read every weight of the
@@ -19,7 +20,7 @@ from typing import Any
 
 import jax
 
-from lapa_jax import bench_policy, bench_quantizer, measure
+from lapa_jax import bench_label, bench_policy, bench_quantizer, measure
 
 
 def main(argv: list[str]) -> int:
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> int:
         one = what.add_parser(name)
         module.add_arguments(one)
         one.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-        one.add_argument("--steps", type=int, default=10, help="timed calls of each program")
+        one.add_argument("--steps", type=int, default=10, help="timed calls of a program")
         one.add_argument("--json", action="store_true", help="one JSON object instead of tables")
     args = parser.parse_args(argv)
     device = jax.devices()[0]
@@ -66,9 +67,14 @@ def _policy(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def _label(args: argparse.Namespace) -> dict[str, Any]:
+    return {"label": bench_label.throughput(args)}
+
+
 BENCHMARKS: dict[str, tuple[Any, Callable[[argparse.Namespace], dict[str, Any]]]] = {
     "quantizer": (bench_quantizer, _quantizer),
     "policy": (bench_policy, _policy),
+    "label": (bench_label, _label),
 }
 
 

@@ -43,8 +43,8 @@ VERBS = {
     ),
     "import": (
         "lapa_jax.importer",
-        "foreign weights as a run: the original's quantizer (laq_pt), a teacher (dinov2), LWM's "
-        "image tokenizer (vqgan_pickle)",
+        "foreign weights as a run: quantizers (laq_pt), policies (lapa_stream, hf_llama), image "
+        "tokenizers (vqgan_pickle), teachers (dinov2)",
         "lapa import --format laq_pt --source laq_openx.pt --image_size 256 --out runs/laq_openx",
     ),
     "export": (
@@ -82,8 +82,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(module: str, argv: list[str]) -> int:
     """Calls `module.main(argv)`; errors that name a bad input are shown without a traceback."""
-    from absl import logging
+    from absl import flags, logging
 
+    flags.FLAGS.mark_as_parsed()  # its log warns of flags that nobody has
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
     logging.get_absl_handler().addFilter(_not_chatter)
@@ -100,8 +101,9 @@ def run(module: str, argv: list[str]) -> int:
 
 
 def _not_chatter(record: py_logging.LogRecord) -> bool:
-    """Drops Orbax's dozens of INFO lines a checkpoint."""
-    return record.levelno > py_logging.INFO or "orbax" not in record.pathname
+    """Drops what libraries tell at INFO: Orbax dozens of lines a checkpoint, JAX of backends."""
+    ours = record.name == "absl" and "orbax" not in record.pathname
+    return ours or record.levelno > py_logging.INFO
 
 
 def _raised_by_us(error: BaseException) -> bool:

@@ -29,15 +29,28 @@ def main(argv: list[str]) -> int:
         epilog="example:\n  lapa data convert video VIDEOS --out data/videos --fps 10 --size 64",
     )
     sources = parser.add_subparsers(dest="format", required=True, metavar="SOURCE")
-    for add in (_add_video, _add_ssv2, _add_lerobot, _add_lapa_jsonl, _add_to_lapa_jsonl):
+    for add in (
+        *(_add_video, _add_ssv2, _add_lerobot, _add_tfds),
+        *(_add_lapa_jsonl, _add_to_lapa_jsonl),
+    ):
         add(sources)
     args = vars(parser.parse_args(argv))
     del args["format"]
-    run, as_json = args.pop("run"), args.pop("json")
+    run, as_json, indexes = (args.pop(key) for key in ("run", "json", "indexes"))
+    sidecar_dir = args.pop("sidecar_dir") if indexes else None
     report = run(**args)
+    if indexes:
+        report.notes["index"] = _index(report, sidecar_dir)
     text = json.dumps(report.to_json(), indent=1) if as_json else report.table()
     sys.stdout.write(text + "\n")
     return 0
+
+
+def _index(report: Any, sidecar_dir: str | None) -> str:
+    """Indexes the split that was written, so that it can be trained on."""
+    from data_pipelines.index_build import build_index
+
+    return str(build_index(report.directory, split=report.split, sidecar_dir=sidecar_dir))
 
 
 def _add_video(sources: argparse._SubParsersAction) -> None:
@@ -59,11 +72,22 @@ def _add_video(sources: argparse._SubParsersAction) -> None:
         "--clip_seconds", type=float, default=0.0, help="cut into episodes (default: 0, whole)"
     )
     one.add_argument(
+        "--split_scenes",
+        type=float,
+        nargs="?",
+        const=0.3,
+        default=0.0,
+        metavar="DISTANCE",
+        help="begin another episode where the video cuts to another scene (0.3 if no number is "
+        "given; default: off)",
+    )
+    one.add_argument(
         "--source_fps", type=float, default=0.0, help="for files without time stamps and rate"
     )
     one.add_argument("--fps", type=float, default=10.0, help="frames per second (default: 10)")
     _add_picture_flags(one)
     _add_shared_flags(one)
+    _add_index_flag(one)
 
 
 def _add_ssv2(sources: argparse._SubParsersAction) -> None:
@@ -82,6 +106,7 @@ def _add_ssv2(sources: argparse._SubParsersAction) -> None:
     one.add_argument("--fps", type=float, default=12.0, help="frames per second (default: 12)")
     _add_picture_flags(one)
     _add_shared_flags(one)
+    _add_index_flag(one)
 
 
 def _add_lerobot(sources: argparse._SubParsersAction) -> None:
@@ -105,6 +130,42 @@ def _add_lerobot(sources: argparse._SubParsersAction) -> None:
     )
     _add_picture_flags(one)
     _add_shared_flags(one)
+    _add_index_flag(one)
+
+
+def _add_tfds(sources: argparse._SubParsersAction) -> None:
+    from data_pipelines.convert import rlds
+
+    one = _source(
+        sources,
+        "tfds",
+        "any RLDS data set, such as those of Open X-Embodiment",
+        rlds.__doc__,
+        "/data/bridge/0.1.0 --out data/bridge --size 256\n"
+        "  lapa data convert tfds my_robot --data_dir ~/tensorflow_datasets --fps 10 "
+        "--out data/robot",
+        rlds.convert_rlds,
+    )
+    one.add_argument("source", help="directory with the TFRecord shards, or name of a data set")
+    one.add_argument("--data_dir", help="where TFDS keeps a data set that is given by name")
+    one.add_argument("--source_split", default="", help="the split to read (default: --split)")
+    for key, what in (
+        ("image_key", "camera, below steps/observation/"),
+        ("action_key", "numbers below steps/, several keys joined by commas, '' for none"),
+        ("instruction_key", "text below steps/, '' for none"),
+    ):
+        standard = "that of the data set where it is known"
+        one.add_argument(f"--{key}", help=f"{what} (default: {standard})")
+    one.add_argument("--state_key", default="", help="numbers below steps/ (default: none)")
+    one.add_argument(
+        "--fps",
+        type=float,
+        default=0.0,
+        help="steps per second (default: that of the data set where it is known)",
+    )
+    _add_picture_flags(one)
+    _add_shared_flags(one)
+    _add_index_flag(one)
 
 
 def _add_lapa_jsonl(sources: argparse._SubParsersAction) -> None:
@@ -235,7 +296,7 @@ def _source(
         epilog=f"example:\n  lapa data convert {name} {example}",
     )
     one.add_argument("--json", action="store_true", help="print the report as JSON")
-    one.set_defaults(run=run)
+    one.set_defaults(run=run, indexes=False)
     return one
 
 
@@ -251,6 +312,11 @@ def _add_picture_flags(one: argparse.ArgumentParser) -> None:
     one.add_argument("--quality", type=int, default=92, help="JPEG quality (default: 92)")
 
 
+def _add_index_flag(one: argparse.ArgumentParser) -> None:
+    one.add_argument("--sidecar_dir", help="where the index goes (default: with the shards)")
+    one.set_defaults(indexes=True)
+
+
 def _add_shared_flags(one: argparse.ArgumentParser) -> None:
     one.add_argument("--out", required=True, help="corpus directory")
     one.add_argument("--name", help="dataset name (default: from the output directory)")
@@ -264,10 +330,17 @@ def _add_shared_flags(one: argparse.ArgumentParser) -> None:
     one.add_argument(
         "--per_shard",
         type=int,
-        default=256,
-        help="recordings in a shard, the unit of resume (default: 256)",
+        default=0,
+        help="recordings in a shard (default: as many as make 256 MiB)",
     )
     one.add_argument("--workers", type=int, default=1, help="processes (default: 1)")
+    one.add_argument(
+        "--runner",
+        default="",
+        help="of Apache Beam, such as DirectRunner, DataflowRunner, FlinkRunner, SparkRunner "
+        "(default: none, --workers processes of this machine)",
+    )
+    one.add_argument("--beam_options", default="", help="flags for Beam, as one text")
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# verb → (what it does, an example); `collect` and `convert` have modules of their own
+# verb → (what it does, an example); those in _MODULES have modules of their own
 VERBS = {
     "collect": (
         "expert episodes of the tabletop world, one corpus per view",
@@ -44,7 +44,12 @@ VERBS = {
         "lapa data batch --config experiments/quantizer/tabletop.py:quick=True --step 5 "
         "--png batch.png",
     ),
+    "bench": (
+        "how fast the loader is, beside its decoders alone and the pipelines of others",
+        "lapa data bench --workdir runs/data_bench",
+    ),
 }
+_MODULES = {"collect": "collect", "convert": "convert", "bench": "data_bench"}
 
 
 def usage() -> str:
@@ -64,8 +69,8 @@ def main(argv: list[str] | None = None) -> int:
     if verb not in VERBS:
         sys.stderr.write(f"lapa data: unknown verb {verb!r}\n\n{usage()}\n")
         return 2
-    if verb in ("collect", "convert"):
-        return importlib.import_module(f"lapa_jax.{verb}").main(rest)
+    if verb in _MODULES:
+        return importlib.import_module(f"lapa_jax.{_MODULES[verb]}").main(rest)
     mains = {
         "index": index,
         "inspect": inspect,
@@ -86,9 +91,14 @@ def index(argv: list[str]) -> int:
     parser = _parser("index", "Builds the frame index of a corpus beside its shards.")
     parser.add_argument("directory", help="corpus directory")
     parser.add_argument("--split", help="only this split (default: all)")
-    parser.add_argument("--image_key", default="image", help="observation (default: image)")
-    parser.add_argument("--action_key", default="action")
-    parser.add_argument("--instruction_key", default="language_instruction")
+    parser.add_argument("--image_key", help="observation (default: image)")
+    _add_keys(parser)
+    parser.add_argument(
+        "--fps",
+        type=float,
+        help="of episodes whose metadata do not tell it, 0: unknown (default: that of the data set "
+        "where it is known)",
+    )
     parser.add_argument("--sidecar_dir", help="where to write (default: in the corpus directory)")
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
     parser.add_argument(
@@ -102,12 +112,6 @@ def index(argv: list[str]) -> int:
         "--exclude_file", metavar="FILE", help="the same, a line each; lapa data verify writes it"
     )
     args = parser.parse_args(argv)
-    keys = dict(
-        image_key=args.image_key,
-        action_key=args.action_key,
-        instruction_key=args.instruction_key,
-        sidecar_dir=args.sidecar_dir,
-    )
     exclude = [_record(text) for text in args.exclude + _lines(args.exclude_file)]
     splits = [args.split] if args.split else _splits(args.directory)
     shards = {split: {path.name for path in find_shards(args.directory, split)} for split in splits}
@@ -115,9 +119,16 @@ def index(argv: list[str]) -> int:
         if not any(name in names for names in shards.values()):
             raise ValueError(f"--exclude {name}: no such shard in {args.directory}, {splits}")
     for split in splits:
+        table = _known(args.directory, split)
+        keys = dict(
+            image_key=args.image_key or table.image,
+            **_keys(args, table),
+            sidecar_dir=args.sidecar_dir,
+        )
         folder = build_index(
             args.directory,
             split=split,
+            fps=table.fps if args.fps is None else args.fps,
             workers=args.workers,
             exclude=[item for item in exclude if item[0] in shards[split]],
             **keys,
@@ -139,8 +150,7 @@ def inspect(argv: list[str]) -> int:
     parser = _parser("inspect", "What is in an RLDS corpus.")
     parser.add_argument("directory", help="corpus directory")
     parser.add_argument("--split", help="only this split (default: all)")
-    parser.add_argument("--action_key", default="action")
-    parser.add_argument("--instruction_key", default="language_instruction")
+    _add_keys(parser)
     parser.add_argument("--sidecar_dir", help="where index and label sets lie, if elsewhere")
     parser.add_argument(
         "--max_episodes", type=int, default=0, help="read only that many per split (default: all)"
@@ -148,12 +158,12 @@ def inspect(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--html", metavar="FILE", help="write a page with film strips")
     args = parser.parse_args(argv)
+    table = _known(args.directory, args.split or _splits(args.directory)[0])
     report = inspection.inspect_corpus(
         args.directory,
         splits=[args.split] if args.split else None,
         sidecar_dir=args.sidecar_dir,
-        action_key=args.action_key,
-        instruction_key=args.instruction_key,
+        **_keys(args, table),
         max_episodes=args.max_episodes,
         strips=bool(args.html),
     )
@@ -181,8 +191,7 @@ def verify(argv: list[str]) -> int:
     parser.add_argument(
         "--image_key", action="append", help="observation; repeatable (default: image)"
     )
-    parser.add_argument("--action_key", default="action")
-    parser.add_argument("--instruction_key", default="language_instruction")
+    _add_keys(parser)
     parser.add_argument("--sidecar_dir", help="where index and label sets lie, if elsewhere")
     parser.add_argument(
         "--allow", action="append", default=[], metavar="FAULT", help="is none here; repeatable"
@@ -195,12 +204,13 @@ def verify(argv: list[str]) -> int:
     parser.add_argument("--workers", type=int, help="threads (default: one per core)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
+    splits = [args.split] if args.split else _splits(args.directory)
+    table = _known(args.directory, splits[0])
     report = verification.verify_corpus(
         args.directory,
-        splits=[args.split] if args.split else _splits(args.directory),
-        image_keys=args.image_key or ["image"],
-        action_key=args.action_key,
-        instruction_key=args.instruction_key,
+        splits=splits,
+        image_keys=args.image_key or [table.image],
+        **_keys(args, table),
         sidecar_dir=args.sidecar_dir,
         allow=args.allow,
         workers=args.workers,
@@ -219,31 +229,46 @@ def stats(argv: list[str]) -> int:
 
     parser = _parser(
         "stats",
-        "Exact statistics of the actions of an indexed corpus (the last step of an episode has "
-        "none), and\nthe quantiles between which action tokens lie.",
+        "Statistics of the actions of an indexed corpus (the last step of an episode has none),\n"
+        "and the quantiles between which action tokens lie. Exact up to 2 GiB of actions; beyond,\n"
+        "or with --approximate, quantiles come from a histogram and take little memory.",
     )
     parser.add_argument("directory", help="corpus directory")
     parser.add_argument("--split", default="train", help="default: train")
-    parser.add_argument("--image_key", default="image", help="of the index (default: image)")
+    parser.add_argument("--image_key", default="", help="of the index (default: the only one)")
     parser.add_argument("--sidecar_dir", help="where the index lies, if elsewhere")
     parser.add_argument("--bins", type=int, default=256, help="of a dimension (default: 256)")
+    parser.add_argument(
+        "--approximate", action="store_true", help="quantiles by a histogram, within about 0.5 %%"
+    )
     parser.add_argument("--json", metavar="FILE", help="write statistics and edges")
     parser.add_argument("--csv", metavar="FILE", help="write the edges as the original's csv")
     args = parser.parse_args(argv)
     found = load_index(
         args.directory, split=args.split, image_key=args.image_key, sidecar_dir=args.sidecar_dir
     )
-    values = statistics.action_statistics(found)
-    rows = statistics.valid_action_rows(found)
-    tokenizer = ActionTokenizer(statistics.quantile_edges(found.actions[rows], args.bins))
+    approximate = args.approximate or statistics.too_large(found)
+    if approximate:
+        sketch = statistics.sketch_actions(found)
+        values, edges = sketch.statistics(), sketch.edges(args.bins)
+    else:
+        values = statistics.action_statistics(found)
+        rows = statistics.valid_action_rows(found)
+        edges = statistics.quantile_edges(found.actions[rows], args.bins)
+    values["approximate"] = approximate
+    tokenizer = ActionTokenizer(edges)
     if args.csv:
         Path(args.csv).write_text(tokenizer.to_csv(), encoding="utf-8")
     if args.json:
         facts = {"directory": args.directory, "split": args.split, "corpus_hash": found.hash}
-        edges = json.loads(tokenizer.to_json())
-        Path(args.json).write_text(json.dumps(facts | values | edges, indent=1) + "\n")
+        facts |= values | json.loads(tokenizer.to_json())
+        Path(args.json).write_text(json.dumps(facts, indent=1) + "\n")
     columns = ("mean", "std", "min", "q01", "q99", "max")
-    lines = [f"{values['num_actions']} actions", f"{'':>3}" + "".join(f"{c:>11}" for c in columns)]
+    how = "; quantiles are approximate, from a histogram" if approximate else ""
+    lines = [
+        f"{values['num_actions']} actions{how}",
+        f"{'':>3}" + "".join(f"{c:>11}" for c in columns),
+    ]
     for dimension, bins in enumerate(tokenizer.num_bins):
         numbers = "".join(f"{values[column][dimension]:>11.4g}" for column in columns)
         constant = "  (constant)" if values["constant"][dimension] else ""
@@ -397,6 +422,31 @@ def _splits(directory: str) -> list[str]:
 
     info = writer.read_info(Path(directory))
     return [split["name"] for split in info["splits"]] if info else ["train"]
+
+
+def _add_keys(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--action_key", help="below steps/; several joined by commas")
+    parser.add_argument(
+        "--instruction_key",
+        help="below steps/ (defaults of all keys: those of the data set where it is one of "
+        "Open X-Embodiment, else image, action, language_instruction)",
+    )
+
+
+def _known(directory: str, split: str) -> Any:
+    """The keys of the data set in a directory, or the standard ones."""
+    from data_pipelines import open_x
+
+    return open_x.keys_of(Path(directory), split) or open_x.Keys()
+
+
+def _keys(args: argparse.Namespace, table: Any) -> dict[str, str]:
+    return {
+        "action_key": table.action if args.action_key is None else args.action_key,
+        "instruction_key": (
+            table.instruction if args.instruction_key is None else args.instruction_key
+        ),
+    }
 
 
 def _parser(verb: str, description: str) -> argparse.ArgumentParser:

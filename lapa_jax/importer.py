@@ -177,7 +177,8 @@ def _policy(
     )
 
     def place(path: str, array: np.ndarray) -> jax.Array:
-        return jax.make_array_from_callback(array.shape, places[path], lambda index: array[index])
+        placed = jax.make_array_from_callback(array.shape, places[path], lambda index: array[index])
+        return placed.block_until_ready()  # else several tensors are on this host twice
 
     sizes = llama.sizes(config.model.heads, config.model.head_dim)
     params = to_ours(tensors, rules, sizes, stage.model.abstract()[0], place)
@@ -233,5 +234,6 @@ def write_run(out: Path, imported: Imported, *, source: str, source_format: str)
             "imported": {"format": source_format, "source": Path(source).name},
         },
     }
-    with Checkpoints(out / "checkpoints", keep=1) as checkpoints:
+    largest = max(x.nbytes for x in jax.tree.leaves(imported.params))
+    with Checkpoints(out / "checkpoints", keep=1, largest_bytes=largest) as checkpoints:
         checkpoints.save(0, state, meta)

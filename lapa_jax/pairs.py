@@ -4,6 +4,7 @@ What `lapa label` and `lapa evaluate` walk over; training samples instead.
 """
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -43,7 +44,7 @@ class Batch:
 
 
 class Frames:
-    """Examples of given rows of an index in batches, decoded one ahead."""
+    """Examples of given rows of an index in batches, decoded one ahead by all cores."""
 
     def __init__(
         self,
@@ -54,11 +55,17 @@ class Frames:
         batch: int = BATCH,
     ):
         self.index, self.batch = index, batch
-        self._reader = FrameReader(index, image_size, decode)
+        self._reader = FrameReader(index, image_size, decode, num_threads=os.cpu_count() or 1)
 
     def batches(self, rows: np.ndarray) -> Iterator[Batch]:
         """Batches of these rows, int64 (N, n). Neighbours share frames: decoded once."""
-        parts = [rows[i : i + self.batch] for i in range(0, len(rows), self.batch)]
+        return self.stream(self.split(rows))
+
+    def split(self, rows: np.ndarray) -> list[np.ndarray]:
+        return [rows[i : i + self.batch] for i in range(0, len(rows), self.batch)]
+
+    def stream(self, parts: list[np.ndarray]) -> Iterator[Batch]:
+        """A batch of each part, which has at most as many rows as a batch."""
         with ThreadPoolExecutor(1) as pool:
             ahead = pool.submit(self._read, parts[0]) if parts else None
             for following in [*parts[1:], None][: len(parts)]:
@@ -81,7 +88,7 @@ class Frames:
 class Pairs(Frames):
     """`corpus`: keys as under data.corpora; without `window_seconds`, that of the training."""
 
-    def __init__(self, config: ConfigDict, corpus: dict):
+    def __init__(self, config: ConfigDict, corpus: dict, *, batch: int = BATCH):
         self.window_seconds = corpus.get("window_seconds") or trained_window(config)
         data = ConfigDict(config.data.to_dict())
         template = base.corpus("")
@@ -96,7 +103,7 @@ class Pairs(Frames):
         data.sampling, data.num_frames, data.history_seconds = "per_frame", 2, 0.0
         data.access, data.min_pair_difference, data.chain_pairs = "random", 0.0, 1
         opened = open_mixture(data, ["frames"]).corpora[0]
-        super().__init__(opened.index, tuple(data.image_size), decode=data.decode)
+        super().__init__(opened.index, tuple(data.image_size), decode=data.decode, batch=batch)
         samples = np.arange(opened.num_samples)
         # Every eligible pair, int64 (N, 2), ascending.
         self.rows = opened.frame_rows(samples, np.zeros_like(samples), seed=0)

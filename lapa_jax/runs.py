@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 import lapa_jax
 from lapa_jax import config as configs
 from lapa_jax import stages
+from lapa_jax.models import lora
 from lapa_jax.models.module import flatten
 from lapa_jax.training import checkpoint
 
@@ -63,7 +64,8 @@ def code_version() -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A trained run, read from its newest good checkpoint."""
+    """A trained run, read from its newest good checkpoint. What LoRA has learned is in the kernels:
+    `config`, `stage` and `params` are without its factors."""
 
     workdir: Path
     step: int
@@ -88,16 +90,20 @@ def load(workdir: str | Path, step: int | None = None) -> Run:
     loaded = checkpoint.load_params(
         directory, step, ema=config.optimizer.ema_decay > 0, shardings=device
     )
+    params = loaded.params
+    if lora.is_adapted(params):
+        params = lora.merge(params, config.model.lora_alpha)
+        config.model.lora_rank = 0
     return Run(
         workdir=Path(workdir),
         step=loaded.step,
         config=config,
         stage=stages.build(config, loaded.meta["assets"]),
-        params=loaded.params,
+        params=params,
         variables=loaded.variables,
         assets=loaded.meta["assets"],
         provenance=loaded.meta["provenance"],
-        params_hash=params_hash(loaded.params),
+        params_hash=params_hash(params),
     )
 
 

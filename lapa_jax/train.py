@@ -23,7 +23,7 @@ from data_pipelines.mixture import Mixture
 from lapa_jax import config as configs
 from lapa_jax import program as programs
 from lapa_jax import runs, stages
-from lapa_jax.models import lora, surgery
+from lapa_jax.models import surgery
 from lapa_jax.parallel import distributed, sharding
 from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.training import memory
@@ -63,7 +63,7 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
         num_hosts=num_hosts,
         prepare=lambda batch: stage.prepare(batch),
     )
-    pretrained = _pretrained(config.init_from) if config.init_from else None
+    pretrained = runs.load(config.init_from) if config.init_from else None
     assets = _assets(workdir, config, stage_class, loader.mixture, pretrained)
     stage = stage_class(config, assets)
 
@@ -172,16 +172,6 @@ def _actions(mixture: Mixture) -> np.ndarray:
     """All valid actions of a mixture, float32 (N, action_dim)."""
     indexes = [corpus.index for corpus in mixture.corpora]
     return np.concatenate([i.actions[statistics.valid_action_rows(i)] for i in indexes])
-
-
-def _pretrained(workdir: str) -> runs.Run:
-    """The run to start from; what LoRA has learned there is in its kernels."""
-    run = runs.load(workdir)
-    if not lora.is_adapted(run.params):
-        return run
-    logging.info("init_from %s: the factors of LoRA are merged into their kernels", workdir)
-    params = lora.merge(run.params, run.config.model.lora_alpha)
-    return dataclasses.replace(run, params=params)
 
 
 def _start_from(

@@ -76,7 +76,9 @@ def test_every_room_has_a_rule():
     assert rooms <= ALLOWED.keys(), f"rooms without a rule: {rooms - ALLOWED.keys()}"
 
 
-@pytest.mark.parametrize("heavy", ["tensorflow", "tensorflow_datasets", "torch", "mujoco"])
+@pytest.mark.parametrize(
+    "heavy", ["tensorflow", "tensorflow_datasets", "torch", "mujoco", "apache_beam"]
+)
 def test_heavy_packages_are_imported_only_inside_functions(heavy):
     bad = [
         str(path.relative_to(ROOT))

@@ -1,38 +1,41 @@
 """What all converters share: units of work -> shards, workers, resume, bad recordings, the report.
 
-A source says what there is (`Unit`s, grouped into shards in a deterministic way) and turns one unit
-into episodes. Finished shards survive a stop (staging.py), and the result depends neither on stops
-nor on `workers`. Recordings that cannot be converted are left out and named with their reason, up
-to `max_bad_fraction`.
+A source says what there is (`Unit`s, grouped into parts in a deterministic way) and turns one unit
+into episodes. Finished parts survive a stop (staging.py) and are joined to shards in the end, so
+the result depends neither on stops nor on where the work is done (executors.py). Recordings that
+cannot be converted are left out and named with their reason, up to `max_bad_fraction`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
-import multiprocessing
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent import futures
 from pathlib import Path
 from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from data_pipelines import schema, writer
-from data_pipelines.convert import staging
+from data_pipelines import schema, sidecar, writer
+from data_pipelines.convert import executors, staging
+from data_pipelines.convert.executors import NeedsSettingError
+from data_pipelines.convert.report import Report, printable
+
+__all__ = ["NeedsSettingError", "Report"]
 
 MIN_STEPS = 2  # a frame pair needs two
+SHARD_BYTES = 256 << 20
+# A part, the unit of resume and of work in parallel, ends at the first of these.
+PART_RECORDINGS, PART_BYTES = 64, 64 << 20
 
 
 class RecordingError(ValueError):
     """A recording cannot be converted; the message is the reason shown in the report."""
-
-
-class NeedsSettingError(ValueError):
-    """The conversion stops: the user has to give a setting."""
 
 
 class TooManyBadError(ValueError):
@@ -45,11 +48,13 @@ class Unit:
 
     name: stands in the report if it fails. recordings: how many; one is converted whole or not at
     all, several stand each for itself. work: what the source needs to know about it (picklable).
+    size: bytes in the source, 0 where that is not known.
     """
 
     name: str
     work: Any = None
     recordings: int = 1
+    size: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,76 +86,37 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How to convert, whatever the source. None of it changes an episode."""
+    """How to convert, whatever the source. None of it changes an episode.
+
+    per_shard: recordings in a shard; 0 makes shards of about SHARD_BYTES. runner, beam_options: of
+    Apache Beam, see `executors.run`.
+    """
 
     split: str = "train"
     max_bad_fraction: float = 0.1
-    per_shard: int = 256  # recordings
+    per_shard: int = 0
     workers: int = 1
+    runner: str = ""
+    beam_options: str = ""
     progress: bool = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction={self.max_bad_fraction} must lie in 0..1")
-        if self.per_shard < 1 or self.workers < 1:
+        if self.per_shard < 0 or self.workers < 1:
             raise ValueError(
-                f"per_shard={self.per_shard} and workers={self.workers} must be at least 1"
+                f"per_shard={self.per_shard} must be at least 1 (or 0: by size) and "
+                f"workers={self.workers} at least 1"
             )
-
-
-@dataclasses.dataclass
-class Report:
-    """What a conversion did. `bad` and `short` list (recording or part of it, reason); `notes` are
-    further counts of the source."""
-
-    directory: str
-    split: str
-    noun: str
-    found: int
-    shards: int = 0
-    episodes: int = 0
-    frames: int = 0
-    hours: float = 0.0
-    repeated_frames: int = 0
-    episodes_with_language: int = 0
-    resumed_shards: int = 0
-    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
-    bad: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-    short: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-
-    def to_json(self) -> dict:
-        return dataclasses.asdict(self)
-
-    def table(self, max_entries: int = 20) -> str:
-        """The report as text."""
-        rows = [
-            ("corpus", f"{self.directory} (split {self.split})"),
-            (f"{self.noun}s found", self.found),
-            ("episodes", self.episodes),
-            ("with language", self.episodes_with_language),
-            ("frames", self.frames),
-            ("hours", f"{self.hours:.3f}"),
-            ("shards", f"{self.shards} ({self.resumed_shards} from an earlier run)"),
-            ("frames shown twice", f"{self.repeated_frames} (source slower than the corpus)"),
-            ("unconvertible", len(self.bad)),
-            ("too short", len(self.short)),
-            *self.notes.items(),
-        ]
-        width = max(len(name) for name, _ in rows)
-        lines = [f"{name:<{width}}  {value}" for name, value in rows]
-        for title, entries in (("unconvertible", self.bad), ("too short", self.short)):
-            for name, reason in entries[:max_entries]:
-                lines.append(f"  {title}: {_printable(name)}: {reason}")
-            if len(entries) > max_entries:
-                lines.append(f"  {title}: ... and {len(entries) - max_entries} more")
-        return "\n".join(lines)
+        if self.beam_options and not self.runner:
+            raise ValueError(f"--beam_options {self.beam_options!r} need a --runner of Beam")
 
 
 @dataclasses.dataclass(frozen=True)
-class _ShardJob:
-    """All that a worker process needs to write one shard."""
+class _PartJob:
+    """All that is needed to write one part."""
 
-    shard: int
+    part: int
     path: Path
     source: Source
     units: tuple[Unit, ...]
@@ -158,6 +124,10 @@ class _ShardJob:
     @property
     def recordings(self) -> int:
         return sum(unit.recordings for unit in self.units)
+
+    @property
+    def manifest(self) -> Path:
+        return staging.manifest_of(self.path)
 
 
 def convert(
@@ -183,18 +153,25 @@ def convert(
         settings = {**settings, "name": name, "per_shard": options.per_shard}
         stage = staging.Staging(out, split, settings)
         jobs = [
-            _ShardJob(shard, stage.shard_path(shard), source, group)
-            for shard, group in enumerate(_groups(units, options.per_shard))
+            _PartJob(part, stage.part_path(part), source, group)
+            for part, group in enumerate(_groups(units, options.per_shard))
         ]
         total = sum(job.recordings for job in jobs)
-        report = Report(str(out), split, source.noun, total, resumed_shards=len(stage.results))
-        _run(jobs, stage, options, total)
-        _summarise(report, stage)
-        if not report.episodes:
-            reasons = Counter(reason for _, reason in report.bad + report.short)
-            raise ValueError(
-                f"no {source.noun} {source.place} gave an episode: {dict(reasons.most_common(20))}"
+        report = Report(str(out), split, source.noun, total, resumed_parts=len(stage.results))
+        if stage.plan is None:
+            _write_parts(jobs, stage, options, total)
+            _summarise(report, stage)
+            _require_episodes(report, source)
+            records = [(part, result["records"]) for part, result in sorted(stage.results.items())]
+            stage.write_plan(
+                staging.plan_by_part(records)
+                if options.per_shard
+                else staging.plan_by_size(records, SHARD_BYTES)
             )
+        else:  # stopped while it published
+            _summarise(report, stage)
+        report.shards = len(stage.plan)
+        _join_parts(stage, options)
         stage.publish(name=name, spec=spec, version=writer.DEFAULT_VERSION)
         return report
     finally:
@@ -213,9 +190,16 @@ def hash_of(items: Iterable) -> str:
 
 
 def hash_of_files(root: Path, files: Iterable[str]) -> str:
-    """Of their names and sizes (-1: missing)."""
-    sizes = ((root / file, file) for file in files)
-    return hash_of((file, path.stat().st_size if path.exists() else -1) for path, file in sizes)
+    """Of their names and sizes."""
+    return hash_of((file, size_of(root / file)) for file in files)
+
+
+def size_of(path: Path) -> int:
+    """Of a file in bytes, -1 where it is missing."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return -1
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict]]:
@@ -238,63 +222,75 @@ def json_object(path: Path, number: int, line: str | bytes) -> dict:
 
 
 def _groups(units: Sequence[Unit], per_shard: int) -> Iterator[tuple[Unit, ...]]:
-    """Units in a row with at least `per_shard` recordings together (the last has fewer)."""
-    group, size = [], 0
+    """Units in a row, for a part each (which is a shard, where `per_shard` is given)."""
+    group, recordings, size = [], 0, 0
     for unit in units:
         group.append(unit)
-        size += unit.recordings
-        if size >= per_shard:
+        recordings, size = recordings + unit.recordings, size + max(unit.size, 0)
+        if recordings >= (per_shard or PART_RECORDINGS) or (size >= PART_BYTES and not per_shard):
             yield tuple(group)
-            group, size = [], 0
+            group, recordings, size = [], 0, 0
     if group:
         yield tuple(group)
 
 
-def _run(jobs: Sequence[_ShardJob], stage: staging.Staging, options: Options, total: int) -> None:
-    finished = sum(job.recordings for job in jobs if job.shard in stage.results)
-    todo = [job for job in jobs if job.shard not in stage.results]
-    noun, place = (jobs[0].source.noun, jobs[0].source.place) if jobs else ("", "")
+def _write_parts(
+    jobs: Sequence[_PartJob], stage: staging.Staging, options: Options, total: int
+) -> None:
+    if not jobs:
+        return
+    finished = sum(job.recordings for job in jobs if job.part in stage.results)
+    todo = [job for job in jobs if job.part not in stage.results]
+    noun, place = jobs[0].source.noun, jobs[0].source.place
     bar = tqdm(total=total, initial=finished, unit=noun, disable=not options.progress)
+    bad = [entry for result in stage.results.values() for entry in result["bad"]]
 
     def check_bad() -> None:
-        bad = [entry for result in stage.results.values() for entry in result["bad"]]
         if len(bad) > options.max_bad_fraction * total:
-            listing = "; ".join(f"{_printable(name)}: {reason}" for name, reason in bad[:5])
+            listing = "; ".join(f"{printable(name)}: {reason}" for name, reason in bad[:5])
             raise TooManyBadError(
                 f"{len(bad)} of {total} {noun}s {place} cannot be converted, more than "
                 f"max_bad_fraction={options.max_bad_fraction} (--max_bad_fraction): {listing}"
                 + (", ..." if len(bad) > 5 else "")
             )
 
-    with bar:
+    alone = options.workers == 1 and not options.runner
+    work = functools.partial(_write_part, advance=bar.update) if alone else _write_part
+    with bar, _execute(work, todo, options) as results:
         check_bad()
-        if options.workers == 1:
-            for job in todo:
-                stage.record(_write_shard(job, bar.update))
-                check_bad()
-            return
-        # Spawned, not forked: the parent may hold threads (JAX, tqdm).
-        pool = futures.ProcessPoolExecutor(options.workers, multiprocessing.get_context("spawn"))
-        try:
-            running = [pool.submit(_write_shard, job) for job in todo]
-            for future in futures.as_completed(running):
-                try:
-                    result = future.result()
-                except (writer.NoSpaceError, NeedsSettingError) as error:
-                    # The user's business: shown without the traces of two processes.
-                    raise error.with_traceback(None) from None
-                stage.record(result)
-                bar.update(jobs[result["shard"]].recordings)
-                check_bad()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        for result in results:
+            stage.results[result["part"]] = result
+            bad.extend(result["bad"])
+            if not alone:
+                bar.update(jobs[result["part"]].recordings)
+            check_bad()
 
 
-def _write_shard(job: _ShardJob, advance: Callable[[int], object] = lambda n: None) -> dict:
-    """Converts the units of one shard; the file gets its name once it is whole."""
-    unfinished = job.path.with_name(job.path.name + writer.INCOMPLETE)
+def _join_parts(stage: staging.Staging, options: Options) -> None:
+    jobs = stage.join_jobs()
+    progress = options.progress and bool(jobs)
+    bar = tqdm(total=len(jobs), unit="shard", desc="join", disable=not progress)
+    with bar, _execute(staging.join, jobs, options) as results:
+        for result in results:
+            stage.joined(result["shard"])
+            bar.update()
+
+
+def _execute(work: Callable, jobs: Sequence, options: Options) -> contextlib.closing:
+    """The results as they come; what runs elsewhere is ended with the block."""
+    return contextlib.closing(
+        executors.run(
+            work, jobs, workers=options.workers, runner=options.runner, options=options.beam_options
+        )
+    )
+
+
+def _write_part(job: _PartJob, advance: Callable[[int], object] | None = None) -> dict:
+    """Converts the units of one part; the file gets its name once it is whole."""
+    unfinished = staging.unfinished_of(job.path)
     result = {
-        "shard": job.shard,
+        "part": job.part,
+        "records": [],
         "frames": 0,
         "seconds": 0.0,
         "repeated_frames": 0,
@@ -302,39 +298,37 @@ def _write_shard(job: _ShardJob, advance: Callable[[int], object] = lambda n: No
         "bad": [],
         "short": [],
     }
-    shard = writer.ShardFile(unfinished)
+    part = writer.ShardFile(unfinished)
     try:
         for unit in job.units:
-            mark = shard.mark()
+            mark = part.mark()
             try:
-                added = _write_unit(job.source, unit, shard)
+                added = _write_unit(job.source, unit, part)
             except RecordingError as error:
-                shard.rollback(mark)
+                part.rollback(mark)
                 added = {"bad": [(unit.name, str(error))]}
             for key, value in added.items():
                 result[key] += value
-            advance(unit.recordings)
-        finished = shard.close()
+            if advance is not None:
+                advance(unit.recordings)
+        part.close()
     except BaseException:
-        shard.discard()
+        part.discard()
         raise
     os.replace(unfinished, job.path)
-    return {
-        **result,
-        "episodes": finished.num_episodes,
-        "payload_bytes": finished.payload_bytes,
-        "size": shard.size,
-    }
+    result["size"] = part.size
+    sidecar.write_json(job.manifest, result)
+    return result
 
 
-def _write_unit(source: Source, unit: Unit, shard: writer.ShardFile) -> dict:
-    """Appends the episodes of one unit; returns what they add to the result of the shard."""
+def _write_unit(source: Source, unit: Unit, part: writer.ShardFile) -> dict:
+    """Appends the episodes of one unit; returns what they add to the result of the part."""
     try:
         unit.name.encode()
     except UnicodeEncodeError as error:
         raise RecordingError("file name is not UTF-8") from error
     frames = repeated = with_language = 0
-    seconds, bad, short = 0.0, [], []
+    seconds, records, bad, short = 0.0, [], [], []
     for found in source.read(unit):
         if isinstance(found, Bad):
             bad.append((found.name, found.reason))
@@ -352,11 +346,13 @@ def _write_unit(source: Source, unit: Unit, shard: writer.ShardFile) -> dict:
                 raise RecordingError(str(error)) from error
             bad.append((episode.episode_id, str(error)))
             continue
-        shard.append(record)
+        part.append(record)
+        records.append(len(record))
         frames, seconds = frames + steps, seconds + steps / fps
         repeated += found.repeated_frames
         with_language += bool(episode.instruction)
     return {
+        "records": records,
         "frames": frames,
         "seconds": seconds,
         "repeated_frames": repeated,
@@ -368,13 +364,17 @@ def _write_unit(source: Source, unit: Unit, shard: writer.ShardFile) -> dict:
 
 def _summarise(report: Report, stage: staging.Staging) -> None:
     for _, result in sorted(stage.results.items()):
-        report.shards += result["episodes"] > 0
-        for key in ("episodes", "frames", "repeated_frames", "episodes_with_language"):
+        report.episodes += len(result["records"])
+        for key in ("frames", "repeated_frames", "episodes_with_language"):
             setattr(report, key, getattr(report, key) + result[key])
         report.hours += result["seconds"] / 3600
         report.bad += [tuple(entry) for entry in result["bad"]]
         report.short += [tuple(entry) for entry in result["short"]]
 
 
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
+def _require_episodes(report: Report, source: Source) -> None:
+    if not report.episodes:
+        reasons = Counter(reason for _, reason in report.bad + report.short)
+        raise ValueError(
+            f"no {source.noun} {source.place} gave an episode: {dict(reasons.most_common(20))}"
+        )

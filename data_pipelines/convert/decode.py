@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import re
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
@@ -20,6 +19,7 @@ import numpy as np
 import simplejpeg
 from av.video.reformatter import VideoReformatter
 
+from data_pipelines.convert import scenes
 from data_pipelines.convert.conversion import NeedsSettingError, RecordingError
 from data_pipelines.schema import jpeg_size
 
@@ -56,6 +56,7 @@ class VideoSettings:
     quality: int
     clip_seconds: float
     source_fps: float
+    cut_threshold: float = 0.0  # of scenes.py; 0: scenes are not told apart
 
     def __post_init__(self) -> None:
         if not self.fps > 0:
@@ -68,11 +69,20 @@ class VideoSettings:
             raise ValueError(f"quality={self.quality} must lie in 1..100 (--quality)")
         if self.source_fps < 0:
             raise ValueError(f"source_fps={self.source_fps} must not be negative (--source_fps)")
+        if not 0 <= self.cut_threshold <= 1:
+            raise ValueError(
+                f"cut_threshold={self.cut_threshold} must lie in 0..1 (--split_scenes)"
+            )
         if self.clip_seconds and self.clip_frames < 2:
             raise ValueError(
                 f"clip_seconds={self.clip_seconds} gives {self.clip_frames} frames at {self.fps}"
                 " fps; an episode needs at least 2 (--clip_seconds, 0 for whole videos)"
             )
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether a video may give several episodes."""
+        return bool(self.clip_frames or self.cut_threshold)
 
     @property
     def clip_frames(self) -> int:
@@ -166,9 +176,17 @@ def read_clips(path: str | Path, settings: VideoSettings) -> Iterator[Clip]:
         fps = Fraction(str(settings.fps))
         # Containers round times to their tick: the last frame counts if it is a tick too early.
         tolerance = min(stream.time_base or Fraction(0), 1 / fps / 4)
-        clip = Clip()
+        clip, last = Clip(), 0
         frames = _timed_frames(stream, path, settings)
-        for frame, shown in nearest_frames(frames, fps, tolerance):
+        if settings.cut_threshold:
+            frames = scenes.numbered(frames, settings.cut_threshold)
+        else:
+            frames = ((time, (frame, 0)) for time, frame in frames)
+        for (frame, scene), shown in nearest_frames(frames, fps, tolerance):
+            if scene != last and clip.images:
+                yield clip
+                clip = Clip()
+            last = scene
             if not shown:
                 image = encode(frame)
             clip.images.append(image)
@@ -191,15 +209,39 @@ def read_frames(path: str | Path, settings: VideoSettings) -> Iterator[tuple[flo
             yield float(time), encode(frame)
 
 
-def read_picture(path: str | Path, settings: VideoSettings) -> bytes:
-    """The JPEG of one JPEG or PNG file; its own bytes where it is a JPEG of the right size."""
-    data = Path(path).read_bytes()
-    if data[:2] == b"\xff\xd8" and jpeg_size(data) == (settings.height, settings.width, 3):
-        return data
-    options = {"format_whitelist": "jpeg_pipe,png_pipe"}
-    with _explained(), av.open(io.BytesIO(data), options=options) as container:
-        frame = next(container.decode(video=0))
-        return encode_jpeg(fit_frame(frame, VideoReformatter(), settings), settings.quality)
+def convert_picture(data: bytes, settings: VideoSettings, reformatter: VideoReformatter) -> bytes:
+    """The JPEG of a JPEG or PNG; its own bytes where it is a JPEG of the right size.
+
+    reformatter: of one thread. Raises VideoError.
+    """
+    if data[:2] == b"\xff\xd8":
+        try:
+            if jpeg_size(data) == (settings.height, settings.width, 3):
+                return data
+            image = simplejpeg.decode_jpeg(data)
+        except ValueError as error:
+            raise VideoError(f"undecodable: {error}") from error
+        frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+    elif data[:8] == b"\x89PNG\r\n\x1a\n":
+        frame = _decode_png(data)
+    else:
+        start = data[:4].hex(" ") or "nothing"
+        raise VideoError(f"neither JPEG nor PNG: it starts with {start}")
+    return encode_jpeg(fit_frame(frame, reformatter, settings), settings.quality)
+
+
+def _decode_png(data: bytes) -> av.VideoFrame:
+    # A decoder of its own: FFmpeg's adds the picture before to one that is no key frame.
+    decoder = av.CodecContext.create("png", "r")
+    decoder.options = {"err_detect": "crccheck+bitstream+buffer+explode"}
+    decoder.thread_count = 1
+    packet = av.Packet(data)
+    packet.is_keyframe = True
+    with _explained():
+        frames = decoder.decode(packet)
+    if len(frames) != 1:
+        raise VideoError(f"undecodable: a PNG of {len(frames)} frames")
+    return frames[0]
 
 
 @contextlib.contextmanager

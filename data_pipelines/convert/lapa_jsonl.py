@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from data_pipelines import index, labels, schema, shards, sidecar, writer
 from data_pipelines.convert import conversion, decode
@@ -78,9 +79,10 @@ class RowsSource:
         for key in self.codes:
             self.codes_of(rows, key)
         actions = numbers(rows, "raw_actions", np.float32) if self.form.raw_actions else None
+        reformatter = VideoReformatter()
         yield conversion.Found(
             schema.Episode(
-                images=[self._image(row) for row in rows],
+                images=[self._image(row, reformatter) for row in rows],
                 actions=actions,
                 instruction=texts.pop(),
                 episode_id=unit.name,
@@ -122,14 +124,16 @@ class RowsSource:
             )
         return found
 
-    def _image(self, row: dict) -> bytes:
+    def _image(self, row: dict, reformatter: VideoReformatter) -> bytes:
         if self.images is None:
             return _placeholder()
         name = row.get("image")
         if not isinstance(name, str) or ".." in Path(name).parts or Path(name).is_absolute():
             raise conversion.RecordingError(f"image is {name!r}, not a path below {self.images}")
         try:
-            return decode.read_picture(self.images / name, self.settings)
+            return decode.convert_picture(
+                (self.images / name).read_bytes(), self.settings, reformatter
+            )
         except (OSError, ValueError) as error:
             raise conversion.RecordingError(f"image {name}: {error}") from error
 

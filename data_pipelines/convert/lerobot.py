@@ -212,7 +212,8 @@ def convert_lerobot(
     for video, ones in by_video.items():
         name_of_unit = video if len(ones) > 1 else ones[0].name
         work = tuple(sorted(ones, key=lambda one: one.start))
-        units.append(conversion.Unit(name_of_unit, work, len(ones)))
+        size = conversion.size_of(root / video)
+        units.append(conversion.Unit(name_of_unit, work, len(ones), size))
     report = conversion.convert(
         LeRobotSource(root, camera, action_key, state_key, tasks, settings, spec),
         units,

@@ -1,20 +1,123 @@
-"""Finished shards of a conversion that is still running, so that a restart skips them.
+"""Finished parts of a conversion that is still running, and the shards that they become.
 
-`DIR/.staging-<split>/` holds one file per finished shard and manifest.jsonl: first the settings of
-the conversion, then one line per finished shard. Lines are only appended, each after its shard is
-safely on disk, so every prefix of the manifest is a valid state.
+`DIR/.staging-<split>/` holds settings.json, and for each finished part part-NNNNN.tfrecord with its
+manifest part-NNNNN.json, which is written last: what has a manifest is done, and a restart skips
+it. When all are there, plan.json says which bytes of which parts make each shard; shards are joined
+beside the parts, each with a manifest, too, and published together.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
+import uuid
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from data_pipelines import schema, writer
+from data_pipelines import schema, sidecar, tfrecord, writer
 
-_PUBLISHING = "publishing"
+_COPY_BYTES = 8 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Bytes [start, stop) of a part."""
+
+    part: int
+    start: int
+    stop: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedShard:
+    """Records in a row, and where they lie."""
+
+    episodes: int
+    payload_bytes: int
+    pieces: tuple[Piece, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class JoinJob:
+    """All that is needed to write one shard."""
+
+    shard: int
+    path: Path
+    pieces: tuple[tuple[Path, int, int], ...]
+
+    @property
+    def manifest(self) -> Path:
+        return manifest_of(self.path)
+
+
+def manifest_of(path: Path) -> Path:
+    """Of a part or a shard."""
+    return path.with_suffix(".json")
+
+
+def unfinished_of(path: Path) -> Path:
+    """A name of its own for each try: Beam may have several at once."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{writer.INCOMPLETE}")
+
+
+def plan_by_size(records: Sequence[tuple[int, Sequence[int]]], target: int) -> list[PlannedShard]:
+    """Shards of about equal size, as near to `target` bytes as their number allows.
+
+    records: (part, payload bytes of each of its records), in order. Depends on nothing else; a
+    shard is larger or smaller than the others by less than one record.
+    """
+    framing = tfrecord.HEADER_BYTES + tfrecord.FOOTER_BYTES
+    total = sum(size + framing for _, sizes in records for size in sizes)
+    count = max(1, round(total / target))
+    shards: list[list[tuple[int, int, int]]] = [[] for _ in range(count)]
+    position = 0
+    for part, sizes in records:
+        start = 0
+        for size in sizes:
+            shards[position * count // total].append((part, start, size))
+            position, start = position + size + framing, start + size + framing
+    return [_planned(shard, framing) for shard in shards if shard]
+
+
+def plan_by_part(records: Sequence[tuple[int, Sequence[int]]]) -> list[PlannedShard]:
+    """Each part that has records becomes a shard."""
+    return [planned for one in records for planned in plan_by_size([one], 1 << 62)]
+
+
+def _planned(records: list[tuple[int, int, int]], framing: int) -> PlannedShard:
+    pieces: list[Piece] = []
+    for part, start, size in records:
+        stop = start + size + framing
+        if pieces and (pieces[-1].part, pieces[-1].stop) == (part, start):
+            pieces[-1] = Piece(part, pieces[-1].start, stop)
+        else:
+            pieces.append(Piece(part, start, stop))
+    return PlannedShard(len(records), sum(size for *_, size in records), tuple(pieces))
+
+
+def join(job: JoinJob) -> dict[str, Any]:
+    """Writes a shard from its pieces."""
+    unfinished = unfinished_of(job.path)
+    with writer.explain_full_disk(job.path), unfinished.open("wb") as out:
+        for path, start, stop in job.pieces:
+            with path.open("rb", buffering=0) as part:
+                part.seek(start)
+                while start < stop:
+                    data = part.read(min(_COPY_BYTES, stop - start))
+                    if not data:
+                        raise ValueError(f"{path} ends at byte {start}, {stop} were written")
+                    out.write(data)
+                    start += len(data)
+        out.flush()
+        os.fsync(out.fileno())
+        size = out.tell()
+    os.replace(unfinished, job.path)
+    result = {"shard": job.shard, "size": size}
+    sidecar.write_json(job.manifest, result)
+    return result
 
 
 class Staging:
@@ -24,72 +127,96 @@ class Staging:
         self.directory = directory
         self.folder = directory / f".staging-{split}"
         self.split = split
-        self.results: dict[int, dict] = {}
-        self._manifest = self.folder / "manifest.jsonl"
-        self._publishing = False
+        self.plan: list[PlannedShard] | None = None
         self.folder.mkdir(parents=True, exist_ok=True)
-        settings = json.loads(json.dumps(settings))  # tuples compare equal to what JSON gives back
-        lines = self._read_lines()
-        if not lines:
-            self._append({"settings": settings})
-            return
-        self._check_settings(lines[0]["settings"], settings)
-        self._publishing = any(_PUBLISHING in line for line in lines)
-        for line in lines[1:]:
-            if "shard" in line and (self._publishing or self._is_intact(line)):
-                self.results[line["shard"]] = line
+        self._check_settings(json.loads(json.dumps(settings)))  # as JSON gives it back
+        if (self.folder / "plan.json").exists():
+            self.plan = [
+                PlannedShard(episodes, size, tuple(Piece(*piece) for piece in pieces))
+                for episodes, size, pieces in sidecar.read_json(self.folder / "plan.json")
+            ]
+        self.results: dict[int, dict] = {}
+        for manifest in sorted(self.folder.glob("part-*.json")):
+            result = sidecar.read_json(manifest)
+            if self.plan is not None or self._is_intact(result):
+                self.results[result["part"]] = result
+            else:
+                manifest.unlink()
 
-    def shard_path(self, shard: int) -> Path:
-        return self.folder / f"{shard:05d}.tfrecord"
+    def part_path(self, part: int) -> Path:
+        return self.folder / f"part-{part:05d}.tfrecord"
 
-    def record(self, result: dict) -> None:
-        """Notes a finished shard: {"shard", "episodes", "payload_bytes", "size", ...}."""
-        self._append(result)
-        self.results[result["shard"]] = result
+    def write_plan(self, plan: list[PlannedShard]) -> None:
+        """From now on no part is written any more."""
+        self.plan = plan
+        sidecar.write_json(
+            self.folder / "plan.json",
+            [
+                (one.episodes, one.payload_bytes, [dataclasses.astuple(p) for p in one.pieces])
+                for one in plan
+            ],
+        )
+
+    def join_jobs(self) -> list[JoinJob]:
+        """What is to be joined yet; a shard that is one whole part is only renamed, here."""
+        names = f"*-{self.split}.tfrecord-*-of-{len(self.plan):05d}"
+        published = {path.name.split("-")[-3] for path in self.directory.glob(names)}
+        needs = {
+            number: planned
+            for number, planned in enumerate(self.plan)
+            if f"{number:05d}" not in published and not self._shard_path(number).exists()
+        }
+        self._shards_of_part = {part: set() for part in self.results}
+        for number, planned in needs.items():
+            for piece in planned.pieces:
+                self._shards_of_part[piece.part].add(number)
+        for part, shards in self._shards_of_part.items():
+            if not shards:
+                self.part_path(part).unlink(missing_ok=True)
+        jobs = []
+        for number, planned in needs.items():
+            path = self._shard_path(number)
+            pieces = tuple((self.part_path(p.part), p.start, p.stop) for p in planned.pieces)
+            ((part, start, stop), *others) = pieces
+            if not others and start == 0 and stop == part.stat().st_size:
+                os.replace(part, path)
+            else:
+                manifest_of(path).unlink(missing_ok=True)
+                jobs.append(JoinJob(number, path, pieces))
+        return jobs
+
+    def joined(self, shard: int) -> None:
+        """Frees the space of parts that no other shard needs."""
+        for piece in self.plan[shard].pieces:
+            left = self._shards_of_part[piece.part]
+            left.discard(shard)
+            if not left:
+                self.part_path(piece.part).unlink(missing_ok=True)
 
     def publish(self, *, name: str, spec: schema.EpisodeSpec, version: str) -> None:
         """Turns the shards into a split of the corpus and removes the staging area."""
         shards = [
-            writer.Shard(self.shard_path(number), result["episodes"], result["payload_bytes"])
-            for number, result in sorted(self.results.items())
+            writer.Shard(self._shard_path(number), planned.episodes, planned.payload_bytes)
+            for number, planned in enumerate(self.plan)
         ]
-        if not self._publishing:
-            self._append({_PUBLISHING: True})
         writer.publish_split(
             self.directory, name=name, spec=spec, split=self.split, version=version, shards=shards
         )
         shutil.rmtree(self.folder)
 
-    @property
-    def is_publishing(self) -> bool:
-        """Whether an earlier run was stopped while it published."""
-        return self._publishing
-
-    def _read_lines(self) -> list[dict]:
-        if not self._manifest.exists():
-            return []
-        text = self._manifest.read_bytes()
-        whole = text.rfind(b"\n") + 1
-        if whole < len(text):  # a line that was cut off when the run was stopped
-            os.truncate(self._manifest, whole)
-        try:
-            return [json.loads(line) for line in text[:whole].splitlines()]
-        except ValueError as error:
-            raise ValueError(
-                f"{self._manifest} is damaged: {error}; delete {self.folder}"
-            ) from error
-
-    def _append(self, line: dict) -> None:
-        with writer.explain_full_disk(self._manifest), self._manifest.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+    def _shard_path(self, number: int) -> Path:
+        return self.folder / f"shard-{number:05d}.tfrecord"
 
     def _is_intact(self, result: dict) -> bool:
-        path = self.shard_path(result["shard"])
+        path = self.part_path(result["part"])
         return path.exists() and path.stat().st_size == result["size"]
 
-    def _check_settings(self, old: dict, new: dict) -> None:
+    def _check_settings(self, new: dict) -> None:
+        path = self.folder / "settings.json"
+        if not path.exists():
+            sidecar.write_json(path, new)
+            return
+        old = sidecar.read_json(path)
         changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
         if changed:
             listing = "; ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed)

@@ -40,7 +40,7 @@ class VideoSource:
                 images=clip.images,
                 actions=None,
                 instruction=caption,
-                episode_id=f"{unit.name}#{number:04d}" if self.settings.clip_frames else unit.name,
+                episode_id=f"{unit.name}#{number:04d}" if self.settings.is_cut else unit.name,
                 file_path=unit.name,
                 fps=self.settings.fps,
                 terminal=False,
@@ -60,14 +60,16 @@ def convert_videos(
     captions: str | Path | None = None,
     clip_seconds: float = 0.0,
     source_fps: float = 0.0,
+    split_scenes: float = 0.0,
     **options,
 ) -> conversion.Report:
     """Converts every video below `source` into one split of the corpus directory `out`.
 
     captions: a .csv with the columns file, caption or a .jsonl with these keys; file is the path
     relative to `source`. clip_seconds cuts videos into episodes of that length (0: one episode per
-    video). source_fps is used for files with neither time stamps nor a frame rate. options: the
-    fields of conversion.Options.
+    video). split_scenes: the distance from which a change of the picture is a cut to another scene,
+    which begins another episode (scenes.py; 0: cuts are not looked for). source_fps is used for
+    files with neither time stamps nor a frame rate. options: the fields of conversion.Options.
     """
     source, out = Path(source), Path(out)
     settings = decode.VideoSettings(
@@ -78,6 +80,7 @@ def convert_videos(
         quality=quality,
         clip_seconds=clip_seconds,
         source_fps=source_fps,
+        cut_threshold=split_scenes,
     )
     options = conversion.Options(**options)
     files = find_videos(source)
@@ -124,7 +127,10 @@ def convert_files(
     )
     return conversion.convert(
         kind(root, settings, spec),
-        [conversion.Unit(file, caption) for file, caption in captions.items()],
+        [
+            conversion.Unit(file, caption, size=conversion.size_of(root / file))
+            for file, caption in captions.items()
+        ],
         out,
         options,
         name=name,

@@ -4,7 +4,6 @@ Shows: code usage, reconstructions and the atlas of codes for videos that nobody
 
     lapa demo --videos my_clips                     # converts, trains and reports
     lapa data convert video my_clips --out data/my_clips --fps 10 --size 64     # or by hand
-    lapa data index data/my_clips
     lapa train --config experiments/quantizer/videos.py:data=data/my_clips --workdir runs/quantizer
 
 Cost: see docs/performance.md; quick=True runs in about a minute on two CPU cores.
@@ -20,5 +19,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """`quick`: a minute on a CPU. `data`: the converted corpus. `window`: seconds of a pair."""
     arg = base.parse_arg(arg, quick=False, data="data/my_clips", window=0.5)
     config = tabletop.get_config(f"quick={arg.quick}")
-    config.data.corpora = ConfigDict({"videos": base.corpus(arg.data, window_seconds=arg.window)})
+    as_indexed = dict(image_key="", action_key="", instruction_key="")
+    videos = base.corpus(arg.data, window_seconds=arg.window, **as_indexed)
+    config.data.corpora = ConfigDict({"videos": videos})
     return config

@@ -38,8 +38,8 @@ def is_adapted(params: Tree) -> bool:
 
 
 def merge(params: Tree, alpha: float) -> Tree:
-    """The parameters of the model without factors that computes the same, for export and for
-    inference; `alpha` as in the model's config."""
+    """The parameters of the model without factors that computes the same but for rounding: kernels
+    keep their dtype. `alpha` as in the model's config."""
     flat = flatten(params)
     for path in [path for path in flat if path.endswith("/lora_a")]:
         layer = path.removesuffix("lora_a")
@@ -51,5 +51,6 @@ def merge(params: Tree, alpha: float) -> Tree:
             b.reshape(*stacked, rank, -1),
             precision=jax.lax.Precision.HIGHEST,
         )
-        flat[layer + "kernel"] = kernel + (alpha / rank) * change.reshape(kernel.shape)
+        merged = kernel + (alpha / rank) * change.reshape(kernel.shape)
+        flat[layer + "kernel"] = merged.astype(kernel.dtype)
     return unflatten(flat)

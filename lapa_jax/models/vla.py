@@ -9,6 +9,7 @@ Shape suffixes: B rows, T sequence, S keys, n slots, N images of a row, K heads,
 width, V vocabulary.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -322,7 +323,15 @@ def vla_flops(config: VLAConfig, length: int, slots: Mapping[str, int], num_imag
     two), from the shapes: matrix products and convolutions. Attention is counted in full, as it is
     computed; a head at as many `slots` as it is asked for; the front-end for `num_images`."""
     inner = config.heads * config.head_dim
-    per_token = 4 * config.dim * inner + 2 * length * inner + 3 * config.dim * config.mlp_dim
+    products = dict.fromkeys(("attention/q", "attention/k", "attention/v"), (config.dim, inner))
+    products["attention/out"] = (inner, config.dim)
+    products |= dict.fromkeys(("mlp/gate", "mlp/up"), (config.dim, config.mlp_dim))
+    products["mlp/down"] = (config.mlp_dim, config.dim)
+    per_token = 2 * length * inner
+    for path, (inputs, outputs) in products.items():
+        per_token += inputs * outputs
+        if config.lora_rank and re.fullmatch(config.lora_pattern, path):
+            per_token += config.lora_rank * (inputs + outputs)
     total = 2 * config.depth * length * per_token
     total += sum(2 * n * config.dim * config.vocab(head) for head, n in slots.items())
     return int(total + num_images * front_end_config(config.front_end)[1].flops(config.dim))

@@ -8,8 +8,9 @@ shape of every array, and nothing is returned that does not match them.
 
 import dataclasses
 import errno
+import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from lapa_jax.training.manifest import (
+    ITEMS,
     ArrayPaths,
     CheckpointDamagedError,
     CheckpointError,
@@ -41,6 +43,7 @@ from lapa_jax.training.state import TrainState
 # A chunk is compressed as a whole, and a data file written when it is full: what is encoded and not
 # yet written is held in memory.
 CHUNK_BYTES, DATA_FILE_BYTES = 64 * 2**20, 256 * 2**20
+BATCH_BYTES = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +60,15 @@ class Checkpoints:
     """Saves and restores the steps of one run; the directory has one writer."""
 
     def __init__(
-        self, directory: str | Path, *, keep: int = 3, keep_period_steps: int | None = None
+        self,
+        directory: str | Path,
+        *,
+        keep: int = 3,
+        keep_period_steps: int | None = None,
+        largest_bytes: int | None = None,
     ):
+        """`largest_bytes`: of any array that will be saved. With it, little more than that is in
+        memory of what is being written; without, as much as the disk lags behind."""
         if jax.process_count() > 1:
             raise CheckpointError(
                 f"{jax.process_count()} processes: checksums are computed per array by one process "
@@ -72,6 +82,7 @@ class Checkpoints:
         self._failed: list[int] = []  # steps whose saving raised
         self._manager = ocp.CheckpointManager(
             self.directory,
+            item_handlers=None if largest_bytes is None else _thrifty_handlers(largest_bytes),
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 keep_period=keep_period_steps,
@@ -367,9 +378,14 @@ def _read_items(
     wanted: Mapping[str, ArrayPaths],
 ) -> dict[str, ArrayPaths]:
     """Arrays that match their records, placed as `wanted` says (None: NumPy)."""
-    found: dict[str, ArrayPaths] = {}
+    found: dict[str, ArrayPaths] = {name: {} for name in wanted}
+    batches = [
+        (name, {path: wanted[name][path] for path in paths})
+        for name in wanted
+        for paths in _batches({path: records[name][path] for path in wanted[name]})
+    ]
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        for name, arrays in wanted.items():
+        for name, arrays in batches:
             tree = reader.restore(
                 directory / str(step) / name,
                 args=ocp.args.PyTreeRestore(
@@ -378,7 +394,6 @@ def _read_items(
                     partial_restore=len(arrays) < len(records[name]),
                 ),
             )
-            found[name] = {}
             for path, x in paths_of(tree).items():
                 record = records[name][path]
                 where = f"{name}/{'/'.join(path)}"
@@ -393,6 +408,27 @@ def _read_items(
                     )
                 found[name][path] = x
     return found
+
+
+def _batches(records: Mapping[tuple[str, ...], dict]) -> Iterator[list[tuple[str, ...]]]:
+    """Paths in batches of BATCH_BYTES, or of one array that is larger: what is read at once is in
+    memory twice."""
+    batch, held = [], 0
+    for path, record in records.items():
+        size = 0 if record.get("key_impl") else np.dtype(record["dtype"]).itemsize
+        size *= math.prod(record["shape"])
+        if batch and held + size > BATCH_BYTES:
+            yield batch
+            batch, held = [], 0
+        batch, held = [*batch, path], held + size
+    if batch:
+        yield batch
+
+
+def _thrifty_handlers(largest_bytes: int) -> dict[str, ocp.CheckpointHandler]:
+    limit = largest_bytes // 10**9 + 1  # Orbax refuses arrays that do not stay below it
+    arrays = ocp.PyTreeCheckpointHandler(save_concurrent_gb=limit)
+    return {"meta": ocp.JsonCheckpointHandler()} | dict.fromkeys([*ITEMS, "state"], arrays)
 
 
 def _abstract(record: Mapping[str, Any], sharding: Any) -> jax.ShapeDtypeStruct:

@@ -59,6 +59,12 @@ def test_collect_index_inspect_batch(tmp_path, capsys):
     code, text = run(capsys, "inspect", out / "robot", "--json", "--html", page)
     report = json.loads(text)
     assert report["name"] == "tabletop_robot" and page.read_text().count("data:image/jpeg") > 8
+    html, actions = page.read_text(), report["splits"]["train"]["actions"]
+    assert html.count("<polyline points=") == 4 * 2 and html.count("histogram of action") == 2
+    for action in actions:
+        counts, edges = action["histogram"]["counts"], action["histogram"]["edges"]
+        assert sum(counts) == report["splits"]["train"]["frames"] - 4
+        assert edges[0] == action["q01"] and edges[-1] == action["q99"]
     sheet = tmp_path / "sheet.png"
     config = f"experiments/quantizer/tabletop.py:quick=True,data={out},views=robot"
     batch = [
@@ -148,7 +154,13 @@ def test_stats_are_exact_and_survive_the_csv(tmp_path, capsys):
     expected = np.quantile(actions.astype(np.float64), np.linspace(0, 1, 9), axis=0).T
     np.testing.assert_allclose(found["edges"], expected, rtol=1e-12)
     np.testing.assert_allclose(found["std"], actions.astype(np.float64).std(0), rtol=1e-12)
-    assert found["num_actions"] == 32
+    assert found["num_actions"] == 32 and not found["approximate"]
+    sketched = tmp_path / "sketched.json"
+    code, text = run(capsys, "stats", tmp_path, "--approximate", "--json", sketched)
+    assert code == 0 and text.startswith("32 actions; quantiles are approximate")
+    near = json.loads(sketched.read_text())
+    np.testing.assert_allclose(near["q99"], found["q99"], rtol=5e-3)
+    assert near["approximate"] and near["max"] == found["max"]
     tokenizers = from_csv(edges.read_text()), from_json(made.read_bytes())
     for tokenizer in tokenizers:
         assert [e.tolist() for e in tokenizer.edges] == found["edges"]

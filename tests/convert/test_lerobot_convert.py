@@ -169,7 +169,7 @@ def test_a_stopped_conversion_continues_to_the_same_files(tmp_path, monkeypatch)
         patch.setattr(decode, "read_frames", stops)
         convert(root, out, per_shard=1)
     report = convert(root, out, per_shard=1)
-    assert (report.resumed_shards, report.shards, report.episodes) == (1, 3, 5)
+    assert (report.resumed_parts, report.shards, report.episodes) == (1, 3, 5)
     for path in out.iterdir():
         assert path.read_bytes() == (tmp_path / "whole" / path.name).read_bytes()
 

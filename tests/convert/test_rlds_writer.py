@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from data_pipelines import schema, shards, tfrecord, writer
+from data_pipelines import lock, schema, shards, tfrecord, writer
 
 FLAGS = ("is_first", "is_last", "is_terminal")
 
@@ -255,7 +255,7 @@ def running_writer(tmp_path):
 
 
 def test_one_writer_per_directory_and_leftovers_of_a_killed_one(tmp_path, running_writer):
-    with pytest.raises(writer.LockedError, match="being written by another process"):
+    with pytest.raises(lock.LockedError, match="being written by another process"):
         write(tmp_path, [make_episode(0)])
     running_writer.kill()
     running_writer.wait()

@@ -87,7 +87,7 @@ def test_a_stopped_conversion_continues_to_the_same_files(folder, tmp_path, monk
         patch.setattr(decode, "read_clips", stops)
         convert(folder, out, name="ssv2")
     report = convert(folder, out, name="ssv2")
-    assert (report.resumed_shards, report.episodes) == (1, 5)
+    assert (report.resumed_parts, report.episodes) == (1, 5)
     for path in out.iterdir():
         assert path.read_bytes() == (tmp_path / "whole" / path.name).read_bytes()
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 import video_files as files
 
-from data_pipelines import shards, tfrecord, writer
+from data_pipelines import lock, shards, tfrecord, writer
 from data_pipelines.convert import conversion, decode, staging, video
 
 
@@ -88,7 +88,7 @@ def test_files_that_cannot_be_converted_are_named_and_limited(folder, tmp_path):
     assert not (out / writer.INFO_FILE).exists()
     # The finished shard is kept, so a higher limit costs no second decoding.
     report = convert(root, out, max_bad_fraction=0.4)
-    assert report.resumed_shards == 1
+    assert report.resumed_parts == 1
     assert [name for name, _ in report.bad] == ["empty.mp4", "junk.avi", "sound.mp4"]
     reasons = [reason.split(":")[0] for _, reason in report.bad]
     assert reasons == ["empty file", "undecodable", "no video stream"]
@@ -200,15 +200,14 @@ def test_resume_skips_finished_shards_and_gives_the_same_files(folder, tmp_path,
         stop_at(patch, "m.webm")
         convert(folder, out, per_shard=2)
     assert not (out / writer.INFO_FILE).exists()
-    # A torn last line, as a power cut leaves it, and the rest of an unfinished shard.
-    with (out / ".staging-train" / "manifest.jsonl").open("a") as file:
-        file.write('{"shard": 1, "epis')
-    (out / ".staging-train" / "00001.tfrecord.incomplete").write_bytes(b"half")
+    # The rest of an unfinished part, and one whose manifest was not written any more.
+    (out / ".staging-train" / "part-00001.tfrecord.incomplete").write_bytes(b"half")
+    (out / ".staging-train" / "part-00002.tfrecord").write_bytes(b"who knows")
     with monkeypatch.context() as patch:
         seen = stop_at(patch, "")
         report = convert(folder, out, per_shard=2)
     assert seen == ["z.MP4", "m.webm", "n.mov"]
-    assert report.resumed_shards == 1 and report.episodes == 5
+    assert report.resumed_parts == 1 and report.episodes == 5
     assert content(out) == content(tmp_path / "whole")
     assert not (out / ".staging-train").exists() and not (out / writer.LOCK_FILE).exists()
 
@@ -218,8 +217,8 @@ def test_resume_redoes_a_shard_whose_file_is_gone(folder, tmp_path, monkeypatch)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_at(patch, "n.mov")
         convert(folder, out, per_shard=2)
-    (out / ".staging-train" / "00000.tfrecord").unlink()
-    assert convert(folder, out, per_shard=2).resumed_shards == 1
+    (out / ".staging-train" / "part-00000.tfrecord").unlink()
+    assert convert(folder, out, per_shard=2).resumed_parts == 1
     assert len(episodes(out)) == 5
 
 
@@ -294,7 +293,7 @@ def test_a_second_process_is_refused(folder, tmp_path):
     other = subprocess.Popen([sys.executable, "-c", code, str(out)], stdout=subprocess.PIPE)
     try:
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(writer.LockedError, match="being written by another process"):
+        with pytest.raises(lock.LockedError, match="being written by another process"):
             convert(folder, out)
     finally:
         other.kill()
@@ -321,7 +320,7 @@ def test_killed_conversion_continues(folder, tmp_path):
     run.kill()
     run.wait()
     report = convert(folder, out, per_shard=2)
-    assert (report.resumed_shards, report.episodes) == (1, 5)
+    assert (report.resumed_parts, report.episodes) == (1, 5)
 
 
 def test_full_disk_keeps_finished_shards(folder, tmp_path, monkeypatch):
@@ -340,14 +339,13 @@ def test_full_disk_keeps_finished_shards(folder, tmp_path, monkeypatch):
         with pytest.raises(writer.NoSpaceError, match="no space left.*00001.tfrecord"):
             convert(folder, out, per_shard=2)
     assert not list(out.rglob("*.incomplete"))
-    assert convert(folder, out, per_shard=2).resumed_shards == 1
+    assert convert(folder, out, per_shard=2).resumed_parts == 1
 
 
 def test_damaged_manifest_is_named(tmp_path):
     stage = staging.Staging(tmp_path, "train", {"a": 1})
-    with (stage.folder / "manifest.jsonl").open("a") as file:
-        file.write("garbage\n")
-    with pytest.raises(ValueError, match=r"manifest.jsonl is damaged.*delete"):
+    (stage.folder / "part-00003.json").write_text("garbage")
+    with pytest.raises(ValueError, match=r"part-00003.json is not readable JSON.*delete"):
         staging.Staging(tmp_path, "train", {"a": 1})
 
 

@@ -4,11 +4,13 @@ import shutil
 
 import numpy as np
 import pytest
+from absl import logging
 from shards import data_config, write_corpus
 
 from data_pipelines.backends import BadImage, ShardFiles, places, read_jpeg
 from data_pipelines.blocks import BlockCache
 from data_pipelines.index import StaleIndexError, build_index, load_index
+from data_pipelines.labels import LabelSetWriter
 from data_pipelines.loader import Loader
 from data_pipelines.tfrecord import RecordError
 from data_pipelines.verify import verify_corpus
@@ -127,3 +129,124 @@ def test_a_shard_that_shrinks_under_a_running_loader_is_reported(tmp_path):
     with pytest.raises(ValueError, match=f"max_bad_fraction.*{shard.name}.*truncated shard"):
         for step in range(1, 1000):
             loader.batch(step)
+
+
+# ---------------------------------------------------------------- anywhere, by the loader
+
+FIELDS = ("frames", "instruction", "action", "latent_action")
+PLACES = 640
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """Two shards, larger than what a fingerprint hashes of them, with index and labels."""
+    directory = tmp_path_factory.mktemp("labelled")
+    write_corpus(directory, lengths=(120, 119, 121, 120), shards=2, size=64)
+    index = load_index(directory)
+    assert min(path.stat().st_size for path in index.shards) > 2**17 + 2**14
+    provenance = {
+        "quantizer_hash": "q",
+        "window_seconds": 0.4,
+        "codebook_size": 8,
+        "code_length": 2,
+        "code_version": "1",
+    }
+    writer = LabelSetWriter(directory, "z", index, provenance=provenance)
+    rng = np.random.default_rng(0)
+    for shard in range(2):
+        rows = index.rows_of_shard(shard)
+        writer.write_shard(shard, rng.integers(0, 8, (rows.stop - rows.start, 2)))
+    writer.finish()
+    return directory
+
+
+def open_loader(directory):
+    data = data_config({"a": directory}, 64, num_frames=1, max_bad_fraction=1.0, a__label_set="z")
+    return Loader(data, fields=FIELDS, global_batch=119, seed=0)
+
+
+def examples(loader, steps):
+    """{frame row: what the loader gives for it} of all examples of these steps."""
+    found = {}
+    for step in steps:
+        plan = loader.plan(step)
+        loader.fill(plan, 0, plan.size)
+        batch = loader.finish(plan)
+        for i, row in enumerate(plan.rows[:, 0].tolist()):
+            found[row] = [np.array(batch[name][i]) for name in FIELDS]
+    return found
+
+
+def damage(path, kind, rng):
+    """Damages a file in place; returns its former content."""
+    before = path.read_bytes()
+    place, length = int(rng.integers(len(before))), int(rng.integers(1, 200))
+    after = bytearray(before)
+    if kind == "flip":
+        after[place] ^= 1 << int(rng.integers(8))
+    elif kind == "truncate":
+        del after[place:]
+    elif kind == "zero":
+        after[place : place + length] = bytes(len(after[place : place + length]))
+    elif kind == "cut out":
+        del after[place : place + length]
+    elif kind == "empty":
+        after.clear()
+    if kind == "delete":
+        path.unlink()
+    else:
+        path.write_bytes(after)
+    return before
+
+
+def check(loader, good, steps):
+    """Every example is that of its row; returns the reports of those that were replaced."""
+    for row, values in examples(loader, steps).items():
+        for name, value, expected in zip(FIELDS, values, good[row], strict=True):
+            assert np.array_equal(value, expected), f"{name} of row {row}"
+    return [bad.file for bad in loader.bad_examples]
+
+
+@pytest.fixture
+def quiet():
+    """Tens of thousands of warnings are most of the time."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    yield
+    logging.set_verbosity(before)
+
+
+def test_damage_anywhere_is_harmless_or_named_and_never_a_wrong_example(labelled, quiet):
+    """640 faults in shards, index and labels, half of the shards' under an open loader: what is
+    given is what was written, and what is not given is reported with the name of the file."""
+    with open_loader(labelled) as loader:
+        index, steps = loader.mixture.corpora[0].index, range(2)
+        good = examples(loader, range(4))  # an epoch
+        assert len(good) == 476 and not loader.bad_examples
+    sidecars = [*labelled.glob("index/*/*/*"), *labelled.glob("labels/z/*")]
+    assert len(sidecars) == 15
+    rng = np.random.default_rng(7)
+    often, rarely = ("flip", "zero", "truncate", "cut out"), ("empty", "delete")
+    missing = ("shards are announced", "has no index", "no label set 'z'")
+    outcomes = {"harmless": 0, "replaced": 0, "refused": 0}
+    for number in range(PLACES):
+        kind = str(rng.choice(often if rng.random() < 0.9 else rarely))
+        in_shard = number % 2 == 0
+        path = index.shards[number // 2 % 2] if in_shard else sidecars[number % len(sidecars)]
+        running = open_loader(labelled) if in_shard and number % 4 == 0 else None
+        before = damage(path, kind, rng)
+        try:
+            with running or open_loader(labelled) as loader:
+                bad = check(loader, good, steps)
+        except (ValueError, OSError) as error:
+            gone = kind == "delete" and any(text in str(error) for text in missing)
+            assert path.name in str(error) or gone, (path, kind, error)
+            outcomes["refused"] += 1
+        else:
+            assert set(bad) <= {str(path)}, (path, kind)
+            outcomes["replaced" if bad else "harmless"] += 1
+        finally:
+            path.write_bytes(before)
+    with open_loader(labelled) as loader:
+        assert not check(loader, good, steps)
+    assert outcomes["refused"] > 350 and outcomes["replaced"] > 50, outcomes

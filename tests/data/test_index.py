@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from shards import LENGTHS, write_corpus
 
-from data_pipelines import index_build, tfrecord
+from data_pipelines import index_build, lock, tfrecord
 from data_pipelines.index import StaleIndexError, build_index, load_index
 
 
@@ -189,3 +189,11 @@ def test_real_bridge_data(tmp_path, real_data):
             index.instruction(number).encode()
             == features["steps/language_instruction"].bytes_list.value[0]
         )
+
+
+def test_two_builds_of_one_index_refuse_each_other(tmp_path):
+    write_corpus(tmp_path, index=False)
+    with lock.Lock(tmp_path / "index" / "image" / ".train.lock", "it"):
+        with pytest.raises(lock.LockedError, match="index .* is being written by another process"):
+            build_index(tmp_path, progress=False)
+    assert build_index(tmp_path, progress=False).is_dir()

@@ -1,5 +1,9 @@
 """Label sets: resumable writing, and every reason to refuse one."""
 
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from shards import LENGTHS, write_corpus
@@ -156,3 +160,44 @@ def test_image_tokens_are_unsigned_and_by_camera(index):
         LabelSet.open(index.sidecar_dir, "w", index, IMAGE_TOKENS)
     with pytest.raises(FileNotFoundError, match=r"no label set 'v'.*known: none"):
         LabelSet.open(index.sidecar_dir, "v", index)
+
+
+OTHER = """
+import sys, json
+from data_pipelines.index import load_index
+from data_pipelines.labels import LabelSetWriter
+directory, provenance, shards = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
+index = load_index(directory)
+writer = LabelSetWriter(directory, "z", index, provenance=provenance)
+print(writer.claim(shards), flush=True)
+sys.stdin.read()
+"""
+
+
+def test_two_processes_refuse_to_write_one_shard(index):
+    """Whatever their shares are called; and a process that dies gives back what it claimed."""
+    arguments = [str(index.directory), json.dumps(PROVENANCE), "[1, 2]"]
+    with write(index, shards=[2]) as ours:
+        pipe = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        other = subprocess.Popen([sys.executable, "-c", OTHER, *arguments], **pipe)
+        try:
+            assert other.stdout.readline() == "[1]\n"  # 2 is done
+            with pytest.raises(SidecarError, match="shard 1 of label set .*another process.*--ind"):
+                ours.claim([0, 1])
+            assert ours.claim([0]) == [0]
+        finally:
+            other.kill()
+            other.communicate()
+        assert ours.claim([0, 1]) == [0, 1]
+
+
+def test_the_number_of_labels_is_checked_at_the_end(index):
+    with pytest.raises(SidecarError, match=r"29 labelled rows of 32, expected 30 to 32"):
+        write(index).finish(least=30, most=32)
+    with pytest.raises(SidecarError, match=r"29 labelled rows of 32, expected 0 to 28"):
+        write(index, shards=[]).finish(most=28)
+    one, two = write(index, shards=[]), write(index, shards=[])
+    assert one.missing_shards() == two.missing_shards() == []
+    one.finish(least=29, most=29)
+    two.finish(least=29, most=29)  # finds that it is done
+    assert two.complete and two.claim([0, 1, 2]) == []

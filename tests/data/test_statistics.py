@@ -1,14 +1,21 @@
 """Action statistics and quantile edges against known values."""
 
+import importlib.util
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from shards import LENGTHS, write_corpus
 
 from data_pipelines.index import load_index
 from data_pipelines.statistics import (
+    Sketch,
     action_clusters,
     action_statistics,
+    combine_fn,
     quantile_edges,
+    sketch_actions,
     valid_action_rows,
 )
 
@@ -104,3 +111,109 @@ def test_clusters_find_the_groups_of_any_scale():
         action_clusters(np.zeros((3, 2)), 9)
     with pytest.raises(ValueError, match="action 1, dimension 0 is nan"):
         action_clusters(np.array([[0.0, 1.0], [np.nan, 1.0]]), 1)
+
+
+def heavy_tailed(count, seed=0):
+    """Actions with long tails, at a large offset, of few values, and constant: (count, 5)."""
+    rng = np.random.default_rng(seed)
+    columns = [
+        rng.standard_t(2, count),
+        rng.lognormal(-6, 3, count),
+        1e4 + rng.normal(size=count),
+        rng.integers(0, 2, count),
+        np.full(count, 0.25),
+    ]
+    return np.stack(columns, axis=1).astype(np.float32)
+
+
+def same(one, two):
+    assert one.count == two.count
+    for name in ("counts", "low", "high"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(two, name), name)
+    np.testing.assert_allclose(one.mean, two.mean, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(one.squares, two.squares, rtol=1e-9, atol=1e-12)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 40), min_size=3, max_size=3), st.permutations(range(3)))
+def test_parts_merge_in_any_order(sizes, order):
+    actions = heavy_tailed(sum(sizes) or 1)[: sum(sizes)]
+    a, b, c = (Sketch.of(part) for part in np.split(actions, np.cumsum(sizes)[:2]))
+    whole = Sketch.of(actions)
+    same(a.merge(b).merge(c), whole)
+    same(a.merge(b.merge(c)), whole)
+    parts = [a, b, c]
+    same(parts[order[0]].merge(parts[order[1]]).merge(parts[order[2]]), whole)
+
+
+def test_a_sketch_is_close_to_exact_statistics():
+    actions = heavy_tailed(100_000)
+    sketch = Sketch.empty(5)
+    for part in np.array_split(actions, 7):
+        sketch = sketch.merge(Sketch.of(part))
+    found, exact = sketch.statistics(), actions.astype(np.float64)
+    np.testing.assert_allclose(found["mean"], exact.mean(0), rtol=1e-8)
+    np.testing.assert_allclose(found["std"], exact.std(0), rtol=1e-6, atol=1e-12)
+    np.testing.assert_array_equal(found["min"], exact.min(0))
+    np.testing.assert_array_equal(found["max"], exact.max(0))
+    q01, q99 = np.quantile(exact, [0.01, 0.99], axis=0)
+    np.testing.assert_allclose(found["q01"], q01, rtol=5e-3)
+    np.testing.assert_allclose(found["q99"], q99, rtol=5e-3)
+    assert found["constant"] == [False, False, False, False, True]
+    edges = sketch.edges(64)
+    for dimension, expected in enumerate(quantile_edges(actions, 64)):
+        assert len(edges[dimension]) == len(expected)
+        # Near zero the distance between neighbours is what counts.
+        np.testing.assert_allclose(edges[dimension], expected, rtol=5e-3, atol=2e-4)
+    np.testing.assert_array_equal(edges[3], [0, 1])
+    np.testing.assert_allclose(sketch.statistics()["q99"][4], 0.25)
+
+
+def test_the_histogram_of_a_sketch_is_that_of_the_values():
+    actions = heavy_tailed(20_000)
+    sketch = Sketch.of(actions)
+    for dimension in range(2):
+        found = sketch.histogram(dimension, 20)
+        edges = np.array(found["edges"])
+        expected, _ = np.histogram(np.clip(actions[:, dimension], edges[0], edges[-1]), edges)
+        assert sum(found["counts"]) == 20_000
+        assert np.abs(np.array(found["counts"]) - expected).sum() < 0.1 * 20_000
+    assert sketch.histogram(3, 2)["counts"] == [
+        (actions[:, 3] == 0).sum(),
+        (actions[:, 3] == 1).sum(),
+    ]
+
+
+def test_few_values_and_values_out_of_reach_are_exact():
+    values = np.array([-3e9, -1.0, -1.0, 0.0, 1e-9, 2.0, 7e30])[:, None].astype(np.float32)
+    sketch = Sketch.of(values)
+    probabilities = np.linspace(0, 1, 13)
+    expected = np.quantile(values[:, 0].astype(np.float64), probabilities)
+    np.testing.assert_allclose(sketch.quantiles(probabilities)[0], expected, atol=1e-8)
+    with pytest.raises(ValueError, match="action 11, dimension 0 is nan"):
+        Sketch.of(np.array([[0.0], [np.nan]]), first=10)
+    with pytest.raises(ValueError, match="there is no action"):
+        Sketch.empty(2).statistics()
+
+
+def test_the_sketch_of_an_index_is_that_of_its_valid_actions(tmp_path):
+    write_corpus(tmp_path, shards=3)
+    index = load_index(tmp_path)
+    same(sketch_actions(index), Sketch.of(index.actions[valid_action_rows(index)]))
+
+
+def test_beam_combines_sketches():
+    if importlib.util.find_spec("apache_beam") is None:
+        pytest.skip("pip install 'lapa_jax[beam]', in an environment of its own")
+    import apache_beam as beam
+    from apache_beam.testing.util import assert_that
+
+    actions = heavy_tailed(1000)
+
+    def check(found):
+        (sketch,) = found
+        same(sketch, Sketch.of(actions))
+
+    with beam.Pipeline() as pipeline:
+        parts = pipeline | beam.Create(np.array_split(actions, 9))
+        assert_that(parts | beam.CombineGlobally(combine_fn(5)), check)

@@ -238,6 +238,10 @@ def test_flops_match_the_compiler_and_sizes_are_llama():
     measured = lowered.cost_analysis()["flops"] / 3
     counted = vla_flops(config(**changes), 9, {"latent": 4}, num_images=1)
     assert counted == pytest.approx(measured, rel=0.2)
+    adapted = config(**changes, lora_rank=4, lora_pattern="attention/q|mlp/down")
+    # Of two layers and nine tokens, two operations a multiply-add.
+    more = 2 * 2 * 9 * 4 * ((128 + 128) + (352 + 128))
+    assert vla_flops(adapted, 9, {"latent": 4}, num_images=1) == counted + more
     size = SIZES["7b"]
     inner = size["heads"] * size["head_dim"]
     layer = 4 * size["dim"] * inner + 3 * size["dim"] * size["mlp_dim"]

@@ -198,7 +198,12 @@ def test_fine_tuning_a_head_and_factors(latent_run, tiny_data, tmp_path):
         optimizer__ema_decay=0.5,
     )
     assert train.train(config, tmp_path / "lora")
-    source, run = (module.flatten(runs.load(w).params) for w in (latent_run[0], tmp_path / "lora"))
+    source = module.flatten(runs.load(latent_run[0]).params)
+    saved = checkpoint.load_params(tmp_path / "lora" / "checkpoints", ema=True)
+    run = module.flatten(saved.params)
+    assert set(module.flatten(runs.load(tmp_path / "lora").params)) == {
+        path for path in run if "lora" not in path
+    }
     report = json.loads((tmp_path / "lora" / "init_from.json").read_text())
     new = set(report["initialised"])
     assert {path.split("/")[-1] for path in new} == {"table", "kernel", "lora_a", "lora_b"}

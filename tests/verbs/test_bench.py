@@ -55,3 +55,12 @@ def test_the_released_shape_has_its_parameters():
     # (Its constant beta buffers are no parameters.)
     count = sum(x.size for x in jax.tree.leaves(params))
     assert count == 343_796_080 - 24 * 1024
+
+
+def test_labelling_beside_the_forward_pass(tmp_path):
+    given = "--batch 8 --steps 2 --json"
+    out = succeed("bench", "label", "--workdir", tmp_path / "bench", *given.split())
+    (row,) = json.loads(out)["label"]
+    assert row["pairs"] == 2 * row["batch"] and row["batch"] % 8 == 0
+    assert row["forward_pairs_per_second"] > 0 and row["fraction_of_forward"] > 0
+    assert not list((tmp_path / "bench").rglob("labels"))

@@ -13,9 +13,10 @@ from safetensors.numpy import save_file
 from tiny import lapa, succeed
 
 import lapa_jax
-from lapa_jax import runs
+from lapa_jax import config as configs
+from lapa_jax import importer, runs, stages
 from lapa_jax.interop import msgpack_stream
-from lapa_jax.models.module import flatten
+from lapa_jax.models.module import flatten, unflatten
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "lm"
 STREAM = GOLDEN / "lm_tiny_delta_scan.streaming_params"
@@ -86,6 +87,28 @@ def test_the_originals_checkpoint_gives_the_originals_logits(policy, files):
         np.testing.assert_allclose(found[ours], io[f"{theirs}_logits"], atol=2e-5)
     params = flatten(runs.load(files / "run").params)
     assert {str(x.dtype) for x in params.values()} == {"bfloat16"}
+
+
+def test_what_lora_learned_is_merged_on_loading(files, tmp_path):
+    run = runs.load(files / "run")
+    config = configs.from_dict(configs.to_dict(run.config))
+    config.model.update(param_dtype="float32", lora_rank=2, lora_alpha=6.0, lora_pattern=".*/q")
+    stage, rng = stages.build(config, run.assets), np.random.default_rng(0)
+    params = {path: np.asarray(x, np.float32) for path, x in flatten(run.params).items()}
+    for path, x in flatten(stage.model.abstract()[0]).items():
+        if "lora" in path:
+            params[path] = rng.normal(size=x.shape).astype(np.float32)
+    assert len(params) == len(flatten(run.params)) + 2
+    params = unflatten(params)
+    made = importer.Imported(config, params, run.assets)
+    importer.write_run(tmp_path / "run", made, source="params", source_format="lapa_stream")
+    ids, modality = np.arange(6, dtype=np.int32)[None], np.zeros((1, 6), np.int32)
+    rows = (ids, modality, np.ones_like(ids))
+    logits = stage.model.apply(params, {}, "logits", *rows, slots={"latent": None})[0]["latent"]
+    merged = lapa_jax.load_policy(tmp_path / "run")
+    assert merged.config.model.lora_rank == 0
+    found = merged.logits(ids, modality)["latent"]
+    np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-4)
 
 
 def test_bad_rows_are_named(policy):

@@ -147,6 +147,7 @@ def test_what_is_measured_of_a_continuous_latent(data, tmp_path):
         *("label", "--workdir", tmp_path / "run", "--corpus", data / "robot", "--name", "none")
     )
     assert code == 2 and "'gaussian' has no codes" in error
+    assert not (data / "robot" / "labels" / "none").exists()
 
 
 def test_labelling_again_reads_no_frame(quantizer, labelled, monkeypatch):
@@ -207,6 +208,28 @@ def test_labelling_continues_with_the_shard_that_is_missing(
     np.testing.assert_array_equal(
         whole.labels(rows[whole.valid]), stopped.labels(rows[whole.valid])
     )
+
+
+def test_hosts_that_share_a_corpus_write_what_one_writes(quantizer, tmp_path):
+    """With a window that leaves a shard without any pair."""
+    corpus = tiny.write_corpus(tmp_path / "robot", shards=5)
+    arguments = ("label", "--workdir", quantizer, "--corpus", corpus, "--window_seconds", 1.0)
+    succeed(*arguments, "--name", "one")
+    index = load_index(corpus, split="train")
+    share = ("--name", "two", "--count", 2, "--index")
+    succeed(*arguments, *share, 1)
+    with pytest.raises(ValueError, match=r"not finished: shards \[0, 2\] of 4"):
+        LabelSet.open(index.sidecar_dir, "two", index)
+    succeed(*arguments, *share, 0)
+    labelled = LabelSet.open(index.sidecar_dir, "two", index).valid
+    some = {bool(labelled[index.rows_of_shard(shard)].any()) for shard in range(4)}
+    assert some == {True, False}
+    one, two = (corpus / "labels" / name for name in ("one", "two"))
+    assert sorted(p.name for p in two.iterdir()) == ["train.manifest.json", "train.npy"]
+    for path in one.iterdir():
+        assert path.read_bytes() == (two / path.name).read_bytes()
+    code, _, error = lapa(*arguments, *share, 2)
+    assert code == 2 and "--index 2 must be from 0 to --count 2 - 1" in error
 
 
 def test_where_a_policy_comes_from_is_written(quantizer, latent_vla, action_vla):

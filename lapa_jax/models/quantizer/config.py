@@ -86,6 +86,13 @@ class QuantizerConfig:
         """False for a bottleneck that stays continuous."""
         return self.bottleneck["name"] not in CONTINUOUS
 
+    def require_codes(self) -> None:
+        if not self.has_codes:
+            raise ValueError(
+                f"model.bottleneck.name={self.bottleneck['name']!r} has no codes: its latents are "
+                "continuous"
+            )
+
     @property
     def code_grid(self) -> tuple[int, int]:
         """Code rows and columns."""

@@ -133,7 +133,7 @@ class Quantizer(nnx.Module):
 
     def quantize(self, first_BIJC: jax.Array, last_BIJC: jax.Array) -> jax.Array:
         """The latent action z, int32 (B, L)."""
-        self._require_codes()
+        self.config.require_codes()
         return self.read(first_BIJC, last_BIJC).z_BL
 
     def read(self, first_BIJC: jax.Array, last_BIJC: jax.Array) -> Reading:
@@ -143,7 +143,7 @@ class Quantizer(nnx.Module):
 
     def decode(self, first_BIJC: jax.Array, z_BL: jax.Array) -> jax.Array:
         """The predicted later frame (B, H, W, 3), float32, not clipped."""
-        self._require_codes()
+        self.config.require_codes()
         return self.decode_latent(first_BIJC, self.bottleneck.lookup(z_BL))
 
     def decode_latent(self, first_BIJC: jax.Array, z_BLQ: jax.Array) -> jax.Array:
@@ -154,13 +154,6 @@ class Quantizer(nnx.Module):
     def after_update(self, step: jax.Array, rng: jax.Array) -> None:
         """Housekeeping of the bottleneck after optimizer step `step` (from 0)."""
         self.bottleneck.after_update(step, rng)
-
-    def _require_codes(self) -> None:
-        if not self.config.has_codes:
-            name = self.config.bottleneck["name"]
-            raise ValueError(
-                f"model.bottleneck.name={name!r} has no codes: its latents are continuous"
-            )
 
     def _frames(self, frames: jax.Array) -> jax.Array:
         expected = (*self.config.image_size, 3)

@@ -1,0 +1,166 @@
+"""Where the work of a conversion is done: here, in processes beside this one, or on Apache Beam.
+
+The work is the same function everywhere. It leaves a manifest, in a folder that all see, when a job
+is done; so the result depends on none of this, and Beam need not carry results back.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import pickle
+import shlex
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
+from pathlib import Path
+from typing import Any, Protocol
+
+from data_pipelines import sidecar, writer
+
+_POLL_SECONDS = 0.5
+_JOBS, _STOP = "jobs.pickle", "stop.json"
+
+
+class NeedsSettingError(ValueError):
+    """The conversion stops: the user has to give a setting."""
+
+
+# The user's business: shown without the traces of another process, and not tried again.
+_FINAL = {error.__name__: error for error in (writer.NoSpaceError, NeedsSettingError)}
+
+
+class Job(Protocol):
+    manifest: Path  # what the work writes last
+
+
+def run(
+    work: Callable[[Any], dict], jobs: Sequence[Job], *, workers: int, runner: str, options: str
+) -> Iterator[dict]:
+    """The result of each job, in the order in which they end.
+
+    runner: of Apache Beam; "" for `workers` processes of this machine. options: flags for Beam's
+    pipeline, as on a command line.
+    """
+    if not jobs:
+        return
+    if runner:
+        yield from _run_on_beam(work, jobs, runner, options)
+    elif workers == 1:
+        yield from map(work, jobs)
+    else:
+        yield from _run_in_processes(work, jobs, workers)
+
+
+def _run_in_processes(
+    work: Callable[[Any], dict], jobs: Sequence[Job], workers: int
+) -> Iterator[dict]:
+    # Spawned, not forked: the parent may hold threads (JAX, tqdm).
+    pool = futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    try:
+        for future in futures.as_completed([pool.submit(work, job) for job in jobs]):
+            try:
+                yield future.result()
+            except tuple(_FINAL.values()) as error:
+                raise error.with_traceback(None) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _run_on_beam(
+    work: Callable[[Any], dict], jobs: Sequence[Job], runner: str, options: str
+) -> Iterator[dict]:
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+        raise ValueError(
+            f"--runner {runner} needs Apache Beam, which cannot be imported ({error}): install the "
+            "extra [beam] into an environment of its own"
+        ) from error
+    folder = jobs[0].manifest.parent
+    (folder / _STOP).unlink(missing_ok=True)
+    pipeline = beam.Pipeline(runner=runner, options=PipelineOptions(shlex.split(options)))
+    _ = (
+        pipeline
+        | "Jobs" >> beam.Create(_save_jobs(jobs, folder / _JOBS))
+        | "Spread" >> beam.Reshuffle()
+        | "Work" >> beam.Map(functools.partial(_work_on_beam, work, folder))
+    )
+    running = _Pipeline(pipeline)
+    left = {job.manifest.name: job for job in jobs}
+    try:
+        while left:
+            ended = running.wait(_POLL_SECONDS)
+            _raise_final(folder)
+            for name in sorted(left.keys() & set(os.listdir(folder))):
+                yield sidecar.read_json(left.pop(name).manifest)
+            if ended and left:
+                running.result()
+                raise RuntimeError(f"{runner} ended without {next(iter(left))}")
+        running.result()
+    finally:
+        running.cancel()
+
+
+def _save_jobs(jobs: Sequence[Job], path: Path) -> list[tuple[int, int]]:
+    """(offset, length) of each: runners limit what a pipeline itself may hold."""
+    places, offset = [], 0
+    with path.open("wb") as file:
+        for job in jobs:
+            length = file.write(pickle.dumps(job))
+            places.append((offset, length))
+            offset += length
+    return places
+
+
+def _work_on_beam(work: Callable[[Any], dict], folder: Path, place: tuple[int, int]) -> None:
+    with (folder / _JOBS).open("rb") as file:
+        file.seek(place[0])
+        job = pickle.loads(file.read(place[1]))  # by _save_jobs, in the folder that we hold locked
+    if job.manifest.exists():  # Beam tries a job again when another one beside it has failed
+        return
+    try:
+        work(job)
+    except tuple(_FINAL.values()) as error:
+        kind = next(name for name, one in _FINAL.items() if isinstance(error, one))
+        sidecar.write_json(folder / _STOP, [kind, str(error)])
+
+
+def _raise_final(folder: Path) -> None:
+    if (folder / _STOP).exists():
+        name, message = sidecar.read_json(folder / _STOP)
+        raise _FINAL[name](message)
+
+
+class _Pipeline:
+    """A pipeline that runs; local runners keep their thread busy until they end."""
+
+    def __init__(self, pipeline: Any):
+        self._handle: Any = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(pipeline,), daemon=True)
+        self._thread.start()
+
+    def _run(self, pipeline: Any) -> None:
+        try:
+            self._handle = pipeline.run()
+            self._handle.wait_until_finish()
+        except BaseException as error:
+            self._error = error
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it has ended."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def result(self) -> None:
+        """Waits for its end; raises what it raised."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def cancel(self) -> None:
+        if self._thread.is_alive() and self._handle is not None:
+            self._handle.cancel()

@@ -1,0 +1,60 @@
+"""What a conversion did, as a table and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass
+class Report:
+    """What a conversion did. `bad` and `short` list (recording or part of it, reason); `notes` are
+    further counts of the source."""
+
+    directory: str
+    split: str
+    noun: str
+    found: int
+    shards: int = 0
+    episodes: int = 0
+    frames: int = 0
+    hours: float = 0.0
+    repeated_frames: int = 0
+    episodes_with_language: int = 0
+    resumed_parts: int = 0
+    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    bad: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    short: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+
+    def to_json(self) -> dict:
+        return dataclasses.asdict(self)
+
+    def table(self, max_entries: int = 20) -> str:
+        """The report as text."""
+        rows = [
+            ("corpus", f"{self.directory} (split {self.split})"),
+            (f"{self.noun}s found", self.found),
+            ("episodes", self.episodes),
+            ("with language", self.episodes_with_language),
+            ("frames", self.frames),
+            ("hours", f"{self.hours:.3f}"),
+            ("shards", self.shards),
+            ("parts from before", self.resumed_parts),
+            ("frames shown twice", f"{self.repeated_frames} (source slower than the corpus)"),
+            ("unconvertible", len(self.bad)),
+            ("too short", len(self.short)),
+            *self.notes.items(),
+        ]
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{name:<{width}}  {value}" for name, value in rows]
+        for title, entries in (("unconvertible", self.bad), ("too short", self.short)):
+            for name, reason in entries[:max_entries]:
+                lines.append(f"  {title}: {printable(name)}: {reason}")
+            if len(entries) > max_entries:
+                lines.append(f"  {title}: ... and {len(entries) - max_entries} more")
+        return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    """With names of files that are not UTF-8 written out."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,313 @@
+"""Any RLDS data set -> a corpus of this project's schema (`lapa data convert tfds`).
+
+Read are the TFRecord shards that TFDS writes, by this project's codec. A record is an episode and a
+unit of work. One camera becomes `image`; numbers and texts may lie under any keys (fields.py), by
+default those of the Open X-Embodiment table (open_x.py). An episode whose instruction changes gives
+an episode for each stretch of one instruction.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from data_pipelines import fields, open_x, schema, shards, tfrecord
+from data_pipelines.convert import conversion, decode
+
+
+@dataclasses.dataclass(frozen=True)
+class RldsSource:
+    """The work of a unit is (shard file, record number, offset, length) of an episode, or the
+    reason why the rest of a shard cannot be read."""
+
+    directory: Path
+    image_key: str
+    action_key: str
+    state_key: str
+    instruction_key: str
+    settings: decode.VideoSettings
+    spec: schema.EpisodeSpec
+    noun: str = "episode"
+
+    @property
+    def place(self) -> str:
+        return f"of {self.directory}"
+
+    def read(self, unit: conversion.Unit) -> Iterator[conversion.Found]:
+        if isinstance(unit.work, str):
+            raise conversion.RecordingError(unit.work)
+        shard, number, offset, length = unit.work
+        try:
+            record = tfrecord.read_payload(self.directory / shard, number, offset, length)
+            features = tfrecord.parse_example(record)
+            yield from self._episodes(unit.name, shard, record, features)
+        except (tfrecord.RecordError, fields.FieldError) as error:
+            raise conversion.RecordingError(str(error)) from error
+
+    def _episodes(
+        self, name: str, shard: str, record: bytes, features: fields.Features
+    ) -> Iterator[conversion.Found]:
+        stored = features.get(schema.OBSERVATION + self.image_key)
+        if stored is None or stored.kind != tfrecord.BYTES or not stored.spans:
+            raise conversion.RecordingError(f"it has no images {self.image_key}")
+        steps = len(stored.spans)
+        reformatter = VideoReformatter()
+        images = []
+        for step, image in enumerate(stored.byte_items(record)):
+            try:
+                images.append(decode.convert_picture(image, self.settings, reformatter))
+            except decode.VideoError as error:
+                raise conversion.RecordingError(
+                    f"{self.image_key} of step {step}: {error}"
+                ) from error
+        actions, states = (
+            fields.numbers(features, record, steps, key)
+            for key in (self.action_key, self.state_key)
+        )
+        texts = fields.texts(features, record, steps, self.instruction_key)
+        reward = _reward(features, record, steps)
+        terminal = features.get(schema.IS_TERMINAL)
+        ends = terminal.ints(record)[-1:] if terminal and terminal.kind == tfrecord.INT64 else ()
+        path = _metadata(features, record, "file_path")
+        fps = 0.0 if self.spec.fps else _fps(features, record)
+        stretches = _stretches(texts, steps)
+        for part, (first, last, text) in enumerate(stretches):
+            yield conversion.Found(
+                schema.Episode(
+                    images=images[first:last],
+                    actions=None if actions is None else actions[first:last],
+                    states=None if states is None else states[first:last],
+                    instruction=text,
+                    episode_id=name + (f"#{part:04d}" if len(stretches) > 1 else ""),
+                    file_path=path or shard,
+                    camera=self.image_key,
+                    fps=fps,
+                    reward=None if reward is None else reward[first:last],
+                    terminal=last == steps and bool(ends[0] if len(ends) else True),
+                )
+            )
+
+
+def convert_rlds(
+    source: str | Path,
+    out: str | Path,
+    *,
+    data_dir: str | Path | None = None,
+    source_split: str = "",
+    image_key: str | None = None,
+    action_key: str | None = None,
+    instruction_key: str | None = None,
+    state_key: str = "",
+    fps: float = 0.0,
+    size: tuple[int, int] = (64, 64),
+    fit: str = "crop",
+    quality: int = 92,
+    name: str | None = None,
+    **options,
+) -> conversion.Report:
+    """Converts one split and camera of an RLDS data set into one split of the corpus `out`.
+
+    source: the directory with the shards, or the name of a data set that TFDS finds in `data_dir`.
+    source_split: the split to read (default: that which is written). Keys are those of
+    `open_x.Keys`; None takes them from the table, or the standard ones, "" leaves actions or
+    instructions out. state_key: numbers for steps/observation/state. fps: 0 takes it from the
+    table, else from episode_metadata/fps. options: the fields of conversion.Options. Left out and
+    named: damaged records, pictures that cannot be decoded, actions that are not finite. Raises
+    ValueError, with what there is, where a key is not in the data.
+    """
+    out = Path(out)
+    options = conversion.Options(**options)
+    split = source_split or options.split
+    directory = find_directory(source, data_dir)
+    files = shards.find_shards(directory, split)
+    known = open_x.keys_of(directory, split)
+    table = known or open_x.Keys()
+    units = list(find_units(files))
+    record, features = _first_record(directory, units)
+    keys = {
+        "image": table.image if image_key is None else image_key,
+        "action": table.action if action_key is None else action_key,
+        "instruction": table.instruction if instruction_key is None else instruction_key,
+        "state": state_key,
+    }
+    widths = _check_keys(open_x.name_of(directory, split), keys, record, features)
+    fps = float(fps or table.fps)
+    if not fps and not _fps(features, record):
+        raise ValueError(
+            f"{directory} does not say how many steps a second has: its episodes lack {schema.FPS}"
+            + (
+                ", and sources on this data set disagree"
+                if known
+                else ", and its name is not in the table of Open X-Embodiment"
+            )
+            + " (--fps)"
+        )
+    settings = decode.VideoSettings(fps or 1.0, size[0], size[1], fit, quality, 0.0, 0.0)
+    name = name or conversion.default_name(out)
+    spec = schema.EpisodeSpec(
+        image_shape=(*size, 3),
+        action_dim=widths["action"],
+        state_dim=widths["state"],
+        language=bool(keys["instruction"]),
+        source=name,
+        fps=fps,
+    )
+    report = conversion.convert(
+        RldsSource(
+            directory,
+            keys["image"],
+            keys["action"],
+            keys["state"],
+            keys["instruction"],
+            settings,
+            spec,
+        ),
+        units,
+        out,
+        options,
+        name=name,
+        settings={
+            **dataclasses.asdict(settings),
+            **{f"{what}_key": key for what, key in keys.items()},
+            "source_split": split,
+            "source_hash": conversion.hash_of_files(directory, [path.name for path in files]),
+        },
+    )
+    report.notes |= {
+        "keys": "of Open X-Embodiment's table, where not given" if known else "given or standard",
+        "image": keys["image"],
+        "action": f"{keys['action']} ({widths['action']} numbers)" if widths["action"] else "none",
+        "instruction": keys["instruction"] or "none",
+        "fps": fps or f"of {schema.FPS}",
+    }
+    if other := [key for key in _cameras(features, record) if key != keys["image"]]:
+        report.notes["other cameras"] = ", ".join(other)
+    return report
+
+
+def find_directory(source: str | Path, data_dir: str | Path | None = None) -> Path:
+    """Of the shards; a data set that is given by name is looked up by TFDS."""
+    directory = Path(source)
+    if directory.is_dir():
+        return directory
+    if data_dir is None:
+        raise FileNotFoundError(
+            f"{source} is no directory; for a data set by name say where TFDS keeps it (--data_dir)"
+        )
+    try:
+        from tensorflow_datasets.core import DatasetNotFoundError, read_only_builder
+    except ImportError as error:
+        raise ValueError(
+            f"finding {source!r} by name needs tensorflow-datasets ({error}); give the directory "
+            "with its shards instead"
+        ) from error
+    try:  # not tfds.builder: it asks the network for the sets that it knows
+        found = read_only_builder.builder_from_files(str(source), data_dir=os.fspath(data_dir))
+    except DatasetNotFoundError as error:
+        raise FileNotFoundError(f"TFDS finds no {source!r} in {data_dir} (--data_dir)") from error
+    return Path(found.data_dir)
+
+
+def find_units(files: list[Path]) -> Iterator[conversion.Unit]:
+    """An episode each; what cannot be found in a damaged shard is one bad unit."""
+    for path in files:
+        number = -1
+        try:
+            for number, offset, length in tfrecord.scan_records(path):
+                work = (path.name, number, offset, length)
+                yield conversion.Unit(f"{path.name}:{number}", work, size=length)
+        except tfrecord.RecordError as error:
+            yield conversion.Unit(f"{path.name}:{number + 1} and what follows", error.reason)
+
+
+def _first_record(
+    directory: Path, units: list[conversion.Unit]
+) -> tuple[bytes, dict[str, tfrecord.Feature]]:
+    """The first episode that can be read."""
+    for unit in units:
+        if isinstance(unit.work, str):
+            continue
+        shard, number, offset, length = unit.work
+        try:
+            record = tfrecord.read_payload(directory / shard, number, offset, length)
+            return record, tfrecord.parse_example(record)
+        except tfrecord.RecordError:
+            continue
+    raise ValueError(f"{directory}: none of its {len(units)} records can be read")
+
+
+def _check_keys(
+    data_set: str, keys: dict[str, str], record: bytes, features: fields.Features
+) -> dict[str, int]:
+    """Numbers a step of action and state. Raises ValueError for what is not there."""
+
+    def fail(what: str, reason: str) -> ValueError:
+        return ValueError(
+            f"--{what}_key {keys[what]!r}: {reason} in {data_set!r}, which has "
+            f"{fields.listing(features, record)}"
+        )
+
+    cameras = _cameras(features, record)
+    if keys["image"] not in cameras:
+        raise fail("image", "no such images")
+    steps = len(features[schema.OBSERVATION + keys["image"]].spans)
+    widths = {}
+    for what in ("action", "state"):
+        try:
+            values = fields.numbers(features, record, steps, keys[what])
+        except fields.FieldError as error:
+            raise fail(what, str(error)) from error
+        if values is None and keys[what]:
+            raise fail(what, 'no such numbers ("" for none)')
+        widths[what] = 0 if values is None else values.shape[1]
+    if keys["instruction"] and "steps/" + keys["instruction"] not in features:
+        raise fail("instruction", 'no such texts ("" for none)')
+    return widths
+
+
+def _cameras(features: fields.Features, record: bytes) -> list[str]:
+    found = []
+    for key, feature in sorted(features.items()):
+        if key.startswith(schema.OBSERVATION) and feature.kind == tfrecord.BYTES and feature.spans:
+            offset, length = feature.spans[0]
+            if fields.is_picture(record[offset : offset + length]):
+                found.append(key.removeprefix(schema.OBSERVATION))
+    return found
+
+
+def _stretches(texts: list[str], steps: int) -> list[tuple[int, int, str]]:
+    """(first step, step after the last, instruction); a blank is no other instruction."""
+    different = set(texts) - {""}
+    if len(different) <= 1:
+        return [(0, steps, different.pop() if different else "")]
+    bounds = [0, *(step for step in range(1, steps) if texts[step] != texts[step - 1]), steps]
+    return [(a, b, texts[a]) for a, b in zip(bounds, bounds[1:], strict=False)]
+
+
+def _reward(features: fields.Features, record: bytes, steps: int) -> np.ndarray | None:
+    feature = features.get(schema.REWARD)
+    if feature is None or feature.kind != tfrecord.FLOAT:
+        return None
+    values = feature.floats(record)
+    return values if len(values) == steps else None
+
+
+def _fps(features: fields.Features, record: bytes) -> float:
+    """By the metadata, 0 where they do not say."""
+    feature = features.get(schema.FPS)
+    if feature is None or feature.kind not in (tfrecord.FLOAT, tfrecord.INT64):
+        return 0.0
+    values = (feature.ints if feature.kind == tfrecord.INT64 else feature.floats)(record)
+    return float(values[0]) if len(values) else 0.0
+
+
+def _metadata(features: fields.Features, record: bytes, name: str) -> str:
+    feature = features.get(schema.METADATA + name)
+    if feature is None or feature.kind != tfrecord.BYTES or not feature.spans:
+        return ""
+    return feature.byte_items(record)[0].decode(errors="replace")

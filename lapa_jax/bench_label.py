@@ -1,0 +1,109 @@
+"""`lapa bench label`: labelling a corpus on this machine, beside the forward pass that it consists
+of.
+
+Rounds of both take turns. The forward pass has its frames on the devices already; labelling reads,
+decodes and sends them, fetches the codes and writes the label set of a corpus that is made for it.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from data_pipelines import bench_corpus
+from data_pipelines.labels import LabelSetWriter
+from experiments import base
+from lapa_jax import label, pairs, runs, stages
+
+ROUNDS = 3
+WINDOW_SECONDS = 0.5
+
+
+def _demo() -> tuple[Any, int]:
+    return base.quantizer_model(), 64
+
+
+def _released() -> tuple[Any, int]:
+    return base.legacy_quantizer_model(), 256
+
+
+QUANTIZERS = {"demo": _demo, "released": _released}  # (model, pixels)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", choices=sorted(QUANTIZERS), default="demo")
+    parser.add_argument("--batch", type=int, default=pairs.BATCH, help="pairs in a batch")
+    parser.add_argument(
+        "--workdir", default="runs/bench_label", help="keeps the corpus (default: runs/bench_label)"
+    )
+
+
+def throughput(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row; a round is args.steps batches."""
+    run = _run(args.config, args.dtype)
+    encode = label.Encoder(
+        run, lambda *held, frames: run.stage.quantize(*held, frames[:, 0], frames[:, 1])
+    )
+    batch = encode.batch(args.batch)
+    size = run.config.data.image_size[0]
+    episodes = -(-args.steps * batch // 30)  # an episode has about 40 frames, 35 pairs
+    shape = bench_corpus.Shape(episodes=episodes, size=size)
+    directory = bench_corpus.make(Path(args.workdir), shape)
+    corpus = {"path": str(directory), "window_seconds": WINDOW_SECONDS}
+    source = pairs.Pairs(run.config, corpus, batch=batch)
+    rows = source.rows[: args.steps * batch]
+    resident = encode.put(next(source.batches(rows[:batch])).frames)
+    jax.block_until_ready(encode(resident))  # compiled
+    forward, labelling = [], []
+    for _ in range(ROUNDS):
+        forward.append(len(rows) / _forward_seconds(encode, resident, len(rows) // batch))
+        labelling.append(len(rows) / _label_seconds(source, rows, encode))
+    ratios = [a / b for a, b in zip(labelling, forward, strict=True)]
+    return [
+        {
+            "config": args.config,
+            "batch": batch,
+            "pairs": len(rows),
+            "forward_pairs_per_second": round(statistics.median(forward), 2),
+            "label_pairs_per_second": round(statistics.median(labelling), 2),
+            "fraction_of_forward": round(statistics.median(ratios), 4),
+        }
+    ]
+
+
+def _run(name: str, dtype: str) -> runs.Run:
+    """A quantizer of random parameters."""
+    config = base.stage_defaults("quantizer")
+    config.model, size = QUANTIZERS[name]()
+    config.data.image_size = (size, size)
+    config.compute_dtype = dtype
+    stage = stages.build(config, {})
+    params, variables = stage.init(jax.random.key(0))
+    return runs.Run(Path(), 0, config, stage, params, variables, {}, {}, "random")
+
+
+def _forward_seconds(encode: label.Encoder, resident: jax.Array, batches: int) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready([encode(resident) for _ in range(batches)])
+    return time.perf_counter() - start
+
+
+def _label_seconds(source: pairs.Pairs, rows: np.ndarray, encode: label.Encoder) -> float:
+    model = encode.run.stage.model_config
+    provenance = {
+        "quantizer_hash": encode.run.params_hash,
+        "window_seconds": source.window_seconds,
+        "codebook_size": model.codebook_size,
+        "code_length": model.code_length,
+        "code_version": runs.code_version(),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        with LabelSetWriter(folder, "bench", source.index, provenance=provenance) as writer:
+            label.write(writer, source, rows, encode, max_bad_fraction=0.0)
+        return time.perf_counter() - start
