@@ -94,7 +94,10 @@ def stage_defaults(stage: str) -> ConfigDict:
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every_steps = 500
-    config.checkpoint.keep = 2
+    # Also when so long has passed since the last one; looked at when metrics are logged. 0.0: not.
+    config.checkpoint.every_minutes = 0.0
+    config.checkpoint.keep = 2  # the newest
+    config.checkpoint.keep_every_steps = 0  # besides, those of steps that this divides; 0: none
     return config
 
 

@@ -2,13 +2,13 @@
 
 The state of a run is its checkpoint (TrainState) and the step; the batch of a step is a pure
 function of (seed, step), so a run that was killed continues to bitwise the same result.
+
+Every process of a run executes all of it; only files of the workdir are written by process 0 alone.
 """
 
 import argparse
 import contextlib
 import dataclasses
-import signal
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from lapa_jax.training import memory
 from lapa_jax.training import state as states
 from lapa_jax.training.checkpoint import Checkpoints
 from lapa_jax.training.metrics import Alarms, LateMetrics, MetricWriter, Progress, check_finite
+from lapa_jax.training.steps import SavePolicy
 from lapa_jax.training.throughput import Throughput
 
 EXIT_RESTART = 75  # stopped by a signal after saving: the same command continues
@@ -41,27 +42,32 @@ def main(argv: list[str]) -> int:
         description="Train a stage. The same command on the same --workdir continues a run.",
     )
     parser.add_argument("--workdir", required=True, help="directory of the run")
+    distributed.add_flags(parser)
     args, config = configs.parse(parser, argv)
-    distributed.initialize()
-    return 0 if train(config, args.workdir) else EXIT_RESTART
+    distributed.initialize_from(args)
+    with distributed.leaving_on_error():
+        return 0 if train(config, args.workdir) else EXIT_RESTART
 
 
 def train(config: ConfigDict, workdir: str | Path) -> bool:
     """Trains to `config.steps`; False if a signal stopped it before (after saving)."""
-    workdir = runs.claim(workdir, config)
+    workdir = Path(workdir)
+    distributed.on_first(lambda: runs.claim(workdir, config))
 
     # --- Data and stage -------------------------------------------------------------------------
     mesh = make_mesh(config.mesh)
     host, num_hosts = sharding.loader_shard(mesh)
     stage_class = stages.get(config.stage)
-    loader = loaders.Loader(
-        config.data,
-        fields=stage_class.fields_of(config),
-        global_batch=config.global_batch,
-        seed=config.seed,
-        host=host,
-        num_hosts=num_hosts,
-        prepare=lambda batch: stage.prepare(batch),
+    loader = distributed.together(
+        lambda: loaders.Loader(
+            config.data,
+            fields=stage_class.fields_of(config),
+            global_batch=config.global_batch,
+            seed=config.seed,
+            host=host,
+            num_hosts=num_hosts,
+            prepare=lambda batch: stage.prepare(batch),
+        )
     )
     pretrained = runs.load(config.init_from) if config.init_from else None
     assets = _assets(workdir, config, stage_class, loader.mixture, pretrained)
@@ -71,7 +77,11 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
     program = programs.build(config, stage, mesh)
 
     # --- State: restore, or initialise (from another run's parameters where the config asks) ----
-    checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
+    checkpoints = Checkpoints(
+        workdir / "checkpoints",
+        keep=config.checkpoint.keep,
+        keep_period_steps=config.checkpoint.keep_every_steps or None,
+    )
     if checkpoints.latest_step() is not None:
         state, meta = checkpoints.restore(program.state)
         loaders.check_fingerprint(meta["data"], loader.fingerprint(int(state.step)))
@@ -82,14 +92,18 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
         state = program.init(jax.random.key(config.seed))
         if pretrained is not None:
             state, report = _start_from(pretrained, state, program)
-            runs.write_json(workdir / "init_from.json", report)
+            distributed.on_first(lambda: runs.write_json(workdir / "init_from.json", report))
         state, frozen_from = _adopt_frozen(state, program)
     start = int(state.step)
     provenance = _provenance(loader.mixture, pretrained, frozen_from)
     _log_size(state, program)
 
     # --- Loop -----------------------------------------------------------------------------------
-    writer = MetricWriter(workdir, step=start)
+    saving = SavePolicy(
+        config.checkpoint.every_steps, config.checkpoint.every_minutes, config.log_every_steps
+    )
+    first = distributed.is_first()
+    writer = MetricWriter(workdir, step=start) if first else None
     progress = Progress(config.steps, start, name=config.stage)
     throughput = Throughput(config.global_batch)
     alarms = Alarms(stage.alarms)
@@ -98,7 +112,7 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
     def settle(due: list[tuple[int, dict[str, Any]]]) -> None:
         for step, metrics in due:
             check_finite(step, metrics)
-            if step % config.log_every_steps == 0 or step == config.steps:
+            if first and (step % config.log_every_steps == 0 or step == config.steps):
                 speed = throughput.report()
                 writer.write(step, metrics | speed)
                 alarms.check(step, metrics)
@@ -106,11 +120,13 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(checkpoints)
-        stack.enter_context(writer)
+        if first:
+            stack.enter_context(writer)
         stack.enter_context(loader)
         stack.callback(progress.close)
-        stopped = stack.enter_context(_stop_signal())
+        stopped = stack.enter_context(distributed.stop_signal())
         batches = stack.enter_context(contextlib.closing(loader.iterate(start)))
+        stack.enter_context(distributed.leaving_on_error())  # before anything above is closed
 
         def fetch() -> dict[str, jax.Array]:
             with throughput.waiting_for_data():
@@ -124,8 +140,8 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
             settle(late.push(step, metrics))  # of the step before, which is counted already
             throughput.step()
 
-            last, interrupted = step == config.steps, stopped.is_set()
-            if last or interrupted or step % config.checkpoint.every_steps == 0:
+            last, interrupted = step == config.steps, stopped()
+            if saving.due(step) or last or interrupted:
                 settle(late.flush())  # no state is saved that is not finite
                 meta = {
                     "config": configs.to_dict(config),
@@ -153,7 +169,10 @@ def _assets(
     """The run's small files: made once, from the data or the run it starts from, then kept."""
     directory = workdir / "assets"
     done = directory / "complete"
-    if not done.exists():
+
+    def make() -> None:
+        if done.exists():
+            return
         directory.mkdir(exist_ok=True)
         made = stage_class.make_assets(
             config,
@@ -165,7 +184,17 @@ def _assets(
         for name, data in made.items():
             (directory / name).write_bytes(data)
         done.touch()
-    return {p.name: p.read_bytes() for p in sorted(directory.iterdir()) if p != done}
+
+    def read() -> dict[str, bytes]:
+        if not done.exists():
+            raise FileNotFoundError(
+                f"{done} is not here, though process 0 has made it: --workdir must be on a file "
+                f"system that all hosts share"
+            )
+        return {p.name: p.read_bytes() for p in sorted(directory.iterdir()) if p != done}
+
+    distributed.on_first(make)
+    return distributed.together(read)
 
 
 def _actions(mixture: Mixture) -> np.ndarray:
@@ -182,7 +211,7 @@ def _start_from(
     params, report = surgery.head_swap(pretrained.params, program.stage.model, key)
     logging.info("init_from %s: %s", pretrained.workdir, report)
     shardings = program.shardings
-    params = jax.device_put(params, shardings.params)
+    params = sharding.place(params, shardings.params)
     ema = None if state.ema is None else states.first_average(params, program.optimizer)
     opt_state = jax.jit(program.optimizer.init, out_shardings=shardings.opt_state)(params)
     return state.replace(params=params, ema=ema, opt_state=opt_state), dataclasses.asdict(report)
@@ -220,7 +249,7 @@ def _adopt_frozen(
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"{key}={workdir!r}: {error}") from error
     logging.info("%s %s: step %d, parameters %s", key, workdir, run.step, run.params_hash)
-    variables = jax.device_put(variables, program.shardings.variables)
+    variables = sharding.place(variables, program.shardings.variables)
     return state.replace(variables=variables), run.params_hash
 
 
@@ -244,22 +273,6 @@ def _log_size(state: states.TrainState, program: programs.Program) -> None:
     mesh = dict(program.mesh.shape)
     logging.info("%.2f M parameters, mesh %s, preset %s", count / 1e6, mesh, program.preset)
     logging.info("over all devices: %s\n%s", gib, program.optimizer.table(state.params))
-
-
-@contextlib.contextmanager
-def _stop_signal():
-    """An event set by SIGTERM (preemption) or Ctrl-C: the step in flight is finished and saved."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    names = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(name, lambda *_: stop.set()) for name in names]
-    try:
-        yield stop
-    finally:
-        for name, handler in zip(names, before, strict=True):
-            signal.signal(name, handler)
 
 
 if __name__ == "__main__":

@@ -193,7 +193,7 @@ def result(workdir: Path) -> dict:
     step = checkpoint.list_steps(directory)[-1]
     meta, records = checkpoint._read_meta(directory, step)
     arrays = {
-        f"{item}/{'/'.join(path)}": record["xxh3_64"]
+        f"{item}/{'/'.join(path)}": record["checksum"]
         for item, paths in records.items()
         for path, record in paths.items()
     }
@@ -212,11 +212,12 @@ def logged_step(workdir: Path) -> int:
     return json.loads(lines[-1])["step"] if lines else 0
 
 
-def command(arguments: list[str], output: IO[str]) -> subprocess.Popen:
-    """`python -m lapa_jax ARGUMENTS` on one device, compiled as under `quick_compile`."""
+def command(arguments: list[str], output: IO[str], devices: int = 1) -> subprocess.Popen:
+    """`python -m lapa_jax ARGUMENTS`, compiled as under `quick_compile`."""
     environment = os.environ | {
         "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false",
         "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_DEFAULT_MATMUL_PRECISION": "highest",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }

@@ -1,18 +1,50 @@
-"""Start-up of a multi-process run: explicit, once, before anything touches a device.
+"""Several processes as one run: start-up, agreement, a common stop, and an end when one is lost.
 
-On one process, with no sign of a cluster in the environment, `initialize` starts nothing. It always
-logs the devices, so that a run on the wrong machine is seen in its first lines.
+`initialize` comes once, before anything touches a device. On one process, with no sign of a cluster
+in the environment, it starts nothing. It always logs the devices, so that a run on the wrong
+machine is seen in its first lines. Everything else here costs nothing on one process.
 """
 
+import argparse
+import contextlib
+import itertools
 import os
-from collections.abc import Mapping
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
+
+T = TypeVar("T")
+
+HEARTBEAT_SECONDS = 60
+EXIT_ALONE = 70  # ended without the other processes: one of them, or this one, has failed
 
 # Variables that a launcher sets on every process of a run; a count must exceed one to matter.
+VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")  # as the flags
 _PRESENT = ("JAX_COORDINATOR_ADDRESS", "COORDINATOR_ADDRESS", "MEGASCALE_COORDINATOR_ADDRESS")
 _COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "JAX_NUM_PROCESSES")
+
+_LOST = (
+    "\nIf this is because another process was lost, its own log and its machine tell why. The run "
+    "continues from its newest complete checkpoint when all processes are started again"
+)
+
+_asked = itertools.count(1)
+_heartbeat_seconds = HEARTBEAT_SECONDS
+_leaving: threading.Timer | None = None
+
+
+class OtherProcessError(RuntimeError):
+    """What all processes were doing has failed on another one."""
+
+
+# --- Start-up ---
 
 
 def in_cluster(environ: Mapping[str, str] = os.environ) -> bool:
@@ -27,6 +59,28 @@ def in_cluster(environ: Mapping[str, str] = os.environ) -> bool:
     return len(environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
 
 
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `initialize`, for a verb that runs on several processes."""
+    group = parser.add_argument_group(
+        "several processes", "found by themselves on TPU pods and under Slurm or Open MPI"
+    )
+    group.add_argument("--coordinator_address", help="HOST:PORT on which process 0 will listen")
+    group.add_argument("--num_processes", type=int, help="of the run")
+    group.add_argument("--process_id", type=int, help="of this process, from 0")
+    group.add_argument(
+        "--multihost",
+        action="store_true",
+        default=None,
+        help="for TPU pods that only their metadata server tells of",
+    )
+    group.add_argument(
+        "--heartbeat_seconds",
+        type=int,
+        default=HEARTBEAT_SECONDS,
+        help="a process unheard of for so long is lost, and the others end (default: %(default)s)",
+    )
+
+
 def initialize(
     *,
     coordinator_address: str | None = None,
@@ -34,18 +88,25 @@ def initialize(
     process_id: int | None = None,
     multihost: bool | None = None,
     require_accelerator: bool = False,
-    heartbeat_seconds: int = 60,
+    heartbeat_seconds: int = HEARTBEAT_SECONDS,
 ) -> None:
     """Connects the processes of a run; a second call is an error unless it has nothing to do.
 
-    With no addresses given, jax.distributed finds them (Cloud TPU, GKE, Slurm, Open MPI). TPU pods
-    that announce themselves only through their metadata server need multihost=True.
+    With no addresses given, they are those of JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID, where all three are set; else jax.distributed finds them (Cloud TPU, GKE, Slurm,
+    Open MPI). TPU pods that announce themselves only through their metadata server need
+    multihost=True.
     """
+    global _heartbeat_seconds
+    given = (coordinator_address, num_processes, process_id)
+    if given == (None, None, None) and all(os.environ.get(name) for name in VARIABLES):
+        coordinator_address = os.environ[VARIABLES[0]]
+        num_processes, process_id = (int(os.environ[name]) for name in VARIABLES[1:])
     explicit = coordinator_address is not None
-    if explicit and (num_processes is None or process_id is None):
+    if None in (coordinator_address, num_processes, process_id) and given != (None, None, None):
         raise ValueError(
-            f"coordinator_address={coordinator_address!r} needs num_processes and process_id, got "
-            f"{num_processes} and {process_id}"
+            f"coordinator_address={coordinator_address!r}, num_processes={num_processes} and "
+            f"process_id={process_id}: give all three, or none where the cluster tells them"
         )
     if multihost is False and explicit:
         raise ValueError(f"multihost=False contradicts coordinator_address={coordinator_address!r}")
@@ -63,6 +124,7 @@ def initialize(
             process_id=process_id,
             heartbeat_timeout_seconds=heartbeat_seconds,
         )
+        _heartbeat_seconds = heartbeat_seconds
     devices = jax.devices()
     logging.info(
         "process %d of %d: %d local of %d devices, %s (%s)",
@@ -78,3 +140,129 @@ def initialize(
             "require_accelerator is set, but JAX sees only CPU devices: install the jax[cuda12] or "
             "jax[tpu] extra, check JAX_PLATFORMS, or unset require_accelerator"
         )
+
+
+def initialize_from(args: argparse.Namespace) -> None:
+    """`initialize` with what the flags of `add_flags` say."""
+    initialize(
+        coordinator_address=args.coordinator_address,
+        num_processes=args.num_processes,
+        process_id=args.process_id,
+        multihost=args.multihost,
+        heartbeat_seconds=args.heartbeat_seconds,
+    )
+
+
+def is_first() -> bool:
+    """Whether this is process 0, which alone writes the files of a run."""
+    return jax.process_index() == 0
+
+
+# --- Agreement: every process must make these calls, in the same order ---
+
+
+def exchange(text: str) -> list[str]:
+    """What each process says, in their order; waits for the last."""
+    if jax.process_count() == 1:
+        return [text]
+    data = np.frombuffer(text.encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(data.size))
+    longest = int(lengths.max())
+    if longest == 0:
+        return [""] * len(lengths)
+    # Of few sizes: each is one more program to compile.
+    padded = np.zeros(max(256, 1 << (longest - 1).bit_length()), np.uint8)
+    padded[: data.size] = data
+    rows = multihost_utils.process_allgather(padded)
+    return [row[:size].tobytes().decode() for row, size in zip(rows, lengths, strict=True)]
+
+
+def together(action: Callable[[], T]) -> T:
+    """Runs `action` on every process; if it fails on one of them, all raise.
+
+    It must not wait for other processes: one that fails would leave them waiting.
+    """
+    result, error = None, None
+    try:
+        result = action()
+    except Exception as raised:
+        error = raised
+    told = exchange("" if error is None else f"{type(error).__name__}: {error}")
+    if error is not None:
+        raise error
+    failed = [f"process {number}: {text}" for number, text in enumerate(told) if text]
+    if failed:
+        raise OtherProcessError("\n".join(failed))
+    return result
+
+
+def on_first(action: Callable[[], Any]) -> None:
+    """Runs `action` on process 0, for what is done once in a run: files. The others wait for it,
+    and raise if it fails. It must not compute on devices: those are of all processes."""
+    together(lambda: action() if is_first() else None)
+
+
+# --- The end ---
+
+
+@contextlib.contextmanager
+def stop_signal() -> Iterator[Callable[[], bool]]:
+    """`stopped()`: whether SIGTERM (preemption) or Ctrl-C asks to stop after this step.
+
+    With several processes, a signal to any of them stops all after the same step: all must ask
+    after every step. JAX catches the signal, and the processes agree on which time of asking beside
+    the training, through the coordinator, so that asking takes no collective and no time.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    if jax.process_count() > 1:
+        # Only Ctrl-C is ours: a handler for SIGTERM would take the place of JAX's.
+        handlers = {signal.SIGINT: lambda *_: os.kill(os.getpid(), signal.SIGTERM)}
+        # They agree on the one after the latest number: all numbers must occur, from 1. Steps do
+        # not, in a run that continues.
+        stopped = lambda: multihost_utils.reached_preemption_sync_point(next(_asked))  # noqa: E731
+    else:
+        stop = threading.Event()
+        handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT), lambda *_: stop.set())
+        stopped = stop.is_set
+    before = {name: signal.signal(name, handler) for name, handler in handlers.items()}
+    try:
+        yield stopped
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
+@contextlib.contextmanager
+def leaving_on_error() -> Iterator[None]:
+    """After an error this process ends in time, however long the others could keep it waiting.
+
+    They may be lost, and with them every collective and barrier that an orderly end would wait for.
+    JAX ends processes when one is unheard of for the heartbeat, and names it; where that does not
+    come, this one ends after twice the heartbeat, and so the others find out.
+    """
+    global _leaving
+    try:
+        yield
+    except BaseException as error:
+        if jax.process_count() > 1 and _leaving is None:
+            logging.error(
+                "process %d of %d fails: %s: %s%s",
+                jax.process_index(),
+                jax.process_count(),
+                type(error).__name__,
+                error,
+                _LOST if isinstance(error, jax.errors.JaxRuntimeError) else "",
+            )
+            _leaving = threading.Timer(2 * _heartbeat_seconds, _leave)
+            _leaving.daemon = True
+            _leaving.start()
+        raise
+
+
+def _leave() -> None:
+    logging.error("process %d ends without the others", jax.process_index())
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_ALONE)

@@ -166,6 +166,18 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def place(tree: Any, shardings: Any) -> Any:
+    """Arrays that every process has whole, the same on all -> global arrays."""
+
+    def put(x: Any, sharding: NamedSharding) -> jax.Array:
+        if sharding.is_fully_addressable:
+            return jax.device_put(x, sharding)
+        whole = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: whole[index])
+
+    return jax.tree.map(put, tree, shardings)
+
+
 # --- Activations: rules in force while a function is traced ---
 
 _RULES: contextvars.ContextVar[tuple[Mesh, str] | None] = contextvars.ContextVar(

@@ -4,13 +4,17 @@ The only file that imports Orbax: its v0 CheckpointManager, which is complete (v
 `experimental`, and the two read each other's JSON items no more). Orbax commits a step by an atomic
 rename, but restores flipped bytes and other dtypes in silence: `meta` holds a checksum, dtype and
 shape of every array, and nothing is returned that does not match them.
+
+Under several processes all of them make every call here, on one file system, and agree on its
+outcome: each reads by itself what its devices hold, tells whether it could, and all take the same
+step. Process 0 alone renames and removes.
 """
 
 import dataclasses
 import errno
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +23,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
+from lapa_jax.training import checksum, steps
 from lapa_jax.training.manifest import (
     ITEMS,
     ArrayPaths,
     CheckpointDamagedError,
-    CheckpointError,
     CheckpointMismatchError,
     CheckpointSaveError,
     Records,
-    array_checksum,
     check_same,
     decode_meta,
     encode_meta,
@@ -39,6 +42,7 @@ from lapa_jax.training.manifest import (
     storable,
 )
 from lapa_jax.training.state import TrainState
+from lapa_jax.training.steps import list_steps
 
 # A chunk is compressed as a whole, and a data file written when it is full: what is encoded and not
 # yet written is held in memory.
@@ -56,8 +60,16 @@ class LoadedModel:
     meta: dict
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, which does not ask for itself whether to stop: `distributed.stop_signal` counts."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
 class Checkpoints:
-    """Saves and restores the steps of one run; the directory has one writer."""
+    """Saves and restores the steps of one run; the directory has one writer, which may be a run of
+    several processes."""
 
     def __init__(
         self,
@@ -69,18 +81,13 @@ class Checkpoints:
     ):
         """`largest_bytes`: of any array that will be saved. With it, little more than that is in
         memory of what is being written; without, as much as the disk lags behind."""
-        if jax.process_count() > 1:
-            raise CheckpointError(
-                f"{jax.process_count()} processes: checksums are computed per array by one process "
-                f"(array_checksum in lapa_jax/training/checkpoint.py); run one process"
-            )
         if keep < 1:
             raise ValueError(f"keep={keep} checkpoints: at least 1")
         self.directory = Path(directory).absolute()
         self.damaged: list[tuple[int, str]] = []  # (step, reason) met by restore
         self._pending: int | None = None  # the step being saved
         self._failed: list[int] = []  # steps whose saving raised
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self.directory,
             item_handlers=None if largest_bytes is None else _thrifty_handlers(largest_bytes),
             options=ocp.CheckpointManagerOptions(
@@ -163,7 +170,7 @@ class Checkpoints:
                 logging.error("closing %s: %s", self.directory, e)
                 error = error or e
         # Only now: threads of a failed save may write on for a while after the error.
-        for step in self._failed:
+        for step in self._failed if jax.process_index() == 0 else ():
             for leftover in self.directory.glob(f"{step}.orbax-checkpoint-tmp*"):
                 try:
                     shutil.rmtree(leftover)
@@ -191,9 +198,9 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """The newest step; None only where nothing was ever saved."""
-        steps = self.steps()
-        if steps:
-            return steps[-1]
+        saved = self.steps()
+        if saved:
+            return saved[-1]
         damaged = sorted(path.name for path in self.directory.glob("*.damaged*"))
         if damaged:
             raise CheckpointDamagedError(
@@ -213,34 +220,28 @@ class Checkpoints:
         """
         wanted = split_items(abstract_state)
 
-        def read(step: int) -> tuple[TrainState, dict]:
+        def read(step: int) -> _Step:
             meta, records = _read_meta(self.directory, step)
             check_same(records, wanted, f"{self.directory}/{step}")
-            found = _read_items(self.directory, step, records, wanted)
-            return join_items(abstract_state, found), meta
+            return _read_items(self.directory, step, meta, records, wanted)
 
-        step, (state, meta), self.damaged = _newest_readable(self.directory, step, read)
+        found, self.damaged = steps.newest_sound(self.directory, step, read, _verify)
         for number, _ in self.damaged:
-            aside = _quarantine(self.directory, number)
-            logging.error("step %d renamed to %s", number, aside)
+            steps.quarantine(self.directory, number)
         if self.damaged:
             self._manager.reload()
-        return state, meta
-
-
-def list_steps(directory: str | Path) -> list[int]:
-    """Complete steps in a checkpoint directory, oldest first."""
-    directory = Path(directory)
-    if not directory.is_dir():
-        return []
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
+        return join_items(abstract_state, found.items), found.meta
 
 
 def load_meta(directory: str | Path, step: int | None = None) -> dict:
     """Meta of a step (default: the newest), with assets as bytes; reads no arrays."""
-    return _newest_readable(
-        Path(directory).absolute(), step, lambda s: _read_meta(Path(directory).absolute(), s)[0]
-    )[1]
+    directory = Path(directory).absolute()
+
+    def read(step: int) -> _Step:
+        meta, records = _read_meta(directory, step)
+        return _read_items(directory, step, meta, records, {})
+
+    return steps.newest_sound(directory, step, read, _verify)[0].meta
 
 
 def load_params(
@@ -262,7 +263,7 @@ def load_params(
     everywhere = shardings if isinstance(shardings, jax.sharding.Sharding) else None
     placed = None if shardings is None or everywhere else paths_of(shardings)
 
-    def read(step: int) -> LoadedModel:
+    def read(step: int) -> _Step:
         meta, records = _read_meta(directory, step)
         if source not in records:
             raise CheckpointMismatchError(
@@ -290,64 +291,17 @@ def load_params(
                 item: {path: _abstract(records[item][path], everywhere) for path in paths}
                 for item, paths in wanted.items()
             }
-        found = _read_items(directory, step, {k: records[k] for k in wanted}, wanted)
-        return LoadedModel(
-            step=step,
-            params=nest({p: x for name in sources for p, x in found[name].items()}),
-            variables=nest(found.get("variables", {})),
-            meta=meta,
-        )
+        return _read_items(directory, step, meta, {k: records[k] for k in wanted}, wanted)
 
-    return _newest_readable(directory, step, read)[1]
-
-
-# --- Which step ---
-
-
-def _newest_readable(
-    directory: Path, step: int | None, read: Callable[[int], Any]
-) -> tuple[int, Any, list[tuple[int, str]]]:
-    """(step, what `read` gives, damaged steps passed over); an asked step has no substitute."""
-    steps = list_steps(directory)
-    if step is not None and step not in steps or not steps:
-        raise FileNotFoundError(
-            f"no checkpoint {'' if step is None else f'of step {step} '}in {directory}; "
-            f"steps there: {steps}"
-        )
-    damaged: list[tuple[int, str]] = []
-    for candidate in [step] if step is not None else reversed(steps):
-        try:
-            result = read(candidate)
-        except (CheckpointMismatchError, MemoryError, PermissionError):
-            raise
-        except Exception as error:
-            if "RESOURCE_EXHAUSTED" in str(error):  # memory of a device: no damage
-                raise
-            damaged.append((candidate, f"{type(error).__name__}: {str(error)[:500]}"))
-            _warn_damaged(directory, *damaged[-1])
-            continue
-        if damaged:
-            logging.error("CHECKPOINT: using step %d of %s instead", candidate, directory)
-        return candidate, result, damaged
-    listing = "".join(f"\n  step {number}: {reason}" for number, reason in damaged)
-    raise CheckpointDamagedError(
-        f"no readable checkpoint in {directory}:{listing}\nRestore these files from a copy, or "
-        f"move them away to start anew; nothing was changed"
+    found, _ = steps.newest_sound(directory, step, read, _verify)
+    items = found.items
+    averaged = items.pop("ema", {})
+    return LoadedModel(
+        step=found.step,
+        params=nest(items.pop("params", {}) | averaged),
+        variables=nest(items.get("variables", {})),
+        meta=found.meta,
     )
-
-
-def _warn_damaged(directory: Path, step: int, reason: str) -> None:
-    bar = "!" * 80
-    logging.error("\n%s\nDAMAGED CHECKPOINT: %s/%d\n%s\n%s", bar, directory, step, reason, bar)
-
-
-def _quarantine(directory: Path, step: int) -> Path:
-    aside, count = directory / f"{step}.damaged", 1
-    while aside.exists():
-        count += 1
-        aside = directory / f"{step}.damaged{count}"
-    (directory / str(step)).rename(aside)
-    return aside
 
 
 def _is_disk_full(error: BaseException | None) -> bool:
@@ -363,8 +317,19 @@ def _is_disk_full(error: BaseException | None) -> bool:
 # --- Reading ---
 
 
+@dataclasses.dataclass(frozen=True)
+class _Step:
+    """What was read of a step, and what it should be."""
+
+    step: int
+    meta: dict
+    items: dict[str, ArrayPaths]
+    records: Records
+
+
 def _read_meta(directory: Path, step: int) -> tuple[dict, Records]:
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+    handler = ocp.JsonCheckpointHandler()
+    with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as reader:
         meta, records = decode_meta(reader.restore(directory / str(step) / "meta"))
     if meta["step"] != step:
         raise CheckpointDamagedError(f"the directory {step} holds step {meta['step']}")
@@ -374,17 +339,19 @@ def _read_meta(directory: Path, step: int) -> tuple[dict, Records]:
 def _read_items(
     directory: Path,
     step: int,
+    meta: dict,
     records: Records,
     wanted: Mapping[str, ArrayPaths],
-) -> dict[str, ArrayPaths]:
-    """Arrays that match their records, placed as `wanted` says (None: NumPy)."""
+) -> _Step:
+    """Arrays placed as `wanted` says (None: NumPy); what this process holds of them."""
     found: dict[str, ArrayPaths] = {name: {} for name in wanted}
     batches = [
         (name, {path: wanted[name][path] for path in paths})
         for name in wanted
         for paths in _batches({path: records[name][path] for path in wanted[name]})
     ]
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
+    with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as reader:
         for name, arrays in batches:
             tree = reader.restore(
                 directory / str(step) / name,
@@ -394,20 +361,33 @@ def _read_items(
                     partial_restore=len(arrays) < len(records[name]),
                 ),
             )
-            for path, x in paths_of(tree).items():
-                record = records[name][path]
-                where = f"{name}/{'/'.join(path)}"
-                if array_checksum(x) != record["xxh3_64"]:
-                    raise CheckpointDamagedError(f"checksum of {where} differs")
-                if record.get("key_impl"):
-                    x = jax.random.wrap_key_data(x, impl=record["key_impl"])
-                if str(x.dtype) != record["dtype"] or x.shape != tuple(record["shape"]):
-                    raise CheckpointDamagedError(
-                        f"{where} reads as {x.dtype}{list(x.shape)}, "
-                        f"saved as {record['dtype']}{record['shape']}"
-                    )
-                found[name][path] = x
-    return found
+            # Else copies to the device add up, whose memory nothing counts.
+            found[name] |= paths_of(jax.block_until_ready(tree))
+    return _Step(step, meta, found, records)
+
+
+def _verify(read: _Step) -> None:
+    """Compares arrays with their records, and makes keys of what were keys."""
+    checksums = checksum.of_items(read.items)
+    for name, arrays in read.items.items():
+        for path, x in arrays.items():
+            record = read.records[name][path]
+            where = f"{name}/{'/'.join(path)}"
+            if checksums[name][path] != record["checksum"]:
+                raise CheckpointDamagedError(f"checksum of {where} differs")
+            if record.get("key_impl"):
+                x = arrays[path] = jax.random.wrap_key_data(x, impl=record["key_impl"])
+            if str(x.dtype) != record["dtype"] or x.shape != tuple(record["shape"]):
+                raise CheckpointDamagedError(
+                    f"{where} reads as {x.dtype}{list(x.shape)}, "
+                    f"saved as {record['dtype']}{record['shape']}"
+                )
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """For a reader that waits for no other process: one that cannot read must not stop all."""
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
 
 
 def _batches(records: Mapping[tuple[str, ...], dict]) -> Iterator[list[tuple[str, ...]]]:
@@ -437,8 +417,9 @@ def _abstract(record: Mapping[str, Any], sharding: Any) -> jax.ShapeDtypeStruct:
 
 
 def _restore_args(x: Any) -> ocp.RestoreArgs:
-    if x is None:
+    if x is None:  # as NumPy
         return ocp.RestoreArgs(restore_type=np.ndarray)
     shape = jax.eval_shape(jax.random.key_data, x).shape if is_key(x) else x.shape
-    sharding = getattr(x, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    sharding = getattr(x, "sharding", None) or here
     return ocp.ArrayRestoreArgs(sharding=sharding, global_shape=shape)

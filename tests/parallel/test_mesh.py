@@ -1,4 +1,6 @@
-"""Mesh sizes, and start-up on one process."""
+"""Mesh sizes, and start-up."""
+
+import argparse
 
 import jax
 import pytest
@@ -45,6 +47,39 @@ def test_start_up_on_one_process():
         distributed.initialize(require_accelerator=True)
     with pytest.raises(ValueError, match="num_processes"):
         distributed.initialize(coordinator_address="localhost:1")
+    with pytest.raises(ValueError, match="process_id=3: give all three"):
+        distributed.initialize(process_id=3)
+
+
+def test_addresses_come_from_flags_or_from_the_environment(monkeypatch):
+    asked = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **settings: asked.append(settings))
+    parser = argparse.ArgumentParser()
+    distributed.add_flags(parser)
+    flags = "--coordinator_address a:1 --num_processes 2 --process_id 1 --heartbeat_seconds 5"
+    for name, value in zip(distributed.VARIABLES, ("b:2", "3", "2"), strict=True):
+        monkeypatch.setenv(name, value)
+    distributed.initialize_from(parser.parse_args(flags.split()))
+    distributed.initialize_from(parser.parse_args([]))
+    monkeypatch.delenv("JAX_NUM_PROCESSES")  # jax is left to find what is missing
+    distributed.initialize_from(parser.parse_args([]))
+    assert [tuple(settings.values()) for settings in asked] == [
+        ("a:1", 2, 1, 5),
+        ("b:2", 3, 2, 60),
+        (None, None, None, 60),
+    ]
+
+
+def test_what_fails_on_one_process_fails_on_all(monkeypatch):
+    """As three processes see it that say the same but for the last."""
+    assert distributed.together(lambda: 7) == 7
+    with pytest.raises(KeyError):  # its own error, as it is
+        distributed.together(lambda: {}["missing"])
+    monkeypatch.setattr(distributed, "exchange", lambda text: [text, text, "OSError: no disk"])
+    with pytest.raises(distributed.OtherProcessError, match="^process 2: OSError: no disk$"):
+        distributed.together(lambda: 7)
+    with pytest.raises(KeyError):
+        distributed.on_first(lambda: {}["missing"])
 
 
 @pytest.mark.parametrize(

@@ -11,19 +11,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xxhash
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lapa_jax.parallel import distributed
 from lapa_jax.parallel.mesh import make_mesh
+from lapa_jax.training import checksum
 from lapa_jax.training.checkpoint import Checkpoints, load_meta, load_params
 from lapa_jax.training.manifest import (
     FORMAT_VERSION,
     CheckpointDamagedError,
     CheckpointMismatchError,
     CheckpointSaveError,
-    array_checksum,
 )
 from lapa_jax.training.state import TrainState, with_shardings
+from lapa_jax.training.steps import SavePolicy
 
 # Orbax leaves coroutines behind when it cannot read an array.
 pytestmark = pytest.mark.filterwarnings(
@@ -155,7 +158,7 @@ def test_parameters_load_without_knowing_the_tree(saved):
 def test_state_may_be_donated_as_soon_as_save_returns(tmp_path):
     big = jnp.arange(1 << 20, dtype=jnp.float32)
     state = make_state(1).replace(params={"w": big}, ema=None)
-    expected = array_checksum(big)
+    expected = checksum.of_array(big)
     overwrite = jax.jit(lambda s: jax.tree.map(lambda x: x * 0 - 1, s), donate_argnums=0)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state, {})
@@ -163,7 +166,24 @@ def test_state_may_be_donated_as_soon_as_save_returns(tmp_path):
         del big
         for _ in range(3):
             params = jax.block_until_ready(overwrite(params))
-    assert array_checksum(load_params(tmp_path).params["w"]) == expected
+    assert checksum.of_array(load_params(tmp_path).params["w"]) == expected
+
+
+def test_saves_by_steps_and_by_time(monkeypatch):
+    now = 0.0
+    policy = SavePolicy(10, 1.0, 2, clock=lambda: now)
+    saved = []
+    for step in range(1, 31):
+        now += 13.0 if step < 20 else 1.0
+        if policy.due(step):
+            saved.append(step)
+    assert saved == [6, 10, 16, 20, 30], "60 s are over at steps 5 and 15, which are not looked at"
+    asked = []
+    monkeypatch.setattr(distributed, "exchange", lambda text: asked.append(text) or ["late", text])
+    assert policy.due(32) and not policy.due(33), "the clock of process 0 counts"
+    assert asked == [""]
+    with pytest.raises(ValueError, match="checkpoint.every_steps=0"):
+        SavePolicy(0, 1.0, 2)
 
 
 def test_keeps_the_newest_and_refuses_to_go_back(tmp_path):
@@ -395,19 +415,42 @@ def test_a_write_that_fails_in_the_background_is_not_lost(copied):
     assert load_params(copied).step == 4
 
 
-def test_checksum_ignores_sharding_and_sees_single_bits():
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "bool"])
+def test_checksum_ignores_sharding_and_sees_single_bits(dtype, monkeypatch):
+    """On the devices and by NumPy alike, with an array that is split in any way."""
     mesh = make_mesh(dict(data=1, fsdp=4, seq=1, tensor=2))
-    x = jnp.arange(64, dtype=jnp.bfloat16).reshape(8, 8)
-    sums = {
-        array_checksum(jax.device_put(x, NamedSharding(mesh, spec)))
-        for spec in (P(), P("fsdp"), P(None, "tensor"), P("tensor", "fsdp"), P(("fsdp", "tensor")))
-    }
-    assert sums == {array_checksum(np.asarray(x))}
-    flips = itertools.product((0, 63), (1, 0x8000))
-    words = [np.asarray(x).view(np.uint16).copy() for _ in range(4)]
-    for word, (index, mask) in zip(words, flips, strict=True):
-        word.flat[index] ^= mask
-    assert len(sums | {array_checksum(word) for word in words}) == 5
+    x = np.random.default_rng(0).normal(scale=9, size=(8, 2, 24))
+    x = x > 0 if dtype == "bool" else x.astype(jnp.dtype(dtype))
+    specs = (P(), P("fsdp"), P(None, "tensor", "fsdp"), P(None, None, ("fsdp", "tensor")))
+    parts = [jax.device_put(x, NamedSharding(mesh, spec)) for spec in specs]
+    expected = checksum.of_array(x)
+    assert {checksum.of_array(part) for part in parts} == {expected}
+    monkeypatch.setattr(checksum, "SMALL", 0)
+    assert {checksum.of_array(part) for part in [x, *parts]} == {expected}
+    monkeypatch.undo()
+
+    changed = {expected}
+    width = x.dtype.itemsize
+    bits = [0] if dtype == "bool" else [0, 3, 8 * width - 1]
+    cases = list(itertools.product((0, 1, 24, 383), bits))
+    for index, bit in cases:
+        word = x.copy()
+        word.reshape(-1).view(f"u{width}")[index] ^= 1 << bit
+        changed.add(checksum.of_array(word))
+    swapped = x.copy()
+    swapped[0], swapped[1] = x[1], x[0]
+    changed.add(checksum.of_array(swapped))
+    assert len(changed) == len(cases) + 2
+
+
+def test_an_older_format_is_named(copied):
+    path = copied / "2" / "meta" / "metadata"
+    content = json.loads(json.loads(path.read_text())["payload"]) | {"format_version": 1}
+    payload = json.dumps(content)
+    digest = xxhash.xxh3_64_hexdigest(payload.encode())
+    path.write_text(json.dumps({"payload": payload, "xxh3_64": digest}))
+    with pytest.raises(CheckpointMismatchError, match="step 2 has checkpoint format 1.*reads 2"):
+        load_params(copied)
 
 
 def test_meta_is_plain_json_on_disk(saved):
