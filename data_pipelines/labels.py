@@ -330,7 +330,7 @@ class LabelSet:
                 f"{manifest['num_shards']} are missing; continue with {kind.command}"
             )
         rows = sidecar.map_array(folder / f"{index.split}.npy")
-        if sidecar.array_digest(rows) != manifest["digest"]:
+        if sidecar.file_digest(folder / f"{index.split}.npy") != manifest["digest"]:
             raise sidecar.SidecarError(
                 f"{folder}/{index.split}.npy is damaged (its digest is not "
                 f"the manifest's): make it again with {kind.command}"
@@ -353,7 +353,7 @@ class LabelSet:
 
     def labels(self, rows: np.ndarray) -> np.ndarray:
         """Codes of frame rows, int32 (..., code_length); -1 where there is none."""
-        return self.kind.codes(self._rows[rows])
+        return self.kind.codes(sidecar.take(self._rows, rows))
 
     @cached_property
     def valid(self) -> np.ndarray:

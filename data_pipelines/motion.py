@@ -46,13 +46,14 @@ def write_motion(
     window_seconds: float,
     fps: float = 0.0,
     split: str = "train",
-    image_key: str = "image",
+    image_key: str = "",
     sidecar_dir: str | os.PathLike | None = None,
     workers: int | None = None,
     progress: bool = True,
 ) -> Path:
     """Decodes every frame of an indexed corpus once and writes its motion set; continues where it
-    was stopped. fps: 0.0 takes that of the episodes. Returns the folder."""
+    was stopped. fps: 0.0 takes that of the episodes. image_key "": the only
+    one that is indexed. Returns the folder."""
     index = load_index(directory, split=split, sidecar_dir=sidecar_dir, image_key=image_key)
     if index.image_size is None:
         raise ValueError(f"no first frame of {index.directory} can be read: its size is unknown")

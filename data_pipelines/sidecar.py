@@ -29,7 +29,8 @@ _UNREADABLE = (
     MemoryError,
     OverflowError,
 )
-_LARGE_BYTES = 2**26
+_LARGE_BYTES = 2**26  # arrays from this size on keep their file for `take`
+_FEW_ROWS = 2**14
 
 
 class SidecarError(ValueError):
@@ -116,15 +117,16 @@ def map_array(path: Path) -> np.ndarray:
 
 
 def take(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """array[rows] of rows (n,) without its pages becoming resident. A row that is looked at through
-    a map may make 2 MiB so: a file system with large folios maps them whole."""
+    """array[rows] of any rows (...), without its pages becoming resident where these are few. A row
+    that is looked at through a map may make 2 MiB so: a file system with large folios maps them
+    whole."""
     file = getattr(array, "file", None)
-    if file is None:
+    if file is None or rows.size > _FEW_ROWS:
         return array[rows]
     size = array.dtype.itemsize * int(np.prod(array.shape[1:]))
-    starts = (array.offset + rows * size).tolist()
+    starts = (array.offset + rows.reshape(-1) * size).tolist()
     data = b"".join([os.pread(file.fileno(), size, start) for start in starts])
-    return np.frombuffer(data, array.dtype).reshape(len(rows), *array.shape[1:])
+    return np.frombuffer(data, array.dtype).reshape(*rows.shape, *array.shape[1:])
 
 
 def file_digest(path: Path) -> str:

@@ -435,9 +435,9 @@ def _add_keys(parser: argparse.ArgumentParser) -> None:
 
 def _known(directory: str, split: str) -> Any:
     """The keys of the data set in a directory, or the standard ones."""
-    from data_pipelines import open_x
+    from data_pipelines import open_x, storage
 
-    return open_x.keys_of(Path(directory), split) or open_x.Keys()
+    return open_x.keys_of(storage.locate(directory), split) or open_x.Keys()
 
 
 def _keys(args: argparse.Namespace, table: Any) -> dict[str, str]:

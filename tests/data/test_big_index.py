@@ -42,7 +42,7 @@ def test_rows_of_large_arrays_are_read_not_mapped(directory, monkeypatch):
     monkeypatch.setattr(sidecar, "_LARGE_BYTES", 0)
     read, index = batch()
     assert_same(mapped, read)
-    rows = np.array([999_999, 0, 17, 17])
+    rows = np.array([[999_999, 0], [17, 17]])
     for array in (index.actions, index.frame_crc, index.frame_offset):
         np.testing.assert_array_equal(sidecar.take(array, rows), array[rows])
         assert sidecar.take(array, rows).dtype == array.dtype
