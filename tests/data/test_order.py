@@ -80,6 +80,20 @@ def test_a_step_needs_no_history(step, seed):
         )
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.sampled_from([2**n for n in range(10)]), st.integers(0, 10**10))
+def test_up_to_512_hosts_share_one_batch(hosts, step):
+    """Each computes its slice alone, at any step, without the steps before."""
+    order = Order([7000, 110], [2, 1], 3, 512)
+    whole, each = order.samples(step), 512 // hosts
+    for host in {0, hosts // 2, hosts - 1}:
+        mine = slice(host * each, (host + 1) * each)
+        for all_hosts, alone in zip(
+            whole, order.samples_at(order.positions(step)[mine]), strict=True
+        ):
+            np.testing.assert_array_equal(all_hosts[mine], alone)
+
+
 def test_replacements_are_the_next_samples_of_the_corpus():
     order = Order([9, 4], [1, 1], 5, 8)
     corpus, epoch, sample = order.samples_at(np.arange(40))
