@@ -21,7 +21,6 @@ FPS, ACTION_DIM = 10.0, 7
 _QUALITY = 95
 _PICTURES, _CANVAS = 12, 640  # how many pictures episodes pan over, and their height and width
 _FALL = 1.5  # amplitude over frequency: with the shapes' edges, frames of 25 KB
-_SHARDS = 8
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,7 @@ class Shape:
     size: int = 256
     steps: int = 40  # of an episode, give or take a quarter
     noise: float = 1.5  # standard deviation of the sensor's noise, of 255
+    shard_bytes: int = 25_000_000
     seed: int = 0
 
     @property
@@ -43,12 +43,12 @@ def make(workdir: Path, shape: Shape) -> Path:
     """The corpus with its index, from `workdir` where it was made before."""
     directory = workdir / shape.folder
     if not (directory / "dataset_info.json").is_file():
-        frames = shape.episodes * shape.steps
         spec = schema.EpisodeSpec((shape.size, shape.size, 3), ACTION_DIM, True, "bench", FPS)
-        limit = max(1, frames * 25_000 * (shape.size / 256) ** 2 // _SHARDS)
         rng = np.random.default_rng(shape.seed)
         pictures = [_picture(rng) for _ in range(_PICTURES)]
-        with RldsWriter(directory, name="bench", spec=spec, shard_bytes=int(limit)) as writer:
+        with RldsWriter(
+            directory, name="bench", spec=spec, shard_bytes=shape.shard_bytes
+        ) as writer:
             for number in range(shape.episodes):
                 writer.write(_episode(rng, pictures[number % _PICTURES], number, shape))
     if not (directory / "index/image/train/manifest.json").is_file():

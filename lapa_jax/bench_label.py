@@ -22,6 +22,7 @@ from lapa_jax import label, pairs, runs, stages
 
 ROUNDS = 3
 WINDOW_SECONDS = 0.5
+SHARD_BYTES = 512 << 20  # as corpora have them: the last batch of a shard is padded
 
 
 def _demo() -> tuple[Any, int]:
@@ -52,7 +53,7 @@ def throughput(args: argparse.Namespace) -> list[dict[str, Any]]:
     batch = encode.batch(args.batch)
     size = run.config.data.image_size[0]
     episodes = -(-args.steps * batch // 30)  # an episode has about 40 frames, 35 pairs
-    shape = bench_corpus.Shape(episodes=episodes, size=size)
+    shape = bench_corpus.Shape(episodes=episodes, size=size, shard_bytes=SHARD_BYTES)
     directory = bench_corpus.make(Path(args.workdir), shape)
     corpus = {"path": str(directory), "window_seconds": WINDOW_SECONDS}
     source = pairs.Pairs(run.config, corpus, batch=batch)

@@ -101,6 +101,7 @@ def run(module: str, argv: list[str]) -> int:
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
     logging.get_absl_handler().addFilter(_not_chatter)
+    logging.get_absl_handler().python_handler.setStream(sys.stderr)
     try:
         return importlib.import_module(module).main(argv) or 0
     except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
