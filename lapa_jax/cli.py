@@ -1,5 +1,6 @@
 """`lapa VERB ...`: each verb is a module of this package with a `main(argv)`."""
 
+import faulthandler
 import importlib
 import logging as py_logging
 import sys
@@ -35,6 +36,16 @@ VERBS = {
         "lapa_jax.bench",
         "how fast training steps and decoding run, beside what the device can do",
         "lapa bench policy",
+    ),
+    "status": (
+        "lapa_jax.status",
+        "what runs are doing, from their files alone",
+        "lapa status runs",
+    ),
+    "doctor": (
+        "lapa_jax.doctor",
+        "is this machine ready to train? devices, versions, disk, collectives",
+        "lapa doctor --expect gpu --dir runs",
     ),
     "compile": (
         "lapa_jax.compile",
@@ -84,6 +95,8 @@ def run(module: str, argv: list[str]) -> int:
     """Calls `module.main(argv)`; errors that name a bad input are shown without a traceback."""
     from absl import flags, logging
 
+    # At SIGABRT (a hang: launch/supervise.py) and crashes the stacks of all threads are shown.
+    faulthandler.enable(sys.__stderr__)
     flags.FLAGS.mark_as_parsed()  # its log warns of flags that nobody has
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()

@@ -292,7 +292,7 @@ def motion(argv: list[str]) -> int:
     parser.add_argument("--window_seconds", type=float, required=True, help="as the training's")
     parser.add_argument("--fps", type=float, default=0.0, help="default: the episodes' metadata")
     parser.add_argument("--split", default="train", help="default: train")
-    parser.add_argument("--image_key", default="image", help="of the index (default: image)")
+    parser.add_argument("--image_key", default="", help="of the index (default: the only one)")
     parser.add_argument("--sidecar_dir", help="where the index lies, if elsewhere")
     parser.add_argument("--workers", type=int, help="threads (default: one per core)")
     args = parser.parse_args(argv)

@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--name", required=True, help="name of the set")
     parser.add_argument("--split", default="train")
     parser.add_argument("--sidecar_dir", default="", help="where index and labels lie")
-    parser.add_argument("--image_key", default="image", help="the camera; each has its own tokens")
+    parser.add_argument("--image_key", default="", help="the camera (default: the only one indexed)")
     parser.add_argument(
         "--window_seconds", type=float, default=0.0, help="0: that of the quantizer's training"
     )

@@ -1,1 +1,1 @@
-"""Launching runs on pods and GPU hosts."""
+"""Launching runs and keeping them alive. Standard library only; nothing of the other rooms."""

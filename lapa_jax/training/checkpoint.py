@@ -361,7 +361,8 @@ def _read_items(
                     partial_restore=len(arrays) < len(records[name]),
                 ),
             )
-            found[name] |= paths_of(tree)
+            # Else copies to the device add up, whose memory nothing counts.
+            found[name] |= paths_of(jax.block_until_ready(tree))
     return _Step(step, meta, found, records)
 
 

@@ -8,6 +8,7 @@ from absl import logging
 from shards import data_config, write_corpus
 
 from data_pipelines.backends import BadImage, ShardFiles, places, read_jpeg
+from data_pipelines.blocks import BlockCache
 from data_pipelines.index import StaleIndexError, build_index, load_index
 from data_pipelines.labels import LabelSetWriter
 from data_pipelines.loader import Loader
@@ -29,17 +30,24 @@ def damaged_copies(corpus, target, count, seed):
         directory = target / str(number)
         shutil.copytree(corpus, directory)
         shard = next(directory.glob("*.tfrecord*"))
-        data = bytearray(shard.read_bytes())
-        place = int(rng.integers(len(data)))
         kind = ("flip", "truncate", "zero")[number % 3]
-        if kind == "flip":
-            data[place] ^= 1 << int(rng.integers(8))
-        elif kind == "truncate":
-            data = data[:place]
-        else:
-            data[place : place + 64] = bytes(len(data[place : place + 64]))
-        shard.write_bytes(data)
+        shard.write_bytes(damaged(shard.read_bytes(), kind, rng))
         yield directory, kind
+
+
+def damaged(data, kind, rng):
+    """The bytes of a shard after a fault at a random place."""
+    data = bytearray(data)
+    place = int(rng.integers(len(data)))
+    if kind == "flip":
+        data[place] ^= 1 << int(rng.integers(8))
+    elif kind == "truncate":
+        data = data[:place]
+    elif kind == "zero":
+        data[place : place + 64] = bytes(len(data[place : place + 64]))
+    else:
+        data.clear()
+    return data
 
 
 def test_damage_before_indexing_is_found_by_name(corpus, tmp_path):
@@ -72,18 +80,38 @@ def test_damage_after_indexing_makes_the_index_stale(corpus, tmp_path):
 
 
 def test_damage_while_running_never_gives_a_wrong_frame(corpus, tmp_path):
+    """At 600 places, read by frame and by block."""
     index = load_index(corpus)
-    good = [read_jpeg(ShardFiles(), place) for place in places(index, np.arange(index.num_frames))]
-    refused = 0
-    for directory, _ in damaged_copies(corpus, tmp_path, 60, seed=2):
-        shard = next(directory.glob("*.tfrecord*"))
+    loader = Loader(
+        data_config({"a": corpus}, access="windowed", num_frames=1, lanes=1, block_mib=0.01),
+        fields=("frames",),
+        global_batch=1,
+        seed=0,
+    )
+    blocks = loader._files._blocks
+    original, rng = index.shards[0].read_bytes(), np.random.default_rng(2)
+    here = places(index, np.arange(index.num_frames))
+    good = [original[place.offset : place.offset + place.length] for place in here]
+    refused = dict.fromkeys(("flip", "truncate", "zero", "empty", "delete"), 0)
+    for number in range(600):
+        kind, shard = list(refused)[number % 5], tmp_path / f"{number}.tfrecord"
+        if kind != "delete":
+            shard.write_bytes(damaged(original, kind, rng))
         files = ShardFiles()
-        for row, place in enumerate(places(index, np.arange(index.num_frames))):
+        if number % 2:
+            files = BlockCache(files, blocks, [[shard]])
+            files.hold({(0, 0): [((0, 0), list(range(len(blocks[0].shard))))]})
+        for place, jpeg in zip(here, good, strict=True):
             try:
-                assert read_jpeg(files, place._replace(path=shard)) == good[row]
+                assert read_jpeg(files, place._replace(path=shard)) == jpeg
             except BadImage:
-                refused += 1
-    assert refused > 60
+                refused[kind] += 1
+            except FileNotFoundError as error:
+                assert kind == "delete" and error.filename == str(shard)
+                refused[kind] += 1
+        files.close()
+    assert refused["delete"] == refused["empty"] == 120 * len(here)
+    assert min(refused.values()) > 100 and refused["truncate"] > 1000
 
 
 def test_a_shard_that_shrinks_under_a_running_loader_is_reported(tmp_path):

@@ -80,6 +80,16 @@ def test_a_step_needs_no_history(step, seed):
         )
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10**12), st.integers(0, 9), st.integers(0, 2**31))
+def test_one_order_for_1_to_512_hosts(step, exponent, seed):
+    order = Order([7000, 110], [2, 1], seed, 512)
+    fresh = Order([7000, 110], [2, 1], seed, 512)
+    parts = [fresh.samples_at(rows) for rows in np.split(fresh.positions(step), 2**exponent)]
+    for whole, shares in zip(order.samples(step), zip(*parts, strict=True), strict=True):
+        np.testing.assert_array_equal(whole, np.concatenate(shares))
+
+
 def test_replacements_are_the_next_samples_of_the_corpus():
     order = Order([9, 4], [1, 1], 5, 8)
     corpus, epoch, sample = order.samples_at(np.arange(40))

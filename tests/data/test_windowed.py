@@ -314,6 +314,24 @@ def test_a_truncated_shard_is_named(corpora, tmp_path):
     assert {bad.episode for bad in loader.bad_examples} <= {2, 3}
 
 
+@pytest.mark.parametrize("decode", ["threads", "tf"])
+def test_a_store_that_fails_stops_the_run(corpora, decode, monkeypatch):
+    """It is no bad data: nothing is replaced."""
+    loader = make(corpora[1], decode=decode, max_bad_fraction=1.0)
+    batches = loader.iterate()
+    next(batches)
+
+    def fail(*_):
+        raise OSError("503 from the store")
+
+    monkeypatch.setattr("data_pipelines.storage.read_range", fail)
+    with pytest.raises(OSError, match="503 from the store"):
+        for _ in range(100):
+            next(batches)
+    assert not loader.bad_examples
+    loader.close()
+
+
 def test_the_fingerprint_follows_what_the_order_does(corpora):
     saved = make(corpora[0]).fingerprint(3)
     for change in ({"lanes": 2}, {"window_blocks": 2}, {"block_mib": 1.0}, {"access": "random"}):

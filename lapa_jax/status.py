@@ -1,0 +1,232 @@
+"""`lapa status`: what runs are doing, from their files alone.
+
+    lapa status runs/quantizer         # one run
+    lapa status runs                   # every run below, as a table
+
+running    its newest line of metrics is as young as the lines before let expect
+finished   it has reached its last step
+stopped    told to: its newest checkpoint is of a step between two regular ones; or never trained
+stalled    neither: it hangs, or was killed
+starting   there is no line yet, and it is young
+failed     its supervisor has given up
+damaged    its files cannot be read
+
+Exit code 1 where a run is stalled, failed or damaged.
+"""
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.run_files import METRICS_FILE, last_metrics, sampled_metrics, saved_steps
+
+SPARKS = "▁▂▃▄▅▆▇█"
+POINTS = 32  # of the loss, in a sparkline
+PATIENCE = 3  # times the usual time between lines, and
+AT_LEAST_SECONDS = 180.0
+START_SECONDS = 3600.0  # to the first line
+BAD = ("stalled", "failed", "damaged")
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="lapa status",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("directory", nargs="+", type=Path, help="of a run, or with runs below it")
+    args = parser.parse_args(argv)
+    now = time.time()
+    found = [look(workdir, now) for top in args.directory for workdir in runs_below(top)]
+    if not found:
+        raise FileNotFoundError(f"no run (config.json) in {', '.join(map(str, args.directory))}")
+    sys.stdout.write((details(found[0]) if len(found) == 1 else table(found)) + "\n")
+    return 1 if any(run.state in BAD for run in found) else 0
+
+
+def runs_below(top: Path) -> Iterator[Path]:
+    """`top` if it is a run, else the runs below it, in order."""
+    if not top.is_dir():
+        raise FileNotFoundError(f"{top} is not a directory")
+    if (top / "config.json").is_file():
+        yield top
+        return
+    for folder in sorted(path for path in top.iterdir() if path.is_dir()):
+        yield from runs_below(folder)
+
+
+@dataclass(frozen=True)
+class Status:
+    """What is known of a run; None where nothing is."""
+
+    workdir: Path
+    state: str
+    stage: str = ""
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    losses: tuple[float, ...] = ()
+    examples_per_second: float | None = None
+    seconds_left: float | None = None
+    saved: int | None = None  # step of the newest checkpoint
+    age: float | None = None  # seconds since the newest line
+    attempts: int = 1
+    told: str = ""  # the newest word of its supervisor, or what is damaged
+
+
+def look(workdir: Path, now: float) -> Status:
+    """Reads a run's files."""
+    try:
+        return _look(workdir, now)
+    except (ValueError, KeyError, OSError) as error:
+        return Status(workdir, "damaged", told=str(error))
+
+
+def _look(workdir: Path, now: float) -> Status:
+    config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+    rows = sampled_metrics(workdir, POINTS)
+    rows += [last] if (last := last_metrics(workdir)) else []
+    newest: dict[str, Any] = {}
+    for row in rows:  # a line need not have every field
+        newest |= row
+    step, steps = newest.get("step", 0), config["steps"]
+    saved = max(saved_steps(workdir), default=None)
+    since = workdir / (METRICS_FILE if rows else "config.json")
+    written = since.stat().st_mtime
+    age = now - written
+    per_step = newest.get("step_seconds")
+    patience = START_SECONDS
+    if per_step is not None:
+        patience = max(AT_LEAST_SECONDS, PATIENCE * per_step * config["log_every_steps"])
+    event, told_at, attempts = _supervisor(workdir)
+    if told_at < written and event in ("given up", "stopped"):
+        event = ""  # it has been started since, by other means
+    reached = max(step, saved or 0)
+    if reached >= steps:
+        state = "finished"
+    elif event == "given up":
+        state = "failed"
+    elif event == "stopped" or (not rows and saved is not None):
+        state = "stopped"
+    elif age <= patience or now - told_at <= AT_LEAST_SECONDS:
+        state = "running" if rows else "starting"
+    elif saved is not None and saved >= step and saved % config["checkpoint"]["every_steps"]:
+        state = "stopped"
+    else:
+        state = "stalled"
+    moving = state == "running" and per_step is not None
+    return Status(
+        workdir=workdir,
+        state=state,
+        stage=config["stage"],
+        step=reached,
+        steps=steps,
+        loss=newest.get("loss"),
+        losses=tuple(row["loss"] for row in rows if "loss" in row),
+        examples_per_second=newest.get("examples_per_second"),
+        seconds_left=(steps - step) * per_step if moving else None,
+        saved=saved,
+        age=age if rows else None,
+        attempts=attempts,
+        told=event,
+    )
+
+
+def _supervisor(workdir: Path) -> tuple[str, float, int]:
+    """(newest event, when it was written, attempts), of all machines' supervisors."""
+    newest, written, attempts = "", 0.0, 1
+    for file in sorted((workdir / "supervisor").glob("*.jsonl")):
+        lines = file.read_text(encoding="utf-8").splitlines()
+        events = [json.loads(line) for line in lines]
+        attempts = max(attempts, sum(event["event"] == "started" for event in events))
+        if events and file.stat().st_mtime > written:
+            newest, written = events[-1]["event"], file.stat().st_mtime
+    return newest, written, attempts
+
+
+# --- Showing ---
+
+
+def details(run: Status) -> str:
+    """One run, a line for each thing that is known."""
+    percent = f" ({100 * run.step / run.steps:.1f} %)" if run.steps else ""
+    lines = [
+        ("run", str(run.workdir)),
+        ("state", run.state + (f" (supervisor: {run.told})" if run.told else "")),
+        ("stage", run.stage),
+        ("step", f"{run.step} of {run.steps}{percent}"),
+        ("loss", f"{_number(run.loss)}  {sparkline(run.losses)}"),
+        ("examples/s", _number(run.examples_per_second)),
+        ("time left", duration(run.seconds_left)),
+        ("checkpoint", "none" if run.saved is None else f"step {run.saved}"),
+        ("newest line", "none" if run.age is None else f"{duration(run.age)} ago"),
+        ("attempts", str(run.attempts)),
+    ]
+    if run.state == "damaged":
+        lines = [*lines[:1], ("state", f"damaged: {run.told}")]
+    return "\n".join(f"{name:<12} {value}" for name, value in lines)
+
+
+def table(runs: Sequence[Status]) -> str:
+    """A line for each run."""
+    head = ("run", "state", "step", "of", "loss", "", "ex/s", "left", "saved", "age", "attempts")
+    rows = [
+        (
+            str(run.workdir),
+            run.state,
+            str(run.step),
+            str(run.steps),
+            _number(run.loss),
+            sparkline(run.losses),
+            _number(run.examples_per_second),
+            duration(run.seconds_left),
+            "-" if run.saved is None else str(run.saved),
+            duration(run.age),
+            str(run.attempts),
+        )
+        for run in runs
+    ]
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    lines = [
+        "  ".join(
+            text.ljust(width) if i in (0, 1, 5) else text.rjust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in (head, *rows)
+    ]
+    return "\n".join(lines)
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """One character for each value, from the lowest to the highest; ! where it is not finite."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return "!" * len(values)
+    low, high = min(finite), max(finite)
+    scale = (len(SPARKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(
+        SPARKS[round((value - low) * scale)] if math.isfinite(value) else "!" for value in values
+    )
+
+
+def duration(seconds: float | None) -> str:
+    """Two units at most: 3 d 4 h, 2 h 5 min, 45 s; - for None."""
+    if seconds is None:
+        return "-"
+    left = max(0, round(seconds))
+    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+    for (large, size), (small, part) in zip(units, units[1:], strict=False):
+        if left >= size:
+            rest = left % size // part
+            return f"{left // size} {large}" + (f" {rest} {small}" if rest else "")
+    return f"{left} s"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

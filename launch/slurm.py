@@ -1,0 +1,100 @@
+"""A job on GPU nodes under Slurm: one batch script, shown or submitted.
+
+    python -m launch.slurm --hardware h100 --nodes 8 --time 24:00:00 -- \
+        lapa train --config FILE --workdir /shared/runs/x
+
+Every task is a supervisor with one process. Before the time limit and at preemption Slurm sends
+SIGTERM: the run saves, the supervisors exit with 75, and the job puts itself back into the queue.
+The workdir and the data must be on storage that all nodes share.
+"""
+
+import argparse
+import os
+import shlex
+import sys
+
+from launch import xla_flags
+from launch.shell import Shell, checked_env_file, needed, refuse_secrets, run_tool, supervised
+from launch.supervise import EXIT_RESTART
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Submits the job; with --dry_run prints the script."""
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.slurm",
+        usage="%(prog)s --hardware CHIP --nodes N [flags] -- COMMAND --workdir DIR ...",
+        description="Submits a supervised job on GPU nodes.",
+    )
+    add = parser.add_argument
+    add("--hardware", required=True, help="h100, h200 or b200")
+    add("--nodes", type=int, default=1)
+    add("--gpus_per_node", type=int, default=8)
+    add(
+        "--process_per",
+        choices=("gpu", "node"),
+        default="gpu",
+        help="one process for each GPU (default), or one for all GPUs of a node",
+    )
+    add("--time", default="24:00:00", help="limit of one turn; the job then queues again")
+    add("--save_seconds", type=int, default=300, help="SIGTERM comes so long before the limit")
+    add("--name", default="lapa")
+    add("--partition")
+    add("--account")
+    add("--env_file", help="NAME=VALUE lines, secrets too; on storage that the nodes share")
+    add("--exact", action="store_true", help="the same bits each time, maybe slower")
+    add("--dry_run", action="store_true", help="print the command and the script")
+    return run_tool(parser, _submit, argv)
+
+
+def _submit(args: argparse.Namespace, command: list[str], shell: Shell) -> None:
+    shell.run(["sbatch"], stdin=script(args, needed(command)))
+
+
+def script(args: argparse.Namespace, command: list[str]) -> str:
+    """The batch script, which sbatch reads from its standard input."""
+    if xla_flags.is_tpu(args.hardware):
+        raise ValueError(f"--hardware {args.hardware} is a TPU: see launch/tpu_pod.py")
+    refuse_secrets(command)
+    per_node = args.gpus_per_node if args.process_per == "gpu" else 1
+    settings = {
+        "job-name": args.name,
+        "nodes": args.nodes,
+        "ntasks-per-node": per_node,
+        "gpus-per-node": args.gpus_per_node,
+        "time": args.time,
+        "partition": args.partition,
+        "account": args.account,
+        "signal": f"TERM@{args.save_seconds}",
+        "output": f"{args.name}-%j.log",
+        "open-mode": "append",  # one log over all turns
+    }
+    lines = ["#!/bin/bash"]
+    lines += [f"#SBATCH --{name}={value}" for name, value in settings.items() if value]
+    lines += [
+        "#SBATCH --exclusive",
+        "#SBATCH --requeue",
+        "",
+        f"cd {shlex.quote(os.getcwd())} || exit",
+    ]
+    if args.env_file:
+        path = shlex.quote(os.path.abspath(checked_env_file(args.env_file)))
+        lines += ["set -a", "# shellcheck source=/dev/null", f". {path}"]
+        lines += ["set +a"]
+    variables = xla_flags.environment(args.hardware, exact=args.exact)
+    if args.process_per == "node":
+        # Under Slurm JAX shows each process one GPU unless told otherwise.
+        variables["JAX_LOCAL_DEVICE_IDS"] = ",".join(map(str, range(args.gpus_per_node)))
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    job = supervised(command, "--drain_seconds", f"{max(30, args.save_seconds - 30)}")
+    lines += [
+        # Supervisors outlive the end of one of them: each starts its own process again.
+        f"srun --kill-on-bad-exit=0 {shlex.join(job)}",
+        "code=$?",
+        f'if [ "$code" -eq {EXIT_RESTART} ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
+        'exit "$code"',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,243 @@
+"""A TPU slice, or several, as a Cloud TPU queued resource: from nothing to a supervised run.
+
+    python -m launch.tpu_pod create  POD --accelerator v5p-64 --spot
+    python -m launch.tpu_pod install POD --image IMAGE --nfs SERVER:/SHARE
+    python -m launch.tpu_pod run     POD --image IMAGE -- lapa train ... --workdir /mnt/lapa/runs/x
+    python -m launch.tpu_pod tail    POD
+    python -m launch.tpu_pod stop    POD        # saves, and stops
+    python -m launch.tpu_pod delete  POD
+    python -m launch.tpu_pod keep    POD ...    # all of it, and again after every preemption
+
+Every host runs the image of launch/docker/tpu.Dockerfile with the same command. Data and run lie on
+storage that all hosts share, mounted at /mnt/lapa on the hosts and in the container. Commands are
+those of docs.cloud.google.com/tpu/docs/queued-resources; runtime versions are from
+docs.cloud.google.com/tpu/docs/runtimes. TPU7x is not offered this way: launch/gke.py.
+"""
+
+import argparse
+import shlex
+import sys
+import time
+
+from launch import xla_flags
+from launch.shell import Shell, checked_env_file, needed, run_tool, supervised
+
+RUNTIMES = {
+    "v4": "tpu-ubuntu2204-base",
+    "v5e": "v2-alpha-tpuv5-lite",
+    "v5p": "v2-alpha-tpuv5",
+    "v6e": "v2-alpha-tpuv6e",
+}
+MOUNT = "/mnt/lapa"
+CONTAINER = "lapa"
+ENV_FILE = ".lapa.env"  # on the hosts, in the home directory
+DRAIN_SECONDS = 600  # for saving, when the container is stopped
+POLL_SECONDS = 60.0
+GONE = ("SUSPENDED", "SUSPENDING", "FAILED")  # states of a queued resource without machines
+
+
+def main(argv: list[str] | None = None) -> int:
+    """One of the actions above."""
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.tpu_pod",
+        description="Creates a TPU pod, runs a job on it, follows it, takes it down.",
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    where = argparse.ArgumentParser(add_help=False)
+    where.add_argument("pod", help="its name; also that of the queued resource")
+    where.add_argument("--zone", help="default: that of gcloud's configuration")
+    where.add_argument("--project", help="default: that of gcloud's configuration")
+    where.add_argument("--slices", type=int, default=1, help="that make one machine (default 1)")
+    where.add_argument("--dry_run", action="store_true", help="print the commands")
+    machine = argparse.ArgumentParser(add_help=False)
+    machine.add_argument("--accelerator", required=True, help="v5p-64, v5e-256, v6e-256, ...")
+    machine.add_argument("--spot", action="store_true", help="cheaper, and taken away at any time")
+    machine.add_argument("--service_account", help="that the machines act as")
+    machine.add_argument("--network", help="default: the project's default network")
+    image = argparse.ArgumentParser(add_help=False)
+    image.add_argument("--image", required=True, help="built from launch/docker/tpu.Dockerfile")
+    storage = argparse.ArgumentParser(add_help=False)
+    storage.add_argument("--nfs", help=f"SERVER:/SHARE to mount at {MOUNT} on every host")
+    storage.add_argument("--env_file", help="NAME=VALUE lines, secrets too; readable by you alone")
+    hardware = argparse.ArgumentParser(add_help=False)
+    hardware.add_argument("--accelerator", required=True, help="as in create")
+    for name, parents, does in (
+        ("create", [where, machine], "asks for the machines and waits until they are there"),
+        ("install", [where, image, storage], "storage, environment file and image, on every host"),
+        ("run", [where, hardware, image], "starts the command behind -- on every host"),
+        ("tail", [where], "follows the output of the first host"),
+        ("stop", [where], "the run saves its state and ends; the machines stay"),
+        ("delete", [where], "gives the machines back"),
+        ("keep", [where, machine, image, storage], "create, install, run; again when taken away"),
+    ):
+        actions.add_parser(name, parents=parents, help=does, description=does)
+    return run_tool(parser, _work, argv)
+
+
+def _work(args: argparse.Namespace, command: list[str], shell: Shell) -> None:
+    pod = Pod(args, shell)
+    if args.action == "keep":
+        keep(pod, needed(command))
+    elif args.action == "run":
+        pod.run(needed(command))
+    elif command:
+        raise ValueError(f"{args.action} takes no command, got {shlex.join(command)!r}")
+    else:
+        getattr(pod, args.action)()
+
+
+class Pod:
+    """The actions on one queued resource, as gcloud commands."""
+
+    def __init__(self, args: argparse.Namespace, shell: Shell):
+        self._args, self.shell = args, shell
+        self._where = [f"--{k}={v}" for k in ("zone", "project") if (v := getattr(args, k))]
+
+    def create(self) -> None:
+        """Asks for the machines, and returns when they are there."""
+        args = self._args
+        chip = xla_flags.chip_of(args.accelerator)
+        if chip not in RUNTIMES:
+            raise ValueError(
+                f"--accelerator {args.accelerator}: queued resources offer {', '.join(RUNTIMES)}; "
+                f"TPU7x is on GKE only (launch/gke.py)"
+            )
+        nodes = [f"--node-id={args.pod}"]
+        if args.slices > 1:
+            nodes = [f"--node-count={args.slices}", f"--node-prefix={args.pod}"]
+        command = [
+            *_queued("create"),
+            args.pod,
+            *self._where,
+            f"--accelerator-type={args.accelerator.replace('v5e-', 'v5litepod-')}",
+            f"--runtime-version={RUNTIMES[chip]}",
+            *nodes,
+        ]
+        command += ["--spot"] if args.spot else []
+        command += [f"--service-account={args.service_account}"] if args.service_account else []
+        command += [f"--network={args.network}"] if args.network else []
+        self.shell.run(command)
+        while not self.shell.dry_run and (state := self.state()) != "ACTIVE":
+            if state in GONE or state == "":
+                raise ValueError(
+                    f"{args.pod} is {state or 'gone'}: delete it, then create it again"
+                )
+            time.sleep(POLL_SECONDS)
+
+    def state(self) -> str | None:
+        """ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, ...; empty where there is no such resource,
+        None where gcloud does not know."""
+        only = [f"--filter=name~/{self._args.pod}$", "--format=value(state.state)"]
+        return self.shell.read([*_queued("list"), *self._where, *only])
+
+    def install(self) -> None:
+        """Makes every host ready; doing it again changes nothing."""
+        args = self._args
+        if args.nfs:
+            steps = (
+                f"sudo mkdir -p {MOUNT}",
+                f"{{ mountpoint -q {MOUNT} || {{ sudo apt-get install -qq -y nfs-common && "
+                f"sudo mount -t nfs {shlex.quote(args.nfs)} {MOUNT}; }}; }}",
+            )
+            self._on_all(" && ".join(steps))
+        if args.env_file:
+            self._on_all(f"umask 077 && touch {ENV_FILE}")
+            self._copy(checked_env_file(args.env_file), ENV_FILE)
+        # The first component of an Artifact Registry image is the server to log in to.
+        server = shlex.quote(args.image.partition("/")[0])
+        self._on_all(
+            f"sudo gcloud auth configure-docker --quiet {server} && "
+            f"sudo docker pull --quiet {shlex.quote(args.image)}"
+        )
+
+    def run(self, command: list[str]) -> None:
+        """Starts a container on every host, which goes on when this program ends."""
+        args = self._args
+        if command[:2] == ["lapa", "train"] and "--multihost" not in command:
+            # Only their metadata server tells TPU VMs that they are several.
+            command = [*command, "--multihost"]
+        variables = xla_flags.environment(args.accelerator, slices=args.slices)
+        docker = ["sudo", "docker", "run", "--detach", "--init", "--name", CONTAINER]
+        docker += ["--privileged", "--net=host", f"--stop-timeout={DRAIN_SECONDS}"]
+        docker += [f"--volume={MOUNT}:{MOUNT}", "--env-file", ENV_FILE]
+        for name, value in variables.items():
+            docker += ["--env", f"{name}={value}"]
+        job = supervised(command, "--drain_seconds", f"{DRAIN_SECONDS - 30}")
+        self._on_all(
+            f"umask 077 && touch {ENV_FILE}; sudo docker rm {CONTAINER} >/dev/null 2>&1; "
+            + shlex.join([*docker, args.image, *job])
+        )
+
+    def job(self) -> str | None:
+        """`absent`, `running 0`, `exited 75`, ...; None where the first host does not answer."""
+        fields = "'{{.State.Status}} {{.State.ExitCode}}'"
+        ask = f"sudo docker inspect --format {fields} {CONTAINER} 2>/dev/null || echo absent"
+        return self.shell.read(self._ssh(ask, worker="0", node="0"))
+
+    def tail(self) -> None:
+        """Follows what process 0 prints."""
+        self.shell.run(self._ssh(f"sudo docker logs --follow --tail 100 {CONTAINER}", "0", "0"))
+
+    def stop(self) -> None:
+        """SIGTERM to every supervisor, and time to save."""
+        self._on_all(f"sudo docker stop {CONTAINER}")
+
+    def delete(self) -> None:
+        """Gives the machines back, and forgets the queued resource."""
+        self.shell.run([*_queued("delete"), self._args.pod, *self._where, "--force", "--quiet"])
+
+    def _on_all(self, command: str) -> None:
+        self.shell.run(self._ssh(command, worker="all", node="all"))
+
+    def _ssh(self, command: str, worker: str, node: str) -> list[str]:
+        target = [self._args.pod, *self._where, f"--worker={worker}"]
+        if self._args.slices > 1:
+            program = ["gcloud", "alpha", "compute", "tpus", "queued-resources", "ssh"]
+            target.append(f"--node={node}")
+        else:
+            program = ["gcloud", "compute", "tpus", "tpu-vm", "ssh"]
+        return [*program, *target, f"--command={command}"]
+
+    def _copy(self, source: str, destination: str) -> None:
+        target = [source, f"{self._args.pod}:{destination}", *self._where, "--worker=all"]
+        if self._args.slices > 1:
+            program = ["gcloud", "alpha", "compute", "tpus", "queued-resources", "scp"]
+            target.append("--node=all")
+        else:
+            program = ["gcloud", "compute", "tpus", "tpu-vm", "scp"]
+        self.shell.run([*program, *target])
+
+
+def keep(pod: Pod, command: list[str]) -> None:
+    """Has the job run, on new machines where the old were taken away, until it is finished.
+
+    Raises ValueError where the supervisor has given up: the machines stay, for a look at them.
+    """
+    while True:
+        state = pod.state()
+        if state in GONE:
+            pod.delete()
+        if state in GONE or state == "":
+            pod.create()
+        job = None if state is None else pod.job()
+        if job in ("exited 1", "exited 2"):
+            raise ValueError(
+                f"the supervisor has given up ({job}): look with `tail`; the machines are still "
+                f"there, and paid for until `delete`"
+            )
+        if job == "exited 0":
+            return
+        if job is not None and not job.startswith("running"):
+            pod.install()
+            pod.run(command)
+        if pod.shell.dry_run:
+            return
+        time.sleep(POLL_SECONDS)
+
+
+def _queued(action: str) -> list[str]:
+    return ["gcloud", "compute", "tpus", "queued-resources", action]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

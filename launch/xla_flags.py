@@ -1,0 +1,171 @@
+"""Compiler flags by hardware: what each does, and who says so.
+
+    python -m launch.xla_flags h100            # as shell assignments
+    python -m launch.xla_flags v5e-256 --slices 2
+
+Few on purpose: the defaults of jaxlib 0.10.2 and libtpu 0.0.42 hide most latency by themselves, and
+no flag here has been timed on its hardware by this project. That the compilers know every flag is
+tested. Left out: `xla_tpu_spmd_rng_bit_generator_unsafe`, whose random numbers depend on the
+sharding, so that a run could not continue on another mesh.
+"""
+
+import argparse
+import shlex
+import sys
+from dataclasses import dataclass
+
+_XLA = "openxla.org/xla/flags_guidance"
+_TOOLBOX = "docs.nvidia.com/jax-toolbox/performance-profiling/gpu-performance"
+_MAXTEXT = "github.com/AI-Hypercomputer/maxtext, benchmarks/xla_flags_library.py"
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag, or one environment variable where `name` is in capitals."""
+
+    name: str
+    value: str
+    does: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"--{self.name}={self.value}"
+
+
+_GPU = (
+    Flag(
+        "xla_gpu_enable_latency_hiding_scheduler",
+        "true",
+        "orders the program so that collectives run beside computation",
+        _XLA,
+    ),
+    Flag(
+        "xla_gpu_enable_pipelined_all_gather",
+        "true",
+        "gathers the weights of the next layer of a scan while this one computes (FSDP)",
+        _TOOLBOX,
+    ),
+    Flag(
+        "xla_gpu_enable_pipelined_reduce_scatter",
+        "true",
+        "the same for the gradients that a layer scatters",
+        _TOOLBOX,
+    ),
+    Flag(
+        "xla_gpu_enable_while_loop_double_buffering",
+        "true",
+        "two buffers for what a scan carries, without which pipelined collectives copy",
+        _TOOLBOX,
+    ),
+    Flag(
+        "XLA_PYTHON_CLIENT_MEM_FRACTION",
+        "0.9",
+        "JAX takes 90 % of the memory instead of 75 %; the rest is for NCCL and cuDNN",
+        _TOOLBOX,
+    ),
+)
+
+FLAGS: dict[str, tuple[Flag, ...]] = {
+    "v4": (),
+    "v5e": (
+        Flag(
+            "xla_tpu_enable_async_collective_fusion_fuse_all_reduce",
+            "true",
+            "all-reduces run beside computation on v5e, as all-gathers do by default",
+            _XLA,
+        ),
+    ),
+    "v5p": (),
+    "v6e": (
+        Flag(
+            "xla_tpu_scoped_vmem_limit_kib",
+            "98304",
+            "VMEM that one operation may use, for programs bound by computation; the rest is for "
+            "prefetching",
+            _MAXTEXT,
+        ),
+    ),
+    "tpu7x": (),
+    "h100": _GPU,
+    "h200": _GPU,
+    "b200": _GPU,
+}
+
+# TPU slices that meet over the data-centre network.
+SLICES = (
+    Flag(
+        "xla_tpu_enable_data_parallel_all_reduce_opt",
+        "true",
+        "more overlap for the all-reduces between slices",
+        _XLA,
+    ),
+    Flag(
+        "xla_tpu_data_parallel_opt_different_sized_ops",
+        "true",
+        "pipelines data-parallel operations over iterations also where sizes differ; more memory",
+        _XLA,
+    ),
+)
+
+# For runs that must give the same bits each time, on GPUs. TPUs do without.
+EXACT = (
+    Flag(
+        "xla_gpu_exclude_nondeterministic_ops",
+        "true",
+        "deterministic scatter, matrix products and attention, maybe slower",
+        "openxla.org/xla/determinism",
+    ),
+)
+
+
+def chip_of(hardware: str) -> str:
+    """`v5p-64` and `v5p` are v5p; `v5litepod-16` is v5e."""
+    chip = hardware.partition("-")[0].replace("v5litepod", "v5e")
+    if chip not in FLAGS:
+        raise ValueError(f"hardware {hardware!r}: the chip must be one of {', '.join(FLAGS)}")
+    return chip
+
+
+def is_tpu(hardware: str) -> bool:
+    return FLAGS[chip_of(hardware)] is not _GPU
+
+
+def flags(hardware: str, *, slices: int = 1, exact: bool = False) -> tuple[Flag, ...]:
+    """The flags of a machine."""
+    tpu = is_tpu(hardware)
+    if slices > 1 and not tpu:
+        raise ValueError(f"slices={slices}: {hardware} is no TPU")
+    chosen = FLAGS[chip_of(hardware)]
+    return chosen + (SLICES if slices > 1 else ()) + (EXACT if exact and not tpu else ())
+
+
+def environment(hardware: str, *, slices: int = 1, exact: bool = False) -> dict[str, str]:
+    """The variables that carry the flags to the compiler of a machine."""
+    chosen = flags(hardware, slices=slices, exact=exact)
+    variables = {flag.name: flag.value for flag in chosen if flag.name.isupper()}
+    words = " ".join(str(flag) for flag in chosen if not flag.name.isupper())
+    if words:
+        variables["LIBTPU_INIT_ARGS" if is_tpu(hardware) else "XLA_FLAGS"] = words
+    return variables
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Prints the variables of a machine as shell assignments, with what they are for."""
+    parser = argparse.ArgumentParser(prog="python -m launch.xla_flags")
+    parser.add_argument("hardware", help="a chip or a machine: v5e, v5p-64, h100-8")
+    parser.add_argument("--slices", type=int, default=1)
+    parser.add_argument("--exact", action="store_true", help="the same bits each time, on GPUs")
+    args = parser.parse_args(argv)
+    try:
+        for flag in flags(args.hardware, slices=args.slices, exact=args.exact):
+            sys.stdout.write(f"# {flag.name}: {flag.does} ({flag.source})\n")
+        variables = environment(args.hardware, slices=args.slices, exact=args.exact)
+    except ValueError as error:
+        parser.error(str(error))
+    for name, value in variables.items():
+        sys.stdout.write(f"export {name}={shlex.quote(value)}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

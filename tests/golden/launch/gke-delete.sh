@@ -1,0 +1,1 @@
+kubectl delete jobset job --namespace=ml

@@ -1,0 +1,1 @@
+gcloud compute tpus queued-resources delete pod --zone=z --force --quiet

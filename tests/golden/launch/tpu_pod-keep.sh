@@ -1,0 +1,5 @@
+gcloud compute tpus queued-resources list '--filter=name~/pod$' '--format=value(state.state)'
+gcloud compute tpus queued-resources create pod --accelerator-type=v6e-256 --runtime-version=v2-alpha-tpuv6e --node-id=pod --spot
+gcloud compute tpus tpu-vm ssh pod --worker=0 '--command=sudo docker inspect --format '"'"'{{.State.Status}} {{.State.ExitCode}}'"'"' lapa 2>/dev/null || echo absent'
+gcloud compute tpus tpu-vm ssh pod --worker=all '--command=sudo gcloud auth configure-docker --quiet europe-docker.pkg.dev && sudo docker pull --quiet europe-docker.pkg.dev/project/lapa/tpu:1'
+gcloud compute tpus tpu-vm ssh pod --worker=all '--command=umask 077 && touch .lapa.env; sudo docker rm lapa >/dev/null 2>&1; sudo docker run --detach --init --name lapa --privileged --net=host --stop-timeout=600 --volume=/mnt/lapa:/mnt/lapa --env-file .lapa.env --env LIBTPU_INIT_ARGS=--xla_tpu_scoped_vmem_limit_kib=98304 europe-docker.pkg.dev/project/lapa/tpu:1 python -m launch.supervise --drain_seconds 570 -- lapa train --config experiments/latent_vla/paper.py:hardware=v5p-64 --workdir /mnt/lapa/runs/x --multihost'
