@@ -131,13 +131,13 @@ def test_a_run_survives_a_kill_damage_and_a_stop_on_other_processes(
 ):
     """2 processes of 2 devices, 4 of 1, and in the end 1 of 8."""
     workdir = tmp_path / "run"
+    directory = workdir / "checkpoints"
     with job(workdir, pretraining, processes=2, devices=2) as running:
-        running.wait_for(running.logged(5))
+        running.wait_for(lambda: len(checkpoint.list_steps(directory)) == 2)
         running.processes[1].kill()
         assert running.wait(0, 5 * HEARTBEAT_SECONDS) not in (0, 2, train.EXIT_RESTART)
         assert "process 0 of 2 fails" in running.output(0)
 
-    directory = workdir / "checkpoints"
     before, newest = checkpoint.list_steps(directory)[-2:]
     for path in (directory / str(newest) / "params").rglob("d/*"):
         data = bytearray(path.read_bytes())
