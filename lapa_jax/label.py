@@ -26,6 +26,21 @@ from lapa_jax.parallel.mesh import make_mesh
 IMAGES = 32  # in a batch of the image tokenizer, whose first level keeps every pixel
 
 
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """The shards n with n mod count = index."""
+
+    index: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise ValueError(f"--index {self.index} must be from 0 to --count {self.count} - 1")
+
+
+ALL = Share(0, 1)
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="lapa label",
@@ -52,12 +67,18 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--fps", type=float, default=0.0, help="0: from the episodes' metadata")
     parser.add_argument("--index", type=int, help="this host's number, from 0 (default: JAX's)")
     parser.add_argument("--count", type=int, help="hosts that share the corpus (default: JAX's)")
+    distributed.add_flags(parser)
     args = parser.parse_args(argv)
     if args.index is None and args.count is None:
-        distributed.initialize()
+        distributed.initialize_from(args)
         share = Share(jax.process_index(), jax.process_count())
     else:
         share = Share(args.index or 0, args.count or 1)
+    with distributed.leaving_on_error():
+        return _label(args, share)
+
+
+def _label(args: argparse.Namespace, share: Share) -> int:
     run = runs.load(args.workdir)
     corpus = dict(
         path=args.corpus,
@@ -80,21 +101,6 @@ def _together(name: str) -> int:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"labelled {name}")
     return 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Share:
-    """The shards n with n mod count = index."""
-
-    index: int
-    count: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.index < self.count:
-            raise ValueError(f"--index {self.index} must be from 0 to --count {self.count} - 1")
-
-
-ALL = Share(0, 1)
 
 
 def label(run: runs.Run, name: str, corpus: dict, share: Share = ALL) -> dict[str, int]:

@@ -26,7 +26,7 @@ from lapa_jax import runs, stages
 from lapa_jax.models import surgery
 from lapa_jax.parallel import distributed, sharding
 from lapa_jax.parallel.mesh import make_mesh
-from lapa_jax.training import memory
+from lapa_jax.training import heartbeat, memory
 from lapa_jax.training import state as states
 from lapa_jax.training.checkpoint import Checkpoints
 from lapa_jax.training.metrics import Alarms, LateMetrics, MetricWriter, Progress, check_finite
@@ -112,6 +112,7 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
     def settle(due: list[tuple[int, dict[str, Any]]]) -> None:
         for step, metrics in due:
             check_finite(step, metrics)
+            heartbeat.beat(step)
             if first and (step % config.log_every_steps == 0 or step == config.steps):
                 speed = throughput.report()
                 writer.write(step, metrics | speed)

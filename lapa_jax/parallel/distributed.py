@@ -255,14 +255,17 @@ def leaving_on_error() -> Iterator[None]:
                 error,
                 _LOST if isinstance(error, jax.errors.JaxRuntimeError) else "",
             )
-            _leaving = threading.Timer(2 * _heartbeat_seconds, _leave)
+            index = jax.process_index()  # in time: JAX's own end forgets it
+            _leaving = threading.Timer(2 * _heartbeat_seconds, _leave, [index])
             _leaving.daemon = True
             _leaving.start()
         raise
 
 
-def _leave() -> None:
-    logging.error("process %d ends without the others", jax.process_index())
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(EXIT_ALONE)
+def _leave(index: int) -> None:
+    try:
+        logging.error("process %d ends without the others", index)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(EXIT_ALONE)
