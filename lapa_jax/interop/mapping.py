@@ -83,7 +83,7 @@ def to_ours(
     rules: Rules,
     sizes: Mapping[str, int],
     expected: Tree,
-    place: Callable[[str, np.ndarray], Any] = lambda path, array: np.ascontiguousarray(array),
+    place: Callable[[str, np.ndarray], Any] = lambda path, array: np.asarray(array, order="C"),
 ) -> Tree:
     """Our parameters, shaped as `expected` (abstract); dtypes must agree, too.
 
