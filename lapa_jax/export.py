@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from lapa_jax import config as configs
-from lapa_jax import pairs, runs
+from lapa_jax import export_policy, pairs, runs
 from lapa_jax.interop import laq_pt, plain
 from lapa_jax.interop.safetensors_files import SafetensorsDirectory, Tensor, float_dtype
 from lapa_jax.parity import Parity
@@ -67,12 +67,17 @@ def _safetensors(run: runs.Run, out: Path, args: argparse.Namespace) -> str:
     return f"{len(tensors)} tensors"
 
 
+def _hf(run: runs.Run, out: Path, args: argparse.Namespace) -> str:
+    return export_policy.write(run, args, staged, exported_config)
+
+
 class Format(NamedTuple):
     write: Callable[[runs.Run, Path, argparse.Namespace], str]
     what: str
 
 
 FORMATS = {
+    "hf": Format(_hf, "a policy for PyTorch, a Hugging Face directory with its own model file"),
     "laq_pt": Format(_laq_pt, "the original's quantizer, a state dict"),
     "safetensors": Format(_safetensors, "any run, plain arrays with our names"),
 }

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from experiments import base
 from lapa_jax import config as configs
 from lapa_jax import runs, stages
-from lapa_jax.interop import dinov2, laq_pt, llama, msgpack_stream, plain, vqgan
+from lapa_jax.interop import dinov2, laq_pt, llama, msgpack_stream, plain, torch_policy, vqgan
 from lapa_jax.interop.mapping import Rules, to_ours
 from lapa_jax.interop.safetensors_files import SafetensorsDirectory
 from lapa_jax.models.layers import DTYPES
@@ -194,6 +194,21 @@ def _safetensors(args: argparse.Namespace) -> Imported:
     return Imported(config, assets=assets, **plain.read(args.source, *abstract))
 
 
+def _hf(args: argparse.Namespace) -> Imported:
+    source = Path(args.source)
+    config = configs.from_dict(json.loads((source / torch_policy.RUN_CONFIG).read_text()))
+    names = [n for n in (TOKENIZER, ACTION_BINS) if (source / n).exists()]
+    assets = {name: (source / name).read_bytes() for name in names}
+    stage = stages.build(config, assets)
+    params = to_ours(
+        SafetensorsDirectory(source),
+        torch_policy.rules(stage.model_config),
+        llama.sizes(config.model.heads, config.model.head_dim),
+        stage.model.abstract()[0],
+    )
+    return Imported(config, params, assets)
+
+
 class Format(NamedTuple):
     read: Callable[[argparse.Namespace], Imported]
     flags: tuple[str, ...]
@@ -203,6 +218,7 @@ class Format(NamedTuple):
 _POLICY_FLAGS = ("tokenizer", "compute_dtype", "code_length", "action_bins")
 FORMATS = {
     "dinov2": Format(_dinov2, (), "a teacher, from Hugging Face's safetensors"),
+    "hf": Format(_hf, (), "a policy, from lapa export --format hf"),
     "hf_llama": Format(
         _hf_llama, ("tokenizer", "compute_dtype"), "a LLaMA from a Hugging Face directory"
     ),

@@ -1,19 +1,27 @@
 """Runs in foreign formats, and back: what another program computes from the files."""
 
+import dataclasses
 import functools
+import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 from tiny import lapa, succeed
 
+import lapa_jax
 from experiments import base
 from lapa_jax import importer, runs, stages
-from lapa_jax.interop import safetensors_files
+from lapa_jax.interop import llama, safetensors_files
 from lapa_jax.models.module import flatten
+from lapa_jax.models.position import rope_tables
 from lapa_jax.stages.action_finetuning import ACTION_BINS
 from lapa_jax.stages.policy import TOKENIZER
 from lapa_jax.tokens import text
@@ -153,3 +161,116 @@ def test_a_failed_check_is_a_failed_export(policy, tmp_path, monkeypatch):
     monkeypatch.undo()
     export_error = lapa("export", "--format", "safetensors", "--workdir", policy, "--out", policy)
     assert export_error[0] == 2 and "exists" in export_error[2]
+
+
+# --- Hugging Face ---
+
+LEGACY = {
+    "front_end": "cached_tokens", "legacy": True, "text_length": 128, "image_vocab": 8200,
+    "rope_theta": 5e7,
+}  # fmt: skip
+POLICIES = {
+    "action_patches": ("action", {}),
+    "latent_two_images": ("latent", {"num_frames": 2}),
+    "latent_cached": ("latent", {"front_end": "cached_tokens", "image_vocab": 40}),
+    "latent_legacy": ("latent", LEGACY | {"compute_dtype": "bfloat16"}),
+    "action_legacy": ("action", LEGACY),
+}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_policy_in_torch(name, tmp_path):
+    """The export compares logits, tokens and actions itself; the way back has every bit."""
+    head, settings = POLICIES[name]
+    run = make_policy(tmp_path / "run", head, **settings)
+    told = export(run, tmp_path / "hf", "hf")
+    heads = {f"{x}_logits" for x in ("text", head)}
+    heads |= {"image_logits"} if "image_vocab" in settings else set()
+    assert told["passed"] and heads <= told["checks"].keys()
+    assert len(told["stated"]["instructions"]) > 1
+    assert ("actions" in told["checks"]) == (head == "action")
+    if name == "latent_legacy":
+        assert told["stated"]["bfloat16_latent"]["argmax_agreement"] > 0.9
+    succeed("import", "--format", "hf", "--source", tmp_path / "hf", "--out", tmp_path / "back")
+    assert runs.load(tmp_path / "back").params_hash == runs.load(run).params_hash
+
+
+IN_TORCH = """
+import json, sys
+import numpy as np
+from transformers import AutoModel, LlamaForCausalLM
+directory, inputs, outputs = sys.argv[1:]
+model = AutoModel.from_pretrained(directory, trust_remote_code=True)
+given = np.load(inputs)
+texts = json.loads(str(given["texts"]))
+found = {
+    "one": model.predict_action(given["images"][0], texts[0]),
+    "all": model.predict_action(given["images"], texts),
+    "text": model.logits(given["tokens"], np.zeros_like(given["tokens"]))["text"],
+    "llama": LlamaForCausalLM.from_pretrained(directory)(model._tensor(given["tokens"])).logits
+    .detach(),
+}
+np.savez(outputs, **found)
+ours = {"jax", "flax", "lapa_jax"} & set(sys.modules)
+assert not ours, ours
+"""
+
+
+def test_a_directory_is_all_that_torch_needs(policy, tmp_path):
+    """By name through transformers, in a process without JAX; its LLaMA has our backbone."""
+    export(policy, tmp_path / "hf", "hf")
+    rng = np.random.default_rng(5)
+    images = rng.integers(0, 256, (2, 32, 48, 3), dtype=np.uint8)
+    tokens = rng.integers(0, 320, (2, 9))
+    given = {"images": images, "tokens": tokens, "texts": json.dumps(INSTRUCTIONS)}
+    np.savez(tmp_path / "given.npz", **given)
+    places = [tmp_path / "hf", tmp_path / "given.npz", tmp_path / "found.npz"]
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "USE_TF": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", IN_TORCH, *map(str, places)],
+        capture_output=True, text=True, env=os.environ | offline, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found, ours = np.load(tmp_path / "found.npz"), lapa_jax.load_policy(policy)
+    expected = np.asarray(ours.predict_action(images, INSTRUCTIONS))
+    np.testing.assert_allclose(found["all"], expected, rtol=1e-6)
+    np.testing.assert_allclose(found["one"], expected[0], rtol=1e-6)
+    text_logits = np.asarray(ours.logits(tokens, np.zeros_like(tokens))["text"])
+    for name in ("text", "llama"):
+        difference = np.abs(found[name] - text_logits).max() / np.abs(text_logits).max()
+        assert difference < 1e-4, name
+
+
+def test_wrong_weights_are_found_out(policy, tmp_path, monkeypatch):
+    """Queries left as pairs, where torch rotates halves: shapes fit, numbers do not."""
+    real = llama.hf_rules
+
+    def pairs_kept(depth):
+        return [
+            dataclasses.replace(rule, pattern="(k c) d -> d k c")
+            if "q_proj" in rule.theirs
+            else rule
+            for rule in real(depth)
+        ]
+
+    monkeypatch.setattr(llama, "hf_rules", pairs_kept)
+    out = tmp_path / "hf"
+    code, _, error = lapa("export", "--format", "hf", "--workdir", policy, "--out", out)
+    assert code == 2 and "action_logits=" in error and "(at most 0.0001)" in error
+    assert not out.exists() and (tmp_path / "hf.failed").exists()
+
+
+def test_the_originals_rounded_rotary_tables_in_torch():
+    """Beyond position 256 bfloat16 angles are shared: a table that is not the same is no use."""
+    import torch
+
+    name = Path(safetensors_files.__file__).parent / "torch_files" / "modeling_lapa.py"
+    spec = importlib.util.spec_from_file_location("modeling_lapa", name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    where = np.arange(600)[None]
+    for ours, theirs in ((jnp.bfloat16, torch.bfloat16), (jnp.float32, torch.float32)):
+        expected = rope_tables(jnp.asarray(where), 128, 5e7, ours)
+        found = module.rope_tables(torch.from_numpy(where), 128, 5e7, theirs)
+        for a, b in zip(expected, found, strict=True):
+            np.testing.assert_allclose(np.asarray(a), b[:, 0].numpy(), atol=5e-5)
