@@ -12,7 +12,11 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_packages(include=["lapa_jax*", "data_pipelines*", "experiments*", "launch*"]),
-    package_data={"lapa_jax.report": ["*.j2"], "lapa_jax.aot": ["targets/*.txtpb"]},
+    package_data={
+        "lapa_jax.report": ["*.j2"],
+        "lapa_jax.aot": ["targets/*.txtpb"],
+        "lapa_jax.interop": ["torch_files/*.py"],
+    },
     install_requires=[
         "absl-py",
         "av>=14",
@@ -57,7 +61,7 @@ setup(
         # Wants protobuf 6, pyarrow 25 and pillow 12: better an environment of its own, as
         # requirements/beam.txt makes it.
         "beam": ["apache-beam>=2.77,<3"],
-        "torch": ["torch==2.13.0", "transformers"],
+        "torch": ["torch==2.13.0", "transformers>=5.24"],
         "sim": ["metaworld==3.1.1", "gymnasium"],
         "serve": ["fastapi", "uvicorn", "websockets", "msgpack"],
         # grain, array_record: a pipeline that `lapa data bench` compares with

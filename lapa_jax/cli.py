@@ -54,14 +54,15 @@ VERBS = {
     ),
     "import": (
         "lapa_jax.importer",
-        "foreign weights as a run: quantizers (laq_pt), policies (lapa_stream, hf_llama), image "
-        "tokenizers (vqgan_pickle), teachers (dinov2)",
+        "foreign weights as a run: quantizers (laq_pt), policies (lapa_stream, hf, hf_llama), image "
+        "tokenizers (vqgan_pickle), teachers (dinov2), what was exported (safetensors)",
         "lapa import --format laq_pt --source laq_openx.pt --image_size 256 --out runs/laq_openx",
     ),
     "export": (
         "lapa_jax.export",
-        "a run's weights in a foreign format: the original's quantizer (laq_pt)",
-        "lapa export --format laq_pt --workdir runs/laq_openx --out laq.pt",
+        "a run's weights in a foreign format, checked: policies for PyTorch (hf), plain arrays "
+        "(safetensors), the original's quantizer (laq_pt)",
+        "lapa export --format hf --workdir runs/action_vla --out policy",
     ),
     "data": (
         "lapa_jax.data",

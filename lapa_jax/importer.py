@@ -20,8 +20,9 @@ from ml_collections import ConfigDict
 from experiments import base
 from lapa_jax import config as configs
 from lapa_jax import runs, stages
-from lapa_jax.interop import dinov2, laq_pt, llama, msgpack_stream, vqgan
+from lapa_jax.interop import dinov2, laq_pt, llama, msgpack_stream, plain, torch_policy, vqgan
 from lapa_jax.interop.mapping import Rules, to_ours
+from lapa_jax.interop.safetensors_files import SafetensorsDirectory
 from lapa_jax.models.layers import DTYPES
 from lapa_jax.models.module import Tree, flatten
 from lapa_jax.parallel import sharding
@@ -85,6 +86,7 @@ class Imported:
     config: ConfigDict
     params: Tree
     assets: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    variables: Tree | None = None  # None: fresh ones
 
 
 def _laq_pt(args: argparse.Namespace) -> Imported:
@@ -141,7 +143,7 @@ def _hf_llama(args: argparse.Namespace) -> Imported:
     return _policy(
         args,
         settings | {"image_vocab": 0, "latent_vocab": 0, "action_vocab": 0},
-        llama.SafetensorsDirectory(args.source),
+        SafetensorsDirectory(args.source),
         llama.hf_rules(settings["depth"]),
     )
 
@@ -185,6 +187,28 @@ def _policy(
     return Imported(config, params, assets)
 
 
+def _safetensors(args: argparse.Namespace) -> Imported:
+    config, assets = plain.read_settings(args.source)
+    config = configs.from_dict(config)
+    abstract = stages.build(config, assets).model.abstract()
+    return Imported(config, assets=assets, **plain.read(args.source, *abstract))
+
+
+def _hf(args: argparse.Namespace) -> Imported:
+    source = Path(args.source)
+    config = configs.from_dict(json.loads((source / torch_policy.RUN_CONFIG).read_text()))
+    names = [n for n in (TOKENIZER, ACTION_BINS) if (source / n).exists()]
+    assets = {name: (source / name).read_bytes() for name in names}
+    stage = stages.build(config, assets)
+    params = to_ours(
+        SafetensorsDirectory(source),
+        torch_policy.rules(stage.model_config),
+        llama.sizes(config.model.heads, config.model.head_dim),
+        stage.model.abstract()[0],
+    )
+    return Imported(config, params, assets)
+
+
 class Format(NamedTuple):
     read: Callable[[argparse.Namespace], Imported]
     flags: tuple[str, ...]
@@ -194,6 +218,7 @@ class Format(NamedTuple):
 _POLICY_FLAGS = ("tokenizer", "compute_dtype", "code_length", "action_bins")
 FORMATS = {
     "dinov2": Format(_dinov2, (), "a teacher, from Hugging Face's safetensors"),
+    "hf": Format(_hf, (), "a policy, from lapa export --format hf"),
     "hf_llama": Format(
         _hf_llama, ("tokenizer", "compute_dtype"), "a LLaMA from a Hugging Face directory"
     ),
@@ -203,6 +228,7 @@ FORMATS = {
         "the original's policy, streaming msgpack",
     ),
     "laq_pt": Format(_laq_pt, ("image_size", "code_length"), "the original's quantizer"),
+    "safetensors": Format(_safetensors, (), "any run, from lapa export --format safetensors"),
     "vqgan_pickle": Format(_vqgan_pickle, (), "LWM's image tokenizer"),
 }
 
@@ -215,7 +241,9 @@ def write_run(out: Path, imported: Imported, *, source: str, source_format: str)
     """Writes a run directory with a checkpoint of step 0, without optimizer state."""
     config = imported.config
     stage = stages.build(config, imported.assets)
-    variables = jax.jit(lambda key: stage.init(key)[1])(jax.random.key(config.seed))
+    variables = imported.variables
+    if variables is None:
+        variables = jax.jit(lambda key: stage.init(key)[1])(jax.random.key(config.seed))
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         params=imported.params,

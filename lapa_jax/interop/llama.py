@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lapa_jax.interop.mapping import Rule
 from lapa_jax.models.vla import SIZES
 
@@ -158,39 +156,3 @@ def hf_rules(depth: int) -> list[Rule]:
 def sizes(heads: int, head_dim: int) -> dict[str, int]:
     """Axes of the patterns that shapes alone do not tell."""
     return {"k": heads, "c": head_dim, "two": 2, "half": head_dim // 2}
-
-
-class SafetensorsDirectory(Mapping):
-    """Tensors of a Hugging Face directory, read when asked for: model.safetensors, or shards with
-    model.safetensors.index.json. Old checkpoints' rotary tables (inv_freq) are left out."""
-
-    def __init__(self, directory: str | Path):
-        self.directory = Path(directory)
-        index = self.directory / "model.safetensors.index.json"
-        if index.exists():
-            self._files = json.loads(index.read_text())["weight_map"]
-        elif (self.directory / "model.safetensors").exists():
-            with self._open("model.safetensors") as file:
-                self._files = dict.fromkeys(file.keys(), "model.safetensors")
-        else:
-            raise FileNotFoundError(f"{directory} holds neither model.safetensors nor {index.name}")
-        self._files = {
-            k: v for k, v in self._files.items() if not k.endswith("rotary_emb.inv_freq")
-        }
-
-    def _open(self, name: str) -> Any:
-        from safetensors import safe_open
-
-        if Path(name).name != name:
-            raise ValueError(f"{self.directory}: the index names a file elsewhere: {name!r}")
-        return safe_open(self.directory / name, framework="numpy")
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        with self._open(self._files[name]) as file:
-            return file.get_tensor(name)
-
-    def __iter__(self) -> Any:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)

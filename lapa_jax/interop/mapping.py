@@ -43,9 +43,13 @@ class Rule:
         return stacked
 
     def to_theirs(self, array: np.ndarray, sizes: Mapping[str, int]) -> list[np.ndarray]:
-        back = " -> ".join(reversed(self.pattern.split(" -> ")))
         parts = list(array) if self.layers else [array]
-        return [np.ascontiguousarray(self._rearrange(x, back, sizes)) for x in parts]
+        return [self.one_to_theirs(x, sizes) for x in parts]
+
+    def one_to_theirs(self, array: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
+        """Of one layer, where the rule has layers."""
+        back = " -> ".join(reversed(self.pattern.split(" -> ")))
+        return np.ascontiguousarray(self._rearrange(array, back, sizes))
 
     def _rearrange(self, x: np.ndarray, pattern: str, sizes: Mapping[str, int]) -> np.ndarray:
         if not pattern:
@@ -83,7 +87,7 @@ def to_ours(
     rules: Rules,
     sizes: Mapping[str, int],
     expected: Tree,
-    place: Callable[[str, np.ndarray], Any] = lambda path, array: np.ascontiguousarray(array),
+    place: Callable[[str, np.ndarray], Any] = lambda path, array: np.asarray(array, order="C"),
 ) -> Tree:
     """Our parameters, shaped as `expected` (abstract); dtypes must agree, too.
 

@@ -1,0 +1,132 @@
+"""Directories of safetensors files in Hugging Face's form: one file, or shards with an index.
+
+Written tensor by tensor, each made when its turn comes; read when asked for.
+"""
+
+import json
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_dtypes
+import numpy as np
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD_BYTES = 5 * 10**9
+_CODES = {"float32": "F32", "bfloat16": "BF16", "int32": "I32", "uint32": "U32", "bool": "BOOL"}
+
+
+class Tensor(NamedTuple):
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    make: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+def tensor(array: jax.Array | np.ndarray, dtype: np.dtype | None = None) -> Tensor:
+    """The array as it is, or its floats in another dtype."""
+    dtype = np.dtype(dtype or array.dtype)
+    return Tensor(array.shape, dtype, lambda: np.asarray(array).astype(dtype, copy=False))
+
+
+def float_dtype(precision: str) -> np.dtype:
+    """The dtype that `--precision` names."""
+    return np.dtype({"fp32": np.float32, "bf16": ml_dtypes.bfloat16}[precision])
+
+
+def write(
+    directory: Path, tensors: Mapping[str, Tensor], *, shard_bytes: int = SHARD_BYTES
+) -> list[Path]:
+    """The files written. A file holds at most `shard_bytes`, or one tensor that is larger."""
+    shards: list[dict[str, Tensor]] = [{}]
+    held = 0
+    for name, one in tensors.items():
+        if held and held + one.nbytes > shard_bytes:
+            shards.append({})
+            held = 0
+        shards[-1][name] = one
+        held += one.nbytes
+    if len(shards) == 1:
+        return [_write_file(directory / SINGLE, shards[0])]
+    files = [
+        _write_file(directory / f"model-{i:05d}-of-{len(shards):05d}.safetensors", shard)
+        for i, shard in enumerate(shards, 1)
+    ]
+    index = {
+        "metadata": {"total_size": sum(one.nbytes for one in tensors.values())},
+        "weight_map": {
+            name: file.name for file, shard in zip(files, shards, strict=True) for name in shard
+        },
+    }
+    (directory / INDEX).write_text(json.dumps(index, indent=1) + "\n")
+    return files
+
+
+def _write_file(path: Path, tensors: Mapping[str, Tensor]) -> Path:
+    """The format: the length of a JSON header (8 bytes), the header, then the bytes of each
+    tensor. The safetensors package wants all of them in memory at once."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, one in tensors.items():
+        if one.dtype.name not in _CODES:
+            raise ValueError(f"tensor {name!r} is {one.dtype}: one of {sorted(_CODES)} is expected")
+        start, end = end, end + one.nbytes
+        header[name] = {
+            "dtype": _CODES[one.dtype.name],
+            "shape": list(one.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "xb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, one in tensors.items():
+            array = one.make()
+            if (array.shape, array.dtype) != (one.shape, one.dtype):
+                raise ValueError(
+                    f"tensor {name!r} is {array.dtype}{list(array.shape)}, announced as "
+                    f"{one.dtype}{list(one.shape)}"
+                )
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return path
+
+
+class SafetensorsDirectory(Mapping):
+    """Tensors of a directory by name, as NumPy arrays, read when asked for. Old LLaMA checkpoints'
+    rotary tables (inv_freq) are left out."""
+
+    def __init__(self, directory: str | Path):
+        self.directory = Path(directory)
+        index = self.directory / INDEX
+        if index.exists():
+            self._files = json.loads(index.read_text())["weight_map"]
+        elif (self.directory / SINGLE).exists():
+            with self._open(SINGLE) as file:
+                self._files = dict.fromkeys(file.keys(), SINGLE)
+        else:
+            raise FileNotFoundError(f"{directory} holds neither {SINGLE} nor {index.name}")
+        self._files = {
+            k: v for k, v in self._files.items() if not k.endswith("rotary_emb.inv_freq")
+        }
+
+    def _open(self, name: str) -> Any:
+        from safetensors import safe_open
+
+        if Path(name).name != name:
+            raise ValueError(f"{self.directory}: the index names a file elsewhere: {name!r}")
+        return safe_open(self.directory / name, framework="numpy")
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        with self._open(self._files[name]) as file:
+            return file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)

@@ -1,0 +1,175 @@
+"""Our policy ↔ a Hugging Face directory with its own modeling_lapa.py (torch_files/).
+
+The backbone has LLaMA's names (llama.hf_rules); the other tables, heads and the front-end come
+after it. lapa_run.json is the config of the run: the way back needs no other.
+"""
+
+import importlib.resources
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lapa_jax.interop import llama, safetensors_files
+from lapa_jax.interop.mapping import Rule
+from lapa_jax.interop.safetensors_files import Tensor
+from lapa_jax.models.front_end import front_end_config
+from lapa_jax.models.module import Tree, flatten
+from lapa_jax.models.vla import VLAConfig
+from lapa_jax.tokens.layout import Layout
+from lapa_jax.tokens.modality import MODALITIES
+
+MODELING, RUN_CONFIG = "modeling_lapa.py", "lapa_run.json"
+
+
+def rules(config: VLAConfig) -> list[Rule]:
+    """Raises ValueError for a policy that the format cannot hold."""
+    name, settings = front_end_config(config.front_end)
+    if name not in ("patches", "cached_tokens"):
+        raise ValueError(
+            f"a policy with model.front_end.name={name!r} cannot be exported as hf yet: "
+            "patches and cached_tokens can"
+        )
+    if config.dim % config.heads:
+        raise ValueError(
+            f"model.dim={config.dim} is no multiple of model.heads={config.heads}: LLaMA's "
+            "configuration wants one"
+        )
+    found = llama.hf_rules(config.depth)
+    for modality in MODALITIES[1:]:
+        if config.vocab(modality):
+            table, kernel = f"embeddings/{modality}/table", f"heads/{modality}/kernel"
+            found.append(Rule(f"embeddings.{modality}.weight", table))
+            found.append(Rule(f"heads.{modality}.weight", kernel, "v d -> d v"))
+    if name == "patches":
+        for i in range(len(settings.stem_channels)):
+            theirs, ours = f"front_end.stem.{i}", f"front_end/stem/stage_{i}"
+            found += [
+                Rule(f"{theirs}.conv.weight", f"{ours}/kernel", "o i h w -> h w i o"),
+                Rule(f"{theirs}.norm.weight", f"{ours}/norm/scale"),
+                Rule(f"{theirs}.norm.bias", f"{ours}/norm/bias"),
+            ]
+        found += [
+            Rule("front_end.project.weight", "front_end/project/kernel", "d p -> p d"),
+            Rule("front_end.project.bias", "front_end/project/bias"),
+            Rule("front_end.rows", "front_end/rows"),
+            Rule("front_end.columns", "front_end/columns"),
+        ]
+    return found
+
+
+def tensors(config: VLAConfig, params: Tree, dtype: np.dtype) -> dict[str, Tensor]:
+    """Their tensors in `dtype`, each rearranged when it is asked for."""
+    flat, found = flatten(params), {}
+    sizes, table = llama.sizes(config.heads, config.head_dim), rules(config)
+    if {rule.ours for rule in table} != set(flat):
+        odd = sorted({rule.ours for rule in table} ^ set(flat))
+        raise ValueError(f"parameters and rules differ in {odd}")
+    for rule in table:
+        array = flat[rule.ours]
+        one = array.shape[1:] if rule.layers else array.shape
+        shape = rule.one_to_theirs(np.broadcast_to(np.False_, one), sizes).shape
+        for i in range(rule.layers or 1):
+
+            def make(rule=rule, array=array, i=i) -> np.ndarray:
+                part = np.asarray(array[i] if rule.layers else array)
+                return rule.one_to_theirs(part, sizes).astype(dtype, copy=False)
+
+            found[rule.theirs.format(i=i)] = Tensor(shape, dtype, make)
+    return found
+
+
+def hf_config(
+    config: VLAConfig,
+    layout: Layout,
+    *,
+    head: str,
+    limits: Sequence[int],
+    image_size: Sequence[int],
+    dtype: np.dtype,
+) -> dict[str, Any]:
+    """config.json: LLaMA's keys, and ours under "lapa"."""
+    return {
+        "model_type": "llama",
+        "architectures": ["LapaPolicy"],
+        "auto_map": {"AutoModel": "modeling_lapa.LapaPolicy"},
+        "vocab_size": config.text_vocab,
+        "hidden_size": config.dim,
+        "intermediate_size": config.mlp_dim,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "max_position_embeddings": layout.example_length,
+        "initializer_range": config.init_std,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": False,
+        "bos_token_id": layout.tokenizer.bos,
+        "eos_token_id": layout.tokenizer.eos,
+        "dtype": dtype.name,
+        "torch_dtype": dtype.name,
+        "lapa": {
+            "head": head,
+            "limits": list(limits),
+            "vocabularies": {name: config.vocab(name) for name in MODALITIES[1:]},
+            "image_size": list(image_size),
+            "num_images": layout.num_images,
+            "tokens_per_image": layout.tokens_per_image,
+            "text_length": layout.text_length,
+            "front_end": dict(config.front_end),
+            "legacy": config.legacy,
+            "rope_theta": config.rope_theta,
+            # in the original's form, that of the training whatever the weights are loaded as
+            "rope_rounding": config.compute_dtype if config.legacy else "float32",
+        },
+    }
+
+
+def write(
+    directory: Path,
+    their_config: Mapping[str, Any],
+    run_config: Mapping[str, Any],
+    assets: Mapping[str, bytes],
+    tensors: Mapping[str, Tensor],
+) -> None:
+    safetensors_files.write(directory, tensors)
+    generation = {"do_sample": False} | {k: their_config[k] for k in _GENERATION}
+    documents = {
+        "config.json": their_config,
+        "generation_config.json": generation,
+        RUN_CONFIG: run_config,
+    }
+    for name, document in documents.items():
+        (directory / name).write_text(json.dumps(document, indent=1) + "\n")
+    for name, data in assets.items():
+        (directory / name).write_bytes(data)
+    source = importlib.resources.files("lapa_jax.interop") / "torch_files" / MODELING
+    (directory / MODELING).write_text(source.read_text())
+
+
+_GENERATION = ("bos_token_id", "eos_token_id")
+
+
+def load(directory: Path, dtype: str) -> Any:
+    """The directory's own model in PyTorch, on the CPU. Runs the modeling_lapa.py in it: only for
+    what was written here."""
+    import importlib.util
+
+    try:
+        import torch
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            f"the check of what is written needs {error.name}: pip install 'lapa_jax[torch]'"
+        ) from error
+    spec = importlib.util.spec_from_file_location("modeling_lapa", directory / MODELING)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.LapaPolicy.from_pretrained(directory, dtype=getattr(torch, dtype)).eval()

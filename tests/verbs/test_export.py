@@ -1,0 +1,276 @@
+"""Runs in foreign formats, and back: what another program computes from the files."""
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from tiny import lapa, succeed
+
+import lapa_jax
+from experiments import base
+from lapa_jax import importer, runs, stages
+from lapa_jax.interop import llama, safetensors_files
+from lapa_jax.models.module import flatten
+from lapa_jax.models.position import rope_tables
+from lapa_jax.stages.action_finetuning import ACTION_BINS
+from lapa_jax.stages.policy import TOKENIZER
+from lapa_jax.tokens import text
+from lapa_jax.tokens.action import ActionTokenizer
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+BINS = ActionTokenizer([np.linspace(-1, 1, 6), np.array([-0.5, 0.1, 0.5, 1.5])])
+INSTRUCTIONS = ["push the red block", "move the green square to place 2"]
+
+
+@functools.cache
+def tokenizer() -> bytes:
+    return text.train([*INSTRUCTIONS, "<vision> </vision> <delta> </delta>"], 320)
+
+
+def make_policy(out: Path, head: str, **model) -> Path:
+    """A run of random weights, as loud as trained ones."""
+    config = base.stage_defaults("action_finetuning" if head == "action" else "latent_pretraining")
+    config.data.image_size, config.compute_dtype = (32, 48), model.pop("compute_dtype", "float32")
+    config.data.num_frames = model.pop("num_frames", 1)
+    config.data.history_seconds = 1.0 if config.data.num_frames > 1 else 0.0
+    config.model = base.policy_model(**{f"{head}_vocab": 8})
+    config.model.update(
+        {"text_vocab": 320, "text_length": 24, "dim": 32, "depth": 2, "heads": 4, "head_dim": 8}
+    )
+    config.model.front_end = base.front_end(model.pop("front_end", "patches"))
+    if config.model.front_end.name == "patches":
+        config.model.front_end.stem_channels = (6,)
+    elif config.model.front_end.name == "cached_tokens":
+        config.model.front_end.num_tokens = 6
+    config.model.update(mlp_dim=48, unroll=1, init_std=0.3, **model)
+    assets = {TOKENIZER: tokenizer()}
+    if head == "action":
+        assets[ACTION_BINS], config.action_tokens = BINS.to_json(), "bins"
+    else:
+        config.code_length = 3
+    return write(out, config.lock(), assets)
+
+
+def write(out: Path, config, assets) -> Path:
+    stage = stages.build(config, assets)
+    params, variables = jax.jit(stage.model.init)(jax.random.key(3))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: (np.asarray(x, np.float32) + 0.1 * rng.normal(size=x.shape)).astype(x.dtype),
+        params,
+    )
+    made = importer.Imported(config, params, assets, variables)
+    importer.write_run(out, made, source="random", source_format="random")
+    return out
+
+
+@pytest.fixture(scope="module")
+def policy(quick_compile, tmp_path_factory):
+    return make_policy(tmp_path_factory.mktemp("policy") / "run", "action")
+
+
+def export(run: Path, out: Path, form: str, *flags) -> dict:
+    """Exports; what parity.json says."""
+    succeed("export", "--format", form, "--workdir", run, "--out", out, *flags)
+    assert not list(out.parent.glob(f"{out.name}.*"))
+    return json.loads((out / "parity.json").read_text())
+
+
+def test_plain_arrays_come_back_bit_for_bit(policy, tmp_path, monkeypatch):
+    monkeypatch.setattr(safetensors_files.write, "__kwdefaults__", {"shard_bytes": 20_000})
+    told = export(policy, tmp_path / "plain", "safetensors")
+    assert told["passed"] and told["checks"]["tensors_that_differ"]["value"] == 0
+    files = list((tmp_path / "plain").glob("model-*-of-*.safetensors"))
+    index = json.loads((tmp_path / "plain" / "model.safetensors.index.json").read_text())
+    assert len(files) > 1 and set(index["weight_map"].values()) == {f.name for f in files}
+    from safetensors.numpy import load_file
+
+    assert (
+        sum(x.nbytes for f in files for x in load_file(f).values())
+        == (index["metadata"]["total_size"])
+    )
+    back = tmp_path / "back"
+    succeed("import", "--format", "safetensors", "--source", tmp_path / "plain", "--out", back)
+    old, new = runs.load(policy), runs.load(back)
+    assert new.params_hash == old.params_hash == told["params_hash"]
+    assert new.assets == old.assets and new.config.model == old.config.model
+
+
+def test_plain_arrays_in_bfloat16(policy, tmp_path):
+    export(policy, tmp_path / "plain", "safetensors", "--precision", "bf16")
+    succeed(
+        "import", "--format", "safetensors", "--source", tmp_path / "plain", "--out",
+        tmp_path / "back",
+    )  # fmt: skip
+    new, old = (flatten(runs.load(x).params) for x in (tmp_path / "back", policy))
+    for path, x in old.items():
+        expected = np.asarray(x).astype(ml_dtypes.bfloat16)
+        np.testing.assert_array_equal(np.asarray(new[path]), expected)
+
+
+def test_a_run_keeps_its_variables(tmp_path):
+    """A quantizer's codebook statistics are no parameters."""
+    from experiments.quantizer import tabletop
+
+    config = tabletop.get_config("quick=True")
+    config.model.update(
+        dim=32, mlp_dim=64, heads=4, head_dim=8, spatial_depth=1, temporal_depth=1, decoder_depth=1
+    )
+    run = write(tmp_path / "run", config.lock(), {})
+    export(run, tmp_path / "plain", "safetensors")
+    back = tmp_path / "back"
+    succeed("import", "--format", "safetensors", "--source", tmp_path / "plain", "--out", back)
+    old, new = runs.load(run), runs.load(back)
+    assert new.params_hash == old.params_hash and flatten(old.variables)
+    jax.tree.map(np.testing.assert_array_equal, new.variables, old.variables)
+    code, _, error = lapa(
+        "export", "--format", "safetensors", "--workdir", run, "--out", tmp_path / "x",
+        "--precision", "bf16",
+    )  # fmt: skip
+    assert code == 2 and "a run of stage 'quantizer' is float32" in error
+
+
+def test_a_failed_check_is_a_failed_export(policy, tmp_path, monkeypatch):
+    """Nobody finds weights under the name that was asked for."""
+    real = safetensors_files._write_file
+
+    def damaged(path, tensors):
+        real(path, tensors)
+        with open(path, "r+b") as file:
+            file.seek(-1, 2)
+            file.write(b"\x55")
+        return path
+
+    monkeypatch.setattr(safetensors_files, "_write_file", damaged)
+    out = tmp_path / "out"
+    code, _, error = lapa("export", "--format", "safetensors", "--workdir", policy, "--out", out)
+    assert code == 2 and "tensors_that_differ=1 (at most 0)" in error
+    assert not out.exists()
+    told = json.loads((tmp_path / "out.failed" / "parity.json").read_text())
+    assert not told["passed"]
+    monkeypatch.undo()
+    export_error = lapa("export", "--format", "safetensors", "--workdir", policy, "--out", policy)
+    assert export_error[0] == 2 and "exists" in export_error[2]
+
+
+# --- Hugging Face ---
+
+LEGACY = {
+    "front_end": "cached_tokens", "legacy": True, "text_length": 128, "image_vocab": 8200,
+    "rope_theta": 5e7,
+}  # fmt: skip
+POLICIES = {
+    "action_patches": ("action", {}),
+    "latent_two_images": ("latent", {"num_frames": 2}),
+    "latent_cached": ("latent", {"front_end": "cached_tokens", "image_vocab": 40}),
+    "latent_legacy": ("latent", LEGACY | {"compute_dtype": "bfloat16"}),
+    "action_legacy": ("action", LEGACY),
+}
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_policy_in_torch(name, tmp_path):
+    """The export compares logits, tokens and actions itself; the way back has every bit."""
+    head, settings = POLICIES[name]
+    run = make_policy(tmp_path / "run", head, **settings)
+    told = export(run, tmp_path / "hf", "hf")
+    heads = {f"{x}_logits" for x in ("text", head)}
+    heads |= {"image_logits"} if "image_vocab" in settings else set()
+    assert told["passed"] and heads <= told["checks"].keys()
+    assert len(told["stated"]["instructions"]) > 1
+    assert ("actions" in told["checks"]) == (head == "action")
+    if name == "latent_legacy":
+        assert told["stated"]["bfloat16_latent"]["argmax_agreement"] > 0.9
+    succeed("import", "--format", "hf", "--source", tmp_path / "hf", "--out", tmp_path / "back")
+    assert runs.load(tmp_path / "back").params_hash == runs.load(run).params_hash
+
+
+IN_TORCH = """
+import json, sys
+import numpy as np
+from transformers import AutoModel, LlamaForCausalLM
+directory, inputs, outputs = sys.argv[1:]
+model = AutoModel.from_pretrained(directory, trust_remote_code=True)
+given = np.load(inputs)
+texts = json.loads(str(given["texts"]))
+found = {
+    "one": model.predict_action(given["images"][0], texts[0]),
+    "all": model.predict_action(given["images"], texts),
+    "text": model.logits(given["tokens"], np.zeros_like(given["tokens"]))["text"],
+    "llama": LlamaForCausalLM.from_pretrained(directory)(model._tensor(given["tokens"])).logits
+    .detach(),
+}
+np.savez(outputs, **found)
+ours = {"jax", "flax", "lapa_jax"} & set(sys.modules)
+assert not ours, ours
+"""
+
+
+def test_a_directory_is_all_that_torch_needs(policy, tmp_path):
+    """By name through transformers, in a process without JAX; its LLaMA has our backbone."""
+    export(policy, tmp_path / "hf", "hf")
+    rng = np.random.default_rng(5)
+    images = rng.integers(0, 256, (2, 32, 48, 3), dtype=np.uint8)
+    tokens = rng.integers(0, 320, (2, 9))
+    given = {"images": images, "tokens": tokens, "texts": json.dumps(INSTRUCTIONS)}
+    np.savez(tmp_path / "given.npz", **given)
+    places = [tmp_path / "hf", tmp_path / "given.npz", tmp_path / "found.npz"]
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "USE_TF": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", IN_TORCH, *map(str, places)],
+        capture_output=True, text=True, env=os.environ | offline, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found, ours = np.load(tmp_path / "found.npz"), lapa_jax.load_policy(policy)
+    expected = np.asarray(ours.predict_action(images, INSTRUCTIONS))
+    np.testing.assert_allclose(found["all"], expected, rtol=1e-6)
+    np.testing.assert_allclose(found["one"], expected[0], rtol=1e-6)
+    text_logits = np.asarray(ours.logits(tokens, np.zeros_like(tokens))["text"])
+    for name in ("text", "llama"):
+        difference = np.abs(found[name] - text_logits).max() / np.abs(text_logits).max()
+        assert difference < 1e-4, name
+
+
+def test_wrong_weights_are_found_out(policy, tmp_path, monkeypatch):
+    """Queries left as pairs, where torch rotates halves: shapes fit, numbers do not."""
+    real = llama.hf_rules
+
+    def pairs_kept(depth):
+        return [
+            dataclasses.replace(rule, pattern="(k c) d -> d k c")
+            if "q_proj" in rule.theirs
+            else rule
+            for rule in real(depth)
+        ]
+
+    monkeypatch.setattr(llama, "hf_rules", pairs_kept)
+    out = tmp_path / "hf"
+    code, _, error = lapa("export", "--format", "hf", "--workdir", policy, "--out", out)
+    assert code == 2 and "action_logits=" in error and "(at most 0.0001)" in error
+    assert not out.exists() and (tmp_path / "hf.failed").exists()
+
+
+def test_the_originals_rounded_rotary_tables_in_torch():
+    """Beyond position 256 bfloat16 angles are shared: a table that is not the same is no use."""
+    import torch
+
+    name = Path(safetensors_files.__file__).parent / "torch_files" / "modeling_lapa.py"
+    spec = importlib.util.spec_from_file_location("modeling_lapa", name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    where = np.arange(600)[None]
+    for ours, theirs in ((jnp.bfloat16, torch.bfloat16), (jnp.float32, torch.float32)):
+        expected = rope_tables(jnp.asarray(where), 128, 5e7, ours)
+        found = module.rope_tables(torch.from_numpy(where), 128, 5e7, theirs)
+        for a, b in zip(expected, found, strict=True):
+            np.testing.assert_allclose(np.asarray(a), b[:, 0].numpy(), atol=5e-5)
