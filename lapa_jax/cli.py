@@ -54,8 +54,8 @@ VERBS = {
     ),
     "import": (
         "lapa_jax.importer",
-        "foreign weights as a run: quantizers (laq_pt), policies (lapa_stream, hf, hf_llama), image "
-        "tokenizers (vqgan_pickle), teachers (dinov2), what was exported (safetensors)",
+        "foreign weights as a run: quantizers (laq_pt), policies (lapa_stream, hf, hf_llama), "
+        "image tokenizers (vqgan_pickle), teachers (dinov2), what was exported (safetensors)",
         "lapa import --format laq_pt --source laq_openx.pt --image_size 256 --out runs/laq_openx",
     ),
     "export": (
