@@ -147,18 +147,30 @@ class Module:
         if root.opcode == "fusion":
             condition = self.computations[root.attribute("calls")]
             root = next(i for i in condition.values() if i.is_root)
-        sides = [condition.get(o) for o in root.operands]
-        if root.opcode != "compare" or "direction=LT" not in root.attributes:
+        # Of a loop that may end earlier (`and`), the most it can take.
+        compared = [root] if root.opcode != "and" else map(condition.get, root.operands)
+        bounds = [found for one in compared if (found := self._bound(one, condition))]
+        if not bounds:
             raise ValueError(f"loop {loop.name}: cannot read its trips from {root}")
-        bound = _integer(sides[1])
-        if bound is None or sides[0].opcode != "get-tuple-element":
-            raise ValueError(f"loop {loop.name}: cannot read its trips from {root}")
-        index = int(re.search(r"index=(\d+)", sides[0].attributes)[1])
+        counter, bound = bounds[0]
+        index = int(re.search(r"index=(\d+)", counter.attributes)[1])
         start = _integer(self._element(computation, loop.operands[0], index)) or 0
         body = self.computations[loop.attribute("body")]
         new = next(i for i in body.values() if i.is_root)
         step = self._step(body, new.operands[index]) if new.opcode == "tuple" else 1
         return max(0, -(-(bound - start) // step))
+
+    def _bound(
+        self, compare: Instruction, condition: dict[str, Instruction]
+    ) -> tuple[Instruction, int] | None:
+        """(counter, bound) of `counter < bound`; None of anything else."""
+        if compare.opcode != "compare" or "direction=LT" not in compare.attributes:
+            return None
+        counter, bound = (condition.get(o) for o in compare.operands)
+        bound = _integer(bound)
+        if bound is None or counter.opcode != "get-tuple-element":
+            return None
+        return counter, bound
 
     def _element(self, computation, name: str, index: int) -> Instruction | None:
         found = computation.get(name)

@@ -15,6 +15,10 @@ from lapa_jax.parallel.mesh import make_mesh
 
 LAYERS, ROWS, WIDTH = 5, 16, 64
 
+# What the TPU compiler writes: no trip count, a counter in steps of two, a collective cut into
+# pieces, a sum that keeps its own part, a transfer between slices, arrays on the chip (S(1)).
+TPU = Path(__file__).with_name("tpu_forms.hlo").read_text()
+
 
 @pytest.fixture(scope="module")
 def tensor_parallel():
@@ -45,16 +49,21 @@ def test_a_collective_in_a_loop_counts_as_often_as_it_runs(tensor_parallel):
     np.testing.assert_array_equal(found.groups, [range(8)])
 
 
+def test_a_loop_that_may_end_earlier_counts_as_often_as_it_can_run():
+    """The form of the loop that replaces codes: as the TPU compiler writes it, without a count."""
+    ends = "ROOT %go = pred[] compare(%k, %three), direction=LT"
+    early = "%few = pred[] compare(%k, %three), direction=LT\n  ROOT %go = pred[] and(%more, %few)"
+    assert ends in TPU
+    text = TPU.replace(ends, "%more = pred[] constant(true)\n  " + early)
+    times = [[place.times for _, place in hlo.Module(form).executed()] for form in (TPU, text)]
+    assert times[0] == times[1] and max(times[0]) > 1
+
+
 def test_memory_traffic_of_a_loop(tensor_parallel):
     """Each layer's weights are read once, and only their slice; activations a few times."""
     weights = LAYERS * 2 * WIDTH * WIDTH // 8 * 4
     activations = LAYERS * ROWS * WIDTH * 4
     assert weights < tensor_parallel.hbm_bytes() < 3 * weights + 12 * activations
-
-
-# What the TPU compiler writes: no trip count, a counter in steps of two, a collective cut into
-# pieces, a sum that keeps its own part, a transfer between slices, arrays on the chip (S(1)).
-TPU = Path(__file__).with_name("tpu_forms.hlo").read_text()
 
 
 def test_forms_of_the_tpu_compiler():
