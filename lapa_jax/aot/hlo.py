@@ -93,7 +93,7 @@ class Module:
                 if match and not line.startswith("HloModule"):
                     current = self.computations.setdefault(match[2], {})
                     self.entry = match[2] if match[1] else self.entry
-            elif line == "}":
+            elif line == "}" or line.startswith("}, "):  # such as execution_thread="sparsecore"
                 current = None
             elif _INSTRUCTION.match(line):  # others continue one: kernels have attributes of lines
                 instruction = _parse(line)
@@ -145,8 +145,13 @@ class Module:
         condition = self.computations[loop.attribute("condition")]
         root = next(i for i in condition.values() if i.is_root)
         if root.opcode == "fusion":
+            given = [condition[o] for o in root.operands]
             condition = self.computations[root.attribute("calls")]
             root = next(i for i in condition.values() if i.is_root)
+            condition = {
+                name: given[int(i.literal)] if i.opcode == "parameter" else i
+                for name, i in condition.items()
+            }
         # Of a loop that may end earlier (`and`), the most it can take.
         compared = [root] if root.opcode != "and" else map(condition.get, root.operands)
         bounds = [found for one in compared if (found := self._bound(one, condition))]

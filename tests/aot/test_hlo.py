@@ -59,6 +59,11 @@ def test_a_loop_that_may_end_earlier_counts_as_often_as_it_can_run():
     assert times[0] == times[1] and max(times[0]) > 1
 
 
+def test_computations_of_another_core_end_where_they_end():
+    text = TPU.replace("\n}\n", '\n}, execution_thread="sparsecore"\n')
+    assert text != TPU and hlo.Module(text).computations == hlo.Module(TPU).computations
+
+
 def test_memory_traffic_of_a_loop(tensor_parallel):
     """Each layer's weights are read once, and only their slice; activations a few times."""
     weights = LAYERS * 2 * WIDTH * WIDTH // 8 * 4
