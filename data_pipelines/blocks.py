@@ -75,7 +75,7 @@ class BlockCache:
         self._of_file: dict[Location, list[tuple[int, int, list[int]]]] = defaultdict(list)
         for corpus, (found, paths) in enumerate(zip(blocks, shards, strict=True)):
             cuts = np.searchsorted(found.shard, np.arange(len(paths) + 1))
-            for path, start, stop in zip(paths, cuts, cuts[1:], strict=False):
+            for path, start, stop in zip(paths, cuts[:-1], cuts[1:], strict=True):
                 self._of_file[path].append((corpus, int(start), found.offset[start:stop].tolist()))
 
     @property

@@ -196,7 +196,7 @@ def bucket(args: argparse.Namespace) -> Iterator[tuple]:
         seconds = time.perf_counter() - start
         only = tensorstore.KvStore.KeyRange(key, key + "\0")
         store.delete_range(only).result(BUCKET_SECONDS)
-    except (ValueError, OSError, RuntimeError, NotImplementedError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         do = (
             "check the name; gcloud auth application-default login, or a service account that "
             "may write (roles/storage.objectUser)"

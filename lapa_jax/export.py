@@ -103,7 +103,8 @@ def staged(out: Path, run: runs.Run) -> Iterator[tuple[Path, Parity]]:
     checks passed; else it is removed, or, for those who want to look, renamed to OUT.failed."""
     staging, failed = (out.with_name(f"{out.name}.{x}") for x in ("incomplete", "failed"))
     for leftover in (staging, failed):
-        shutil.rmtree(leftover, ignore_errors=True)
+        if leftover.exists():
+            shutil.rmtree(leftover)
     staging.mkdir(parents=True)
     parity = Parity()
     try:

@@ -15,6 +15,7 @@ Exit code 1 where a run is stalled, failed or damaged.
 """
 
 import argparse
+import itertools
 import json
 import math
 import sys
@@ -221,7 +222,7 @@ def duration(seconds: float | None) -> str:
         return "-"
     left = max(0, round(seconds))
     units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
-    for (large, size), (small, part) in zip(units, units[1:], strict=False):
+    for (large, size), (small, part) in itertools.pairwise(units):
         if left >= size:
             rest = left % size // part
             return f"{left // size} {large}" + (f" {rest} {small}" if rest else "")

@@ -7,6 +7,7 @@ is done; so the result depends on none of this, and Beam need not carry results 
 from __future__ import annotations
 
 import functools
+import hashlib
 import multiprocessing
 import os
 import pickle
@@ -104,21 +105,28 @@ def _run_on_beam(
         running.cancel()
 
 
-def _save_jobs(jobs: Sequence[Job], path: Path) -> list[tuple[int, int]]:
-    """(offset, length) of each: runners limit what a pipeline itself may hold."""
+Place = tuple[int, int, str]  # offset, length, digest
+
+
+def _save_jobs(jobs: Sequence[Job], path: Path) -> list[Place]:
+    """Where each is: runners limit what a pipeline itself may hold."""
     places, offset = [], 0
     with path.open("wb") as file:
         for job in jobs:
-            length = file.write(pickle.dumps(job))
-            places.append((offset, length))
+            data = pickle.dumps(job)
+            length = file.write(data)
+            places.append((offset, length, hashlib.sha256(data).hexdigest()))
             offset += length
     return places
 
 
-def _work_on_beam(work: Callable[[Any], dict], folder: Path, place: tuple[int, int]) -> None:
+def _work_on_beam(work: Callable[[Any], dict], folder: Path, place: Place) -> None:
     with (folder / _JOBS).open("rb") as file:
         file.seek(place[0])
-        job = pickle.loads(file.read(place[1]))  # by _save_jobs, in the folder that we hold locked
+        data = file.read(place[1])
+    if hashlib.sha256(data).hexdigest() != place[2]:
+        raise ValueError(f"{folder / _JOBS} is not what this pipeline wrote: start it again")
+    job = pickle.loads(data)  # the very bytes of _save_jobs: the pipeline itself has their digest
     if job.manifest.exists():  # Beam tries a job again when another one beside it has failed
         return
     try:

@@ -9,6 +9,7 @@ an episode for each stretch of one instruction.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -286,7 +287,7 @@ def _stretches(texts: list[str], steps: int) -> list[tuple[int, int, str]]:
     if len(different) <= 1:
         return [(0, steps, different.pop() if different else "")]
     bounds = [0, *(step for step in range(1, steps) if texts[step] != texts[step - 1]), steps]
-    return [(a, b, texts[a]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [(a, b, texts[a]) for a, b in itertools.pairwise(bounds)]
 
 
 def _reward(features: fields.Features, record: bytes, steps: int) -> np.ndarray | None:

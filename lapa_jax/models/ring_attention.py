@@ -115,8 +115,11 @@ def _local_attention(q_BtKC, k_BtKC, v_BtKC, *segments, plan: Plan) -> jax.Array
         for x, shape in ((q, q_blocks), (k, k_blocks), (v, k_blocks))
     )
     ids = [None, None]
-    for i, (x, shape) in enumerate(zip(segments, (q_blocks, k_blocks), strict=False)):
-        ids[i] = _to_blocks(x[..., None, None], plan.chunks, *shape, fill=FILL)[:, :, 0, :, 0]
+    if segments:
+        ids = [
+            _to_blocks(x[..., None, None], plan.chunks, *shape, fill=FILL)[:, :, 0, :, 0]
+            for x, shape in zip(segments, (q_blocks, k_blocks), strict=True)
+        ]
     out = _ring(plan, q, k, v, *ids)
     out = _from_blocks(out, plan.chunks, q_size)
     return _zigzag(out, plan.n, back=True) if plan.chunks == 2 else out

@@ -126,7 +126,7 @@ def heavy_tailed(count, seed=0):
     return np.stack(columns, axis=1).astype(np.float32)
 
 
-def same(one, two):
+def assert_same(one, two):
     assert one.count == two.count
     for name in ("counts", "low", "high"):
         np.testing.assert_array_equal(getattr(one, name), getattr(two, name), name)
@@ -140,10 +140,10 @@ def test_parts_merge_in_any_order(sizes, order):
     actions = heavy_tailed(sum(sizes) or 1)[: sum(sizes)]
     a, b, c = (Sketch.of(part) for part in np.split(actions, np.cumsum(sizes)[:2]))
     whole = Sketch.of(actions)
-    same(a.merge(b).merge(c), whole)
-    same(a.merge(b.merge(c)), whole)
+    assert_same(a.merge(b).merge(c), whole)
+    assert_same(a.merge(b.merge(c)), whole)
     parts = [a, b, c]
-    same(parts[order[0]].merge(parts[order[1]]).merge(parts[order[2]]), whole)
+    assert_same(parts[order[0]].merge(parts[order[1]]).merge(parts[order[2]]), whole)
 
 
 def test_a_sketch_is_close_to_exact_statistics():
@@ -199,7 +199,7 @@ def test_few_values_and_values_out_of_reach_are_exact():
 def test_the_sketch_of_an_index_is_that_of_its_valid_actions(tmp_path):
     write_corpus(tmp_path, shards=3)
     index = load_index(tmp_path)
-    same(sketch_actions(index), Sketch.of(index.actions[valid_action_rows(index)]))
+    assert_same(sketch_actions(index), Sketch.of(index.actions[valid_action_rows(index)]))
 
 
 def test_beam_combines_sketches():
@@ -212,7 +212,7 @@ def test_beam_combines_sketches():
 
     def check(found):
         (sketch,) = found
-        same(sketch, Sketch.of(actions))
+        assert_same(sketch, Sketch.of(actions))
 
     with beam.Pipeline() as pipeline:
         parts = pipeline | beam.Create(np.array_split(actions, 9))
