@@ -102,12 +102,13 @@ class LoadedPolicy:
     """
 
     def __init__(self, run: runs.Run, image_tokenizer: LoadedImageTokenizer | None = None):
+        """Takes over the parameters of `run`."""
         if not isinstance(run.stage, PolicyStage):
             raise ValueError(f"{run.workdir} is a run of stage {run.config.stage!r}, not a policy")
-        stage = run.stage
+        stage, self._params = run.stage.for_decoding(run.params)
         self.config, self.stage = run.config, stage
         self.image_size: tuple[int, int] = run.config.data.image_size
-        self._params, self._variables = run.params, run.variables
+        self._variables = run.variables
         self._image_tokenizer = image_tokenizer
         self._predict = jax.jit(stage.predict, static_argnames=("temperature", "top_k"))
         heads = dict.fromkeys(name for name in MODALITIES if stage.model_config.vocab(name))

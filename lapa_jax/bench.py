@@ -4,6 +4,7 @@
     lapa bench quantizer --config released --batch 4 --dtype bfloat16
     lapa bench policy                        # training of debug and 20m, decoding of debug and demo
     lapa bench policy --size 7b --part decode --dtype bfloat16
+    lapa bench attention --dtype bfloat16    # every implementation that runs here
     lapa bench label                         # reading, encoding and writing, beside encoding alone
 
 The fraction of peak is taken in one process: model FLOP/s of the step over the FLOP/s of the best
@@ -20,7 +21,7 @@ from typing import Any
 
 import jax
 
-from lapa_jax import bench_label, bench_policy, bench_quantizer, measure
+from lapa_jax import bench_attention, bench_label, bench_policy, bench_quantizer, measure
 
 
 def main(argv: list[str]) -> int:
@@ -67,6 +68,12 @@ def _policy(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def _attention(args: argparse.Namespace) -> dict[str, Any]:
+    peak = measure.matmul_peak(args.dtype)
+    rows = bench_attention.compare(args, peak)
+    return {"matmul_peak_tflops": round(peak / 1e12, 4), "attention": rows}
+
+
 def _label(args: argparse.Namespace) -> dict[str, Any]:
     return {"label": bench_label.throughput(args)}
 
@@ -74,6 +81,7 @@ def _label(args: argparse.Namespace) -> dict[str, Any]:
 BENCHMARKS: dict[str, tuple[Any, Callable[[argparse.Namespace], dict[str, Any]]]] = {
     "quantizer": (bench_quantizer, _quantizer),
     "policy": (bench_policy, _policy),
+    "attention": (bench_attention, _attention),
     "label": (bench_label, _label),
 }
 

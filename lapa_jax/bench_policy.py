@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=int, default=32, help="to decode after the first")
     parser.add_argument("--unroll", type=int, default=0, help="layers per scan step; 0: all")
     parser.add_argument("--attention", default="auto", help="model.attention")
+    parser.add_argument("--remat", default="", help="model.remat (default: the size's own)")
 
 
 def policy_config(size: str, args: argparse.Namespace) -> VLAConfig:
@@ -54,7 +55,8 @@ def policy_config(size: str, args: argparse.Namespace) -> VLAConfig:
     else:
         settings |= {"param_dtype": args.dtype, "legacy": False} | SIZES[size]
     settings = {key: x for key, x in settings.items() if key not in LAYOUT_KEYS}
-    return VLAConfig(**settings | {"attention": args.attention}, compute_dtype=args.dtype)
+    settings |= {"attention": args.attention, "remat": args.remat or settings["remat"]}
+    return VLAConfig(**settings, compute_dtype=args.dtype)
 
 
 def rows(config: VLAConfig, number: int) -> dict[str, jax.Array]:
@@ -123,7 +125,7 @@ def decode(args: argparse.Namespace, bandwidth: float) -> list[dict[str, Any]]:
 
 def _decode(size: str, args: argparse.Namespace, bandwidth: float) -> dict[str, Any]:
     config = policy_config(size, args)
-    model = Functional(lambda rngs: VLA(config, rngs=rngs))
+    model = Functional(lambda rngs: VLA(config, rngs=rngs, stacked=False))
     params, variables = jax.jit(model.init)(jax.random.key(0))
     prompt = {key: rows(config, 1)[key][:, :-TARGETS] for key in ("tokens", "modality", "segments")}
 

@@ -1,5 +1,9 @@
 """A stack of equal layers: parameters with a leading layer axis, run by `jax.lax.scan`.
 
+For decoding there is a second form, a parameter for each layer (`unstack`): a token is fed to a
+layer in less time than it takes to copy that layer's weights out of the stack, which the compiler
+does before every product.
+
 `remat` names what the backward pass may keep of a layer, besides its input; `unroll` is the number
 of layers per scan iteration (0: all, which lets the compiler fuse across layers and is the fast
 choice for small models).
@@ -11,7 +15,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from lapa_jax.models.module import AXES
+from lapa_jax.models.module import AXES, Tree, flatten, unflatten
 
 ATTENTION_OUT = "attention_out"  # the name of what attention gives (attention.py)
 
@@ -46,7 +50,7 @@ class Stack(nnx.Module):
     """`depth` layers built by `make(rngs)`; calling the stack threads a carry through them.
 
     Parameter paths are `<stack>/layers/<path in the layer>`, every leaf with a leading "layers"
-    axis.
+    axis; unless `stacked`, `<stack>/layers/<number>/<path in the layer>`.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Stack(nnx.Module):
         remat: str,
         unroll: int,
         rngs: nnx.Rngs,
+        stacked: bool = True,
     ):
         if remat not in REMAT:
             raise ValueError(f"model.remat={remat!r} must be one of {sorted(REMAT)}")
@@ -64,8 +69,13 @@ class Stack(nnx.Module):
             raise ValueError(f"a stack needs a depth of at least 1, got {depth}")
         if not 0 <= unroll:
             raise ValueError(f"model.unroll={unroll} must be 0 (all layers) or positive")
-        graph, template = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(params=0))))
+        self.depth, self.remat, self.unroll, self.stacked = depth, remat, unroll or depth, stacked
         keys = jax.random.split(rngs.params(), depth)
+        if not stacked:
+            layers = {_number(i): make(nnx.Rngs(params=key)) for i, key in enumerate(keys)}
+            self.layers = nnx.data(layers)
+            return
+        graph, template = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(params=0))))
         leaves = jax.vmap(lambda key: jax.tree.leaves(nnx.split(make(nnx.Rngs(params=key)))[1]))(
             keys
         )
@@ -73,7 +83,6 @@ class Stack(nnx.Module):
         for _, node in nnx.iter_graph(self.layers):
             if isinstance(node, nnx.Variable):
                 node.set_metadata(AXES, ("layers", *node.get_metadata()[AXES]))
-        self.depth, self.remat, self.unroll = depth, remat, unroll or depth
 
     def __call__(
         self, carry: Any, *shared: Any, per_layer: Any = None, method: str = "__call__"
@@ -81,8 +90,11 @@ class Stack(nnx.Module):
         """Returns (carry, stacked second outputs).
 
         Each layer runs `method(carry, *shared)` → carry, or, given `per_layer` (a pytree with a
-        leading layer axis), `method(carry, *shared, slice)` → (carry, out).
+        leading layer axis), `method(carry, *shared, slice)` → (carry, out). Unless stacked,
+        `per_layer` and the second outputs are sequences, and nothing is rematerialised.
         """
+        if not self.stacked:
+            return self._one_by_one(carry, shared, per_layer, method)
         graph, state = nnx.split(self.layers)
 
         def body(carry, inputs):
@@ -97,3 +109,34 @@ class Stack(nnx.Module):
         return jax.lax.scan(
             body, carry, (state, per_layer), length=self.depth, unroll=min(self.unroll, self.depth)
         )
+
+    def _one_by_one(self, carry, shared, per_layer, method):
+        outs = []
+        for i in range(self.depth):
+            function = getattr(self.layers[_number(i)], method)
+            if per_layer is None:
+                carry = function(carry, *shared)
+            else:
+                carry, out = function(carry, *shared, per_layer[i])
+                outs.append(out)
+        return carry, outs
+
+
+def _number(layer: int) -> str:
+    return f"{layer:03d}"
+
+
+def unstack(params: Tree, stack: str) -> Tree:
+    """The parameters of a model whose `stack` (its path) is not stacked, of one where it is. Takes
+    the stacked leaves out of `params`, so that there is at most one of them twice at a time."""
+    *parents, name = stack.split("/")
+    node = params
+    for parent in parents:
+        node = node[parent]
+    flat = flatten(node.pop(name)["layers"])
+    apart = {}
+    for path in list(flat):
+        for i, layer in enumerate(flat.pop(path)):
+            apart[f"layers/{_number(i)}/{path}"] = layer
+    node[name] = unflatten(apart)
+    return params

@@ -180,13 +180,15 @@ class Layer(nnx.Module):
 class Cache(NamedTuple):
     """State of a decode in progress."""
 
-    keys_and_values: Any  # per layer, (depth, B, S, K, C) each
+    keys_and_values: Any  # (depth, B, S, K, C) each; of each layer by itself unless stacked
     segments_BS: jax.Array  # 1 where a key may be seen
     position_B: jax.Array  # rotary position of the next token
 
 
 class VLA(nnx.Module):
-    def __init__(self, config: VLAConfig, *, rngs: nnx.Rngs):
+    """`stacked`: see stack.py."""
+
+    def __init__(self, config: VLAConfig, *, rngs: nnx.Rngs, stacked: bool = True):
         self.config = config
         self.dtype = dtype = dtype_of(config.compute_dtype)
         present = [name for name in MODALITIES if config.vocab(name)]
@@ -211,6 +213,7 @@ class VLA(nnx.Module):
             remat=config.remat,
             unroll=config.unroll,
             rngs=rngs,
+            stacked=stacked,
         )
         self.norm = RMSNorm(config.dim, eps=config.norm_eps)
         if config.param_dtype != "float32":
@@ -294,7 +297,8 @@ class VLA(nnx.Module):
         depth = jnp.arange(self.config.depth)
         x, kv = self._run(x, segments_BT, where, per_layer=depth, method="prefill")
         room = num_tokens - 1
-        kv = jax.tree.map(lambda y: jnp.pad(y, ((0, 0), (0, 0), (0, room), (0, 0), (0, 0))), kv)
+        wide = ((0, 0), (0, room), (0, 0), (0, 0))  # and an axis of layers where they are stacked
+        kv = jax.tree.map(lambda y: jnp.pad(y, ((0, 0), *wide)[-y.ndim :]), kv)
         segments = jnp.pad(segments_BT, ((0, 0), (0, room)))
         logits = self._head(self.norm(x[:, -1:]), head)[:, 0]
         return logits, Cache(kv, segments, where[:, -1] + 1)

@@ -5,6 +5,7 @@ modality int8 (R, T), target_slots, targets int32 (R, k·L), images uint8 (R, k�
 front-end computes image tokens, text_slots, text_targets int32 (R, k·M) where text is trained on.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -17,6 +18,7 @@ from data_pipelines.schema import images_per_example
 from lapa_jax.models.decoding import decode
 from lapa_jax.models.front_end import front_end_column
 from lapa_jax.models.module import Functional
+from lapa_jax.models.stack import unstack
 from lapa_jax.models.vla import VLA, VLAConfig, vla_flops
 from lapa_jax.stages import augmentation
 from lapa_jax.stages.image_tokenizer import adopt_tokenizer, tokenizer_source
@@ -194,6 +196,15 @@ class PolicyStage(Stage):
 
     def adopt(self, variables: Variables, config: ConfigDict, params: Params) -> Variables:
         return adopt_tokenizer(self.model_config.front_end, variables, config, params)
+
+    def for_decoding(self, params: Params) -> tuple["PolicyStage", Params]:
+        """(this stage, its parameters) with the layers apart: decodes faster, and cannot train.
+
+        `params` are taken over: the stacked layers are taken out of them.
+        """
+        stage = copy.copy(self)
+        stage.model = Functional(lambda rngs: VLA(self.model_config, rngs=rngs, stacked=False))
+        return stage, unstack(params, "backbone")
 
     def prompts(
         self, instructions: Sequence[str], image_ids: Sequence[np.ndarray] | None = None

@@ -10,6 +10,7 @@ import pytest
 
 from lapa_jax.models.decoding import decode
 from lapa_jax.models.module import Functional, flatten
+from lapa_jax.models.stack import unstack
 from lapa_jax.models.surgery import head_swap
 from lapa_jax.models.vla import SIZES, VLA, VLAConfig, positions, vla_flops
 from lapa_jax.tokens.modality import ACTION, FILL, IMAGE, LATENT, TEXT
@@ -96,9 +97,12 @@ def test_cached_decode_is_the_argmax_of_full_forwards(head):
     for i in range(4):
         logits = apply_of(head)(rows, images, expected)
         expected = expected.at[:, i].set(jnp.argmax(logits[:, i], axis=-1))
-    ids, found = decode(net, params, {}, rows, images, head, 4)
-    np.testing.assert_array_equal(ids, expected)
-    np.testing.assert_allclose(found, logits, atol=1e-5)
+    apart = Functional(lambda rngs: VLA(config(), rngs=rngs, stacked=False))
+    copied = jax.tree.map(lambda x: x, params)
+    for one, tree in ((net, params), (apart, unstack(copied, "backbone"))):
+        ids, found = decode(one, tree, {}, rows, images, head, 4)
+        np.testing.assert_array_equal(ids, expected)
+        np.testing.assert_allclose(found, logits, atol=1e-5)
 
 
 def test_decode_respects_slot_vocabularies_keys_and_top_k():

@@ -43,6 +43,13 @@ def test_policies_beside_the_peak_and_the_bandwidth():
     assert decode["prefill_ms"] > 0 and decode["prompt_tokens"] == 284
 
 
+def test_attentions_agree_with_plain_products():
+    given = "--positions 128 --heads 2 --head_dim 16 --steps 1 --json"
+    rows = json.loads(succeed("bench", "attention", *given.split()))["attention"]
+    assert {row["implementation"]: row["auto"] for row in rows} == {"xla": True, "ring": False}
+    assert all(row["error"] < 1e-5 and row["ms"] > 0 for row in rows)
+
+
 def test_the_released_shape_has_its_parameters():
     import jax
 

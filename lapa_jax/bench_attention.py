@@ -1,0 +1,116 @@
+"""`lapa bench attention`: every implementation that this device has, forward and backward.
+
+Rows are causal, in five segments. `error` compares with plain products in float32: the largest
+difference of the output and of the three gradients, over their largest entry.
+"""
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lapa_jax import measure
+from lapa_jax.models import attention as attentions
+
+SEGMENTS = 5
+POSITIONS = {"cpu": (128, 256, 512, 1024), "elsewhere": (256, 512, 1024, 2048, 4096)}
+HEADS = {"cpu": (4, 64), "elsewhere": (32, 128)}  # heads, width
+TOKENS = {"cpu": 2048, "elsewhere": 16_384}  # of all examples
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--positions", type=int, action="append", default=[], help="of a row")
+    parser.add_argument("--heads", type=int, default=0)
+    parser.add_argument("--head_dim", type=int, default=0)
+
+
+def compare(args: argparse.Namespace, peak: float) -> list[dict[str, Any]]:
+    """A row for every length and implementation; one that cannot serve the call is left out."""
+    where = "cpu" if jax.default_backend() == "cpu" else "elsewhere"
+    heads, head_dim = args.heads or HEADS[where][0], args.head_dim or HEADS[where][1]
+    found = []
+    for length in args.positions or POSITIONS[where]:
+        examples = max(1, TOKENS[where] // length)
+        arrays = _arrays(examples, length, heads, head_dim, args.dtype)
+        exact = _gradients("xla", head_dim)(*(x.astype(jnp.float32) for x in arrays))
+        call = _call(length, head_dim, args.dtype)
+        # Scores and weighted sum, forward and both gradients of each; half of them are masked.
+        flops = 3 * 2 * 2 * examples * heads * length * length * head_dim / 2
+        times = {}
+        for name in attentions.IMPLEMENTATIONS:
+            if not attentions.refusal(name, call):
+                run = partial(_gradients(name, head_dim), *arrays)
+                times[name] = min(measure.seconds(run, args.steps)), _difference(run(), exact)
+        for name, (seconds, error) in times.items():
+            found.append(
+                {
+                    "positions": length,
+                    "examples": examples,
+                    "heads": f"{heads} x {head_dim}",
+                    "implementation": name,
+                    "auto": name == attentions.choose(call)[0],
+                    "ms": round(1e3 * seconds, 3),
+                    "of_xla": round(seconds / times["xla"][0], 3),
+                    "fraction_of_matmul_peak": round(flops / seconds / peak, 4),
+                    "error": float(f"{error:.2g}"),
+                }
+            )
+    return found
+
+
+def _arrays(examples: int, length: int, heads: int, head_dim: int, dtype: str) -> list[jax.Array]:
+    """q, k, v, and the gradient of the output."""
+    shape = (examples, length, heads, head_dim)
+    return [jax.random.normal(jax.random.key(i), shape).astype(dtype) for i in range(4)]
+
+
+def _gradients(name: str, head_dim: int) -> Callable[..., tuple[jax.Array, ...]]:
+    """(y, dq, dk, dv) of q, k, v and dy."""
+
+    def run(q, k, v, dy):
+        edges = np.linspace(0, q.shape[1], SEGMENTS + 1).astype(int)[1:-1]
+        ids = 1 + np.searchsorted(edges, np.arange(q.shape[1]), side="right")
+        segments = jnp.broadcast_to(jnp.asarray(ids, jnp.int32), q.shape[:2])
+
+        def attend(q, k, v):
+            return attentions.attention(
+                q,
+                k,
+                v,
+                scale=head_dim**-0.5,
+                causal=True,
+                q_segments_BT=segments,
+                kv_segments_BS=segments,
+                implementation=name,
+            )
+
+        y, back = jax.vjp(attend, q, k, v)
+        return y, *back(dy)
+
+    return jax.jit(run)
+
+
+def _call(length: int, head_dim: int, dtype: str) -> attentions.Call:
+    return attentions.Call(
+        platform=jax.devices()[0].platform,
+        seq_shards=1,
+        queries=length,
+        keys=length,
+        head_dim=head_dim,
+        dtype=dtype,
+        causal=True,
+        segments=True,
+        bias=False,
+        compiles_cudnn=jax.default_backend() == "gpu",
+    )
+
+
+def _difference(found: tuple[jax.Array, ...], exact: tuple[jax.Array, ...]) -> float:
+    return max(
+        float(jnp.abs(a.astype(jnp.float32) - b).max() / jnp.abs(b).max())
+        for a, b in zip(found, exact, strict=True)
+    )
