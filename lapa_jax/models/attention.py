@@ -22,9 +22,10 @@ import jax.numpy as jnp
 from absl import logging
 from jax.ad_checkpoint import checkpoint_name
 
-from lapa_jax.models.ring_attention import placement, ring_attention
+from lapa_jax.models.ring_attention import ring_attention
 from lapa_jax.models.splash_attention import splash_attention
 from lapa_jax.models.stack import ATTENTION_OUT
+from lapa_jax.parallel.sharding import GPU, placement
 
 # Below, the scores of one head are at most 256 KiB, and padding to the kernel's multiples of 128
 # would more than double the work.
@@ -183,9 +184,6 @@ def refusal(name: str, call: Call) -> str:
                 f"{parts // call.seq_shards} for each of mesh.seq={call.seq_shards}"
             )
     return ""
-
-
-GPU = ("gpu", "cuda")  # of live devices, of those described to an ahead-of-time compiler
 
 
 @functools.cache

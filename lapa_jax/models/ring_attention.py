@@ -29,7 +29,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from lapa_jax.models.stack import ATTENTION_OUT
-from lapa_jax.parallel.sharding import current_rules, get_preset, partition_spec
+from lapa_jax.parallel.sharding import current_rules, get_preset, partition_spec, placement
 
 AXIS = "seq"
 # Tokens in a block, at most. A CPU keeps the scores of 128 in its cache; the matrix units of others
@@ -75,14 +75,6 @@ def ring_attention(
         out_specs=spec(q_BTKC, *heads),
         check_vma=False,
     )(q_BTKC, k_BSKC, v_BSKC, *segments)
-
-
-def placement() -> tuple[str, int]:
-    """(platform, size of the seq axis) of the mesh in force, else of the default backend."""
-    rules = current_rules()
-    if rules is None:
-        return jax.default_backend(), 1
-    return rules[0].devices.flat[0].platform, rules[0].shape[AXIS]
 
 
 class Plan(NamedTuple):

@@ -216,6 +216,17 @@ def current_rules() -> tuple[Mesh, str] | None:
     return _RULES.get()
 
 
+GPU = ("gpu", "cuda")  # platforms of live devices, of those described to a compiler ahead of time
+
+
+def placement() -> tuple[str, int]:
+    """(platform, size of the seq axis) of the mesh in force, else of the default backend."""
+    rules = _RULES.get()
+    if rules is None:
+        return jax.default_backend(), 1
+    return rules[0].devices.flat[0].platform, rules[0].shape["seq"]
+
+
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     """Asks the compiler to split `x` by its logical names; returns `x` itself without rules."""
     rules = _RULES.get()

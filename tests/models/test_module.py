@@ -88,3 +88,18 @@ def test_offloading_is_for_tpus():
     check_remat("attention_out", "cpu")
     with pytest.raises(ValueError, match="model.remat='attention_out_offload'.*'cuda'"):
         check_remat("attention_out_offload", "cuda")
+
+
+def test_filling_up_a_width_changes_nothing(monkeypatch):
+    net = Functional(lambda rngs: GEGLU(8, 27, dtype=jnp.float32, rngs=rngs))
+    params, _ = net.init(jax.random.key(0))
+    x = jax.random.normal(jax.random.key(1), (2, 3, 8))
+
+    def run(params):
+        return jnp.square(net.apply(params, {}, "__call__", x)[0]).sum()
+
+    found = [jax.value_and_grad(run)(params)]
+    monkeypatch.setattr("lapa_jax.models.layers.placement", lambda: ("gpu", 1))
+    assert "f32[2,3,2,64]" in str(jax.make_jaxpr(run)(params))
+    found.append(jax.value_and_grad(run)(params))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *found)
