@@ -98,6 +98,30 @@ def stage_defaults(stage: str) -> ConfigDict:
     config.checkpoint.every_minutes = 0.0
     config.checkpoint.keep = 2  # the newest
     config.checkpoint.keep_every_steps = 0  # besides, those of steps that this divides; 0: none
+    # Besides, the one with the best value of a metric of evaluation.jsonl, as "mse"; "": none.
+    config.checkpoint.best_metric = ""
+    config.checkpoint.best_is = "lowest"  # or highest
+
+    config.guard = ConfigDict()
+    # What happens to a step that is not finite or a spike: stop, skip or rollback.
+    config.guard.action = "stop"
+    config.guard.spike_sigmas = 0.0  # of the loss above its mean; 0.0: no loss is a spike
+    config.guard.memory_steps = 100  # of mean and deviation; before so many steps none is a spike
+    config.guard.max_events = 20  # steps skipped or rolled back; one more stops the run
+
+    config.evaluation = ConfigDict()
+    config.evaluation.every_steps = 0  # 0: no evaluation during training
+    config.evaluation.batches = 8  # of global_batch examples, the same ones each time
+    # Like data.corpora; empty: those of training, where the metrics are of seen examples.
+    config.evaluation.corpora = ConfigDict()
+    # Of an action VLA in closed loop, per family of the tabletop's tasks; 0: none. One process.
+    config.evaluation.episodes = 0
+    config.evaluation.families = ("reach",)
+    config.evaluation.blocks = 4
+
+    config.logging = ConfigDict()  # besides metrics.jsonl
+    config.logging.tensorboard = True
+    config.logging.wandb_project = ""  # of Weights & Biases; empty: not there
     return config
 
 

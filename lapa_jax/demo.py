@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -22,6 +21,7 @@ from data_pipelines.index import build_index
 from experiments import demo as demo_config
 from experiments.quantizer import videos as videos_config
 from lapa_jax import demo_report, runs
+from lapa_jax import program as programs
 from lapa_jax.collect import collect
 from lapa_jax.envs.tabletop import SceneConfig, Tabletop
 from lapa_jax.evaluate import evaluate_success
@@ -65,7 +65,7 @@ def run_demo(config: ConfigDict, workdir: str | Path) -> Path:
     """Runs what is not done yet; returns the path of the report."""
     workdir = runs.claim(workdir, config)
     # The arms run the same programs: the second finds them compiled.
-    jax.config.update("jax_compilation_cache_dir", str(workdir / "compile_cache"))
+    programs.keep_compiled(workdir)
     parts = Parts(workdir)
     env = Tabletop(
         SceneConfig(config.scene.num_blocks, config.scene.families, config.scene.horizon)

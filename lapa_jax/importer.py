@@ -251,6 +251,7 @@ def write_run(out: Path, imported: Imported, *, source: str, source_format: str)
         ema=None,
         variables=variables,
         seed=jnp.asarray(config.seed, jnp.uint32),
+        loss_stats=jnp.zeros(3),
     )
     runs.claim(out, config)
     meta = {

@@ -5,18 +5,23 @@ that are only described and compiles it: what is compiled is what runs.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from lapa_jax.aot import chips
 from lapa_jax.models.stack import check_remat
 from lapa_jax.parallel import sharding
 from lapa_jax.stages import Stage, augmentation
 from lapa_jax.training import state as states
+from lapa_jax.training.guard import GuardConfig
 from lapa_jax.training.optimizer import Optimizer, make_optimizer
 from lapa_jax.training.step import make_train_step
+from lapa_jax.training.throughput import Work
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +34,11 @@ class Program:
     optimizer: Optimizer
     init: Callable[[jax.Array], states.TrainState]  # jitted: key → the state before the first step
     step: Callable  # jitted: (state, batch) → (state, metrics); takes over the state's buffers
+    leave_out: Callable  # jitted: the state after a step that changes nothing; takes it over
     state: states.TrainState  # abstract arrays that carry their shardings
     batch: dict[str, jax.ShapeDtypeStruct]  # the global batch; as `state`
+
+    work: Work
 
     @property
     def shardings(self) -> states.TrainState:
@@ -63,6 +71,7 @@ def build(config: ConfigDict, stage: Stage, mesh: Mesh) -> Program:
         microbatches=config.microbatches,
         ema_decay=config.optimizer.ema_decay,
         after_update=stage.after_update,
+        guard=GuardConfig(**config.guard),
     )
     return Program(
         mesh=mesh,
@@ -75,9 +84,33 @@ def build(config: ConfigDict, stage: Stage, mesh: Mesh) -> Program:
             donate_argnums=0,
             out_shardings=(shardings, sharding.replicated(mesh)),
         ),
+        leave_out=jax.jit(
+            lambda state: state.replace(step=state.step + 1),
+            donate_argnums=0,
+            out_shardings=shardings,
+        ),
+        work=_work(config, stage, mesh),
         state=states.with_shardings(abstract, shardings),
         batch=sharding.abstract_batch(stage.batch_spec(), mesh),
     )
+
+
+def _work(config: ConfigDict, stage: Stage, mesh: Mesh) -> Work:
+    tokens = stage.batch_spec().get("tokens")
+    return Work(
+        examples=config.global_batch,
+        tokens=math.prod(tokens.shape) if tokens is not None else 0,
+        flops=stage.model_flops() * config.global_batch,
+        devices=mesh.devices.size,
+        peak_flops=chips.peak_flops(mesh.devices.flat[0].device_kind),
+    )
+
+
+def keep_compiled(workdir: Path) -> None:
+    """Compiled programs stay in WORKDIR/compile_cache, unless JAX_COMPILATION_CACHE_DIR says where:
+    a run that is started again starts faster."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compile_cache"))
 
 
 def _quick(mesh: Mesh) -> dict[str, str]:

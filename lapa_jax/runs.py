@@ -18,10 +18,14 @@ from lapa_jax.models import lora
 from lapa_jax.models.module import flatten
 from lapa_jax.training import checkpoint
 
-# Keys that may differ when a run is continued: none of them changes what is computed.
+# Keys that may differ when a run is continued: none of them changes what is computed, those of
+# the guard not before a step that it is for.
 MAY_CHANGE = (
     "log_every_steps",
     "checkpoint.",
+    "guard.",
+    "evaluation.",
+    "logging.",
     "data.decode",
     "data.num_threads",
     "data.prefetch_batches",

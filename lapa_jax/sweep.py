@@ -20,6 +20,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from lapa_jax import config as configs
+from lapa_jax import program as programs
 from lapa_jax import runs
 from lapa_jax.evaluate_quantizer import evaluate_quantizer
 from lapa_jax.report import figures
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> int:
         sys.stdout.write(f"{len(mine)} of {len(points)} points\n")
         return 0
     # Points that differ in a seed or a window run the same programs.
-    jax.config.update("jax_compilation_cache_dir", str(workdir / "compile_cache"))
+    programs.keep_compiled(workdir)
     for number, point in enumerate(mine, 1):
         logging.info("=== point %d of %d: %s ===", number, len(mine), point.name)
         if not run_point(point, workdir / "points" / point.name, args.corpus, args.max_pairs):

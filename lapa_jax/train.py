@@ -23,15 +23,25 @@ from data_pipelines.mixture import Mixture
 from lapa_jax import config as configs
 from lapa_jax import program as programs
 from lapa_jax import runs, stages
+from lapa_jax.evaluation import Evaluation
 from lapa_jax.models import surgery
 from lapa_jax.parallel import distributed, sharding
 from lapa_jax.parallel.mesh import make_mesh
-from lapa_jax.training import heartbeat, memory
+from lapa_jax.training import guard as guards
+from lapa_jax.training import heartbeat, memory, profiling
 from lapa_jax.training import state as states
 from lapa_jax.training.checkpoint import Checkpoints
-from lapa_jax.training.metrics import Alarms, LateMetrics, MetricWriter, Progress, check_finite
-from lapa_jax.training.steps import SavePolicy
-from lapa_jax.training.throughput import Throughput
+from lapa_jax.training.goodput import Goodput
+from lapa_jax.training.metrics import (
+    EVALUATION_FILE,
+    Alarms,
+    LateMetrics,
+    MetricWriter,
+    Progress,
+    read_metrics,
+)
+from lapa_jax.training.steps import Best, SavePolicy
+from lapa_jax.training.throughput import HINTS, Throughput, starving
 
 EXIT_RESTART = 75  # stopped by a signal after saving: the same command continues
 
@@ -42,17 +52,33 @@ def main(argv: list[str]) -> int:
         description="Train a stage. The same command on the same --workdir continues a run.",
     )
     parser.add_argument("--workdir", required=True, help="directory of the run")
+    parser.add_argument(
+        "--profile", default="", help="FIRST:END, as 100:105: trace these steps (docs/training.md)"
+    )
     distributed.add_flags(parser)
     args, config = configs.parse(parser, argv)
+    span = profiling.parse(args.profile)
     distributed.initialize_from(args)
+    programs.keep_compiled(Path(args.workdir))
     with distributed.leaving_on_error():
-        return 0 if train(config, args.workdir) else EXIT_RESTART
+        return 0 if train(config, args.workdir, span) else EXIT_RESTART
 
 
-def train(config: ConfigDict, workdir: str | Path) -> bool:
-    """Trains to `config.steps`; False if a signal stopped it before (after saving)."""
-    workdir = Path(workdir)
+def train(config: ConfigDict, workdir: str | Path, profile: tuple[int, int] | None = None) -> bool:
+    """Trains to `config.steps`; False if a signal stopped it before (after saving).
+
+    `profile`: the first step to trace and the one after the last.
+    """
+    while (done := _train(config, Path(workdir), profile)) is None:
+        logging.warning("%s goes back to its newest checkpoint", workdir)
+    return done
+
+
+def _train(config: ConfigDict, workdir: Path, profile: tuple[int, int] | None) -> bool | None:
+    """None: the guard wants to go back."""
     distributed.on_first(lambda: runs.claim(workdir, config))
+    first = distributed.is_first()
+    goodput = Goodput(workdir, first=first)
 
     # --- Data and stage -------------------------------------------------------------------------
     mesh = make_mesh(config.mesh)
@@ -81,6 +107,7 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
         workdir / "checkpoints",
         keep=config.checkpoint.keep,
         keep_period_steps=config.checkpoint.keep_every_steps or None,
+        best=lambda: best.step,
     )
     if checkpoints.latest_step() is not None:
         state, meta = checkpoints.restore(program.state)
@@ -102,56 +129,94 @@ def train(config: ConfigDict, workdir: str | Path) -> bool:
     saving = SavePolicy(
         config.checkpoint.every_steps, config.checkpoint.every_minutes, config.log_every_steps
     )
-    first = distributed.is_first()
-    writer = MetricWriter(workdir, step=start) if first else None
+    evaluation = Evaluation(config, program, workdir)
+    evaluated, guarded = distributed.from_first(
+        lambda: (read_metrics(workdir, EVALUATION_FILE), guards.read(workdir))
+    )
+    best = Best(
+        config.checkpoint.best_metric,
+        config.checkpoint.best_is,
+        [row for row in evaluated if row["step"] <= start],
+    )
+    guard = guards.Guard(guards.GuardConfig(**config.guard), workdir, start, guarded, first=first)
+    profiler = profiling.Profiler(workdir, profile)
+    writer = None
+    if first:
+        everything = configs.to_dict(config)
+        writer = MetricWriter(workdir, start, config=everything, **config.logging)
     progress = Progress(config.steps, start, name=config.stage)
-    throughput = Throughput(config.global_batch)
-    alarms = Alarms(stage.alarms)
+    throughput = Throughput(program.work)
+    alarms = Alarms(stage.alarms | HINTS)
     late = LateMetrics()  # scalars are fetched one step late, so that the device never waits
 
     def settle(due: list[tuple[int, dict[str, Any]]]) -> None:
         for step, metrics in due:
-            check_finite(step, metrics)
+            if not guard.goes_back:  # else it follows from a step that will not have been
+                guard.check(step, metrics)
+            if guard.goes_back:
+                return
             heartbeat.beat(step)
             if first and (step % config.log_every_steps == 0 or step == config.steps):
                 speed = throughput.report()
                 writer.write(step, metrics | speed)
-                alarms.check(step, metrics)
+                alarms.check(step, metrics | starving(speed))
                 progress.update(step, float(metrics["loss"]), speed["examples_per_second"])
+                goodput.write(step)
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(checkpoints)
         if first:
             stack.enter_context(writer)
         stack.enter_context(loader)
+        stack.callback(evaluation.close)
         stack.callback(progress.close)
         stopped = stack.enter_context(distributed.stop_signal())
+        stack.enter_context(profiler.on_signal())
         batches = stack.enter_context(contextlib.closing(loader.iterate(start)))
         stack.enter_context(distributed.leaving_on_error())  # before anything above is closed
 
         def fetch() -> dict[str, jax.Array]:
-            with throughput.waiting_for_data():
+            with throughput.waiting_for_data(), goodput.phase("data"):
                 return sharding.put_batch(next(batches), mesh)
 
+        goodput.begin(start)
         batch = fetch() if start < config.steps else None
         for step in range(start + 1, config.steps + 1):
-            state, metrics = program.step(state, batch)
+            profiler.before(step, state)
+            if step in guard.left_out:
+                state, due = program.leave_out(state), late.flush()
+            else:
+                with goodput.phase("compile" if step == start + 1 else "step"):
+                    state, metrics = program.step(state, batch)
+                due = late.push(step, metrics)
             if step < config.steps:
                 batch = fetch()  # goes to the devices while they compute this step
-            settle(late.push(step, metrics))  # of the step before, which is counted already
+            settle(due)  # of the step before, which is counted already
             throughput.step()
 
             last, interrupted = step == config.steps, stopped()
-            if saving.due(step) or last or interrupted:
+            evaluates = evaluation.due(step)
+            saves = saving.due(step) or last or interrupted
+            if saves or evaluates:
                 settle(late.flush())  # no state is saved that is not finite
+            if guard.goes_back:
+                return None
+            if evaluates:
+                with throughput.paused(), goodput.phase("evaluation"):
+                    found = evaluation.run(state)
+                if first:
+                    writer.write_evaluation(step, found)
+                saves |= best.better(step, found)
+            if saves:
                 meta = {
                     "config": configs.to_dict(config),
                     "data": loader.fingerprint(step),
                     "assets": assets,
                     "provenance": provenance,
                 }
-                with throughput.paused():
+                with throughput.paused(), goodput.phase("checkpoint"):
                     checkpoints.save(step, state, meta)
+                goodput.write(step)
             if interrupted and not last:
                 logging.warning("stopped by a signal; step %d is being saved", step)
                 return False

@@ -112,3 +112,26 @@ CHIPS = {
         ),
     )
 }
+
+# jax.Device.device_kind → name in CHIPS; TPUs have two spellings.
+_KINDS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+    "TPU7x": "tpu7x",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200",
+    "NVIDIA B200": "b200",
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Of one JAX device, in bfloat16; None for a kind that is not in the table."""
+    if device_kind not in _KINDS:
+        return None
+    chip = CHIPS[_KINDS[device_kind]]
+    return chip.bf16_tflops * 1e12 / chip.devices_per_chip

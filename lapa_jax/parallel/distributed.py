@@ -8,6 +8,7 @@ machine is seen in its first lines. Everything else here costs nothing on one pr
 import argparse
 import contextlib
 import itertools
+import json
 import os
 import signal
 import sys
@@ -200,6 +201,13 @@ def on_first(action: Callable[[], Any]) -> None:
     """Runs `action` on process 0, for what is done once in a run: files. The others wait for it,
     and raise if it fails. It must not compute on devices: those are of all processes."""
     together(lambda: action() if is_first() else None)
+
+
+def from_first(action: Callable[[], T]) -> T:
+    """What `action` gives on process 0, in every process; it must be JSON. For files: another host
+    may see an old one."""
+    told = together(lambda: json.dumps(action()) if is_first() else "")
+    return json.loads(exchange(told)[0])
 
 
 # --- The end ---

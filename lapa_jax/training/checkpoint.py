@@ -14,7 +14,7 @@ import dataclasses
 import errno
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,25 @@ class _Manager(ocp.CheckpointManager):
         return False
 
 
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+    """Which steps stay: the newest, those of a period, and the best."""
+
+    newest: int
+    period_steps: int | None
+    best: Callable[[], int | None]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        best, count = self.best(), len(checkpoints)
+        return [
+            i >= count - self.newest
+            or bool(self.period_steps and one.step % self.period_steps == 0)
+            or one.step == best
+            for i, one in enumerate(checkpoints)
+        ]
+
+
 class Checkpoints:
     """Saves and restores the steps of one run; the directory has one writer, which may be a run of
     several processes."""
@@ -77,10 +96,12 @@ class Checkpoints:
         *,
         keep: int = 3,
         keep_period_steps: int | None = None,
+        best: Callable[[], int | None] = lambda: None,
         largest_bytes: int | None = None,
     ):
-        """`largest_bytes`: of any array that will be saved. With it, little more than that is in
-        memory of what is being written; without, as much as the disk lags behind."""
+        """`keep`: the newest; besides, those that `keep_period_steps` divides and the one that
+        `best` tells. `largest_bytes`: of any array that will be saved. With it, little more than
+        that is in memory of what is being written; without, as much as the disk lags behind."""
         if keep < 1:
             raise ValueError(f"keep={keep} checkpoints: at least 1")
         self.directory = Path(directory).absolute()
@@ -91,8 +112,7 @@ class Checkpoints:
             self.directory,
             item_handlers=None if largest_bytes is None else _thrifty_handlers(largest_bytes),
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep,
-                keep_period=keep_period_steps,
+                preservation_policy=_Kept(keep, keep_period_steps, best),
                 # What a killed run left half written; this directory has one writer.
                 cleanup_tmp_directories=True,
             ),

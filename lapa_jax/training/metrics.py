@@ -1,4 +1,5 @@
-"""Metrics of a run: metrics.jsonl (one object per logged step), TensorBoard, a progress bar.
+"""Metrics of a run: metrics.jsonl (one object per logged step), evaluation.jsonl, and what shows
+them (TensorBoard, Weights & Biases, a progress bar).
 
 On resume from step s the lines after s are dropped, so that a killed and restarted run leaves the
 file of an uninterrupted one, TIMING_KEYS apart. Metrics are fetched one step late, so that the
@@ -19,46 +20,51 @@ import numpy as np
 import tqdm
 from absl import logging
 
-METRICS_FILE = "metrics.jsonl"
+METRICS_FILE, EVALUATION_FILE = "metrics.jsonl", "evaluation.jsonl"
 # The fields that differ between two runs of the same work.
 TIMING_KEYS = (
     "data_wait_fraction",
+    "device_memory_gib",
+    "device_peak_gib",
     "elapsed_seconds",
     "examples_per_second",
+    "host_memory_gib",
     "mfu",
     "step_seconds",
     "tflops_per_device",
-    "tokens_per_second",
+    "tokens_per_second_per_device",
 )
 
 
-class NonFiniteError(FloatingPointError):
-    """The loss, the gradients or the update of a step hold a NaN or an infinity."""
-
-
-def check_finite(step: int, metrics: Mapping[str, float]) -> None:
-    """Stops a run whose step was not finite; its state must not be saved."""
-    if metrics["nonfinite"]:
-        raise NonFiniteError(
-            f"step {step} is not finite: loss={metrics['loss']}, grad_norm={metrics['grad_norm']}, "
-            f"update_norm={metrics['update_norm']}. Lower optimizer.peak_lr, set "
-            f"optimizer.clip_norm, or look at the batch of this step"
-        )
-
-
 class MetricWriter:
-    """Writes host metrics of process 0. `step`: the step the run starts from (0: a fresh run)."""
+    """Writes host metrics of process 0. `step`: the step the run starts from (0: a fresh run).
 
-    def __init__(self, workdir: str | Path, step: int = 0):
-        # It imports torch where that is installed, which importing a verb must not.
-        from tensorboardX import SummaryWriter
+    `wandb_project`: of Weights & Biases, which takes its key from WANDB_API_KEY or its own login.
+    """
 
+    def __init__(
+        self,
+        workdir: str | Path,
+        step: int = 0,
+        *,
+        tensorboard: bool = True,
+        wandb_project: str = "",
+        config: Mapping[str, Any] | None = None,
+    ):
         workdir = Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
-        self._path = workdir / METRICS_FILE
-        self._last_step = _keep_until(self._path, step)
-        self._file = open(self._path, "a", encoding="utf-8")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._files = {
+            "": _Lines(workdir / METRICS_FILE, step),
+            "evaluation/": _Lines(workdir / EVALUATION_FILE, step),
+        }
+        self._board = self._wandb = None
+        if tensorboard:
+            # It imports torch where that is installed, which importing a verb must not.
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        if wandb_project:
+            self._wandb = _start_wandb(workdir, wandb_project, config or {})
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -68,29 +74,86 @@ class MetricWriter:
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """One line, on disk before the call returns. NaN and infinities are written as strings."""
+        self._write("", step, metrics)
+
+    def write_evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """The same, into evaluation.jsonl."""
+        self._write("evaluation/", step, metrics)
+
+    def _write(self, kind: str, step: int, metrics: Mapping[str, Any]) -> None:
+        values = self._files[kind].write(step, metrics)
+        if self._board is not None:
+            for key, value in values.items():
+                self._board.add_scalar(kind + key, value, step)
+        if self._wandb is not None:
+            self._wandb.log({kind + key: value for key, value in values.items()}, step=step)
+
+    def close(self) -> None:
+        """Flushes everything."""
+        for file in self._files.values():
+            file.close()
+        if self._board is not None:
+            self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+class _Lines:
+    """One file of lines; it appears with its first one."""
+
+    def __init__(self, path: Path, step: int):
+        self._path, self._file = path, None
+        self._last_step = _keep_until(path, step)
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> dict[str, int | float]:
         if step <= self._last_step:
             raise ValueError(f"metrics of step {step} after those of step {self._last_step}")
         if "step" in metrics:
             raise ValueError("'step' is a field of every line, not a metric")
         values = {key: _number(key, metrics[key]) for key in sorted(metrics)}
         line = json.dumps({"step": step, **{k: _json(v) for k, v in values.items()}})
+        if self._file is None:
+            self._file = open(self._path, "a", encoding="utf-8")
         self._file.write(line + "\n")
         self._file.flush()
         self._last_step = step
-        for key, value in values.items():
-            self._board.add_scalar(key, value, step)
+        return values
 
     def close(self) -> None:
-        """Flushes both files."""
-        self._file.close()
-        self._board.close()
+        if self._file is not None:
+            self._file.close()
 
 
-def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; NaN and infinities are floats again."""
-    rows = []
-    with open(Path(workdir) / METRICS_FILE, encoding="utf-8") as file:
-        for line in file:
+def _start_wandb(workdir: Path, project: str, config: Mapping[str, Any]) -> Any:
+    """The run of a workdir, continued where it has one."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError(
+            f"logging.wandb_project={project!r} needs the package wandb: pip install wandb, or "
+            f"leave it empty"
+        ) from error
+    file = workdir / "wandb_id"
+    if not file.exists():
+        file.write_text(wandb.util.generate_id() + "\n")
+    return wandb.init(
+        project=project,
+        id=file.read_text().strip(),
+        resume="allow",
+        dir=str(workdir),
+        name=workdir.name,
+        config=dict(config),
+    )
+
+
+def read_metrics(workdir: str | Path, file: str = METRICS_FILE) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, or of evaluation.jsonl, which there need not be; NaN and
+    infinities are floats again."""
+    rows: list[dict[str, Any]] = []
+    if file == EVALUATION_FILE and not (Path(workdir) / file).exists():
+        return rows
+    with open(Path(workdir) / file, encoding="utf-8") as lines:
+        for line in lines:
             if line.endswith("\n"):  # else torn by a kill
                 row = json.loads(line)
                 rows.append({k: float(v) if isinstance(v, str) else v for k, v in row.items()})

@@ -25,6 +25,7 @@ class TrainState:
     ema: Any  # of the trained parameters (None in place of the others), or None
     variables: Any  # nested dict of arrays that no gradient trains
     seed: jax.Array  # uint32
+    loss_stats: jax.Array  # float32 (3,), of guard.py
 
 
 def create(
@@ -38,6 +39,7 @@ def create(
         ema=first_average(params, optimizer) if ema else None,
         variables=variables,
         seed=jnp.asarray(seed, jnp.uint32),
+        loss_stats=jnp.zeros(3),
     )
 
 
@@ -94,6 +96,7 @@ def state_shardings(abstract_state: TrainState, param_shardings: Any, mesh: Mesh
         ),
         variables=jax.tree.map(lambda _: everywhere, abstract_state.variables),
         seed=everywhere,
+        loss_stats=everywhere,
     )
 
 

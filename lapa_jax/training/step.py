@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from lapa_jax.parallel.sharding import constrain
+from lapa_jax.training import guard as guards
 from lapa_jax.training.groups import merge
 from lapa_jax.training.optimizer import Optimizer
 from lapa_jax.training.state import TrainState
@@ -27,7 +28,10 @@ LossFn = Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, dict[str, jax.Arr
 AfterUpdate = Callable[[Any, Any, jax.Array, jax.Array], tuple[Any, Any]]
 
 LOSS_WEIGHT = "loss_weight"
-STEP_METRICS = ("loss", "grad_norm", "param_norm", "update_norm", "learning_rate", "nonfinite")
+STEP_METRICS = (
+    *("loss", "grad_norm", "param_norm", "update_norm", "learning_rate"),
+    *("nonfinite", "spike"),
+)
 
 
 def make_train_step(
@@ -37,12 +41,14 @@ def make_train_step(
     microbatches: int = 1,
     ema_decay: float = 0.0,
     after_update: AfterUpdate | None = None,
+    guard: guards.GuardConfig = guards.OFF,
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds the step. Frozen parameters are not differentiated, and `grad_norm` does not count
     them.
 
-    metrics["nonfinite"] is 1 if the loss, the gradients or the update hold a NaN or an infinity.
-    The update is applied all the same: the loop stops, and must not save that state.
+    metrics["nonfinite"] is 1 if the loss, the gradients or the update hold a NaN or an infinity,
+    metrics["spike"] if the loss is one (guard.py). With guard.action "skip" such a step changes
+    nothing but its number; with the others the update is applied, and the loop must not save it.
     """
     if microbatches < 1:
         raise ValueError(f"microbatches={microbatches} must be at least 1")
@@ -102,10 +108,21 @@ def make_train_step(
             "learning_rate": jnp.asarray(optimizer.schedule(state.step), jnp.float32),
             "nonfinite": 1.0 - finite.astype(jnp.float32),
         }
-        state = state.replace(
-            step=state.step + 1, params=params, opt_state=opt_state, ema=ema, variables=variables
+        spike = jnp.zeros((), bool)
+        if guard.spike_sigmas:
+            spike = finite & guards.is_spike(state.loss_stats, loss, guard)
+        metrics["spike"] = spike.astype(jnp.float32)
+        good = finite & ~spike
+        new = state.replace(
+            params=params,
+            opt_state=opt_state,
+            ema=ema,
+            variables=variables,
+            loss_stats=guards.remember(state.loss_stats, loss, guard.memory_steps),
         )
-        return state, metrics
+        if guard.action == "skip":
+            new = jax.tree.map(lambda old, new: jnp.where(good, new, old), state, new)
+        return new.replace(step=state.step + 1), metrics
 
     return train_step
 

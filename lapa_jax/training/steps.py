@@ -4,8 +4,9 @@ All processes come to the same answers.
 """
 
 import json
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,6 +48,36 @@ class SavePolicy:
         if due:
             self._since = self._clock()
         return due
+
+
+class Best:
+    """The step with the lowest or highest value of a metric of the evaluation, the first of equals.
+
+    `rows`: earlier lines of evaluation.jsonl. `metric` "": there is none.
+    """
+
+    def __init__(self, metric: str, best_is: str, rows: Iterable[Mapping[str, float]] = ()):
+        if best_is not in ("lowest", "highest"):
+            raise ValueError(f"checkpoint.best_is={best_is!r} must be 'lowest' or 'highest'")
+        self._metric, self._sign = metric, 1.0 if best_is == "lowest" else -1.0
+        self._value = math.inf
+        self.step: int | None = None
+        for row in rows:
+            self.better(int(row["step"]), row)
+
+    def better(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """Whether this step is the best so far; then it is from now on."""
+        if not self._metric:
+            return False
+        if self._metric not in metrics:
+            raise ValueError(
+                f"checkpoint.best_metric={self._metric!r} is not among {sorted(metrics)}"
+            )
+        value = self._sign * metrics[self._metric]
+        if not value < self._value:  # nor is NaN
+            return False
+        self._value, self.step = value, step
+        return True
 
 
 def list_steps(directory: str | Path) -> list[int]:

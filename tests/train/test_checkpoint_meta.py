@@ -39,12 +39,12 @@ def interrupted(tiny_data, tmp_path_factory):
     data, workdir = folder / "data", folder / "run"
     shutil.copytree(tiny_data, data)
 
-    def stop(step, metrics):
+    def stop(self, step, metrics):
         if step == 3:
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "check_finite", stop)
+        patch.setattr(train.guards.Guard, "check", stop)
         with pytest.raises(KeyboardInterrupt):
             train.train(tiny.config("latent_pretraining", data), workdir)
     assert checkpoint.list_steps(workdir / "checkpoints") == [2]

@@ -91,17 +91,17 @@ def test_restart_of_a_policy_with_moving_average(tiny_data, tmp_path, monkeypatc
     class Crash(Exception):
         pass
 
-    check = train.check_finite
+    check = train.guards.Guard.check
 
-    def disturb(step, metrics):
+    def disturb(self, step, metrics):
         if step == 3:
             os.kill(os.getpid(), signal.SIGTERM)
         if step == 13:
             raise Crash
-        check(step, metrics)
+        check(self, step, metrics)
 
     stopped = tmp_path / "stopped"
-    monkeypatch.setattr(train, "check_finite", disturb)
+    monkeypatch.setattr(train.guards.Guard, "check", disturb)
     assert not train.train(config, stopped)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "the handler is given back"
     saved = checkpoint.list_steps(stopped / "checkpoints")
@@ -137,7 +137,7 @@ def test_the_next_batch_goes_to_the_devices_before_a_step_is_waited_for(
 
     monkeypatch.setattr(train.programs, "build", built)
     monkeypatch.setattr(train.sharding, "put_batch", told("put", train.sharding.put_batch))
-    monkeypatch.setattr(train, "check_finite", told("settled", train.check_finite))
+    monkeypatch.setattr(train.guards.Guard, "check", told("settled", train.guards.Guard.check))
     config = tiny.config("quantizer", tiny_data, steps=4, checkpoint__every_steps=4)
     assert train.train(config, tmp_path)
     first, later, last = ["put", "step", "put"], ["step", "put", "settled"], ["step", "settled"]

@@ -61,6 +61,7 @@ def make_state(step, ema=True):
             "keys": jax.random.split(jax.random.key(step), 3),
         },
         seed=jnp.uint32(5),
+        loss_stats=jnp.zeros(3),
     )
 
 

@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import sys
+import types
 
 import jax.numpy as jnp
 import pytest
@@ -10,17 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lapa_jax.training.metrics import (
+    EVALUATION_FILE,
     METRICS_FILE,
     TIMING_KEYS,
     Alarms,
     LateMetrics,
     MetricWriter,
-    NonFiniteError,
     Progress,
-    check_finite,
     read_metrics,
 )
-from lapa_jax.training.throughput import Throughput
+from lapa_jax.training.throughput import Throughput, Work, starving
 
 
 class Clock:
@@ -85,13 +86,6 @@ def test_metrics_come_one_push_late_and_none_is_lost():
     assert late.flush() == []
 
 
-def test_a_step_that_is_not_finite_stops_the_run():
-    metrics = {"nonfinite": 0.0, "loss": 1.0, "grad_norm": math.inf, "update_norm": 0.0}
-    check_finite(3, metrics)
-    with pytest.raises(NonFiniteError, match="step 3.*grad_norm=inf"):
-        check_finite(3, {**metrics, "nonfinite": 1.0})
-
-
 def test_progress_prints_lines_without_a_terminal():
     clock, stream = Clock(), io.StringIO()
     progress = Progress(100, 20, stream=stream, clock=clock, line_every_seconds=10)
@@ -119,7 +113,8 @@ def test_progress_draws_a_bar_on_a_terminal():
 
 def test_throughput_counts_steps_waits_and_leaves_out_pauses():
     clock = Clock()
-    meter = Throughput(global_batch=8, clock=clock)
+    work = Work(examples=8, tokens=80, flops=4e12, devices=2, peak_flops=4e12)
+    meter = Throughput(work, clock)
     for _ in range(4):
         with meter.waiting_for_data():
             clock.now += 0.5
@@ -128,15 +123,60 @@ def test_throughput_counts_steps_waits_and_leaves_out_pauses():
     with meter.paused():
         clock.now += 100.0
     fields = meter.report()
+    assert set(fields) <= set(TIMING_KEYS)
+    memory = fields.pop("host_memory_gib")
+    assert 0.01 < memory < 100.0
     assert fields == {
         "elapsed_seconds": 108.0,
         "step_seconds": 2.0,
         "examples_per_second": 4.0,
+        "tokens_per_second_per_device": 20.0,
+        "tflops_per_device": 1.0,
+        "mfu": 0.25,
         "data_wait_fraction": 0.25,
     }
-    assert set(fields) <= set(TIMING_KEYS)
+    assert starving(fields) == {"data_starves": 1.0}
+    assert starving({"data_wait_fraction": 0.1}) == {"data_starves": 0.0}
     with pytest.raises(ValueError, match="no step"):
         meter.report()
+
+
+def test_evaluation_has_lines_of_its_own(tmp_path):
+    for start, steps in ((0, (2, 4, 6)), (4, (6, 8))):  # killed after the checkpoint of step 4
+        with MetricWriter(tmp_path, start, tensorboard=False) as writer:
+            for step in steps:
+                writer.write_evaluation(step, {"mse": abs(step - 5.0)})
+    assert [row["step"] for row in read_metrics(tmp_path, EVALUATION_FILE)] == [2, 4, 6, 8]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [EVALUATION_FILE]
+    assert read_metrics(tmp_path / "none", EVALUATION_FILE) == []
+
+
+def test_weights_and_biases_get_what_the_file_gets(tmp_path, monkeypatch):
+    calls = []
+
+    class Run:
+        def log(self, values, step):
+            calls.append((step, values))
+
+        def finish(self):
+            calls.append("finish")
+
+    wandb = types.ModuleType("wandb")
+    wandb.util = types.SimpleNamespace(generate_id=lambda: f"id{len(calls)}")
+    wandb.init = lambda **given: calls.append(given) or Run()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for start in (0, 1):
+        given = dict(tensorboard=False, wandb_project="lapa", config={"seed": 3})
+        with MetricWriter(tmp_path, start, **given) as writer:
+            writer.write(start + 1, {"loss": 0.5})
+            writer.write_evaluation(start + 1, {"mse": 2.0})
+    first, *logged, again = calls[:4], *calls[1:4], calls[4]
+    assert first[0]["project"] == "lapa" and first[0]["config"] == {"seed": 3}
+    assert logged == [(1, {"loss": 0.5}), (1, {"evaluation/mse": 2.0}), "finish"]
+    assert again["id"] == first[0]["id"] == "id0" and again["resume"] == "allow"
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match="logging.wandb_project='lapa' needs the package wandb"):
+        MetricWriter(tmp_path, 2, **given)
 
 
 def test_alarms_tell_the_beginning_and_the_end_once(caplog):

@@ -1,0 +1,130 @@
+"""The loss guard: what happens to a step that is not finite, or whose loss leaps.
+
+The step itself tells (step.py), so that `skip` can leave the state as it was: a step later is too
+late. The other actions are the host's, when it has fetched the metrics. What was done is in
+`WORKDIR/guard.jsonl`, a line for each step: `lapa data batch --step K` shows its examples.
+
+stop      the run ends; nothing of that step is saved
+skip      the step changes nothing; training goes on with the next batch
+rollback  the run goes back to its newest checkpoint and, when it comes to that step again, leaves
+          its batch out (as PaLM's training did, arXiv:2204.02311, section 5.1)
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+
+GUARD_FILE = "guard.jsonl"
+ACTIONS = ("stop", "skip", "rollback")
+
+
+class NonFiniteError(FloatingPointError):
+    """The loss, the gradients or the update of a step hold a NaN or an infinity."""
+
+
+class LossSpikeError(FloatingPointError):
+    """The loss of a step is far above those before it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GuardConfig:
+    """The keys of `config.guard`."""
+
+    action: str
+    spike_sigmas: float  # 0.0: no loss is a spike
+    memory_steps: int
+    max_events: int
+
+    def __post_init__(self) -> None:
+        if self.action not in ACTIONS:
+            raise ValueError(f"guard.action={self.action!r} must be one of {list(ACTIONS)}")
+        for name, least in (("spike_sigmas", 0), ("memory_steps", 1), ("max_events", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"guard.{name}={getattr(self, name)} must be at least {least}")
+
+
+OFF = GuardConfig(action="stop", spike_sigmas=0.0, memory_steps=1, max_events=0)
+
+
+# --- In the step: running statistics of the loss, float32 (3,): count, mean, variance ---
+
+
+def is_spike(stats: jax.Array, loss: jax.Array, guard: GuardConfig) -> jax.Array:
+    """Whether `loss` is more than `spike_sigmas` deviations above the mean of `memory_steps`."""
+    count, mean, variance = stats
+    above = loss > mean + guard.spike_sigmas * jnp.sqrt(variance)
+    return above & (count >= guard.memory_steps)
+
+
+def remember(stats: jax.Array, loss: jax.Array, memory_steps: int) -> jax.Array:
+    """The statistics with one more loss: of all so far, later with weights that decay."""
+    count, mean, variance = stats
+    new = jnp.maximum(1.0 / (count + 1.0), 1.0 / memory_steps)
+    away = loss - mean
+    variance = (1.0 - new) * (variance + new * away * away)
+    return jnp.stack([count + 1.0, mean + new * away, variance])
+
+
+# --- On the host ---
+
+
+class Guard:
+    """Acts on what steps tell, the same in every process; process 0 keeps the file."""
+
+    def __init__(
+        self, config: GuardConfig, workdir: Path, step: int, lines: list[dict], *, first: bool
+    ):
+        """`step`: where the run starts; `lines`: of the file so far. Those of skipped steps after
+        it are dropped: they are met again."""
+        self._config, self._path, self._first = config, workdir / GUARD_FILE, first
+        self._lines = [x for x in lines if x["action"] != "skip" or x["step"] <= step]
+        self.left_out = {x["step"] for x in self._lines if x["action"] == "rollback"}
+        self.goes_back = False
+        if first and self._path.exists():
+            self._write()
+
+    def check(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Raises where the run must end; else notes what the step was spared, or `goes_back`."""
+        if not (metrics["nonfinite"] or metrics["spike"]):
+            return
+        action = self._config.action
+        kind = "is not finite" if metrics["nonfinite"] else "leaps"
+        told = {k: float(metrics[k]) for k in ("loss", "grad_norm", "update_norm")}
+        text = f"step {step} {kind}: " + ", ".join(f"{k}={x:.6g}" for k, x in told.items())
+        error = NonFiniteError if metrics["nonfinite"] else LossSpikeError
+        if action == "stop":
+            raise error(
+                f"{text}. `lapa data batch --step {step}` shows its examples. Lower "
+                f"optimizer.peak_lr, set optimizer.clip_norm, or go on without such steps: "
+                f"guard.action='skip' or 'rollback'"
+            )
+        told = {k: x if math.isfinite(x) else str(x) for k, x in told.items()}
+        self._lines.append({"step": step, "action": action, "reason": kind, **told})
+        if len(self._lines) > self._config.max_events:
+            raise error(
+                f"{text}. It is step number {len(self._lines)} of this kind, and "
+                f"guard.max_events={self._config.max_events}: see {self._path}"
+            )
+        logging.warning("%s: guard.action=%r; its examples: lapa data batch", text, action)
+        self.goes_back = action == "rollback"
+        if self._first:
+            self._write()
+
+    def _write(self) -> None:
+        partial = self._path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in self._lines))
+        partial.replace(self._path)
+
+
+def read(workdir: str | Path) -> list[dict]:
+    """The lines of a run's guard.jsonl, oldest first."""
+    path = Path(workdir) / GUARD_FILE
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
