@@ -10,13 +10,13 @@ import numpy as np
 
 from lapa_jax import config as configs
 from lapa_jax import runs, stages
+from lapa_jax.export_files import exported_config, staged
 from lapa_jax.interop import torch_policy
-from lapa_jax.parity import Parity
+from lapa_jax.parity import LIMIT, Parity, difference
 from lapa_jax.stages.policy import PolicyStage
 from lapa_jax.tokens.layout import LEGACY_END_OF_FRAME
 from lapa_jax.tokens.modality import MODALITIES
 
-FLOAT32_LIMIT = 1e-4  # of differences of logits, relative to the largest logit
 INSTRUCTIONS = ("pick up the red block and put it to the left of the bowl", "go", "")
 ROWS, ROW_LENGTH = 4, 24  # of random tokens
 
@@ -74,7 +74,7 @@ def _fits(stage: PolicyStage, instruction: str) -> bool:
     return True
 
 
-def write(run: runs.Run, args: argparse.Namespace, staged: Any, exported_config: Any) -> str:
+def write(run: runs.Run, out: Path, args: argparse.Namespace) -> str:
     if not isinstance(run.stage, PolicyStage):
         raise ValueError(f"{run.workdir} is a run of stage {run.config.stage!r}, not a policy")
     stage = run.stage
@@ -87,12 +87,12 @@ def write(run: runs.Run, args: argparse.Namespace, staged: Any, exported_config:
         image_size=run.config.data.image_size,
         dtype=dtype,
     )
-    tensors = torch_policy.tensors(stage.model_config, run.params, dtype)
+    tensors = torch_policy.tensors(stage.model_config, run.params, run.variables, dtype)
     count = len(tensors)
     exact = Reference(run, dtype.name, "float32")
     in_bfloat16 = "bfloat16" in (run.config.compute_dtype, dtype.name)
     rough = Reference(run, dtype.name, "bfloat16") if in_bfloat16 else None
-    with staged(Path(args.out), run) as (directory, parity):
+    with staged(out, run) as (directory, parity):
         torch_policy.write(directory, theirs, config, run.assets, tensors)
         del tensors
         run.params.clear()  # the model is in memory once: from here on it is PyTorch's
@@ -106,7 +106,7 @@ def check(parity: Parity, directory: Path, exact: Reference, rough: Reference | 
     rounding = model.config.lapa["rope_rounding"]
     model.config.lapa["rope_rounding"] = "float32"  # as ours where it computes in float32
     for name, found in _logits(model, exact).items():
-        parity.at_most(f"{name}_logits", _difference(found, exact.logits[name]), FLOAT32_LIMIT)
+        parity.at_most(f"{name}_logits", difference(found, exact.logits[name]), LIMIT)
     predict = getattr(model, f"predict_{exact.head}")
     ids = model._predict(exact.head, exact.images, exact.instructions)
     parity.at_most("tokens_that_differ", _not_tied(ids, exact), 0)
@@ -129,18 +129,13 @@ def check(parity: Parity, directory: Path, exact: Reference, rough: Reference | 
         ours = rough.logits[name]
         parity.stated[f"bfloat16_{name}"] = {
             "argmax_agreement": float((found.argmax(-1) == ours.argmax(-1)).mean()),
-            "logits_difference": _difference(found, ours),
+            "logits_difference": difference(found, ours),
         }
 
 
 def _logits(model: Any, reference: Reference) -> dict[str, np.ndarray]:
     found = model.logits(reference.tokens, reference.modality)
     return {name: x.float().numpy() for name, x in found.items()}
-
-
-def _difference(found: np.ndarray, ours: np.ndarray) -> float:
-    """Relative to the largest logit."""
-    return float(np.abs(found - ours).max() / np.abs(ours).max())
 
 
 def _not_tied(ids: np.ndarray, exact: Reference) -> int:
@@ -153,5 +148,5 @@ def _not_tied(ids: np.ndarray, exact: Reference) -> int:
             at = different[0]
             margin = logits[at, ours[at]] - logits[at, found[at]]
             largest = np.abs(logits[at][np.isfinite(logits[at])]).max()
-            wrong += bool(not margin <= FLOAT32_LIMIT * largest)
+            wrong += bool(not margin <= LIMIT * largest)
     return wrong

@@ -4,24 +4,22 @@ The backbone has LLaMA's names (llama.hf_rules); the other tables, heads and the
 after it. lapa_run.json is the config of the run: the way back needs no other.
 """
 
-import importlib.resources
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lapa_jax.interop import llama, safetensors_files
+from lapa_jax.interop import llama, safetensors_files, torch_code
 from lapa_jax.interop.mapping import Rule
 from lapa_jax.interop.safetensors_files import Tensor
 from lapa_jax.models.front_end import front_end_config
-from lapa_jax.models.module import Tree, flatten
+from lapa_jax.models.module import Tree
 from lapa_jax.models.vla import VLAConfig
 from lapa_jax.tokens.layout import Layout
 from lapa_jax.tokens.modality import MODALITIES
 
-MODELING, RUN_CONFIG = "modeling_lapa.py", "lapa_run.json"
+MODELING = "modeling_lapa.py"
 
 
 def rules(config: VLAConfig) -> list[Rule]:
@@ -60,25 +58,10 @@ def rules(config: VLAConfig) -> list[Rule]:
     return found
 
 
-def tensors(config: VLAConfig, params: Tree, dtype: np.dtype) -> dict[str, Tensor]:
-    """Their tensors in `dtype`, each rearranged when it is asked for."""
-    flat, found = flatten(params), {}
-    sizes, table = llama.sizes(config.heads, config.head_dim), rules(config)
-    if {rule.ours for rule in table} != set(flat):
-        odd = sorted({rule.ours for rule in table} ^ set(flat))
-        raise ValueError(f"parameters and rules differ in {odd}")
-    for rule in table:
-        array = flat[rule.ours]
-        one = array.shape[1:] if rule.layers else array.shape
-        shape = rule.one_to_theirs(np.broadcast_to(np.False_, one), sizes).shape
-        for i in range(rule.layers or 1):
-
-            def make(rule=rule, array=array, i=i) -> np.ndarray:
-                part = np.asarray(array[i] if rule.layers else array)
-                return rule.one_to_theirs(part, sizes).astype(dtype, copy=False)
-
-            found[rule.theirs.format(i=i)] = Tensor(shape, dtype, make)
-    return found
+def tensors(config: VLAConfig, params: Tree, variables: Tree, dtype: np.dtype) -> dict[str, Tensor]:
+    """Their tensors, each rearranged when it is asked for; parameters in `dtype`."""
+    sizes = llama.sizes(config.heads, config.head_dim)
+    return safetensors_files.mapped(params, variables, rules(config), sizes, dtype)
 
 
 def hf_config(
@@ -144,14 +127,11 @@ def write(
     documents = {
         "config.json": their_config,
         "generation_config.json": generation,
-        RUN_CONFIG: run_config,
+        torch_code.RUN_CONFIG: run_config,
     }
-    for name, document in documents.items():
-        (directory / name).write_text(json.dumps(document, indent=1) + "\n")
+    torch_code.write(directory, documents, [MODELING])
     for name, data in assets.items():
         (directory / name).write_bytes(data)
-    source = importlib.resources.files("lapa_jax.interop") / "torch_files" / MODELING
-    (directory / MODELING).write_text(source.read_text())
 
 
 _GENERATION = ("bos_token_id", "eos_token_id")
@@ -160,16 +140,7 @@ _GENERATION = ("bos_token_id", "eos_token_id")
 def load(directory: Path, dtype: str) -> Any:
     """The directory's own model in PyTorch, on the CPU. Runs the modeling_lapa.py in it: only for
     what was written here."""
-    import importlib.util
+    module = torch_code.load(directory, MODELING)
+    import torch
 
-    try:
-        import torch
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise ValueError(
-            f"the check of what is written needs {error.name}: pip install 'lapa_jax[torch]'"
-        ) from error
-    spec = importlib.util.spec_from_file_location("modeling_lapa", directory / MODELING)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     return module.LapaPolicy.from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
