@@ -38,7 +38,15 @@ def main(argv: list[str]) -> int:
         choices=["fp32", "bf16"],
         help="of the weights of a policy; default: as the run has them",
     )
+    parser.add_argument(
+        "--image_tokenizer",
+        metavar="RUN",
+        help="the run that made the cached tokens of a policy's images (hf): with it the policy "
+        "takes pixels",
+    )
     args = parser.parse_args(argv)
+    if args.image_tokenizer and args.format != "hf":
+        raise ValueError(f"--format {args.format} does not take --image_tokenizer")
     out = Path(args.out)
     if out.exists():
         raise ValueError(f"--out {out} exists: exports go to a new place")

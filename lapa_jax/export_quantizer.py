@@ -12,7 +12,7 @@ from lapa_jax.export_files import exported_config, staged
 from lapa_jax.interop import laq_torch, safetensors_files
 from lapa_jax.models.module import flatten
 from lapa_jax.models.quantizer import QuantizerConfig
-from lapa_jax.parity import LIMIT, Parity, difference, real_examples
+from lapa_jax.parity import LIMIT, Parity, clearly_different, difference, real_examples
 
 PAIRS = 4  # random ones, and as many real ones
 
@@ -103,15 +103,3 @@ def nearness(
     if found["bottleneck"] == "fsq":
         return 0.5 * (levels - 1) * (np.tanh(place) + 1.0), cells
     return place, 2.0 * cells - 1.0
-
-
-def clearly_different(
-    found: np.ndarray, ours: np.ndarray, place_BLG: np.ndarray, points_KG: np.ndarray
-) -> int:
-    """Codes (B, L) that differ and are not as near as ours."""
-
-    def distance(codes: np.ndarray) -> np.ndarray:
-        return np.square(place_BLG - points_KG[codes]).sum(-1)
-
-    near, limit = distance(ours), LIMIT * np.square(place_BLG).sum(-1).max()
-    return int(((found != ours) & ~(distance(found) - near <= limit)).sum())

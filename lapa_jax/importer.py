@@ -210,9 +210,12 @@ def _hf(args: argparse.Namespace) -> Imported:
     names = [n for n in (TOKENIZER, ACTION_BINS) if (source / n).exists()]
     assets = {name: (source / name).read_bytes() for name in names}
     stage = stages.build(config, assets)
+    # A tokenizer beside a policy of cached tokens is of another run.
+    beside = None if stage.from_pixels else f"{torch_policy.IMAGE_TOKENIZER}."
+    theirs = SafetensorsDirectory(source, without=beside)
     rules = torch_policy.rules(stage.model_config)
     sizes = llama.sizes(config.model.heads, config.model.head_dim)
-    return Imported(config, assets=assets, **_from_torch(source, rules, sizes, stage))
+    return Imported(config, assets=assets, **_from_torch(theirs, rules, sizes, stage))
 
 
 def _laq_torch(args: argparse.Namespace) -> Imported:
@@ -221,7 +224,7 @@ def _laq_torch(args: argparse.Namespace) -> Imported:
     stage = stages.build(config, {})
     model = stage.model_config
     rules, sizes = laq_torch.rules(model), laq_torch.sizes(model)
-    return Imported(config, **_from_torch(source, rules, sizes, stage))
+    return Imported(config, **_from_torch(SafetensorsDirectory(source), rules, sizes, stage))
 
 
 def _run_config(source: Path) -> ConfigDict:
@@ -232,12 +235,12 @@ def _run_config(source: Path) -> ConfigDict:
 
 
 def _from_torch(
-    source: Path, rules: list[Rule], sizes: Mapping[str, int], stage: stages.Stage
+    theirs: Mapping[str, Any], rules: list[Rule], sizes: Mapping[str, int], stage: stages.Stage
 ) -> dict[str, Tree]:
     """{params, variables} of a directory that `lapa export` made."""
     params, variables = (flatten(tree) for tree in stage.model.abstract())
     expected = unflatten(params | variables)
-    found = flatten(to_ours(SafetensorsDirectory(source), rules, sizes, expected))
+    found = flatten(to_ours(theirs, rules, sizes, expected))
     return {
         "params": unflatten({path: found[path] for path in params}),
         "variables": unflatten({path: found[path] for path in variables}),

@@ -48,6 +48,18 @@ def difference(found: np.ndarray, ours: np.ndarray, at_least: float = 0.0) -> fl
     return float(np.abs(found - ours).max() / max(np.abs(ours).max(), at_least))
 
 
+def clearly_different(
+    found: np.ndarray, ours: np.ndarray, place_BLG: np.ndarray, points_KG: np.ndarray
+) -> int:
+    """Codes (B, L) that differ and are not as near as ours."""
+
+    def distance(codes: np.ndarray) -> np.ndarray:
+        return np.square(place_BLG - points_KG[codes]).sum(-1)
+
+    near, limit = distance(ours), LIMIT * np.square(place_BLG).sum(-1).max()
+    return int(((found != ours) & ~(distance(found) - near <= limit)).sum())
+
+
 def real_examples(
     data: ConfigDict, fields: Sequence[str], count: int
 ) -> tuple[dict[str, np.ndarray] | None, Any]:

@@ -126,10 +126,10 @@ def _write_file(path: Path, tensors: Mapping[str, Tensor]) -> Path:
 
 
 class SafetensorsDirectory(Mapping):
-    """Tensors of a directory by name, as NumPy arrays, read when asked for. Old LLaMA checkpoints'
-    rotary tables (inv_freq) are left out."""
+    """Tensors of a directory by name, as NumPy arrays, read when asked for. Left out are old LLaMA
+    checkpoints' rotary tables (inv_freq), and what begins with `without`."""
 
-    def __init__(self, directory: str | Path):
+    def __init__(self, directory: str | Path, without: str | None = None):
         self.directory = Path(directory)
         index = self.directory / INDEX
         if index.exists():
@@ -140,7 +140,9 @@ class SafetensorsDirectory(Mapping):
         else:
             raise FileNotFoundError(f"{directory} holds neither {SINGLE} nor {index.name}")
         self._files = {
-            k: v for k, v in self._files.items() if not k.endswith("rotary_emb.inv_freq")
+            k: v
+            for k, v in self._files.items()
+            if not (k.endswith("rotary_emb.inv_freq") or without and k.startswith(without))
         }
 
     def _open(self, name: str) -> Any:

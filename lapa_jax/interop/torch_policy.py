@@ -4,32 +4,31 @@ The backbone has LLaMA's names (llama.hf_rules); the other tables, heads and the
 after it. lapa_run.json is the config of the run: the way back needs no other.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from lapa_jax.interop import llama, safetensors_files, torch_code
 from lapa_jax.interop.mapping import Rule
 from lapa_jax.interop.safetensors_files import Tensor
 from lapa_jax.models.front_end import front_end_config
-from lapa_jax.models.module import Tree
+from lapa_jax.models.image_tokenizer import ImageEncoder, ImageTokenizerConfig
+from lapa_jax.models.module import Functional, Tree, flatten
 from lapa_jax.models.vla import VLAConfig
 from lapa_jax.tokens.layout import Layout
 from lapa_jax.tokens.modality import MODALITIES
 
-MODELING = "modeling_lapa.py"
+MODELING, MODELING_VQGAN = "modeling_lapa.py", "modeling_vqgan.py"
+IMAGE_TOKENIZER = "image_tokenizer"  # the prefix of its tensors
 
 
 def rules(config: VLAConfig) -> list[Rule]:
     """Raises ValueError for a policy that the format cannot hold."""
     name, settings = front_end_config(config.front_end)
-    if name not in ("patches", "cached_tokens"):
-        raise ValueError(
-            f"a policy with model.front_end.name={name!r} cannot be exported as hf yet: "
-            "patches and cached_tokens can"
-        )
     if config.dim % config.heads:
         raise ValueError(
             f"model.dim={config.dim} is no multiple of model.heads={config.heads}: LLaMA's "
@@ -55,11 +54,30 @@ def rules(config: VLAConfig) -> list[Rule]:
             Rule("front_end.rows", "front_end/rows"),
             Rule("front_end.columns", "front_end/columns"),
         ]
+    if name == "vqgan":
+        found += tokenizer_rules(settings.tokenizer, "front_end/encoder")
+    return found
+
+
+def encoder(config: ImageTokenizerConfig) -> Functional:
+    """The half of an image tokenizer that a policy needs."""
+    return Functional(lambda rngs: ImageEncoder(config, dtype=jnp.float32, rngs=rngs))
+
+
+def tokenizer_rules(config: ImageTokenizerConfig, ours: str) -> list[Rule]:
+    """Of an encoder that is at the path `ours`."""
+    found = []
+    for path in flatten(encoder(config).abstract()[0]):
+        *parents, leaf = path.split("/")
+        name = {"kernel": "weight", "scale": "weight"}.get(leaf, leaf)
+        pattern = "o i h w -> h w i o" if leaf == "kernel" else ""
+        found.append(Rule(".".join([IMAGE_TOKENIZER, *parents, name]), f"{ours}/{path}", pattern))
     return found
 
 
 def tensors(config: VLAConfig, params: Tree, variables: Tree, dtype: np.dtype) -> dict[str, Tensor]:
-    """Their tensors, each rearranged when it is asked for; parameters in `dtype`."""
+    """Their tensors, each rearranged when it is asked for; parameters in `dtype`, what is frozen as
+    it is."""
     sizes = llama.sizes(config.heads, config.head_dim)
     return safetensors_files.mapped(params, variables, rules(config), sizes, dtype)
 
@@ -71,6 +89,7 @@ def hf_config(
     head: str,
     limits: Sequence[int],
     image_size: Sequence[int],
+    tokenizer: ImageTokenizerConfig | None,
     dtype: np.dtype,
 ) -> dict[str, Any]:
     """config.json: LLaMA's keys, and ours under "lapa"."""
@@ -106,13 +125,19 @@ def hf_config(
             "num_images": layout.num_images,
             "tokens_per_image": layout.tokens_per_image,
             "text_length": layout.text_length,
-            "front_end": dict(config.front_end),
+            "front_end": _front_end(config),
+            IMAGE_TOKENIZER: tokenizer.architecture() if tokenizer else None,
             "legacy": config.legacy,
             "rope_theta": config.rope_theta,
             # in the original's form, that of the training whatever the weights are loaded as
             "rope_rounding": config.compute_dtype if config.legacy else "float32",
         },
     }
+
+
+def _front_end(config: VLAConfig) -> dict[str, Any]:
+    name, settings = front_end_config(config.front_end)
+    return {"name": name} | (dataclasses.asdict(settings) if name == "patches" else {})
 
 
 def write(
@@ -129,7 +154,7 @@ def write(
         "generation_config.json": generation,
         torch_code.RUN_CONFIG: run_config,
     }
-    torch_code.write(directory, documents, [MODELING])
+    torch_code.write(directory, documents, [MODELING, MODELING_VQGAN])
     for name, data in assets.items():
         (directory / name).write_bytes(data)
 
@@ -137,10 +162,8 @@ def write(
 _GENERATION = ("bos_token_id", "eos_token_id")
 
 
-def load(directory: Path, dtype: str) -> Any:
-    """The directory's own model in PyTorch, on the CPU. Runs the modeling_lapa.py in it: only for
-    what was written here."""
+def load(directory: Path) -> Any:
+    """The directory's own model in PyTorch, on the CPU, its weights as they are in the files. Runs
+    the modeling_lapa.py in it: only for what was written here."""
     module = torch_code.load(directory, MODELING)
-    import torch
-
-    return module.LapaPolicy.from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
+    return module.LapaPolicy.from_pretrained(directory, dtype="auto").eval()

@@ -15,7 +15,7 @@ import tiny
 from tiny import lapa, succeed
 
 from experiments import base
-from lapa_jax import export_quantizer, importer, runs, stages
+from lapa_jax import importer, parity, runs, stages
 from lapa_jax.interop import laq_pt, laq_torch, safetensors_files, torch_code
 from lapa_jax.models.bottlenecks import BOTTLENECKS
 from lapa_jax.models.module import flatten, unflatten
@@ -208,4 +208,4 @@ def test_only_codes_that_are_as_near_may_differ():
     points = np.array([[-1.0], [1.0], [1.0]])
     ours = np.array([[0, 1]])
     for found, count in (([[0, 1]], 0), ([[1, 2]], 0), ([[0, 0]], 1)):
-        assert export_quantizer.clearly_different(np.array(found), ours, place, points) == count
+        assert parity.clearly_different(np.array(found), ours, place, points) == count
