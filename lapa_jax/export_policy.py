@@ -11,7 +11,7 @@ import numpy as np
 from lapa_jax import config as configs
 from lapa_jax import pairs, runs, stages
 from lapa_jax.export_files import exported_config, staged
-from lapa_jax.interop import safetensors_files, torch_policy
+from lapa_jax.interop import safetensors_files, torch_policy, torch_tokenizer
 from lapa_jax.models.front_end import VqganConfig, front_end_config
 from lapa_jax.models.image_tokenizer import ImageTokenizerConfig, nearest
 from lapa_jax.parity import LIMIT, Parity, clearly_different, difference, real_examples
@@ -173,6 +173,9 @@ def write(run: runs.Run, out: Path, args: argparse.Namespace) -> str:
     count, inputs = len(tensors), Inputs(run, tokenizer)
     with staged(out, run) as (directory, parity):
         torch_policy.write(directory, theirs, config, run.assets, tensors)
+        parity.stated["tokenizer.json"] = torch_tokenizer.write(
+            directory, stage.tokenizer, inputs.instructions
+        )
         # From here on the model is in memory once: as it was written, and, once we know what it
         # does, as PyTorch's.
         del tensors

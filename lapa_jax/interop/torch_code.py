@@ -22,9 +22,8 @@ def write(directory: Path, documents: Mapping[str, Any], sources: Sequence[str])
         (directory / name).write_text(source.read_text())
 
 
-def load(directory: Path, name: str) -> ModuleType:
-    """directory/NAME, which may import its neighbours, as a module. Runs it: only for what was
-    written here."""
+def require_torch() -> None:
+    """Raises ValueError where the extra is not installed."""
     try:
         import torch  # noqa: F401
         import transformers  # noqa: F401
@@ -32,6 +31,12 @@ def load(directory: Path, name: str) -> ModuleType:
         raise ValueError(
             f"the check of what is written needs {error.name}: pip install 'lapa_jax[torch]'"
         ) from error
+
+
+def load(directory: Path, name: str) -> ModuleType:
+    """directory/NAME, which may import its neighbours, as a module. Runs it: only for what was
+    written here."""
+    require_torch()
     package = ModuleType(_PACKAGE)
     package.__path__ = [str(directory)]
     wrote_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import io
 import json
 import os
 import subprocess
@@ -13,13 +14,21 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import sentencepiece
 from ml_collections import ConfigDict
 from tiny import lapa, succeed
 
 import lapa_jax
 from experiments import base
 from lapa_jax import importer, runs, stages
-from lapa_jax.interop import llama, safetensors_files, torch_code, torch_policy, vqgan
+from lapa_jax.interop import (
+    llama,
+    safetensors_files,
+    torch_code,
+    torch_policy,
+    torch_tokenizer,
+    vqgan,
+)
 from lapa_jax.models.module import flatten
 from lapa_jax.models.position import rope_tables
 from lapa_jax.stages.action_finetuning import ACTION_BINS
@@ -208,6 +217,7 @@ def test_a_policy_in_torch(name, tiny_data, tmp_path):
     if name == "latent_vqgan":
         heads |= {"image_tokens_that_differ"}
     assert told["passed"] and heads <= told["checks"].keys()
+    assert told["stated"]["tokenizer.json"] == "written: the same ids"
     given = told["stated"]["instructions"]
     assert len(given) > 1 and any("square to place" in text for text in given) == real
     assert (told["stated"]["real_inputs"] == "none: no corpus of the run is at hand") == (not real)
@@ -223,7 +233,7 @@ def test_a_policy_in_torch(name, tiny_data, tmp_path):
 IN_TORCH = """
 import json, sys
 import numpy as np
-from transformers import AutoModel, LlamaForCausalLM
+from transformers import AutoModel, AutoTokenizer, LlamaForCausalLM
 directory, inputs, outputs = sys.argv[1:]
 model = AutoModel.from_pretrained(directory, trust_remote_code=True)
 given = np.load(inputs)
@@ -235,6 +245,8 @@ found = {
     "llama": LlamaForCausalLM.from_pretrained(directory)(model._tensor(given["tokens"])).logits
     .detach(),
 }
+words = AutoTokenizer.from_pretrained(directory)
+found["words"] = json.dumps([words(text)["input_ids"] for text in [*texts, "  Two \\u00bd\\n "]])
 np.savez(outputs, **found)
 ours = {"jax", "flax", "lapa_jax"} & set(sys.modules)
 assert not ours, ours
@@ -265,6 +277,10 @@ def test_a_directory_is_all_that_torch_needs(policy, tmp_path):
     expected = np.asarray(ours.predict_action(images, INSTRUCTIONS))
     np.testing.assert_allclose(found["all"], expected, rtol=1e-6)
     np.testing.assert_allclose(found["one"], expected[0], rtol=1e-6)
+    words = text.TextTokenizer(tokenizer())
+    assert json.loads(str(found["words"])) == [
+        [words.bos, *words.ids(x)] for x in [*INSTRUCTIONS, "  Two \u00bd\n "]
+    ]
     text_logits = np.asarray(ours.logits(tokens, np.zeros_like(tokens))["text"])
     for name in ("text", "llama"):
         difference = np.abs(found[name] - text_logits).max() / np.abs(text_logits).max()
@@ -313,10 +329,10 @@ def test_the_originals_image_tokens_in_torch(tmp_path):
     encoder.load_state_dict(
         {k.removeprefix(prefix): torch.tensor(x.make()) for k, x in tensors.items()}
     )
-    io = dict(np.load(golden / "vqgan_tiny_io.npz"))
+    given = dict(np.load(golden / "vqgan_tiny_io.npz"))
     with torch.no_grad():
-        codes = encoder(torch.tensor(io["images_u8"])).numpy()
-    assert ((codes == io["indices"]) | (io["margin"] < 1e-4)).all()
+        codes = encoder(torch.tensor(given["images_u8"])).numpy()
+    assert ((codes == given["indices"]) | (given["margin"] < 1e-4)).all()
 
 
 def test_a_tokenizer_that_does_not_fit(policy, tmp_path):
@@ -330,6 +346,17 @@ def test_a_tokenizer_that_does_not_fit(policy, tmp_path):
         "--image_tokenizer", policy,
     )  # fmt: skip
     assert code == 2 and "does not take --image_tokenizer" in error
+
+
+def test_a_tokenizer_that_transformers_cannot_reproduce_is_not_written(tmp_path):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(INSTRUCTIONS), model_writer=model, vocab_size=30,
+        model_type="unigram", minloglevel=2,
+    )  # fmt: skip
+    told = torch_tokenizer.write(tmp_path, text.TextTokenizer(model.getvalue()), INSTRUCTIONS)
+    assert told == "not written: the SentencePiece model is of type 1"
+    assert not list(tmp_path.iterdir())
 
 
 def test_wrong_weights_are_found_out(policy, tmp_path, monkeypatch):
