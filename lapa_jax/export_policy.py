@@ -22,6 +22,8 @@ from lapa_jax.tokens.modality import MODALITIES
 INSTRUCTIONS = ("pick up the red block and put it to the left of the bowl", "go", "")
 ROWS, ROW_LENGTH = 4, 24  # of random tokens
 REAL = 4  # examples of the run's own data
+# Else XLA widens the weights of all layers before it goes through them: three times the memory.
+LAYER_BY_LAYER = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
 
 
 class Tokenizer:
@@ -138,14 +140,16 @@ class Reference:
         run_rows = jax.jit(
             lambda params, variables, *rows: stage.model.apply(
                 params, variables, "logits", *rows, jnp.ones_like(rows[0]), slots=heads
-            )[0]
+            )[0],
+            compiler_options=LAYER_BY_LAYER,
         )
         weights = run.params, run.variables
         prompts = stage.prompts(inputs.instructions, inputs.ids)
         images = inputs.images if stage.from_pixels else None
         with jax.default_matmul_precision("highest"):
             self.logits = {k: np.asarray(x) for k, x in run_rows(*weights, *rows).items()}
-            found = jax.jit(stage.predict)(*weights, prompts, images)
+            predict = jax.jit(stage.predict, compiler_options=LAYER_BY_LAYER)
+            found = predict(*weights, prompts, images)
         self.ids, self.chosen_by = (np.asarray(x) for x in found)
         self.head = stage.head
         self.actions = stage.actions.decode(self.ids) if stage.head == "action" else None

@@ -351,7 +351,7 @@ def test_a_tokenizer_that_does_not_fit(policy, tmp_path):
 def test_a_tokenizer_that_transformers_cannot_reproduce_is_not_written(tmp_path):
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(INSTRUCTIONS), model_writer=model, vocab_size=30,
+        sentence_iterator=iter(INSTRUCTIONS), model_writer=model, vocab_size=24,
         model_type="unigram", minloglevel=2,
     )  # fmt: skip
     told = torch_tokenizer.write(tmp_path, text.TextTokenizer(model.getvalue()), INSTRUCTIONS)
