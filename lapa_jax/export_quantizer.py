@@ -40,7 +40,7 @@ class Reference:
             frames = jax.jit(stage.decode_latent)(*weights, self.first, received)
             self.decoded = {"frames": (self.z, np.asarray(frames))}
             if self.config.has_codes:
-                # Every code is met somewhere, whatever the frames give.
+                # Codes in a row, whatever the frames give.
                 z = np.arange(self.z.size).reshape(self.z.shape) % self.config.codebook_size
                 frames = jax.jit(stage.decode)(*weights, self.first, z)
                 self.decoded["frames_of_given_codes"] = (z, np.asarray(frames))
@@ -55,12 +55,20 @@ def write(run: runs.Run, out: Path, args: argparse.Namespace) -> str:
     )
     exact = Reference(run, "float32")
     rough = Reference(run, "bfloat16") if run.config.compute_dtype == "bfloat16" else None
-    flat = flatten(run.params) | flatten(run.variables)
-    bottleneck = {k: np.asarray(x) for k, x in flat.items() if k.startswith("bottleneck/")}
+    bottleneck = {
+        path: np.array(x)
+        for tree in (run.params, run.variables)
+        for path, x in flatten(tree).items()
+        if path.startswith("bottleneck/")
+    }
+    count = len(tensors)
     with staged(out, run) as (directory, parity):
         laq_torch.write(directory, model, config, tensors)
+        del tensors
+        run.params.clear()  # the model is in memory once: from here on it is PyTorch's
+        run.variables.clear()
         check(parity, directory, exact, rough, bottleneck)
-    return f"{len(tensors)} tensors"
+    return f"{count} tensors"
 
 
 def check(

@@ -82,12 +82,18 @@ KINDS = [
 def test_a_quantizer_in_torch(bottleneck, objective, tiny_data, tmp_path):
     """The export compares latents, codes and frames itself, of real pairs, too; the way back has
     every bit, of the codebook's statistics and of a teacher as of the parameters."""
-    run = make_quantizer(tmp_path / "run", quantizer_config(tiny_data, bottleneck, objective))
+    config = quantizer_config(tiny_data, bottleneck, objective)
+    if bottleneck == "fsq":
+        with config.unlocked():
+            config.compute_dtype = "bfloat16"
+    run = make_quantizer(tmp_path / "run", config)
     export(run, tmp_path / "laq")
     told = json.loads((tmp_path / "laq" / "parity.json").read_text())
     codes = {"codes_that_differ", "frames_of_given_codes"}
     checked = {"latents"} if bottleneck == "gaussian" else codes
     assert told["passed"] and told["checks"].keys() == {"frames"} | checked
+    if bottleneck == "fsq":
+        assert 0.5 < told["stated"]["codes_equal_to_those_in_bfloat16"] <= 1.0
     assert told["stated"]["random_inputs"] == len(told["stated"]["real_inputs"]) == 4
     assert {x["corpus"] for x in told["stated"]["real_inputs"]} == {"robot"}
     succeed(
