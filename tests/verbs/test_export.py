@@ -290,8 +290,6 @@ def test_a_policy_of_cached_tokens_with_its_tokenizer(tmp_path):
     config.compute_dtype, config.model = "float32", ConfigDict(TOKENIZER_MODEL)
     made = write(tmp_path / "vqgan", config.lock(), {})
     settings = {"front_end": "cached_tokens", "num_tokens": 24, "image_vocab": 64}
-    # Weights that bfloat16 holds, so that rounding changes none.
-    settings |= {"param_dtype": "bfloat16"}
     run = make_policy(tmp_path / "run", "action", **settings)
     told = export(run, tmp_path / "hf", "hf", "--image_tokenizer", made)
     assert told["checks"]["image_tokens_that_differ"]["passed"]
@@ -300,10 +298,10 @@ def test_a_policy_of_cached_tokens_with_its_tokenizer(tmp_path):
     ids = np.asarray(lapa_jax.load_image_tokenizer(made).encode(image[None])).reshape(-1)
     expected = np.asarray(ours.predict_action(image, INSTRUCTIONS[0]))
     module = torch_code.load(tmp_path / "hf", torch_policy.MODELING)
-    model = module.LapaPolicy.from_pretrained(tmp_path / "hf", dtype="bfloat16")
-    kept = {str(x.dtype) for x in model.image_tokenizer.parameters()}
-    assert kept == {"torch.float32"} and str(model.dtype) == "torch.bfloat16"
-    model.float()
+    rounded = module.LapaPolicy.from_pretrained(tmp_path / "hf", dtype="bfloat16")
+    kept = {str(x.dtype) for x in rounded.image_tokenizer.parameters()}
+    assert kept == {"torch.float32"} and str(rounded.dtype) == "torch.bfloat16"
+    model = torch_policy.load(tmp_path / "hf")
     for given in (image, ids):
         found = model.predict_action(given, INSTRUCTIONS[0])
         np.testing.assert_allclose(found, expected, rtol=1e-6)
