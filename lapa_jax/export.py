@@ -1,25 +1,23 @@
 """`lapa export`: a run's weights in a foreign format.
 
 What is written is checked before it gets its name: --out exists only if the check passed, and
-parity.json in it tells what was compared and how closely.
+parity.json in it (beside a file: OUT.parity.json) tells what was compared and how closely.
 """
 
 import argparse
-import contextlib
-import os
-import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from lapa_jax import config as configs
-from lapa_jax import export_policy, pairs, runs
+from lapa_jax import export_policy, export_quantizer, pairs, runs
+from lapa_jax.export_files import exported_config, staged
 from lapa_jax.interop import laq_pt, plain
-from lapa_jax.interop.safetensors_files import SafetensorsDirectory, Tensor, float_dtype
+from lapa_jax.interop.safetensors_files import SafetensorsDirectory, Tensor
+from lapa_jax.models.module import flatten
 from lapa_jax.parity import Parity
 
 
@@ -40,7 +38,15 @@ def main(argv: list[str]) -> int:
         choices=["fp32", "bf16"],
         help="of the weights of a policy; default: as the run has them",
     )
+    parser.add_argument(
+        "--image_tokenizer",
+        metavar="RUN",
+        help="the run that made the cached tokens of a policy's images (hf): with it the policy "
+        "takes pixels",
+    )
     args = parser.parse_args(argv)
+    if args.image_tokenizer and args.format != "hf":
+        raise ValueError(f"--format {args.format} does not take --image_tokenizer")
     out = Path(args.out)
     if out.exists():
         raise ValueError(f"--out {out} exists: exports go to a new place")
@@ -53,8 +59,21 @@ def _laq_pt(run: runs.Run, out: Path, args: argparse.Namespace) -> str:
     if args.precision:
         raise ValueError("--format laq_pt does not take --precision: it is float32")
     pairs.require_quantizer(run)
-    tensors = laq_pt.write(run.stage.model_config, jax.tree.map(np.asarray, run.params))
-    laq_pt.save_file(out, tensors)
+    model, params = run.stage.model_config, jax.tree.map(np.asarray, run.params)
+    tensors = laq_pt.write(model, params)
+    with staged(out, run, one_file=True) as (directory, parity):
+        path = directory / out.name
+        laq_pt.save_file(path, tensors)
+        found = laq_pt.load_file(path)
+        different = set(found) ^ set(tensors)
+        different |= {
+            name for name in set(found) & set(tensors) if not _same(found[name], tensors[name])
+        }
+        parity.at_most("tensors_that_differ", len(different), 0)
+        _, back = laq_pt.read(found, model.image_size[0], model.code_length)
+        ours, back = flatten(params), flatten(back)
+        different = {name for name in ours if not _same(ours[name], back[name])}
+        parity.at_most("parameters_that_differ_when_imported", len(different), 0)
     return f"{len(tensors)} tensors"
 
 
@@ -67,64 +86,22 @@ def _safetensors(run: runs.Run, out: Path, args: argparse.Namespace) -> str:
     return f"{len(tensors)} tensors"
 
 
-def _hf(run: runs.Run, out: Path, args: argparse.Namespace) -> str:
-    return export_policy.write(run, args, staged, exported_config)
-
-
 class Format(NamedTuple):
     write: Callable[[runs.Run, Path, argparse.Namespace], str]
     what: str
 
 
 FORMATS = {
-    "hf": Format(_hf, "a policy for PyTorch, a Hugging Face directory with its own model file"),
+    "hf": Format(
+        export_policy.write,
+        "a policy for PyTorch, a Hugging Face directory with its own model file",
+    ),
     "laq_pt": Format(_laq_pt, "the original's quantizer, a state dict"),
+    "laq_torch": Format(
+        export_quantizer.write, "a quantizer for PyTorch, a directory with its own model file"
+    ),
     "safetensors": Format(_safetensors, "any run, plain arrays with our names"),
 }
-
-
-def exported_config(run: runs.Run, precision: str | None) -> tuple[dict[str, Any], np.dtype]:
-    """The config that describes what is exported, and the dtype of its parameters."""
-    config = configs.to_dict(run.config)
-    config["optimizer"]["ema_decay"] = 0.0  # where there was an average, it is what is exported
-    dtype = config["model"].get("param_dtype", "float32")
-    if precision:
-        dtype = float_dtype(precision).name
-    if "param_dtype" in config["model"]:
-        config["model"]["param_dtype"] = dtype
-    elif dtype != "float32":
-        raise ValueError(f"--precision {precision}: a run of stage {run.config.stage!r} is float32")
-    return config, float_dtype({"float32": "fp32", "bfloat16": "bf16"}[dtype])
-
-
-@contextlib.contextmanager
-def staged(out: Path, run: runs.Run) -> Iterator[tuple[Path, Parity]]:
-    """(a directory, the checks to make of it). It gets the name `out` if all went well and the
-    checks passed; else it is removed, or, for those who want to look, renamed to OUT.failed."""
-    staging, failed = (out.with_name(f"{out.name}.{x}") for x in ("incomplete", "failed"))
-    for leftover in (staging, failed):
-        if leftover.exists():
-            shutil.rmtree(leftover)
-    staging.mkdir(parents=True)
-    parity = Parity()
-    try:
-        yield staging, parity
-    except BaseException:
-        shutil.rmtree(staging)
-        raise
-    runs.write_json(
-        staging / "parity.json",
-        {"run": run.workdir.name, "step": run.step, "params_hash": run.params_hash}
-        | parity.to_json(),
-    )
-    if parity.passed:
-        os.replace(staging, out)
-        return
-    os.replace(staging, failed)
-    raise ValueError(
-        f"what was written does not do what the run does, and is kept as {failed}: "
-        f"{parity.failures()}"
-    )
 
 
 def check_arrays(parity: Parity, directory: Path, tensors: dict[str, Tensor]) -> None:
@@ -132,8 +109,11 @@ def check_arrays(parity: Parity, directory: Path, tensors: dict[str, Tensor]) ->
     found = SafetensorsDirectory(directory)
     different = set(found) ^ set(tensors)
     for name in sorted(set(found) & set(tensors)):
-        ours, read = tensors[name].make(), found[name]
-        same = (ours.shape, ours.dtype) == (read.shape, read.dtype)
-        if not same or ours.tobytes() != read.tobytes():
+        if not _same(tensors[name].make(), found[name]):
             different.add(name)
     parity.at_most("tensors_that_differ", len(different), 0)
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    """To the last bit."""
+    return (a.shape, a.dtype) == (b.shape, b.dtype) and a.tobytes() == b.tobytes()

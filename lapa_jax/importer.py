@@ -20,11 +20,21 @@ from ml_collections import ConfigDict
 from experiments import base
 from lapa_jax import config as configs
 from lapa_jax import runs, stages
-from lapa_jax.interop import dinov2, laq_pt, llama, msgpack_stream, plain, torch_policy, vqgan
-from lapa_jax.interop.mapping import Rules, to_ours
+from lapa_jax.interop import (
+    dinov2,
+    laq_pt,
+    laq_torch,
+    llama,
+    msgpack_stream,
+    plain,
+    torch_code,
+    torch_policy,
+    vqgan,
+)
+from lapa_jax.interop.mapping import Rule, Rules, to_ours
 from lapa_jax.interop.safetensors_files import SafetensorsDirectory
 from lapa_jax.models.layers import DTYPES
-from lapa_jax.models.module import Tree, flatten
+from lapa_jax.models.module import Tree, flatten, unflatten
 from lapa_jax.parallel import sharding
 from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.stages.action_finetuning import ACTION_BINS
@@ -196,17 +206,45 @@ def _safetensors(args: argparse.Namespace) -> Imported:
 
 def _hf(args: argparse.Namespace) -> Imported:
     source = Path(args.source)
-    config = configs.from_dict(json.loads((source / torch_policy.RUN_CONFIG).read_text()))
+    config = _run_config(source)
     names = [n for n in (TOKENIZER, ACTION_BINS) if (source / n).exists()]
     assets = {name: (source / name).read_bytes() for name in names}
     stage = stages.build(config, assets)
-    params = to_ours(
-        SafetensorsDirectory(source),
-        torch_policy.rules(stage.model_config),
-        llama.sizes(config.model.heads, config.model.head_dim),
-        stage.model.abstract()[0],
-    )
-    return Imported(config, params, assets)
+    # A tokenizer beside a policy of cached tokens is of another run.
+    beside = None if stage.from_pixels else f"{torch_policy.IMAGE_TOKENIZER}."
+    theirs = SafetensorsDirectory(source, without=beside)
+    rules = torch_policy.rules(stage.model_config)
+    sizes = llama.sizes(config.model.heads, config.model.head_dim)
+    return Imported(config, assets=assets, **_from_torch(theirs, rules, sizes, stage))
+
+
+def _laq_torch(args: argparse.Namespace) -> Imported:
+    source = Path(args.source)
+    config = _run_config(source)
+    stage = stages.build(config, {})
+    model = stage.model_config
+    rules, sizes = laq_torch.rules(model), laq_torch.sizes(model)
+    return Imported(config, **_from_torch(SafetensorsDirectory(source), rules, sizes, stage))
+
+
+def _run_config(source: Path) -> ConfigDict:
+    path = source / torch_code.RUN_CONFIG
+    if not path.exists():
+        raise ValueError(f"{path} is missing: {source} is not from lapa export")
+    return configs.from_dict(json.loads(path.read_text()))
+
+
+def _from_torch(
+    theirs: Mapping[str, Any], rules: list[Rule], sizes: Mapping[str, int], stage: stages.Stage
+) -> dict[str, Tree]:
+    """{params, variables} of a directory that `lapa export` made."""
+    params, variables = (flatten(tree) for tree in stage.model.abstract())
+    expected = unflatten(params | variables)
+    found = flatten(to_ours(theirs, rules, sizes, expected))
+    return {
+        "params": unflatten({path: found[path] for path in params}),
+        "variables": unflatten({path: found[path] for path in variables}),
+    }
 
 
 class Format(NamedTuple):
@@ -227,6 +265,7 @@ FORMATS = {
         ("size", "model_json", *_POLICY_FLAGS),
         "the original's policy, streaming msgpack",
     ),
+    "laq_torch": Format(_laq_torch, (), "a quantizer, from lapa export --format laq_torch"),
     "laq_pt": Format(_laq_pt, ("image_size", "code_length"), "the original's quantizer"),
     "safetensors": Format(_safetensors, (), "any run, from lapa export --format safetensors"),
     "vqgan_pickle": Format(_vqgan_pickle, (), "LWM's image tokenizer"),

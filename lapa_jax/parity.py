@@ -1,7 +1,16 @@
 """What an export was compared in, and whether it passed."""
 
 import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from data_pipelines.loader import Loader
+
+LIMIT = 1e-4  # of differences in float32, relative to the largest value
 
 
 @dataclasses.dataclass
@@ -32,3 +41,44 @@ class Parity:
 
     def to_json(self) -> dict[str, Any]:
         return {"passed": self.passed, "checks": self.checks, "stated": self.stated}
+
+
+def difference(found: np.ndarray, ours: np.ndarray, at_least: float = 0.0) -> float:
+    """The largest, relative to the largest of ours (or to `at_least`)."""
+    return float(np.abs(found - ours).max() / max(np.abs(ours).max(), at_least))
+
+
+def clearly_different(
+    found: np.ndarray, ours: np.ndarray, place_BLG: np.ndarray, points_KG: np.ndarray
+) -> int:
+    """Codes (B, L) that differ and are not as near as ours."""
+
+    def distance(codes: np.ndarray) -> np.ndarray:
+        return np.square(place_BLG - points_KG[codes]).sum(-1)
+
+    near, limit = distance(ours), LIMIT * np.square(place_BLG).sum(-1).max()
+    return int(((found != ours) & ~(distance(found) - near <= limit)).sum())
+
+
+def real_examples(
+    data: ConfigDict, fields: Sequence[str], count: int
+) -> tuple[dict[str, np.ndarray] | None, Any]:
+    """`count` examples of a run's own corpora where they are at hand, and what to tell of them:
+    where they are from, or why there are none."""
+    data = ConfigDict(data.to_dict())
+    data.access, data.chain_pairs, data.min_pair_difference = "random", 1, 0.0
+    data.corpora = ConfigDict(
+        {name: one for name, one in data.corpora.to_dict().items() if Path(one["path"]).exists()}
+    )
+    if not data.corpora:
+        return None, "none: no corpus of the run is at hand"
+    try:
+        with Loader(data, fields=fields, global_batch=count, seed=0) as loader:
+            found = loader.batch(0)
+            told = [
+                {key: one[key] for key in ("corpus", "episode", "steps")}
+                for one in loader.describe(0)
+            ]
+    except (OSError, ValueError) as error:  # moved, changed, not indexed: no fault of the weights
+        return None, f"none: {error}"
+    return found, told

@@ -49,7 +49,7 @@ class Rule:
     def one_to_theirs(self, array: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
         """Of one layer, where the rule has layers."""
         back = " -> ".join(reversed(self.pattern.split(" -> ")))
-        return np.ascontiguousarray(self._rearrange(array, back, sizes))
+        return np.asarray(self._rearrange(array, back, sizes), order="C")
 
     def _rearrange(self, x: np.ndarray, pattern: str, sizes: Mapping[str, int]) -> np.ndarray:
         if not pattern:

@@ -5,13 +5,16 @@ Written tensor by tensor, each made when its turn comes; read when asked for.
 
 import json
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import ml_dtypes
 import numpy as np
+
+from lapa_jax.interop.mapping import Rule, names
+from lapa_jax.models.module import Tree, flatten
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
@@ -32,6 +35,32 @@ def tensor(array: jax.Array | np.ndarray, dtype: np.dtype | None = None) -> Tens
     """The array as it is, or its floats in another dtype."""
     dtype = np.dtype(dtype or array.dtype)
     return Tensor(array.shape, dtype, lambda: np.asarray(array).astype(dtype, copy=False))
+
+
+def mapped(
+    params: Tree, variables: Tree, rules: Iterable[Rule], sizes: Mapping[str, int], dtype: np.dtype
+) -> dict[str, Tensor]:
+    """What `rules` make of a model, each tensor when it is asked for; parameters in `dtype`,
+    variables as they are."""
+    flat, rules, found = flatten(params), list(rules), {}
+    dtypes = dict.fromkeys(flat, dtype)
+    flat |= flatten(variables)
+    if {rule.ours for rule in rules} != set(flat):
+        odd = sorted({rule.ours for rule in rules} ^ set(flat))
+        raise ValueError(f"the model and the rules differ in {odd}")
+    for rule in rules:
+        array = flat[rule.ours]
+        out = np.dtype(dtypes.get(rule.ours, array.dtype))
+        one = array.shape[1:] if rule.layers else array.shape
+        shape = rule.one_to_theirs(np.broadcast_to(np.False_, one), sizes).shape
+        for i, name in enumerate(names(rule)):
+
+            def make(rule=rule, array=array, i=i, out=out) -> np.ndarray:
+                part = np.asarray(array[i] if rule.layers else array)
+                return rule.one_to_theirs(part, sizes).astype(out, copy=False)
+
+            found[name] = Tensor(shape, out, make)
+    return found
 
 
 def float_dtype(precision: str) -> np.dtype:
@@ -97,10 +126,10 @@ def _write_file(path: Path, tensors: Mapping[str, Tensor]) -> Path:
 
 
 class SafetensorsDirectory(Mapping):
-    """Tensors of a directory by name, as NumPy arrays, read when asked for. Old LLaMA checkpoints'
-    rotary tables (inv_freq) are left out."""
+    """Tensors of a directory by name, as NumPy arrays, read when asked for. Left out are old LLaMA
+    checkpoints' rotary tables (inv_freq), and what begins with `without`."""
 
-    def __init__(self, directory: str | Path):
+    def __init__(self, directory: str | Path, without: str | None = None):
         self.directory = Path(directory)
         index = self.directory / INDEX
         if index.exists():
@@ -111,7 +140,9 @@ class SafetensorsDirectory(Mapping):
         else:
             raise FileNotFoundError(f"{directory} holds neither {SINGLE} nor {index.name}")
         self._files = {
-            k: v for k, v in self._files.items() if not k.endswith("rotary_emb.inv_freq")
+            k: v
+            for k, v in self._files.items()
+            if not (k.endswith("rotary_emb.inv_freq") or without and k.startswith(without))
         }
 
     def _open(self, name: str) -> Any:

@@ -4,34 +4,31 @@ The backbone has LLaMA's names (llama.hf_rules); the other tables, heads and the
 after it. lapa_run.json is the config of the run: the way back needs no other.
 """
 
-import importlib.resources
-import json
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
-from lapa_jax.interop import llama, safetensors_files
+from lapa_jax.interop import llama, safetensors_files, torch_code
 from lapa_jax.interop.mapping import Rule
 from lapa_jax.interop.safetensors_files import Tensor
 from lapa_jax.models.front_end import front_end_config
-from lapa_jax.models.module import Tree, flatten
+from lapa_jax.models.image_tokenizer import ImageEncoder, ImageTokenizerConfig
+from lapa_jax.models.module import Functional, Tree, flatten
 from lapa_jax.models.vla import VLAConfig
 from lapa_jax.tokens.layout import Layout
 from lapa_jax.tokens.modality import MODALITIES
 
-MODELING, RUN_CONFIG = "modeling_lapa.py", "lapa_run.json"
+MODELING, MODELING_VQGAN = "modeling_lapa.py", "modeling_vqgan.py"
+IMAGE_TOKENIZER = "image_tokenizer"  # the prefix of its tensors
 
 
 def rules(config: VLAConfig) -> list[Rule]:
     """Raises ValueError for a policy that the format cannot hold."""
     name, settings = front_end_config(config.front_end)
-    if name not in ("patches", "cached_tokens"):
-        raise ValueError(
-            f"a policy with model.front_end.name={name!r} cannot be exported as hf yet: "
-            "patches and cached_tokens can"
-        )
     if config.dim % config.heads:
         raise ValueError(
             f"model.dim={config.dim} is no multiple of model.heads={config.heads}: LLaMA's "
@@ -57,28 +54,32 @@ def rules(config: VLAConfig) -> list[Rule]:
             Rule("front_end.rows", "front_end/rows"),
             Rule("front_end.columns", "front_end/columns"),
         ]
+    if name == "vqgan":
+        found += tokenizer_rules(settings.tokenizer, "front_end/encoder")
     return found
 
 
-def tensors(config: VLAConfig, params: Tree, dtype: np.dtype) -> dict[str, Tensor]:
-    """Their tensors in `dtype`, each rearranged when it is asked for."""
-    flat, found = flatten(params), {}
-    sizes, table = llama.sizes(config.heads, config.head_dim), rules(config)
-    if {rule.ours for rule in table} != set(flat):
-        odd = sorted({rule.ours for rule in table} ^ set(flat))
-        raise ValueError(f"parameters and rules differ in {odd}")
-    for rule in table:
-        array = flat[rule.ours]
-        one = array.shape[1:] if rule.layers else array.shape
-        shape = rule.one_to_theirs(np.broadcast_to(np.False_, one), sizes).shape
-        for i in range(rule.layers or 1):
+def encoder(config: ImageTokenizerConfig) -> Functional:
+    """The half of an image tokenizer that a policy needs."""
+    return Functional(lambda rngs: ImageEncoder(config, dtype=jnp.float32, rngs=rngs))
 
-            def make(rule=rule, array=array, i=i) -> np.ndarray:
-                part = np.asarray(array[i] if rule.layers else array)
-                return rule.one_to_theirs(part, sizes).astype(dtype, copy=False)
 
-            found[rule.theirs.format(i=i)] = Tensor(shape, dtype, make)
+def tokenizer_rules(config: ImageTokenizerConfig, ours: str) -> list[Rule]:
+    """Of an encoder that is at the path `ours`."""
+    found = []
+    for path in flatten(encoder(config).abstract()[0]):
+        *parents, leaf = path.split("/")
+        name = {"kernel": "weight", "scale": "weight"}.get(leaf, leaf)
+        pattern = "o i h w -> h w i o" if leaf == "kernel" else ""
+        found.append(Rule(".".join([IMAGE_TOKENIZER, *parents, name]), f"{ours}/{path}", pattern))
     return found
+
+
+def tensors(config: VLAConfig, params: Tree, variables: Tree, dtype: np.dtype) -> dict[str, Tensor]:
+    """Their tensors, each rearranged when it is asked for; parameters in `dtype`, what is frozen as
+    it is."""
+    sizes = llama.sizes(config.heads, config.head_dim)
+    return safetensors_files.mapped(params, variables, rules(config), sizes, dtype)
 
 
 def hf_config(
@@ -88,6 +89,7 @@ def hf_config(
     head: str,
     limits: Sequence[int],
     image_size: Sequence[int],
+    tokenizer: ImageTokenizerConfig | None,
     dtype: np.dtype,
 ) -> dict[str, Any]:
     """config.json: LLaMA's keys, and ours under "lapa"."""
@@ -123,13 +125,19 @@ def hf_config(
             "num_images": layout.num_images,
             "tokens_per_image": layout.tokens_per_image,
             "text_length": layout.text_length,
-            "front_end": dict(config.front_end),
+            "front_end": _front_end(config),
+            IMAGE_TOKENIZER: tokenizer.architecture() if tokenizer else None,
             "legacy": config.legacy,
             "rope_theta": config.rope_theta,
             # in the original's form, that of the training whatever the weights are loaded as
             "rope_rounding": config.compute_dtype if config.legacy else "float32",
         },
     }
+
+
+def _front_end(config: VLAConfig) -> dict[str, Any]:
+    name, settings = front_end_config(config.front_end)
+    return {"name": name} | (dataclasses.asdict(settings) if name == "patches" else {})
 
 
 def write(
@@ -144,32 +152,18 @@ def write(
     documents = {
         "config.json": their_config,
         "generation_config.json": generation,
-        RUN_CONFIG: run_config,
+        torch_code.RUN_CONFIG: run_config,
     }
-    for name, document in documents.items():
-        (directory / name).write_text(json.dumps(document, indent=1) + "\n")
+    torch_code.write(directory, documents, [MODELING, MODELING_VQGAN])
     for name, data in assets.items():
         (directory / name).write_bytes(data)
-    source = importlib.resources.files("lapa_jax.interop") / "torch_files" / MODELING
-    (directory / MODELING).write_text(source.read_text())
 
 
 _GENERATION = ("bos_token_id", "eos_token_id")
 
 
-def load(directory: Path, dtype: str) -> Any:
-    """The directory's own model in PyTorch, on the CPU. Runs the modeling_lapa.py in it: only for
-    what was written here."""
-    import importlib.util
-
-    try:
-        import torch
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise ValueError(
-            f"the check of what is written needs {error.name}: pip install 'lapa_jax[torch]'"
-        ) from error
-    spec = importlib.util.spec_from_file_location("modeling_lapa", directory / MODELING)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.LapaPolicy.from_pretrained(directory, dtype=getattr(torch, dtype)).eval()
+def load(directory: Path) -> Any:
+    """The directory's own model in PyTorch, on the CPU, its weights as they are in the files. Runs
+    the modeling_lapa.py in it: only for what was written here."""
+    module = torch_code.load(directory, MODELING)
+    return module.LapaPolicy.from_pretrained(directory, dtype="auto").eval()

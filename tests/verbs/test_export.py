@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib.util
 import json
 import os
 import subprocess
@@ -10,18 +9,22 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from tiny import lapa, succeed
 
 import lapa_jax
 from experiments import base
 from lapa_jax import importer, runs, stages
-from lapa_jax.interop import llama, safetensors_files
+from lapa_jax.interop import (
+    llama,
+    safetensors_files,
+    torch_code,
+    torch_policy,
+)
 from lapa_jax.models.module import flatten
-from lapa_jax.models.position import rope_tables
 from lapa_jax.stages.action_finetuning import ACTION_BINS
 from lapa_jax.stages.policy import TOKENIZER
 from lapa_jax.tokens import text
@@ -29,6 +32,9 @@ from lapa_jax.tokens.action import ActionTokenizer
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 BINS = ActionTokenizer([np.linspace(-1, 1, 6), np.array([-0.5, 0.1, 0.5, 1.5])])
+TOKENIZER_MODEL = dict(
+    dim=32, multipliers=(1, 2, 1, 1), blocks=1, latent_dim=16, code_dim=8, codebook_size=64
+)  # a code for 8 x 8 pixels
 INSTRUCTIONS = ["push the red block", "move the green square to place 2"]
 
 
@@ -40,7 +46,11 @@ def tokenizer() -> bytes:
 def make_policy(out: Path, head: str, **model) -> Path:
     """A run of random weights, as loud as trained ones."""
     config = base.stage_defaults("action_finetuning" if head == "action" else "latent_pretraining")
-    config.data.image_size, config.compute_dtype = (32, 48), model.pop("compute_dtype", "float32")
+    config.compute_dtype = model.pop("compute_dtype", "float32")
+    config.data.image_size = model.pop("image_size", (32, 48))
+    corpus = model.pop("corpus", "")
+    if corpus:
+        config.data.corpora.robot = base.corpus(str(corpus))
     config.data.num_frames = model.pop("num_frames", 1)
     config.data.history_seconds = 1.0 if config.data.num_frames > 1 else 0.0
     config.model = base.policy_model(**{f"{head}_vocab": 8})
@@ -51,7 +61,9 @@ def make_policy(out: Path, head: str, **model) -> Path:
     if config.model.front_end.name == "patches":
         config.model.front_end.stem_channels = (6,)
     elif config.model.front_end.name == "cached_tokens":
-        config.model.front_end.num_tokens = 6
+        config.model.front_end.num_tokens = model.pop("num_tokens", 6)
+    else:
+        config.model.front_end.tokenizer = TOKENIZER_MODEL
     config.model.update(mlp_dim=48, unroll=1, init_std=0.3, **model)
     assets = {TOKENIZER: tokenizer()}
     if head == "action":
@@ -108,11 +120,14 @@ def test_plain_arrays_come_back_bit_for_bit(policy, tmp_path, monkeypatch):
 
 def test_plain_arrays_in_bfloat16(policy, tmp_path):
     export(policy, tmp_path / "plain", "safetensors", "--precision", "bf16")
-    succeed(
-        "import", "--format", "safetensors", "--source", tmp_path / "plain", "--out",
-        tmp_path / "back",
-    )  # fmt: skip
-    new, old = (flatten(runs.load(x).params) for x in (tmp_path / "back", policy))
+    assert_rounded(policy, tmp_path / "plain", "safetensors")
+
+
+def assert_rounded(policy, source, form):
+    """Every parameter comes back as bfloat16 holds it."""
+    back = source.with_name("back")
+    succeed("import", "--format", form, "--source", source, "--out", back)
+    new, old = (flatten(runs.load(x).params) for x in (back, policy))
     for path, x in old.items():
         expected = np.asarray(x).astype(ml_dtypes.bfloat16)
         np.testing.assert_array_equal(np.asarray(new[path]), expected)
@@ -172,6 +187,10 @@ LEGACY = {
 POLICIES = {
     "action_patches": ("action", {}),
     "latent_two_images": ("latent", {"num_frames": 2}),
+    "latent_vqgan": (
+        "latent",
+        {"front_end": "vqgan", "image_vocab": 70, "compute_dtype": "bfloat16"},
+    ),
     "latent_cached": ("latent", {"front_end": "cached_tokens", "image_vocab": 40}),
     "latent_legacy": ("latent", LEGACY | {"compute_dtype": "bfloat16"}),
     "action_legacy": ("action", LEGACY),
@@ -179,26 +198,39 @@ POLICIES = {
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_a_policy_in_torch(name, tmp_path):
-    """The export compares logits, tokens and actions itself; the way back has every bit."""
+def test_a_policy_in_torch(name, tiny_data, tmp_path):
+    """The export compares logits, tokens and actions itself, of the run's own data, too; the way
+    back has every bit."""
     head, settings = POLICIES[name]
+    real = name == "action_patches"
+    if real:
+        settings = settings | {"corpus": tiny_data / "robot", "image_size": (64, 64)}
     run = make_policy(tmp_path / "run", head, **settings)
     told = export(run, tmp_path / "hf", "hf")
     heads = {f"{x}_logits" for x in ("text", head)}
-    heads |= {"image_logits"} if "image_vocab" in settings else set()
+    heads |= {f"{head}_logits_of_examples"}
+    if "image_vocab" in settings:
+        heads |= {"image_logits"}
+    if name == "latent_vqgan":
+        heads |= {"image_tokens_that_differ"}
     assert told["passed"] and heads <= told["checks"].keys()
-    assert len(told["stated"]["instructions"]) > 1
+    assert told["stated"]["tokenizer.json"] == "written: the same ids"
+    given = told["stated"]["instructions"]
+    assert len(given) > 1 and any("square to place" in text for text in given) == real
+    assert (told["stated"]["real_inputs"] == "none: no corpus of the run is at hand") == (not real)
     assert ("actions" in told["checks"]) == (head == "action")
-    if name == "latent_legacy":
+    if settings.get("compute_dtype") == "bfloat16":
         assert told["stated"]["bfloat16_latent"]["argmax_agreement"] > 0.9
     succeed("import", "--format", "hf", "--source", tmp_path / "hf", "--out", tmp_path / "back")
-    assert runs.load(tmp_path / "back").params_hash == runs.load(run).params_hash
+    old, new = runs.load(run), runs.load(tmp_path / "back")
+    assert new.params_hash == old.params_hash
+    jax.tree.map(np.testing.assert_array_equal, new.variables, old.variables)
 
 
 IN_TORCH = """
 import json, sys
 import numpy as np
-from transformers import AutoModel, LlamaForCausalLM
+from transformers import AutoModel, AutoTokenizer, LlamaForCausalLM
 directory, inputs, outputs = sys.argv[1:]
 model = AutoModel.from_pretrained(directory, trust_remote_code=True)
 given = np.load(inputs)
@@ -210,10 +242,24 @@ found = {
     "llama": LlamaForCausalLM.from_pretrained(directory)(model._tensor(given["tokens"])).logits
     .detach(),
 }
+words = AutoTokenizer.from_pretrained(directory)
+found["words"] = json.dumps([words(text)["input_ids"] for text in [*texts, "  Two \\u00bd\\n "]])
 np.savez(outputs, **found)
 ours = {"jax", "flax", "lapa_jax"} & set(sys.modules)
 assert not ours, ours
 """
+
+
+def in_torch(code: str, folder: Path) -> dict:
+    """What a process that may not look anything up makes of folder/hf and folder/given.npz."""
+    places = [folder / "hf", folder / "given.npz", folder / "found.npz"]
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home"), "USE_TF": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, places)],
+        capture_output=True, text=True, env=os.environ | offline, cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return np.load(folder / "found.npz")
 
 
 def test_a_directory_is_all_that_torch_needs(policy, tmp_path):
@@ -224,21 +270,64 @@ def test_a_directory_is_all_that_torch_needs(policy, tmp_path):
     tokens = rng.integers(0, 320, (2, 9))
     given = {"images": images, "tokens": tokens, "texts": json.dumps(INSTRUCTIONS)}
     np.savez(tmp_path / "given.npz", **given)
-    places = [tmp_path / "hf", tmp_path / "given.npz", tmp_path / "found.npz"]
-    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "home"), "USE_TF": "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", IN_TORCH, *map(str, places)],
-        capture_output=True, text=True, env=os.environ | offline, cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found, ours = np.load(tmp_path / "found.npz"), lapa_jax.load_policy(policy)
+    found, ours = in_torch(IN_TORCH, tmp_path), lapa_jax.load_policy(policy)
     expected = np.asarray(ours.predict_action(images, INSTRUCTIONS))
     np.testing.assert_allclose(found["all"], expected, rtol=1e-6)
     np.testing.assert_allclose(found["one"], expected[0], rtol=1e-6)
+    words = text.TextTokenizer(tokenizer())
+    assert json.loads(str(found["words"])) == [
+        [words.bos, *words.ids(x)] for x in [*INSTRUCTIONS, "  Two \u00bd\n "]
+    ]
     text_logits = np.asarray(ours.logits(tokens, np.zeros_like(tokens))["text"])
     for name in ("text", "llama"):
         difference = np.abs(found[name] - text_logits).max() / np.abs(text_logits).max()
         assert difference < 1e-4, name
+
+
+def test_a_policy_of_cached_tokens_with_its_tokenizer(tmp_path):
+    """Takes pixels then, and ids as before; the tokenizer is not rounded with the policy."""
+    config = base.stage_defaults("image_tokenizer")
+    config.compute_dtype, config.model = "float32", ConfigDict(TOKENIZER_MODEL)
+    made = write(tmp_path / "vqgan", config.lock(), {})
+    settings = {"front_end": "cached_tokens", "num_tokens": 24, "image_vocab": 64}
+    run = make_policy(tmp_path / "run", "action", **settings)
+    told = export(run, tmp_path / "hf", "hf", "--image_tokenizer", made)
+    assert told["checks"]["image_tokens_that_differ"]["passed"]
+    ours = lapa_jax.load_policy(run, image_tokenizer=made)
+    image = np.random.default_rng(5).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    ids = np.asarray(lapa_jax.load_image_tokenizer(made).encode(image[None])).reshape(-1)
+    expected = np.asarray(ours.predict_action(image, INSTRUCTIONS[0]))
+    module = torch_code.load(tmp_path / "hf", torch_policy.MODELING)
+    rounded = module.LapaPolicy.from_pretrained(tmp_path / "hf", dtype="bfloat16")
+    kept = {str(x.dtype) for x in rounded.image_tokenizer.parameters()}
+    assert kept == {"torch.float32"} and str(rounded.dtype) == "torch.bfloat16"
+    model = torch_policy.load(tmp_path / "hf")
+    for given in (image, ids):
+        found = model.predict_action(given, INSTRUCTIONS[0])
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+    succeed("import", "--format", "hf", "--source", tmp_path / "hf", "--out", tmp_path / "back")
+    assert runs.load(tmp_path / "back").params_hash == runs.load(run).params_hash
+
+
+def test_a_tokenizer_that_does_not_fit(policy, tmp_path):
+    code, _, error = lapa(
+        "export", "--format", "hf", "--workdir", policy, "--out", tmp_path / "x",
+        "--image_tokenizer", policy,
+    )  # fmt: skip
+    assert code == 2 and "takes no image tokens" in error
+    code, _, error = lapa(
+        "export", "--format", "safetensors", "--workdir", policy, "--out", tmp_path / "x",
+        "--image_tokenizer", policy,
+    )  # fmt: skip
+    assert code == 2 and "does not take --image_tokenizer" in error
+
+
+def test_a_policy_in_torch_in_bfloat16(policy, tmp_path):
+    """The check is of the rounded weights, computed with in float32; they are what comes back."""
+    told = export(policy, tmp_path / "hf", "hf", "--precision", "bf16")
+    assert told["checks"]["action_logits"]["value"] < 1e-4
+    assert told["stated"]["bfloat16_action"]["argmax_agreement"] > 0.9
+    assert_rounded(policy, tmp_path / "hf", "hf")
 
 
 def test_wrong_weights_are_found_out(policy, tmp_path, monkeypatch):
@@ -258,19 +347,3 @@ def test_wrong_weights_are_found_out(policy, tmp_path, monkeypatch):
     code, _, error = lapa("export", "--format", "hf", "--workdir", policy, "--out", out)
     assert code == 2 and "action_logits=" in error and "(at most 0.0001)" in error
     assert not out.exists() and (tmp_path / "hf.failed").exists()
-
-
-def test_the_originals_rounded_rotary_tables_in_torch():
-    """Beyond position 256 bfloat16 angles are shared: a table that is not the same is no use."""
-    import torch
-
-    name = Path(safetensors_files.__file__).parent / "torch_files" / "modeling_lapa.py"
-    spec = importlib.util.spec_from_file_location("modeling_lapa", name)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    where = np.arange(600)[None]
-    for ours, theirs in ((jnp.bfloat16, torch.bfloat16), (jnp.float32, torch.float32)):
-        expected = rope_tables(jnp.asarray(where), 128, 5e7, ours)
-        found = module.rope_tables(torch.from_numpy(where), 128, 5e7, theirs)
-        for a, b in zip(expected, found, strict=True):
-            np.testing.assert_allclose(np.asarray(a), b[:, 0].numpy(), atol=5e-5)

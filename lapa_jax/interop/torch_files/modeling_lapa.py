@@ -20,6 +20,8 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, PreTrainedModel
 from transformers.utils import cached_file
 
+from .modeling_vqgan import ImageEncoder
+
 MODALITIES = ("text", "image", "latent", "action")
 TEXT, IMAGE, LATENT, ACTION = range(4)
 FILL = -1  # the id of an image token that comes from pixels
@@ -31,25 +33,31 @@ END_OF_FRAME, END_OF_VISION = 8192, 8193  # image ids of the legacy layout
 
 
 class LapaPolicy(PreTrainedModel):
-    """`predict_latent`, `predict_action` and `logits`; computes in the dtype of its weights."""
+    """`predict_latent`, `predict_action` and `logits`.
+
+    Computes in the dtype of its weights, or in `compute_dtype` where that is set; image tokens
+    always in float32.
+    """
 
     config_class = LlamaConfig
     base_model_prefix = "model"
     _no_split_modules = ["Layer"]
+    _keep_in_fp32_modules_strict = ["image_tokenizer"]
+    compute_dtype = None
 
     def __init__(self, config):
         super().__init__(config)
         own, D = config.lapa, config.hidden_size
         self.model = Backbone(config)
-        self.lm_head = nn.Linear(D, config.vocab_size, bias=False)
+        self.lm_head = Linear(D, config.vocab_size)
         vocabularies = {name: size for name, size in own["vocabularies"].items() if size}
         self.embeddings = nn.ModuleDict({k: nn.Embedding(n, D) for k, n in vocabularies.items()})
-        self.heads = nn.ModuleDict(
-            {k: nn.Linear(D, n, bias=False) for k, n in vocabularies.items()}
-        )
-        self.front_end = None
+        self.heads = nn.ModuleDict({k: Linear(D, n) for k, n in vocabularies.items()})
+        self.front_end = self.image_tokenizer = None
         if own["front_end"]["name"] == "patches":
             self.front_end = Patches(own["front_end"], D)
+        if own["image_tokenizer"]:
+            self.image_tokenizer = ImageEncoder(own["image_tokenizer"])
         self._tokenizer = self._actions = None
         self.post_init()
 
@@ -59,8 +67,9 @@ class LapaPolicy(PreTrainedModel):
         """a float32 (action_dim,), or (B, action_dim), in the units of the data.
 
         `image`: uint8 (H, W, 3) and one instruction, or (B, H, W, 3) and B of them; of several
-        images an example (N, H, W, 3) or (B, N, H, W, 3), earliest first. A policy that takes image
-        tokens: their ids (tokens,), (N, tokens) or with B before.
+        images an example (N, H, W, 3) or (B, N, H, W, 3), earliest first. A policy of image tokens
+        also takes their ids, (tokens,), (N, tokens) or with B before; without an image tokenizer
+        only those.
         """
         ids = self._predict("action", image, instruction)
         if self._actions is None:
@@ -93,13 +102,18 @@ class LapaPolicy(PreTrainedModel):
 
     # --- Decoding ---
 
-    @torch.no_grad()
     def _predict(self, head, image, instruction):
-        own = self.config.lapa
-        if own["head"] != head:
-            raise ValueError(f"this policy predicts the {own['head']}, not the {head}")
+        if self.config.lapa["head"] != head:
+            raise ValueError(f"this policy predicts the {self.config.lapa['head']}, not the {head}")
         single = isinstance(instruction, str)
-        texts = [instruction] if single else list(instruction)
+        ids, _ = self.decode(image, [instruction] if single else list(instruction))
+        return ids[0] if single else ids
+
+    @torch.no_grad()
+    def decode(self, image, texts):
+        """The likeliest ids int64 (B, L), one after the other, and their logits float32 (B, L,
+        vocabulary)."""
+        own, head = self.config.lapa, self.config.lapa["head"]
         images, image_ids = self._images(image, len(texts))
         prompts = [self.prompt(text, ids) for text, ids in zip(texts, image_ids, strict=True)]
         # Prompts all end at the last slot: shorter ones are padded at the left.
@@ -112,27 +126,31 @@ class LapaPolicy(PreTrainedModel):
         visible = self._tensor(visible)
         position = (visible.cumsum(1) - 1).clamp(min=0)
         x = self.embed(self._tensor(tokens), self._tensor(modality), images)
-        cache, found = None, []
+        cache, found, logits = None, [], []
         for limit in own["limits"]:  # ids that this token has
             x, cache = self.model(x, position, visible, cache)
-            logits = self._head(head)(x[:, -1]).float()
-            found.append(logits[:, :limit].argmax(-1))
-            x, position = self.embeddings[head](found[-1])[:, None], position[:, -1:] + 1
+            logits.append(self._head(head)(x[:, -1]).float())
+            found.append(logits[-1][:, :limit].argmax(-1))
+            x = self.embeddings[head](found[-1])[:, None].to(x.dtype)
+            position = position[:, -1:] + 1
             visible = F.pad(visible, (0, 1), value=True)
-        ids = torch.stack(found, 1).cpu().numpy()
-        return ids[0] if single else ids
+        return (torch.stack(x, 1).cpu().numpy() for x in (found, logits))
 
     def embed(self, tokens_BT, modality_BT, images_BNHWC=None):
         """(B, T, D): each token from the table of its modality, FILL from the front-end."""
-        x = torch.zeros((), device=tokens_BT.device, dtype=self.dtype)
+        dtype, x = self.compute_dtype or self.dtype, 0
         for name in ("text", *self.embeddings):
             mine = modality_BT == MODALITIES.index(name)
             table = self.model.embed_tokens if name == "text" else self.embeddings[name]
             ids = torch.where(mine, tokens_BT, 0).clamp(min=0)
-            x = x + torch.where(mine[..., None], table(ids), 0)
+            x = x + torch.where(mine[..., None], table(ids).to(dtype), 0)
         if images_BNHWC is not None:
-            filled = self.front_end(images_BNHWC.flatten(0, 1)).to(x.dtype)
-            filled = filled.reshape(len(x), -1, x.shape[-1])
+            images = images_BNHWC.flatten(0, 1)
+            if self.front_end is None:
+                filled = self.embeddings["image"](self.image_tokenizer(images))
+            else:
+                filled = self.front_end(images)
+            filled = filled.reshape(len(x), -1, x.shape[-1]).to(dtype)
             fill = (modality_BT == IMAGE) & (tokens_BT == FILL)
             at = (fill.cumsum(1) - 1).clamp(min=0)[..., None].expand_as(x)
             x = torch.where(fill[..., None], filled.gather(1, at), x)
@@ -180,20 +198,23 @@ class LapaPolicy(PreTrainedModel):
 
     def _images(self, image, count):
         """(pixels (B, N, H, W, 3) or None, image ids (N, tokens) of each)."""
-        own = self.config.lapa
+        own, image = self.config.lapa, np.asarray(image)
         N, tokens = own["num_images"], own["tokens_per_image"]
-        shape = (*own["image_size"], 3) if self.front_end else (tokens,)
-        image = np.asarray(image)
-        if (image.dtype != np.uint8 if self.front_end else image.dtype.kind not in "iu") or (
+        pixels, shape = self.front_end is not None, (tokens,)
+        if self.image_tokenizer is not None:  # takes both
+            pixels = image.dtype == np.uint8 and image.shape[-1] == 3
+        if pixels:
+            shape = (*own["image_size"], 3)
+        if (image.dtype != np.uint8 if pixels else image.dtype.kind not in "iu") or (
             image.size != count * N * np.prod(shape) or image.shape[-len(shape) :] != shape
         ):
-            kind = "uint8 pixels" if self.front_end else "ids of image tokens"
+            kind = "uint8 pixels" if pixels else "ids of image tokens"
             raise ValueError(
                 f"image {image.dtype}{list(image.shape)} must be {kind} of shape {list(shape)} for "
                 f"each of {N} images of {count} examples: resize it as the training data were"
             )
         image = image.reshape(count, N, *shape)
-        if self.front_end:
+        if pixels:
             return self._tensor(image), [np.full((N, tokens), FILL)] * count
         size = own["vocabularies"]["image"]
         if image.min() < 0 or image.max() >= size:
@@ -256,10 +277,10 @@ class Attention(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.head_dim, inner = config.head_dim, config.num_attention_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, inner, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, inner, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, inner, bias=False)
-        self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
+        self.q_proj = Linear(config.hidden_size, inner)
+        self.k_proj = Linear(config.hidden_size, inner)
+        self.v_proj = Linear(config.hidden_size, inner)
+        self.o_proj = Linear(inner, config.hidden_size)
 
     def forward(self, x, tables, mask, cache):
         q, k, v = (
@@ -273,12 +294,22 @@ class Attention(nn.Module):
         return self.o_proj(y.transpose(1, 2).flatten(-2)), (k, v)
 
 
+class Linear(nn.Linear):
+    """Without bias, in the dtype of its input, whatever that of its weights."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs, bias=False)
+
+    def forward(self, x):
+        return F.linear(x, self.weight.to(x.dtype))
+
+
 class MLP(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

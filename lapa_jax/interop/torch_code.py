@@ -1,0 +1,50 @@
+"""The PyTorch files that are written beside exported weights, and running what was written."""
+
+import importlib
+import importlib.resources
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+RUN_CONFIG = "lapa_run.json"  # the config of the run: the way back needs no other
+_PACKAGE = "lapa_exported"
+
+
+def write(directory: Path, documents: Mapping[str, Any], sources: Sequence[str]) -> None:
+    """JSON documents by file name, and files of torch_files/."""
+    for name, document in documents.items():
+        (directory / name).write_text(json.dumps(document, indent=1) + "\n")
+    for name in sources:
+        source = importlib.resources.files("lapa_jax.interop") / "torch_files" / name
+        (directory / name).write_text(source.read_text())
+
+
+def require_torch() -> None:
+    """Raises ValueError where the extra is not installed."""
+    try:
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise ValueError(
+            f"the check of what is written needs {error.name}: pip install 'lapa_jax[torch]'"
+        ) from error
+
+
+def load(directory: Path, name: str) -> ModuleType:
+    """directory/NAME, which may import its neighbours, as a module. Runs it: only for what was
+    written here."""
+    require_torch()
+    package = ModuleType(_PACKAGE)
+    package.__path__ = [str(directory)]
+    wrote_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    sys.modules[_PACKAGE] = package
+    try:
+        return importlib.import_module(f"{_PACKAGE}.{name.removesuffix('.py')}")
+    finally:
+        # The next directory has files of the same names.
+        for loaded in [x for x in sys.modules if x.split(".")[0] == _PACKAGE]:
+            del sys.modules[loaded]
+        sys.dont_write_bytecode = wrote_bytecode
