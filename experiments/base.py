@@ -112,8 +112,9 @@ def stage_defaults(stage: str) -> ConfigDict:
     config.evaluation = ConfigDict()
     config.evaluation.every_steps = 0  # 0: no evaluation during training
     config.evaluation.batches = 8  # of global_batch examples, the same ones each time
-    # Like data.corpora; empty: those of training, where the metrics are of seen examples.
-    config.evaluation.corpora = ConfigDict()
+    # Directories, read as the first corpus of training is; empty: the corpora of training.
+    config.evaluation.corpora = ()
+    config.evaluation.split = "train"  # of these directories
     # Of an action VLA in closed loop, per family of the tabletop's tasks; 0: none. One process.
     config.evaluation.episodes = 0
     config.evaluation.families = ("reach",)

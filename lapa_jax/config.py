@@ -15,12 +15,13 @@ from ml_collections import ConfigDict, config_flags
 
 
 def parse(
-    parser: argparse.ArgumentParser, argv: list[str]
+    parser: argparse.ArgumentParser, argv: list[str], *, or_workdir: bool = False
 ) -> tuple[argparse.Namespace, ConfigDict]:
-    """Parses the verb's own flags and the config; exits with usage on unknown flags."""
+    """Parses the verb's own flags and the config; exits with usage on unknown flags. `or_workdir`:
+    --workdir, a flag of the verb, may name a run whose config it is."""
     parser.add_argument(
         "--config",
-        required=True,
+        required=not or_workdir,
         metavar="FILE.py[:args]",
         help="config file, e.g. experiments/quantizer/tabletop.py:quick=True; "
         "any key can be overridden with --config.key=value",
@@ -29,7 +30,15 @@ def parse(
     unknown = [a for a in rest if not (a.startswith("--config.") and "=" in a)]
     if unknown:
         parser.error(f"unknown arguments {unknown}; overrides are written --config.key=value")
-    return args, load(args.config, rest)
+    if not or_workdir:
+        return args, load(args.config, rest)
+    if bool(args.config) == bool(args.workdir):
+        parser.error("give --config, or --workdir of a run")
+    if args.config:
+        return args, load(args.config, rest)
+    if rest:
+        parser.error(f"{rest}: the config of --workdir is as it is")
+    return args, from_dict(json.loads((Path(args.workdir) / "config.json").read_text()))
 
 
 def load(spec: str, overrides: list[str] | None = None) -> ConfigDict:

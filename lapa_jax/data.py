@@ -41,8 +41,7 @@ VERBS = {
     ),
     "batch": (
         "the examples of any training step, as text, JSON or a picture",
-        "lapa data batch --config experiments/quantizer/tabletop.py:quick=True --step 5 "
-        "--png batch.png",
+        "lapa data batch --workdir runs/quantizer --step 5 --png batch.png",
     ),
     "bench": (
         "how fast the loader is, beside its decoders alone and the pipelines of others",
@@ -322,7 +321,10 @@ def batch(argv: list[str]) -> int:
     from lapa_jax import stages
 
     parser = _parser("batch", "The examples of a training step and where they come from.")
-    parser.add_argument("--step", type=int, required=True)
+    parser.add_argument(
+        "--step", type=int, required=True, help="from 0: K leads from step K to step K + 1"
+    )
+    parser.add_argument("--workdir", help="a run: its config, in the place of --config")
     parser.add_argument("--hosts", type=int, default=1, help="number of hosts (default: 1)")
     parser.add_argument("--host", type=int, help="only what this host gets (default: all hosts)")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -330,7 +332,7 @@ def batch(argv: list[str]) -> int:
     parser.add_argument(
         "--max_examples", type=int, default=16, help="examples on the sheet (default: 16)"
     )
-    args, config = configs.parse(parser, argv)
+    args, config = configs.parse(parser, argv, or_workdir=True)
     if args.step < 0 or args.max_examples < 1:
         parser.error("--step must not be negative, --max_examples at least 1")
     fields = stages.get(config.stage).fields_of(config)

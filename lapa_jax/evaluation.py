@@ -5,6 +5,7 @@ where the run keeps one; of an action VLA also closed-loop success. It stops tra
 runs: `lapa evaluate` in a process of its own does not, and tells more.
 """
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -94,10 +95,15 @@ class Evaluation:
             config, stage = self._config, self._program.stage
             data = ConfigDict(config.data.to_dict())
             if config.evaluation.corpora:
-                template = next(iter(data.corpora.values())).to_dict()
+                like = next(iter(data.corpora.values())).to_dict()
+                like |= {"split": config.evaluation.split}
                 data.corpora = ConfigDict(
-                    {k: template | c.to_dict() for k, c in config.evaluation.corpora.items()}
+                    {Path(x).name: like | {"path": x} for x in config.evaluation.corpora}
                 )
+                if len(data.corpora) < len(config.evaluation.corpora):
+                    raise ValueError(
+                        f"evaluation.corpora={config.evaluation.corpora} has a name twice"
+                    )
             data.access, data.min_pair_difference, data.chain_pairs = "random", 0.0, 1
             host, num_hosts = sharding.loader_shard(self._program.mesh)
             self._loader = distributed.together(

@@ -25,7 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.run_files import METRICS_FILE, last_metrics, sampled_metrics, saved_steps
+from lapa_jax.training import goodput
+from launch.run_files import (
+    GUARD_FILE,
+    METRICS_FILE,
+    last_metrics,
+    sampled_metrics,
+    saved_steps,
+)
 
 SPARKS = "▁▂▃▄▅▆▇█"
 POINTS = 32  # of the loss, in a sparkline
@@ -78,6 +85,8 @@ class Status:
     saved: int | None = None  # step of the newest checkpoint
     age: float | None = None  # seconds since the newest line
     attempts: int = 1
+    goodput: str = ""  # where its time went
+    guarded: int = 0  # steps skipped or rolled back
     told: str = ""  # the newest word of its supervisor, or what is damaged
 
 
@@ -121,6 +130,7 @@ def _look(workdir: Path, now: float) -> Status:
         state = "stopped"
     else:
         state = "stalled"
+    tried = goodput.read(workdir)
     moving = state == "running" and per_step is not None
     return Status(
         workdir=workdir,
@@ -134,7 +144,9 @@ def _look(workdir: Path, now: float) -> Status:
         seconds_left=(steps - step) * per_step if moving else None,
         saved=saved,
         age=age if rows else None,
-        attempts=attempts,
+        attempts=max(attempts, len(tried)),
+        goodput=_split(tried),
+        guarded=len(_lines(workdir / GUARD_FILE)),
         told=event,
     )
 
@@ -149,6 +161,18 @@ def _supervisor(workdir: Path) -> tuple[str, float, int]:
         if events and file.stat().st_mtime > written:
             newest, written = events[-1]["event"], file.stat().st_mtime
     return newest, written, attempts
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def _split(attempts: list[dict[str, Any]]) -> str:
+    """The parts of the time, the largest first; empty where nothing is known."""
+    seconds = goodput.split(attempts)
+    total = seconds.pop("total")
+    parts = sorted(seconds.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {x / total:.1%}" for name, x in parts if total and x / total >= 1e-3)
 
 
 # --- Showing ---
@@ -168,6 +192,8 @@ def details(run: Status) -> str:
         ("checkpoint", "none" if run.saved is None else f"step {run.saved}"),
         ("newest line", "none" if run.age is None else f"{duration(run.age)} ago"),
         ("attempts", str(run.attempts)),
+        ("time", run.goodput or "-"),
+        ("guard", f"{run.guarded} steps skipped or rolled back" if run.guarded else "-"),
     ]
     if run.state == "damaged":
         lines = [*lines[:1], ("state", f"damaged: {run.told}")]

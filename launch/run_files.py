@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 METRICS_FILE = "metrics.jsonl"
+GUARD_FILE = "guard.jsonl"  # of steps that were skipped or rolled back
 TAIL_BYTES = 1 << 16
 SMALL_BYTES = 1 << 20  # files that are read whole
 

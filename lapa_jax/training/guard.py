@@ -2,7 +2,8 @@
 
 The step itself tells (step.py), so that `skip` can leave the state as it was: a step later is too
 late. The other actions are the host's, when it has fetched the metrics. What was done is in
-`WORKDIR/guard.jsonl`, a line for each step: `lapa data batch --step K` shows its examples.
+`WORKDIR/guard.jsonl`, a line for each step; `lapa data batch --workdir WORKDIR --step BATCH` shows
+its examples.
 
 stop      the run ends; nothing of that step is saved
 skip      the step changes nothing; training goes on with the next batch
@@ -100,18 +101,19 @@ class Guard:
         error = NonFiniteError if metrics["nonfinite"] else LossSpikeError
         if action == "stop":
             raise error(
-                f"{text}. `lapa data batch --step {step}` shows its examples. Lower "
+                f"{text}. `lapa data batch --step {step - 1}` shows its examples. Lower "
                 f"optimizer.peak_lr, set optimizer.clip_norm, or go on without such steps: "
                 f"guard.action='skip' or 'rollback'"
             )
         told = {k: x if math.isfinite(x) else str(x) for k, x in told.items()}
-        self._lines.append({"step": step, "action": action, "reason": kind, **told})
+        line = {"step": step, "batch": step - 1, "action": action, "reason": kind, **told}
+        self._lines.append(line)
         if len(self._lines) > self._config.max_events:
             raise error(
                 f"{text}. It is step number {len(self._lines)} of this kind, and "
                 f"guard.max_events={self._config.max_events}: see {self._path}"
             )
-        logging.warning("%s: guard.action=%r; its examples: lapa data batch", text, action)
+        logging.warning("%s: %s. Its examples: lapa data batch --step %d", text, action, step - 1)
         self.goes_back = action == "rollback"
         if self._first:
             self._write()

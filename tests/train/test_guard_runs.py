@@ -83,6 +83,7 @@ def test_evaluation_keeps_the_best_step_and_traces_are_written(tiny_data, tmp_pa
         checkpoint__best_is="highest",  # of a loss that falls: the first
         evaluation__every_steps=2,
         evaluation__batches=2,
+        evaluation__corpora=(str(tiny_data / "robot"),),
         logging__tensorboard=False,
         optimizer__ema_decay=0.9,
     )
@@ -121,6 +122,7 @@ def test_evaluation_keeps_the_best_step_and_traces_are_written(tiny_data, tmp_pa
         (dict(checkpoint__best_metric="loss"), "evaluation.every_steps=0 must be positive"),
         (dict(evaluation__episodes=5), "evaluation.episodes=5 is for stage action_finetuning"),
         (dict(evaluation__batches=0), "evaluation.batches=0"),
+        (dict(evaluation__every_steps=2, evaluation__corpora=("a/x", "b/x")), "a name twice"),
     ],
 )
 def test_bad_settings_are_named_before_training(tiny_data, tmp_path, changes, told):

@@ -74,7 +74,7 @@ def test_a_skipped_step_changes_nothing_but_its_number(factor, told):
 def test_stop_names_the_step_and_what_to_do(tmp_path):
     watch = guard(tmp_path)
     watch.check(2, FINE)
-    with pytest.raises(guards.NonFiniteError, match="step 3 is not finite: loss=nan.*--step 3"):
+    with pytest.raises(guards.NonFiniteError, match="step 3 is not finite: loss=nan.*--step 2"):
         watch.check(3, BAD)
     with pytest.raises(guards.LossSpikeError, match="step 4 leaps: loss=1.*guard.action='skip'"):
         watch.check(4, FINE | {"spike": 1.0})
