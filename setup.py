@@ -16,6 +16,7 @@ setup(
         "lapa_jax.report": ["*.j2"],
         "lapa_jax.aot": ["targets/*.txtpb"],
         "lapa_jax.interop": ["torch_files/*.py"],
+        "lapa_jax.serving": ["page.*"],
     },
     install_requires=[
         "absl-py",
