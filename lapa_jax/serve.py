@@ -13,6 +13,7 @@ import dataclasses
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 
 import jax
@@ -36,22 +37,30 @@ DRAIN_SECONDS = 20.0
 
 
 def main(argv: list[str]) -> int:
-    args = parser().parse_args(argv)
-    token = os.environ.get(TOKEN, "")
+    server, listening = prepare(parser().parse_args(argv), os.environ.get(TOKEN, ""))
+    with listening:
+        server.run(sockets=[listening])
+    logging.info("stopped; every request was answered")
+    return 0
+
+
+def prepare(args: argparse.Namespace, token: str) -> tuple["Uvicorn", socket.socket]:
+    """A server that has compiled everything, and the socket that it is to run on."""
     if args.host not in LOOPBACK and not token:
         raise ValueError(
             f"--host {args.host} is open to others: set {TOKEN} to a secret that clients must send "
             "(Authorization: Bearer ...)"
         )
-    limits = Limits(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Limits)})
     if args.compile_cache:
         jax.config.update("jax_compilation_cache_dir", args.compile_cache)
-    server, engine = build(args, limits)
-    logging.info("compiled batches of %s in %.1f s", args.batch_sizes, engine.warm_up())
-    hosts = LOOPBACK_NAMES if args.host in LOOPBACK else ("*",)
+    limits = Limits(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Limits)})
+    server = build(args, limits)
+    seconds = server.engine.warm_up()
+    logging.info("compiled batches of %s in %.1f s", args.batch_sizes, seconds)
     config = uvicorn.Config(
-        server.app(token, hosts),
+        server.app(token, LOOPBACK_NAMES if args.host in LOOPBACK else ("*",)),
         log_config=None,
+        log_level="warning",
         access_log=False,
         ws_max_size=limits.request_bytes,
         ws_per_message_deflate=False,
@@ -60,12 +69,9 @@ def main(argv: list[str]) -> int:
         timeout_graceful_shutdown=int(DRAIN_SECONDS),
     )
     listening = listen(args.host, args.port)
-    with listening:
-        name, port = listening.getsockname()[:2]
-        logging.info("%s is served at http://%s:%d", args.workdir, name, port)
-        Uvicorn(config, engine).run(sockets=[listening])
-    logging.info("stopped; every request was answered")
-    return 0
+    name, port = listening.getsockname()[:2]
+    logging.info("%s is served at http://%s:%d", args.workdir, name, port)
+    return Uvicorn(config, server.engine), listening
 
 
 def parser() -> argparse.ArgumentParser:
@@ -90,7 +96,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def build(args: argparse.Namespace, limits: Limits) -> tuple[Server, Engine]:
+def build(args: argparse.Namespace, limits: Limits) -> Server:
     """The server of parsed arguments, not compiled yet."""
     policy = api.load_policy(args.workdir, image_tokenizer=args.image_tokenizer)
     quantizer = api.load_quantizer(args.quantizer) if args.quantizer else None
@@ -120,7 +126,7 @@ def build(args: argparse.Namespace, limits: Limits) -> tuple[Server, Engine]:
         check_text=policy.stage.layout.text,
         unnorm_keys=metadata["unnorm_keys"],
     )
-    return Server(engine, reader, metadata, limits, metrics), engine
+    return Server(engine, reader, metadata, limits, metrics)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -148,6 +154,9 @@ class Uvicorn(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield  # signals are the main thread's
+            return
         before = {s: signal.signal(s, self.handle_exit) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield

@@ -7,6 +7,7 @@ b"data", b"dtype", b"shape"} in that of openpi-client's msgpack.
 import base64
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,7 +19,8 @@ from lapa_jax.serving import images
 from lapa_jax.serving.limits import Limits, Refused
 
 IMAGE_KEYS, TEXT_KEYS = ("image", "observation/image"), ("instruction", "prompt")
-_DTYPES = {"|u1": np.uint8, "uint8": np.uint8}
+# What may be sent, so that the reason why it is refused can be told; only uint8 is an image.
+_DTYPES = {np.dtype(x).str: np.dtype(x) for x in ("u1", "i1", "i4", "i8", "f2", "f4", "f8", "?")}
 _DATA_URI = re.compile(r"data:image/(png|jpeg);base64,")
 _TEXT_LENGTH = 2_000  # characters; the model's own limit is in tokens
 
@@ -105,13 +107,8 @@ class Reader:
         return text
 
     def _images(self, sent: Any) -> np.ndarray:
-        several = sent if isinstance(sent, list) else None
-        if isinstance(sent, np.ndarray) and sent.ndim == 4:
-            several = list(sent)
-        if several is not None and not _is_nested_pixels(sent):
-            given = several
-        else:
-            given = [sent]
+        is_one = sent.ndim < 4 if isinstance(sent, np.ndarray) else _depth(sent) in (0, 3)
+        given = [sent] if is_one else list(sent)
         if len(given) != self.num_images:
             raise Refused(422, f"{len(given)} images, and the policy takes {self.num_images}")
         made = [images.resize(self._image(one), self.image_size, self.resizing) for one in given]
@@ -124,6 +121,8 @@ class Reader:
             sent = _pixels(sent)
         if not isinstance(sent, np.ndarray):
             raise Refused(422, f"image is a {type(sent).__name__}: an array, or a JPEG or PNG")
+        if sent.dtype != np.uint8:
+            raise Refused(422, f"image has dtype {sent.dtype}, not uint8: values from 0 to 255")
         if sent.ndim != 3 or sent.shape[2] != 3:
             raise Refused(422, f"image has shape {list(sent.shape)}, not (height, width, 3)")
         images.check_size(*sent.shape[:2], self.limits.image_pixels)
@@ -159,13 +158,13 @@ def _msgpack_array(value: dict) -> Any:
 
 def _array(data: bytes, dtype: Any, shape: Any) -> np.ndarray:
     if not isinstance(dtype, str) or dtype not in _DTYPES:
-        raise Refused(422, f"an array of dtype {str(dtype)[:40]!r}: images are uint8")
+        raise Refused(422, f"an array of dtype {str(dtype)[:40]!r}: known are {list(_DTYPES)}")
     sizes = shape if isinstance(shape, list) and len(shape) <= 4 else [None]
     if not all(type(n) is int and 0 < n < 2**31 for n in sizes):
         raise Refused(422, f"an array of shape {str(shape)[:60]}: up to four positive sizes")
-    if int(np.prod(sizes, dtype=object)) != len(data):
-        raise Refused(422, f"an array of shape {shape} has {len(data)} bytes")
-    return np.frombuffer(data, np.uint8).reshape(sizes)
+    if math.prod(sizes) * _DTYPES[dtype].itemsize != len(data):
+        raise Refused(422, f"an array of shape {shape} and {dtype} has {len(data)} bytes")
+    return np.frombuffer(data, _DTYPES[dtype]).reshape(sizes)
 
 
 def _one_of(message: dict, keys: Sequence[str]) -> Any:
@@ -190,17 +189,12 @@ def _base64(text: str) -> bytes:
         ) from error
 
 
-def _is_nested_pixels(sent: Any) -> bool:
-    """Whether lists are the rows of one image, not several images."""
-    return (
-        isinstance(sent, list)
-        and bool(sent)
-        and isinstance(sent[0], list)
-        and bool(sent[0])
-        and isinstance(sent[0][0], list)
-        and bool(sent[0][0])
-        and isinstance(sent[0][0][0], int)
-    )
+def _depth(value: Any) -> int:
+    """Of lists in lists; three are the rows of one image."""
+    depth = 0
+    while isinstance(value, list) and depth < 5:
+        value, depth = value[0] if value else None, depth + 1
+    return depth
 
 
 def _pixels(rows: list) -> np.ndarray:

@@ -91,8 +91,8 @@ class Layout:
     def _checked(self, text: np.ndarray, instruction: str) -> np.ndarray:
         if len(text) > self.text_length:
             raise ValueError(
-                f"the instruction {instruction!r} needs {len(text)} tokens, more than "
-                f"model.text_length={self.text_length}"
+                f"the instruction needs {len(text)} tokens, more than "
+                f"model.text_length={self.text_length}: {instruction!r}"
             )
         return text
 
