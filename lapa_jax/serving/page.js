@@ -23,7 +23,7 @@ async function load() {
   const [height, width] = metadata.image_size;
   $("policy").textContent =
     `${metadata.policy} policy, step ${metadata.checkpoint.step}, ${width} x ${height} px`;
-  if (metadata.images > 1) say(`This policy takes ${metadata.images} images: it gets this one for each.`);
+  if (metadata.images > 1) say(`The policy takes ${metadata.images} images: it gets this one for each.`);
   return true;
 }
 
@@ -39,19 +39,22 @@ function take(file) {
   reader.readAsDataURL(file);
 }
 
-// One line: a name, a bar from `start` to `end` (parts of the track) and a text.
+// One line: a name, a bar from `start`, which is zero, to `end` (parts of the track), and a text.
 function bar(name, start, end, text, chosen) {
   const line = document.createElement("div");
   line.className = chosen ? "bar chosen" : "bar";
-  const [label, track, fill, number] = ["span", "div", "div", "span"].map((x) => document.createElement(x));
+  const [label, track, fill, zero, number] = ["span", "div", "div", "div", "span"].map((x) =>
+    document.createElement(x));
   label.textContent = name;
   track.className = "track";
   fill.className = "fill";
   fill.style.left = 100 * Math.min(start, end) + "%";
   fill.style.width = 100 * Math.abs(end - start) + "%";
+  zero.className = "zero";
+  zero.style.left = 100 * start + "%";
   number.className = "number";
   number.textContent = text;
-  track.append(fill);
+  track.append(fill, zero);
   line.append(label, track, number);
   $("bars").append(line);
 }
