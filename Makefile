@@ -29,8 +29,10 @@ $(VENV)/.base: requirements/base.txt setup.py | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
-$(VENV)/.dev: requirements/dev.txt $(VENV)/.base
+$(VENV)/.dev: requirements/dev.txt requirements/no_deps.txt $(VENV)/.base
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		-r requirements/no_deps.txt
 	touch $@
 
 # Compilers for accelerators, in a folder of their own: in the environment itself JAX would look for

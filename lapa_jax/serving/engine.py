@@ -18,11 +18,9 @@ import jax
 import numpy as np
 
 from lapa_jax.api import LoadedPolicy, LoadedQuantizer
-from lapa_jax.serving.limits import Refused
+from lapa_jax.serving.limits import BATCH_SIZES, Refused
 from lapa_jax.serving.messages import Observation
 from lapa_jax.serving.metrics import Metrics
-
-BATCH_SIZES = (1, 2, 4, 8, 16)
 
 
 @dataclasses.dataclass(frozen=True)

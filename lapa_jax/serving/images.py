@@ -4,13 +4,12 @@ training."""
 import io
 import threading
 
-import av
 import numpy as np
 import simplejpeg
 from av.video.reformatter import VideoReformatter
 from PIL import Image
 
-from data_pipelines.convert.decode import FITS, VideoSettings, fit_frame
+from data_pipelines.convert.decode import FITS, fit_image
 from lapa_jax.serving.limits import Refused
 
 RESIZING = (*FITS, "none")
@@ -66,6 +65,4 @@ def resize(image: np.ndarray, size: tuple[int, int], how: str) -> np.ndarray:
         raise Refused(422, f"image of {image.shape[:2]} pixels must be of {tuple(size)}")
     if not hasattr(_local, "reformatter"):
         _local.reformatter = VideoReformatter()  # of one thread
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-    settings = VideoSettings(1.0, *size, fit=how, quality=92, clip_seconds=0.0, source_fps=0.0)
-    return fit_frame(frame, _local.reformatter, settings)
+    return fit_image(image, _local.reformatter, size, how)

@@ -13,13 +13,14 @@ import numpy as np
 from PIL import Image
 
 from lapa_jax import serve
+from lapa_jax.serving import start
 
 TOKEN = "a secret"
 SIZE = (32, 48)  # of the policies of tiny_policy
 
 
 class Served(NamedTuple):
-    server: serve.Uvicorn
+    server: start.Uvicorn
     port: int
 
     @property
@@ -31,7 +32,7 @@ class Served(NamedTuple):
 def serving(run: Path, *flags: object, token: str = "") -> Iterator[Served]:
     arguments = ["--workdir", run, "--port", 0, "--batch_sizes", "1,4", *flags]
     args = serve.parser().parse_args([str(x) for x in arguments])
-    server, listening = serve.prepare(args, token)
+    server, listening = start.prepare(args, token)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     with listening:
         thread.start()
