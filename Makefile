@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: demo test test-aot lint clean
+.PHONY: demo test test-aot fuzz lint clean
 
 # Huge pages: memory that a step takes anew comes in fewer faults (docs/performance.md).
 demo: $(VENV)/.base
@@ -17,6 +17,11 @@ test: $(VENV)/.dev $(VENV)/.aot $(VENV)/.beam
 # Every shipped config for every machine it names, ahead of time: about an hour on two cores.
 test-aot: $(VENV)/.dev $(VENV)/.aot
 	$(BIN)/python -m pytest -n $(JOBS) -m aot tests/aot
+
+# 10,000 requests that `lapa serve` should refuse, and 1,000 clients that vanish: some minutes.
+fuzz: $(VENV)/.dev
+	LAPA_FUZZ_REQUESTS=10000 LAPA_FUZZ_DISCONNECTS=1000 \
+		$(BIN)/python -m pytest tests/serving/test_fuzz.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -1,4 +1,4 @@
-"""`lapa bench`: how fast training, decoding, labelling and serving run, beside what the device does.
+"""`lapa bench`: speed of training, decoding, labelling and serving, beside what the device can do.
 
     lapa bench quantizer                     # the demo's and the released quantizer
     lapa bench quantizer --config released --batch 4 --dtype bfloat16

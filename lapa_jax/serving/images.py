@@ -46,6 +46,8 @@ def _png(data: bytes, max_pixels: int) -> np.ndarray:
             if image.mode not in _PNG_MODES:
                 raise Refused(422, f"image is a PNG of mode {image.mode}, not of 8 bits")
             return np.asarray(image.convert("RGB"))
+    except Image.DecompressionBombError as error:  # raised before we can look at the header
+        raise Refused(413, f"image has too many pixels: at most {max_pixels}") from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
         raise Refused(422, f"image is a damaged PNG: {str(error)[:100]}") from error
 

@@ -5,6 +5,7 @@ though some are.
 """
 
 import base64
+import functools
 import io
 import json
 import struct
@@ -76,20 +77,24 @@ def plain_png(rng: Random) -> bytes:
 
 
 def bomb(rng: Random) -> bytes:
+    return bombs()[rng.integers(len(bombs()))]
+
+
+@functools.cache
+def bombs() -> list[bytes]:
     """Little data that wants much memory: pixels, rows that do not fit, texts, profiles."""
-    side = int(rng.choice([3_000, 30_000, 2**31 - 1]))
     flat, few = bytes(20_000_000), bytes(145 * 32)
     return [
-        lambda: png_of(side, side, 2, flat),
-        lambda: png_of(48, 32, 2, flat),
-        lambda: png_of(48, 32, 2, few, chunk(b"zTXt", b"a\0\0" + zlib.compress(flat))),
-        lambda: png_of(48, 32, 2, few, chunk(b"iTXt", b"a\0\1\0\0\0" + zlib.compress(flat))),
-        lambda: png_of(48, 32, 2, few, chunk(b"iCCP", b"a\0\0" + zlib.compress(flat))),
-        lambda: png_of(48, 32, 2, few, *[chunk(b"tEXt", b"a\0b")] * 20_000),
-        lambda: giant_jpeg(),
-        lambda: png_of(2_000, 2_000, 2, bytes(2_000 * 6_001)),  # allowed, and large
-        lambda: png_of(40_000, 1, 2, flat),
-    ][rng.integers(9)]()
+        *(png_of(side, side, 2, flat) for side in (3_000, 30_000, 2**31 - 1)),
+        png_of(48, 32, 2, flat),
+        png_of(48, 32, 2, few, chunk(b"zTXt", b"a\0\0" + zlib.compress(flat))),
+        png_of(48, 32, 2, few, chunk(b"iTXt", b"a\0\1\0\0\0" + zlib.compress(flat))),
+        png_of(48, 32, 2, few, chunk(b"iCCP", b"a\0\0" + zlib.compress(flat))),
+        png_of(48, 32, 2, few, *[chunk(b"tEXt", b"a\0b")] * 20_000),
+        giant_jpeg(),
+        png_of(2_000, 2_000, 2, bytes(2_000 * 6_001)),  # allowed, and large
+        png_of(40_000, 1, 2, flat),
+    ]
 
 
 def giant_jpeg() -> bytes:
@@ -149,16 +154,15 @@ def msgpack_message(rng: Random) -> bytes:
     return packed if rng.random() < 0.2 else mutate(rng, packed)
 
 
-def json_image(rng: Random) -> bytes:
-    """A whole JSON message around a wrong image."""
-    make: Callable[[Random], bytes] = [bomb, damaged, strange][rng.integers(3)]
-    image = base64.b64encode(make(rng)).decode()
+def json_message(image: bytes) -> bytes:
+    image = base64.b64encode(image).decode()
     return json.dumps({"image": image, "instruction": "push"}).encode()
 
 
-def json_mutated(rng: Random) -> bytes:
-    image = base64.b64encode(plain_png(rng)).decode()
-    return mutate(rng, json.dumps({"image": image, "instruction": "push"}).encode())
+def json_image(rng: Random) -> bytes:
+    """A whole JSON message around a wrong image."""
+    make: Callable[[Random], bytes] = [bomb, damaged, strange][rng.integers(3)]
+    return json_message(make(rng))
 
 
 def raw_http(rng: Random) -> bytes:
