@@ -82,7 +82,7 @@ def rest(target: Target, seed: int, number: int) -> Counter:
     with requests.Session() as session:
 
         @settings(
-            max_examples=max(1, number // 3),
+            max_examples=number - 2 * (number // 3),
             database=None,
             deadline=None,
             suppress_health_check=list(HealthCheck),
