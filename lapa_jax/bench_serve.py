@@ -7,6 +7,7 @@ machine and share its cores; the clients speak openpi's protocol.
 import argparse
 import asyncio
 import contextlib
+import os
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from typing import Any
 import jax
 import msgpack
 import numpy as np
+import psutil
 
 from experiments.action_vla import tabletop
 from lapa_jax import api, importer, measure, stages
@@ -37,16 +39,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def latency_and_throughput(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One row. `added`: a client's round trips less the median of the call alone."""
+    """One row. `added`: a client's round trips less the median of the call alone. `cpu_ms`: of all
+    cores, for one observation; more than `cores` seconds of it a second there cannot be."""
     number = REQUESTS * args.steps
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         instructions = make_policy(run, args.dtype)
         alone = _alone(run, instructions, number, args.clients)
-        with serving(run) as port:
+        with serving(run) as (port, server):
             asyncio.run(_ask(port, args.clients, instructions, number))  # warm
             one, _ = asyncio.run(_ask(port, 1, instructions, number))
+            before = _cpu_seconds(server), time.process_time()
             many, batches = asyncio.run(_ask(port, args.clients, instructions, 4 * number))
+            spent = _cpu_seconds(server) - before[0], time.process_time() - before[1]
     added = np.array(one) - alone["call_ms_p50"]
     one_rate, many_rate = 1e3 / np.mean(one), 1e3 * args.clients / np.mean(many)
     row = alone | {
@@ -59,6 +64,9 @@ def latency_and_throughput(args: argparse.Namespace) -> list[dict[str, Any]]:
         "clients_per_second": many_rate,
         "clients_ms_p99": np.percentile(many, 99),
         "mean_batch": np.mean(batches),
+        "server_cpu_ms": 1e3 * spent[0] / len(many),
+        "clients_cpu_ms": 1e3 * spent[1] / len(many),
+        "cores": len(os.sched_getaffinity(0)),
         "gain": many_rate / one_rate,
     }
     return [{key: round(float(value), 3) for key, value in row.items()}]
@@ -94,18 +102,20 @@ def _alone(run: Path, instructions: list[str], number: int, most: int) -> dict[s
 
         return [1e3 * x for x in measure.seconds(ask, number, warm_up=10)]
 
-    one, many = call(1), call(most)
+    one, start = call(1), time.process_time()
+    many = call(most)
     return {
         "call_ms_p50": np.percentile(one, 50),
         "call_ms_p99": np.percentile(one, 99),
         "calls_per_second": 1e3 / np.mean(one),
         "batched_per_second": 1e3 * most / np.mean(many),
+        "batched_cpu_ms": 1e3 * (time.process_time() - start) / most / len(many),
     }
 
 
 @contextlib.contextmanager
-def serving(run: Path, *flags: str) -> Iterator[int]:
-    """`lapa serve` in a process of its own; its port."""
+def serving(run: Path, *flags: str) -> Iterator[tuple[int, psutil.Process]]:
+    """`lapa serve` in a process of its own: its port, and the process."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -114,9 +124,14 @@ def serving(run: Path, *flags: str) -> Iterator[int]:
     with tempfile.TemporaryFile("w+") as log, subprocess.Popen(command, stderr=log) as process:
         try:
             _wait_for(port, process, log)
-            yield port
+            yield port, psutil.Process(process.pid)
         finally:
             process.terminate()
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
 
 
 def _wait_for(port: int, process: subprocess.Popen, log: Any) -> None:
