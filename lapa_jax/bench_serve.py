@@ -25,6 +25,7 @@ import psutil
 from experiments.action_vla import tabletop
 from lapa_jax import api, importer, measure, stages
 from lapa_jax.envs.tabletop import SceneConfig, Tabletop
+from lapa_jax.serving.limits import BATCH_SIZES
 from lapa_jax.stages.action_finetuning import ACTION_BINS
 from lapa_jax.stages.policy import TOKENIZER
 from lapa_jax.tokens import text
@@ -46,7 +47,8 @@ def latency_and_throughput(args: argparse.Namespace) -> list[dict[str, Any]]:
         run = Path(folder) / "run"
         instructions = make_policy(run, args.dtype)
         alone = _alone(run, instructions, number, args.clients)
-        with serving(run) as (port, server):
+        sizes = [size for size in BATCH_SIZES if size <= args.clients]
+        with serving(run, "--batch_sizes", ",".join(map(str, sizes))) as (port, server):
             asyncio.run(_ask(port, args.clients, instructions, number))  # warm
             one, _ = asyncio.run(_ask(port, 1, instructions, number))
             before = _cpu_seconds(server), time.process_time()

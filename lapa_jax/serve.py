@@ -23,9 +23,9 @@ def main(argv: list[str]) -> int:
         raise RuntimeError(
             f"lapa serve needs {error.name}: pip install 'lapa_jax[serve]'"
         ) from error
-    server, listening = prepare(args, os.environ.get(TOKEN, ""))
-    with listening:
-        server.run(sockets=[listening])
+    server, bound = prepare(args, os.environ.get(TOKEN, ""))
+    with bound:
+        server.run(sockets=[bound])
     return 0
 
 

@@ -7,7 +7,7 @@ import hmac
 import io
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from typing import Any
@@ -62,7 +62,7 @@ class Server:
         self.engine, self.reader, self.metadata = engine, reader, metadata
         self.limits, self.metrics = limits, metrics
         self.rate = Rate(limits.requests_per_second)
-        self.connections = 0
+        self.open = 0  # REST requests and WebSockets
         self._readers = ThreadPoolExecutor(2, thread_name_prefix="lapa-read")
 
     def app(self, token: str, hosts: Sequence[str]) -> Starlette:
@@ -116,10 +116,11 @@ class Server:
         start, status = time.perf_counter(), 500
         try:
             self.rate.spend(_address(request))
-            body = await self._body(request)
-            observation, encoded = await self._read(self.reader.from_json, body)
-            answer = await self.engine.predict(observation)
-            found = await self._rest(observation, answer)
+            with self._slot():
+                body = await self._body(request)
+                observation, encoded = await self._read(self.reader.from_json, body)
+                answer = await self.engine.predict(observation)
+                found = await self._rest(observation, answer)
             status = 200
             return JSONResponse(json.dumps(found) if encoded else found)
         except Refused as error:
@@ -162,27 +163,24 @@ class Server:
     async def talk(self, websocket: WebSocket) -> None:
         """openpi's protocol: metadata first, then for every observation a dict of arrays. A text
         frame is an error; the connection stays open."""
-        if self.connections >= self.limits.connections:
-            refusal = {"error": f"{self.connections} connections are open already"}
-            await websocket.send_denial_response(JSONResponse(refusal, 429))
-            return
-        self.connections += 1
-        self.metrics.connections.inc()
         try:
-            await websocket.accept()
-            await websocket.send_bytes(_pack(self.metadata))
-            while not self.engine.draining:
-                message = await websocket.receive()
-                if message["type"] == "websocket.disconnect":
-                    return
-                with self.engine.request():
-                    await self._reply(websocket, message.get("bytes"))
-            await websocket.close(_RESTART, "the server stops")
+            with self._slot(), self.metrics.connections.track_inprogress():
+                await self._converse(websocket)
+        except Refused as error:  # no slot
+            await websocket.send_denial_response(await _refused(websocket, error))
         except WebSocketDisconnect:
             return
-        finally:
-            self.connections -= 1
-            self.metrics.connections.dec()
+
+    async def _converse(self, websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.send_bytes(_pack(self.metadata))
+        while not self.engine.draining:
+            message = await websocket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            with self.engine.request():
+                await self._reply(websocket, message.get("bytes"))
+        await websocket.close(_RESTART, "the server stops")
 
     async def _reply(self, websocket: WebSocket, data: bytes | None) -> None:
         start, status = time.perf_counter(), 500
@@ -209,6 +207,17 @@ class Server:
             await websocket.send_text("500: the server failed; its log says how")
         finally:
             self.metrics.request("websocket", status, time.perf_counter() - start)
+
+    @contextlib.contextmanager
+    def _slot(self) -> Iterator[None]:
+        """Raises Refused where too many requests and WebSockets are open already."""
+        if self.open >= self.limits.connections:
+            raise Refused(429, f"{self.open} requests and WebSockets are open already")
+        self.open += 1
+        try:
+            yield
+        finally:
+            self.open -= 1
 
     async def _read(self, read: Any, data: bytes) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._readers, read, data)
@@ -239,7 +248,7 @@ class Guard:
         return not self.token or hmac.compare_digest(given, self.token)
 
 
-async def _refused(request: Request, error: Exception) -> Response:
+async def _refused(request: Request | WebSocket, error: Exception) -> Response:
     if isinstance(error, Refused):
         headers = {"Retry-After": "1"} if error.status == 429 else None
         return JSONResponse({"error": error.reason}, error.status, headers)

@@ -30,7 +30,7 @@ class Limits:
     image_pixels: int = _limit(1 << 22, "pixels of one image, before it is resized")
     requests_per_second: float = _limit(200.0, "of one address, as many at once; 0: any number")
     waiting: int = _limit(256, "requests that may wait for the model")
-    connections: int = _limit(256, "WebSockets that may be open")
+    connections: int = _limit(256, "WebSockets and REST requests that may be open")
     read_seconds: float = _limit(10.0, "within which a body must arrive")
 
     def __post_init__(self):

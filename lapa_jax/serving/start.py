@@ -27,7 +27,8 @@ DRAIN_SECONDS = 20.0
 
 
 def prepare(args: argparse.Namespace, token: str) -> tuple["Uvicorn", socket.socket]:
-    """A server that has compiled everything, and the socket that it is to run on."""
+    """A server that has compiled everything, and the socket that it is to run on, bound and not
+    listening yet."""
     if args.host not in LOOPBACK and not token:
         raise ValueError(
             f"--host {args.host} is open to others: set {TOKEN} to a secret that clients must send "
@@ -35,6 +36,7 @@ def prepare(args: argparse.Namespace, token: str) -> tuple["Uvicorn", socket.soc
         )
     if args.compile_cache:
         jax.config.update("jax_compilation_cache_dir", args.compile_cache)
+    bound = bind(args.host, args.port)
     limits = Limits(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Limits)})
     server = build(args, limits)
     seconds = server.engine.warm_up()
@@ -50,10 +52,7 @@ def prepare(args: argparse.Namespace, token: str) -> tuple["Uvicorn", socket.soc
         server_header=False,
         timeout_graceful_shutdown=int(DRAIN_SECONDS),
     )
-    listening = listen(args.host, args.port)
-    name, port = listening.getsockname()[:2]
-    logging.info("%s is served at http://%s:%d", args.workdir, name, port)
-    return Uvicorn(config, server.engine), listening
+    return Uvicorn(config, server.engine), bound
 
 
 def build(args: argparse.Namespace, limits: Limits) -> Server:
@@ -89,12 +88,15 @@ def build(args: argparse.Namespace, limits: Limits) -> Server:
     return Server(engine, reader, metadata, limits, metrics)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that accepts connections at this address from now on."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+def bind(host: str, port: int) -> socket.socket:
+    """A socket at this address, which refuses connections until a server listens."""
+    bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        bound.bind((host, port))
+        return bound
     except OSError as error:
+        bound.close()
         raise OSError(f"--host {host} --port {port}: {error.strerror}") from error
 
 
@@ -104,6 +106,11 @@ class Uvicorn(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, engine: Engine):
         super().__init__(config)
         self.engine = engine
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        host, port = sockets[0].getsockname()[:2]
+        logging.info("served at http://%s:%d", f"[{host}]" if ":" in host else host, port)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:

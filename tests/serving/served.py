@@ -32,15 +32,15 @@ class Served(NamedTuple):
 def serving(run: Path, *flags: object, token: str = "") -> Iterator[Served]:
     arguments = ["--workdir", run, "--port", 0, "--batch_sizes", "1,4", *flags]
     args = serve.parser().parse_args([str(x) for x in arguments])
-    server, listening = start.prepare(args, token)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-    with listening:
+    server, bound = start.prepare(args, token)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+    with bound:
         thread.start()
         try:
             while not server.started:
                 assert thread.is_alive()
                 time.sleep(0.01)
-            yield Served(server, listening.getsockname()[1])
+            yield Served(server, bound.getsockname()[1])
         finally:
             server.should_exit = True
             thread.join()

@@ -58,6 +58,12 @@ def test_other_machines_need_a_token(action_run, monkeypatch):
     assert code == 2 and "set LAPA_SERVE_TOKEN" in error
 
 
+def test_a_port_in_use(action_server, action_run):
+    """It is told before anything is loaded and compiled."""
+    code, _, error = lapa("serve", "--workdir", action_run, "--port", action_server.port)
+    assert code == 2 and f"--port {action_server.port}: Address already in use" in error
+
+
 def test_pages_of_other_origins_are_refused(action_server):
     """A web page that the user has open can reach the loopback interface, too."""
     found = requests.post(
@@ -170,6 +176,7 @@ def test_limits(action_run):
         with connect(f"ws://127.0.0.1:{server.port}") as client:
             with pytest.raises(InvalidStatus, match="429"):
                 connect(f"ws://127.0.0.1:{server.port}")
+            assert requests.post(address, data=b"{}").status_code == 429
             client.recv()
             client.send(bytes(60_000))
             with pytest.raises(ConnectionClosed, match="1009"):
