@@ -10,9 +10,9 @@ import requests
 import simplejpeg
 from av import VideoFrame
 from av.video.reformatter import VideoReformatter
-from conftest import TOKEN
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
-from served import b64, picture, png
+from served import TOKEN, b64, picture, png, serving
+from tiny_policy import make_policy
 
 from data_pipelines.convert import decode
 from lapa_jax import api
@@ -131,6 +131,25 @@ def test_latent_policies_tell_z_and_its_probabilities(latent_server, latent_run,
     assert np.ptp(answer["picture"]) > 0
     np.testing.assert_allclose(answer["picture"], expected, atol=1)
     assert found["picture"] == "data:image/png;base64," + b64(png(answer["picture"]))
+
+
+def test_several_images(quick_compile, tmp_path):
+    """Of a policy that sees a history: a list, or one array of more dimensions."""
+    run = make_policy(tmp_path / "run", "action", num_frames=2)
+    images = np.stack([picture(5), picture(6)])
+    expected = np.asarray(api.load_policy(run).predict_action(images, TEXT))
+    with serving(run, "--batch_sizes", 1) as server:
+        for form in ([b64(png(image)) for image in images], images.tolist()):
+            found = act(server, form)
+            assert found.status_code == 200, found.text
+            np.testing.assert_array_equal(np.array(found.json()["a"], np.float32), expected)
+        client = WebsocketClientPolicy("127.0.0.1", server.port)
+        for form in (images, list(images), [png(image) for image in images]):
+            found = client.infer({"image": form, "prompt": TEXT})["actions"][0]
+            np.testing.assert_array_equal(found, expected)
+        with pytest.raises(RuntimeError, match="422: 1 images, and the policy takes 2"):
+            client.infer({"image": images[0], "prompt": TEXT})
+        client._ws.close()
 
 
 def test_metadata(action_server, action_run):
