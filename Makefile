@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: demo test test-aot lint clean
+.PHONY: demo test test-aot fuzz lint clean
 
 # Huge pages: memory that a step takes anew comes in fewer faults (docs/performance.md).
 demo: $(VENV)/.base
@@ -18,6 +18,11 @@ test: $(VENV)/.dev $(VENV)/.aot $(VENV)/.beam
 test-aot: $(VENV)/.dev $(VENV)/.aot
 	$(BIN)/python -m pytest -n $(JOBS) -m aot tests/aot
 
+# 10,000 requests that `lapa serve` should refuse, and 1,000 clients that vanish: some minutes.
+fuzz: $(VENV)/.dev
+	LAPA_FUZZ_REQUESTS=10000 LAPA_FUZZ_DISCONNECTS=1000 \
+		$(BIN)/python -m pytest tests/serving/test_fuzz.py
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -29,8 +34,10 @@ $(VENV)/.base: requirements/base.txt setup.py | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
-$(VENV)/.dev: requirements/dev.txt $(VENV)/.base
+$(VENV)/.dev: requirements/dev.txt requirements/no_deps.txt $(VENV)/.base
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		-r requirements/no_deps.txt
 	touch $@
 
 # Compilers for accelerators, in a folder of their own: in the environment itself JAX would look for

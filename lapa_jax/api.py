@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ class LoadedQuantizer:
     def __init__(self, run: runs.Run):
         pairs.require_quantizer(run)
         config = run.stage.model_config
-        self.config = run.config
+        self.run, self.config = run, run.config
         self.image_size: tuple[int, int] = config.image_size
         self.codebook_size: int = config.codebook_size
         self.code_length: int = config.code_length
@@ -93,6 +94,14 @@ class LoadedImageTokenizer:
         return self._decode(self._params, self._variables, codes)
 
 
+class Prediction(NamedTuple):
+    """What a policy says, of one example or, with a leading B, of several."""
+
+    values: jax.Array  # z int32 (code_length,), or a float32 (action_dim,) in the data's units
+    # float32 (tokens, vocabulary): of each id of z or of the tokens of a, given those before it
+    probabilities: jax.Array
+
+
 class LoadedPolicy:
     """A policy; its methods are jitted and take NumPy or JAX arrays.
 
@@ -106,11 +115,17 @@ class LoadedPolicy:
         if not isinstance(run.stage, PolicyStage):
             raise ValueError(f"{run.workdir} is a run of stage {run.config.stage!r}, not a policy")
         stage, self._params = run.stage.for_decoding(run.params)
-        self.config, self.stage = run.config, stage
+        self.run, self.config, self.stage = run, run.config, stage
         self.image_size: tuple[int, int] = run.config.data.image_size
         self._variables = run.variables
         self._image_tokenizer = image_tokenizer
-        self._predict = jax.jit(stage.predict, static_argnames=("temperature", "top_k"))
+
+        def predict(*args, **options) -> Prediction:
+            ids, logits = stage.predict(*args, **options)
+            values = stage.actions.centre_of(ids, jnp) if stage.head == "action" else ids
+            return Prediction(values, jax.nn.softmax(logits))
+
+        self._predict = jax.jit(predict, static_argnames=("temperature", "top_k"))
         heads = dict.fromkeys(name for name in MODALITIES if stage.model_config.vocab(name))
         self._logits = jax.jit(
             lambda params, variables, *rows: stage.model.apply(
@@ -147,28 +162,29 @@ class LoadedPolicy:
     ) -> jax.Array:
         """z int32 (code_length,), or (B, code_length): greedy, or by `temperature`, `top_k` and
         `seed`."""
-        return self._ids("latent", image, instruction, **options)
+        self._require("latent")
+        return self.predict(image, instruction, **options).values
 
     def predict_action(
         self, image: np.ndarray | jax.Array, instruction: str | Sequence[str], **options
     ) -> jax.Array:
         """a float32 (action_dim,), or (B, action_dim), in the units of the data; options as of
         `predict_latent`."""
-        ids = self._ids("action", image, instruction, **options)
-        return self.stage.actions.centre_of(ids, jnp)
+        self._require("action")
+        return self.predict(image, instruction, **options).values
 
-    def _ids(
+    def predict(
         self,
-        head: str,
         image: np.ndarray | jax.Array,
         instruction: str | Sequence[str],
         *,
         temperature: float = 0.0,
         top_k: int = 0,
         seed: int | None = None,
-    ) -> jax.Array:
-        if self.stage.head != head:
-            raise ValueError(f"this policy predicts the {self.stage.head}, not the {head}")
+    ) -> Prediction:
+        """What this policy's head says, with the model's probabilities (of temperature 1, among the
+        ids that may be chosen). Raises ValueError for an image of another size or dtype, and for an
+        instruction of more than `model.text_length` tokens."""
         if (seed is None) == (temperature > 0):
             raise ValueError(f"{temperature=} and {seed=}: sampling takes both")
         single = isinstance(instruction, str)
@@ -177,7 +193,7 @@ class LoadedPolicy:
         ids = None
         if not self.stage.from_pixels:
             ids, images = self._image_ids(images), None
-        found, _ = self._predict(
+        found = self._predict(
             self._params,
             self._variables,
             self.stage.prompts(texts, ids),
@@ -186,7 +202,11 @@ class LoadedPolicy:
             top_k=top_k,
             key=None if seed is None else jax.random.key(seed),
         )
-        return found[0] if single else found
+        return Prediction(*(x[0] for x in found)) if single else found
+
+    def _require(self, head: str) -> None:
+        if self.stage.head != head:
+            raise ValueError(f"this policy predicts the {self.stage.head}, not the {head}")
 
     def _images(self, image: np.ndarray, count: int, single: bool) -> np.ndarray:
         """(B, N, H, W, 3)."""

@@ -1,4 +1,4 @@
-"""`lapa bench`: how fast training, decoding and labelling run, beside what the device can do.
+"""`lapa bench`: speed of training, decoding, labelling and serving, beside what the device can do.
 
     lapa bench quantizer                     # the demo's and the released quantizer
     lapa bench quantizer --config released --batch 4 --dtype bfloat16
@@ -6,6 +6,7 @@
     lapa bench policy --size 7b --part decode --dtype bfloat16
     lapa bench attention --dtype bfloat16    # every implementation that runs here
     lapa bench label                         # reading, encoding and writing, beside encoding alone
+    lapa bench serve                         # round trips, beside the call alone; many clients
 
 The fraction of peak is taken in one process: model FLOP/s of the step over the FLOP/s of the best
 of a few large matrix products in the same dtype. Decoding of one row must read every weight of the
@@ -21,7 +22,14 @@ from typing import Any
 
 import jax
 
-from lapa_jax import bench_attention, bench_label, bench_policy, bench_quantizer, measure
+from lapa_jax import (
+    bench_attention,
+    bench_label,
+    bench_policy,
+    bench_quantizer,
+    bench_serve,
+    measure,
+)
 
 
 def main(argv: list[str]) -> int:
@@ -78,11 +86,16 @@ def _label(args: argparse.Namespace) -> dict[str, Any]:
     return {"label": bench_label.throughput(args)}
 
 
+def _serve(args: argparse.Namespace) -> dict[str, Any]:
+    return {"serve": bench_serve.latency_and_throughput(args)}
+
+
 BENCHMARKS: dict[str, tuple[Any, Callable[[argparse.Namespace], dict[str, Any]]]] = {
     "quantizer": (bench_quantizer, _quantizer),
     "policy": (bench_policy, _policy),
     "attention": (bench_attention, _attention),
     "label": (bench_label, _label),
+    "serve": (bench_serve, _serve),
 }
 
 

@@ -27,6 +27,11 @@ VERBS = {
         "diagnostics of a quantizer; token accuracy and closed-loop success of a policy",
         "lapa evaluate --workdir runs/quantizer",
     ),
+    "serve": (
+        "lapa_jax.serve",
+        "a policy behind WebSocket (openpi's protocol) and REST, with a page to try it",
+        "lapa serve --workdir runs/action_vla",
+    ),
     "sweep": (
         "lapa_jax.sweep",
         "a grid of quantizer runs, with a table, CSV and heat maps",

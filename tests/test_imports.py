@@ -28,6 +28,7 @@ ALLOWED = {
     "lapa_jax.report": ("lapa_jax.diagnostics",),
     "lapa_jax.envs": (),
     "lapa_jax.interop": ("lapa_jax.models", "lapa_jax.tokens"),
+    "lapa_jax.serving": ("lapa_jax.api", "lapa_jax.tokens", "data_pipelines.convert.decode"),
     "data_pipelines": (),
     "experiments": (),
     "launch": (),

@@ -162,6 +162,15 @@ def fit_frame(
     return np.ascontiguousarray(np.rot90(image, k=quarter_turns % 4))
 
 
+def fit_image(
+    image: np.ndarray, reformatter: VideoReformatter, size: tuple[int, int], fit: str
+) -> np.ndarray:
+    """uint8 (H, W, 3) at another size (height, width), as a frame of a video would be."""
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+    settings = VideoSettings(1.0, *size, fit=fit, quality=92, clip_seconds=0.0, source_fps=0.0)
+    return fit_frame(frame, reformatter, settings)
+
+
 def encode_jpeg(image: np.ndarray, quality: int = 92) -> bytes:
     """uint8 (H, W, 3) RGB -> JPEG bytes, 4:2:0."""
     return simplejpeg.encode_jpeg(

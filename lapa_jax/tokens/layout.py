@@ -72,8 +72,7 @@ class Layout:
     def prompt(self, instruction: str, image_ids: np.ndarray | None = None) -> Example:
         """Everything before the first target. `image_ids` int (images, tokens an image), or None:
         left to the front-end."""
-        text = self._checked(self._text(instruction), instruction)
-        return _join([(text, TEXT), (self._image(image_ids).reshape(-1), IMAGE)])
+        return _join([(self.text(instruction), TEXT), (self._image(image_ids).reshape(-1), IMAGE)])
 
     def example(
         self, instruction: str, image_ids: np.ndarray | None, targets: np.ndarray
@@ -84,14 +83,16 @@ class Layout:
         slots = len(prompt.tokens) - 1 + np.arange(len(targets), dtype=np.int32)
         return Example(joined.tokens, joined.modality, slots, targets)
 
-    def _text(self, instruction: str) -> np.ndarray:
-        return np.concatenate([[self.tokenizer.bos], self.tokenizer.ids(instruction)])
+    def text(self, instruction: str) -> np.ndarray:
+        """Text tokens int32 (n,) before the image. Raises ValueError for more than text_length."""
+        text = np.concatenate([[self.tokenizer.bos], self.tokenizer.ids(instruction)])
+        return self._checked(text, instruction)
 
     def _checked(self, text: np.ndarray, instruction: str) -> np.ndarray:
         if len(text) > self.text_length:
             raise ValueError(
-                f"the instruction {instruction!r} needs {len(text)} tokens, more than "
-                f"model.text_length={self.text_length}"
+                f"the instruction needs {len(text)} tokens, more than "
+                f"model.text_length={self.text_length}: {instruction!r}"
             )
         return text
 
@@ -138,15 +139,18 @@ class LegacyLayout(Layout):
         return self.prompt_length + self.num_targets + len(self._tags(self.TAGS[self.head])[1])
 
     def prompt(self, instruction: str, image_ids: np.ndarray | None = None) -> Example:
-        vision_opening, vision_closing = self._tags("vision")
-        text = self._text(LEGACY_PROMPT.format(instruction=instruction))
-        text = self._checked(np.concatenate([[text[0]], text, vision_opening]), instruction)
+        text, vision_closing = self.text(instruction), self._tags("vision")[1]
         self._check_image_ids(LEGACY_END_OF_FRAME, LEGACY_END_OF_VISION)
         marks = np.full((self.num_images, 1), LEGACY_END_OF_FRAME, np.int32)
         marks[-1] = LEGACY_END_OF_VISION
         image = np.concatenate([self._image(image_ids), marks], axis=1).reshape(-1)
         opening = self._tags(self.TAGS[self.head])[0]
         return _join([(text, TEXT), (image, IMAGE), (vision_closing, TEXT), (opening, TEXT)])
+
+    def text(self, instruction: str) -> np.ndarray:
+        ids = self.tokenizer.ids(LEGACY_PROMPT.format(instruction=instruction))
+        bos, opening = self.tokenizer.bos, self._tags("vision")[0]
+        return self._checked(np.concatenate([[bos, bos], ids, opening]), instruction)
 
     def example(
         self, instruction: str, image_ids: np.ndarray | None, targets: np.ndarray

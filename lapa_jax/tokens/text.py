@@ -1,5 +1,6 @@
 """Instructions as token ids: a SentencePiece model."""
 
+import functools
 import hashlib
 import io
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,8 @@ class TextTokenizer:
         self.bos, self.eos = self._processor.bos_id(), self._processor.eos_id()
         if self.bos < 0 or self.eos < 0:
             raise ValueError("the SentencePiece model must define the pieces <s> and </s>")
-        self._known: dict[str, np.ndarray] = {}  # instructions repeat: one encoding each
+        # Instructions repeat: one encoding each. Bounded, as those of a server's clients are any.
+        self.ids = functools.lru_cache(maxsize=16_384)(self._ids)
 
     @property
     def vocab_size(self) -> int:
@@ -28,11 +30,9 @@ class TextTokenizer:
     def fingerprint(self) -> str:
         return hashlib.sha256(self.model).hexdigest()[:16]
 
-    def ids(self, text: str) -> np.ndarray:
+    def _ids(self, text: str) -> np.ndarray:
         """Piece ids int32 (n,), without begin and end marks."""
-        if text not in self._known:
-            self._known[text] = np.array(self._processor.encode(text), np.int32)
-        return self._known[text]
+        return np.array(self._processor.encode(text), np.int32)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._processor.decode([int(i) for i in ids])

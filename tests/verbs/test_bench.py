@@ -71,3 +71,16 @@ def test_labelling_beside_the_forward_pass(tmp_path):
     assert row["pairs"] == 2 * row["batch"] and row["batch"] % 8 == 0
     assert row["forward_pairs_per_second"] > 0 and row["fraction_of_forward"] > 0
     assert not list((tmp_path / "bench").rglob("labels"))
+
+
+def test_serving_beside_the_call(monkeypatch):
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of the server's process
+    out = succeed("bench", "serve", "--clients", 4, "--steps", 1, "--json")
+    (row,) = json.loads(out)["serve"]
+    assert row["added_ms_p50"] == pytest.approx(
+        row["round_trip_ms_p50"] - row["call_ms_p50"], abs=2e-3
+    )
+    gain = row["clients_per_second"] / row["one_client_per_second"]
+    assert row["gain"] == pytest.approx(gain, abs=2e-3)
+    assert 1 < row["mean_batch"] <= 4
+    assert row["server_cpu_ms"] > 0 and row["clients_cpu_ms"] > 0

@@ -1,7 +1,6 @@
 """Runs in foreign formats, and back: what another program computes from the files."""
 
 import dataclasses
-import functools
 import json
 import os
 import subprocess
@@ -14,10 +13,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from tiny import lapa, succeed
+from tiny_policy import INSTRUCTIONS, TOKENIZER_MODEL, make_policy, tokenizer, write
 
 import lapa_jax
 from experiments import base
-from lapa_jax import importer, runs, stages
+from lapa_jax import runs
 from lapa_jax.interop import (
     llama,
     safetensors_files,
@@ -25,65 +25,9 @@ from lapa_jax.interop import (
     torch_policy,
 )
 from lapa_jax.models.module import flatten
-from lapa_jax.stages.action_finetuning import ACTION_BINS
-from lapa_jax.stages.policy import TOKENIZER
 from lapa_jax.tokens import text
-from lapa_jax.tokens.action import ActionTokenizer
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
-BINS = ActionTokenizer([np.linspace(-1, 1, 6), np.array([-0.5, 0.1, 0.5, 1.5])])
-TOKENIZER_MODEL = dict(
-    dim=32, multipliers=(1, 2, 1, 1), blocks=1, latent_dim=16, code_dim=8, codebook_size=64
-)  # a code for 8 x 8 pixels
-INSTRUCTIONS = ["push the red block", "move the green square to place 2"]
-
-
-@functools.cache
-def tokenizer() -> bytes:
-    return text.train([*INSTRUCTIONS, "<vision> </vision> <delta> </delta>"], 320)
-
-
-def make_policy(out: Path, head: str, **model) -> Path:
-    """A run of random weights, as loud as trained ones."""
-    config = base.stage_defaults("action_finetuning" if head == "action" else "latent_pretraining")
-    config.compute_dtype = model.pop("compute_dtype", "float32")
-    config.data.image_size = model.pop("image_size", (32, 48))
-    corpus = model.pop("corpus", "")
-    if corpus:
-        config.data.corpora.robot = base.corpus(str(corpus))
-    config.data.num_frames = model.pop("num_frames", 1)
-    config.data.history_seconds = 1.0 if config.data.num_frames > 1 else 0.0
-    config.model = base.policy_model(**{f"{head}_vocab": 8})
-    config.model.update(
-        {"text_vocab": 320, "text_length": 24, "dim": 32, "depth": 2, "heads": 4, "head_dim": 8}
-    )
-    config.model.front_end = base.front_end(model.pop("front_end", "patches"))
-    if config.model.front_end.name == "patches":
-        config.model.front_end.stem_channels = (6,)
-    elif config.model.front_end.name == "cached_tokens":
-        config.model.front_end.num_tokens = model.pop("num_tokens", 6)
-    else:
-        config.model.front_end.tokenizer = TOKENIZER_MODEL
-    config.model.update(mlp_dim=48, unroll=1, init_std=0.3, **model)
-    assets = {TOKENIZER: tokenizer()}
-    if head == "action":
-        assets[ACTION_BINS], config.action_tokens = BINS.to_json(), "bins"
-    else:
-        config.code_length = 3
-    return write(out, config.lock(), assets)
-
-
-def write(out: Path, config, assets) -> Path:
-    stage = stages.build(config, assets)
-    params, variables = jax.jit(stage.model.init)(jax.random.key(3))
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-        lambda x: (np.asarray(x, np.float32) + 0.1 * rng.normal(size=x.shape)).astype(x.dtype),
-        params,
-    )
-    made = importer.Imported(config, params, assets, variables)
-    importer.write_run(out, made, source="random", source_format="random")
-    return out
 
 
 @pytest.fixture(scope="module")

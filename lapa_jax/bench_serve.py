@@ -1,0 +1,183 @@
+"""`lapa bench serve`: what the server adds to the jitted call, and what batching gains.
+
+The policy has the size of the demo's and random weights. Server and clients are processes of this
+machine and share its cores; the clients speak openpi's protocol.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import msgpack
+import numpy as np
+import psutil
+
+from experiments.action_vla import tabletop
+from lapa_jax import api, importer, measure, stages
+from lapa_jax.envs.tabletop import SceneConfig, Tabletop
+from lapa_jax.serving.limits import BATCH_SIZES
+from lapa_jax.stages.action_finetuning import ACTION_BINS
+from lapa_jax.stages.policy import TOKENIZER
+from lapa_jax.tokens import text
+from lapa_jax.tokens.action import ActionClusters
+
+REQUESTS = 100  # for each of --steps
+_START_SECONDS = 300.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--clients", type=int, default=16, help="at the same time")
+
+
+def latency_and_throughput(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """One row. `added`: a client's round trips less the median of the call alone. `cpu_ms`: of all
+    cores, for one observation; more than `cores` seconds of it a second there cannot be."""
+    number = REQUESTS * args.steps
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        instructions = make_policy(run, args.dtype)
+        alone = _alone(run, instructions, number, args.clients)
+        sizes = [size for size in BATCH_SIZES if size <= args.clients]
+        with serving(run, "--batch_sizes", ",".join(map(str, sizes))) as (port, server):
+            asyncio.run(_ask(port, args.clients, instructions, number))  # warm
+            one, _ = asyncio.run(_ask(port, 1, instructions, number))
+            before = _cpu_seconds(server), time.process_time()
+            many, batches = asyncio.run(_ask(port, args.clients, instructions, 4 * number))
+            spent = _cpu_seconds(server) - before[0], time.process_time() - before[1]
+    added = np.array(one) - alone["call_ms_p50"]
+    one_rate, many_rate = 1e3 / np.mean(one), 1e3 * args.clients / np.mean(many)
+    row = alone | {
+        "round_trip_ms_p50": np.percentile(one, 50),
+        "round_trip_ms_p99": np.percentile(one, 99),
+        "added_ms_p50": np.percentile(added, 50),
+        "added_ms_p99": np.percentile(added, 99),
+        "one_client_per_second": one_rate,
+        "clients": args.clients,
+        "clients_per_second": many_rate,
+        "clients_ms_p99": np.percentile(many, 99),
+        "mean_batch": np.mean(batches),
+        "server_cpu_ms": 1e3 * spent[0] / len(many),
+        "clients_cpu_ms": 1e3 * spent[1] / len(many),
+        "cores": len(os.sched_getaffinity(0)),
+        "gain": many_rate / one_rate,
+    }
+    return [{key: round(float(value), 3) for key, value in row.items()}]
+
+
+def make_policy(out: Path, dtype: str) -> list[str]:
+    """Writes a run of the tabletop's action VLA with random weights; instructions for it."""
+    instructions = Tabletop(SceneConfig(4, ("reach",), 40)).all_instructions()
+    config = tabletop.get_config()
+    config.compute_dtype = dtype
+    rng = np.random.default_rng(0)
+    clusters = ActionClusters(rng.normal(size=(config.model.action_vocab, 2)), np.ones(2))
+    assets = {
+        TOKENIZER: text.train(instructions, config.model.text_vocab),
+        ACTION_BINS: clusters.to_json(),
+    }
+    stage = stages.build(config.lock(), assets)
+    params, variables = jax.jit(stage.model.init)(jax.random.key(0))
+    made = importer.Imported(config, params, assets, variables)
+    importer.write_run(out, made, source="random", source_format="random")
+    return instructions
+
+
+def _alone(run: Path, instructions: list[str], number: int, most: int) -> dict[str, float]:
+    """The jitted call of this process: of one observation, and how many a second in batches."""
+    policy = api.load_policy(run)
+    images = _images(most, policy.image_size)
+    texts = [instructions[i % len(instructions)] for i in range(most)]
+
+    def call(size: int) -> list[float]:
+        def ask() -> Any:
+            return jax.device_get(policy.predict(images[:size], texts[:size]))
+
+        return [1e3 * x for x in measure.seconds(ask, number, warm_up=10)]
+
+    one, start = call(1), time.process_time()
+    many = call(most)
+    return {
+        "call_ms_p50": np.percentile(one, 50),
+        "call_ms_p99": np.percentile(one, 99),
+        "calls_per_second": 1e3 / np.mean(one),
+        "batched_per_second": 1e3 * most / np.mean(many),
+        "batched_cpu_ms": 1e3 * (time.process_time() - start) / most / len(many),
+    }
+
+
+@contextlib.contextmanager
+def serving(run: Path, *flags: str) -> Iterator[tuple[int, psutil.Process]]:
+    """`lapa serve` in a process of its own: its port, and the process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "lapa_jax", "serve", "--workdir", str(run)]
+    command += ["--port", str(port), "--requests_per_second", "0", *flags]
+    with tempfile.TemporaryFile("w+") as log, subprocess.Popen(command, stderr=log) as process:
+        try:
+            _wait_for(port, process, log)
+            yield port, psutil.Process(process.pid)
+        finally:
+            process.terminate()
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
+
+
+def _wait_for(port: int, process: subprocess.Popen, log: Any) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        if process.poll() is not None:
+            log.seek(0)
+            raise RuntimeError(f"lapa serve ended with {process.returncode}:\n{log.read()[-2000:]}")
+        time.sleep(0.1)
+    raise RuntimeError(f"lapa serve did not start in {_START_SECONDS:g} s")
+
+
+def _images(number: int, size: tuple[int, int]) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (number, *size, 3), np.uint8)
+
+
+async def _ask(
+    port: int, clients: int, instructions: list[str], number: int
+) -> tuple[list[float], list[int]]:
+    """(round trips in ms, sizes of the batches that they were in) of `number` requests."""
+    from websockets.asyncio.client import connect
+
+    async def client(i: int) -> list[tuple[float, int]]:
+        found = []
+        async with connect(f"ws://127.0.0.1:{port}", compression=None) as connection:
+            metadata = msgpack.unpackb(await connection.recv())
+            image = _images(1, metadata["image_size"])[0]
+            array = {
+                b"__ndarray__": True,
+                b"data": image.tobytes(),
+                b"dtype": image.dtype.str,
+                b"shape": image.shape,
+            }
+            text = instructions[i % len(instructions)]
+            for _ in range(number // clients):
+                start = time.perf_counter()
+                await connection.send(msgpack.packb({"image": array, "prompt": text}))
+                answer = msgpack.unpackb(await connection.recv())
+                milliseconds = 1e3 * (time.perf_counter() - start)
+                found.append((milliseconds, answer["server_timing"]["batch"]))
+        return found
+
+    found = [x for one in await asyncio.gather(*map(client, range(clients))) for x in one]
+    return [x for x, _ in found], [batch for _, batch in found]

@@ -1,0 +1,301 @@
+"""The ASGI application: REST, openpi's WebSocket, the page, metrics; who may ask, and how often."""
+
+import asyncio
+import base64
+import contextlib
+import hmac
+import io
+import json
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgpack
+import numpy as np
+from absl import logging
+from PIL import Image
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from lapa_jax.serving.engine import Answer, Engine
+from lapa_jax.serving.limits import Limits, Rate, Refused
+from lapa_jax.serving.messages import Observation, Reader
+from lapa_jax.serving.metrics import Metrics
+
+PAGE = (
+    ("/", "page.html", "text/html"),
+    ("/page.js", "page.js", "text/javascript"),
+    ("/page.css", "page.css", "text/css"),
+)
+_OPEN = (*(path for path, _, _ in PAGE), "/healthz")  # without a token
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src data:; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-store",
+}
+_PROMETHEUS = "text/plain; version=0.0.4"
+_RESTART = 1012  # close code of WebSockets
+
+
+class Server:
+    """What the routes share."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        reader: Reader,
+        metadata: dict[str, Any],
+        limits: Limits,
+        metrics: Metrics,
+    ):
+        self.engine, self.reader, self.metadata = engine, reader, metadata
+        self.limits, self.metrics = limits, metrics
+        self.rate = Rate(limits.requests_per_second)
+        self.open = 0  # REST requests and WebSockets
+        self._readers = ThreadPoolExecutor(2, thread_name_prefix="lapa-read")
+
+    def app(self, token: str, hosts: Sequence[str]) -> Starlette:
+        """token: what clients must show; "": nothing. hosts: names by which we may be asked."""
+        files = resources.files("lapa_jax.serving")
+        page = {path: (files.joinpath(name).read_text(), kind) for path, name, kind in PAGE}
+
+        async def page_file(request: Request) -> Response:
+            text, kind = page[request.url.path]
+            return Response(text, media_type=kind, headers=_HEADERS)
+
+        async def health(request: Request) -> Response:
+            return JSONResponse({"status": "ok"})
+
+        async def describe(request: Request) -> Response:
+            return JSONResponse(self.metadata)
+
+        async def scrape(request: Request) -> Response:
+            return Response(self.metrics.text(), media_type=_PROMETHEUS)
+
+        return Starlette(
+            routes=[
+                *[Route(path, page_file) for path in page],
+                WebSocketRoute("/", self.talk),
+                Route("/act", self.act, methods=["POST"]),
+                Route("/healthz", health),
+                Route("/metadata", describe),
+                Route("/metrics", scrape),
+            ],
+            middleware=[
+                Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
+                Middleware(Guard, token=token),
+            ],
+            exception_handlers={Refused: _refused, HTTPException: _refused, Exception: _failed},
+            lifespan=self._lifespan,
+        )
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        batches = asyncio.create_task(self.engine.run())
+        yield
+        batches.cancel()
+        self.engine.close()
+        self._readers.shutdown()
+
+    # --- REST ---
+
+    async def act(self, request: Request) -> Response:
+        """One observation as JSON. An image that came as json-numpy is answered as OpenVLA does:
+        the array alone, in that form."""
+        start, status = time.perf_counter(), 500
+        try:
+            self.rate.spend(_address(request))
+            with self._slot():
+                body = await self._body(request)
+                observation, encoded = await self._read(self.reader.from_json, body)
+                answer = await self.engine.predict(observation)
+                found = await self._rest(observation, answer)
+            status = 200
+            return JSONResponse(json.dumps(found) if encoded else found)
+        except Refused as error:
+            status = error.status
+            raise
+        except ClientDisconnect as error:
+            status = 400
+            raise Refused(400, "the client left") from error
+        finally:
+            self.metrics.request("rest", status, time.perf_counter() - start)
+
+    async def _body(self, request: Request) -> bytes:
+        limit, length = self.limits.request_bytes, request.headers.get("content-length", "0")
+        body = bytearray()
+        with contextlib.suppress(ValueError):
+            if int(length) > limit:
+                raise Refused(413, f"a body of {length} bytes: at most {limit}")
+        try:
+            async with asyncio.timeout(self.limits.read_seconds):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > limit:
+                        raise Refused(413, f"a body of more than {limit} bytes")
+        except TimeoutError as error:
+            raise Refused(408, f"no whole body in {self.limits.read_seconds:g} s") from error
+        return bytes(body)
+
+    async def _rest(self, observation: Observation, answer: Answer) -> dict[str, Any]:
+        if observation.as_numpy:
+            return _json_numpy(answer.values)
+        found = _fields(self.metadata["policy"], answer)
+        if observation.picture:
+            picture = await self.engine.picture(observation, answer.values)
+            found["picture"] = _data_uri(picture)
+        found = {key: x.tolist() if isinstance(x, np.ndarray) else x for key, x in found.items()}
+        return found | {"timing": _timing(answer)}
+
+    # --- WebSocket ---
+
+    async def talk(self, websocket: WebSocket) -> None:
+        """openpi's protocol: metadata first, then for every observation a dict of arrays. A text
+        frame is an error; the connection stays open."""
+        try:
+            with self._slot(), self.metrics.connections.track_inprogress():
+                await self._converse(websocket)
+        except Refused as error:  # no slot
+            await websocket.send_denial_response(await _refused(websocket, error))
+        except WebSocketDisconnect:
+            return
+
+    async def _converse(self, websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.send_bytes(_pack(self.metadata))
+        while not self.engine.draining:
+            message = await websocket.receive()
+            if message["type"] == "websocket.disconnect":
+                return
+            with self.engine.request():
+                await self._reply(websocket, message.get("bytes"))
+        await websocket.close(_RESTART, "the server stops")
+
+    async def _reply(self, websocket: WebSocket, data: bytes | None) -> None:
+        start, status = time.perf_counter(), 500
+        try:
+            self.rate.spend(_address(websocket))
+            if data is None:
+                raise Refused(400, "a text frame: messages are msgpack in binary frames")
+            observation = await self._read(self.reader.from_msgpack, data)
+            answer = await self.engine.predict(observation)
+            found = _fields(self.metadata["policy"], answer)
+            if "a" in found:
+                found = {"actions": found.pop("a")[None]}  # a chunk of one
+            if observation.picture:
+                found["picture"] = await self.engine.picture(observation, answer.values)
+            status = 200
+            await websocket.send_bytes(_pack(found | {"server_timing": _timing(answer)}))
+        except Refused as error:
+            status = error.status
+            await websocket.send_text(f"{error.status}: {error.reason}")
+        except WebSocketDisconnect:
+            raise
+        except Exception:
+            logging.exception("a request failed")
+            await websocket.send_text("500: the server failed; its log says how")
+        finally:
+            self.metrics.request("websocket", status, time.perf_counter() - start)
+
+    @contextlib.contextmanager
+    def _slot(self) -> Iterator[None]:
+        """Raises Refused where too many requests and WebSockets are open already."""
+        if self.open >= self.limits.connections:
+            raise Refused(429, f"{self.open} requests and WebSockets are open already")
+        self.open += 1
+        try:
+            yield
+        finally:
+            self.open -= 1
+
+    async def _read(self, read: Any, data: bytes) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._readers, read, data)
+
+
+class Guard:
+    """Lets nobody in without the token, and no web page of another origin."""
+
+    def __init__(self, app: ASGIApp, token: str):
+        self.app, self.token = app, token.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            return await self.app(scope, receive, send)
+        headers, refusal = Headers(scope=scope), None
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+            refusal = JSONResponse({"error": "a page of another origin"}, 403)
+        elif not self._known(headers) and (scope["path"] not in _OPEN or scope["type"] != "http"):
+            told = {"WWW-Authenticate": "Bearer"}
+            refusal = JSONResponse({"error": "Authorization: Bearer TOKEN is missing"}, 401, told)
+        await (refusal or self.app)(scope, receive, send)
+
+    def _known(self, headers: Headers) -> bool:
+        # openpi-client sends "Api-Key TOKEN".
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        given = given.encode() if scheme.lower() in ("bearer", "api-key") else b""
+        return not self.token or hmac.compare_digest(given, self.token)
+
+
+async def _refused(request: Request | WebSocket, error: Exception) -> Response:
+    if isinstance(error, Refused):
+        headers = {"Retry-After": "1"} if error.status == 429 else None
+        return JSONResponse({"error": error.reason}, error.status, headers)
+    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": "the server failed; its log says how"}, 500)
+
+
+def _address(connection: Request | WebSocket) -> str:
+    return connection.client.host if connection.client else ""
+
+
+def _fields(head: str, answer: Answer) -> dict[str, Any]:
+    if head == "action":
+        return {"a": answer.values}
+    return {"z": answer.values, "probabilities": answer.probabilities}
+
+
+def _timing(answer: Answer) -> dict[str, float]:
+    return {
+        "infer_ms": round(answer.infer_ms, 3),
+        "queue_ms": round(answer.queue_ms, 3),
+        "batch": answer.batch,
+    }
+
+
+def _pack(value: dict[str, Any]) -> bytes:
+    return msgpack.packb(value, default=_msgpack_array)
+
+
+def _msgpack_array(array: np.ndarray) -> dict[bytes, Any]:
+    return {
+        b"__ndarray__": True,
+        b"data": array.tobytes(),
+        b"dtype": array.dtype.str,
+        b"shape": array.shape,
+    }
+
+
+def _json_numpy(array: np.ndarray) -> dict[str, Any]:
+    data = base64.b64encode(array.tobytes()).decode()
+    return {"__numpy__": data, "dtype": array.dtype.str, "shape": list(array.shape)}
+
+
+def _data_uri(picture: np.ndarray) -> str:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

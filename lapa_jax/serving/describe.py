@@ -1,0 +1,95 @@
+"""What /metadata and the first WebSocket message say of the policy that is served."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lapa_jax.api import LoadedPolicy, LoadedQuantizer
+from lapa_jax.serving.limits import Limits
+from lapa_jax.tokens.action import ActionClusters
+
+
+def metadata(
+    policy: LoadedPolicy,
+    limits: Limits,
+    *,
+    resizing: str,
+    action_names: Sequence[str] = (),
+    action_units: Sequence[str] = (),
+    quantizer: LoadedQuantizer | None = None,
+) -> dict[str, Any]:
+    """Plain values, for JSON and msgpack. What the run does not record is None."""
+    stage, run = policy.stage, policy.run
+    found = {
+        "policy": stage.head,
+        "image_size": list(policy.image_size),  # height, width
+        "images": stage.num_images,  # of an observation, earliest first
+        "num_frames": policy.config.data.num_frames,
+        "history_seconds": policy.config.data.history_seconds,  # between them
+        "resizing": resizing,
+        "text_length": policy.config.model.text_length,  # tokens
+        "unnorm_keys": unnorm_keys(policy),
+        "chunk": 1,  # actions that an answer holds
+        "pictures": quantizer is not None,
+        "limits": {
+            "request_bytes": limits.request_bytes,
+            "image_pixels": limits.image_pixels,
+            "requests_per_second": limits.requests_per_second,
+        },
+        "checkpoint": {
+            "step": run.step,
+            "params_hash": run.params_hash,
+            "stage": policy.config.stage,
+            "provenance": run.provenance,
+        },
+    }
+    if stage.head == "latent":
+        length, size = len(stage.limits), stage.limits[0]
+        return found | {"latent": {"code_length": length, "codebook_size": size}}
+    return found | {"action": _action(stage.actions, action_names, action_units)}
+
+
+def unnorm_keys(policy: LoadedPolicy) -> list[str]:
+    """The corpora that the policy was trained on. All have the same action units."""
+    return sorted(policy.config.data.corpora)
+
+
+def check_quantizer(policy: LoadedPolicy, quantizer: LoadedQuantizer) -> None:
+    """Raises ValueError unless the quantizer decodes what the policy predicts."""
+    stage = policy.stage
+    if stage.head != "latent":
+        raise ValueError("--quantizer decodes latent actions, and this policy predicts actions")
+    for what, theirs, ours in (
+        ("image_size", tuple(quantizer.image_size), tuple(policy.image_size)),
+        ("codebook_size", quantizer.codebook_size, stage.limits[0]),
+        ("code_length", quantizer.code_length, len(stage.limits)),
+    ):
+        if theirs != ours:
+            raise ValueError(f"--quantizer: its {what} is {theirs}, the policy's is {ours}")
+    label_sets = policy.run.provenance.get("label_sets", {})
+    hashes = {labels["quantizer_hash"] for labels in label_sets.values()}
+    if hashes - {quantizer.run.params_hash}:
+        raise ValueError(
+            f"--quantizer: its hash is {quantizer.run.params_hash}, but the policy learnt labels "
+            f"of {sorted(hashes)}"
+        )
+
+
+def _action(actions: Any, names: Sequence[str], units: Sequence[str]) -> dict[str, Any]:
+    dim = actions.action_dim
+    for flag, given in (("action_names", names), ("action_units", units)):
+        if given and len(given) != dim:
+            raise ValueError(f"--{flag} gives {len(given)}, an action has {dim} dimensions")
+    clusters = isinstance(actions, ActionClusters)
+    centres = actions.centres.T if clusters else actions.centres  # (dim, ids)
+    return {
+        "dim": dim,
+        "names": list(names) or None,
+        "units": list(units) or None,
+        "tokens": "clusters" if clusters else "bins",
+        "num_bins": actions.num_bins.tolist(),
+        "low": np.nanmin(centres, axis=1).tolist(),
+        "high": np.nanmax(centres, axis=1).tolist(),
+        "centres": [row[np.isfinite(row)].tolist() for row in centres],  # of each dimension
+    }

@@ -1,0 +1,170 @@
+"""The model behind the server: requests of many clients become batches of one worker thread.
+
+While the model computes, requests gather; the next batch takes them all. Nobody waits for company:
+an idle model starts at once. A batch is padded to one of a few sizes, all compiled before the port
+opens.
+"""
+
+import asyncio
+import bisect
+import contextlib
+import dataclasses
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+
+from lapa_jax.api import LoadedPolicy, LoadedQuantizer
+from lapa_jax.serving.limits import BATCH_SIZES, Refused
+from lapa_jax.serving.messages import Observation
+from lapa_jax.serving.metrics import Metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What the policy says of one observation, and how long that took."""
+
+    values: np.ndarray  # z int32 (code_length,), or a float32 (action_dim,)
+    probabilities: np.ndarray  # float32 (tokens, vocabulary)
+    infer_ms: float  # of the whole batch
+    queue_ms: float
+    batch: int  # observations in it
+
+
+@dataclasses.dataclass
+class _Waiting:
+    observation: Observation
+    answer: asyncio.Future
+    since: float
+
+
+class Engine:
+    """`predict` and `picture` are of one event loop, in which `run` runs; the rest is its thread's.
+
+    quantizer: decodes a latent policy's z to a picture; of the policy's image size.
+    """
+
+    def __init__(
+        self,
+        policy: LoadedPolicy,
+        metrics: Metrics,
+        *,
+        quantizer: LoadedQuantizer | None = None,
+        batch_sizes: Sequence[int] = BATCH_SIZES,
+        max_waiting: int = 256,
+    ):
+        if list(batch_sizes) != sorted(set(batch_sizes)) or batch_sizes[0] < 1:
+            raise ValueError(f"--batch_sizes {list(batch_sizes)} must ascend from 1 or more")
+        self.policy, self.quantizer, self.metrics = policy, quantizer, metrics
+        self.batch_sizes, self.max_waiting = tuple(batch_sizes), max_waiting
+        self.draining = False
+        self._waiting: deque[_Waiting] = deque()
+        self._arrived, self._idle = asyncio.Event(), asyncio.Event()
+        self._open = 0  # requests
+        self._idle.set()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="lapa-model")
+
+    def warm_up(self) -> float:
+        """Compiles every program that will be called; seconds."""
+        start = time.perf_counter()
+        images = np.zeros((self.policy.stage.num_images, *self.policy.image_size, 3), np.uint8)
+        for size in self.batch_sizes:
+            self._worker.submit(self._compute, [Observation(images, "")] * size).result()
+        if self.quantizer:
+            z = np.zeros(self.quantizer.code_length, np.int32)
+            self._worker.submit(self._decode, images[-1], z).result()
+        return time.perf_counter() - start
+
+    async def run(self) -> None:
+        """Answers until it is cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._arrived.wait()
+            batch = self._take()
+            if not batch:
+                self._arrived.clear()
+                continue
+            start = time.perf_counter()
+            try:
+                observations = [one.observation for one in batch]
+                values, probabilities = await loop.run_in_executor(
+                    self._worker, self._compute, observations
+                )
+            except Exception as error:  # goes to those who asked, whatever it is
+                for one in batch:
+                    if not one.answer.done():
+                        one.answer.set_exception(error)
+                continue
+            seconds = time.perf_counter() - start
+            self.metrics.batch(len(batch), seconds)
+            for i, one in enumerate(batch):
+                if not one.answer.done():  # the client may have gone
+                    times = 1e3 * seconds, 1e3 * (start - one.since)
+                    one.answer.set_result(Answer(values[i], probabilities[i], *times, len(batch)))
+
+    async def predict(self, observation: Observation) -> Answer:
+        """Raises Refused where too many wait already."""
+        if len(self._waiting) >= self.max_waiting:
+            raise Refused(429, f"{len(self._waiting)} requests wait already: try again")
+        one = _Waiting(observation, asyncio.get_running_loop().create_future(), time.perf_counter())
+        self._waiting.append(one)
+        self._arrived.set()
+        return await one.answer
+
+    async def picture(self, observation: Observation, z: np.ndarray) -> np.ndarray:
+        """uint8 (H, W, 3): what the quantizer decodes z to, from the current frame."""
+        if self.quantizer is None:
+            raise Refused(422, "no pictures: the server runs without --quantizer")
+        cameras = self.policy.stage.num_images // self.policy.config.data.num_frames
+        frame = observation.images[-cameras]
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._worker, self._decode, frame, z)
+
+    @contextlib.contextmanager
+    def request(self) -> Iterator[None]:
+        """Around a request from its arrival until it is answered: `drain` waits for it."""
+        self._open += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._open -= 1
+            if not self._open:
+                self._idle.set()
+
+    async def drain(self, seconds: float) -> bool:
+        """Waits until every request has its answer; whether that was in time."""
+        self.draining = True
+        try:
+            await asyncio.wait_for(self._idle.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    def close(self) -> None:
+        self._worker.shutdown()
+
+    def _take(self) -> list[_Waiting]:
+        batch = []
+        while self._waiting and len(batch) < self.batch_sizes[-1]:
+            one = self._waiting.popleft()
+            if not one.answer.done():
+                batch.append(one)
+        return batch
+
+    def _compute(self, observations: list[Observation]) -> tuple[np.ndarray, np.ndarray]:
+        """(values, probabilities) of observations, and of the last one again as padding."""
+        size = self.batch_sizes[bisect.bisect_left(self.batch_sizes, len(observations))]
+        padded = observations + observations[-1:] * (size - len(observations))
+        images = np.stack([one.images for one in padded])
+        if self.policy.stage.num_images == 1:
+            images = images[:, 0]
+        found = self.policy.predict(images, [one.instruction for one in padded])
+        return tuple(jax.device_get(found))
+
+    def _decode(self, frame: np.ndarray, z: np.ndarray) -> np.ndarray:
+        found = jax.device_get(self.quantizer.decode(frame[None], z[None]))[0]
+        return (np.clip(found, 0.0, 1.0) * 255.0).round().astype(np.uint8)

@@ -1,0 +1,70 @@
+"""Images of clients: decoded within bounds, resized as `lapa data convert` resizes those of
+training."""
+
+import io
+import threading
+
+import numpy as np
+import simplejpeg
+from av.video.reformatter import VideoReformatter
+from PIL import Image
+
+from data_pipelines.convert.decode import FITS, fit_image
+from lapa_jax.serving.limits import Refused
+
+RESIZING = (*FITS, "none")
+_ASPECT = 8  # a side may be so many times the other: what is cropped away is computed first
+_PNG_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # 8 bits a channel, or fewer
+_local = threading.local()
+
+
+def decode(data: bytes, max_pixels: int) -> np.ndarray:
+    """uint8 (H, W, 3) of a JPEG or a PNG, whose header is read first. Raises Refused.
+
+    Rotation marks (EXIF) and transparency are ignored, as they are in training data.
+    """
+    if data[:2] == b"\xff\xd8":
+        return _jpeg(data, max_pixels)
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        return _png(data, max_pixels)
+    raise Refused(422, "image is neither a JPEG nor a PNG")
+
+
+def _jpeg(data: bytes, max_pixels: int) -> np.ndarray:
+    try:
+        height, width = simplejpeg.decode_jpeg_header(data)[:2]
+        check_size(height, width, max_pixels)
+        return simplejpeg.decode_jpeg(data, "RGB")
+    except ValueError as error:
+        raise Refused(422, f"image is a damaged JPEG: {str(error)[:100]}") from error
+
+
+def _png(data: bytes, max_pixels: int) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            check_size(image.height, image.width, max_pixels)
+            if image.mode not in _PNG_MODES:
+                raise Refused(422, f"image is a PNG of mode {image.mode}, not of 8 bits")
+            return np.asarray(image.convert("RGB"))
+    except Image.DecompressionBombError as error:  # raised before we can look at the header
+        raise Refused(413, f"image has too many pixels: at most {max_pixels}") from error
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError) as error:
+        raise Refused(422, f"image is a damaged PNG: {str(error)[:100]}") from error
+
+
+def check_size(height: int, width: int, max_pixels: int) -> None:
+    if height < 1 or width < 1 or height * width > max_pixels:
+        raise Refused(413, f"image of {height}x{width} pixels: at most {max_pixels} pixels")
+    if max(height, width) > _ASPECT * min(height, width):
+        raise Refused(422, f"image of {height}x{width} pixels: at most {_ASPECT} to 1")
+
+
+def resize(image: np.ndarray, size: tuple[int, int], how: str) -> np.ndarray:
+    """uint8 (H, W, 3) of `size`: untouched where it is that already. Raises Refused for "none"."""
+    if image.shape[:2] == tuple(size):
+        return image
+    if how == "none":
+        raise Refused(422, f"image of {image.shape[:2]} pixels must be of {tuple(size)}")
+    if not hasattr(_local, "reformatter"):
+        _local.reformatter = VideoReformatter()  # of one thread
+    return fit_image(image, _local.reformatter, size, how)
