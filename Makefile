@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 
-.PHONY: demo test test-aot lint clean
+.PHONY: demo test test-aot torture lint clean
 
 # Huge pages: memory that a step takes anew comes in fewer faults (docs/performance.md).
 demo: $(VENV)/.base
@@ -17,6 +17,12 @@ test: $(VENV)/.dev $(VENV)/.aot $(VENV)/.beam
 # Every shipped config for every machine it names, ahead of time: about an hour on two cores.
 test-aot: $(VENV)/.dev $(VENV)/.aot
 	$(BIN)/python -m pytest -n $(JOBS) -m aot tests/aot
+
+# A hundred faults in a run of each stage: about an hour and a half on two cores. The directory is
+# kept, with what every process said.
+TORTURE ?= torture-$(shell date +%Y%m%d-%H%M%S)
+torture: $(VENV)/.dev
+	$(BIN)/python tests/torture/torture.py --faults 100 --out $(TORTURE)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
