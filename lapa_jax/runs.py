@@ -15,8 +15,9 @@ import lapa_jax
 from lapa_jax import config as configs
 from lapa_jax import stages
 from lapa_jax.models import lora
-from lapa_jax.models.module import flatten
-from lapa_jax.training import checkpoint
+from lapa_jax.models.module import flatten, unflatten
+from lapa_jax.parallel import sharding
+from lapa_jax.training import checkpoint, checksum, steps
 
 # Keys that may differ when a run is continued: none of them changes what is computed, those of
 # the guard not before a step that it is for.
@@ -38,7 +39,7 @@ def claim(workdir: str | Path, config: ConfigDict) -> Path:
 
     Raises ValueError listing the keys that differ when it holds a run of another config.
     """
-    workdir = Path(workdir)
+    workdir = steps.local(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     path = workdir / "config.json"
     values = configs.to_dict(config)
@@ -82,22 +83,74 @@ class Run:
     params_hash: str  # of all parameters: where labels and policies come from
 
 
-def load(workdir: str | Path, step: int | None = None) -> Run:
-    """Reads a run for inference, on whatever devices there are.
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A trained run to start from, of whose arrays nothing has been read yet."""
+
+    workdir: Path
+    assets: dict[str, bytes]
+    params: dict[str, Any]  # abstract; as `Run.params`
+    merged: Run | None  # with LoRA: read whole, since its kernels must be computed
+
+    def read(self, shardings: dict[str, Any]) -> tuple[dict[str, jax.Array], str]:
+        """({path: parameter} of the paths in `shardings`, each read to where it says and nowhere
+        else; the hash of all parameters). Every process must call it."""
+        if self.merged is not None:
+            flat = flatten(self.merged.params)
+            taken = {path: flat[path] for path in shardings}
+            return sharding.place(taken, shardings), self.merged.params_hash
+        directory, meta = _open(self.workdir)
+        loaded = checkpoint.load_params(
+            directory, ema=_averages(meta), shardings=unflatten(shardings)
+        )
+        return flatten(loaded.params), _digest(loaded.records)
+
+
+def find(workdir: str | Path) -> Source:
+    """The run in a directory, to start from: every parameter may then be read to other devices.
 
     Raises FileNotFoundError when the directory holds no checkpoint.
     """
-    directory = Path(workdir) / "checkpoints"
-    meta = checkpoint.load_meta(directory, step)
+    directory, meta = _open(workdir)
+    records = checkpoint.load_params(directory, ema=_averages(meta), shardings={}).records
+    params = unflatten(
+        {
+            "/".join(path): jax.ShapeDtypeStruct(tuple(r["shape"]), np.dtype(r["dtype"]))
+            for path, r in records.items()
+        }
+    )
+    merged = load(workdir) if lora.is_adapted(params) else None
+    return Source(
+        workdir=Path(workdir),
+        assets=meta["assets"],
+        params=params if merged is None else jax.eval_shape(lambda: merged.params),
+        merged=merged,
+    )
+
+
+def load(workdir: str | Path, step: int | None = None) -> Run:
+    """Reads a run for inference, whole on one device of this process.
+
+    Raises FileNotFoundError when the directory holds no checkpoint.
+    """
+    directory, meta = _open(workdir, step)
     config = configs.from_dict(meta["config"])
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    loaded = checkpoint.load_params(
-        directory, step, ema=config.optimizer.ema_decay > 0, shardings=device
-    )
-    params = loaded.params
+    loaded = checkpoint.load_params(directory, step, ema=_averages(meta), shardings=device)
+    params, digest = loaded.params, _digest(loaded.records)
     if lora.is_adapted(params):
         params = lora.merge(params, config.model.lora_alpha)
         config.model.lora_rank = 0
+        digest = _digest(
+            {
+                tuple(path.split("/")): {
+                    "dtype": str(x.dtype),
+                    "shape": list(x.shape),
+                    "checksum": checksum.of_array(x),
+                }
+                for path, x in flatten(params).items()
+            }
+        )
     return Run(
         workdir=Path(workdir),
         step=loaded.step,
@@ -107,15 +160,24 @@ def load(workdir: str | Path, step: int | None = None) -> Run:
         variables=loaded.variables,
         assets=loaded.meta["assets"],
         provenance=loaded.meta["provenance"],
-        params_hash=params_hash(params),
+        params_hash=digest,
     )
 
 
-def params_hash(params: dict[str, Any]) -> str:
-    """A digest of all parameters: names, shapes, dtypes and values."""
+def _open(workdir: str | Path, step: int | None = None) -> tuple[Path, dict[str, Any]]:
+    """(checkpoints of a run, meta)."""
+    directory = Path(workdir) / "checkpoints"
+    return directory, checkpoint.load_meta(directory, step)
+
+
+def _averages(meta: dict[str, Any]) -> bool:
+    """Whether a run keeps a moving average, which is then what others use."""
+    return meta["config"]["optimizer"]["ema_decay"] > 0
+
+
+def _digest(records: dict[tuple[str, ...], dict]) -> str:
+    """Of all parameters: names, dtypes, shapes and values, by their checksums."""
     digest = xxhash.xxh3_128()
-    for path, value in sorted(flatten(params).items()):
-        value = np.ascontiguousarray(value)
-        digest.update(f"{path} {value.dtype} {value.shape} ".encode())
-        digest.update(value.view(np.uint8).reshape(-1))
+    for path, r in sorted(records.items()):
+        digest.update(f"{'/'.join(path)} {r['dtype']} {r['shape']} {r['checksum']} ".encode())
     return digest.hexdigest()

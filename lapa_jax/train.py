@@ -25,6 +25,7 @@ from lapa_jax import program as programs
 from lapa_jax import runs, stages
 from lapa_jax.evaluation import Evaluation
 from lapa_jax.models import surgery
+from lapa_jax.models.module import flatten
 from lapa_jax.parallel import distributed, sharding
 from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.training import guard as guards
@@ -95,7 +96,7 @@ def _train(config: ConfigDict, workdir: Path, profile: tuple[int, int] | None) -
             prepare=lambda batch: stage.prepare(batch),
         )
     )
-    pretrained = runs.load(config.init_from) if config.init_from else None
+    pretrained = runs.find(config.init_from) if config.init_from else None
     assets = _assets(workdir, config, stage_class, loader.mixture, pretrained)
     stage = stage_class(config, assets)
 
@@ -113,16 +114,17 @@ def _train(config: ConfigDict, workdir: Path, profile: tuple[int, int] | None) -
         state, meta = checkpoints.restore(program.state)
         loaders.check_fingerprint(meta["data"], loader.fingerprint(int(state.step)))
         logging.info("%s continues at step %d of %d", workdir, int(state.step), config.steps)
-        frozen_from = meta["provenance"].get("frozen_from")
+        origins = {key: meta["provenance"].get(key) for key in ("init_from", "frozen_from")}
     else:
         _check_frozen(program, pretrained)
         state = program.init(jax.random.key(config.seed))
+        origins = {"init_from": None}
         if pretrained is not None:
-            state, report = _start_from(pretrained, state, program)
+            state, report, origins["init_from"] = _start_from(pretrained, state, program)
             distributed.on_first(lambda: runs.write_json(workdir / "init_from.json", report))
-        state, frozen_from = _adopt_frozen(state, program)
+        state, origins["frozen_from"] = _adopt_frozen(state, program)
     start = int(state.step)
-    provenance = _provenance(loader.mixture, pretrained, frozen_from)
+    provenance = _provenance(loader.mixture) | origins
     _log_size(state, program)
 
     # --- Loop -----------------------------------------------------------------------------------
@@ -230,7 +232,7 @@ def _assets(
     config: ConfigDict,
     stage_class: type[stages.Stage],
     mixture: Mixture,
-    pretrained: runs.Run | None,
+    pretrained: runs.Source | None,
 ) -> dict[str, bytes]:
     """The run's small files: made once, from the data or the run it starts from, then kept."""
     directory = workdir / "assets"
@@ -270,20 +272,24 @@ def _actions(mixture: Mixture) -> np.ndarray:
 
 
 def _start_from(
-    pretrained: runs.Run, state: states.TrainState, program: programs.Program
-) -> tuple[states.TrainState, dict[str, list[str]]]:
-    """Takes over another run's parameters; says which were taken, dropped and newly initialised."""
-    key = jax.random.key(state.seed)
-    params, report = surgery.head_swap(pretrained.params, program.stage.model, key)
-    logging.info("init_from %s: %s", pretrained.workdir, report)
+    pretrained: runs.Source, state: states.TrainState, program: programs.Program
+) -> tuple[states.TrainState, dict[str, list[str]], str]:
+    """Takes over another run's parameters, read to where they belong; says which were taken,
+    dropped and newly initialised, and the hash of the other's parameters."""
     shardings = program.shardings
-    params = sharding.place(params, shardings.params)
+    where = flatten(shardings.params)
+    plan = surgery.plan_swap(pretrained.params, program.state.params)
+    logging.info("init_from %s: %s", pretrained.workdir, plan)
+    taken, params_hash = pretrained.read({path: where[path] for path in plan.taken})
+    key = jax.random.key(state.seed)
+    params = surgery.head_swap(plan, taken, program.stage.model, key, where)
     ema = None if state.ema is None else states.first_average(params, program.optimizer)
     opt_state = jax.jit(program.optimizer.init, out_shardings=shardings.opt_state)(params)
-    return state.replace(params=params, ema=ema, opt_state=opt_state), dataclasses.asdict(report)
+    state = state.replace(params=params, ema=ema, opt_state=opt_state)
+    return state, dataclasses.asdict(plan), params_hash
 
 
-def _check_frozen(program: programs.Program, pretrained: runs.Run | None) -> None:
+def _check_frozen(program: programs.Program, pretrained: runs.Source | None) -> None:
     """Refuses to freeze parameters that nothing has trained."""
     taken = ()
     if pretrained is not None:
@@ -319,16 +325,12 @@ def _adopt_frozen(
     return state.replace(variables=variables), run.params_hash
 
 
-def _provenance(
-    mixture: Mixture, pretrained: runs.Run | None, frozen_from: str | None
-) -> dict[str, Any]:
+def _provenance(mixture: Mixture) -> dict[str, Any]:
     return {
         "code_version": runs.code_version(),
         "corpora": {c.name: c.index.hash for c in mixture.corpora},
         "label_sets": {c.name: c.labels.provenance for c in mixture.corpora if c.labels},
         "image_token_sets": {c.name: c.tokens[0].provenance for c in mixture.corpora if c.tokens},
-        "init_from": pretrained.params_hash if pretrained else None,
-        "frozen_from": frozen_from,
     }
 
 

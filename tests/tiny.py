@@ -212,19 +212,23 @@ def logged_step(workdir: Path) -> int:
     return json.loads(lines[-1])["step"] if lines else 0
 
 
-def command(arguments: list[str], output: IO[str], devices: int = 1) -> subprocess.Popen:
-    """`python -m lapa_jax ARGUMENTS`, compiled as under `quick_compile`."""
-    environment = os.environ | {
+def environment(devices: int = 1) -> dict[str, str]:
+    """Of a process that compiles as under `quick_compile`."""
+    return os.environ | {
         "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false",
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_DEFAULT_MATMUL_PRECISION": "highest",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
+
+
+def command(arguments: list[str], output: IO[str], devices: int = 1) -> subprocess.Popen:
+    """`python -m lapa_jax ARGUMENTS`, compiled as under `quick_compile`."""
     return subprocess.Popen(
         [sys.executable, "-m", "lapa_jax", *arguments],
         cwd=ROOT,
-        env=environment,
+        env=environment(devices),
         stdout=output,
         stderr=subprocess.STDOUT,
     )

@@ -4,9 +4,10 @@ Nothing is matched by guess: a parameter is taken, dropped or newly initialised,
 lists each. Anything beyond what the patterns allow is an error that names the parameters.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,33 +36,26 @@ class SwapReport:
 
 
 def head_swap(
-    pretrained: Tree,
+    plan: SwapReport,
+    taken: Mapping[str, jax.Array],
     target: Functional,
     key: jax.Array,
-    *,
-    reinit: Sequence[str] = (),
-    may_change: Sequence[str] = HEADS,
-) -> tuple[Tree, SwapReport]:
-    """(parameters of `target`, report).
-
-    Paths matching `reinit` (shell patterns) are initialised anew even if the pretrained tree has
-    them. Only paths matching `may_change` may be dropped or missing. Only the new parameters are
-    computed.
-    """
-    report = plan_swap(pretrained, target.abstract()[0], reinit=reinit, may_change=may_change)
-    merged = {path: leaf for path, leaf in flatten(pretrained).items() if path in report.taken}
-    for path in report.widened:
+    shardings: Mapping[str, Any] | None = None,
+) -> Tree:
+    """Parameters of `target`: those that the plan takes, by path, and new ones. Only the new ones
+    are computed, each where `shardings` (by path) says."""
+    merged = {path: taken[path] for path in plan.taken}
+    for path in plan.widened:
         merged[path] = merged[path].astype(jnp.float32)
-    if report.initialised:
-        fresh = jax.jit(
-            lambda key: {
-                path: leaf
-                for path, leaf in flatten(target.init(key)[0]).items()
-                if path in report.initialised
-            }
-        )
-        merged |= fresh(key)
-    return unflatten(merged), report
+    if plan.initialised:
+        where = {path: shardings[path] for path in plan.initialised} if shardings else None
+
+        def fresh(key: jax.Array) -> dict[str, jax.Array]:
+            params = flatten(target.init(key)[0])
+            return {path: params[path] for path in plan.initialised}
+
+        merged |= jax.jit(fresh, out_shardings=where)(key)
+    return unflatten(merged)
 
 
 def plan_swap(
@@ -71,7 +65,11 @@ def plan_swap(
     reinit: Sequence[str] = (),
     may_change: Sequence[str] = HEADS,
 ) -> SwapReport:
-    """The report of a swap; both trees may be abstract."""
+    """What of `pretrained` becomes of `target`; both trees may be abstract.
+
+    Paths matching `reinit` (shell patterns) are initialised anew even if the pretrained tree has
+    them. Only paths matching `may_change` may be dropped or missing.
+    """
     have, want = flatten(pretrained), flatten(target)
     unused = [p for p in reinit if not any(fnmatchcase(path, p) for path in want)]
     if unused:

@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 T = TypeVar("T")
 
 HEARTBEAT_SECONDS = 60
+OWN_ERROR_SECONDS = 10  # for an orderly end of a process that has failed by itself
 EXIT_ALONE = 70  # ended without the other processes: one of them, or this one, has failed
 
 # Variables that a launcher sets on every process of a run; a count must exceed one to matter.
@@ -248,23 +249,26 @@ def leaving_on_error() -> Iterator[None]:
 
     They may be lost, and with them every collective and barrier that an orderly end would wait for.
     JAX ends processes when one is unheard of for the heartbeat, and names it; where that does not
-    come, this one ends after twice the heartbeat, and so the others find out.
+    come, this one ends after twice the heartbeat, and so the others find out. Where its own error
+    is not of JAX, it has nobody to wait for: all fail alike at about the same time, or it alone.
     """
     global _leaving
     try:
         yield
     except BaseException as error:
         if jax.process_count() > 1 and _leaving is None:
+            of_others = isinstance(error, jax.errors.JaxRuntimeError)
             logging.error(
                 "process %d of %d fails: %s: %s%s",
                 jax.process_index(),
                 jax.process_count(),
                 type(error).__name__,
                 error,
-                _LOST if isinstance(error, jax.errors.JaxRuntimeError) else "",
+                _LOST if of_others else "",
             )
             index = jax.process_index()  # in time: JAX's own end forgets it
-            _leaving = threading.Timer(2 * _heartbeat_seconds, _leave, [index])
+            seconds = 2 * _heartbeat_seconds if of_others else OWN_ERROR_SECONDS
+            _leaving = threading.Timer(seconds, _leave, [index])
             _leaving.daemon = True
             _leaving.start()
         raise

@@ -40,6 +40,7 @@ from lapa_jax.training.manifest import (
     paths_of,
     split_items,
     storable,
+    stored_path,
 )
 from lapa_jax.training.state import TrainState
 from lapa_jax.training.steps import list_steps
@@ -58,6 +59,7 @@ class LoadedModel:
     params: dict
     variables: dict
     meta: dict
+    records: dict[tuple[str, ...], dict]  # of all parameters that there are, read or not
 
 
 class _Manager(ocp.CheckpointManager):
@@ -104,7 +106,7 @@ class Checkpoints:
         that is in memory of what is being written; without, as much as the disk lags behind."""
         if keep < 1:
             raise ValueError(f"keep={keep} checkpoints: at least 1")
-        self.directory = Path(directory).absolute()
+        self.directory = steps.local(directory)
         self.damaged: list[tuple[int, str]] = []  # (step, reason) met by restore
         self._pending: int | None = None  # the step being saved
         self._failed: list[int] = []  # steps whose saving raised
@@ -255,13 +257,7 @@ class Checkpoints:
 
 def load_meta(directory: str | Path, step: int | None = None) -> dict:
     """Meta of a step (default: the newest), with assets as bytes; reads no arrays."""
-    directory = Path(directory).absolute()
-
-    def read(step: int) -> _Step:
-        meta, records = _read_meta(directory, step)
-        return _read_items(directory, step, meta, records, {})
-
-    return steps.newest_sound(directory, step, read, _verify)[0].meta
+    return load_params(directory, step, shardings={}).meta
 
 
 def load_params(
@@ -273,55 +269,70 @@ def load_params(
 ) -> LoadedModel:
     """Parameters and variables for inference, checked, without the tree being known beforehand.
 
-    NumPy arrays; with `shardings` (shaped as params) parameters on those devices, or everything by
-    one sharding: nothing is held twice. ema=True takes the averaged parameters; frozen ones have
-    no average and are taken as they are. Changes nothing on disk; a damaged newest step is passed
-    over loudly.
+    NumPy arrays; with one sharding everything is on its devices; with a sharding per parameter
+    (nested as they are) those parameters and nothing else are read. Nothing is held twice, and the
+    log lists what was taken from where and what was left. ema=True takes the averaged parameters;
+    frozen ones have no average and are taken as they are. Changes nothing on disk; a damaged newest
+    step is passed over loudly.
     """
-    directory = Path(directory).absolute()
-    source = "ema" if ema else "params"
+    directory = steps.local(directory)
     everywhere = shardings if isinstance(shardings, jax.sharding.Sharding) else None
     placed = None if shardings is None or everywhere else paths_of(shardings)
 
     def read(step: int) -> _Step:
         meta, records = _read_meta(directory, step)
-        if source not in records:
-            raise CheckpointMismatchError(
-                f"{directory}/{step} holds no {source}: it has {sorted(records)}"
-                + ("; the run had optimizer.ema_decay=0" if ema else "")
-            )
-        sources = {source: records[source]}
-        if ema:
-            others = {p: r for p, r in records["params"].items() if p not in records["ema"]}
-            sources |= {"params": others} if others else {}
-        paths = {path for arrays in sources.values() for path in arrays}
-        if placed is not None and set(placed) != paths:
-            odd = sorted("/".join(path) for path in set(placed) ^ paths)
-            raise CheckpointMismatchError(
-                f"shardings and {directory}/{step}/{source} differ in {odd}"
-            )
-        wanted: dict[str, ArrayPaths] = {
-            name: {path: placed and _abstract(r, placed[path]) for path, r in arrays.items()}
-            for name, arrays in sources.items()
-        }
-        if "variables" in records:
-            wanted["variables"] = dict.fromkeys(records["variables"])
-        if everywhere is not None:
-            wanted = {
-                item: {path: _abstract(records[item][path], everywhere) for path in paths}
-                for item, paths in wanted.items()
-            }
-        return _read_items(directory, step, meta, {k: records[k] for k in wanted}, wanted)
+        sources = _parameters(records, ema, f"{directory}/{step}")
+        of_path = {path: (item, r) for item, rs in sources.items() for path, r in rs.items()}
+        if placed is not None:
+            unknown = sorted("/".join(path) for path in placed.keys() - of_path.keys())
+            if unknown:
+                raise CheckpointMismatchError(f"{directory}/{step} has no parameters {unknown}")
+        elif "variables" in records:
+            sources["variables"] = records["variables"]
+        wanted: dict[str, ArrayPaths] = {}
+        for item, rs in sources.items():
+            for path, record in rs.items():  # in this order on all processes
+                if placed is None or path in placed:
+                    where = everywhere if placed is None else placed[path]
+                    wanted.setdefault(item, {})[path] = where and _abstract(record, where)
+        return _read_items(directory, step, meta, records, wanted)
 
     found, _ = steps.newest_sound(directory, step, read, _verify)
+    if found.items:
+        _tell_parts(f"{directory}/{found.step}", found)
     items = found.items
     averaged = items.pop("ema", {})
+    sources = _parameters(found.records, ema, "")
     return LoadedModel(
         step=found.step,
         params=nest(items.pop("params", {}) | averaged),
         variables=nest(items.get("variables", {})),
         meta=found.meta,
+        records={path: r for rs in sources.values() for path, r in rs.items()},
     )
+
+
+def _parameters(records: Records, ema: bool, where: str) -> Records:
+    """Records of the parameters, by the item that they are taken from."""
+    source = "ema" if ema else "params"
+    if source not in records:
+        raise CheckpointMismatchError(
+            f"{where} holds no {source}: it has {sorted(records)}"
+            + ("; the run had optimizer.ema_decay=0" if ema else "")
+        )
+    sources = {source: records[source]}
+    if ema:
+        others = {p: r for p, r in records["params"].items() if p not in records["ema"]}
+        sources |= {"params": others} if others else {}
+    return sources
+
+
+def _tell_parts(where: str, read: "_Step") -> None:
+    """Logs which arrays of a step were read, and which were left."""
+    taken = {item: len(arrays) for item, arrays in read.items.items() if arrays}
+    left = {item: len(rs) - taken.get(item, 0) for item, rs in read.records.items()}
+    told = [", ".join(f"{n} of {item}" for item, n in x.items() if n) for x in (taken, left)]
+    logging.info("%s: arrays read: %s; left: %s", where, *(x or "none" for x in told))
 
 
 def _is_disk_full(error: BaseException | None) -> bool:
@@ -373,16 +384,18 @@ def _read_items(
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
     with ocp.Checkpointer(handler, multiprocessing_options=_alone()) as reader:
         for name, arrays in batches:
+            stored = {stored_path(records[name][path], path): path for path in arrays}
             tree = reader.restore(
                 directory / str(step) / name,
                 args=ocp.args.PyTreeRestore(
-                    item=nest(dict.fromkeys(arrays, 0)),
-                    restore_args=nest({path: _restore_args(x) for path, x in arrays.items()}),
-                    partial_restore=len(arrays) < len(records[name]),
+                    item=nest(dict.fromkeys(stored, 0)),
+                    restore_args=nest({p: _restore_args(arrays[stored[p]]) for p in stored}),
+                    partial_restore=True,
                 ),
             )
             # Else copies to the device add up, whose memory nothing counts.
-            found[name] |= paths_of(jax.block_until_ready(tree))
+            read = paths_of(jax.block_until_ready(tree))
+            found[name] |= {path: read[p] for p, path in stored.items()}
     return _Step(step, meta, found, records)
 
 

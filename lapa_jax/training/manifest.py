@@ -4,7 +4,7 @@ document that records them. Knows nothing of how arrays are stored.
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,7 +14,11 @@ import xxhash
 from lapa_jax.training import checksum
 from lapa_jax.training.state import TrainState
 
-FORMAT_VERSION = 2  # 1 had xxh3 checksums of whole arrays
+FORMAT_VERSION = 2
+# version → what makes the document of the version after it. A new format comes with a line here, or
+# the older one is refused. Of a record it may change the path: the place of the array on disk stays
+# in "stored_path". From 1, which had xxh3 checksums of whole arrays, there is no way.
+UPGRADES: dict[int, Callable[[dict], dict]] = {}
 OWN_KEYS = ("format_version", "step", "arrays")
 ITEMS = ("params", "ema", "variables")  # fields of TrainState stored apart; the rest is "state"
 DIFF_LINES = 20
@@ -183,16 +187,25 @@ def encode_meta(
     return {"payload": payload, "xxh3_64": xxhash.xxh3_64_hexdigest(payload.encode())}
 
 
+def stored_path(record: Mapping[str, Any], path: tuple[str, ...]) -> tuple[str, ...]:
+    """Where the array of a record is on disk: elsewhere than at its path after an upgrade."""
+    return tuple(record.get("stored_path", path))
+
+
 def decode_meta(document: Mapping[str, Any]) -> tuple[dict, Records]:
     """(meta as it was given, with step and format_version; records of the arrays)."""
     payload = document["payload"]
     if xxhash.xxh3_64_hexdigest(payload.encode()) != document["xxh3_64"]:
         raise CheckpointDamagedError("checksum of meta differs")
     meta = json.loads(payload)
+    found = meta["format_version"]
+    for version in range(found, FORMAT_VERSION):
+        if version in UPGRADES:
+            meta = {**UPGRADES[version](meta), "format_version": version + 1}
     if meta["format_version"] != FORMAT_VERSION:
         raise CheckpointMismatchError(
-            f"step {meta['step']} has checkpoint format {meta['format_version']}, this code reads "
-            f"{FORMAT_VERSION}"
+            f"step {meta['step']} has checkpoint format {found}, this code reads {FORMAT_VERSION}"
+            + (f" and knows no way from {meta['format_version']}" if found < FORMAT_VERSION else "")
         )
     meta["assets"] = {name: base64.b64decode(data) for name, data in meta["assets"].items()}
     records: Records = {

@@ -5,6 +5,7 @@ All processes come to the same answers.
 
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -78,6 +79,17 @@ class Best:
             return False
         self._value, self.step = value, step
         return True
+
+
+def local(directory: str | Path) -> Path:
+    """The directory, absolute; refuses URLs, of which a path would make a folder named "gs:"."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(directory)):
+        raise ValueError(
+            f"{directory} is a URL: runs and their checkpoints need a directory of a file system "
+            f"(corpora may lie behind URLs). Mount the bucket (Cloud Storage FUSE, Filestore, "
+            f"Lustre) at the same path on all hosts and give that path"
+        )
+    return Path(directory).absolute()
 
 
 def list_steps(directory: str | Path) -> list[int]:

@@ -93,7 +93,8 @@ def test_merged_kernels_compute_what_the_factors_did():
 
 def test_factors_are_new_in_a_swap_and_never_dropped():
     plain = fresh(0)
-    params, report = head_swap(plain, build(), jax.random.key(1))
+    report = plan_swap(plain, build().abstract()[0])
+    params = head_swap(report, flatten(plain), build(), jax.random.key(1))
     assert set(report.initialised) == FACTORS and report.dropped == ()
     np.testing.assert_array_equal(logits_of(RANK)(params), logits_of(0)(plain))
     with pytest.raises(ValueError, match="has unused .*lora_a.*may not change"):

@@ -11,7 +11,7 @@ import pytest
 from lapa_jax.models.decoding import decode
 from lapa_jax.models.module import Functional, flatten
 from lapa_jax.models.stack import unstack
-from lapa_jax.models.surgery import head_swap
+from lapa_jax.models.surgery import head_swap, plan_swap
 from lapa_jax.models.vla import SIZES, VLA, VLAConfig, positions, vla_flops
 from lapa_jax.tokens.modality import ACTION, FILL, IMAGE, LATENT, TEXT
 
@@ -183,7 +183,8 @@ def test_remat_keeps_what_attention_gives_and_no_more():
 def test_head_swap_lists_every_parameter():
     pretrained = build(action_vocab=0).init(jax.random.key(1))[0]
     target = build(latent_vocab=0)
-    params, report = head_swap(pretrained, target, jax.random.key(2))
+    report = plan_swap(pretrained, target.abstract()[0])
+    params = head_swap(report, flatten(pretrained), target, jax.random.key(2))
     assert set(report.dropped) == {"embeddings/latent/table", "heads/latent/kernel"}
     assert set(report.initialised) == {"embeddings/action/table", "heads/action/kernel"}
     assert set(report.taken) | set(report.initialised) == set(flatten(target.abstract()[0]))
@@ -194,16 +195,16 @@ def test_head_swap_lists_every_parameter():
 
 
 def test_head_swap_refuses_what_was_not_named():
-    pretrained, net = build().init(jax.random.key(1))[0], build(text_vocab=40)
+    pretrained, net = build().init(jax.random.key(1))[0], build(text_vocab=40).abstract()[0]
     with pytest.raises(ValueError, match="embeddings/text/table is float32.32, 32.*40, 32"):
-        head_swap(pretrained, net, jax.random.key(0))
-    _, report = head_swap(pretrained, net, jax.random.key(0), reinit=("*/text/*",))
+        plan_swap(pretrained, net)
+    report = plan_swap(pretrained, net, reinit=("*/text/*",))
     assert set(report.initialised) == {"embeddings/text/table", "heads/text/kernel"}
     del pretrained["norm"]
     with pytest.raises(ValueError, match="lacks .'norm/scale'"):
-        head_swap(pretrained, build(), jax.random.key(0))
+        plan_swap(pretrained, build().abstract()[0])
     with pytest.raises(ValueError, match="'heads/typo/.' *.* match no"):
-        head_swap(pretrained, build(), jax.random.key(0), reinit=("heads/typo/*",))
+        plan_swap(pretrained, build().abstract()[0], reinit=("heads/typo/*",))
 
 
 def test_image_ids_and_missing_heads():

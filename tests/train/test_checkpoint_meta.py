@@ -12,6 +12,7 @@ from data_pipelines.index import load_index
 from data_pipelines.loader import FingerprintError
 from lapa_jax import runs, train
 from lapa_jax.models import lora, module
+from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.tokens import action as action_tokens
 from lapa_jax.tokens.text import TextTokenizer
 from lapa_jax.training import checkpoint
@@ -184,6 +185,24 @@ def test_starting_from_another_run(latent_run, tiny_data, tmp_path):
     assert run.assets["tokenizer.model"] == source.assets["tokenizer.model"]
     bins = action_tokens.from_json(run.assets["action_bins.json"])
     assert bins.action_dim == 2 and max(bins.num_bins) <= config.model.action_vocab
+
+
+def test_parameters_of_a_source_are_read_split(latent_run, monkeypatch):
+    """... and none whole: that would be more than a device holds."""
+    run, source = runs.load(latent_run[0]), runs.find(latent_run[0])
+    expected, abstract = module.flatten(run.params), module.flatten(source.params)
+    assert {p: (x.shape, x.dtype) for p, x in abstract.items()} == {
+        p: (x.shape, x.dtype) for p, x in expected.items()
+    }
+    mesh = make_mesh(dict(data=1, fsdp=8, seq=1, tensor=1))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+    where = {path: split for path, x in expected.items() if x.shape[0] % 8 == 0}
+    monkeypatch.setattr(runs, "load", None)
+    found, params_hash = source.read(where)
+    assert found.keys() == where.keys() and len(where) > 2 and params_hash == run.params_hash
+    for path, x in found.items():
+        assert x.sharding == split
+        np.testing.assert_array_equal(x, expected[path], err_msg=path)
 
 
 def test_fine_tuning_a_head_and_factors(latent_run, tiny_data, tmp_path):

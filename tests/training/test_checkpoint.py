@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from lapa_jax.parallel import distributed
 from lapa_jax.parallel.mesh import make_mesh
-from lapa_jax.training import checksum
+from lapa_jax.training import checksum, manifest
 from lapa_jax.training.checkpoint import Checkpoints, load_meta, load_params
 from lapa_jax.training.manifest import (
     FORMAT_VERSION,
@@ -152,8 +153,25 @@ def test_parameters_load_without_knowing_the_tree(saved):
     assert_equal(load_params(saved, 1, ema=True).params, jax.device_get(make_state(1).ema))
     with pytest.raises(FileNotFoundError, match="step 7.*\\[1, 2\\]"):
         load_params(saved, 7)
-    with pytest.raises(CheckpointMismatchError, match="scale"):
-        load_params(saved, shardings={"blocks": {"kernel": None, "half": None}})
+    everywhere = NamedSharding(make_mesh(dict(data=8, fsdp=1, seq=1, tensor=1)), P())
+    with pytest.raises(CheckpointMismatchError, match="no parameters \\['gain'\\]"):
+        load_params(saved, shardings={"scale": everywhere, "gain": everywhere})
+
+
+def test_parts_are_read_and_the_log_lists_what_was_left(saved, caplog):
+    caplog.set_level("INFO")
+    split = NamedSharding(make_mesh(dict(data=1, fsdp=8, seq=1, tensor=1)), P("fsdp"))
+    model = load_params(saved, ema=True, shardings={"blocks": {"kernel": split}})
+    assert_equal(model.params["blocks"].pop("kernel"), make_state(2).ema["blocks"]["kernel"])
+    assert model.params == {"blocks": {}} and model.variables == {}
+    assert set(model.records) == {("blocks", "kernel"), ("blocks", "half"), ("scale",)}
+    left = "3 of params, 2 of ema, 3 of variables, 6 of state"
+    assert f"{saved}/2: arrays read: 1 of ema; left: " in caplog.text
+    told = caplog.text.split("left: ")[1].splitlines()[0]
+    assert sorted(told.split(", ")) == sorted(left.split(", "))
+    caplog.clear()
+    load_meta(saved)
+    assert "arrays read" not in caplog.text
 
 
 def test_state_may_be_donated_as_soon_as_save_returns(tmp_path):
@@ -444,14 +462,64 @@ def test_checksum_ignores_sharding_and_sees_single_bits(dtype, monkeypatch):
     assert len(changed) == len(cases) + 2
 
 
-def test_an_older_format_is_named(copied):
-    path = copied / "2" / "meta" / "metadata"
-    content = json.loads(json.loads(path.read_text())["payload"]) | {"format_version": 1}
-    payload = json.dumps(content)
+def rewrite_meta(directory, step, change):
+    """As another version of the code would have written it."""
+    path = directory / str(step) / "meta" / "metadata"
+    payload = json.dumps(change(json.loads(json.loads(path.read_text())["payload"])))
     digest = xxhash.xxh3_64_hexdigest(payload.encode())
     path.write_text(json.dumps({"payload": payload, "xxh3_64": digest}))
-    with pytest.raises(CheckpointMismatchError, match="step 2 has checkpoint format 1.*reads 2"):
+
+
+def test_an_older_format_is_named(copied):
+    rewrite_meta(copied, 2, lambda meta: meta | {"format_version": 1})
+    with pytest.raises(CheckpointMismatchError, match="format 1.*reads 2.*no way from 1"):
         load_params(copied)
+    rewrite_meta(copied, 2, lambda meta: meta | {"format_version": 9})
+    with pytest.raises(CheckpointMismatchError, match="format 9, this code reads 2$"):
+        load_params(copied)
+
+
+def test_an_older_format_is_upgraded_where_there_is_a_way(copied, monkeypatch):
+    """Two made-up changes: an array moved from blocks/half to half, and before that the fingerprint
+    of the data had another name."""
+
+    def older(meta):
+        meta["fingerprint"] = meta.pop("data")
+        return meta | {"format_version": 0}
+
+    def rename(meta):
+        for record in meta["arrays"]["params"] + meta["arrays"]["ema"]:
+            if record["path"] == ["blocks", "half"]:
+                record |= {"path": ["half"], "stored_path": ["blocks", "half"]}
+        return meta
+
+    def move(meta):
+        meta["data"] = meta.pop("fingerprint")
+        return meta
+
+    rewrite_meta(copied, 2, older)
+    monkeypatch.setitem(manifest.UPGRADES, 0, move)
+    with pytest.raises(CheckpointMismatchError, match="format 0.*no way from 1"):
+        load_params(copied)
+    monkeypatch.setitem(manifest.UPGRADES, 1, rename)
+    model, expected = load_params(copied), make_state(2)
+    assert model.meta["format_version"] == FORMAT_VERSION and model.meta["data"] == META["data"]
+    half = expected.params["blocks"].pop("half")
+    assert_equal(model.params, jax.device_get({**expected.params, "half": half}))
+    with Checkpoints(copied) as checkpoints:
+        average = {**expected.ema, "half": expected.ema["blocks"].pop("half")}
+        state = expected.replace(params=model.params, ema=average)
+        assert_equal(checkpoints.restore(state)[0], state)
+        with pytest.raises(CheckpointMismatchError, match="4 arrays differ"):
+            checkpoints.restore(state, step=1)  # which is of the new format, with the old names
+
+
+@pytest.mark.parametrize("url", ["gs://bucket/run", "memory:/run", Path("s3://bucket/run")])
+def test_urls_are_refused_with_what_to_do(url):
+    for read in (Checkpoints, load_params, load_meta):
+        with pytest.raises(ValueError, match="is a URL.*Mount the bucket"):
+            read(url)
+    assert not Path("gs:").exists() and not Path("memory:").exists()
 
 
 def test_meta_is_plain_json_on_disk(saved):
