@@ -14,11 +14,21 @@ import xxhash
 from lapa_jax.training import checksum
 from lapa_jax.training.state import TrainState
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+
+
+def _with_loss_stats(meta: dict) -> dict:
+    """Format 3 has the running statistics of the loss (guard.py)."""
+    record = {"path": ["loss_stats"], "dtype": "float32", "shape": [3], "zeros": True}
+    arrays = meta["arrays"]
+    return {**meta, "arrays": {**arrays, "state": [*arrays["state"], record]}}
+
+
 # version → what makes the document of the version after it. A new format comes with a line here, or
-# the older one is refused. Of a record it may change the path: the place of the array on disk stays
-# in "stored_path". From 1, which had xxh3 checksums of whole arrays, there is no way.
-UPGRADES: dict[int, Callable[[dict], dict]] = {}
+# the older one is refused. A record's path may change: the place of the array on disk stays in
+# "stored_path"; a new record has no array there, but "zeros". From 1, which had xxh3 checksums of
+# whole arrays, there is no way.
+UPGRADES: dict[int, Callable[[dict], dict]] = {2: _with_loss_stats}
 OWN_KEYS = ("format_version", "step", "arrays")
 ITEMS = ("params", "ema", "variables")  # fields of TrainState stored apart; the rest is "state"
 DIFF_LINES = 20
@@ -200,8 +210,9 @@ def decode_meta(document: Mapping[str, Any]) -> tuple[dict, Records]:
     meta = json.loads(payload)
     found = meta["format_version"]
     for version in range(found, FORMAT_VERSION):
-        if version in UPGRADES:
-            meta = {**UPGRADES[version](meta), "format_version": version + 1}
+        if version not in UPGRADES:
+            break
+        meta = {**UPGRADES[version](meta), "format_version": version + 1}
     if meta["format_version"] != FORMAT_VERSION:
         raise CheckpointMismatchError(
             f"step {meta['step']} has checkpoint format {found}, this code reads {FORMAT_VERSION}"

@@ -165,7 +165,7 @@ def test_parts_are_read_and_the_log_lists_what_was_left(saved, caplog):
     assert_equal(model.params["blocks"].pop("kernel"), make_state(2).ema["blocks"]["kernel"])
     assert model.params == {"blocks": {}} and model.variables == {}
     assert set(model.records) == {("blocks", "kernel"), ("blocks", "half"), ("scale",)}
-    left = "3 of params, 2 of ema, 3 of variables, 6 of state"
+    left = "3 of params, 2 of ema, 3 of variables, 7 of state"
     assert f"{saved}/2: arrays read: 1 of ema; left: " in caplog.text
     told = caplog.text.split("left: ")[1].splitlines()[0]
     assert sorted(told.split(", ")) == sorted(left.split(", "))
@@ -472,10 +472,12 @@ def rewrite_meta(directory, step, change):
 
 def test_an_older_format_is_named(copied):
     rewrite_meta(copied, 2, lambda meta: meta | {"format_version": 1})
-    with pytest.raises(CheckpointMismatchError, match="format 1.*reads 2.*no way from 1"):
+    with pytest.raises(
+        CheckpointMismatchError, match=f"format 1.*reads {FORMAT_VERSION}.*no way from 1"
+    ):
         load_params(copied)
     rewrite_meta(copied, 2, lambda meta: meta | {"format_version": 9})
-    with pytest.raises(CheckpointMismatchError, match="format 9, this code reads 2$"):
+    with pytest.raises(CheckpointMismatchError, match=f"9, this code reads {FORMAT_VERSION}$"):
         load_params(copied)
 
 
@@ -512,6 +514,20 @@ def test_an_older_format_is_upgraded_where_there_is_a_way(copied, monkeypatch):
         assert_equal(checkpoints.restore(state)[0], state)
         with pytest.raises(CheckpointMismatchError, match="4 arrays differ"):
             checkpoints.restore(state, step=1)  # which is of the new format, with the old names
+
+
+def test_format_2_had_no_statistics_of_the_loss(copied):
+    def older(meta):
+        meta["arrays"]["state"] = [
+            record for record in meta["arrays"]["state"] if record["path"] != ["loss_stats"]
+        ]
+        return meta | {"format_version": 2}
+
+    rewrite_meta(copied, 2, older)
+    with Checkpoints(copied) as checkpoints:
+        state, meta = checkpoints.restore(make_state(2), step=2)
+    assert_equal(state, make_state(2))
+    assert meta["format_version"] == FORMAT_VERSION and not state.loss_stats.any()
 
 
 @pytest.mark.parametrize("url", ["gs://bucket/run", "memory:/run", Path("s3://bucket/run")])
