@@ -134,7 +134,7 @@ class LapaPolicy(PreTrainedModel):
             x = self.embeddings[head](found[-1])[:, None].to(x.dtype)
             position = position[:, -1:] + 1
             visible = F.pad(visible, (0, 1), value=True)
-        return (torch.stack(x, 1).cpu().numpy() for x in (found, logits))
+        return tuple(torch.stack(x, 1).cpu().numpy() for x in (found, logits))
 
     def embed(self, tokens_BT, modality_BT, images_BNHWC=None):
         """(B, T, D): each token from the table of its modality, FILL from the front-end."""
@@ -202,7 +202,7 @@ class LapaPolicy(PreTrainedModel):
         N, tokens = own["num_images"], own["tokens_per_image"]
         pixels, shape = self.front_end is not None, (tokens,)
         if self.image_tokenizer is not None:  # takes both
-            pixels = image.dtype == np.uint8 and image.shape[-1] == 3
+            pixels = image.ndim > 2 and image.shape[-1] == 3
         if pixels:
             shape = (*own["image_size"], 3)
         if (image.dtype != np.uint8 if pixels else image.dtype.kind not in "iu") or (
