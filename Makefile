@@ -1,8 +1,24 @@
 # Two commands on a fresh machine: `make demo` and `make test`.
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
 JOBS ?= 2
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+# `make test PYTHON=python3.13` has an environment of its own.
+VENV := $(if $(filter file,$(origin PYTHON)),.venv,.venv-$(VERSION))
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# The files of requirements/ are complete and pinned, for Python 3.11. Other versions get the newest
+# that setup.py admits, without compilers for accelerators, Apache Beam and PyTorch: the tests that
+# need these skip and say so.
+ifeq ($(VERSION),3.11)
+BASE := -r requirements/base.txt
+DEV := -r requirements/dev.txt
+ENVIRONMENTS = $(VENV)/.dev $(VENV)/.aot $(VENV)/.beam
+else
+BASE := -e .
+DEV := -e .[dev,serve]
+ENVIRONMENTS = $(VENV)/.dev
+endif
 
 .PHONY: demo test test-aot fuzz torture lint clean
 
@@ -10,7 +26,7 @@ JOBS ?= 2
 demo: $(VENV)/.base
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/lapa demo
 
-test: $(VENV)/.dev $(VENV)/.aot $(VENV)/.beam
+test: $(ENVIRONMENTS)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
@@ -36,21 +52,19 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.base: requirements/base.txt setup.py | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/base.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(PIP) $(BASE)
+	$(PIP) --no-deps -e .
 	touch $@
 
 $(VENV)/.dev: requirements/dev.txt requirements/no_deps.txt $(VENV)/.base
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/dev.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
-		-r requirements/no_deps.txt
+	$(PIP) $(DEV)
+	$(PIP) --no-deps -r requirements/no_deps.txt
 	touch $@
 
 # Compilers for accelerators, in a folder of their own: in the environment itself JAX would look for
 # the hardware at every start. --no-deps: the CUDA libraries are not needed to compile.
 $(VENV)/.aot: requirements/aot.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps \
-		--target $(VENV)/aot -r requirements/aot.txt
+	$(PIP) --upgrade --no-deps --target $(VENV)/aot -r requirements/aot.txt
 	touch $@
 
 # Apache Beam, which wants older versions of what .base has, in an environment of its own.
@@ -62,4 +76,4 @@ $(VENV)/.beam: requirements/beam.txt setup.py | $(BIN)/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf .venv .venv-* build *.egg-info
