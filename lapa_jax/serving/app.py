@@ -17,6 +17,7 @@ import msgpack
 import numpy as np
 from absl import logging
 from PIL import Image
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
@@ -44,7 +45,6 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
 }
-_PROMETHEUS = "text/plain; version=0.0.4"
 _RESTART = 1012  # close code of WebSockets
 
 
@@ -81,7 +81,7 @@ class Server:
             return JSONResponse(self.metadata)
 
         async def scrape(request: Request) -> Response:
-            return Response(self.metrics.text(), media_type=_PROMETHEUS)
+            return Response(self.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
         return Starlette(
             routes=[

@@ -148,8 +148,8 @@ class Engine:
         self._worker.shutdown()
 
     def _take(self) -> list[_Waiting]:
-        batch = []
-        while self._waiting and len(batch) < self.batch_sizes[-1]:
+        batch, most = [], worthwhile(len(self._waiting), self.batch_sizes)
+        while self._waiting and len(batch) < most:
             one = self._waiting.popleft()
             if not one.answer.done():
                 batch.append(one)
@@ -168,3 +168,11 @@ class Engine:
     def _decode(self, frame: np.ndarray, z: np.ndarray) -> np.ndarray:
         found = jax.device_get(self.quantizer.decode(frame[None], z[None]))[0]
         return (np.clip(found, 0.0, 1.0) * 255.0).round().astype(np.uint8)
+
+
+def worthwhile(waiting: int, sizes: Sequence[int]) -> int:
+    """How many of those that wait to answer at once: all, unless more than a quarter of their batch
+    would be padding and a smaller one is full."""
+    waiting = min(waiting, sizes[-1])
+    place = bisect.bisect_left(sizes, waiting)
+    return sizes[place - 1] if place and 4 * waiting < 3 * sizes[place] else waiting

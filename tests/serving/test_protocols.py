@@ -16,6 +16,7 @@ from tiny_policy import make_policy
 
 from data_pipelines.convert import decode
 from lapa_jax import api
+from lapa_jax.serving.engine import worthwhile
 
 TEXT = "push the red block"
 
@@ -106,6 +107,12 @@ def test_batches_answer_as_single_requests(action_server, action_policy):
     expected = [action_policy.predict_action(picture(i), texts[i]) for i in range(24)]
     assert len(np.unique(expected, axis=0)) > 3
     np.testing.assert_array_equal(np.array([one["a"] for one in found], np.float32), expected)
+
+
+def test_batches_are_not_mostly_padding():
+    taken = [worthwhile(waiting, (1, 2, 4, 8, 16)) for waiting in range(20)]
+    assert taken == [0, 1, 2, 3, 4, 4, 6, 7, 8, 8, 8, 8, 12, 13, 14, 15, 16, 16, 16, 16]
+    assert worthwhile(1, (4, 16)) == 1  # nothing smaller is compiled
 
 
 def test_latent_policies_tell_z_and_its_probabilities(latent_server, latent_run, quantizer_run):
