@@ -2,11 +2,11 @@
 
 import os
 
+from quick_flags import QUICK
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Compiling is most of what the tests do; without the fusion emitters it takes half as long.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8 --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", QUICK]
 ).strip()
 
 from collections.abc import Iterator  # noqa: E402

@@ -1,8 +1,11 @@
 """DINOv2 in torch with Hugging Face's names of tensors, beside any code of ours."""
 
 import numpy as np
-import torch
-import torch.nn.functional as F
+import pytest
+from tiny import NO_TORCH
+
+torch = pytest.importorskip("torch", reason=NO_TORCH)
+F = torch.nn.functional
 
 
 def random_tensors(

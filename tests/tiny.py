@@ -18,6 +18,7 @@ from typing import IO
 
 import numpy as np
 import simplejpeg
+from quick_flags import QUICK
 
 from data_pipelines import schema
 from data_pipelines.index import load_index
@@ -29,6 +30,7 @@ from lapa_jax import config as configs
 from lapa_jax.training import checkpoint
 from lapa_jax.training.metrics import METRICS_FILE, TIMING_KEYS
 
+NO_TORCH = "PyTorch is not installed: requirements/dev.txt has it, for Python 3.11"
 ROOT = Path(__file__).parent.parent
 SIZE = 64  # pixels
 FPS = 10.0
@@ -215,7 +217,7 @@ def logged_step(workdir: Path) -> int:
 def environment(devices: int = 1) -> dict[str, str]:
     """Of a process that compiles as under `quick_compile`."""
     return os.environ | {
-        "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false",
+        "XLA_FLAGS": QUICK,
         "JAX_PLATFORMS": "cpu",
         "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_DEFAULT_MATMUL_PRECISION": "highest",

@@ -4,8 +4,8 @@ import gymnasium
 import jax
 import numpy as np
 import pytest
-import torch
 from av.video.reformatter import VideoReformatter
+from tiny import NO_TORCH
 from tiny_policy import make_policy
 
 import lapa_jax
@@ -24,6 +24,7 @@ def frames(*shape: int) -> np.ndarray:
 
 def test_lerobot_observations(action_policy):
     """NumPy and torch, channels last and first, one and several: the same actions."""
+    torch = pytest.importorskip("torch", reason=NO_TORCH)
     images, expected = frames(2, 32, 48), []
     for image in images:
         expected.append(np.asarray(action_policy.predict_action(image, TEXT)))

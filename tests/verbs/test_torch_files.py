@@ -5,13 +5,15 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import sentencepiece
-import torch
+from tiny import NO_TORCH
 
 from lapa_jax.interop import safetensors_files, torch_code, torch_policy, torch_tokenizer, vqgan
 from lapa_jax.models.position import rope_tables
 from lapa_jax.tokens import text
 
+torch = pytest.importorskip("torch", reason=NO_TORCH)
 GOLDEN = Path(__file__).parents[1] / "golden" / "vqgan"
 INSTRUCTIONS = ["push the red block", "move the green square to place 2"]
 

@@ -1,0 +1,8 @@
+"""Flags of XLA with which tests compile faster; to be read before JAX starts."""
+
+import importlib.metadata
+
+JAX_VERSION = tuple(int(part) for part in importlib.metadata.version("jax").split(".")[:2])
+# Compiling is most of what the tests do; without the fusion emitters it takes half as long. Newer
+# releases have no other way, and end at a flag that they do not know.
+QUICK = "--xla_cpu_use_fusion_emitters=false" if JAX_VERSION < (0, 11) else ""
