@@ -5,6 +5,7 @@
     lapa bench policy                        # training of debug and 20m, decoding of debug and demo
     lapa bench policy --size 7b --part decode --dtype bfloat16
     lapa bench attention --dtype bfloat16    # every implementation that runs here
+    lapa bench loop                          # the training loop, beside its step alone
     lapa bench label                         # reading, encoding and writing, beside encoding alone
     lapa bench serve                         # round trips, beside the call alone; many clients
 
@@ -25,6 +26,7 @@ import jax
 from lapa_jax import (
     bench_attention,
     bench_label,
+    bench_loop,
     bench_policy,
     bench_quantizer,
     bench_serve,
@@ -82,6 +84,10 @@ def _attention(args: argparse.Namespace) -> dict[str, Any]:
     return {"matmul_peak_tflops": round(peak / 1e12, 4), "attention": rows}
 
 
+def _loop(args: argparse.Namespace) -> dict[str, Any]:
+    return {"loop": bench_loop.overhead(args)}
+
+
 def _label(args: argparse.Namespace) -> dict[str, Any]:
     return {"label": bench_label.throughput(args)}
 
@@ -94,6 +100,7 @@ BENCHMARKS: dict[str, tuple[Any, Callable[[argparse.Namespace], dict[str, Any]]]
     "quantizer": (bench_quantizer, _quantizer),
     "policy": (bench_policy, _policy),
     "attention": (bench_attention, _attention),
+    "loop": (bench_loop, _loop),
     "label": (bench_label, _label),
     "serve": (bench_serve, _serve),
 }

@@ -50,6 +50,13 @@ def test_attentions_agree_with_plain_products():
     assert all(row["error"] < 1e-5 and row["ms"] > 0 for row in rows)
 
 
+def test_the_loop_beside_its_step(tmp_path):
+    given = f"--steps 1 --batch 4 --workdir {tmp_path} --json"
+    (row,) = json.loads(succeed("bench", "loop", *given.split()))["loop"]
+    alone, loop = row["step_alone_ms"], row["in_the_loop_ms"]
+    assert row["steps"] == 60 and row["overhead"] == pytest.approx(loop / alone - 1, abs=0.01)
+
+
 def test_the_released_shape_has_its_parameters():
     import jax
 
