@@ -93,7 +93,8 @@ class Torture:
         finally:
             self.run.kill()
         self._judge()
-        self.unread += [file for file, _ in self.run.damaged.values()]
+        for step in sorted(self.run.damaged):
+            self._drop(step)
         compare(self.run.workdir, self.reference)
         return {
             "stage": self.stage,
@@ -171,14 +172,21 @@ class Torture:
                 started = run.said("^supervise: .* started", attempt)[0][0]
                 self.restart_seconds.append(first[0] - started)
         for step in run.damaged.keys() - set(tiny.checkpoint.list_steps(run.checkpoints)):
-            self.unread.append(run.damaged.pop(step)[0])
+            self._drop(step)
+
+    def _drop(self, step: int) -> None:
+        """A damaged step that no restart has found damaged, and none will."""
+        file = self.run.damaged.pop(step)[0]
+        if file not in self.harmless:
+            self.unread.append(file)
 
     def _compare_used(self, step: int, damaged: bool) -> None:
         """A step that a restart has read, and found to be as its checksums say: are these the
         checksums of the undisturbed run?"""
         if damaged:
             file = self.run.damaged[step][0]
-            self.harmless.append(file)
+            if file not in self.harmless:
+                self.harmless.append(file)
             if file.split("/")[1] == "meta":
                 raise TortureError(f"step {step} was used with another {file}")
         elif step in self.run.damaged:
