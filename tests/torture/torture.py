@@ -187,7 +187,7 @@ class Torture:
             file = self.run.damaged[step][0]
             if file not in self.harmless:
                 self.harmless.append(file)
-            if file.split("/")[1] == "meta":
+            if file.endswith("meta/metadata"):
                 raise TortureError(f"step {step} was used with another {file}")
         elif step in self.run.damaged:
             return  # since then
