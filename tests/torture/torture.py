@@ -9,6 +9,7 @@ used. Faults are drawn from the seed; when they strike within a step depends on 
 
 import argparse
 import collections
+import contextlib
 import json
 import random
 import signal
@@ -61,6 +62,10 @@ def undisturbed(stage: str, data: Path, steps: int, workdir: Path) -> None:
         raise TortureError(f"the undisturbed run ended with {code}: see {log.name}")
 
 
+class Finished(Exception):
+    """The run has come to its end."""
+
+
 class Torture:
     """One stage: `faults` of the kinds of `plan` strike while it trains."""
 
@@ -85,8 +90,9 @@ class Torture:
         began = time.monotonic()
         try:
             self.run.start(processes=1)
-            for number, kind in enumerate(self.plan):
-                self._strike(kind, len(self.plan) - number)
+            with contextlib.suppress(Finished):  # a run of quick steps may end before the last
+                for number, kind in enumerate(self.plan):
+                    self._strike(kind, len(self.plan) - number)
             code = self.run.wait()
             if code:
                 raise TortureError(f"in the end the supervisor ended with {code}")
@@ -147,6 +153,8 @@ class Torture:
         """... for the attempt that runs, which must not end by itself."""
         run, attempt = self.run, self.run.attempt
         run.wait_for(lambda: ready() or run.ended(attempt) is not None)
+        if run.ended(attempt) == "finished":
+            raise Finished
         if run.ended(attempt) is not None:
             tail = "\n".join(run.lines[-60:])
             raise TortureError(f"attempt {attempt} {run.ended(attempt)} by itself:\n{tail}")
