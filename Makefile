@@ -18,8 +18,8 @@ test: $(VENV)/.dev $(VENV)/.aot $(VENV)/.beam
 test-aot: $(VENV)/.dev $(VENV)/.aot
 	$(BIN)/python -m pytest -n $(JOBS) -m aot tests/aot
 
-# A hundred faults in a run of each stage: hours on two cores. The directory is kept, with what every
-# process said.
+# A hundred faults in a run of each stage: about an hour and a half on two cores. The directory is
+# kept, with what every process said.
 TORTURE ?= torture-$(shell date +%Y%m%d-%H%M%S)
 torture: $(VENV)/.dev
 	$(BIN)/python tests/torture/torture.py --faults 100 --out $(TORTURE)
