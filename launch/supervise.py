@@ -143,7 +143,9 @@ class Supervisor:
     def __init__(self, options: argparse.Namespace, command: list[str]):
         workdir = workdir_of(command)
         self._options, self._command = options, command
-        self._workdir = None if "://" in workdir else Path(workdir)
+        if "://" in workdir:
+            raise ValueError(f"--workdir {workdir} is a URL: give a directory of a mounted bucket")
+        self._workdir = Path(workdir)
         self._stop = self._hurry = False
         self._attempt = 0
 
@@ -253,8 +255,6 @@ class Supervisor:
 
     def _record(self, event: str, **details: Any) -> None:
         """Appends to WORKDIR/supervisor/HOST.jsonl. That it cannot be written ends no training."""
-        if self._workdir is None:
-            return
         path = self._workdir / "supervisor" / f"{_place()}.jsonl"
         stamp = datetime.now(UTC).isoformat(timespec="seconds")
         line = {"time": stamp, "attempt": self._attempt, "event": event, **details}

@@ -280,6 +280,7 @@ def test_lines_that_a_restart_cuts_off_are_not_progress(tmp_path):
     ("arguments", "said"),
     [
         (["--", "lapa", "train"], "no --workdir"),
+        (["--", "lapa", "train", "--workdir", "gs://bucket/run"], "gs://bucket/run is a URL"),
         (["--", "no-such-program", "--workdir=x"], "no program 'no-such-program'"),
     ],
 )

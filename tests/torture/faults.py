@@ -21,7 +21,7 @@ from lapa_jax.training import checkpoint
 DEVICES = 2  # of the run: one process of two, or two of one
 LIMIT_SECONDS = 300.0  # for what must happen: a busy machine is slow
 SAVE_SECONDS = 0.1  # longer than a save takes
-HANG_SECONDS = 5.0
+HANG_SECONDS = 15.0  # ending a process takes some of these on a busy machine
 
 # The supervisor, less patient than it is with large runs.
 SUPERVISE = """

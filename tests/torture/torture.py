@@ -9,6 +9,7 @@ used. Faults are drawn from the seed; when they strike within a step depends on 
 
 import argparse
 import collections
+import contextlib
 import json
 import random
 import signal
@@ -61,6 +62,10 @@ def undisturbed(stage: str, data: Path, steps: int, workdir: Path) -> None:
         raise TortureError(f"the undisturbed run ended with {code}: see {log.name}")
 
 
+class Finished(Exception):
+    """The run has come to its end."""
+
+
 class Torture:
     """One stage: `faults` of the kinds of `plan` strike while it trains."""
 
@@ -85,15 +90,17 @@ class Torture:
         began = time.monotonic()
         try:
             self.run.start(processes=1)
-            for number, kind in enumerate(self.plan):
-                self._strike(kind, len(self.plan) - number)
+            with contextlib.suppress(Finished):  # a run of quick steps may end before the last
+                for number, kind in enumerate(self.plan):
+                    self._strike(kind, len(self.plan) - number)
             code = self.run.wait()
             if code:
                 raise TortureError(f"in the end the supervisor ended with {code}")
         finally:
             self.run.kill()
         self._judge()
-        self.unread += [file for file, _ in self.run.damaged.values()]
+        for step in sorted(self.run.damaged):
+            self._drop(step)
         compare(self.run.workdir, self.reference)
         return {
             "stage": self.stage,
@@ -146,6 +153,8 @@ class Torture:
         """... for the attempt that runs, which must not end by itself."""
         run, attempt = self.run, self.run.attempt
         run.wait_for(lambda: ready() or run.ended(attempt) is not None)
+        if run.ended(attempt) == "finished":
+            raise Finished
         if run.ended(attempt) is not None:
             tail = "\n".join(run.lines[-60:])
             raise TortureError(f"attempt {attempt} {run.ended(attempt)} by itself:\n{tail}")
@@ -171,15 +180,22 @@ class Torture:
                 started = run.said("^supervise: .* started", attempt)[0][0]
                 self.restart_seconds.append(first[0] - started)
         for step in run.damaged.keys() - set(tiny.checkpoint.list_steps(run.checkpoints)):
-            self.unread.append(run.damaged.pop(step)[0])
+            self._drop(step)
+
+    def _drop(self, step: int) -> None:
+        """A damaged step that no restart has found damaged, and none will."""
+        file = self.run.damaged.pop(step)[0]
+        if file not in self.harmless:
+            self.unread.append(file)
 
     def _compare_used(self, step: int, damaged: bool) -> None:
         """A step that a restart has read, and found to be as its checksums say: are these the
         checksums of the undisturbed run?"""
         if damaged:
             file = self.run.damaged[step][0]
-            self.harmless.append(file)
-            if file.split("/")[1] == "meta":
+            if file not in self.harmless:
+                self.harmless.append(file)
+            if file.endswith("meta/metadata"):
                 raise TortureError(f"step {step} was used with another {file}")
         elif step in self.run.damaged:
             return  # since then
