@@ -69,8 +69,13 @@ class MetricWriter:
     def __enter__(self) -> "MetricWriter":
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
+        try:
+            self.close()
+        except OSError as error:
+            if kind is None:
+                raise
+            logging.error("closing the metrics: %s", error)  # a full disk: what came first counts
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """One line, on disk before the call returns. NaN and infinities are written as strings."""

@@ -141,6 +141,17 @@ def test_throughput_counts_steps_waits_and_leaves_out_pauses():
         meter.report()
 
 
+def test_an_error_while_closing_does_not_hide_the_first_one(tmp_path, monkeypatch):
+    def close(self):
+        raise OSError("no space")
+
+    monkeypatch.setattr(MetricWriter, "close", close)
+    with pytest.raises(RuntimeError, match="first"), MetricWriter(tmp_path):
+        raise RuntimeError("first")
+    with pytest.raises(OSError, match="no space"), MetricWriter(tmp_path):
+        pass
+
+
 def test_evaluation_has_lines_of_its_own(tmp_path):
     for start, steps in ((0, (2, 4, 6)), (4, (6, 8))):  # killed after the checkpoint of step 4
         with MetricWriter(tmp_path, start, tensorboard=False) as writer:
