@@ -4,6 +4,7 @@ All tests use the same sizes, so that they share compiled programs.
 """
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+import pytest
 import simplejpeg
 from quick_flags import QUICK
 
@@ -31,6 +33,7 @@ from lapa_jax.training import checkpoint
 from lapa_jax.training.metrics import METRICS_FILE, TIMING_KEYS
 
 NO_TORCH = "PyTorch is not installed: requirements/dev.txt has it, for Python 3.11"
+needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason=NO_TORCH)
 ROOT = Path(__file__).parent.parent
 SIZE = 64  # pixels
 FPS = 10.0

@@ -32,6 +32,8 @@ _OPEN_OPTIONS = {
     "format_whitelist": "mov,mp4,m4a,3gp,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg",
     "protocol_whitelist": "file",
 }
+# Titles that are no UTF-8 spoil no video. From 19 on PyAV has no say in it.
+_METADATA = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 _MAX_GAP_SECONDS = 60
 MAX_EPISODE_BYTES = 1 << 30  # TensorFlow's Example parser stops at 2 GiB
 _DURATION_TAG = re.compile(r"^(\d+):(\d\d):(\d\d(?:\.\d+)?)$")
@@ -270,7 +272,7 @@ def _open(path: str | Path) -> Iterator[av.video.stream.VideoStream]:
         raise VideoError("empty file")
     with (
         _explained(),
-        av.open(str(path), options=_OPEN_OPTIONS, metadata_errors="replace") as container,
+        av.open(str(path), options=_OPEN_OPTIONS, **_METADATA) as container,
     ):
         stream = _video_stream(container)
         stream.codec_context.thread_count = 1  # parallel over files, see --workers

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny import needs_torch
 
 from lapa_jax.interop import laq_pt, mapping
 from lapa_jax.models.bottlenecks import nsvq
@@ -62,6 +63,7 @@ def assert_same_codes(found, expected, margin):
     assert (margin[differs] < 1e-5).all(), margin[differs]
 
 
+@needs_torch
 @pytest.mark.parametrize("name", NAMES)
 def test_activations_codes_and_reconstructions(name):
     config, model, params, variables = load(name)
@@ -103,6 +105,7 @@ def recorded_noise(monkeypatch, noise):
     )
 
 
+@needs_torch
 @pytest.mark.parametrize("name", NAMES)
 def test_training_loss_gradients_and_use_counter(name, monkeypatch):
     config, model, params, variables = load(name)
@@ -139,6 +142,7 @@ def test_training_loss_gradients_and_use_counter(name, monkeypatch):
     assert all("beta" in k for k in unused - set(io["grad_none_keys"])), unused
 
 
+@needs_torch
 @pytest.mark.parametrize("name", NAMES)
 def test_every_code_of_a_spread_codebook(name):
     config, model, params, variables = load(name)
@@ -240,6 +244,7 @@ def test_random_order_is_a_permutation_of_the_tiled_used_codes():
     assert len({tuple(o[:6]) for o in orders}) > 10
 
 
+@needs_torch
 def test_state_dict_round_trip_and_released_shapes():
     import json
 

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from tiny import lapa, succeed
+from tiny import lapa, needs_torch, succeed
 from tiny_policy import INSTRUCTIONS, TOKENIZER_MODEL, make_policy, tokenizer, write
 
 import lapa_jax
@@ -141,6 +141,7 @@ POLICIES = {
 }
 
 
+@needs_torch
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_policy_in_torch(name, tiny_data, tmp_path):
     """The export compares logits, tokens and actions itself, of the run's own data, too; the way
@@ -206,6 +207,7 @@ def in_torch(code: str, folder: Path) -> dict:
     return np.load(folder / "found.npz")
 
 
+@needs_torch
 def test_a_directory_is_all_that_torch_needs(policy, tmp_path):
     """By name through transformers, in a process without JAX; its LLaMA has our backbone."""
     export(policy, tmp_path / "hf", "hf")
@@ -228,6 +230,7 @@ def test_a_directory_is_all_that_torch_needs(policy, tmp_path):
         assert difference < 1e-4, name
 
 
+@needs_torch
 def test_a_policy_of_cached_tokens_with_its_tokenizer(tmp_path):
     """Takes pixels then, and ids as before; the tokenizer is not rounded with the policy."""
     config = base.stage_defaults("image_tokenizer")
@@ -253,6 +256,7 @@ def test_a_policy_of_cached_tokens_with_its_tokenizer(tmp_path):
     assert runs.load(tmp_path / "back").params_hash == runs.load(run).params_hash
 
 
+@needs_torch
 def test_a_tokenizer_that_does_not_fit(policy, tmp_path):
     code, _, error = lapa(
         "export", "--format", "hf", "--workdir", policy, "--out", tmp_path / "x",
@@ -266,6 +270,7 @@ def test_a_tokenizer_that_does_not_fit(policy, tmp_path):
     assert code == 2 and "does not take --image_tokenizer" in error
 
 
+@needs_torch
 def test_a_policy_in_torch_in_bfloat16(policy, tmp_path):
     """The check is of the rounded weights, computed with in float32; they are what comes back."""
     told = export(policy, tmp_path / "hf", "hf", "--precision", "bf16")
@@ -274,6 +279,7 @@ def test_a_policy_in_torch_in_bfloat16(policy, tmp_path):
     assert_rounded(policy, tmp_path / "hf", "hf")
 
 
+@needs_torch
 def test_wrong_weights_are_found_out(policy, tmp_path, monkeypatch):
     """Queries left as pairs, where torch rotates halves: shapes fit, numbers do not."""
     real = llama.hf_rules

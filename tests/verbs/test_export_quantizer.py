@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from tiny import lapa, succeed
+from tiny import lapa, needs_torch, succeed
 
 from experiments import base
 from lapa_jax import importer, parity, runs, stages
@@ -78,6 +78,7 @@ KINDS = [
 ]
 
 
+@needs_torch
 @pytest.mark.parametrize(("bottleneck", "objective"), KINDS)
 def test_a_quantizer_in_torch(bottleneck, objective, tiny_data, tmp_path):
     """The export compares latents, codes and frames itself, of real pairs, too; the way back has
@@ -109,6 +110,7 @@ def test_a_quantizer_in_torch(bottleneck, objective, tiny_data, tmp_path):
     }  # fmt: skip
 
 
+@needs_torch
 def test_every_bottleneck_has_a_form_in_torch(tiny_data, tmp_path):
     torch_code.write(tmp_path, {}, [laq_torch.MODELING])
     torch_model = torch_code.load(tmp_path, laq_torch.MODELING).Quantizer
@@ -151,6 +153,7 @@ assert not ours, ours
 """
 
 
+@needs_torch
 def test_the_original_in_torch(original, tmp_path):
     """What the original itself gave, from a directory alone, in a process without JAX."""
     export(original, tmp_path / "laq")
@@ -172,6 +175,7 @@ def test_the_original_in_torch(original, tmp_path):
     assert "the codebook has 8" in codes and "must be integers" in kind
 
 
+@needs_torch
 def test_the_state_dict_is_checked_too(original, tmp_path, monkeypatch):
     export(original, tmp_path / "laq.pt", "laq_pt")
     told = json.loads((tmp_path / "laq.pt.parity.json").read_text())
@@ -190,6 +194,7 @@ def test_the_state_dict_is_checked_too(original, tmp_path, monkeypatch):
     assert not (tmp_path / "x.pt").exists() and (tmp_path / "x.pt.failed" / "x.pt").exists()
 
 
+@needs_torch
 def test_wrong_weights_are_found_out(original, tmp_path, monkeypatch):
     """Heads taken for keys and values: shapes fit, numbers do not."""
     real = laq_torch.rules

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
-from tiny import lapa, succeed
+from tiny import lapa, needs_torch, succeed
 
 import lapa_jax
 from lapa_jax import runs
@@ -27,6 +27,7 @@ def imported(quick_compile, tmp_path_factory):
     return out
 
 
+@needs_torch
 def test_an_imported_quantizer_acts_as_the_original(imported):
     io = dict(np.load(GOLDEN / "laq_tiny4_io.npz"))
     frames = np.moveaxis(io["video_u8"], 1, -1)
@@ -48,6 +49,7 @@ def test_an_imported_quantizer_acts_as_the_original(imported):
             bad()
 
 
+@needs_torch
 def test_export_is_the_way_back(imported, tmp_path):
     path = tmp_path / "laq.pt"
     succeed("export", "--format", "laq_pt", "--workdir", imported, "--out", path)
@@ -64,6 +66,7 @@ def test_export_is_the_way_back(imported, tmp_path):
     assert code == 2 and "not empty" in error
 
 
+@needs_torch
 def test_imported_weights_can_be_trained_on(imported, tiny_data, tmp_path):
     model = {f"model__{k}": v for k, v in runs.load(imported).config.model.items()
              if k not in ("bottleneck", "objective")}  # fmt: skip
