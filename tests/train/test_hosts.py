@@ -136,7 +136,9 @@ def test_a_run_survives_a_kill_damage_and_a_stop_on_other_processes(
         running.wait_for(lambda: len(checkpoint.list_steps(directory)) == 2)
         running.processes[1].kill()
         assert running.wait(0, 5 * HEARTBEAT_SECONDS) not in (0, 2, train.EXIT_RESTART)
-        assert "process 0 of 2 fails" in running.output(0)
+        # An error of a collective; with newer releases of JAX its heartbeat, which names the lost.
+        output = running.output(0)
+        assert "process 0 of 2 fails" in output or "are unhealthy" in output
 
     before, newest = checkpoint.list_steps(directory)[-2:]
     for path in (directory / str(newest) / "params").rglob("d/*"):
