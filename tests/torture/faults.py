@@ -114,7 +114,8 @@ class Supervised:
 
     def said(self, pattern: str, attempt: int | None = None) -> list[tuple[float, re.Match]]:
         """When and what of the lines of this supervisor, or of one of its attempts, matches."""
-        lines = list(zip(self.times, self.lines, strict=False))  # one may be being added
+        count = min(len(self.times), len(self.lines))  # one may be being added
+        lines = list(zip(self.times[:count], self.lines[:count], strict=True))
         if attempt is not None:
             starts = [i for i, (_, x) in enumerate(lines) if STARTED.match(x)]
             following = starts[attempt] if attempt < len(starts) else len(lines)

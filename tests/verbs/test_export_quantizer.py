@@ -1,7 +1,6 @@
 """Quantizers as PyTorch sees them, and back."""
 
 import dataclasses
-import itertools
 import json
 import os
 import subprocess
@@ -114,7 +113,9 @@ def test_a_quantizer_in_torch(bottleneck, objective, tiny_data, tmp_path):
 def test_every_bottleneck_has_a_form_in_torch(tiny_data, tmp_path):
     torch_code.write(tmp_path, {}, [laq_torch.MODELING])
     torch_model = torch_code.load(tmp_path, laq_torch.MODELING).Quantizer
-    for bottleneck, objective in zip(BOTTLENECKS, itertools.cycle(OBJECTIVES), strict=False):
+    objectives = list(OBJECTIVES)
+    for number, bottleneck in enumerate(BOTTLENECKS):
+        objective = objectives[number % len(objectives)]
         stage = stages.build(quantizer_config(tiny_data, bottleneck, objective), {})
         model = stage.model_config
         rules, sizes = laq_torch.rules(model), laq_torch.sizes(model)
