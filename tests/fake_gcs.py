@@ -11,6 +11,7 @@ import datetime
 import itertools
 import json
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -51,8 +52,7 @@ class FakeStorage:
     def serve(self) -> Iterator["FakeStorage"]:
         """Answers at `url` while inside."""
         handler = type("Handler", (_Handler,), {"storage": self})
-        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        server.daemon_threads = True
+        server = _Server(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
@@ -72,6 +72,14 @@ class FakeStorage:
             "GOOGLE_CLOUD_PROJECT": "none",
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # asks Google what kind a bucket is
         }
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 1024  # clients open many connections at once
+
+    def handle_error(self, *args: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):  # of clients that were killed
+            super().handle_error(*args)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -126,8 +134,7 @@ class _Handler(BaseHTTPRequestHandler):
         for key, text in (headers or {}).items():
             self.send_header(key, text)
         self.end_headers()
-        with contextlib.suppress(BrokenPipeError):  # tensorstore asks, and may not wait
-            self.wfile.write(data)
+        self.wfile.write(data)
 
     def _missing(self, key: str) -> None:
         self._answer(404, {"error": {"code": 404, "message": f"no object {key}"}})

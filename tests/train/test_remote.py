@@ -66,7 +66,8 @@ def test_a_run_that_is_stopped_crashes_and_is_killed_in_a_save(storage, config, 
         if not key.endswith("/checkpoints/4/commit_success.txt"):
             storage.write(key.replace("/4/", "/5/"), storage.objects[key][0][:-1])
     assert checkpoint.list_steps(workdir / "checkpoints")[-1] == 4
-    assert "checkpoint   step 4" in tiny.lapa("status", workdir)[1]
+    _, told, error = tiny.lapa("status", workdir)
+    assert "checkpoint   step 4" in told, error
 
     assert train.train(config, str(workdir))
     assert tiny.result(workdir) == tiny.result(whole)
