@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -102,7 +103,30 @@ def test_a_flipped_byte_is_found_and_the_step_before_is_used(storage, config, wh
     assert tiny.result(places.directory(f"gs://{RUN}")) == tiny.result(whole)
 
 
+def test_what_grows_is_written_now_and_then_and_before_a_save(storage, monkeypatch):
+    def there():
+        return storage.objects["bucket/lines"][0]
+
+    clock = [0.0]
+    monkeypatch.setattr(places, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    storage.write("bucket/lines", b"0\n")
+    file = places.Upload(places.directory("gs://bucket/lines"))
+    for line, seconds, expected in (
+        ("1\n", 0.0, b"0\n1\n"),
+        ("2\n", places.UPLOAD_SECONDS - 1, b"0\n1\n"),
+        ("3\n", 1.0, b"0\n1\n2\n3\n"),
+        ("4\n", 1.0, b"0\n1\n2\n3\n"),
+    ):
+        clock[0] += seconds
+        file.write(line)
+        file.flush()
+        assert there() == expected
+    file.sync()
+    assert there() == b"0\n1\n2\n3\n4\n"
+
+
 def test_what_is_no_place_for_a_run_is_refused(monkeypatch):
-    monkeypatch.setattr(places.importlib.util, "find_spec", lambda name: None)
+    nothing = SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: None))
+    monkeypatch.setattr(places, "importlib", nothing)
     with pytest.raises(ValueError, match=r"gcsfs: install lapa_jax\[gcs\]"):
         places.directory("gs://bucket/run")
