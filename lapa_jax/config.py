@@ -13,6 +13,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from lapa_jax.training import places
+
 
 def parse(
     parser: argparse.ArgumentParser, argv: list[str], *, or_workdir: bool = False
@@ -38,7 +40,7 @@ def parse(
         return args, load(args.config, rest)
     if rest:
         parser.error(f"{rest}: the config of --workdir is as it is")
-    return args, from_dict(json.loads((Path(args.workdir) / "config.json").read_text()))
+    return args, from_dict(json.loads((places.directory(args.workdir) / "config.json").read_text()))
 
 
 def load(spec: str, overrides: list[str] | None = None) -> ConfigDict:

@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
 
 def run_demo(config: ConfigDict, workdir: str | Path) -> Path:
     """Runs what is not done yet; returns the path of the report."""
-    workdir = runs.claim(workdir, config)
+    workdir = runs.claim(Path(workdir), config)
     # The arms run the same programs: the second finds them compiled.
     programs.keep_compiled(workdir)
     parts = Parts(workdir)

@@ -17,6 +17,7 @@ from lapa_jax.aot import chips
 from lapa_jax.models.stack import check_remat
 from lapa_jax.parallel import sharding
 from lapa_jax.stages import Stage, augmentation
+from lapa_jax.training import places
 from lapa_jax.training import state as states
 from lapa_jax.training.guard import GuardConfig
 from lapa_jax.training.optimizer import Optimizer, make_optimizer
@@ -110,7 +111,9 @@ def keep_compiled(workdir: Path) -> None:
     """Compiled programs stay in WORKDIR/compile_cache, unless JAX_COMPILATION_CACHE_DIR says where:
     a run that is started again starts faster."""
     if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compile_cache"))
+        jax.config.update(
+            "jax_compilation_cache_dir", str(places.absolute(workdir) / "compile_cache")
+        )
 
 
 def _quick(mesh: Mesh) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from lapa_jax import stages
 from lapa_jax.models import lora
 from lapa_jax.models.module import flatten, unflatten
 from lapa_jax.parallel import sharding
-from lapa_jax.training import checkpoint, checksum, steps
+from lapa_jax.training import checkpoint, checksum, places
 
 # Keys that may differ when a run is continued: none of them changes what is computed, those of
 # the guard not before a step that it is for.
@@ -39,8 +38,8 @@ def claim(workdir: str | Path, config: ConfigDict) -> Path:
 
     Raises ValueError listing the keys that differ when it holds a run of another config.
     """
-    workdir = steps.local(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir = places.absolute(workdir)
+    places.make(workdir)
     path = workdir / "config.json"
     values = configs.to_dict(config)
     if path.exists():
@@ -58,9 +57,7 @@ def claim(workdir: str | Path, config: ConfigDict) -> Path:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON atomically: a reader sees the old file or the new one."""
-    temporary = path.with_name(path.name + ".incomplete")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(temporary, path)
+    places.replace(path, json.dumps(value, indent=1) + "\n")
 
 
 def code_version() -> str:
@@ -121,7 +118,7 @@ def find(workdir: str | Path) -> Source:
     )
     merged = load(workdir) if lora.is_adapted(params) else None
     return Source(
-        workdir=Path(workdir),
+        workdir=places.directory(workdir),
         assets=meta["assets"],
         params=params if merged is None else jax.eval_shape(lambda: merged.params),
         merged=merged,
@@ -152,7 +149,7 @@ def load(workdir: str | Path, step: int | None = None) -> Run:
             }
         )
     return Run(
-        workdir=Path(workdir),
+        workdir=places.directory(workdir),
         step=loaded.step,
         config=config,
         stage=stages.build(config, loaded.meta["assets"]),
@@ -166,7 +163,7 @@ def load(workdir: str | Path, step: int | None = None) -> Run:
 
 def _open(workdir: str | Path, step: int | None = None) -> tuple[Path, dict[str, Any]]:
     """(checkpoints of a run, meta)."""
-    directory = Path(workdir) / "checkpoints"
+    directory = places.directory(workdir) / "checkpoints"
     return directory, checkpoint.load_meta(directory, step)
 
 

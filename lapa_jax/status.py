@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lapa_jax.training import goodput
+from lapa_jax.training import goodput, places
 from launch.run_files import (
     GUARD_FILE,
     METRICS_FILE,
@@ -48,12 +48,16 @@ def main(argv: list[str]) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("directory", nargs="+", type=Path, help="of a run, or with runs below it")
+    parser.add_argument("directory", nargs="+", help="of a run, or with runs below it")
     args = parser.parse_args(argv)
     now = time.time()
-    found = [look(workdir, now) for top in args.directory for workdir in runs_below(top)]
+    found = [
+        look(workdir, now)
+        for top in args.directory
+        for workdir in runs_below(places.directory(top))
+    ]
     if not found:
-        raise FileNotFoundError(f"no run (config.json) in {', '.join(map(str, args.directory))}")
+        raise FileNotFoundError(f"no run (config.json) in {', '.join(args.directory)}")
     sys.stdout.write((details(found[0]) if len(found) == 1 else table(found)) + "\n")
     return 1 if any(run.state in BAD for run in found) else 0
 
@@ -108,7 +112,7 @@ def _look(workdir: Path, now: float) -> Status:
     step, steps = newest.get("step", 0), config["steps"]
     saved = max(saved_steps(workdir), default=None)
     since = workdir / (METRICS_FILE if rows else "config.json")
-    written = since.stat().st_mtime
+    written = _written(since)
     age = now - written
     per_step = newest.get("step_seconds")
     patience = START_SECONDS
@@ -158,9 +162,15 @@ def _supervisor(workdir: Path) -> tuple[str, float, int]:
         lines = file.read_text(encoding="utf-8").splitlines()
         events = [json.loads(line) for line in lines]
         attempts = max(attempts, sum(event["event"] == "started" for event in events))
-        if events and file.stat().st_mtime > written:
-            newest, written = events[-1]["event"], file.stat().st_mtime
+        if events and _written(file) > written:
+            newest, written = events[-1]["event"], _written(file)
     return newest, written, attempts
+
+
+def _written(path: Path) -> float:
+    """When, in seconds."""
+    found = path.stat()
+    return found.mtime if places.is_remote(path) else found.st_mtime
 
 
 def _lines(path: Path) -> list[str]:

@@ -29,7 +29,7 @@ from lapa_jax.models.module import flatten
 from lapa_jax.parallel import distributed, sharding
 from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.training import guard as guards
-from lapa_jax.training import heartbeat, memory, profiling
+from lapa_jax.training import heartbeat, memory, places, profiling
 from lapa_jax.training import state as states
 from lapa_jax.training.checkpoint import Checkpoints
 from lapa_jax.training.goodput import Goodput
@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     args, config = configs.parse(parser, argv)
     span = profiling.parse(args.profile)
     distributed.initialize_from(args)
-    programs.keep_compiled(Path(args.workdir))
+    programs.keep_compiled(places.directory(args.workdir))
     with distributed.leaving_on_error():
         return 0 if train(config, args.workdir, span) else EXIT_RESTART
 
@@ -70,7 +70,11 @@ def train(config: ConfigDict, workdir: str | Path, profile: tuple[int, int] | No
 
     `profile`: the first step to trace and the one after the last.
     """
-    while (done := _train(config, Path(workdir), profile)) is None:
+    workdir = places.directory(workdir)
+    if places.is_remote(workdir):
+        where = places.scratch(workdir)
+        logging.info("%s is a URL: TensorBoard files and traces go to %s", workdir, where)
+    while (done := _train(config, workdir, profile)) is None:
         logging.warning("%s goes back to its newest checkpoint", workdir)
     return done
 
@@ -217,8 +221,10 @@ def _train(config: ConfigDict, workdir: Path, profile: tuple[int, int] | None) -
                     "provenance": provenance,
                 }
                 with throughput.paused(), goodput.phase("checkpoint"):
+                    if first:
+                        writer.sync()  # a run that restarts from here does not write them again
                     checkpoints.save(step, state, meta)
-                goodput.write(step)
+                goodput.write(step, now=True)
             if interrupted and not last:
                 logging.warning("stopped by a signal; step %d is being saved", step)
                 return False
@@ -241,7 +247,7 @@ def _assets(
     def make() -> None:
         if done.exists():
             return
-        directory.mkdir(exist_ok=True)
+        places.make(directory)
         made = stage_class.make_assets(
             config,
             inherited=pretrained.assets if pretrained else {},

@@ -1,28 +1,35 @@
-"""What the files of a run say of it. Reads little of them, and only what is complete."""
+"""What the files of a run say of it. Reads little of them, and only what is complete.
+
+A run behind a URL is given as what has the methods of a path.
+"""
 
 import json
 from pathlib import Path
 from typing import Any, BinaryIO
 
 METRICS_FILE = "metrics.jsonl"
+COMMITTED = "commit_success.txt"
 GUARD_FILE = "guard.jsonl"  # of steps that were skipped or rolled back
 TAIL_BYTES = 1 << 16
 SMALL_BYTES = 1 << 20  # files that are read whole
 
 
 def saved_steps(workdir: Path) -> list[int]:
-    """Steps with a complete checkpoint, in order; one that is being written has another name."""
+    """Steps with a complete checkpoint, in order; one that is being written has another name, or
+    behind a URL lacks the file that is written last."""
     try:
-        names = [path.name for path in (workdir / "checkpoints").iterdir()]
+        found = [p for p in (workdir / "checkpoints").iterdir() if p.name.isdecimal()]
     except FileNotFoundError:
         return []
-    return sorted(int(name) for name in names if name.isdecimal())
+    if not isinstance(workdir, Path):
+        found = [p for p in found if (p / COMMITTED).exists()]
+    return sorted(int(p.name) for p in found)
 
 
 def last_metrics(workdir: Path) -> dict[str, Any] | None:
     """The newest line of metrics.jsonl; None where there is none."""
     try:
-        with open(workdir / METRICS_FILE, "rb") as file:
+        with (workdir / METRICS_FILE).open("rb") as file:
             size = file.seek(0, 2)
             file.seek(max(0, size - TAIL_BYTES))
             tail = file.read()
@@ -35,7 +42,7 @@ def last_metrics(workdir: Path) -> dict[str, Any] | None:
 def sampled_metrics(workdir: Path, count: int) -> list[dict[str, Any]]:
     """At most `count` lines of metrics.jsonl, evenly spread over the file, in order."""
     try:
-        with open(workdir / METRICS_FILE, "rb") as file:
+        with (workdir / METRICS_FILE).open("rb") as file:
             size = file.seek(0, 2)
             file.seek(0)
             if size <= SMALL_BYTES:

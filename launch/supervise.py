@@ -143,9 +143,8 @@ class Supervisor:
     def __init__(self, options: argparse.Namespace, command: list[str]):
         workdir = workdir_of(command)
         self._options, self._command = options, command
-        if "://" in workdir:
-            raise ValueError(f"--workdir {workdir} is a URL: give a directory of a mounted bucket")
-        self._workdir = Path(workdir)
+        # Behind a URL nothing is read or written here: heartbeats tell enough.
+        self._workdir = None if "://" in workdir else Path(workdir)
         self._stop = self._hurry = False
         self._attempt = 0
 
@@ -254,7 +253,10 @@ class Supervisor:
         self._record(event, **details)
 
     def _record(self, event: str, **details: Any) -> None:
-        """Appends to WORKDIR/supervisor/HOST.jsonl. That it cannot be written ends no training."""
+        """Appends to WORKDIR/supervisor/HOST.jsonl, which a URL has not. That it cannot be written
+        ends no training."""
+        if self._workdir is None:
+            return
         path = self._workdir / "supervisor" / f"{_place()}.jsonl"
         stamp = datetime.now(UTC).isoformat(timespec="seconds")
         line = {"time": stamp, "attempt": self._attempt, "event": event, **details}

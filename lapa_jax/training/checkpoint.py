@@ -23,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from lapa_jax.training import checksum, steps
+from lapa_jax.training import checksum, places, steps
 from lapa_jax.training.manifest import (
     ITEMS,
     ArrayPaths,
@@ -106,7 +106,7 @@ class Checkpoints:
         that is in memory of what is being written; without, as much as the disk lags behind."""
         if keep < 1:
             raise ValueError(f"keep={keep} checkpoints: at least 1")
-        self.directory = steps.local(directory)
+        self.directory = places.absolute(directory)
         self.damaged: list[tuple[int, str]] = []  # (step, reason) met by restore
         self._pending: int | None = None  # the step being saved
         self._failed: list[int] = []  # steps whose saving raised
@@ -275,7 +275,7 @@ def load_params(
     frozen ones have no average and are taken as they are. Changes nothing on disk; a damaged newest
     step is passed over loudly.
     """
-    directory = steps.local(directory)
+    directory = places.absolute(directory)
     everywhere = shardings if isinstance(shardings, jax.sharding.Sharding) else None
     placed = None if shardings is None or everywhere else paths_of(shardings)
 

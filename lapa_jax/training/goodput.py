@@ -7,11 +7,12 @@ checkpoint from which the next one started is lost, and so is the time between t
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from lapa_jax.training import places
 
 GOODPUT_FILE = "goodput.json"
 PHASES = ("init", "compile", "data", "step", "checkpoint", "evaluation")
@@ -27,7 +28,8 @@ class Goodput:
         first: bool = True,
         clock: Callable[[], float] = time.time,
     ):
-        self._path, self._first, self._clock = Path(workdir) / GOODPUT_FILE, first, clock
+        self._path, self._first = places.directory(workdir) / GOODPUT_FILE, first
+        self._clock, self._due = clock, 0.0
         self._before = read(workdir)
         self._since = self._started = clock()
         self._seconds = dict.fromkeys(PHASES, 0.0)
@@ -56,12 +58,15 @@ class Goodput:
         self._since, self._phase = now, name
         return old
 
-    def write(self, step: int) -> None:
-        """The attempt so far, which has done `step`; atomically."""
+    def write(self, step: int, *, now: bool = False) -> None:
+        """The attempt so far, which has done `step`; atomically. Behind a URL now and then, or
+        `now`."""
         self._switch(self._phase)
         self._steps = (self._steps[0], step)
-        if not self._first:
+        held = places.is_remote(self._path) and self._since < self._due and not now
+        if not self._first or held:
             return
+        self._due = self._since + places.UPLOAD_SECONDS
         attempt = {
             "started": self._started,
             "ended": self._since,
@@ -69,14 +74,12 @@ class Goodput:
             "last_step": step,
             "seconds": self._seconds,
         }
-        partial = self._path.with_suffix(".partial")
-        partial.write_text(json.dumps([*self._before, attempt]) + "\n", encoding="utf-8")
-        os.replace(partial, self._path)
+        places.replace(self._path, json.dumps([*self._before, attempt]) + "\n")
 
 
 def read(workdir: str | Path) -> list[dict[str, Any]]:
     """The attempts of a run, oldest first."""
-    path = Path(workdir) / GOODPUT_FILE
+    path = places.directory(workdir) / GOODPUT_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 

@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
+from lapa_jax.training import places
+
 GUARD_FILE = "guard.jsonl"
 ACTIONS = ("stop", "skip", "rollback")
 
@@ -119,14 +121,12 @@ class Guard:
             self._write()
 
     def _write(self) -> None:
-        partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in self._lines))
-        partial.replace(self._path)
+        places.replace(self._path, "".join(json.dumps(line) + "\n" for line in self._lines))
 
 
 def read(workdir: str | Path) -> list[dict]:
     """The lines of a run's guard.jsonl, oldest first."""
-    path = Path(workdir) / GUARD_FILE
+    path = places.directory(workdir) / GUARD_FILE
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

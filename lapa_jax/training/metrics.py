@@ -20,6 +20,8 @@ import numpy as np
 import tqdm
 from absl import logging
 
+from lapa_jax.training import places
+
 METRICS_FILE, EVALUATION_FILE = "metrics.jsonl", "evaluation.jsonl"
 # The fields that differ between two runs of the same work.
 TIMING_KEYS = (
@@ -51,8 +53,8 @@ class MetricWriter:
         wandb_project: str = "",
         config: Mapping[str, Any] | None = None,
     ):
-        workdir = Path(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
+        workdir = places.directory(workdir)
+        places.make(workdir)
         self._files = {
             "": _Lines(workdir / METRICS_FILE, step),
             "evaluation/": _Lines(workdir / EVALUATION_FILE, step),
@@ -62,7 +64,9 @@ class MetricWriter:
             # It imports torch where that is installed, which importing a verb must not.
             from tensorboardX import SummaryWriter
 
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+            self._board = SummaryWriter(
+                str(places.scratch(workdir) / "tensorboard"), purge_step=step + 1
+            )
         if wandb_project:
             self._wandb = _start_wandb(workdir, wandb_project, config or {})
 
@@ -78,7 +82,8 @@ class MetricWriter:
             logging.error("closing the metrics: %s", error)  # a full disk: what came first counts
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """One line, on disk before the call returns. NaN and infinities are written as strings."""
+        """One line, on disk before the call returns; behind a URL after a while, or `sync`. NaN and
+        infinities are written as strings."""
         self._write("", step, metrics)
 
     def write_evaluation(self, step: int, metrics: Mapping[str, Any]) -> None:
@@ -92,6 +97,11 @@ class MetricWriter:
                 self._board.add_scalar(kind + key, value, step)
         if self._wandb is not None:
             self._wandb.log({kind + key: value for key, value in values.items()}, step=step)
+
+    def sync(self) -> None:
+        """What was written is there when this returns: also behind a URL."""
+        for file in self._files.values():
+            file.sync()
 
     def close(self) -> None:
         """Flushes everything."""
@@ -118,11 +128,18 @@ class _Lines:
         values = {key: _number(key, metrics[key]) for key in sorted(metrics)}
         line = json.dumps({"step": step, **{k: _json(v) for k, v in values.items()}})
         if self._file is None:
-            self._file = open(self._path, "a", encoding="utf-8")
+            remote = places.is_remote(self._path)
+            self._file = (
+                places.Upload(self._path) if remote else open(self._path, "a", encoding="utf-8")
+            )
         self._file.write(line + "\n")
         self._file.flush()
         self._last_step = step
         return values
+
+    def sync(self) -> None:
+        if isinstance(self._file, places.Upload):
+            self._file.sync()
 
     def close(self) -> None:
         if self._file is not None:
@@ -145,7 +162,7 @@ def _start_wandb(workdir: Path, project: str, config: Mapping[str, Any]) -> Any:
         project=project,
         id=file.read_text().strip(),
         resume="allow",
-        dir=str(workdir),
+        dir=str(places.scratch(workdir)),
         name=workdir.name,
         config=dict(config),
     )
@@ -155,9 +172,10 @@ def read_metrics(workdir: str | Path, file: str = METRICS_FILE) -> list[dict[str
     """The lines of metrics.jsonl, or of evaluation.jsonl, which there need not be; NaN and
     infinities are floats again."""
     rows: list[dict[str, Any]] = []
-    if file == EVALUATION_FILE and not (Path(workdir) / file).exists():
+    path = places.directory(workdir) / file
+    if file == EVALUATION_FILE and not path.exists():
         return rows
-    with open(Path(workdir) / file, encoding="utf-8") as lines:
+    with path.open(encoding="utf-8") as lines:
         for line in lines:
             if line.endswith("\n"):  # else torn by a kill
                 row = json.loads(line)
@@ -169,7 +187,7 @@ def _keep_until(path: Path, step: int) -> int:
     """Drops the lines after `step` and a torn last line, atomically; returns the last step kept."""
     if not path.exists():
         return -1
-    with open(path, encoding="utf-8") as file:
+    with path.open(encoding="utf-8") as file:
         lines = file.readlines()
     kept, last = [], -1
     for number, line in enumerate(lines, start=1):
@@ -189,6 +207,9 @@ def _keep_until(path: Path, step: int) -> int:
             len(lines) - len(kept),
             step,
         )
+        if places.is_remote(path):
+            places.replace(path, "".join(kept))
+            return last
         partial = path.with_suffix(".partial")
         with open(partial, "w", encoding="utf-8") as file:
             file.writelines(kept)

@@ -13,6 +13,8 @@ from pathlib import Path
 import jax
 from absl import logging
 
+from lapa_jax.training import places
+
 ON_SIGNAL = 5  # steps
 
 
@@ -30,7 +32,8 @@ class Profiler:
     """Starts and stops traces between steps."""
 
     def __init__(self, workdir: str | Path, span: tuple[int, int] | None):
-        self._directory, self._span = Path(workdir) / "profile", span
+        self._span = span
+        self._directory = places.scratch(places.directory(workdir)) / "profile"
         self._asked = threading.Event()
         self._until: int | None = None  # the step before which the trace ends
 

@@ -5,7 +5,6 @@ All processes come to the same answers.
 
 import json
 import math
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -14,9 +13,11 @@ from typing import Any, TypeVar
 from absl import logging
 
 from lapa_jax.parallel import distributed
+from lapa_jax.training import places
 from lapa_jax.training.manifest import CheckpointDamagedError, CheckpointMismatchError
 
 T = TypeVar("T")
+COMMITTED = "commit_success.txt"  # which Orbax writes last into a step behind a URL
 
 
 class SavePolicy:
@@ -81,23 +82,15 @@ class Best:
         return True
 
 
-def local(directory: str | Path) -> Path:
-    """The directory, absolute; refuses URLs, of which a path would make a folder named "gs:"."""
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(directory)):
-        raise ValueError(
-            f"{directory} is a URL: runs and their checkpoints need a directory of a file system "
-            f"(corpora may lie behind URLs). Mount the bucket (Cloud Storage FUSE, Filestore, "
-            f"Lustre) at the same path on all hosts and give that path"
-        )
-    return Path(directory).absolute()
-
-
 def list_steps(directory: str | Path) -> list[int]:
     """Complete steps in a checkpoint directory, oldest first."""
-    directory = Path(directory)
+    directory = places.directory(directory)
     if not directory.is_dir():
         return []
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
+    found = [path for path in directory.iterdir() if path.name.isdecimal()]
+    if places.is_remote(directory):
+        found = [path for path in found if (path / COMMITTED).exists()]
+    return sorted(int(path.name) for path in found)
 
 
 def newest_sound(

@@ -4,7 +4,7 @@ FROM python:3.11.14-slim-bookworm
 
 WORKDIR /lapa
 # The pinned set first: the layer is kept while only the code changes.
-COPY requirements/base.txt requirements/tpu.txt requirements/
+COPY requirements/base.txt requirements/gcs.txt requirements/tpu.txt requirements/
 RUN pip install --no-cache-dir -r requirements/tpu.txt
 COPY setup.py pyproject.toml README.md ./
 COPY lapa_jax lapa_jax

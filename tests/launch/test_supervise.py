@@ -280,13 +280,21 @@ def test_lines_that_a_restart_cuts_off_are_not_progress(tmp_path):
     ("arguments", "said"),
     [
         (["--", "lapa", "train"], "no --workdir"),
-        (["--", "lapa", "train", "--workdir", "gs://bucket/run"], "gs://bucket/run is a URL"),
         (["--", "no-such-program", "--workdir=x"], "no program 'no-such-program'"),
     ],
 )
 def test_wrong_commands_are_refused(arguments, said, capsys):
     assert supervise.main(arguments) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_run_behind_a_url_is_followed_by_its_heartbeats(tmp_path, monkeypatch, capsys):
+    code = "import os, pathlib; pathlib.Path(os.environ['LAPA_HEARTBEAT']).write_text('3')"
+    monkeypatch.chdir(tmp_path)
+    job = ["--", sys.executable, "-c", code, "--workdir", "gs://bucket/run"]
+    assert supervise.main(job) == 0
+    assert "finished (codes [0], step 3)" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir()), "no folder named gs:"
 
 
 def test_importing_it_loads_the_standard_library_only():

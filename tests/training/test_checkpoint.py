@@ -530,7 +530,7 @@ def test_format_2_had_no_statistics_of_the_loss(copied):
     assert meta["format_version"] == FORMAT_VERSION and not state.loss_stats.any()
 
 
-@pytest.mark.parametrize("url", ["gs://bucket/run", "memory:/run", Path("s3://bucket/run")])
+@pytest.mark.parametrize("url", ["s3://bucket/run", "memory:/run", Path("gs://bucket/run")])
 def test_urls_are_refused_with_what_to_do(url):
     for read in (Checkpoints, load_params, load_meta):
         with pytest.raises(ValueError, match="is a URL.*Mount the bucket"):
