@@ -68,7 +68,7 @@ def _config(args: argparse.Namespace, corpus: Path, interval: int) -> ConfigDict
     config.model, config.compute_dtype = base.quantizer_model(), args.dtype
     config.global_batch = args.batch
     config.steps, config.log_every_steps = INTERVALS * interval, interval
-    config.checkpoint.every_steps = config.steps
+    config.checkpoint.every_steps, config.optimizer.warmup_steps = config.steps, 1
     return config
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from tiny import succeed
 
-from lapa_jax import bench_policy, bench_quantizer
+from lapa_jax import bench_loop, bench_policy, bench_quantizer
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -37,7 +37,7 @@ def test_policies_beside_the_peak_and_the_bandwidth():
     dim, vocabularies = 128, 384 + 1024 + 8
     rest = (2 * vocabularies - 8) * dim
     read = 4 * (decode["parameters"] - rest)
-    assert decode["weight_mib"] == pytest.approx(read / 2**20, abs=0.01)
+    assert decode["weight_mib"] == pytest.approx(read / 2**20, rel=0.01, abs=0.01)
     bound = decode["weight_mib"] * 2**20 / result["memory_gb_per_second"] / 1e6
     assert decode["bound_ms_per_token"] == pytest.approx(bound, rel=0.1, abs=2e-3)
     assert decode["prefill_ms"] > 0 and decode["prompt_tokens"] == 284
@@ -50,11 +50,12 @@ def test_attentions_agree_with_plain_products():
     assert all(row["error"] < 1e-5 and row["ms"] > 0 for row in rows)
 
 
-def test_the_loop_beside_its_step(tmp_path):
-    given = f"--steps 1 --batch 4 --workdir {tmp_path} --json"
+def test_the_loop_beside_its_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_loop, "STEPS", 3)
+    given = f"--steps 1 --batch 8 --workdir {tmp_path} --json"
     (row,) = json.loads(succeed("bench", "loop", *given.split()))["loop"]
     alone, loop = row["step_alone_ms"], row["in_the_loop_ms"]
-    assert row["steps"] == 60 and row["overhead"] == pytest.approx(loop / alone - 1, abs=0.01)
+    assert row["steps"] == 9 and row["overhead"] == pytest.approx(loop / alone - 1, abs=0.01)
 
 
 def test_the_released_shape_has_its_parameters():
