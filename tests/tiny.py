@@ -29,7 +29,7 @@ from data_pipelines.labels import LabelSetWriter
 from data_pipelines.writer import RldsWriter
 from lapa_jax import cli
 from lapa_jax import config as configs
-from lapa_jax.training import checkpoint
+from lapa_jax.training import checkpoint, guard
 from lapa_jax.training.metrics import METRICS_FILE, TIMING_KEYS
 
 NO_TORCH = "PyTorch is not installed: requirements/dev.txt has it, for Python 3.11"
@@ -78,6 +78,24 @@ SIZES = {
     "latent_pretraining": POLICY,
     "action_finetuning": POLICY,
 }
+
+
+class Crash(Exception):
+    """What `disturb` raises."""
+
+
+def disturb(patch: pytest.MonkeyPatch, *, stop_at: int, crash_at: int) -> None:
+    """A training in this process gets SIGTERM when one step is settled, and fails at another."""
+    check = guard.Guard.check
+
+    def disturbed(self, step, metrics):
+        if step == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if step == crash_at:
+            raise Crash
+        check(self, step, metrics)
+
+    patch.setattr(guard.Guard, "check", disturbed)
 
 
 # --- Configs ---

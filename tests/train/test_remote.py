@@ -1,7 +1,5 @@
 """A run behind a gs:// URL is the run that it is in a directory."""
 
-import os
-import signal
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -41,24 +39,12 @@ def whole(config, quick_compile, tmp_path_factory):
 
 
 def test_a_run_that_is_stopped_crashes_and_is_killed_in_a_save(storage, config, whole, monkeypatch):
-    class Crash(Exception):
-        pass
-
-    check = train.guards.Guard.check
-
-    def disturb(self, step, metrics):
-        if step == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-        if step == 5:
-            raise Crash
-        check(self, step, metrics)
-
     workdir = places.directory(f"gs://{RUN}")
-    monkeypatch.setattr(train.guards.Guard, "check", disturb)
+    tiny.disturb(monkeypatch, stop_at=1, crash_at=5)
     assert not train.train(config, str(workdir))
     stopped_at = checkpoint.list_steps(workdir / "checkpoints")[-1]
     assert stopped_at < 4
-    with pytest.raises(Crash):
+    with pytest.raises(tiny.Crash):
         train.train(config, str(workdir))
     monkeypatch.undo()
 

@@ -1,7 +1,6 @@
 """A run that was stopped and restarted is bitwise the run that was not."""
 
 import dataclasses
-import os
 import random
 import signal
 from pathlib import Path
@@ -88,25 +87,13 @@ def test_restart_of_a_policy_with_moving_average(tiny_data, tmp_path, monkeypatc
     whole = tiny.result(tmp_path / "whole")
     assert {path.split("/")[0] for path in whole["arrays"]} >= {"params", "ema", "state"}
 
-    class Crash(Exception):
-        pass
-
-    check = train.guards.Guard.check
-
-    def disturb(self, step, metrics):
-        if step == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
-        if step == 13:
-            raise Crash
-        check(self, step, metrics)
-
     stopped = tmp_path / "stopped"
-    monkeypatch.setattr(train.guards.Guard, "check", disturb)
+    tiny.disturb(monkeypatch, stop_at=3, crash_at=13)
     assert not train.train(config, stopped)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "the handler is given back"
     saved = checkpoint.list_steps(stopped / "checkpoints")
     assert saved[-1] in (3, 4, 5)
-    with pytest.raises(Crash):
+    with pytest.raises(tiny.Crash):
         train.train(config, stopped)
     assert checkpoint.list_steps(stopped / "checkpoints")[-1] == 10
     monkeypatch.undo()

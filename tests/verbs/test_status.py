@@ -14,6 +14,7 @@ import pytest
 import tiny
 
 from lapa_jax import status
+from lapa_jax.training import guard, metrics
 from launch import run_files
 from launch.run_files import last_metrics, sampled_metrics
 
@@ -162,3 +163,9 @@ def test_sparklines_and_durations():
     assert [status.duration(s) for s in (None, 0, 59, 60, 3661, 90_061)] == [
         *("-", "0 s", "59 s", "1 min", "1 h 1 min", "1 d 1 h"),
     ]
+
+
+def test_files_have_one_name():
+    """launch/ imports nothing of ours, and so has the names again."""
+    assert run_files.METRICS_FILE == metrics.METRICS_FILE
+    assert run_files.GUARD_FILE == guard.GUARD_FILE
