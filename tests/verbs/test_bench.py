@@ -5,7 +5,7 @@ import json
 import pytest
 from tiny import succeed
 
-from lapa_jax import bench_loop, bench_policy, bench_quantizer
+from lapa_jax.benchmarks import loop, policy, quantizer
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -30,7 +30,7 @@ def test_policies_beside_the_peak_and_the_bandwidth():
     (train,), (decode,) = result["train"], result["decode"]
     assert (train["rows"], train["microbatches"]) == (4, 2)
     seconds = train["ms_per_step"] / 1e3
-    assert train["tokens_per_second"] == pytest.approx(4 * bench_policy.ROW / seconds, rel=0.01)
+    assert train["tokens_per_second"] == pytest.approx(4 * policy.ROW / seconds, rel=0.01)
     fraction = train["model_gflop_per_step"] * 1e9 / seconds / result["matmul_peak_tflops"] / 1e12
     assert train["fraction_of_matmul_peak"] == pytest.approx(fraction, rel=0.1, abs=1e-3)
     # What a token must read: every weight but the tables and the other heads, float32.
@@ -51,11 +51,11 @@ def test_attentions_agree_with_plain_products():
 
 
 def test_the_loop_beside_its_step(tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_loop, "STEPS", 3)
+    monkeypatch.setattr(loop, "STEPS", 3)
     given = f"--steps 1 --batch 8 --workdir {tmp_path} --json"
     (row,) = json.loads(succeed("bench", "loop", *given.split()))["loop"]
-    alone, loop = row["step_alone_ms"], row["in_the_loop_ms"]
-    assert row["steps"] == 9 and row["overhead"] == pytest.approx(loop / alone - 1, abs=0.01)
+    alone, looped = row["step_alone_ms"], row["in_the_loop_ms"]
+    assert row["steps"] == 9 and row["overhead"] == pytest.approx(looped / alone - 1, abs=0.01)
 
 
 def test_the_released_shape_has_its_parameters():
@@ -64,7 +64,7 @@ def test_the_released_shape_has_its_parameters():
     from lapa_jax.models.module import Functional
     from lapa_jax.models.quantizer import Quantizer
 
-    config = bench_quantizer.QUANTIZERS["released"][0]("bfloat16")
+    config = quantizer.QUANTIZERS["released"][0]("bfloat16")
     params = Functional(lambda rngs: Quantizer(config, rngs=rngs)).abstract()[0]
     # The original's 343,796,080 less what it never uses: the context norms of self-attention.
     # (Its constant beta buffers are no parameters.)
@@ -92,3 +92,13 @@ def test_serving_beside_the_call(monkeypatch):
     assert row["gain"] == pytest.approx(gain, abs=2e-3)
     assert 1 < row["mean_batch"] <= 4
     assert row["server_cpu_ms"] > 0 and row["clients_cpu_ms"] > 0
+
+
+def test_a_save_beside_a_step_and_the_bytes_of_the_state(tmp_path):
+    given = f"--size demo --batch 4 --microbatches 2 --steps 1 --workdir {tmp_path} --json"
+    (row,) = json.loads(succeed("bench", "save", *given.split()))["save"]
+    # Parameters and two moments in float32, besides counters.
+    assert row["state_mib"] == pytest.approx(12 * row["parameters"] / 2**20, abs=0.1)
+    assert row["stall"] == pytest.approx(row["call_ms"] / row["step_ms"], rel=0.01)
+    assert 0 < row["call_ms"] < row["call_and_write_ms"]
+    assert not list(tmp_path.iterdir())

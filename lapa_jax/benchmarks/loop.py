@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def overhead(args: argparse.Namespace) -> list[dict[str, Any]]:
+def run(args: argparse.Namespace) -> dict[str, Any]:
     """One row."""
     interval = STEPS * args.steps
     corpus = bench_corpus.make(Path(args.workdir), bench_corpus.Shape(episodes=60, size=PIXELS))
@@ -48,17 +48,16 @@ def overhead(args: argparse.Namespace) -> list[dict[str, Any]]:
     alone.append(_alone(config, interval))
     step = statistics.mean(alone)
     loop = statistics.median(line["step_seconds"] for line in lines)
-    return [
-        {
-            "batch": args.batch,
-            "steps": interval * (INTERVALS - 1),
-            "step_alone_ms": round(1e3 * step, 3),
-            "alone_before_and_after_ms": [round(1e3 * x, 3) for x in alone],
-            "in_the_loop_ms": round(1e3 * loop, 3),
-            "overhead": round(loop / step - 1.0, 4),
-            "data_wait_fraction": round(lines[-1]["data_wait_fraction"], 4),
-        }
-    ]
+    row = {
+        "batch": args.batch,
+        "steps": interval * (INTERVALS - 1),
+        "step_alone_ms": round(1e3 * step, 3),
+        "alone_before_and_after_ms": [round(1e3 * x, 3) for x in alone],
+        "in_the_loop_ms": round(1e3 * loop, 3),
+        "overhead": round(loop / step - 1.0, 4),
+        "data_wait_fraction": round(lines[-1]["data_wait_fraction"], 4),
+    }
+    return {"loop": [row]}
 
 
 def _config(args: argparse.Namespace, corpus: Path, interval: int) -> ConfigDict:

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from experiments import base
-from lapa_jax import measure
+from lapa_jax.benchmarks import measure
 from lapa_jax.models import decoding
 from lapa_jax.models.module import Functional
 from lapa_jax.models.vla import SIZES, VLA, VLAConfig, vla_flops
@@ -33,15 +33,34 @@ DECODE = ("debug", "demo")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_training_arguments(parser)
+    parser.add_argument("--part", choices=["train", "decode", "both"], default="both")
+    parser.add_argument("--tokens", type=int, default=32, help="to decode after the first")
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `workload` reads."""
     sizes = [*SMALL, *(name for name in SIZES if name not in SMALL)]
     parser.add_argument("--size", choices=sizes, action="append", default=[])
-    parser.add_argument("--part", choices=["train", "decode", "both"], default="both")
     parser.add_argument("--batch", type=int, default=0, help="rows of a training step")
     parser.add_argument("--microbatches", type=int, default=0, help="parts of a training step")
-    parser.add_argument("--tokens", type=int, default=32, help="to decode after the first")
     parser.add_argument("--unroll", type=int, default=0, help="layers per scan step; 0: all")
     parser.add_argument("--attention", default="auto", help="model.attention")
     parser.add_argument("--remat", default="", help="model.remat (default: the size's own)")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """A row for every size, of training and of decoding."""
+    result: dict[str, Any] = {}
+    if args.part != "decode":
+        peak = measure.matmul_peak(args.dtype)
+        result |= {"matmul_peak_tflops": round(peak / 1e12, 4)}
+        result["train"] = [_train(size, args, peak) for size in args.size or TRAIN]
+    if args.part != "train":
+        bandwidth = measure.memory_bandwidth()
+        result |= {"memory_gb_per_second": round(bandwidth / 1e9, 2)}
+        result["decode"] = [_decode(size, args, bandwidth) for size in args.size or DECODE]
+    return result
 
 
 def policy_config(size: str, args: argparse.Namespace) -> VLAConfig:
@@ -74,15 +93,10 @@ def rows(config: VLAConfig, number: int) -> dict[str, jax.Array]:
     }
 
 
-def train(args: argparse.Namespace, peak: float) -> list[dict[str, Any]]:
-    """A row for every size: forward, backward, clip, AdamW."""
-    return [_train(size, args, peak) for size in args.size or TRAIN]
-
-
-def _train(size: str, args: argparse.Namespace, peak: float) -> dict[str, Any]:
+def workload(size: str, args: argparse.Namespace) -> tuple[VLAConfig, dict[str, Any]]:
+    """(config, what `measure.training` takes)."""
     config = policy_config(size, args)
     batch, microbatches = TRAIN.get(size, (8, 1))
-    batch, microbatches = args.batch or batch, args.microbatches or microbatches
     model = Functional(lambda rngs: VLA(config, rngs=rngs))
 
     def loss(params, variables, batch, rng):
@@ -91,10 +105,20 @@ def _train(size: str, args: argparse.Namespace, peak: float) -> dict[str, Any]:
         logits, variables = model.apply(params, variables, "logits", *given, slots=slots)
         return cross_entropy(logits["latent"], batch["targets"])[0], {}, variables
 
-    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-4, b2=0.95))
-    times, params = measure.training_seconds(
-        model, loss, tx, rows(config, batch), args.steps, microbatches
-    )
+    return config, {
+        "model": model,
+        "loss": loss,
+        "tx": optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-4, b2=0.95)),
+        "batch": rows(config, args.batch or batch),
+        "microbatches": args.microbatches or microbatches,
+    }
+
+
+def _train(size: str, args: argparse.Namespace, peak: float) -> dict[str, Any]:
+    """Forward, backward, clip, AdamW."""
+    config, given = workload(size, args)
+    batch, microbatches = len(given["batch"]["tokens"]), given["microbatches"]
+    times, params = measure.training_seconds(**given, repeats=args.steps)
     row = measure.timing_row(times, 3 * vla_flops(config, ROW, {"latent": TARGETS}) * batch, peak)
     alone = measure.product_rate(_products(config, batch // microbatches), args.dtype)
     return {
@@ -117,13 +141,9 @@ def _products(config: VLAConfig, number: int) -> list[tuple[int, int, int]]:
     return [s for m, k, n in forward for s in ((m, k, n), (m, n, k), (k, m, n))]
 
 
-def decode(args: argparse.Namespace, bandwidth: float) -> list[dict[str, Any]]:
-    """A row for every size: one prompt, greedy, the fastest of the timed calls. The time of a token
-    is what more of them take."""
-    return [_decode(size, args, bandwidth) for size in args.size or DECODE]
-
-
 def _decode(size: str, args: argparse.Namespace, bandwidth: float) -> dict[str, Any]:
+    """One prompt, greedy, the fastest of the timed calls. The time of a token is what more of them
+    take."""
     config = policy_config(size, args)
     model = Functional(lambda rngs: VLA(config, rngs=rngs, stacked=False))
     params, variables = jax.jit(model.init)(jax.random.key(0))

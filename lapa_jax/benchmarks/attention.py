@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lapa_jax import measure
+from lapa_jax.benchmarks import measure
 from lapa_jax.models import attention as attentions
 
 SEGMENTS = 5
@@ -28,8 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--head_dim", type=int, default=0)
 
 
-def compare(args: argparse.Namespace, peak: float) -> list[dict[str, Any]]:
+def run(args: argparse.Namespace) -> dict[str, Any]:
     """A row for every length and implementation; one that cannot serve the call is left out."""
+    peak = measure.matmul_peak(args.dtype)
+    return {"matmul_peak_tflops": round(peak / 1e12, 4), "attention": _compare(args, peak)}
+
+
+def _compare(args: argparse.Namespace, peak: float) -> list[dict[str, Any]]:
     where = "cpu" if jax.default_backend() == "cpu" else "elsewhere"
     heads, head_dim = args.heads or HEADS[where][0], args.head_dim or HEADS[where][1]
     found = []
@@ -43,8 +48,11 @@ def compare(args: argparse.Namespace, peak: float) -> list[dict[str, Any]]:
         times = {}
         for name in attentions.IMPLEMENTATIONS:
             if not attentions.refusal(name, call):
-                run = partial(_gradients(name, head_dim), *arrays)
-                times[name] = min(measure.seconds(run, args.steps)), _difference(run(), exact)
+                gradients = partial(_gradients(name, head_dim), *arrays)
+                times[name] = (
+                    min(measure.seconds(gradients, args.steps)),
+                    _difference(gradients(), exact),
+                )
         for name, (seconds, error) in times.items():
             found.append(
                 {

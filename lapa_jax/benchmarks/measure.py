@@ -58,15 +58,14 @@ def memory_bandwidth() -> float:
     return best
 
 
-def training_seconds(
+def training(
     model: Functional,
     loss: Callable,
     tx: optax.GradientTransformation,
     batch: dict[str, jax.Array],
-    repeats: int,
     microbatches: int = 1,
-) -> tuple[list[float], Any]:
-    """(wall times of whole training steps on one device, parameters)."""
+) -> tuple[Callable, Any]:
+    """(step (state, batch) -> (state, metrics), compiled; its first state), on one device."""
     optimizer = Optimizer(tx, schedule=lambda step: 1e-4)
     step = jax.jit(
         make_train_step(
@@ -80,11 +79,23 @@ def training_seconds(
     )
     create = jax.jit(lambda key: states.create(*model.init(key), optimizer, 0, ema=False))
     state = jax.tree.map(lambda x: x.astype(x.dtype), create(jax.random.key(0)))
-    compiled = step.lower(state, batch).compile()
+    return step.lower(state, batch).compile(), state
+
+
+def training_seconds(
+    model: Functional,
+    loss: Callable,
+    tx: optax.GradientTransformation,
+    batch: dict[str, jax.Array],
+    repeats: int,
+    microbatches: int = 1,
+) -> tuple[list[float], Any]:
+    """(wall times of whole training steps on one device, parameters)."""
+    step, state = training(model, loss, tx, batch, microbatches)
 
     def run():
         nonlocal state
-        state, metrics = compiled(state, batch)
+        state, metrics = step(state, batch)
         return state, metrics
 
     return seconds(run, repeats, warm_up=2), state.params

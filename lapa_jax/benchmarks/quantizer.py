@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from experiments import base
-from lapa_jax import measure
+from lapa_jax.benchmarks import measure
 from lapa_jax.models.module import Functional
 from lapa_jax.models.quantizer import Quantizer, QuantizerConfig, quantizer_flops
 
@@ -37,13 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, action="append", default=[], help="frame pairs a step")
 
 
-def train(args: argparse.Namespace, peak: float) -> list[dict[str, Any]]:
+def run(args: argparse.Namespace) -> dict[str, Any]:
     """A row for every config and batch size."""
-    return [
+    peak = measure.matmul_peak(args.dtype)
+    rows = [
         _train(name, batch, args.dtype, args.steps, peak)
         for name in args.config or sorted(QUANTIZERS)
         for batch in args.batch or QUANTIZERS[name][1]
     ]
+    return {"matmul_peak_tflops": round(peak / 1e12, 4), "quantizer": rows}
 
 
 def _train(name: str, batch: int, dtype: str, steps: int, peak: float) -> dict[str, Any]:

@@ -23,7 +23,8 @@ import numpy as np
 import psutil
 
 from experiments.action_vla import tabletop
-from lapa_jax import api, importer, measure, stages
+from lapa_jax import api, importer, stages
+from lapa_jax.benchmarks import measure
 from lapa_jax.envs.tabletop import SceneConfig, Tabletop
 from lapa_jax.serving.limits import BATCH_SIZES
 from lapa_jax.stages.action_finetuning import ACTION_BINS
@@ -39,16 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clients", type=int, default=16, help="at the same time")
 
 
-def latency_and_throughput(args: argparse.Namespace) -> list[dict[str, Any]]:
+def run(args: argparse.Namespace) -> dict[str, Any]:
     """One row. `added`: a client's round trips less the median of the call alone. `cpu_ms`: of all
     cores, for one observation; more than `cores` seconds of it a second there cannot be."""
     number = REQUESTS * args.steps
     with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
-        instructions = make_policy(run, args.dtype)
-        alone = _alone(run, instructions, number, args.clients)
+        policy = Path(folder) / "run"
+        instructions = make_policy(policy, args.dtype)
+        alone = _alone(policy, instructions, number, args.clients)
         sizes = [size for size in BATCH_SIZES if size <= args.clients]
-        with serving(run, "--batch_sizes", ",".join(map(str, sizes))) as (port, server):
+        with serving(policy, "--batch_sizes", ",".join(map(str, sizes))) as (port, server):
             asyncio.run(_ask(port, args.clients, instructions, number))  # warm
             one, _ = asyncio.run(_ask(port, 1, instructions, number))
             before = _cpu_seconds(server), time.process_time()
@@ -71,7 +72,7 @@ def latency_and_throughput(args: argparse.Namespace) -> list[dict[str, Any]]:
         "cores": len(os.sched_getaffinity(0)),
         "gain": many_rate / one_rate,
     }
-    return [{key: round(float(value), 3) for key, value in row.items()}]
+    return {"serve": [{key: round(float(value), 3) for key, value in row.items()}]}
 
 
 def make_policy(out: Path, dtype: str) -> list[str]:

@@ -44,19 +44,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def throughput(args: argparse.Namespace) -> list[dict[str, Any]]:
+def run(args: argparse.Namespace) -> dict[str, Any]:
     """One row; a round is args.steps batches."""
-    run = _run(args.config, args.dtype)
+    quantizer = _quantizer(args.config, args.dtype)
+    quantize = quantizer.stage.quantize
     encode = label.Encoder(
-        run, lambda *held, frames: run.stage.quantize(*held, frames[:, 0], frames[:, 1])
+        quantizer, lambda *held, frames: quantize(*held, frames[:, 0], frames[:, 1])
     )
     batch = encode.batch(args.batch)
-    size = run.config.data.image_size[0]
+    size = quantizer.config.data.image_size[0]
     episodes = -(-args.steps * batch // 30)  # an episode has about 40 frames, 35 pairs
     shape = bench_corpus.Shape(episodes=episodes, size=size, shard_bytes=SHARD_BYTES)
     directory = bench_corpus.make(Path(args.workdir), shape)
     corpus = {"path": str(directory), "window_seconds": WINDOW_SECONDS}
-    source = pairs.Pairs(run.config, corpus, batch=batch)
+    source = pairs.Pairs(quantizer.config, corpus, batch=batch)
     rows = source.rows[: args.steps * batch]
     resident = encode.put(next(source.batches(rows[:batch])).frames)
     jax.block_until_ready(encode(resident))  # compiled
@@ -65,19 +66,18 @@ def throughput(args: argparse.Namespace) -> list[dict[str, Any]]:
         forward.append(len(rows) / _forward_seconds(encode, resident, len(rows) // batch))
         labelling.append(len(rows) / _label_seconds(source, rows, encode))
     ratios = [a / b for a, b in zip(labelling, forward, strict=True)]
-    return [
-        {
-            "config": args.config,
-            "batch": batch,
-            "pairs": len(rows),
-            "forward_pairs_per_second": round(statistics.median(forward), 2),
-            "label_pairs_per_second": round(statistics.median(labelling), 2),
-            "fraction_of_forward": round(statistics.median(ratios), 4),
-        }
-    ]
+    row = {
+        "config": args.config,
+        "batch": batch,
+        "pairs": len(rows),
+        "forward_pairs_per_second": round(statistics.median(forward), 2),
+        "label_pairs_per_second": round(statistics.median(labelling), 2),
+        "fraction_of_forward": round(statistics.median(ratios), 4),
+    }
+    return {"label": [row]}
 
 
-def _run(name: str, dtype: str) -> runs.Run:
+def _quantizer(name: str, dtype: str) -> runs.Run:
     """A quantizer of random parameters."""
     config = base.stage_defaults("quantizer")
     config.model, size = QUANTIZERS[name]()
