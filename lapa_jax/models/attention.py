@@ -172,8 +172,8 @@ def refusal(name: str, call: Call) -> str:
             return f"head_dim={call.head_dim} is not a multiple of 8 up to 128"
         if call.seq_shards > 1:
             return f"it cannot split a sequence over mesh.seq={call.seq_shards}"
-        if call.segments and (call.queries % 2 or call.keys % 2):
-            return f"with segment ids it needs even lengths, not {call.queries} and {call.keys}"
+        if call.queries % 2 or call.keys % 2:
+            return f"it needs even lengths, not {call.queries} and {call.keys}"
     if name == "splash" and call.platform != "tpu":
         return f"it needs a TPU, the devices are {call.platform}"
     if name == "ring":
