@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 @dataclass(frozen=True)
 class Rule:
-    """Sizes of the mesh axes, and what trades memory for time."""
+    """Sizes of the mesh axes, and what trades memory, or time to compile, for time."""
 
     data: int = 1
     fsdp: int = 1
@@ -26,6 +26,7 @@ class Rule:
     preset: str = "fsdp"
     remat: str = "full"
     microbatches: int = 1
+    unroll: int = 1  # layers per scan step, 0: all
 
 
 # Peak GiB of a device, what is free, the MFU bound and its limit: of the latent VLA, batch 256.
@@ -57,7 +58,7 @@ QUANTIZER = {
     # 3.65, 88 %, 29 % (HBM)
     "v6e-8": Rule(fsdp=8, remat="none"),
     # 2.94, 96 %, 17 % (HBM)
-    "h100-8": Rule(fsdp=8, remat="none"),
+    "h100-8": Rule(fsdp=8, remat="none", unroll=0),
 }
 
 # Shipped configs and the machines they are compiled for by `make test-aot`.
@@ -82,5 +83,6 @@ def use(config: ConfigDict, rules: dict[str, Rule], accelerator: str) -> None:
         raise ValueError(f"hardware={accelerator!r} must be one of {sorted(rules)}")
     rule = rules[accelerator]
     config.mesh.update(data=rule.data, fsdp=rule.fsdp, seq=rule.seq, tensor=rule.tensor)
-    config.mesh.preset, config.model.remat = rule.preset, rule.remat
+    config.mesh.preset = rule.preset
+    config.model.remat, config.model.unroll = rule.remat, rule.unroll
     config.microbatches = rule.microbatches

@@ -1,6 +1,7 @@
 """`lapa bench quantizer`: whole training steps (forward, backward, clip, Adam) on one device."""
 
 import argparse
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -35,21 +36,24 @@ QUANTIZERS: dict[str, tuple[Callable[[str], QuantizerConfig], tuple[int, ...]]] 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", choices=sorted(QUANTIZERS), action="append", default=[])
     parser.add_argument("--batch", type=int, action="append", default=[], help="frame pairs a step")
+    parser.add_argument("--unroll", type=int, help="layers per scan step; 0: all")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """A row for every config and batch size."""
     peak = measure.matmul_peak(args.dtype)
     rows = [
-        _train(name, batch, args.dtype, args.steps, peak)
+        _train(name, batch, args, peak)
         for name in args.config or sorted(QUANTIZERS)
         for batch in args.batch or QUANTIZERS[name][1]
     ]
     return {"matmul_peak_tflops": round(peak / 1e12, 4), "quantizer": rows}
 
 
-def _train(name: str, batch: int, dtype: str, steps: int, peak: float) -> dict[str, Any]:
-    config = QUANTIZERS[name][0](dtype)
+def _train(name: str, batch: int, args: argparse.Namespace, peak: float) -> dict[str, Any]:
+    config = QUANTIZERS[name][0](args.dtype)
+    if args.unroll is not None:
+        config = dataclasses.replace(config, unroll=args.unroll)
     model = Functional(lambda rngs: Quantizer(config, rngs=rngs))
 
     def loss(params, variables, batch, rng):
@@ -61,13 +65,14 @@ def _train(name: str, batch: int, dtype: str, steps: int, peak: float) -> dict[s
     tx = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(1e-4, b2=0.99))
     frames = jax.random.randint(jax.random.key(0), (batch, 2, *config.image_size, 3), 0, 256)
     times, params = measure.training_seconds(
-        model, loss, tx, {"frames": frames.astype(jnp.uint8)}, steps
+        model, loss, tx, {"frames": frames.astype(jnp.uint8)}, args.steps
     )
     row = measure.timing_row(times, 3 * quantizer_flops(config) * batch, peak)
     return {
         "config": name,
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
         "batch": batch,
+        "unroll": config.unroll,
         **row,
         "pairs_per_second": round(1e3 * batch / row["ms_per_step"], 2),
         "peak_memory_gib": measure.peak_memory_gib(),
