@@ -6,10 +6,12 @@ that are only described and compiles it: what is compiled is what runs.
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
+from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -23,6 +25,9 @@ from lapa_jax.training.guard import GuardConfig
 from lapa_jax.training.optimizer import Optimizer, make_optimizer
 from lapa_jax.training.step import make_train_step
 from lapa_jax.training.throughput import Work
+
+# With either, XLA's programs for GPUs give the same bits each time (openxla.org/xla/determinism).
+EXACT_FLAGS = ("--xla_gpu_exclude_nondeterministic_ops=true", "--xla_gpu_deterministic_ops=true")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +118,17 @@ def keep_compiled(workdir: Path) -> None:
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update(
             "jax_compilation_cache_dir", str(places.absolute(workdir) / "compile_cache")
+        )
+
+
+def warn_if_inexact(platform: str) -> None:
+    """On GPUs, says which flag XLA wants to give the same bits when a run continues."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if platform in sharding.GPU and not any(flag in flags for flag in EXACT_FLAGS):
+        logging.warning(
+            "XLA_FLAGS lacks %s: on GPUs a run that continues may differ in its last bits from one "
+            "that was not stopped (docs/checkpoints.md, On GPUs)",
+            EXACT_FLAGS[0],
         )
 
 

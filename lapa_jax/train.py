@@ -105,6 +105,7 @@ def _train(config: ConfigDict, workdir: Path, profile: tuple[int, int] | None) -
     stage = stage_class(config, assets)
 
     # --- The step: state and batch by shape, optimizer, shardings --------------------------------
+    programs.warn_if_inexact(mesh.devices.flat[0].platform)
     program = programs.build(config, stage, mesh)
 
     # --- State: restore, or initialise (from another run's parameters where the config asks) ----

@@ -125,3 +125,19 @@ def test_golden_numerics(on_one_device, stage):
         for row in rows
     }
     tiny.check_golden(f"numerics-{stage}.json", found)
+
+
+def test_gpus_are_told_what_gives_the_same_bits(monkeypatch):
+    told = []
+    monkeypatch.setattr(program.logging, "warning", lambda text, *args: told.append(text % args))
+    for platform, flags in (
+        ("cpu", ""),
+        ("gpu", "--xla_gpu_exclude_nondeterministic_ops=true"),
+        ("cuda", "--xla_dump_to=/tmp --xla_gpu_deterministic_ops=true"),
+    ):
+        monkeypatch.setenv("XLA_FLAGS", flags)
+        program.warn_if_inexact(platform)
+    assert not told
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_exclude_nondeterministic_ops=false")
+    program.warn_if_inexact("gpu")
+    assert "lacks --xla_gpu_exclude_nondeterministic_ops=true" in told[0]
