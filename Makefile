@@ -39,7 +39,7 @@ fuzz: $(VENV)/.dev
 	LAPA_FUZZ_REQUESTS=10000 LAPA_FUZZ_DISCONNECTS=1000 \
 		$(BIN)/python -m pytest tests/serving/test_fuzz.py
 
-# A hundred faults in a run of each stage: about an hour and a half on two cores. The directory is
+# A hundred faults in a run of each stage: about two hours on two cores. The directory is
 # kept, with what every process said.
 TORTURE ?= torture-$(shell date +%Y%m%d-%H%M%S)
 torture: $(VENV)/.dev
