@@ -61,7 +61,7 @@ def _save(size: str, args: argparse.Namespace) -> dict[str, Any]:
             checkpoints.wait()
             jax.block_until_ready(train())
     items = manifest.split_items(state)
-    sums = min(measure.seconds(lambda: checksum.of_items(items) and (), args.steps))
+    sums = min(measure.seconds(lambda: checksum.of_items(items), args.steps))
     call, save = min(calls[1:]), min(saves[1:])
     bytes_saved = sum(x.nbytes for x in jax.tree.leaves(state))
     return {
