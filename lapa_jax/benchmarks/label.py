@@ -19,25 +19,15 @@ from data_pipelines import bench_corpus
 from data_pipelines.labels import LabelSetWriter
 from experiments import base
 from lapa_jax import label, pairs, runs, stages
+from lapa_jax.benchmarks.quantizer import MODELS
 
 ROUNDS = 3
 WINDOW_SECONDS = 0.5
 SHARD_BYTES = 512 << 20  # as corpora have them: the last batch of a shard is padded
 
 
-def _demo() -> tuple[Any, int]:
-    return base.quantizer_model(), 64
-
-
-def _released() -> tuple[Any, int]:
-    return base.legacy_quantizer_model(), 256
-
-
-QUANTIZERS = {"demo": _demo, "released": _released}  # (model, pixels)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", choices=sorted(QUANTIZERS), default="demo")
+    parser.add_argument("--config", choices=sorted(MODELS), default="demo")
     parser.add_argument("--batch", type=int, default=pairs.BATCH, help="pairs in a batch")
     parser.add_argument(
         "--workdir", default="runs/bench_label", help="keeps the corpus (default: runs/bench_label)"
@@ -80,8 +70,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _quantizer(name: str, dtype: str) -> runs.Run:
     """A quantizer of random parameters."""
     config = base.stage_defaults("quantizer")
-    config.model, size = QUANTIZERS[name]()
-    config.data.image_size = (size, size)
+    model, pixels = MODELS[name]
+    config.model, config.data.image_size = model(), (pixels, pixels)
     config.compute_dtype = dtype
     stage = stages.build(config, {})
     params, variables = stage.init(jax.random.key(0))

@@ -58,47 +58,44 @@ def memory_bandwidth() -> float:
     return best
 
 
-def training(
-    model: Functional,
-    loss: Callable,
-    tx: optax.GradientTransformation,
-    batch: dict[str, jax.Array],
-    microbatches: int = 1,
-) -> tuple[Callable, Any]:
-    """(step (state, batch) -> (state, metrics), compiled; its first state), on one device."""
-    optimizer = Optimizer(tx, schedule=lambda step: 1e-4)
-    step = jax.jit(
-        make_train_step(
-            loss,
-            optimizer,
-            microbatches=microbatches,
-            ema_decay=0.0,
-            after_update=model.after_update,
-        ),
-        donate_argnums=0,
-    )
-    create = jax.jit(lambda key: states.create(*model.init(key), optimizer, 0, ema=False))
-    state = jax.tree.map(lambda x: x.astype(x.dtype), create(jax.random.key(0)))
-    return step.lower(state, batch).compile(), state
+class Training:
+    """Training steps on one device: each call is one, and returns (state, metrics)."""
 
+    def __init__(
+        self,
+        model: Functional,
+        loss: Callable,
+        tx: optax.GradientTransformation,
+        batch: dict[str, jax.Array],
+        microbatches: int = 1,
+    ):
+        optimizer = Optimizer(tx, schedule=lambda step: 1e-4)
+        step = jax.jit(
+            make_train_step(
+                loss,
+                optimizer,
+                microbatches=microbatches,
+                ema_decay=0.0,
+                after_update=model.after_update,
+            ),
+            donate_argnums=0,
+        )
+        create = jax.jit(lambda key: states.create(*model.init(key), optimizer, 0, ema=False))
+        self.state = jax.tree.map(lambda x: x.astype(x.dtype), create(jax.random.key(0)))
+        self._batch = batch
+        self._step = step.lower(self.state, batch).compile()
 
-def training_seconds(
-    model: Functional,
-    loss: Callable,
-    tx: optax.GradientTransformation,
-    batch: dict[str, jax.Array],
-    repeats: int,
-    microbatches: int = 1,
-) -> tuple[list[float], Any]:
-    """(wall times of whole training steps on one device, parameters)."""
-    step, state = training(model, loss, tx, batch, microbatches)
+    def __call__(self) -> tuple[states.TrainState, dict[str, jax.Array]]:
+        self.state, metrics = self._step(self.state, self._batch)
+        return self.state, metrics
 
-    def run():
-        nonlocal state
-        state, metrics = step(state, batch)
-        return state, metrics
+    def seconds(self, repeats: int) -> list[float]:
+        """Wall times of steps."""
+        return seconds(self, repeats, warm_up=2)
 
-    return seconds(run, repeats, warm_up=2), state.params
+    @property
+    def parameters(self) -> int:
+        return sum(x.size for x in jax.tree.leaves(self.state.params))
 
 
 def peak_memory_gib() -> float:

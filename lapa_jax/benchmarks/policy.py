@@ -94,7 +94,7 @@ def rows(config: VLAConfig, number: int) -> dict[str, jax.Array]:
 
 
 def workload(size: str, args: argparse.Namespace) -> tuple[VLAConfig, dict[str, Any]]:
-    """(config, what `measure.training` takes)."""
+    """(config, what `measure.Training` takes)."""
     config = policy_config(size, args)
     batch, microbatches = TRAIN.get(size, (8, 1))
     model = Functional(lambda rngs: VLA(config, rngs=rngs))
@@ -118,12 +118,13 @@ def _train(size: str, args: argparse.Namespace, peak: float) -> dict[str, Any]:
     """Forward, backward, clip, AdamW."""
     config, given = workload(size, args)
     batch, microbatches = len(given["batch"]["tokens"]), given["microbatches"]
-    times, params = measure.training_seconds(**given, repeats=args.steps)
+    train = measure.Training(**given)
+    times = train.seconds(args.steps)
     row = measure.timing_row(times, 3 * vla_flops(config, ROW, {"latent": TARGETS}) * batch, peak)
     alone = measure.product_rate(_products(config, batch // microbatches), args.dtype)
     return {
         "size": size,
-        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "parameters": train.parameters,
         "rows": batch,
         "microbatches": microbatches,
         **row,

@@ -8,33 +8,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 from experiments import base
 from lapa_jax.benchmarks import measure
 from lapa_jax.models.module import Functional
 from lapa_jax.models.quantizer import Quantizer, QuantizerConfig, quantizer_flops
 
-
-def _demo(dtype: str) -> QuantizerConfig:
-    model = base.quantizer_model().to_dict()
-    return QuantizerConfig(**model, image_size=(64, 64), num_frames=2, compute_dtype=dtype)
-
-
-def _released(dtype: str) -> QuantizerConfig:
-    """The shape of the released weights (344 M parameters, 256 px)."""
-    model = base.legacy_quantizer_model().to_dict()
-    return QuantizerConfig(**model, image_size=(256, 256), num_frames=2, compute_dtype=dtype)
-
-
-# name → (config by dtype, batch sizes)
-QUANTIZERS: dict[str, tuple[Callable[[str], QuantizerConfig], tuple[int, ...]]] = {
-    "demo": (_demo, (64,)),
-    "released": (_released, (1, 4)),
+# name → (settings of the model, pixels). `released`: the shape of the released weights.
+MODELS: dict[str, tuple[Callable[[], ConfigDict], int]] = {
+    "demo": (base.quantizer_model, 64),
+    "released": (base.legacy_quantizer_model, 256),
 }
+BATCHES = {"demo": (64,), "released": (1, 4)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", choices=sorted(QUANTIZERS), action="append", default=[])
+    parser.add_argument("--config", choices=sorted(MODELS), action="append", default=[])
     parser.add_argument("--batch", type=int, action="append", default=[], help="frame pairs a step")
     parser.add_argument("--unroll", type=int, help="layers per scan step; 0: all")
 
@@ -44,14 +34,20 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     peak = measure.matmul_peak(args.dtype)
     rows = [
         _train(name, batch, args, peak)
-        for name in args.config or sorted(QUANTIZERS)
-        for batch in args.batch or QUANTIZERS[name][1]
+        for name in args.config or sorted(MODELS)
+        for batch in args.batch or BATCHES[name]
     ]
     return {"matmul_peak_tflops": round(peak / 1e12, 4), "quantizer": rows}
 
 
+def quantizer_config(name: str, dtype: str) -> QuantizerConfig:
+    model, pixels = MODELS[name]
+    size = (pixels, pixels)
+    return QuantizerConfig(**model().to_dict(), image_size=size, num_frames=2, compute_dtype=dtype)
+
+
 def _train(name: str, batch: int, args: argparse.Namespace, peak: float) -> dict[str, Any]:
-    config = QUANTIZERS[name][0](args.dtype)
+    config = quantizer_config(name, args.dtype)
     if args.unroll is not None:
         config = dataclasses.replace(config, unroll=args.unroll)
     model = Functional(lambda rngs: Quantizer(config, rngs=rngs))
@@ -64,13 +60,12 @@ def _train(name: str, batch: int, args: argparse.Namespace, peak: float) -> dict
 
     tx = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(1e-4, b2=0.99))
     frames = jax.random.randint(jax.random.key(0), (batch, 2, *config.image_size, 3), 0, 256)
-    times, params = measure.training_seconds(
-        model, loss, tx, {"frames": frames.astype(jnp.uint8)}, args.steps
-    )
+    train = measure.Training(model, loss, tx, {"frames": frames.astype(jnp.uint8)})
+    times = train.seconds(args.steps)
     row = measure.timing_row(times, 3 * quantizer_flops(config) * batch, peak)
     return {
         "config": name,
-        "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "parameters": train.parameters,
         "batch": batch,
         "unroll": config.unroll,
         **row,

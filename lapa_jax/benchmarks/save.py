@@ -35,14 +35,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _save(size: str, args: argparse.Namespace) -> dict[str, Any]:
     _, given = policy.workload(size, args)
-    step, state = measure.training(**given)
-
-    def train():
-        nonlocal state
-        state, metrics = step(state, given["batch"])
-        return state, metrics
-
-    alone = statistics.median(measure.seconds(train, args.steps, warm_up=2))
+    train = measure.Training(**given)
+    alone = statistics.median(train.seconds(args.steps))
     calls, saves, meanwhile = [], [], []
     with (
         tempfile.TemporaryDirectory(dir=args.workdir) as folder,
@@ -50,23 +44,23 @@ def _save(size: str, args: argparse.Namespace) -> dict[str, Any]:
     ):
         for _ in range(1 + args.steps):
             start = time.perf_counter()
-            checkpoints.save(int(state.step), state, {})
+            checkpoints.save(int(train.state.step), train.state, {})
             calls.append(time.perf_counter() - start)
             checkpoints.wait()
             saves.append(time.perf_counter() - start)
             # Once more, with a step while it is being written.
             jax.block_until_ready(train())
-            checkpoints.save(int(state.step), state, {})
+            checkpoints.save(int(train.state.step), train.state, {})
             meanwhile += measure.seconds(train, 1, warm_up=0)
             checkpoints.wait()
             jax.block_until_ready(train())
-    items = manifest.split_items(state)
+    items = manifest.split_items(train.state)
     sums = min(measure.seconds(lambda: checksum.of_items(items), args.steps))
     call, save = min(calls[1:]), min(saves[1:])
-    bytes_saved = sum(x.nbytes for x in jax.tree.leaves(state))
+    bytes_saved = sum(x.nbytes for x in jax.tree.leaves(train.state))
     return {
         "size": size,
-        "parameters": sum(x.size for x in jax.tree.leaves(state.params)),
+        "parameters": train.parameters,
         "rows": len(given["batch"]["tokens"]),
         "state_mib": round(bytes_saved / 2**20, 1),
         "step_ms": round(1e3 * alone, 2),

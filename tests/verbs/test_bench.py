@@ -64,7 +64,7 @@ def test_the_released_shape_has_its_parameters():
     from lapa_jax.models.module import Functional
     from lapa_jax.models.quantizer import Quantizer
 
-    config = quantizer.QUANTIZERS["released"][0]("bfloat16")
+    config = quantizer.quantizer_config("released", "bfloat16")
     params = Functional(lambda rngs: Quantizer(config, rngs=rngs)).abstract()[0]
     # The original's 343,796,080 less what it never uses: the context norms of self-attention.
     # (Its constant beta buffers are no parameters.)
