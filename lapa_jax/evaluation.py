@@ -19,6 +19,8 @@ from lapa_jax.program import Program
 from lapa_jax.training import groups
 from lapa_jax.training.state import TrainState
 
+HORIZON = 40  # steps of an episode, as `lapa evaluate` has by default
+
 
 class Evaluation:
     """Built once; `run` may be called after any step, by all processes together."""
@@ -139,7 +141,7 @@ class Evaluation:
             params_hash="",
         )
         families = tuple(settings.families)
-        env = Tabletop(SceneConfig(settings.blocks, families, 40))
+        env = Tabletop(SceneConfig(settings.blocks, families, HORIZON))
         for family in families:
             report = evaluate_success(
                 run, env, family, episodes=settings.episodes, seed=self._config.seed

@@ -25,9 +25,10 @@ from lapa_jax.training.guard import GuardConfig
 from lapa_jax.training.optimizer import Optimizer, make_optimizer
 from lapa_jax.training.step import make_train_step
 from lapa_jax.training.throughput import Work
+from launch import xla_flags
 
-# With either, XLA's programs for GPUs give the same bits each time (openxla.org/xla/determinism).
-EXACT_FLAGS = ("--xla_gpu_exclude_nondeterministic_ops=true", "--xla_gpu_deterministic_ops=true")
+# With either, XLA's programs for GPUs give the same bits each time.
+EXACT_FLAGS = (str(xla_flags.EXACT[0]), "--xla_gpu_deterministic_ops=true")
 
 
 @dataclasses.dataclass(frozen=True)

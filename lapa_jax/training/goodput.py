@@ -34,25 +34,25 @@ class Goodput:
         self._since = self._started = clock()
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._phase = "init"
-        self._steps = (0, 0)
+        self._first_step = 0
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """The time inside counts for this phase, that around it for the one around."""
-        outer, self._phase = self._switch(name), name
+        outer = self._switch(name)
         try:
             yield
         finally:
             self._switch(outer)
-            self._phase = outer
 
     def begin(self, step: int) -> None:
         """The loop starts after `step`; from here on time counts for steps."""
         self._switch("step")
-        self._steps = (step, step)
+        self._first_step = step
         self.write(step)
 
     def _switch(self, name: str) -> str:
+        """Time counts for another phase from here on; returns the one before."""
         now, old = self._clock(), self._phase
         self._seconds[old] += now - self._since
         self._since, self._phase = now, name
@@ -62,7 +62,6 @@ class Goodput:
         """The attempt so far, which has done `step`; atomically. Behind a URL now and then, or
         `now`."""
         self._switch(self._phase)
-        self._steps = (self._steps[0], step)
         held = places.is_remote(self._path) and self._since < self._due and not now
         if not self._first or held:
             return
@@ -70,7 +69,7 @@ class Goodput:
         attempt = {
             "started": self._started,
             "ended": self._since,
-            "first_step": self._steps[0],
+            "first_step": self._first_step,
             "last_step": step,
             "seconds": self._seconds,
         }

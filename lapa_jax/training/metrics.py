@@ -8,7 +8,6 @@ device never waits for the host.
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -207,15 +206,7 @@ def _keep_until(path: Path, step: int) -> int:
             len(lines) - len(kept),
             step,
         )
-        if places.is_remote(path):
-            places.replace(path, "".join(kept))
-            return last
-        partial = path.with_suffix(".partial")
-        with open(partial, "w", encoding="utf-8") as file:
-            file.writelines(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        places.replace(path, "".join(kept), durable=True)
     return last
 
 

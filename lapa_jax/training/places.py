@@ -61,13 +61,18 @@ def make(place: Path) -> None:
         place.mkdir(parents=True, exist_ok=True)
 
 
-def replace(path: Path, text: str) -> None:
-    """Writes a file atomically: a reader sees the old one or the new one."""
+def replace(path: Path, text: str, *, durable: bool = False) -> None:
+    """Writes a file atomically: a reader sees the old one or the new one. `durable`: it is on the
+    disk before it takes the old one's place."""
     if is_remote(path):
         path.write_text(text)
         return
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     os.replace(partial, path)
 
 
