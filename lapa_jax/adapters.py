@@ -36,17 +36,16 @@ class LeRobotPolicy:
         control_hz: float = 0.0,
         resizing: str = "crop",
     ):
-        if policy.stage.head != "action":
-            raise ValueError(f"this policy predicts the {policy.stage.head}, not the action")
+        policy.require_head("action")
         if resizing not in FITS:
             raise ValueError(f"resizing={resizing!r} is not one of {FITS}")
         data = policy.config.data
         self.policy, self.resizing = policy, resizing
-        self.num_cameras = policy.stage.num_images // data.num_frames
-        if cameras and len(cameras) != self.num_cameras:
-            raise ValueError(f"cameras={list(cameras)}: the policy sees {self.num_cameras} of them")
-        if not cameras and self.num_cameras > 1:
-            raise ValueError(f"the policy sees {self.num_cameras} cameras: name them in cameras")
+        count = policy.stage.num_cameras
+        if cameras and len(cameras) != count:
+            raise ValueError(f"cameras={list(cameras)}: the policy sees {count} of them")
+        if not cameras and count > 1:
+            raise ValueError(f"the policy sees {count} cameras: name them in cameras")
         self.cameras = tuple(cameras)
         self._apart = round(data.history_seconds * control_hz) if data.num_frames > 1 else 1
         if self._apart < 1:

@@ -1,5 +1,6 @@
 """Trained models as objects: what the `load_...` functions of lapa_jax return."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -115,7 +116,8 @@ class LoadedPolicy:
         if not isinstance(run.stage, PolicyStage):
             raise ValueError(f"{run.workdir} is a run of stage {run.config.stage!r}, not a policy")
         stage, self._params = run.stage.for_decoding(run.params)
-        self.run, self.config, self.stage = run, run.config, stage
+        self.run = dataclasses.replace(run, stage=stage, params=self._params)
+        self.config, self.stage = run.config, stage
         self.image_size: tuple[int, int] = run.config.data.image_size
         self._variables = run.variables
         self._image_tokenizer = image_tokenizer
@@ -162,7 +164,7 @@ class LoadedPolicy:
     ) -> jax.Array:
         """z int32 (code_length,), or (B, code_length): greedy, or by `temperature`, `top_k` and
         `seed`."""
-        self._require("latent")
+        self.require_head("latent")
         return self.predict(image, instruction, **options).values
 
     def predict_action(
@@ -170,7 +172,7 @@ class LoadedPolicy:
     ) -> jax.Array:
         """a float32 (action_dim,), or (B, action_dim), in the units of the data; options as of
         `predict_latent`."""
-        self._require("action")
+        self.require_head("action")
         return self.predict(image, instruction, **options).values
 
     def predict(
@@ -204,7 +206,8 @@ class LoadedPolicy:
         )
         return Prediction(*(x[0] for x in found)) if single else found
 
-    def _require(self, head: str) -> None:
+    def require_head(self, head: str) -> None:
+        """Raises ValueError where the policy predicts something else."""
         if self.stage.head != head:
             raise ValueError(f"this policy predicts the {self.stage.head}, not the {head}")
 

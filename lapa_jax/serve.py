@@ -19,10 +19,8 @@ def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
     try:
         from lapa_jax.serving.start import prepare
-    except ImportError as error:
-        raise RuntimeError(
-            f"lapa serve needs {error.name}: pip install 'lapa_jax[serve]'"
-        ) from error
+    except ModuleNotFoundError as error:
+        raise RuntimeError(f"lapa serve: {error}: pip install 'lapa_jax[serve]'") from error
     server, bound = prepare(args, os.environ.get(TOKEN, ""))
     with bound:
         server.run(sockets=[bound])

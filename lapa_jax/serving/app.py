@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgpack
 import numpy as np
@@ -116,7 +115,7 @@ class Server:
         start, status = time.perf_counter(), 500
         try:
             self.rate.spend(_address(request))
-            with self._slot():
+            with self._slot(), self.engine.request():
                 body = await self._body(request)
                 observation, encoded = await self._read(self.reader.from_json, body)
                 answer = await self.engine.predict(observation)
@@ -234,7 +233,7 @@ class Guard:
             return await self.app(scope, receive, send)
         headers, refusal = Headers(scope=scope), None
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+        if origin is not None and origin.partition("://")[2] != headers.get("host"):
             refusal = JSONResponse({"error": "a page of another origin"}, 403)
         elif not self._known(headers) and (scope["path"] not in _OPEN or scope["type"] != "http"):
             told = {"WWW-Authenticate": "Bearer"}

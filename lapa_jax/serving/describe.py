@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from lapa_jax.api import LoadedPolicy, LoadedQuantizer
 from lapa_jax.serving.limits import Limits
@@ -45,6 +46,8 @@ def metadata(
         },
     }
     if stage.head == "latent":
+        if action_names or action_units:
+            raise ValueError("--action_names and --action_units are of policies that act")
         length, size = len(stage.limits), stage.limits[0]
         return found | {"latent": {"code_length": length, "codebook_size": size}}
     return found | {"action": _action(stage.actions, action_names, action_units)}
@@ -69,6 +72,8 @@ def check_quantizer(policy: LoadedPolicy, quantizer: LoadedQuantizer) -> None:
             raise ValueError(f"--quantizer: its {what} is {theirs}, the policy's is {ours}")
     label_sets = policy.run.provenance.get("label_sets", {})
     hashes = {labels["quantizer_hash"] for labels in label_sets.values()}
+    if not hashes:
+        logging.warning("the run records no label sets: whether --quantizer is theirs is not known")
     if hashes - {quantizer.run.params_hash}:
         raise ValueError(
             f"--quantizer: its hash is {quantizer.run.params_hash}, but the policy learnt labels "

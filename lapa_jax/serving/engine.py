@@ -29,7 +29,7 @@ class Answer:
 
     values: np.ndarray  # z int32 (code_length,), or a float32 (action_dim,)
     probabilities: np.ndarray  # float32 (tokens, vocabulary)
-    infer_ms: float  # of the whole batch
+    infer_ms: float  # of the whole batch, a picture before it on the same thread included
     queue_ms: float
     batch: int  # observations in it
 
@@ -101,7 +101,7 @@ class Engine:
             seconds = time.perf_counter() - start
             self.metrics.batch(len(batch), seconds)
             for i, one in enumerate(batch):
-                if not one.answer.done():  # the client may have gone
+                if not one.answer.done():  # cancelled while the server stops
                     times = 1e3 * seconds, 1e3 * (start - one.since)
                     one.answer.set_result(Answer(values[i], probabilities[i], *times, len(batch)))
 
@@ -118,8 +118,7 @@ class Engine:
         """uint8 (H, W, 3): what the quantizer decodes z to, from the current frame."""
         if self.quantizer is None:
             raise Refused(422, "no pictures: the server runs without --quantizer")
-        cameras = self.policy.stage.num_images // self.policy.config.data.num_frames
-        frame = observation.images[-cameras]
+        frame = observation.images[-self.policy.stage.num_cameras]
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._worker, self._decode, frame, z)
 

@@ -32,7 +32,7 @@ class Observation:
     images: np.ndarray  # uint8 (N, H, W, 3) of the policy's size, earliest first
     instruction: str
     picture: bool = False  # whether the predicted frame is asked for
-    as_numpy: bool = False  # whether the client speaks json-numpy
+    as_numpy: bool = False  # whether the image came as one array
 
 
 class Reader:
@@ -61,7 +61,10 @@ class Reader:
             if not isinstance(message["encoded"], str):
                 raise Refused(422, '"encoded" must be a string that holds JSON')
             message = _load_json(message["encoded"])
-        return self._observation(message), encoded
+        observation = self._observation(message)
+        if observation.as_numpy and observation.picture:
+            raise Refused(422, "picture: a json-numpy image is answered by one array, without one")
+        return observation, encoded
 
     def from_msgpack(self, data: bytes) -> Observation:
         try:
@@ -87,7 +90,7 @@ class Reader:
         return Observation(self._images(sent), instruction, picture, as_numpy)
 
     def _check_unnorm_key(self, key: Any) -> None:
-        if key is not None and key not in self.unnorm_keys:
+        if key is not None and not (isinstance(key, str) and key in self.unnorm_keys):
             raise Refused(
                 422,
                 f"unnorm_key {str(key)[:40]!r} is not one of {list(self.unnorm_keys)}: leave it "

@@ -25,7 +25,10 @@ class Metrics:
             "lapa_requests", "Requests for a prediction", ["protocol", "status"], **of
         )
         self._seconds = Histogram(
-            "lapa_request_seconds", "From the message read to the answer", buckets=_SECONDS, **of
+            "lapa_request_seconds",
+            "From message or REST head to answer",
+            buckets=_SECONDS,
+            **of,
         )
         self._infer = Histogram(
             "lapa_infer_seconds", "The model's call, of a batch", buckets=_SECONDS, **of

@@ -19,6 +19,7 @@ async function load() {
     $("token_label").hidden = false;
     return false;
   }
+  if (!found.ok) throw new Error(`/metadata: ${found.status} ${found.statusText}`);
   metadata = await found.json();
   const [height, width] = metadata.image_size;
   $("policy").textContent =

@@ -24,6 +24,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # What a Host header may say then; 0.0.0.0 is openpi-client's default.
 LOOPBACK_NAMES = (*LOOPBACK, "[::1]", "0.0.0.0")
 DRAIN_SECONDS = 20.0
+CLOSE_SECONDS = 5  # then, for what is being sent and for WebSockets
 
 
 def prepare(args: argparse.Namespace, token: str) -> tuple["Uvicorn", socket.socket]:
@@ -50,7 +51,7 @@ def prepare(args: argparse.Namespace, token: str) -> tuple["Uvicorn", socket.soc
         ws_per_message_deflate=False,
         proxy_headers=False,
         server_header=False,
-        timeout_graceful_shutdown=int(DRAIN_SECONDS),
+        timeout_graceful_shutdown=CLOSE_SECONDS,
     )
     return Uvicorn(config, server.engine), bound
 

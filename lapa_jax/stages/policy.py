@@ -64,6 +64,7 @@ class PolicyStage(Stage):
                 "show a policy later frames: set data.history_seconds, the time between frames"
             )
         self.num_images = images_per_example(config.data)
+        self.num_cameras = self.num_images // config.data.num_frames
         self.layout = (LegacyLayout if config.model.legacy else Layout)(
             self.tokenizer,
             head=self.head,

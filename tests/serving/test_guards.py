@@ -1,5 +1,6 @@
 """Whom the server lets in, what it refuses, and how it stops."""
 
+import dataclasses
 import re
 import signal
 import socket
@@ -7,18 +8,20 @@ import tempfile
 import threading
 import time
 
+import json_numpy
 import msgpack
 import numpy as np
 import pytest
 import requests
 from openpi_client import msgpack_numpy
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
-from PIL import Image
 from served import TOKEN, b64, picture, png, serving
 from tiny import command, lapa
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
+from lapa_jax import api
+from lapa_jax.serving import describe
 from lapa_jax.serving.limits import Rate, Refused
 
 TEXT = "push the red block"
@@ -58,6 +61,18 @@ def test_other_machines_need_a_token(action_run, monkeypatch):
     assert code == 2 and "set LAPA_SERVE_TOKEN" in error
 
 
+def test_what_does_not_fit_the_policy(latent_run, quantizer_run, monkeypatch, caplog):
+    code, _, error = lapa("serve", "--workdir", latent_run, "--port", 0, "--action_names", "x,y")
+    assert code == 2 and "are of policies that act" in error
+    policy, quantizer = api.load_policy(latent_run), api.load_quantizer(quantizer_run)
+    describe.check_quantizer(policy, quantizer)
+    assert "the run records no label sets" in caplog.text
+    labels = {"label_sets": {"robot": {"quantizer_hash": "another"}}}
+    monkeypatch.setattr(policy, "run", dataclasses.replace(policy.run, provenance=labels))
+    with pytest.raises(ValueError, match=r"learnt labels of \['another'\]"):
+        describe.check_quantizer(policy, quantizer)
+
+
 def test_a_port_in_use(action_server, action_run):
     """It is told before anything is loaded and compiled."""
     code, _, error = lapa("serve", "--workdir", action_run, "--port", action_server.port)
@@ -74,6 +89,9 @@ def test_pages_of_other_origins_are_refused(action_server):
         connect(f"ws://127.0.0.1:{action_server.port}", origin="http://evil.com")
     rebound = {"Host": f"evil.com:{action_server.port}"}
     assert requests.get(f"{action_server.url}/metadata", headers=rebound).status_code == 400
+    for odd in ("http://[", "null", "://"):
+        found = requests.get(f"{action_server.url}/metadata", headers={"Origin": odd})
+        assert found.status_code == 403, odd
     own = {"Origin": action_server.url}
     assert requests.get(f"{action_server.url}/metadata", headers=own).status_code == 200
 
@@ -82,10 +100,6 @@ def test_pages_of_other_origins_are_refused(action_server):
 
 PIXELS = picture(0)
 DEEP = np.zeros((4, 4), np.uint16)
-
-
-def sixteen_bits() -> str:
-    return b64(png(DEEP))
 
 
 MISTAKES = {
@@ -122,8 +136,14 @@ def test_wrong_messages(action_server):
     assert status == 422 and "surrogates" in told
     status, told = act(action_server, image, unnorm_key="bridge_orig")
     assert status == 422 and "leave it out" in told
+    array = json_numpy.dumps({"image": image, "instruction": TEXT, "unnorm_key": np.ones(2)})
+    found = requests.post(f"{action_server.url}/act", data=array)
+    assert found.status_code == 422 and "leave it out" in found.json()["error"]
     status, told = act(action_server, image, picture=True)
     assert status == 422 and "without --quantizer" in told
+    array = json_numpy.dumps({"image": PIXELS, "instruction": TEXT, "picture": True})
+    found = requests.post(f"{action_server.url}/act", data=array)
+    assert found.status_code == 422 and "answered by one array" in found.json()["error"]
     assert act(action_server, image, path="/etc/passwd")[0] == 422
     for body in (b"", b"{", b"[" * 100_000, b"\xff", b"3", b"[]", b'{"encoded": 3}'):
         found = requests.post(f"{action_server.url}/act", data=body)
@@ -162,9 +182,8 @@ def test_wrong_websocket_messages(action_server):
 def test_limits(action_run):
     flags = ("--request_mib", 0.05, "--image_pixels", 5_000, "--requests_per_second", 5)
     with serving(action_run, *flags, "--read_seconds", 0.5, "--connections", 1) as server:
-        # a bomb: 400 megapixels in 50 kB
-        bomb = Image.new("1", (20_000, 20_000))
-        status, told = act(server, b64(png(np.asarray(bomb)[:4000, :4000])))
+        bomb = np.zeros((4000, 4000), bool)  # 16 megapixels in some kB
+        status, told = act(server, b64(png(bomb)))
         assert status == 413 and "at most 5000 pixels" in told
         address = f"{server.url}/act"
         assert requests.post(address, data=bytes(60_000)).status_code == 413
