@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from lapa_jax import pairs, runs
-from lapa_jax.stages.policy import PolicyStage
 from lapa_jax.tokens.modality import MODALITIES
 
 
@@ -113,8 +112,7 @@ class LoadedPolicy:
 
     def __init__(self, run: runs.Run, image_tokenizer: LoadedImageTokenizer | None = None):
         """Takes over the parameters of `run`."""
-        if not isinstance(run.stage, PolicyStage):
-            raise ValueError(f"{run.workdir} is a run of stage {run.config.stage!r}, not a policy")
+        pairs.require_policy(run)
         stage, self._params = run.stage.for_decoding(run.params)
         self.run = dataclasses.replace(run, stage=stage, params=self._params)
         self.config, self.stage = run.config, stage

@@ -17,7 +17,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from data_pipelines.loader import Loader
-from lapa_jax import quantizer_report, runs
+from lapa_jax import pairs, quantizer_report, runs
 from lapa_jax.diagnostics.statistics import wilson_interval
 from lapa_jax.envs.rollout import Rollouts, rollout
 from lapa_jax.envs.tabletop import SceneConfig, Tabletop
@@ -140,7 +140,7 @@ def evaluate_tokens(run: runs.Run, corpora: dict[str, dict], *, max_examples: in
     data.corpora = ConfigDict(
         {f"corpus{i}": template | corpus for i, corpus in enumerate(corpora.values())}
     )
-    data.access, data.min_pair_difference, data.chain_pairs = "random", 0.0, 1
+    pairs.draw_any(data)
     batch_size = min(run.config.global_batch, max_examples)
     steps = max(1, max_examples // batch_size)
     metrics = jax.jit(run.stage.eval_metrics)

@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines.loader import Loader
-from lapa_jax import runs
+from lapa_jax import pairs, runs
 from lapa_jax.parallel import distributed, sharding
 from lapa_jax.program import Program
 from lapa_jax.training import groups
@@ -106,7 +106,7 @@ class Evaluation:
                     raise ValueError(
                         f"evaluation.corpora={config.evaluation.corpora} has a name twice"
                     )
-            data.access, data.min_pair_difference, data.chain_pairs = "random", 0.0, 1
+            pairs.draw_any(data)
             host, num_hosts = sharding.loader_shard(self._program.mesh)
             self._loader = distributed.together(
                 lambda: Loader(

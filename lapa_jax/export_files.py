@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lapa_jax import config as configs
-from lapa_jax import runs
+from lapa_jax import runs, stages
 from lapa_jax.interop.safetensors_files import float_dtype
 from lapa_jax.parity import Parity
 
@@ -29,6 +29,15 @@ def exported_config(run: runs.Run, precision: str | None) -> tuple[dict[str, Any
     elif dtype != "float32":
         raise ValueError(f"--precision {precision}: a run of stage {run.config.stage!r} is float32")
     return config, float_dtype({"float32": "fp32", "bfloat16": "bf16"}[dtype])
+
+
+def plain_stage(run: runs.Run, compute_dtype: str, **model: str) -> stages.Stage:
+    """The run's stage as references compute, with attention by plain products. `model`: keys of
+    config.model that are other than the run's."""
+    config = configs.from_dict(configs.to_dict(run.config))
+    config.compute_dtype = compute_dtype
+    config.model.update(attention="xla", remat="none", **model)
+    return stages.build(config, run.assets)
 
 
 @contextlib.contextmanager

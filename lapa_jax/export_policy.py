@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lapa_jax import config as configs
-from lapa_jax import pairs, runs, stages
-from lapa_jax.export_files import exported_config, staged
-from lapa_jax.interop import safetensors_files, torch_policy, torch_tokenizer
+from lapa_jax import pairs, runs
+from lapa_jax.export_files import exported_config, plain_stage, staged
+from lapa_jax.interop import safetensors_files, torch_code, torch_policy, torch_tokenizer
 from lapa_jax.models.front_end import VqganConfig, front_end_config
 from lapa_jax.models.image_tokenizer import ImageTokenizerConfig, nearest
 from lapa_jax.parity import LIMIT, Parity, clearly_different, difference, real_examples
@@ -116,12 +115,8 @@ class Inputs:
 
 
 def _fits(stage: PolicyStage, instruction: str) -> bool:
-    layout = stage.layout
-    ids = None
-    if not stage.from_pixels:
-        ids = np.zeros((layout.num_images, layout.tokens_per_image), np.int32)
     try:
-        layout.prompt(instruction, ids)
+        stage.layout.text(instruction)
     except ValueError:  # too long
         return False
     return True
@@ -131,10 +126,7 @@ class Reference:
     """What our policy makes of the inputs, in a compute dtype."""
 
     def __init__(self, run: runs.Run, inputs: Inputs, param_dtype: str, compute_dtype: str):
-        config = configs.from_dict(configs.to_dict(run.config))
-        config.compute_dtype, config.model.param_dtype = compute_dtype, param_dtype
-        config.model.attention, config.model.remat = "xla", "none"
-        stage = stages.build(config, run.assets)
+        stage = plain_stage(run, compute_dtype, param_dtype=param_dtype)
         rows = [jnp.asarray(x, jnp.int32) for x in (inputs.tokens, inputs.modality)]
         heads = {MODALITIES[i]: None for i in inputs.present}
         run_rows = jax.jit(
@@ -156,8 +148,8 @@ class Reference:
 
 
 def write(run: runs.Run, out: Path, args: argparse.Namespace) -> str:
-    if not isinstance(run.stage, PolicyStage):
-        raise ValueError(f"{run.workdir} is a run of stage {run.config.stage!r}, not a policy")
+    pairs.require_policy(run)
+    torch_code.require_torch()
     stage, model = run.stage, run.stage.model_config
     config, dtype = exported_config(run, args.precision)
     tokenizer = find_tokenizer(run, args.image_tokenizer)
@@ -226,16 +218,16 @@ def check(
         shown = np.isfinite(ours)  # not the ids that an action cannot have
         apart = difference(logits[same][shown], ours[shown])
         parity.at_most(f"{exact.head}_logits_of_examples", apart, LIMIT)
+        if exact.actions is not None:
+            found = model.predict_action(inputs.images, inputs.instructions)
+            worst = np.abs(found - exact.actions)[same].max()
+            parity.at_most("actions", worst / np.abs(exact.actions).max(), 1e-6)
     parity.stated |= {
         "random_rows": ROWS,
         "instructions": inputs.instructions,
         "real_inputs": inputs.real,
         "examples_with_equal_tokens": float(same.mean()),
     }
-    if exact.actions is not None:
-        found = model.predict_action(inputs.images, inputs.instructions)
-        worst = np.abs(found - exact.actions)[same].max(initial=0.0)
-        parity.at_most("actions", worst / np.abs(exact.actions).max(), 1e-6)
     if rough is None:
         return
     model.config.lapa["rope_rounding"], model.compute_dtype = rounding, None

@@ -6,10 +6,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from lapa_jax import config as configs
-from lapa_jax import pairs, runs, stages
-from lapa_jax.export_files import exported_config, staged
-from lapa_jax.interop import laq_torch, safetensors_files
+from lapa_jax import pairs, runs
+from lapa_jax.export_files import exported_config, plain_stage, staged
+from lapa_jax.interop import laq_torch, safetensors_files, torch_code
 from lapa_jax.models.module import flatten
 from lapa_jax.models.quantizer import QuantizerConfig
 from lapa_jax.parity import LIMIT, Parity, clearly_different, difference, real_examples
@@ -21,14 +20,11 @@ class Reference:
     """Frame pairs, and what our quantizer makes of them, in a compute dtype."""
 
     def __init__(self, run: runs.Run, compute_dtype: str):
-        config = configs.from_dict(configs.to_dict(run.config))
-        config.compute_dtype = compute_dtype
-        config.model.attention, config.model.remat = "xla", "none"
-        stage = stages.build(config, run.assets)
+        stage = plain_stage(run, compute_dtype)
         self.config: QuantizerConfig = stage.model_config
         rng, shape = np.random.default_rng(0), (PAIRS, 2, *self.config.image_size, 3)
         frames = rng.integers(0, 256, shape, dtype=np.uint8)
-        real, self.real_inputs = real_examples(config.data, ("frames",), PAIRS)
+        real, self.real_inputs = real_examples(run.config.data, ("frames",), PAIRS)
         if real is not None:
             frames = np.concatenate([frames, real["frames"][:, :2]])
         self.first, self.last = frames[:, 0], frames[:, 1]
@@ -44,10 +40,13 @@ class Reference:
                 z = np.arange(self.z.size).reshape(self.z.shape) % self.config.codebook_size
                 frames = jax.jit(stage.decode)(*weights, self.first, z)
                 self.decoded["frames_of_given_codes"] = (z, np.asarray(frames))
+                held = flatten(run.params) | flatten(run.variables)
+                self.place, self.points = nearness(self.config, held, self.latent)
 
 
 def write(run: runs.Run, out: Path, args: argparse.Namespace) -> str:
     pairs.require_quantizer(run)
+    torch_code.require_torch()
     config, dtype = exported_config(run, args.precision)
     model = run.stage.model_config
     tensors = safetensors_files.mapped(
@@ -55,29 +54,17 @@ def write(run: runs.Run, out: Path, args: argparse.Namespace) -> str:
     )
     exact = Reference(run, "float32")
     rough = Reference(run, "bfloat16") if run.config.compute_dtype == "bfloat16" else None
-    bottleneck = {
-        path: np.array(x)
-        for tree in (run.params, run.variables)
-        for path, x in flatten(tree).items()
-        if path.startswith("bottleneck/")
-    }
     count = len(tensors)
     with staged(out, run) as (directory, parity):
         laq_torch.write(directory, model, config, tensors)
         del tensors
         run.params.clear()  # the model is in memory once: from here on it is PyTorch's
         run.variables.clear()
-        check(parity, directory, exact, rough, bottleneck)
+        check(parity, directory, exact, rough)
     return f"{count} tensors"
 
 
-def check(
-    parity: Parity,
-    directory: Path,
-    exact: Reference,
-    rough: Reference | None,
-    bottleneck: dict[str, np.ndarray],
-) -> None:
+def check(parity: Parity, directory: Path, exact: Reference, rough: Reference | None) -> None:
     """In float32 codes (or latents) and frames must agree; how often codes in bfloat16 do is
     told."""
     model = laq_torch.load(directory)
@@ -87,8 +74,7 @@ def check(
         parity.at_most("latents", apart, LIMIT)
     else:
         z = model.encode(exact.first, exact.last).numpy()
-        place, points = nearness(exact.config, bottleneck, exact.latent)
-        different = clearly_different(z, exact.z, place, points)
+        different = clearly_different(z, exact.z, exact.place, exact.points)
         parity.at_most("codes_that_differ", different, 0)
         parity.stated |= {"latents": apart, "equal_codes": float((z == exact.z).mean())}
         if rough is not None:
@@ -99,13 +85,15 @@ def check(
 
 
 def nearness(
-    config: QuantizerConfig, bottleneck: dict[str, np.ndarray], latent_BLQ: np.ndarray
+    config: QuantizerConfig, held: dict[str, jax.Array], latent_BLQ: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(where latents are (B, L, G), where codes are (K, G)): the nearest code is chosen."""
-    if "bottleneck/codebook" in bottleneck:
-        return latent_BLQ, bottleneck["bottleneck/codebook"]
+    """(where latents are (B, L, G), where codes are (K, G)): the nearest code is chosen. `held`:
+    parameters and variables by path."""
+    if "bottleneck/codebook" in held:
+        return latent_BLQ, np.array(held["bottleneck/codebook"])
     found = laq_torch.torch_config(config)
-    levels, place = np.array(found["levels"]), latent_BLQ @ bottleneck["bottleneck/into/kernel"]
+    levels = np.array(found["levels"])
+    place = latent_BLQ @ np.asarray(held["bottleneck/into/kernel"])
     strides = np.cumprod(levels) // levels
     cells = np.arange(config.codebook_size)[:, None] // strides % levels
     if found["bottleneck"] == "fsq":

@@ -17,6 +17,7 @@ from data_pipelines.index import CorpusIndex
 from data_pipelines.mixture import open_mixture
 from experiments import base
 from lapa_jax import runs
+from lapa_jax.stages.policy import PolicyStage
 
 BATCH = 256
 
@@ -101,7 +102,7 @@ class Pairs(Frames):
             {"corpus": template | corpus | {"window_seconds": self.window_seconds}}
         )
         data.sampling, data.num_frames, data.history_seconds = "per_frame", 2, 0.0
-        data.access, data.min_pair_difference, data.chain_pairs = "random", 0.0, 1
+        draw_any(data)
         opened = open_mixture(data, ["frames"]).corpora[0]
         super().__init__(opened.index, tuple(data.image_size), decode=data.decode, batch=batch)
         samples = np.arange(opened.num_samples)
@@ -118,9 +119,19 @@ class Pairs(Frames):
         return (total[rows[:, 1]] - total[rows[:, 0]]).astype(np.float32)
 
 
+def draw_any(data: ConfigDict) -> None:
+    """Sets, in place, that examples are drawn one by one, from all that there are."""
+    data.access, data.min_pair_difference, data.chain_pairs = "random", 0.0, 1
+
+
 def require_quantizer(run: runs.Run) -> None:
     if run.config.stage != "quantizer":
         raise ValueError(f"{run.workdir} is a run of stage {run.config.stage!r}, not a quantizer")
+
+
+def require_policy(run: runs.Run) -> None:
+    if not isinstance(run.stage, PolicyStage):
+        raise ValueError(f"{run.workdir} is a run of stage {run.config.stage!r}, not a policy")
 
 
 def require_image_tokenizer(run: runs.Run) -> None:

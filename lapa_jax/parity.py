@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from data_pipelines import storage
 from data_pipelines.loader import Loader
+from lapa_jax import pairs
 
 LIMIT = 1e-4  # of differences in float32, relative to the largest value
 
@@ -66,10 +68,11 @@ def real_examples(
     """`count` examples of a run's own corpora where they are at hand, and what to tell of them:
     where they are from, or why there are none."""
     data = ConfigDict(data.to_dict())
-    data.access, data.chain_pairs, data.min_pair_difference = "random", 1, 0.0
-    data.corpora = ConfigDict(
-        {name: one for name, one in data.corpora.to_dict().items() if Path(one["path"]).exists()}
-    )
+    pairs.draw_any(data)
+    for name, one in data.corpora.to_dict().items():
+        place = storage.locate(one["path"])
+        if isinstance(place, Path) and not place.exists():
+            del data.corpora[name]
     if not data.corpora:
         return None, "none: no corpus of the run is at hand"
     try:
@@ -79,6 +82,6 @@ def real_examples(
                 {key: one[key] for key in ("corpus", "episode", "steps")}
                 for one in loader.describe(0)
             ]
-    except (OSError, ValueError) as error:  # moved, changed, not indexed: no fault of the weights
+    except (OSError, ValueError) as error:  # moved, changed: no fault of the weights
         return None, f"none: {error}"
     return found, told

@@ -86,7 +86,7 @@ def torch_config(config: QuantizerConfig) -> dict[str, Any]:
     if name in ("fsq", "lfq"):
         found["bottleneck"] = name
         bits = config.codebook_size.bit_length() - 1
-        found["levels"] = list(config.bottleneck.get("levels", (2,) * bits))
+        found["levels"] = list(config.bottleneck["levels"] if name == "fsq" else (2,) * bits)
     if config.legacy:
         found["convolutions"] = CONVOLUTIONS[config.code_length][1]
     else:

@@ -74,6 +74,7 @@ KINDS = [
     ("vq_ema", "features"),
     ("fsq", "contrastive"),
     ("gaussian", "pixels_no_bottleneck"),
+    ("lfq", "contrastive"),
 ]
 
 
@@ -193,6 +194,17 @@ def test_the_state_dict_is_checked_too(original, tmp_path, monkeypatch):
     )
     assert code == 2 and "parameters_that_differ_when_imported=1 (at most 0)" in error
     assert not (tmp_path / "x.pt").exists() and (tmp_path / "x.pt.failed" / "x.pt").exists()
+
+
+@needs_torch
+def test_a_state_dict_has_no_normaliser(original, tmp_path):
+    config = runs.load(original).config
+    with config.unlocked():
+        config.model.normalize_decay = 0.5
+    run, out = make_quantizer(tmp_path / "run", config), tmp_path / "laq.pt"
+    code, _, error = lapa("export", "--format", "laq_pt", "--workdir", run, "--out", out)
+    assert code == 2 and "settings_that_differ_when_imported=1 (at most 0)" in error
+    assert not out.exists()
 
 
 @needs_torch

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import sentencepiece
 from tiny import NO_TORCH
+from tiny_policy import INSTRUCTIONS
 
 from lapa_jax.interop import safetensors_files, torch_code, torch_policy, torch_tokenizer, vqgan
 from lapa_jax.models.position import rope_tables
@@ -15,7 +16,6 @@ from lapa_jax.tokens import text
 
 torch = pytest.importorskip("torch", reason=NO_TORCH)
 GOLDEN = Path(__file__).parents[1] / "golden" / "vqgan"
-INSTRUCTIONS = ["push the red block", "move the green square to place 2"]
 
 
 def test_the_originals_rounded_rotary_tables_in_torch(tmp_path):
