@@ -4,6 +4,7 @@ All tests use the same sizes, so that they share compiled programs.
 """
 
 import contextlib
+import dataclasses
 import importlib.util
 import io
 import json
@@ -15,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -96,6 +97,20 @@ def disturb(patch: pytest.MonkeyPatch, *, stop_at: int, crash_at: int) -> None:
         check(self, step, metrics)
 
     patch.setattr(guard.Guard, "check", disturbed)
+
+
+def misread(patch: pytest.MonkeyPatch, module: Any, rules: str, theirs: str, pattern: str) -> None:
+    """The rules that `module.<rules>` makes put the tensors whose names hold `theirs` in another
+    order: shapes fit, numbers do not."""
+    real = getattr(module, rules)
+
+    def confused(given):
+        return [
+            dataclasses.replace(rule, pattern=pattern) if theirs in rule.theirs else rule
+            for rule in real(given)
+        ]
+
+    patch.setattr(module, rules, confused)
 
 
 # --- Configs ---

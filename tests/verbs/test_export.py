@@ -1,6 +1,5 @@
 """Runs in foreign formats, and back: what another program computes from the files."""
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -11,6 +10,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+import tiny
 from ml_collections import ConfigDict
 from tiny import lapa, needs_torch, succeed
 from tiny_policy import INSTRUCTIONS, TOKENIZER_MODEL, make_policy, tokenizer, write
@@ -281,18 +281,8 @@ def test_a_policy_in_torch_in_bfloat16(policy, tmp_path):
 
 @needs_torch
 def test_wrong_weights_are_found_out(policy, tmp_path, monkeypatch):
-    """Queries left as pairs, where torch rotates halves: shapes fit, numbers do not."""
-    real = llama.hf_rules
-
-    def pairs_kept(depth):
-        return [
-            dataclasses.replace(rule, pattern="(k c) d -> d k c")
-            if "q_proj" in rule.theirs
-            else rule
-            for rule in real(depth)
-        ]
-
-    monkeypatch.setattr(llama, "hf_rules", pairs_kept)
+    """Queries left as pairs, where torch rotates halves."""
+    tiny.misread(monkeypatch, llama, "hf_rules", "q_proj", "(k c) d -> d k c")
     out = tmp_path / "hf"
     code, _, error = lapa("export", "--format", "hf", "--workdir", policy, "--out", out)
     assert code == 2 and "action_logits=" in error and "(at most 0.0001)" in error

@@ -1,6 +1,5 @@
 """Quantizers as PyTorch sees them, and back."""
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -209,18 +208,9 @@ def test_a_state_dict_has_no_normaliser(original, tmp_path):
 
 @needs_torch
 def test_wrong_weights_are_found_out(original, tmp_path, monkeypatch):
-    """Heads taken for keys and values: shapes fit, numbers do not."""
-    real = laq_torch.rules
-
-    def confused(config):
-        return [
-            dataclasses.replace(rule, pattern="(k two c) d -> d two k c")
-            if rule.theirs == "decoder.layers.{i}.cross.kv.weight"
-            else rule
-            for rule in real(config)
-        ]
-
-    monkeypatch.setattr(laq_torch, "rules", confused)
+    """Heads taken for keys and values."""
+    name, pattern = "decoder.layers.{i}.cross.kv.weight", "(k two c) d -> d two k c"
+    tiny.misread(monkeypatch, laq_torch, "rules", name, pattern)
     out = tmp_path / "laq"
     code, _, error = lapa("export", "--format", "laq_torch", "--workdir", original, "--out", out)
     assert code == 2 and "frames=" in error and "codes_that_differ" not in error
