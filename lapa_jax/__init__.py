@@ -3,26 +3,28 @@
 Importing this package is cheap: no TensorFlow, no torch, no simulator.
 """
 
-__version__ = "0.1.0"
+from lapa_jax.version import __version__
+
+__all__ = ["__version__", "load_image_tokenizer", "load_policy", "load_quantizer"]
 
 
 def load_quantizer(directory):
-    """A trained or imported quantizer, with `encode` and `decode`: see lapa_jax.api."""
-    from lapa_jax.api import load_quantizer
+    """A trained or imported quantizer, with `encode` and `decode`: see lapa_jax.runs.loaded."""
+    from lapa_jax.runs.loaded import load_quantizer
 
     return load_quantizer(directory)
 
 
 def load_image_tokenizer(directory):
-    """An imported image tokenizer, with `encode` and `decode`: see lapa_jax.api."""
-    from lapa_jax.api import load_image_tokenizer
+    """An imported image tokenizer, with `encode` and `decode`: see lapa_jax.runs.loaded."""
+    from lapa_jax.runs.loaded import load_image_tokenizer
 
     return load_image_tokenizer(directory)
 
 
 def load_policy(directory, *, image_tokenizer=None):
     """A trained or imported policy, with `predict_latent`, `predict_action` and `logits`: see
-    lapa_jax.api."""
-    from lapa_jax.api import load_policy
+    lapa_jax.runs.loaded."""
+    from lapa_jax.runs.loaded import load_policy
 
     return load_policy(directory, image_tokenizer=image_tokenizer)

@@ -8,7 +8,7 @@ import sys
 # verb → (module, what it does, an example)
 VERBS = {
     "demo": (
-        "lapa_jax.demo",
+        "lapa_jax.studies.demo",
         "the whole method on the tabletop world, small, with a report",
         "lapa demo",
     ),
@@ -18,59 +18,59 @@ VERBS = {
         "lapa train --config experiments/quantizer/tabletop.py:quick=True --workdir runs/quantizer",
     ),
     "label": (
-        "lapa_jax.label",
+        "lapa_jax.runs.label",
         "latent actions of a corpus by a quantizer, or its image tokens, as sidecar files",
         "lapa label --workdir runs/quantizer --corpus data/robot --name laq",
     ),
     "evaluate": (
-        "lapa_jax.evaluate",
+        "lapa_jax.verbs.evaluate",
         "diagnostics of a quantizer; token accuracy and closed-loop success of a policy",
         "lapa evaluate --workdir runs/quantizer",
     ),
     "serve": (
-        "lapa_jax.serve",
+        "lapa_jax.verbs.serve",
         "a policy behind WebSocket (openpi's protocol) and REST, with a page to try it",
         "lapa serve --workdir runs/action_vla",
     ),
     "sweep": (
-        "lapa_jax.sweep",
+        "lapa_jax.studies.sweep",
         "a grid of quantizer runs, with a table, CSV and heat maps",
         "lapa sweep experiments/sweeps/codebook.py --workdir runs/sweep --dry_run",
     ),
     "bench": (
-        "lapa_jax.bench",
+        "lapa_jax.verbs.bench",
         "how fast training steps and decoding run, beside what the device can do",
         "lapa bench policy",
     ),
     "status": (
-        "lapa_jax.status",
+        "lapa_jax.verbs.status",
         "what runs are doing, from their files alone",
         "lapa status runs",
     ),
     "doctor": (
-        "lapa_jax.doctor",
+        "lapa_jax.verbs.doctor",
         "is this machine ready to train? devices, versions, disk, collectives",
         "lapa doctor --expect gpu --dir runs",
     ),
     "compile": (
-        "lapa_jax.compile",
+        "lapa_jax.verbs.compile",
         "compile a training step for a TPU slice or GPU hosts that are not there: does it fit?",
         "lapa compile --config experiments/quantizer/paper.py --topology v5e-16",
     ),
     "import": (
-        "lapa_jax.importer",
+        "lapa_jax.verbs.importer",
         "foreign weights as a run: quantizers (laq_pt), policies (lapa_stream, hf, hf_llama), "
         "image tokenizers (vqgan_pickle), teachers (dinov2), what was exported (safetensors)",
         "lapa import --format laq_pt --source laq_openx.pt --image_size 256 --out runs/laq_openx",
     ),
     "export": (
-        "lapa_jax.export",
+        "lapa_jax.verbs.export",
         "a run's weights in a foreign format, checked: policies for PyTorch (hf), plain arrays "
         "(safetensors), the original's quantizer (laq_pt)",
         "lapa export --format hf --workdir runs/action_vla --out policy",
     ),
     "data": (
-        "lapa_jax.data",
+        "lapa_jax.verbs.data",
         "collect, convert, index, inspect data; show the batch of a step",
         "lapa data collect --out data/tabletop --episodes 100 --families reach --views robot",
     ),

@@ -18,16 +18,17 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from data_pipelines import loader as loaders
-from data_pipelines import statistics
-from data_pipelines.mixture import Mixture
+from data_pipelines.checks import statistics
+from data_pipelines.loader.mixture import Mixture
 from lapa_jax import config as configs
-from lapa_jax import program as programs
-from lapa_jax import runs, stages
-from lapa_jax.evaluation import Evaluation
-from lapa_jax.models import surgery
-from lapa_jax.models.module import flatten
+from lapa_jax import stages
+from lapa_jax.evidence.in_training import Evaluation
+from lapa_jax.nn import surgery
+from lapa_jax.nn.module import flatten
 from lapa_jax.parallel import distributed, sharding
 from lapa_jax.parallel.mesh import make_mesh
+from lapa_jax.runs import program as programs
+from lapa_jax.runs import run as runs
 from lapa_jax.training import guard as guards
 from lapa_jax.training import heartbeat, memory, places, profiling
 from lapa_jax.training import state as states
@@ -348,11 +349,3 @@ def _log_size(state: states.TrainState, program: programs.Program) -> None:
     mesh = dict(program.mesh.shape)
     logging.info("%.2f M parameters, mesh %s, preset %s", count / 1e6, mesh, program.preset)
     logging.info("over all devices: %s\n%s", gib, program.optimizer.table(state.params))
-
-
-if __name__ == "__main__":
-    import sys
-
-    from lapa_jax.cli import run
-
-    sys.exit(run("lapa_jax.train", sys.argv[1:]))

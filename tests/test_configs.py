@@ -10,12 +10,12 @@ import tiny
 from experiments import base
 from lapa_jax import config as configs
 from lapa_jax import stages
-from lapa_jax.models.module import Functional, flatten
-from lapa_jax.models.vla import VLA, VLAConfig
+from lapa_jax.nn.module import Functional, flatten
 from lapa_jax.parallel import sharding
 from lapa_jax.parallel.mesh import make_mesh
+from lapa_jax.policy.text import train
+from lapa_jax.policy.vla import VLA, VLAConfig
 from lapa_jax.stages.policy import LAYOUT_KEYS, TOKENIZER
-from lapa_jax.tokens.text import train
 from lapa_jax.training.optimizer import OPTIMIZERS, make_optimizer
 from lapa_jax.training.state import create, state_shardings
 

@@ -10,29 +10,74 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TOP = ("lapa_jax", "data_pipelines", "experiments", "launch")
 
-# room → prefixes of ours that it may import besides itself. A file directly under lapa_jax is a
-# verb, or what verbs share, and may import everything; so may what `lapa bench` measures.
+DATA = ("data_pipelines",)
+MODELS = ("lapa_jax.nn", "lapa_jax.parallel")
+STAGES = ("lapa_jax.latent", "lapa_jax.policy", *MODELS, "data_pipelines.rlds.schema")
+RUNS = (
+    *("lapa_jax.stages", *STAGES, "lapa_jax.training", "lapa_jax.machine"),
+    *("lapa_jax.config", "lapa_jax.settings", "lapa_jax.version", "launch.xla_flags", *DATA),
+)
+USES = ("lapa_jax.runs", *RUNS)
+EVIDENCE = ("lapa_jax.envs", "lapa_jax.diagnostics", "lapa_jax.report", *USES)
+TRAIN = ("lapa_jax.evidence", *EVIDENCE)
+STUDIES = ("lapa_jax.train", *TRAIN, "experiments")
+
+# room or file → prefixes of ours that it may import besides itself: what lies on lower floors.
 ALLOWED = {
-    "lapa_jax.stages": (
-        "lapa_jax.models",
-        "lapa_jax.tokens",
-        "lapa_jax.parallel",
-        "data_pipelines.schema",
-    ),
-    "lapa_jax.models": ("lapa_jax.parallel", "lapa_jax.tokens.modality"),
-    "lapa_jax.training": ("lapa_jax.parallel",),
-    "lapa_jax.aot": ("lapa_jax.parallel",),
-    "lapa_jax.benchmarks": ("lapa_jax", "data_pipelines", "experiments"),
+    "data_pipelines.storage": (),
+    "data_pipelines.lock": (),
+    "data_pipelines.sidecar": ("data_pipelines.storage", "data_pipelines.lock"),
+    "data_pipelines.rlds": ("data_pipelines.sidecar", "data_pipelines.storage"),
+    "data_pipelines.index": ("data_pipelines.rlds", "data_pipelines.sidecar"),
+    "data_pipelines.loader": ("data_pipelines.index",),
+    "data_pipelines.convert": ("data_pipelines.loader",),
+    "data_pipelines.checks": ("data_pipelines.loader",),
+    "data_pipelines.bench": ("data_pipelines.loader",),
+    "lapa_jax.__init__": ("lapa_jax.version", "lapa_jax.runs.loaded"),
+    "lapa_jax.__main__": ("lapa_jax.cli",),
+    "lapa_jax.version": (),
+    "lapa_jax.settings": (),
     "lapa_jax.parallel": (),
-    "lapa_jax.tokens": (),
     "lapa_jax.diagnostics": (),
-    "lapa_jax.report": ("lapa_jax.diagnostics",),
+    "lapa_jax.report": (),
     "lapa_jax.envs": (),
-    "lapa_jax.interop": ("lapa_jax.models", "lapa_jax.tokens"),
-    "lapa_jax.serving": ("lapa_jax.api", "lapa_jax.tokens", "data_pipelines.convert.decode"),
-    "data_pipelines": (),
-    "experiments": (),
+    "lapa_jax.machine": ("lapa_jax.parallel",),
+    "lapa_jax.nn": ("lapa_jax.parallel",),
+    "lapa_jax.training": ("lapa_jax.parallel", "data_pipelines.storage"),
+    "lapa_jax.config": ("data_pipelines.storage",),
+    "lapa_jax.latent": MODELS,
+    "lapa_jax.policy": MODELS,
+    "lapa_jax.stages": STAGES,
+    "lapa_jax.aot": RUNS,
+    "lapa_jax.runs": RUNS,
+    "lapa_jax.evidence": EVIDENCE,
+    "lapa_jax.serving": USES,
+    "lapa_jax.interop": USES,
+    "lapa_jax.train": TRAIN,
+    "lapa_jax.studies": STUDIES,
+    "lapa_jax.benchmarks": ("lapa_jax.serving", "lapa_jax.interop", "lapa_jax.aot", *STUDIES),
+    "lapa_jax.cli": (),  # knows verbs by name
+    "lapa_jax.verbs": (
+        *("lapa_jax.studies", "lapa_jax.benchmarks", "lapa_jax.serving", "lapa_jax.interop"),
+        *("lapa_jax.aot", "launch.run_files", *STUDIES),
+    ),
+    "experiments": ("lapa_jax.settings", "lapa_jax.config", "lapa_jax.stages", *STAGES),
     "launch": (),
+}
+# Where the floors of data_pipelines are named by the next lower one alone.
+for room in ("rlds", "index", "loader", "convert", "checks", "bench"):
+    for lower in [name for name in ALLOWED[f"data_pipelines.{room}"] if name in ALLOWED]:
+        ALLOWED[f"data_pipelines.{room}"] += ALLOWED[lower]
+
+# What the rebuilding has not reached yet: (file, what it imports).
+PENDING = {
+    ("lapa_jax/benchmarks/serve.py", "lapa_jax.verbs.importer"),
+    ("lapa_jax/config.py", "lapa_jax.training.places"),
+    ("lapa_jax/evidence/in_training.py", "lapa_jax.verbs.evaluate.evaluate_success"),
+    ("lapa_jax/runs/examples.py", "experiments.base"),
+    ("lapa_jax/studies/demo.py", "lapa_jax.verbs.collect.collect"),
+    ("lapa_jax/studies/demo.py", "lapa_jax.verbs.evaluate.evaluate_success"),
+    ("lapa_jax/studies/demo_page.py", "lapa_jax.verbs.evaluate.SuccessEvaluation"),
 }
 
 
@@ -54,7 +99,9 @@ def imports_of(path: Path) -> list[tuple[str, bool]]:
 
 def sources(room: str) -> list[Path]:
     """Without torch_files, which are written beside exported weights and never imported here."""
-    found = sorted((ROOT / room.replace(".", "/")).rglob("*.py"))
+    path = ROOT / room.replace(".", "/")
+    found = [path.with_suffix(".py")] if path.with_suffix(".py").is_file() else []
+    found += sorted(path.rglob("*.py"))
     return [path for path in found if path.parent.name != "torch_files"]
 
 
@@ -67,17 +114,15 @@ def test_room_imports_only_what_it_may(room):
         for module, _ in imports_of(path)
         if module.split(".")[0] in TOP
         and not any(module == p or module.startswith(p + ".") for p in may)
+        and (str(path.relative_to(ROOT)), module) not in PENDING
     ]
     assert not bad, "\n".join(bad)
 
 
-def test_every_room_has_a_rule():
-    rooms = {
-        f"lapa_jax.{p.name}"
-        for p in (ROOT / "lapa_jax").iterdir()
-        if p.is_dir() and any(p.glob("*.py"))
-    }
-    assert rooms <= ALLOWED.keys(), f"rooms without a rule: {rooms - ALLOWED.keys()}"
+def test_every_file_has_a_rule():
+    under = {path for room in ALLOWED for path in sources(room)}
+    bare = {path for top in TOP for path in sources(top)} - under
+    assert {str(path.relative_to(ROOT)) for path in bare} <= {"data_pipelines/__init__.py"}
 
 
 @pytest.mark.parametrize(
@@ -96,7 +141,13 @@ def test_heavy_packages_are_imported_only_inside_functions(heavy):
 
 @pytest.mark.parametrize(
     "module",
-    ["lapa_jax", "lapa_jax.cli", "lapa_jax.train", "lapa_jax.demo", "data_pipelines.loader"],
+    [
+        "lapa_jax",
+        "lapa_jax.cli",
+        "lapa_jax.train",
+        "lapa_jax.studies.demo",
+        "data_pipelines.loader",
+    ],
 )
 def test_import_stays_light(module):
     code = (

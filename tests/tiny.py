@@ -23,11 +23,11 @@ import pytest
 import simplejpeg
 from quick_flags import QUICK
 
-from data_pipelines import schema
 from data_pipelines.index import load_index
-from data_pipelines.index_build import build_index
-from data_pipelines.labels import LabelSetWriter
-from data_pipelines.writer import RldsWriter
+from data_pipelines.index.build import build_index
+from data_pipelines.index.labels import LabelSetWriter
+from data_pipelines.rlds import schema
+from data_pipelines.rlds.writer import RldsWriter
 from lapa_jax import cli
 from lapa_jax import config as configs
 from lapa_jax.training import checkpoint, guard

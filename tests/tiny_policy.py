@@ -7,11 +7,12 @@ import jax
 import numpy as np
 
 from experiments import base
-from lapa_jax import importer, stages
+from lapa_jax import stages
+from lapa_jax.policy import text
+from lapa_jax.policy.codecs.action import ActionTokenizer
 from lapa_jax.stages.action_finetuning import ACTION_BINS
 from lapa_jax.stages.policy import TOKENIZER
-from lapa_jax.tokens import text
-from lapa_jax.tokens.action import ActionTokenizer
+from lapa_jax.verbs import importer
 
 BINS = ActionTokenizer([np.linspace(-1, 1, 6), np.array([-0.5, 0.1, 0.5, 1.5])])
 TOKENIZER_MODEL = dict(

@@ -21,10 +21,11 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from data_pipelines import schema, sidecar, writer
+from data_pipelines import sidecar
 from data_pipelines.convert import executors, staging
 from data_pipelines.convert.executors import NeedsSettingError
 from data_pipelines.convert.report import Report, printable
+from data_pipelines.rlds import schema, writer
 
 __all__ = ["NeedsSettingError", "Report"]
 

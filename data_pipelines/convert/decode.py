@@ -21,7 +21,7 @@ from av.video.reformatter import VideoReformatter
 
 from data_pipelines.convert import scenes
 from data_pipelines.convert.conversion import NeedsSettingError, RecordingError
-from data_pipelines.schema import jpeg_size
+from data_pipelines.rlds.schema import jpeg_size
 
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 FITS = ("crop", "pad")

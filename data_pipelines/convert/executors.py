@@ -18,7 +18,8 @@ from concurrent import futures
 from pathlib import Path
 from typing import Any, Protocol
 
-from data_pipelines import sidecar, writer
+from data_pipelines import sidecar
+from data_pipelines.rlds import writer
 
 _POLL_SECONDS = 0.5
 _JOBS, _STOP = "jobs.pickle", "stop.json"

@@ -22,8 +22,10 @@ from typing import Any
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from data_pipelines import index, labels, schema, shards, sidecar, writer
+from data_pipelines import index, sidecar
 from data_pipelines.convert import conversion, decode
+from data_pipelines.index import labels
+from data_pipelines.rlds import schema, shards, writer
 
 IMAGE_CODEBOOK_SIZE, IMAGE_STRIDE = 8192, 16  # of LWM's VQGAN: codes, pixels a token is wide
 PLACEHOLDER_SIZE = 16

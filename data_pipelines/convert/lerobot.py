@@ -21,8 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipelines import schema
 from data_pipelines.convert import conversion, decode
+from data_pipelines.rlds import schema
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 MAX_JPEG_BYTES = decode.MAX_EPISODE_BYTES

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from data_pipelines import fields, open_x, schema, shards, tfrecord
 from data_pipelines.convert import conversion, decode
+from data_pipelines.rlds import fields, open_x, schema, shards, tfrecord
 
 
 @dataclasses.dataclass(frozen=True)

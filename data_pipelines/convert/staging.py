@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipelines import schema, sidecar, tfrecord, writer
+from data_pipelines import sidecar
+from data_pipelines.rlds import schema, tfrecord, writer
 
 _COPY_BYTES = 8 << 20
 

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data_pipelines import index, labels, sidecar
+from data_pipelines import index, sidecar
+from data_pipelines.index import labels
 
 IMAGE_TOKENS_PER_FRAME = 256
 

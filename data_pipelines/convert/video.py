@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipelines import schema
 from data_pipelines.convert import conversion, decode
+from data_pipelines.rlds import schema
 
 
 @dataclasses.dataclass(frozen=True)

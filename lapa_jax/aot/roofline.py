@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from jax.extend import core
 
-from lapa_jax.aot.chips import Chip
 from lapa_jax.aot.hlo import Collective
+from lapa_jax.machine.chips import Chip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 import jax
 from jax.experimental import topologies
 
-from lapa_jax.aot.chips import CHIPS, Chip
+from lapa_jax.machine.chips import CHIPS, Chip
 
 # Chips of a slice → their arrangement (docs.cloud.google.com/tpu/docs/VERSION, "configurations").
 _PLANE = {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}

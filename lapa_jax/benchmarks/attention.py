@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lapa_jax.benchmarks import measure
-from lapa_jax.models import attention as attentions
+from lapa_jax.nn import attention as attentions
 
 SEGMENTS = 5
 POSITIONS = {"cpu": (128, 256, 512, 1024), "elsewhere": (256, 512, 1024, 2048, 4096)}

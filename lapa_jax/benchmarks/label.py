@@ -15,11 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from data_pipelines import bench_corpus
-from data_pipelines.labels import LabelSetWriter
+from data_pipelines.bench import corpus as bench_corpus
+from data_pipelines.index.labels import LabelSetWriter
 from experiments import base
-from lapa_jax import label, pairs, runs, stages
+from lapa_jax import stages
 from lapa_jax.benchmarks.quantizer import MODELS
+from lapa_jax.runs import examples, label
+from lapa_jax.runs import run as runs
 
 ROUNDS = 3
 WINDOW_SECONDS = 0.5
@@ -28,7 +30,7 @@ SHARD_BYTES = 512 << 20  # as corpora have them: the last batch of a shard is pa
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", choices=sorted(MODELS), default="demo")
-    parser.add_argument("--batch", type=int, default=pairs.BATCH, help="pairs in a batch")
+    parser.add_argument("--batch", type=int, default=examples.BATCH, help="pairs in a batch")
     parser.add_argument(
         "--workdir", default="runs/bench_label", help="keeps the corpus (default: runs/bench_label)"
     )
@@ -47,7 +49,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     shape = bench_corpus.Shape(episodes=episodes, size=size, shard_bytes=SHARD_BYTES)
     directory = bench_corpus.make(Path(args.workdir), shape)
     corpus = {"path": str(directory), "window_seconds": WINDOW_SECONDS}
-    source = pairs.Pairs(quantizer.config, corpus, batch=batch)
+    source = examples.Pairs(quantizer.config, corpus, batch=batch)
     rows = source.rows[: args.steps * batch]
     resident = encode.put(next(source.batches(rows[:batch])).frames)
     jax.block_until_ready(encode(resident))  # compiled
@@ -84,7 +86,7 @@ def _forward_seconds(encode: label.Encoder, resident: jax.Array, batches: int) -
     return time.perf_counter() - start
 
 
-def _label_seconds(source: pairs.Pairs, rows: np.ndarray, encode: label.Encoder) -> float:
+def _label_seconds(source: examples.Pairs, rows: np.ndarray, encode: label.Encoder) -> float:
     model = encode.run.stage.model_config
     provenance = {
         "quantizer_hash": encode.run.params_hash,

@@ -15,13 +15,13 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from data_pipelines import bench_corpus
+from data_pipelines.bench import corpus as bench_corpus
 from data_pipelines.loader import Loader
 from experiments import base
-from lapa_jax import program as programs
 from lapa_jax import stages, train
 from lapa_jax.parallel import sharding
 from lapa_jax.parallel.mesh import make_mesh
+from lapa_jax.runs import program as programs
 from lapa_jax.training.metrics import read_metrics
 
 STEPS = 20  # of an interval, for each of --steps

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lapa_jax.models.module import Functional
+from lapa_jax.nn.module import Functional
 from lapa_jax.training import state as states
 from lapa_jax.training.optimizer import Optimizer
 from lapa_jax.training.step import make_train_step

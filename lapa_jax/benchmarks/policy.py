@@ -13,11 +13,11 @@ import optax
 
 from experiments import base
 from lapa_jax.benchmarks import measure
-from lapa_jax.models import decoding
-from lapa_jax.models.module import Functional
-from lapa_jax.models.vla import SIZES, VLA, VLAConfig, vla_flops
+from lapa_jax.nn.module import Functional
+from lapa_jax.policy import decoding
+from lapa_jax.policy.modality import IMAGE, LATENT, TEXT
+from lapa_jax.policy.vla import SIZES, VLA, VLAConfig, vla_flops
 from lapa_jax.stages.policy import LAYOUT_KEYS, cross_entropy
-from lapa_jax.tokens.modality import IMAGE, LATENT, TEXT
 
 TEXT_TOKENS, IMAGE_TOKENS, TARGETS = 28, 256, 4
 ROW = TEXT_TOKENS + IMAGE_TOKENS + TARGETS

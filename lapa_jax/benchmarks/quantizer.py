@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from experiments import base
 from lapa_jax.benchmarks import measure
-from lapa_jax.models.module import Functional
-from lapa_jax.models.quantizer import Quantizer, QuantizerConfig, quantizer_flops
+from lapa_jax.latent import Quantizer, QuantizerConfig, quantizer_flops
+from lapa_jax.nn.module import Functional
 
 # name → (settings of the model, pixels). `released`: the shape of the released weights.
 MODELS: dict[str, tuple[Callable[[], ConfigDict], int]] = {

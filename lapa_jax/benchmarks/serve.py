@@ -23,14 +23,16 @@ import numpy as np
 import psutil
 
 from experiments.action_vla import tabletop
-from lapa_jax import api, importer, stages
+from lapa_jax import stages
 from lapa_jax.benchmarks import measure
 from lapa_jax.envs.tabletop import SceneConfig, Tabletop
+from lapa_jax.policy import text
+from lapa_jax.policy.codecs.action import ActionClusters
+from lapa_jax.runs import loaded
 from lapa_jax.serving.limits import BATCH_SIZES
 from lapa_jax.stages.action_finetuning import ACTION_BINS
 from lapa_jax.stages.policy import TOKENIZER
-from lapa_jax.tokens import text
-from lapa_jax.tokens.action import ActionClusters
+from lapa_jax.verbs import importer
 
 REQUESTS = 100  # for each of --steps
 _START_SECONDS = 300.0
@@ -95,7 +97,7 @@ def make_policy(out: Path, dtype: str) -> list[str]:
 
 def _alone(run: Path, instructions: list[str], number: int, most: int) -> dict[str, float]:
     """The jitted call of this process: of one observation, and how many a second in batches."""
-    policy = api.load_policy(run)
+    policy = loaded.load_policy(run)
     images = _images(most, policy.image_size)
     texts = [instructions[i % len(instructions)] for i in range(most)]
 

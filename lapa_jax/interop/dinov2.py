@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lapa_jax.interop.mapping import Constant, Rule, to_ours
-from lapa_jax.models.module import Functional, Tree
-from lapa_jax.models.vit import ViT, ViTConfig
+from lapa_jax.nn.module import Functional, Tree
+from lapa_jax.nn.vit import ViT, ViTConfig
 
 HEAD_DIM = 64  # of every DINOv2; the shapes do not tell it
 PREFIXES = ("dinov2.", "dinov2_with_registers.")  # in files that hold a classifier, too

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from lapa_jax.interop.mapping import Constant, Rule, to_ours, to_theirs
-from lapa_jax.models.module import Functional, Tree
-from lapa_jax.models.quantizer import Quantizer, QuantizerConfig
-from lapa_jax.models.quantizer.legacy import CONVOLUTIONS
+from lapa_jax.latent import Quantizer, QuantizerConfig
+from lapa_jax.latent.legacy import CONVOLUTIONS
+from lapa_jax.nn.module import Functional, Tree
 
 _TRANSFORMERS = {
     "enc_spatial_transformer": "spatial",

@@ -14,10 +14,10 @@ from typing import Any
 from lapa_jax.interop import safetensors_files, torch_code
 from lapa_jax.interop.mapping import Rule
 from lapa_jax.interop.safetensors_files import Tensor
-from lapa_jax.models.bottlenecks import CONTINUOUS
-from lapa_jax.models.module import Functional, flatten
-from lapa_jax.models.quantizer import Quantizer, QuantizerConfig
-from lapa_jax.models.quantizer.legacy import CONVOLUTIONS
+from lapa_jax.latent import Quantizer, QuantizerConfig
+from lapa_jax.latent.bottlenecks import CONTINUOUS
+from lapa_jax.latent.legacy import CONVOLUTIONS
+from lapa_jax.nn.module import Functional, flatten
 
 MODELING = "modeling_laq.py"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lapa_jax.interop.mapping import Rule
-from lapa_jax.models.vla import SIZES
+from lapa_jax.policy.vla import SIZES
 
 # our modality → the original's table and head
 _ORIGINAL = {

@@ -12,7 +12,7 @@ from typing import Any
 import einops
 import numpy as np
 
-from lapa_jax.models.module import Tree, flatten, unflatten
+from lapa_jax.nn.module import Tree, flatten, unflatten
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 from lapa_jax.interop import safetensors_files
 from lapa_jax.interop.mapping import Rule, to_ours
 from lapa_jax.interop.safetensors_files import SafetensorsDirectory, Tensor, tensor
-from lapa_jax.models.module import Tree, flatten
+from lapa_jax.nn.module import Tree, flatten
 
 CONFIG, ASSETS = "config.json", "assets"
 

@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from lapa_jax.interop.mapping import Rule, names
-from lapa_jax.models.module import Tree, flatten
+from lapa_jax.nn.module import Tree, flatten
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9

@@ -15,12 +15,12 @@ import numpy as np
 from lapa_jax.interop import llama, safetensors_files, torch_code
 from lapa_jax.interop.mapping import Rule
 from lapa_jax.interop.safetensors_files import Tensor
-from lapa_jax.models.front_end import front_end_config
-from lapa_jax.models.image_tokenizer import ImageEncoder, ImageTokenizerConfig
-from lapa_jax.models.module import Functional, Tree, flatten
-from lapa_jax.models.vla import VLAConfig
-from lapa_jax.tokens.layout import Layout
-from lapa_jax.tokens.modality import MODALITIES
+from lapa_jax.nn.module import Functional, Tree, flatten
+from lapa_jax.policy.front_end import front_end_config
+from lapa_jax.policy.image_tokenizer import ImageEncoder, ImageTokenizerConfig
+from lapa_jax.policy.layout import Layout
+from lapa_jax.policy.modality import MODALITIES
+from lapa_jax.policy.vla import VLAConfig
 
 MODELING, MODELING_VQGAN = "modeling_lapa.py", "modeling_vqgan.py"
 IMAGE_TOKENIZER = "image_tokenizer"  # the prefix of its tensors

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lapa_jax.interop import torch_code
-from lapa_jax.tokens.text import TextTokenizer
+from lapa_jax.policy.text import TextTokenizer
 
 BPE = 2  # SentencePiece's number
 # Spaces, full-width and composed characters, bytes: what normalisation may change.

@@ -8,8 +8,8 @@ import numpy as np
 
 from lapa_jax.interop.array_pickle import load_arrays
 from lapa_jax.interop.mapping import Rule, to_ours, to_theirs
-from lapa_jax.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
-from lapa_jax.models.module import Functional, Tree
+from lapa_jax.nn.module import Functional, Tree
+from lapa_jax.policy.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 
 __all__ = ["infer_config", "load_file", "read", "rules", "write"]
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from lapa_jax.api import LoadedPolicy, LoadedQuantizer
+from lapa_jax.policy.codecs.action import ActionClusters
+from lapa_jax.runs.loaded import LoadedPolicy, LoadedQuantizer
 from lapa_jax.serving.limits import Limits
-from lapa_jax.tokens.action import ActionClusters
 
 
 def metadata(

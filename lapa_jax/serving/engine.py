@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import numpy as np
 
-from lapa_jax.api import LoadedPolicy, LoadedQuantizer
+from lapa_jax.runs.loaded import LoadedPolicy, LoadedQuantizer
 from lapa_jax.serving.limits import BATCH_SIZES, Refused
 from lapa_jax.serving.messages import Observation
 from lapa_jax.serving.metrics import Metrics

@@ -12,7 +12,7 @@ import jax
 import uvicorn
 from absl import logging
 
-from lapa_jax import api
+from lapa_jax.runs import loaded
 from lapa_jax.serving import describe
 from lapa_jax.serving.app import Server
 from lapa_jax.serving.engine import Engine
@@ -58,8 +58,8 @@ def prepare(args: argparse.Namespace, token: str) -> tuple["Uvicorn", socket.soc
 
 def build(args: argparse.Namespace, limits: Limits) -> Server:
     """The server of parsed arguments, not compiled yet."""
-    policy = api.load_policy(args.workdir, image_tokenizer=args.image_tokenizer)
-    quantizer = api.load_quantizer(args.quantizer) if args.quantizer else None
+    policy = loaded.load_policy(args.workdir, image_tokenizer=args.image_tokenizer)
+    quantizer = loaded.load_quantizer(args.quantizer) if args.quantizer else None
     if quantizer:
         describe.check_quantizer(policy, quantizer)
     metadata = describe.metadata(

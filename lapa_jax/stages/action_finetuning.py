@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from lapa_jax.policy.codecs import action as action_tokens
 from lapa_jax.stages.policy import TOKENIZER, PolicyStage
 from lapa_jax.stages.stage import Assets, Params, Variables
-from lapa_jax.tokens import action as action_tokens
 
 ACTION_BINS = "action_bins.json"
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from lapa_jax.models.registry import named_config
+from lapa_jax.nn.registry import named_config
 from lapa_jax.stages.stage import Batch, Metrics, Params, Stage, Variables
 
 COLUMN = "position_words"

@@ -6,12 +6,12 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from lapa_jax.models import surgery
-from lapa_jax.models.front_end import VqganConfig, front_end_config
-from lapa_jax.models.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
-from lapa_jax.models.layers import dtype_of
-from lapa_jax.models.module import Functional
-from lapa_jax.models.registry import typed_config
+from lapa_jax.nn import surgery
+from lapa_jax.nn.layers import dtype_of
+from lapa_jax.nn.module import Functional
+from lapa_jax.nn.registry import typed_config
+from lapa_jax.policy.front_end import VqganConfig, front_end_config
+from lapa_jax.policy.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from lapa_jax.stages.stage import Assets, Params, Stage, Variables, require_source
 
 

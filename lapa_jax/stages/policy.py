@@ -1,6 +1,6 @@
 """What the two policy stages share: one model, target tokens predicted in rows of tokens.
 
-Batch (R rows of k examples, T tokens; see tokens/layout.py): tokens, segments int32 (R, T),
+Batch (R rows of k examples, T tokens; see policy/layout.py): tokens, segments int32 (R, T),
 modality int8 (R, T), target_slots, targets int32 (R, k·L), images uint8 (R, k·N, H, W, 3) where the
 front-end computes image tokens, text_slots, text_targets int32 (R, k·M) where text is trained on.
 """
@@ -14,17 +14,17 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from data_pipelines.schema import images_per_example
-from lapa_jax.models.decoding import decode
-from lapa_jax.models.front_end import front_end_column
-from lapa_jax.models.module import Functional
-from lapa_jax.models.stack import unstack
-from lapa_jax.models.vla import VLA, VLAConfig, vla_flops
+from data_pipelines.rlds.schema import images_per_example
+from lapa_jax.nn.module import Functional
+from lapa_jax.nn.stack import unstack
+from lapa_jax.policy.decoding import decode
+from lapa_jax.policy.front_end import front_end_column
+from lapa_jax.policy.layout import Layout, LegacyLayout, left_pad, pack
+from lapa_jax.policy.text import TextTokenizer, train
+from lapa_jax.policy.vla import VLA, VLAConfig, vla_flops
 from lapa_jax.stages import augmentation
 from lapa_jax.stages.image_tokenizer import adopt_tokenizer, tokenizer_source
 from lapa_jax.stages.stage import Assets, Batch, Metrics, Params, Stage, Variables
-from lapa_jax.tokens.layout import Layout, LegacyLayout, left_pad, pack
-from lapa_jax.tokens.text import TextTokenizer, train
 
 TOKENIZER = "tokenizer.model"
 # Keys of config.model that say how rows are laid out; the others are the model's own.
@@ -224,7 +224,7 @@ class PolicyStage(Stage):
         images: jax.Array | None,
         **options,
     ) -> tuple[jax.Array, jax.Array]:
-        """Target tokens int32 (B, L), greedy unless `options` (of models/decoding.py) ask for
+        """Target tokens int32 (B, L), greedy unless `options` (of policy/decoding.py) ask for
         more, and their logits (B, L, V); pure, may be jitted. `images` uint8 (B, N, H, W, 3)."""
         return decode(
             self.model,

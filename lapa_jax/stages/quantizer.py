@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from lapa_jax.models import surgery
-from lapa_jax.models.module import Functional
-from lapa_jax.models.quantizer import Quantizer, QuantizerConfig, Reading, quantizer_flops
-from lapa_jax.models.quantizer.objectives import OBJECTIVES, FeaturesConfig, objective_config
+from lapa_jax.latent import Quantizer, QuantizerConfig, Reading, quantizer_flops
+from lapa_jax.latent.objectives import OBJECTIVES, FeaturesConfig, objective_config
+from lapa_jax.nn import surgery
+from lapa_jax.nn.module import Functional
 from lapa_jax.stages import augmentation
 from lapa_jax.stages.stage import (
     Assets,

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from lapa_jax.models.module import Functional
+from lapa_jax.nn.module import Functional
 
 Params = dict[str, Any]
 Variables = dict[str, Any]

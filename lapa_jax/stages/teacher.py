@@ -5,13 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from lapa_jax.models.masked_autoencoder import (
-    MaskedAutoencoder,
-    MaskedAutoencoderConfig,
-    autoencoder_flops,
-)
-from lapa_jax.models.module import Functional
-from lapa_jax.models.registry import typed_config
+from lapa_jax.latent.teacher import MaskedAutoencoder, MaskedAutoencoderConfig, autoencoder_flops
+from lapa_jax.nn.module import Functional
+from lapa_jax.nn.registry import typed_config
 from lapa_jax.stages import augmentation
 from lapa_jax.stages.stage import Assets, Batch, Metrics, Params, Stage, Variables
 

@@ -8,11 +8,11 @@ import pytest
 import tiny
 from compilers import lapa_compile, needs_compilers
 
-from lapa_jax import compile as aot
 from lapa_jax import config as configs
 from lapa_jax import train
 from lapa_jax.aot.topology import Topology, parse
 from lapa_jax.parallel.sharding import ShardingError
+from lapa_jax.verbs import compile as aot
 
 QUICK = "experiments/latent_vla/tabletop.py:quick=True"
 

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from experiments import base, hardware
 from lapa_jax.aot.topology import parse
-from lapa_jax.models.stack import REMAT
+from lapa_jax.nn.stack import REMAT
 from lapa_jax.parallel.sharding import PRESETS
 
 RULES = [*hardware.POLICY_7B.items(), *hardware.QUANTIZER.items()]

@@ -10,12 +10,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments import base
 from lapa_jax.aot.topology import parse
-from lapa_jax.models.attention import attention
-from lapa_jax.models.module import Functional
-from lapa_jax.models.stack import check_remat
-from lapa_jax.models.vla import VLA, VLAConfig
+from lapa_jax.nn.attention import attention
+from lapa_jax.nn.module import Functional
+from lapa_jax.nn.stack import check_remat
 from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.parallel.sharding import tree_shardings, with_rules
+from lapa_jax.policy.vla import VLA, VLAConfig
 from lapa_jax.stages.policy import LAYOUT_KEYS
 from lapa_jax.training.state import with_shardings
 

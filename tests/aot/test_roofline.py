@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from lapa_jax.aot import roofline
-from lapa_jax.aot.chips import CHIPS
 from lapa_jax.aot.hlo import Collective
+from lapa_jax.machine.chips import CHIPS
 
 V5E, H100 = CHIPS["v5e"], CHIPS["h100"]
 

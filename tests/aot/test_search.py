@@ -9,7 +9,7 @@ from lapa_jax import config as configs
 from lapa_jax.aot import search
 from lapa_jax.aot.search import Layout
 from lapa_jax.aot.topology import parse
-from lapa_jax.models.stack import REMAT
+from lapa_jax.nn.stack import REMAT
 from lapa_jax.parallel.sharding import MESH_AXES, ShardingError
 
 POLICY = str(tiny.ROOT / "experiments/latent_vla/tabletop.py")

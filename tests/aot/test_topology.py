@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from lapa_jax.aot import topology
-from lapa_jax.aot.chips import CHIPS
+from lapa_jax.machine.chips import CHIPS
 
 
 @pytest.mark.parametrize(

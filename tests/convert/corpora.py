@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from data_pipelines import shards, tfrecord
+from data_pipelines.rlds import shards, tfrecord
 
 
 def read(out, split="train"):

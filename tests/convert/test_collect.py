@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from data_pipelines import schema, shards, tfrecord, writer
-from lapa_jax import collect
+from data_pipelines.rlds import schema, shards, tfrecord, writer
 from lapa_jax.envs.tabletop import SceneConfig, Tabletop
+from lapa_jax.verbs import collect
 
 # One environment for all tests: every other costs a compilation. Some of its episodes fail.
 ENV = Tabletop(SceneConfig(num_blocks=2, families=("reach",), horizon=7))

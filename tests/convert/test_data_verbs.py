@@ -7,8 +7,9 @@ import pytest
 import video_files as files
 from test_rlds_writer import make_episode, write
 
-from lapa_jax import cli, data
-from lapa_jax.tokens.action import from_csv, from_json
+from lapa_jax import cli
+from lapa_jax.policy.codecs.action import from_csv, from_json
+from lapa_jax.verbs import data
 
 
 def run(capsys, *argv):

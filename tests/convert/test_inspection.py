@@ -11,7 +11,8 @@ import simplejpeg
 from PIL import Image
 from test_rlds_writer import make_episode, make_spec, write
 
-from data_pipelines import inspection, pictures, tfrecord, writer
+from data_pipelines.checks import inspection, pictures
+from data_pipelines.rlds import tfrecord, writer
 
 
 def inspect(directory, **changes):
@@ -87,8 +88,8 @@ def test_the_page_escapes_text_and_shows_frames(tmp_path):
 
 def test_label_sets_and_indexes_are_listed(tmp_path):
     from data_pipelines.index import load_index
-    from data_pipelines.index_build import build_index
-    from data_pipelines.labels import LabelSetWriter
+    from data_pipelines.index.build import build_index
+    from data_pipelines.index.labels import LabelSetWriter
 
     write(tmp_path, [make_episode(i) for i in range(2)])
     assert "index: none (lapa data index" in inspection.to_text(inspect(tmp_path))

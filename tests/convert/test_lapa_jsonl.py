@@ -8,12 +8,14 @@ import simplejpeg
 from corpora import read
 from test_rlds_writer import make_episode, write
 
-from data_pipelines import index, labels, writer
+from data_pipelines import index
 from data_pipelines.convert import conversion, lapa_jsonl, to_lapa_jsonl
+from data_pipelines.index import labels
 from data_pipelines.loader import Loader
+from data_pipelines.rlds import writer
 from experiments import base
-from lapa_jax import data
-from lapa_jax.tokens import action
+from lapa_jax.policy.codecs import action
+from lapa_jax.verbs import data
 
 PROMPT = "You are a helpful assistant. USER: What action should the robot take to `{}` ASSISTANT:"
 OPTIONS = dict(progress=False, fps=5.0, prompt=PROMPT.replace("{}", "{instruction}"), name="rows")

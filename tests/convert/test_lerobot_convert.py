@@ -13,7 +13,7 @@ from corpora import read
 
 from data_pipelines.convert import conversion, decode
 from data_pipelines.convert.lerobot import convert_lerobot
-from lapa_jax import data
+from lapa_jax.verbs import data
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 LENGTHS = [5, 3, 6, 4, 7]

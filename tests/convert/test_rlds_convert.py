@@ -8,9 +8,10 @@ import rlds_files as files
 import simplejpeg
 from corpora import read
 
-from data_pipelines import fields, index, open_x, shards
+from data_pipelines import index
 from data_pipelines.convert import conversion, rlds
-from lapa_jax import data
+from data_pipelines.rlds import fields, open_x, shards
+from lapa_jax.verbs import data
 
 
 @pytest.fixture(scope="module")

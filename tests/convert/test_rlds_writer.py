@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from data_pipelines import lock, schema, shards, tfrecord, writer
+from data_pipelines import lock
+from data_pipelines.rlds import schema, shards, tfrecord, writer
 
 FLAGS = ("is_first", "is_last", "is_terminal")
 
@@ -324,8 +325,9 @@ def test_rollback_takes_records_back(tmp_path):
 
 def test_writing_and_converting_load_no_tensorflow():
     code = (
-        "import sys, data_pipelines.writer, data_pipelines.convert.video\n"
-        "import data_pipelines.inspection, data_pipelines.pictures, lapa_jax.data\n"
+        "import sys, data_pipelines.rlds.writer, data_pipelines.convert.video\n"
+        "import data_pipelines.checks.inspection, data_pipelines.checks.pictures\n"
+        "import lapa_jax.verbs.data\n"
         "assert not {'tensorflow', 'torch', 'jax', 'matplotlib'} & set(sys.modules)"
     )
     root = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ import video_files as files
 from corpora import read
 
 from data_pipelines.convert import conversion, decode, ssv2
-from lapa_jax import data
+from lapa_jax.verbs import data
 
 LABELS = [
     {

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import schema, shards, tfrecord, writer
 from data_pipelines.convert import conversion, staging
 from data_pipelines.convert.decode import encode_jpeg
+from data_pipelines.rlds import schema, shards, tfrecord, writer
 
 SPEC = schema.EpisodeSpec((8, 8, 3), 0, False, "test", fps=1.0)
 FRAME = encode_jpeg(np.zeros((8, 8, 3), np.uint8))

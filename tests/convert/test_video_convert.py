@@ -7,8 +7,9 @@ import sys
 import pytest
 import video_files as files
 
-from data_pipelines import lock, shards, tfrecord, writer
+from data_pipelines import lock
 from data_pipelines.convert import conversion, decode, staging, video
+from data_pipelines.rlds import shards, tfrecord, writer
 
 
 def convert(source, out, **changes):

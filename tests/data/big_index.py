@@ -18,8 +18,8 @@ import numpy as np
 import simplejpeg
 
 from data_pipelines import sidecar
-from data_pipelines.index_build import FORMAT
-from data_pipelines.shards import index_folder, shard_fingerprint
+from data_pipelines.index.build import FORMAT
+from data_pipelines.rlds.shards import index_folder, shard_fingerprint
 
 FRAME_BYTES = 25_000  # in a record; the JPEG itself is smaller
 SIZE = 64

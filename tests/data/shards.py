@@ -6,8 +6,8 @@ import ml_collections
 import numpy as np
 import simplejpeg
 
-from data_pipelines import schema, tfrecord
 from data_pipelines.index import build_index
+from data_pipelines.rlds import schema, tfrecord
 
 LENGTHS = (7, 4, 9, 1, 6, 5)
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from shards import data_config, write_corpus
 from test_loader import assert_same, write_undecodable
 
-from data_pipelines import loader as loaders
-from data_pipelines.chains import Chains
 from data_pipelines.loader import FingerprintError, Loader, check_fingerprint
+from data_pipelines.loader import loader as loaders
+from data_pipelines.loader.chains import Chains
 
 LENGTHS = (23, 4, 17, 30)
 
@@ -126,7 +126,7 @@ def test_pairs_with_a_bad_frame_are_replaced_the_same_by_any_backend(tmp_path):
 
 
 def test_chains_need_every_pair_to_be_eligible(tmp_path):
-    from data_pipelines.motion import write_motion
+    from data_pipelines.loader.motion import write_motion
 
     write_undecodable(tmp_path, {9}, lengths=(20, 20), shards=1)
     write_motion(tmp_path, window_seconds=0.4, progress=False)

@@ -11,9 +11,10 @@ import pytest
 import simplejpeg
 from tiny import succeed
 
-from data_pipelines import bench, bench_arms, bench_corpus, bench_start
-from data_pipelines.backends import Buffers
+from data_pipelines.bench import arms as bench_arms
+from data_pipelines.bench import compare, corpus, start
 from data_pipelines.index import load_index
+from data_pipelines.loader.frames import Buffers
 from experiments import base
 
 SIZE, WINDOW, BATCH = 32, 5, 8
@@ -22,12 +23,12 @@ SIZE, WINDOW, BATCH = 32, 5, 8
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
-    directory = bench_corpus.make(folder, bench_corpus.Shape(episodes=6, size=SIZE, steps=12))
-    assert bench_corpus.make(folder, bench_corpus.Shape(6, SIZE, 12)) == directory
+    directory = corpus.make(folder, corpus.Shape(episodes=6, size=SIZE, steps=12))
+    assert corpus.make(folder, corpus.Shape(6, SIZE, 12)) == directory
     data = base.stage_defaults("quantizer").data
     data.image_size = (SIZE, SIZE)
     data.corpora.bench = base.corpus(str(directory), window_seconds=0.5)
-    frames = bench_corpus.array_record(directory)
+    frames = corpus.array_record(directory)
     return bench_arms.Setting(directory, data, BATCH, 2, WINDOW, frames)
 
 
@@ -40,7 +41,7 @@ def test_every_arm_gives_frames_a_window_apart(setting, arm):
     if arm == "grain" and importlib.util.find_spec("grain") is None:
         pytest.skip("pip install grain")
     index = load_index(setting.directory)
-    jpegs = bench_corpus.jpegs(index, np.arange(index.num_frames))
+    jpegs = corpus.jpegs(index, np.arange(index.num_frames))
     frames = np.stack([simplejpeg.decode_jpeg(jpeg, "RGB") for jpeg in jpegs]).astype(np.float32)
     if arm == "grain":  # sets up the logging of its process
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -59,28 +60,28 @@ def test_every_arm_gives_frames_a_window_apart(setting, arm):
 
 
 def test_frames_cost_what_those_of_photographs_do(tmp_path):
-    directory = bench_corpus.make(tmp_path, bench_corpus.Shape(episodes=3, steps=4))
+    directory = corpus.make(tmp_path, corpus.Shape(episodes=3, steps=4))
     assert 20_000 < load_index(directory).frame_length.mean() < 30_000
 
 
 def test_figures_belong_together(setting):
     arms = ["threads", "threads_limit"]
-    rows = bench.compare(setting, arms, rounds=2, seconds=0.05)
+    rows = compare.compare(setting, arms, rounds=2, seconds=0.05)
     assert [row["arm"] for row in rows] == arms
     for row in rows:
         assert len(row["by_round"]) == 2 and row["pairs_per_second"] > 0
         assert row["pairs_per_cpu_second"] == pytest.approx(np.mean(row["by_round"]))
-    found = bench.ratios(rows)
+    found = compare.ratios(rows)
     pairs = zip(rows[0]["by_round"], rows[1]["by_round"], strict=True)
     assert found["threads_vs_limit"] == pytest.approx(np.mean([a / b for a, b in pairs]), abs=1e-3)
-    assert found.keys() == bench.GOALS.keys() and found["tfdata_vs_octo"] is None
+    assert found.keys() == compare.GOALS.keys() and found["tfdata_vs_octo"] is None
 
 
 def test_what_is_not_installed_is_skipped_by_name(setting, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    (row,) = bench.compare(setting, ["grain"], rounds=1, seconds=1)
+    (row,) = compare.compare(setting, ["grain"], rounds=1, seconds=1)
     assert row["skipped"] == "grain, array_record not installed: pip install grain array_record"
-    assert "pip install grain" in bench.to_text([row], bench.ratios([row]))
+    assert "pip install grain" in compare.to_text([row], compare.ratios([row]))
 
 
 def test_the_verb_ends_with_the_ratios(tmp_path):
@@ -93,13 +94,13 @@ def test_the_verb_ends_with_the_ratios(tmp_path):
 
 
 def test_the_index_of_many_episodes_is_one(setting):
-    directory = bench_start.many_episodes(setting.directory, 100)
+    directory = start.many_episodes(setting.directory, 100)
     index, once = load_index(directory), load_index(setting.directory)
     assert index.num_episodes == 100 and index.num_frames > 12 * once.num_frames
-    assert bench_start.many_episodes(setting.directory, 100) == directory
+    assert start.many_episodes(setting.directory, 100) == directory
     rows = np.random.default_rng(0).choice(index.num_frames, 50)
-    known = set(bench_corpus.jpegs(once, np.arange(once.num_frames)))
-    assert set(bench_corpus.jpegs(index, rows)) <= known  # checksums fit
+    known = set(corpus.jpegs(once, np.arange(once.num_frames)))
+    assert set(corpus.jpegs(index, rows)) <= known  # checksums fit
     np.testing.assert_array_equal(np.sort(index.shard_of_episode), index.shard_of_episode)
 
 

@@ -7,13 +7,13 @@ import pytest
 from absl import logging
 from shards import data_config, write_corpus
 
-from data_pipelines.backends import BadImage, ShardFiles, places, read_jpeg
-from data_pipelines.blocks import BlockCache
+from data_pipelines.checks.verify import verify_corpus
 from data_pipelines.index import StaleIndexError, build_index, load_index
-from data_pipelines.labels import LabelSetWriter
+from data_pipelines.index.labels import LabelSetWriter
 from data_pipelines.loader import Loader
-from data_pipelines.tfrecord import RecordError
-from data_pipelines.verify import verify_corpus
+from data_pipelines.loader.blocks import BlockCache
+from data_pipelines.loader.frames import BadImage, ShardFiles, places, read_jpeg
+from data_pipelines.rlds.tfrecord import RecordError
 
 
 @pytest.fixture(scope="module")

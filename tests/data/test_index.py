@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from shards import LENGTHS, write_corpus
 
-from data_pipelines import index_build, lock, tfrecord
-from data_pipelines.index import StaleIndexError, build_index, load_index
+from data_pipelines import lock
+from data_pipelines.index import StaleIndexError, build, build_index, load_index
+from data_pipelines.rlds import tfrecord
 
 
 def test_index_finds_every_frame_action_and_instruction(tmp_path):
@@ -51,9 +52,9 @@ def test_a_stopped_build_continues_and_a_changed_shard_is_read_again(tmp_path, m
         build_index(tmp_path, progress=False)
     shards[2].write_bytes(good)
     read = []
-    original = index_build.read_shard
+    original = build.read_shard
     monkeypatch.setattr(
-        index_build,
+        build,
         "read_shard",
         lambda path, wanted: read.append(path.name) or original(path, wanted),
     )

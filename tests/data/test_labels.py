@@ -9,7 +9,7 @@ import pytest
 from shards import LENGTHS, write_corpus
 
 from data_pipelines.index import load_index
-from data_pipelines.labels import IMAGE_TOKENS, LabelSet, LabelSetWriter
+from data_pipelines.index.labels import IMAGE_TOKENS, LabelSet, LabelSetWriter
 from data_pipelines.sidecar import SidecarError
 
 PROVENANCE = {
@@ -165,7 +165,7 @@ def test_image_tokens_are_unsigned_and_by_camera(index):
 OTHER = """
 import sys, json
 from data_pipelines.index import load_index
-from data_pipelines.labels import LabelSetWriter
+from data_pipelines.index.labels import LabelSetWriter
 directory, provenance, shards = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
 index = load_index(directory)
 writer = LabelSetWriter(directory, "z", index, provenance=provenance)

@@ -9,11 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shards import LENGTHS, data_config, spec, write_corpus
 
-from data_pipelines import loader as loader_module
-from data_pipelines import schema, tfrecord
-from data_pipelines.backends import FrameReader
 from data_pipelines.index import build_index, load_index
-from data_pipelines.labels import IMAGE_TOKENS, LabelSetWriter
+from data_pipelines.index.labels import IMAGE_TOKENS, LabelSetWriter
 from data_pipelines.loader import (
     BadExamplesError,
     FingerprintError,
@@ -21,7 +18,10 @@ from data_pipelines.loader import (
     check_fingerprint,
     open_mixture,
 )
-from data_pipelines.schema import images_per_example
+from data_pipelines.loader import loader as loader_module
+from data_pipelines.loader.frames import FrameReader
+from data_pipelines.rlds import schema, tfrecord
+from data_pipelines.rlds.schema import images_per_example
 
 ALL = ("frames", "instruction", "action")
 PROVENANCE = {
@@ -394,7 +394,7 @@ def test_tokens_alone_read_no_image(tmp_path, monkeypatch):
     found = two_corpora(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(loader_module.ShardFiles, "pread", None)  # raises where it is called
-        patch.setattr(loader_module.backends, "make_decoder", None)
+        patch.setattr(loader_module.frames, "make_decoder", None)
         loader = make(found, fields=("image_tokens",), size=4096, **HISTORY, **cameras())
         batches = loader.iterate()
         got = [next(batches) for _ in range(4)]
@@ -629,12 +629,12 @@ def test_an_image_of_another_size_is_a_mistake_not_bad_data(tmp_path, decode):
 
 
 def test_few_open_files_serve_many_shards(tmp_path, monkeypatch):
-    from data_pipelines import backends
+    from data_pipelines.loader import frames
 
     write_corpus(tmp_path, lengths=(3,) * 12, shards=12)
     loader = make(({"a": tmp_path}, None), global_batch=48, num_threads=4)
     expected = loader.batch(0)
-    loader._files = backends.ShardFiles(limit=2)
+    loader._files = frames.ShardFiles(limit=2)
     batches = loader.iterate()
     assert_same(next(batches), expected)
     batches.close()

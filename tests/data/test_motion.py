@@ -6,12 +6,12 @@ import simplejpeg
 from shards import LENGTHS, data_config, spec, write_corpus
 from test_loader import label, write_undecodable
 
-from data_pipelines import schema, tfrecord
 from data_pipelines.index import build_index, load_index
-from data_pipelines.labels import LabelSet
+from data_pipelines.index.labels import LabelSet
 from data_pipelines.loader import FingerprintError, Loader, check_fingerprint
-from data_pipelines.motion import MOTION, STEPS_PER_LEVEL, write_motion
-from lapa_jax import data as data_verbs
+from data_pipelines.loader.motion import MOTION, STEPS_PER_LEVEL, write_motion
+from data_pipelines.rlds import schema, tfrecord
+from lapa_jax.verbs import data as data_verbs
 
 STILL = {0: range(2, 7), 2: range(0, 5)}  # episode → steps that show one picture
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.order import MAX_SIZE, Order, mix, permute, quotas
+from data_pipelines.loader.order import MAX_SIZE, Order, mix, permute, quotas
 
 KEYS = st.integers(0, 2**64 - 1)
 

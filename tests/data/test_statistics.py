@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shards import LENGTHS, write_corpus
 
-from data_pipelines.index import load_index
-from data_pipelines.statistics import (
+from data_pipelines.checks.statistics import (
     Sketch,
     action_clusters,
     action_statistics,
@@ -18,6 +17,7 @@ from data_pipelines.statistics import (
     sketch_actions,
     valid_action_rows,
 )
+from data_pipelines.index import load_index
 
 
 def test_statistics_leave_out_the_last_step_of_each_episode(tmp_path):

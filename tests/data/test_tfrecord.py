@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines import tfrecord
+from data_pipelines.rlds import tfrecord
 
 VALUES = st.one_of(
     st.lists(st.binary(max_size=40), max_size=5),

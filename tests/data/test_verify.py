@@ -8,12 +8,12 @@ import pytest
 import simplejpeg
 from shards import data_config, picture
 
-from data_pipelines import schema, tfrecord
+from data_pipelines.checks.verify import KINDS, exclude_list, to_text, verify_corpus
 from data_pipelines.index import build_index, load_index
-from data_pipelines.labels import LabelSetWriter
+from data_pipelines.index.labels import LabelSetWriter
 from data_pipelines.loader import Loader
-from data_pipelines.verify import KINDS, exclude_list, to_text, verify_corpus
-from lapa_jax import data
+from data_pipelines.rlds import schema, tfrecord
+from lapa_jax.verbs import data
 
 STEPS = 6
 SHARD = "toy-train.tfrecord-00001-of-00002"

@@ -12,13 +12,13 @@ from shards import data_config, write_corpus
 from test_loader import PROVENANCE, assert_same, damage, label
 
 from data_pipelines import storage
-from data_pipelines.backends import ShardFiles
-from data_pipelines.blocks import Blocks, find_blocks
 from data_pipelines.index import build_index, load_index
-from data_pipelines.labels import LabelSetWriter
+from data_pipelines.index.labels import LabelSetWriter
 from data_pipelines.loader import FingerprintError, Loader, check_fingerprint
-from data_pipelines.windowed import WindowedOrder
-from lapa_jax import data as data_verbs
+from data_pipelines.loader.blocks import Blocks, find_blocks
+from data_pipelines.loader.frames import ShardFiles
+from data_pipelines.loader.windowed import WindowedOrder
+from lapa_jax.verbs import data as data_verbs
 
 SMALL = {"access": "windowed", "block_mib": 4000 / 2**20, "window_blocks": 3, "lanes": 4}
 

@@ -147,7 +147,7 @@ def test_wrap_loses_nothing():
 
 
 def test_environment_is_plain_and_names_versions():
-    from lapa_jax.report.environment import code_revision, describe_environment
+    from lapa_jax.machine.environment import code_revision, describe_environment
 
     described = describe_environment()
     json.dumps(described, allow_nan=False)
@@ -162,7 +162,7 @@ def test_environment_is_plain_and_names_versions():
 def test_revision_belongs_to_tracked_files_only(tmp_path):
     import subprocess
 
-    from lapa_jax.report.environment import code_revision
+    from lapa_jax.machine.environment import code_revision
 
     def git(*arguments):
         subprocess.run(

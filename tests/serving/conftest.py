@@ -5,7 +5,7 @@ from served import TOKEN, serving
 from tiny_policy import make_policy, write
 
 from experiments.quantizer import tabletop
-from lapa_jax import api
+from lapa_jax.runs import loaded
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +15,7 @@ def action_run(quick_compile, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def action_policy(action_run):
-    return api.load_policy(action_run)
+    return loaded.load_policy(action_run)
 
 
 @pytest.fixture(scope="module")

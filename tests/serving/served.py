@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from lapa_jax import serve
 from lapa_jax.serving import start
+from lapa_jax.verbs import serve
 
 TOKEN = "a secret"
 SIZE = (32, 48)  # of the policies of tiny_policy

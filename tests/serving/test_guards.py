@@ -20,7 +20,7 @@ from tiny import command, lapa
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from lapa_jax import api
+from lapa_jax.runs import loaded
 from lapa_jax.serving import describe
 from lapa_jax.serving.limits import Rate, Refused
 
@@ -64,7 +64,7 @@ def test_other_machines_need_a_token(action_run, monkeypatch):
 def test_what_does_not_fit_the_policy(latent_run, quantizer_run, monkeypatch, caplog):
     code, _, error = lapa("serve", "--workdir", latent_run, "--port", 0, "--action_names", "x,y")
     assert code == 2 and "are of policies that act" in error
-    policy, quantizer = api.load_policy(latent_run), api.load_quantizer(quantizer_run)
+    policy, quantizer = loaded.load_policy(latent_run), loaded.load_quantizer(quantizer_run)
     describe.check_quantizer(policy, quantizer)
     assert "the run records no label sets" in caplog.text
     labels = {"label_sets": {"robot": {"quantizer_hash": "another"}}}

@@ -15,7 +15,7 @@ from served import TOKEN, b64, picture, png, serving
 from tiny_policy import make_policy
 
 from data_pipelines.convert import decode
-from lapa_jax import api
+from lapa_jax.runs import loaded
 from lapa_jax.serving.engine import worthwhile
 
 TEXT = "push the red block"
@@ -116,7 +116,7 @@ def test_batches_are_not_mostly_padding():
 
 
 def test_latent_policies_tell_z_and_its_probabilities(latent_server, latent_run, quantizer_run):
-    policy, image = api.load_policy(latent_run), picture(4)
+    policy, image = loaded.load_policy(latent_run), picture(4)
     z = np.asarray(policy.predict_latent(image, TEXT))
     headers = {"Authorization": f"Bearer {TOKEN}"}
     message = {"image": b64(png(image)), "instruction": TEXT, "picture": True}
@@ -132,7 +132,7 @@ def test_latent_policies_tell_z_and_its_probabilities(latent_server, latent_run,
     client._ws.close()
     np.testing.assert_array_equal(answer["z"], z)
     np.testing.assert_allclose(answer["probabilities"], probabilities, rtol=1e-5)
-    quantizer = api.load_quantizer(quantizer_run)
+    quantizer = loaded.load_quantizer(quantizer_run)
     later = np.asarray(quantizer.decode(image[None], z[None]))[0]
     expected = (np.clip(later, 0, 1) * 255).round()
     assert np.ptp(answer["picture"]) > 0
@@ -144,7 +144,7 @@ def test_several_images(quick_compile, tmp_path):
     """Of a policy that sees a history: a list, or one array of more dimensions."""
     run = make_policy(tmp_path / "run", "action", num_frames=2)
     images = np.stack([picture(5), picture(6)])
-    expected = np.asarray(api.load_policy(run).predict_action(images, TEXT))
+    expected = np.asarray(loaded.load_policy(run).predict_action(images, TEXT))
     with serving(run, "--batch_sizes", 1) as server:
         for form in ([b64(png(image)) for image in images], images.tolist()):
             found = act(server, form)
@@ -172,7 +172,7 @@ def test_metadata(action_server, action_run):
         "centres": None,
     }
     assert [len(row) for row in found["action"]["centres"]] == [5, 3]
-    run = api.load_policy(action_run).run
+    run = loaded.load_policy(action_run).run
     assert found["checkpoint"]["params_hash"] == run.params_hash
     assert found["checkpoint"]["provenance"] == run.provenance
 

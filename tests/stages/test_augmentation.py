@@ -11,8 +11,9 @@ import tiny
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments import base
-from lapa_jax import program, stages
+from lapa_jax import stages
 from lapa_jax.parallel.mesh import make_mesh
+from lapa_jax.runs import program
 from lapa_jax.stages import augmentation
 from lapa_jax.stages.augmentation import COLUMN, CropAndColour, augment, draw, shift_hsv
 

@@ -8,8 +8,8 @@ import tiny
 from ml_collections import ConfigDict
 
 from lapa_jax import stages
+from lapa_jax.policy.text import train
 from lapa_jax.stages.policy import TOKENIZER
-from lapa_jax.tokens.text import train
 
 TEXTS = [f"move the {c} square to place {i}" for c in ("red", "green") for i in range(4)]
 IDS = ConfigDict({"name": "cached_tokens", "num_tokens": 16})

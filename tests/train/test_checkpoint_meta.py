@@ -10,11 +10,12 @@ import tiny
 
 from data_pipelines.index import load_index
 from data_pipelines.loader import FingerprintError
-from lapa_jax import runs, train
-from lapa_jax.models import lora, module
+from lapa_jax import train
+from lapa_jax.nn import lora, module
 from lapa_jax.parallel.mesh import make_mesh
-from lapa_jax.tokens import action as action_tokens
-from lapa_jax.tokens.text import TextTokenizer
+from lapa_jax.policy.codecs import action as action_tokens
+from lapa_jax.policy.text import TextTokenizer
+from lapa_jax.runs import run as runs
 from lapa_jax.training import checkpoint
 from lapa_jax.training.guard import NonFiniteError
 

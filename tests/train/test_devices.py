@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import tiny
 
-from lapa_jax import program, train
+from lapa_jax import train
 from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.parallel.sharding import PRESETS
+from lapa_jax.runs import program
 from lapa_jax.training import step as train_step
 from lapa_jax.training.checkpoint import Checkpoints
 from lapa_jax.training.metrics import METRICS_FILE, TIMING_KEYS

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tiny
 
-from lapa_jax import program as programs
 from lapa_jax import train
+from lapa_jax.runs import program as programs
 from lapa_jax.training import checkpoint, goodput, guard
 from lapa_jax.training.metrics import EVALUATION_FILE, read_metrics
 

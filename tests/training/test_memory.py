@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from experiments import base
-from lapa_jax.models.module import Functional
-from lapa_jax.models.vla import SIZES, VLA, VLAConfig
+from lapa_jax.nn.module import Functional
+from lapa_jax.policy.vla import SIZES, VLA, VLAConfig
 from lapa_jax.stages.policy import LAYOUT_KEYS
 from lapa_jax.training.memory import held_bytes, tree_bytes
 from lapa_jax.training.optimizer import OPTIMIZERS, make_optimizer

@@ -61,8 +61,8 @@ def test_the_loop_beside_its_step(tmp_path, monkeypatch):
 def test_the_released_shape_has_its_parameters():
     import jax
 
-    from lapa_jax.models.module import Functional
-    from lapa_jax.models.quantizer import Quantizer
+    from lapa_jax.latent import Quantizer
+    from lapa_jax.nn.module import Functional
 
     config = quantizer.quantizer_config("released", "bfloat16")
     params = Functional(lambda rngs: Quantizer(config, rngs=rngs)).abstract()[0]

@@ -8,7 +8,8 @@ import jax
 import pytest
 import tiny
 
-from lapa_jax import doctor, doctor_devices
+from lapa_jax.machine import devices
+from lapa_jax.verbs import doctor
 from launch import supervise
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -55,7 +56,7 @@ def test_this_machine_is_ready(ask):
 
 def test_a_silent_fallback_to_the_cpu_is_a_problem(ask, monkeypatch):
     assert "expected a TPU, JAX uses the CPU" in problem(ask("--expect", "tpu"), "devices")
-    monkeypatch.setattr(doctor_devices, "hardware", lambda: ("gpu", 8))
+    monkeypatch.setattr(devices, "hardware", lambda: ("gpu", 8))
     told = problem(ask(), "devices")
     assert "expected a GPU" in told and "JAX_PLATFORMS=cpu" in told and "nvidia-smi" in told
 
@@ -68,7 +69,7 @@ def test_a_jax_that_does_not_start_is_a_problem(ask, monkeypatch):
     def fail(**_):
         raise RuntimeError("Unable to initialize backend 'cuda'")
 
-    monkeypatch.setattr(doctor_devices.distributed, "initialize", fail)
+    monkeypatch.setattr(devices.distributed, "initialize", fail)
     assert "JAX does not start: Unable" in problem(ask("--expect", "gpu"), "devices")
 
 

@@ -7,7 +7,8 @@ import shutil
 import pytest
 import tiny
 
-from lapa_jax import cli, pairs
+from lapa_jax import cli
+from lapa_jax.runs import examples
 from lapa_jax.training import checkpoint
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -148,9 +149,9 @@ def test_windows_that_differ(tiny_data):
     changes = dict(views="human+robot", data__corpora__robot__window_seconds=0.4)
     config = tiny.config("quantizer", tiny_data, **changes)
     with pytest.raises(ValueError, match=r"\[0.2, 0.4\]; .*lapa evaluate.*--window_seconds"):
-        pairs.Pairs(config, {"path": str(tiny_data / "robot")})
+        examples.Pairs(config, {"path": str(tiny_data / "robot")})
     one = config.data.corpora.robot.to_dict()
-    assert pairs.Pairs(config, one).window_seconds == 0.4
+    assert examples.Pairs(config, one).window_seconds == 0.4
 
 
 def test_image_size_of_the_config_is_another(tmp_path, tiny_data):

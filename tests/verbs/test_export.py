@@ -17,15 +17,15 @@ from tiny_policy import INSTRUCTIONS, TOKENIZER_MODEL, make_policy, tokenizer, w
 
 import lapa_jax
 from experiments import base
-from lapa_jax import runs
 from lapa_jax.interop import (
     llama,
     safetensors_files,
     torch_code,
     torch_policy,
 )
-from lapa_jax.models.module import flatten
-from lapa_jax.tokens import text
+from lapa_jax.nn.module import flatten
+from lapa_jax.policy import text
+from lapa_jax.runs import run as runs
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

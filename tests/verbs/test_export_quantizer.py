@@ -13,11 +13,13 @@ import tiny
 from tiny import lapa, needs_torch, succeed
 
 from experiments import base
-from lapa_jax import importer, parity, runs, stages
-from lapa_jax.interop import laq_pt, laq_torch, safetensors_files, torch_code
-from lapa_jax.models.bottlenecks import BOTTLENECKS
-from lapa_jax.models.module import flatten, unflatten
-from lapa_jax.models.quantizer.objectives import OBJECTIVES
+from lapa_jax import stages
+from lapa_jax.interop import laq_pt, laq_torch, parity, safetensors_files, torch_code
+from lapa_jax.latent.bottlenecks import BOTTLENECKS
+from lapa_jax.latent.objectives import OBJECTIVES
+from lapa_jax.nn.module import flatten, unflatten
+from lapa_jax.runs import run as runs
+from lapa_jax.verbs import importer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "laq"
 pytestmark = pytest.mark.usefixtures("quick_compile")

@@ -11,8 +11,8 @@ from tiny import lapa, succeed
 
 import lapa_jax
 from data_pipelines.index import load_index
-from data_pipelines.labels import IMAGE_TOKENS, LabelSet, LabelSetWriter
-from lapa_jax.models.module import unflatten
+from data_pipelines.index.labels import IMAGE_TOKENS, LabelSet, LabelSetWriter
+from lapa_jax.nn.module import unflatten
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vqgan"
 pytestmark = pytest.mark.usefixtures("quick_compile")

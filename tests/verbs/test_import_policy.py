@@ -14,9 +14,11 @@ from tiny import lapa, succeed
 
 import lapa_jax
 from lapa_jax import config as configs
-from lapa_jax import importer, runs, stages
+from lapa_jax import stages
 from lapa_jax.interop import msgpack_stream
-from lapa_jax.models.module import flatten, unflatten
+from lapa_jax.nn.module import flatten, unflatten
+from lapa_jax.runs import run as runs
+from lapa_jax.verbs import importer
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "lm"
 STREAM = GOLDEN / "lm_tiny_delta_scan.streaming_params"

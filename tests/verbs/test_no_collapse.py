@@ -6,7 +6,7 @@ import pytest
 import tiny
 from tiny import succeed
 
-from lapa_jax import sweep
+from lapa_jax.studies import sweep
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 SWEEP = tiny.ROOT / "experiments" / "sweeps" / "no_collapse.py"

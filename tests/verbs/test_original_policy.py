@@ -13,8 +13,8 @@ import tiny
 from tiny import succeed
 
 import lapa_jax
-from lapa_jax.models.module import unflatten
-from lapa_jax.tokens.text import train
+from lapa_jax.nn.module import unflatten
+from lapa_jax.policy.text import train
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compile")]

@@ -11,9 +11,11 @@ import tiny
 from tiny import lapa, succeed
 
 from data_pipelines.index import load_index
-from data_pipelines.labels import LabelSet, LabelSetWriter
+from data_pipelines.index.labels import LabelSet, LabelSetWriter
 from experiments import base
-from lapa_jax import pairs, runs, train
+from lapa_jax import train
+from lapa_jax.runs import examples
+from lapa_jax.runs import run as runs
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compile")]
 
@@ -158,7 +160,7 @@ def test_labelling_again_reads_no_frame(quantizer, labelled, monkeypatch):
         return {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in folder.rglob("*.npy")}
 
     before = files()
-    monkeypatch.setattr(pairs.Pairs, "_read", None)  # raises where it is called
+    monkeypatch.setattr(examples.Pairs, "_read", None)  # raises where it is called
     succeed("label", "--workdir", quantizer, "--corpus", corpus, "--name", tiny.LABEL_SET)
     assert before and files() == before
 

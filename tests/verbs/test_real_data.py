@@ -8,8 +8,8 @@ import tiny
 from tiny import succeed
 
 from data_pipelines.index import load_index
-from data_pipelines.labels import LabelSet
-from lapa_jax import runs
+from data_pipelines.index.labels import LabelSet
+from lapa_jax.runs import run as runs
 
 pytestmark = [
     pytest.mark.real_data,

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import tiny
 
-from lapa_jax import status
 from lapa_jax.training import guard, metrics
+from lapa_jax.verbs import status
 from launch import run_files
 from launch.run_files import last_metrics, sampled_metrics
 

@@ -6,7 +6,7 @@ import pytest
 import tiny
 from tiny import lapa, succeed
 
-from lapa_jax import sweep
+from lapa_jax.studies import sweep
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 CODEBOOK = tiny.ROOT / "experiments" / "sweeps" / "codebook.py"

@@ -10,8 +10,8 @@ import pytest
 import tiny
 from tiny import lapa, succeed
 
-from lapa_jax import runs
-from lapa_jax.models.module import flatten
+from lapa_jax.nn.module import flatten
+from lapa_jax.runs import run as runs
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 

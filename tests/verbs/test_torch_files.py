@@ -11,8 +11,8 @@ from tiny import NO_TORCH
 from tiny_policy import INSTRUCTIONS
 
 from lapa_jax.interop import safetensors_files, torch_code, torch_policy, torch_tokenizer, vqgan
-from lapa_jax.models.position import rope_tables
-from lapa_jax.tokens import text
+from lapa_jax.nn.position import rope_tables
+from lapa_jax.policy import text
 
 torch = pytest.importorskip("torch", reason=NO_TORCH)
 GOLDEN = Path(__file__).parents[1] / "golden" / "vqgan"

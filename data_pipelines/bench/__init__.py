@@ -1,0 +1,1 @@
+"""The loader beside its decoders alone and the pipelines of others."""

@@ -1,0 +1,420 @@
+"""What is in an RLDS corpus: schema, counts, lengths, instructions, actions, images, label sets.
+
+`inspect_corpus` reads the shards of any standard RLDS directory (checksums verified, no image
+decoded) and returns plain JSON values; `to_text` prints them, pictures.py shows them.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from data_pipelines import sidecar
+from data_pipelines.checks.statistics import Sketch
+from data_pipelines.rlds import fields, schema, tfrecord, writer
+from data_pipelines.rlds.shards import find_shards
+from data_pipelines.storage import locate
+
+MAX_EXAMPLES = 12  # instructions and file names that are shown
+STRIP_EPISODES = 6
+STRIP_FRAMES = 8
+HISTOGRAM_BINS = 24
+
+
+def inspect_corpus(
+    directory: str | Path,
+    *,
+    splits: list[str] | None = None,
+    sidecar_dir: str | Path | None = None,
+    action_key: str = "action",
+    instruction_key: str = "language_instruction",
+    max_episodes: int = 0,
+    strips: bool = False,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Facts about a corpus; see the module docstring.
+
+    max_episodes: read at most that many episodes of each split (0: all). strips: add the JPEG
+    frames (base64) that the HTML page shows.
+    """
+    directory = Path(locate(directory))
+    if not directory.is_dir():
+        raise FileNotFoundError(f"corpus folder {directory} does not exist")
+    info = writer.read_info(directory) or {}
+    announced = {entry["name"]: entry for entry in info.get("splits", [])}
+    names = splits or list(announced) or ["train"]
+    report: dict[str, Any] = {
+        "directory": str(directory),
+        "name": info.get("name", ""),
+        "version": info.get("version", ""),
+        "features": _read_features(directory),
+        "indexes": _indexes(Path(sidecar_dir or directory)),
+        "label_sets": _label_sets(Path(sidecar_dir or directory)),
+        "image_token_sets": _label_sets(Path(sidecar_dir or directory), "image_tokens", "*/*/"),
+        "splits": {},
+    }
+    for split in names:
+        lengths = announced.get(split, {}).get("shardLengths")
+        total = sum(int(length) for length in lengths) if lengths else None
+        scan = _Scan(action_key, instruction_key, strips)
+        shards = find_shards(directory, split)
+        expected = min(total, max_episodes) if total and max_episodes else total
+        with tqdm(total=expected, unit="episode", desc=split, disable=not progress) as bar:
+            for episode in _episodes(shards, max_episodes):
+                scan.add(*episode)
+                bar.update(1)
+        report["splits"][split] = {
+            "shards": len(shards),
+            "bytes": sum(path.stat().st_size for path in shards),
+            "episodes_announced": total,
+            "complete_scan": not max_episodes or scan.episodes < max_episodes,
+            **scan.summary(),
+        }
+    return report
+
+
+class _Scan:
+    """Running facts of one split."""
+
+    def __init__(self, action_key: str, instruction_key: str, strips: bool):
+        self.action_key, self.instruction_key = action_key, instruction_key
+        self.want_strips = strips
+        self.episodes = 0
+        self.lengths: list[int] = []
+        self.kinds: dict[str, str] = {}
+        self.fps: Counter = Counter()
+        self.cameras: Counter = Counter()
+        self.sources: Counter = Counter()
+        self.instructions: Counter = Counter()
+        self.image_sizes: dict[str, Counter] = {}
+        self.image_bytes: Counter = Counter()
+        self.seconds = 0.0
+        self.actions = _Actions()
+        self.mixed_instructions = 0
+        self.strips: list[dict] = []
+
+    def add(self, where: str, record: bytes, features: dict[str, tfrecord.Feature]) -> None:
+        self.episodes += 1
+        for key, feature in features.items():
+            self.kinds.setdefault(key, feature.kind)
+        steps = _num_steps(where, features, record)
+        self.lengths.append(steps)
+        key = self.instruction_key
+        texts = self._read(where, fields.texts, record, features, steps, key) or [""]
+        self.instructions[texts[0]] += 1
+        self.mixed_instructions += len(set(texts)) > 1
+        metadata = {
+            name: _scalar(record, features.get(schema.METADATA + name))
+            for name in ("fps", "camera", "source", "episode_id")
+        }
+        fps = metadata["fps"]
+        self.fps[round(float(fps), 6) if fps else "unknown"] += 1
+        self.seconds += steps / fps if fps else 0.0
+        self.cameras[metadata["camera"] or ""] += 1
+        self.sources[metadata["source"] or ""] += 1
+        self._add_images(where, record, features, texts[0], metadata["episode_id"])
+        actions = self._read(where, fields.numbers, record, features, steps, self.action_key)
+        if actions is not None:
+            # RLDS: the action of the last step is invalid.
+            actions = actions[: max(1, steps - 1)]
+            self.actions.add(actions)
+            if self.strips and self.strips[-1]["number"] == self.episodes:
+                self.strips[-1]["actions"] = actions.T.tolist()
+
+    @staticmethod
+    def _read(
+        where: str, read: Callable, record: bytes, features: dict, steps: int, key: str
+    ) -> Any:
+        try:
+            return read(features, record, steps, key)
+        except fields.FieldError as error:
+            raise ValueError(f"{where}: {error}") from error
+
+    def summary(self) -> dict[str, Any]:
+        if not self.episodes:
+            raise ValueError("the split has no episode")
+        lengths = np.array(self.lengths)
+        # Whole steps per bin, at most 20 bins; a bin holds the lengths low <= length < high.
+        width = -(-int(np.ptp(lengths) + 1) // 20)
+        bins = np.arange(lengths.min(), lengths.max() + width + 1, width)
+        counts, edges = np.histogram(lengths, bins=bins)
+        empty = self.instructions.pop("", 0)
+        return {
+            "episodes": self.episodes,
+            "frames": int(lengths.sum()),
+            "hours": self.seconds / 3600,
+            "hours_known": "unknown" not in self.fps,
+            "fps": {str(value): count for value, count in self.fps.most_common()},
+            "lengths": {
+                "min": int(lengths.min()),
+                "median": float(np.median(lengths)),
+                "mean": float(lengths.mean()),
+                "max": int(lengths.max()),
+                "histogram": counts.tolist(),
+                "edges": edges.tolist(),
+            },
+            "instructions": {
+                "coverage": 1 - empty / self.episodes,
+                "distinct": len(self.instructions),
+                "changing_within_episode": self.mixed_instructions,
+                "most_common": self.instructions.most_common(MAX_EXAMPLES),
+            },
+            "actions": self.actions.summary(),
+            "actions_not_finite": self.actions.not_finite,
+            "images": {
+                key: {
+                    "sizes": {size: count for size, count in sizes.most_common(5)},
+                    "mean_bytes": self.image_bytes[key] / int(lengths.sum()),
+                }
+                for key, sizes in self.image_sizes.items()
+            },
+            "cameras": dict(self.cameras.most_common(MAX_EXAMPLES)),
+            "sources": dict(self.sources.most_common(MAX_EXAMPLES)),
+            "stored_keys": self.kinds,
+            "strips": self.strips,
+        }
+
+    def _add_images(
+        self, where: str, record: bytes, features: dict, text: str, episode_id: Any
+    ) -> None:
+        name = where if episode_id is None else str(episode_id)
+        strip = {"episode": name, "number": self.episodes, "instruction": text, "views": {}}
+        strip["actions"] = []
+        for key, feature in sorted(features.items()):
+            if not key.startswith(schema.OBSERVATION) or feature.kind != tfrecord.BYTES:
+                continue
+            offset, length = feature.spans[0]
+            head = record[offset : offset + length]
+            if head[:2] == b"\xff\xd8":
+                size = "x".join(str(n) for n in schema.jpeg_size(head)[:2]) + " jpeg"
+            elif head[:4] == b"\x89PNG":
+                size = "png"
+            else:
+                continue  # text or serialised tensors
+            name = key.removeprefix(schema.OBSERVATION)
+            self.image_sizes.setdefault(name, Counter())[size] += 1
+            self.image_bytes[name] += sum(length for _, length in feature.spans)
+            if self.want_strips and len(self.strips) < STRIP_EPISODES:
+                count = len(feature.spans)
+                picks = np.unique(np.linspace(0, count - 1, min(count, STRIP_FRAMES)).astype(int))
+                kind = "png" if size == "png" else "jpeg"
+                strip["views"][name] = {
+                    "kind": kind,
+                    "steps": picks.tolist(),
+                    "images": [
+                        base64.b64encode(record[o : o + n]).decode()
+                        for o, n in (feature.spans[pick] for pick in picks)
+                    ],
+                }
+        if strip["views"]:
+            self.strips.append(strip)
+
+
+class _Actions:
+    """A sketch of all actions, taken in large parts."""
+
+    def __init__(self) -> None:
+        self._sketch: Sketch | None = None
+        self._waiting: list[np.ndarray] = []
+        self._steps = 0
+        self.not_finite = 0  # steps
+
+    def add(self, values: np.ndarray) -> None:
+        finite = np.isfinite(values).all(axis=1)
+        self.not_finite += int((~finite).sum())
+        self._waiting.append(values[finite])
+        self._steps += len(values)
+        dimensions = {values.shape[1], self._waiting[0].shape[1]}
+        if self._sketch:
+            dimensions.add(len(self._sketch.mean))
+        if len(dimensions) > 1:
+            raise ValueError(f"actions of {values.shape[1]} dimensions after some of others")
+        if self._steps > 2**16:
+            self._take()
+
+    def _take(self) -> None:
+        if self._waiting:
+            part = Sketch.of(np.concatenate(self._waiting))
+            self._sketch = self._sketch.merge(part) if self._sketch else part
+        self._waiting, self._steps = [], 0
+
+    def summary(self) -> list[dict[str, Any]]:
+        self._take()
+        if self._sketch is None or not self._sketch.count:
+            return []
+        found = self._sketch.statistics()
+        names = ("min", "q01", "q99", "max", "mean", "std", "constant")
+        return [
+            {"dimension": i}
+            | {name: found[name][i] for name in names}
+            | {"histogram": self._sketch.histogram(i, HISTOGRAM_BINS)}
+            for i in range(len(found["mean"]))
+        ]
+
+
+def to_text(report: dict[str, Any]) -> str:
+    """The report for a terminal."""
+    lines = [f"{report['directory']}: {report['name'] or 'unnamed'} {report['version']}".rstrip()]
+    lines.append("features")
+    lines += [f"  {key:<40} {kind}" for key, kind in report["features"].items()]
+    for name, split in report["splits"].items():
+        lengths, texts = split["lengths"], split["instructions"]
+        scanned = "" if split["complete_scan"] else " (first episodes only)"
+        hours = f"{split['hours']:.2f} h" if split["hours_known"] else "hours unknown (no fps)"
+        lines += [
+            f"split {name}{scanned}",
+            f"  {split['episodes']} episodes, {split['frames']} frames, {hours}, "
+            f"{split['shards']} shards, {split['bytes'] / 1e6:.1f} MB",
+            f"  fps: {_counts(split['fps'])}",
+            f"  length: min {lengths['min']}, median {lengths['median']:g}, "
+            f"mean {lengths['mean']:.1f}, max {lengths['max']}",
+        ]
+        most = max(lengths["histogram"])
+        bins = itertools.pairwise(lengths["edges"])
+        for count, (low, high) in zip(lengths["histogram"], bins, strict=True):
+            bar = "#" * round(40 * count / most)
+            lines.append(f"    {low:>7} .. {high - 1:>5}  {count:>7} {bar}")
+        for key, image in split["images"].items():
+            lines.append(
+                f"  image {key}: {_counts(image['sizes'])}; {image['mean_bytes'] / 1e3:.1f} KB each"
+            )
+        if any(split["cameras"]):
+            lines.append(f"  cameras: {_counts(split['cameras'])}")
+        lines.append(
+            f"  instructions: {texts['coverage']:.1%} of the episodes, {texts['distinct']} distinct"
+            + (
+                f", {texts['changing_within_episode']} episodes change theirs"
+                if texts["changing_within_episode"]
+                else ""
+            )
+        )
+        lines += [f"    {count:>7} x {text}" for text, count in texts["most_common"]]
+        lines.append(
+            f"  actions: {len(split['actions'])} dimensions"
+            if split["actions"]
+            else "  actions: none"
+        )
+        lines += [
+            f"    {a['dimension']:>3}: {a['min']:+.4g} .. {a['max']:+.4g}, mean {a['mean']:+.4g}, "
+            f"std {a['std']:.4g}"
+            + (
+                " (constant)"
+                if a["constant"]
+                else f", {a['q01']:+.3g} {_spark(a['histogram']['counts'])} {a['q99']:+.3g}"
+            )
+            for a in split["actions"]
+        ]
+        if split["actions_not_finite"]:
+            lines.append(f"    {split['actions_not_finite']} steps are NaN or infinite: left out")
+    for index in report["indexes"]:
+        lines.append(f"index of {index['image_key']}, split {index['split']}: {index['hash']}")
+    if not report["indexes"]:
+        lines.append(f"index: none (lapa data index {report['directory']})")
+    for what in ("label_sets", "image_token_sets"):
+        for labels in report[what]:
+            facts = {key: value for key, value in labels.items() if key not in ("name", "split")}
+            title = f"{what[:-1].replace('_', ' ')} {labels['name']}, split {labels['split']}"
+            lines.append(f"{title}: {json.dumps(facts)}")
+    if not report["label_sets"]:
+        lines.append("label sets: none")
+    return "\n".join(lines)
+
+
+def _episodes(shards: list[Path], max_episodes: int) -> Iterator[tuple[str, bytes, dict]]:
+    number = 0
+    for path in shards:
+        data = tfrecord.map_file(path)
+        for record, offset, length in tfrecord.iterate_records(data, path=path):
+            if max_episodes and number >= max_episodes:
+                return
+            payload = bytes(data[offset : offset + length])
+            features = tfrecord.parse_example(payload, path=path, number=record, offset=offset)
+            yield f"{path}, record {record}", payload, features
+            number += 1
+
+
+def _num_steps(where: str, features: dict[str, tfrecord.Feature], record: bytes) -> int:
+    for key, feature in features.items():
+        if key.startswith(schema.OBSERVATION) and feature.kind == tfrecord.BYTES and feature.spans:
+            return len(feature.spans)
+    flags = features.get(schema.IS_FIRST)
+    if flags is None or flags.kind != tfrecord.INT64:
+        raise ValueError(f"{where}: neither images nor steps/is_first; this is not RLDS")
+    return len(flags.ints(record))
+
+
+def _scalar(record: bytes, feature: tfrecord.Feature | None) -> Any:
+    if feature is None or feature.kind == tfrecord.EMPTY or not feature.spans:
+        return None
+    if feature.kind == tfrecord.BYTES:
+        return feature.byte_items(record)[0].decode(errors="replace")
+    values = feature.floats(record) if feature.kind == tfrecord.FLOAT else feature.ints(record)
+    return values[0].item()
+
+
+def _read_features(directory: Path) -> dict[str, str]:
+    """features.json flattened: key -> type and shape."""
+    path = directory / writer.FEATURES_FILE
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: {directory} is no TFDS dataset directory")
+    flat: dict[str, str] = {}
+
+    def walk(node: dict, key: str) -> None:
+        if "featuresDict" in node:
+            for name, child in node["featuresDict"]["features"].items():
+                walk(child, f"{key}/{name}" if key else name)
+        elif "sequence" in node:
+            walk(node["sequence"]["feature"], key)
+        else:
+            kind = node.get("pythonClassName", "?").rsplit(".", 1)[-1]
+            content = node.get("tensor") or node.get("image") or {}
+            shape = ",".join(content.get("shape", {}).get("dimensions", []))
+            dtype = content.get("encodingFormat") or content.get("dtype", "")
+            flat[key] = f"{kind} {dtype}{f'[{shape}]' if shape else ''}".strip()
+
+    try:
+        walk(json.loads(path.read_text()), "")
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is not a TFDS features.json: {error!r}") from error
+    return dict(sorted(flat.items()))
+
+
+def _label_sets(directory: Path, folder: str = "labels", below: str = "*/") -> list[dict[str, Any]]:
+    found = []
+    for path in sorted((directory / folder).glob(f"{below}*.manifest.json")):
+        manifest = sidecar.read_json(path)
+        facts = {**manifest["provenance"], **manifest}
+        facts = {key: value for key, value in facts.items() if isinstance(value, str | int | float)}
+        split = path.name.removesuffix(".manifest.json")
+        name = path.relative_to(directory / folder).parts[0]
+        found.append({"name": name, "split": split, **facts})
+    return found
+
+
+def _indexes(directory: Path) -> list[dict[str, Any]]:
+    found = []
+    for path in sorted((directory / "index").glob("*/*/manifest.json")):
+        manifest = sidecar.read_json(path)
+        keys = ("image_key", "action_key", "instruction_key", "num_episodes", "num_frames", "hash")
+        found.append({"split": path.parent.name} | {key: manifest[key] for key in keys})
+    return found
+
+
+def _spark(counts: list[int]) -> str:
+    """A histogram of 1 % to 99 % as one word."""
+    most = max(max(counts), 1)
+    return "".join("▁▂▃▄▅▆▇█"[min(7, 8 * count // most)] if count else "·" for count in counts)
+
+
+def _counts(counter: dict) -> str:
+    if len(counter) == 1:
+        return str(next(iter(counter)))
+    return ", ".join(f"{value} ({count})" for value, count in counter.items())

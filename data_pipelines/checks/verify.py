@@ -1,0 +1,233 @@
+"""Whether a corpus is sound: every record, image, action, instruction, id and sidecar is looked at.
+
+`verify_corpus` reads all shards of any RLDS directory and returns what is wrong, by record. A fault
+of a record is mended by leaving the record out of the index (`exclude_list`), which is what the
+loader reads; the others say what to do.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from data_pipelines import sidecar
+from data_pipelines.checks.verify_shard import Fault, Record, ShardReader
+from data_pipelines.index import CorpusIndex, load_index
+from data_pipelines.index.labels import IMAGE_TOKENS, LATENT_ACTIONS, LabelSet, known_sets
+from data_pipelines.rlds.shards import announced_lengths, find_shards, index_folder
+from data_pipelines.storage import locate
+
+KINDS = {
+    "shard": "a file cannot be read to its end, or has another number of records: restore it",
+    "checksum": "a record's bytes are not those that were written",
+    "proto": "a record is no tf.train.Example",
+    "lengths": "lists of an episode's steps differ in length, or are missing",
+    "image": "images cannot be decoded",
+    "image_size": "images are not of the corpus' most common size",
+    "instruction": "it is empty though others are not, it changes, or it is not text",
+    "action": "it is not finite, not float, or has not as many dimensions as most",
+    "constant_action": "it is the same at every step",
+    "duplicate_id": "an episode before has the same episode_id (a number: the same file_path, too)",
+    "index": "the index does not fit the shards: run `lapa data index`",
+    "labels": "a label or token set does not fit the index, or is damaged: run `lapa label`",
+}
+MAX_SHOWN = 20
+
+
+@dataclass
+class Report:
+    """What was read, and what is wrong with it."""
+
+    directory: str
+    shards: int = 0
+    episodes: int = 0
+    images: int = 0
+    faults: list[Fault] = field(default_factory=list)  # of records that an index does not leave out
+    left_out: list[Fault] = field(default_factory=list)  # of records that each index leaves out
+    excluded: list[tuple[str, int]] = field(default_factory=list)  # (shard, record), likewise
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"counts": dict(Counter(fault.kind for fault in self.faults))}
+
+
+def verify_corpus(
+    directory: str | os.PathLike,
+    *,
+    splits: Sequence[str] = ("train",),
+    image_keys: Sequence[str] = ("image",),
+    action_key: str = "action",
+    instruction_key: str = "language_instruction",
+    sidecar_dir: str | os.PathLike | None = None,
+    allow: Collection[str] = (),
+    workers: int | None = None,
+    progress: bool = True,
+) -> Report:
+    """Reads, parses and decodes everything; keys as of `build_index`.
+
+    allow: KINDS that are no faults here. workers: threads (default: one per core). Raises
+    ValueError where there are no images of a key at all.
+    """
+    unknown = sorted(set(allow) - set(KINDS))
+    if unknown:
+        raise ValueError(f"allow is {unknown}; the kinds of faults are {list(KINDS)}")
+    directory, report = Path(locate(directory)), Report(str(directory))
+    faults: list[Fault] = []
+    records: list[Record] = []
+    jobs = []
+    for split in splits:
+        shards = find_shards(directory, split)
+        report.shards += len(shards)
+        reader = ShardReader(split, tuple(image_keys), action_key, instruction_key)
+        reader.check_keys(shards)
+        indexes = {}
+        for key in image_keys:
+            index, found = _open_index(directory, split, key, sidecar_dir)
+            faults += found
+            if index is not None:
+                indexes[key] = index
+            elif not found:
+                report.notes.append(f"split {split} has no index of image_key {key}")
+        report.excluded += _excluded(directory, split, image_keys, sidecar_dir)
+        lengths = announced_lengths(directory, split)
+        if lengths is not None and len(lengths) != len(shards):
+            reason = f"dataset_info.json announces {len(lengths)} shards, there are {len(shards)}"
+            faults.append(Fault("shard", split, "", None, reason))
+            lengths = None
+        jobs += [
+            (reader, path, None if lengths is None else lengths[number], indexes)
+            for number, path in enumerate(shards)
+        ]
+    sizes = [job[1].stat().st_size for job in jobs]
+    with (
+        ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool,
+        tqdm(total=sum(sizes), unit="B", unit_scale=True, disable=not progress) as bar,
+    ):
+        read = pool.map(lambda job: job[0].read(*job[1:]), jobs)
+        for size, one in zip(sizes, read, strict=True):
+            faults += one.faults
+            records += one.records
+            report.episodes += one.episodes
+            report.images += one.images
+            bar.update(size)
+    faults += _beside_the_others(records)
+    excluded = set(report.excluded)
+    for fault in faults:
+        if fault.kind not in allow:
+            out = (fault.shard, fault.record) in excluded
+            (report.left_out if out else report.faults).append(fault)
+    return report
+
+
+def _open_index(
+    directory: Path, split: str, image_key: str, sidecar_dir: str | os.PathLike | None
+) -> tuple[CorpusIndex | None, list[Fault]]:
+    """An index if there is one that fits, and what is wrong with it and with its label sets."""
+    if not _manifest(directory, split, image_key, sidecar_dir).is_file():
+        return None, []
+    try:
+        index = load_index(directory, split=split, sidecar_dir=sidecar_dir, image_key=image_key)
+    except (sidecar.SidecarError, FileNotFoundError) as error:
+        return None, [Fault("index", split, "", None, str(error))]
+    faults = []
+    for kind in (LATENT_ACTIONS, IMAGE_TOKENS):
+        for name in known_sets(index.sidecar_dir, kind, image_key, split):
+            path = kind.folder(index.sidecar_dir, name, image_key) / f"{split}.manifest.json"
+            try:
+                # Label sets of all cameras lie in one folder.
+                if sidecar.read_json(path)["provenance"]["image_key"] == image_key:
+                    LabelSet.open(index.sidecar_dir, name, index, kind)
+            except (sidecar.SidecarError, FileNotFoundError) as error:
+                faults.append(Fault("labels", split, "", None, str(error)))
+    return index, faults
+
+
+def _manifest(
+    directory: Path, split: str, image_key: str, sidecar_dir: str | os.PathLike | None
+) -> Path:
+    return index_folder(directory, image_key, split, sidecar_dir) / "manifest.json"
+
+
+def _excluded(
+    directory: Path,
+    split: str,
+    image_keys: Sequence[str],
+    sidecar_dir: str | os.PathLike | None,
+) -> list[tuple[str, int]]:
+    """(shard, record) that every index of a split leaves out."""
+    sets = []
+    for key in image_keys:
+        path = _manifest(directory, split, key, sidecar_dir)
+        if path.is_file():
+            exclude = sidecar.read_json(path)["exclude"]
+            sets.append({(name, number) for name, number in exclude})
+    return sorted(set.intersection(*sets)) if sets else []
+
+
+def _beside_the_others(records: list[Record]) -> Iterator[Fault]:
+    """Faults of records that are seen among all records."""
+    sizes = Counter(size for record in records for size in record.sizes)
+    common: dict[str, tuple[int, int]] = {}
+    for (key, size), _ in sizes.most_common():
+        common.setdefault(key, size)
+    dimensions = Counter(r.action_dim for r in records if r.action_dim is not None)
+    action_dim = dimensions.most_common(1)[0][0] if dimensions else None
+    with_text = any(record.with_text for record in records)
+    first: dict[str, str] = {}
+    for record in records:
+        place = (record.split, record.shard, record.number)
+        for key, size in record.sizes:
+            if size != common[key]:
+                reason = f"{key} of {size[0]}x{size[1]}, most are {common[key][0]}x{common[key][1]}"
+                yield Fault("image_size", *place, reason)
+        if record.action_dim not in (action_dim, None):
+            reason = f"{record.action_dim} dimensions, most episodes have {action_dim}"
+            yield Fault("action", *place, reason)
+        if with_text and not record.with_text:
+            yield Fault("instruction", *place, "it is empty")
+        if record.episode_id in first:
+            reason = f"{record.episode_id!r} is also {first[record.episode_id]}"
+            yield Fault("duplicate_id", *place, reason)
+        elif record.episode_id:
+            first[record.episode_id] = f"{record.shard}:{record.number}"
+
+
+# ---------------------------------------------------------------- what is told
+
+
+def exclude_list(report: Report) -> str:
+    """Lines `SHARD:RECORD  # why` for `lapa data index --exclude_file`: what has a fault, and what
+    the indexes leave out already."""
+    reasons: dict[tuple[str, int], str] = {place: "left out before" for place in report.excluded}
+    for fault in report.left_out + report.faults:
+        if fault.record is not None:
+            reasons[fault.shard, fault.record] = f"{fault.kind}: {fault.reason}"
+    lines = [
+        f"{shard}:{number}  # {' '.join(why.split())}"
+        for (shard, number), why in sorted(reasons.items())
+    ]
+    return "".join(line + "\n" for line in lines)
+
+
+def to_text(report: Report) -> str:
+    """The report for a terminal."""
+    lines = [
+        f"{report.directory}: {report.shards} shards, {report.episodes} episodes, "
+        f"{report.images} images"
+    ]
+    counts = Counter(fault.kind for fault in report.faults)
+    lines += [f"{counts[kind]:>8} {kind:<16} {KINDS[kind]}" for kind in KINDS if counts[kind]]
+    for fault in report.faults[:MAX_SHOWN]:
+        lines.append(f"{fault.kind:<16} {fault.split} {fault.place or '-'}  {fault.reason}")
+    if len(report.faults) > MAX_SHOWN:
+        lines.append(f"... and {len(report.faults) - MAX_SHOWN} more (--json tells all)")
+    lines += report.notes
+    if report.left_out:
+        lines.append(f"{len(report.left_out)} faults are of episodes that the index leaves out")
+    lines.append("sound" if not report.faults else f"{len(report.faults)} faults")
+    return "\n".join(lines)

@@ -1,0 +1,439 @@
+"""Building the frame index: reads shards in parallel, checks them, joins their parts.
+
+A shard that is finished leaves <split>.incomplete/<shard>.npz, so that a build which was stopped
+continues with the others. Damaged shards raise an error that names file, record and offset.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import zipfile
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+from absl import logging
+from tqdm import tqdm
+
+from data_pipelines import sidecar, storage
+from data_pipelines.lock import Lock
+from data_pipelines.rlds import fields, schema, tfrecord
+from data_pipelines.rlds.shards import (
+    announced_lengths,
+    find_shards,
+    index_folder,
+    shard_fingerprint,
+)
+from data_pipelines.storage import Location
+
+FORMAT = 1
+REBUILD = "run `lapa data index`"
+_EPISODE_ARRAYS = (
+    "record_of_episode",
+    "episode_length",
+    "fps",
+    "record_offset",
+    "record_length",
+    "instruction_of_episode",
+)
+_FRAME_ARRAYS = ("frame_offset", "frame_length", "frame_crc")
+_IN_PROCESS_BYTES = 2**30  # about a second; worker processes take as long to start
+
+
+def build_index(
+    directory: str | os.PathLike,
+    *,
+    split: str = "train",
+    sidecar_dir: str | os.PathLike | None = None,
+    image_key: str = "image",
+    action_key: str = "action",
+    instruction_key: str = "language_instruction",
+    fps: float = 0.0,
+    progress: bool = True,
+    exclude: Collection[tuple[str, int]] | None = None,
+    workers: int | None = None,
+) -> Path:
+    """Reads all shards of a split and writes its index; returns the index's folder.
+
+    image_key is the observation (steps/observation/<image_key>); action_key and instruction_key are
+    keys under steps/, as fields.py reads them. fps: of episodes whose metadata do not tell it (0:
+    unknown). exclude: (shard file name, record number) of episodes to leave out, for
+    example damaged ones; their contents are not even looked at. workers: processes to read with
+    (default: one per core). A directory behind a URL needs a local sidecar_dir, and each worker
+    then holds the shard that it reads.
+    """
+    directory = storage.locate(directory)
+    shards = find_shards(directory, split)
+    exclude = {(str(name), int(number)) for name, number in exclude or ()}
+    unknown = {name for name, _ in exclude} - {path.name for path in shards}
+    if unknown:
+        raise ValueError(
+            f"exclude names {sorted(unknown)}, which are no shards of {directory}, split {split!r}"
+        )
+    settings = {
+        "split": split,
+        "image_key": image_key,
+        "action_key": action_key,
+        "instruction_key": instruction_key,
+        "fps": float(fps),
+    }
+    fields.parts(action_key)
+    if not (np.isfinite(fps) and fps >= 0):
+        raise ValueError(f"fps is {fps}; it must be positive, or 0 where it is unknown")
+    folder = Path(index_folder(directory, image_key, split, sidecar_dir))  # local, or an error
+    with Lock(folder.with_name(f".{split}.lock"), f"index {folder}"):
+        _build(directory, shards, folder, settings, exclude, workers=workers, progress=progress)
+    return folder
+
+
+def _build(
+    directory: Location,
+    shards: list[Location],
+    folder: Path,
+    settings: dict[str, Any],
+    exclude: Collection[tuple[str, int]],
+    *,
+    workers: int | None,
+    progress: bool,
+) -> None:
+    split = settings["split"]
+    part_folder = folder.with_name(f"{split}.incomplete")
+    announced = announced_lengths(directory, split)
+    if announced is not None and len(announced) != len(shards):
+        raise ValueError(
+            f"{directory}/dataset_info.json announces {len(announced)} shards of "
+            f"split {split!r}, the folder has {len(shards)}"
+        )
+    jobs, parts = [], {}
+    for number, path in enumerate(shards):
+        wanted = {
+            **settings,
+            "format": FORMAT,
+            "shard": shard_fingerprint(path),
+            "exclude": sorted(record for name, record in exclude if name == path.name),
+            "announced": None if announced is None else announced[number],
+        }
+        target = part_folder / f"{number:05d}.npz"
+        parts[number] = _load_part(target, wanted)
+        if parts[number] is None:
+            jobs.append((number, path, wanted, target))
+    if len(jobs) < len(shards):
+        logging.info(
+            "Index of %s: %d of %d shards were finished before.",
+            directory,
+            len(shards) - len(jobs),
+            len(shards),
+        )
+    size = sum(job[2]["shard"]["bytes"] for job in jobs)
+    workers = min(workers or (1 if size < _IN_PROCESS_BYTES else os.cpu_count() or 1), len(jobs))
+    with tqdm(
+        total=size,
+        unit="B",
+        unit_scale=True,
+        disable=not progress,
+        desc=f"index {directory.name} {split} {settings['image_key']}",
+    ) as bar:
+        for number, part in _run(jobs, workers):
+            parts[number] = part
+            bar.update(part["info"]["settings"]["shard"]["bytes"])
+    _join_parts(folder, shards, [parts[number] for number in range(len(shards))], settings, exclude)
+    if part_folder.exists():
+        shutil.rmtree(part_folder)
+
+
+def _run(jobs: list[tuple], workers: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Reads shards; yields (shard number, part) as they finish."""
+    if workers <= 1:
+        for number, path, wanted, target in jobs:
+            _write_part(path, wanted, target)
+            yield number, _load_part(target, wanted)
+        return
+    # spawn: the parent may run threads of JAX or TensorFlow, which a fork would break.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        futures = {pool.submit(_write_part, *job[1:]): job for job in jobs}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                number, _, wanted, target = futures[future]
+                yield number, _load_part(target, wanted)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _write_part(path: Location, settings: dict[str, Any], target: Path) -> None:
+    part = read_shard(path, settings)
+    part["info"] = np.frombuffer(json.dumps(part["info"]).encode(), np.uint8)
+    with sidecar.atomic_path(target) as temporary, open(temporary, "wb") as file:
+        np.savez(file, allow_pickle=False, **part)
+
+
+def _load_part(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """A finished shard's part, if it was made with these settings and from this very shard."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            part: dict[str, Any] = {name: stored[name] for name in stored.files}
+        part["info"] = json.loads(part["info"].tobytes())
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        logging.warning("%s is damaged (%s); its shard is read again.", path, error)
+        return None
+    return part if part["info"]["settings"] == settings else None
+
+
+# ---------------------------------------------------------------- one shard
+
+
+def read_shard(path: Location, settings: dict[str, Any]) -> dict[str, Any]:
+    """Episodes and frames of one shard, offsets relative to the shard."""
+    local = isinstance(path, Path)
+    data = tfrecord.map_file(path) if local else memoryview(storage.read_bytes(path))
+    reader = _EpisodeReader(path, data, settings)
+    exclude = set(settings["exclude"])
+    position = number = 0
+    while position < len(data):
+        offset, length = tfrecord.read_record(
+            data, position, path=path, record=number, verify=number not in exclude
+        )
+        if number not in exclude:
+            reader.add(number, offset, length)
+        position = offset + length + tfrecord.FOOTER_BYTES
+        number += 1
+    if exclude and max(exclude) >= number:
+        raise ValueError(f"exclude names record {max(exclude)} of {path}, which has {number}")
+    if settings["announced"] is not None and number != settings["announced"]:
+        raise tfrecord.RecordError(
+            f"the shard has {number} records, dataset_info.json announces {settings['announced']}",
+            path=path,
+            offset=len(data),
+        )
+    return reader.part()
+
+
+class _EpisodeReader:
+    """Collects what the index needs of the episodes of one shard."""
+
+    def __init__(self, path: Location, data: memoryview, settings: dict[str, Any]):
+        self.path, self.data, self.settings = path, data, settings
+        self.image_key = schema.OBSERVATION + settings["image_key"]
+        self.episodes: list[tuple] = []
+        self.record_crc: list[int] = []
+        self.frames: list[tuple[int, int, int]] = []
+        self.actions: list[np.ndarray] = []
+        self.instructions: dict[str, int] = {}
+        self.keys: dict[str, str] = {}
+        self.image_size: tuple[int, int] | None = None
+
+    def add(self, number: int, offset: int, length: int) -> None:
+        record = self.data[offset : offset + length]
+        features = tfrecord.parse_example(record, path=self.path, number=number, offset=offset)
+
+        def fail(reason: str) -> tfrecord.RecordError:
+            return tfrecord.RecordError(reason, path=self.path, record=number, offset=offset)
+
+        if not self.keys:
+            self.keys = {key: feature.kind for key, feature in sorted(features.items())}
+        images = features.get(self.image_key)
+        if images is None or images.kind != tfrecord.BYTES:
+            names = [
+                key.removeprefix(schema.OBSERVATION)
+                for key in sorted(features)
+                if key.startswith(schema.OBSERVATION) and features[key].kind == tfrecord.BYTES
+            ]
+            raise fail(
+                f"image_key is {self.settings['image_key']!r}, but there is no list of "
+                f"images {self.image_key}; bytes observations: {names or 'none'}; all keys: "
+                f"{sorted(features)}"
+            )
+        steps = len(images.spans)
+        if not steps:
+            raise fail(f"{self.image_key} is empty: the episode has no steps")
+        flags = features.get(schema.IS_FIRST)
+        if flags is not None and len(flags.ints(record)) != steps:
+            raise fail(f"{steps} images but {len(flags.ints(record))} values of {schema.IS_FIRST}")
+        for step, (start, size) in enumerate(images.spans):
+            if record[start : start + 4] == b"\x89PNG":
+                raise fail(
+                    f"{self.image_key} of step {step} is a PNG; the loader reads JPEG: "
+                    "rewrite the corpus with `lapa data convert tfds`"
+                )
+            crc = google_crc32c.value(np.frombuffer(record[start : start + size], np.uint8))
+            self.frames.append((offset + start, size, crc))
+        if self.image_size is None:
+            start, size = images.spans[0]
+            try:
+                self.image_size = schema.jpeg_size(bytes(record[start : start + size]))[:2]
+            except ValueError:
+                pass  # the loader counts and replaces frames that cannot be decoded
+        fps = features.get(schema.FPS)
+        values = (
+            [] if fps is None else (fps.ints if fps.kind == tfrecord.INT64 else fps.floats)(record)
+        )
+        self.episodes.append(
+            (
+                number,
+                steps,
+                values[0] if len(values) else self.settings["fps"] or np.nan,
+                offset,
+                length,
+                self._instruction(features, record, steps, fail),
+            )
+        )
+        try:
+            actions = fields.numbers(features, record, steps, self.settings["action_key"])
+        except fields.FieldError as error:
+            raise fail(f"action_key is {self.settings['action_key']!r}: {error}") from error
+        if actions is not None:
+            self.actions.append(self._checked(actions, fail))
+        if len(self.actions) not in (0, len(self.episodes)):
+            raise fail(
+                f"action_key {self.settings['action_key']!r} is in some episodes and not in "
+                "others; keep them as two corpora"
+            )
+        (crc,) = np.frombuffer(self.data[offset + length : offset + length + 4], "<u4")
+        self.record_crc.append(crc)
+
+    def _instruction(self, features: dict, record: memoryview, steps: int, fail: Callable) -> int:
+        key = self.settings["instruction_key"]
+        try:
+            texts = set(fields.texts(features, record, steps, key)) - {""}
+        except fields.FieldError as error:
+            raise fail(f"instruction_key is {key!r}: {error}") from error
+        if len(texts) > 1:
+            raise fail(
+                f"steps/{key} changes within the episode ({sorted(texts)[:3]}); "
+                "an episode has one instruction: split it when converting"
+            )
+        return self.instructions.setdefault(texts.pop(), len(self.instructions)) if texts else -1
+
+    def _checked(self, values: np.ndarray, fail: Callable) -> np.ndarray:
+        key = f"action_key {self.settings['action_key']!r}"
+        if self.actions and values.shape[1] != self.actions[0].shape[1]:
+            raise fail(
+                f"{key} has {values.shape[1]} dimensions, "
+                f"{self.actions[0].shape[1]} in the episodes before"
+            )
+        bad = np.argwhere(~np.isfinite(values))
+        if len(bad):
+            raise fail(
+                f"{key} of step {bad[0][0]}, dimension {bad[0][1]} is {values[tuple(bad[0])]}"
+            )
+        return values
+
+    def part(self) -> dict[str, Any]:
+        columns = list(zip(*self.episodes, strict=True)) or [()] * len(_EPISODE_ARRAYS)
+        dtypes = (np.int32, np.int64, np.float32, np.uint64, np.uint64, np.int32)
+        part = {
+            name: np.array(column, dtype)
+            for name, column, dtype in zip(_EPISODE_ARRAYS, columns, dtypes, strict=True)
+        }
+        columns = list(zip(*self.frames, strict=True)) or [()] * len(_FRAME_ARRAYS)
+        dtypes = (np.uint64, np.uint32, np.uint32)
+        part |= {
+            name: np.array(column, dtype)
+            for name, column, dtype in zip(_FRAME_ARRAYS, columns, dtypes, strict=True)
+        }
+        part["record_crc"] = np.array(self.record_crc, np.uint32)
+        if self.actions:
+            part["actions"] = np.concatenate(self.actions)
+        part["info"] = {
+            "settings": self.settings,
+            "instructions": list(self.instructions),
+            "keys": self.keys,
+            "image_size": self.image_size,
+            "action_dim": self.actions[0].shape[1] if self.actions else 0,
+        }
+        return part
+
+
+# ---------------------------------------------------------------- joining
+
+
+def _join_parts(
+    folder: Path,
+    shards: list[Location],
+    parts: list[dict],
+    settings: dict,
+    exclude: Collection[tuple[str, int]],
+) -> Path:
+    """Writes the index of a split from its shards' parts and returns its folder."""
+    with_actions = {
+        part["info"]["action_dim"]: shard
+        for part, shard in zip(parts, shards, strict=True)
+        if len(part["episode_length"])
+    }
+    if len(with_actions) > 1:
+        raise ValueError(
+            f"{shards[0].parent}: steps/{settings['action_key']} has different sizes: "
+            + ", ".join(f"{dim} in {shard.name}" for dim, shard in with_actions.items())
+        )
+    texts: dict[str, int] = {}
+    for part in parts:
+        for text in part["info"]["instructions"]:
+            texts.setdefault(text, len(texts))
+        table = np.array([texts[text] for text in part["info"]["instructions"]] + [-1], np.int32)
+        part["instruction_of_episode"] = table[part["instruction_of_episode"]]
+    episodes = [len(part["episode_length"]) for part in parts]
+    arrays = {
+        name: np.concatenate([part[name] for part in parts])
+        for name in _EPISODE_ARRAYS + _FRAME_ARRAYS
+    }
+    arrays["shard_of_episode"] = np.repeat(np.arange(len(parts), dtype=np.int32), episodes)
+    lengths = arrays["episode_length"]
+    arrays["episode_start"] = np.cumsum(lengths) - lengths
+    if not len(lengths):
+        raise ValueError(
+            f"{shards[0].parent}, split {settings['split']!r}: the {len(shards)} "
+            "shards hold no episode"
+        )
+    if next(iter(with_actions)):
+        arrays["actions"] = np.concatenate(
+            [part["actions"] for part in parts if len(part["episode_length"])]
+        )
+    fingerprints = [part["info"]["settings"]["shard"] for part in parts]
+    contents = np.concatenate([part["record_crc"] for part in parts])
+    manifest = {
+        "format": FORMAT,
+        **settings,
+        "shards": fingerprints,
+        "exclude": sorted([name, number] for name, number in exclude),
+        "num_frames": len(arrays["frame_offset"]),
+        "num_episodes": len(lengths),
+        "keys": next(part["info"]["keys"] for part in parts if part["info"]["keys"]),
+        "image_size": next(
+            (part["info"]["image_size"] for part in parts if part["info"]["image_size"]), None
+        ),
+        "instructions": list(texts),
+        "digests": {name: sidecar.array_digest(array) for name, array in arrays.items()},
+        "hash": sidecar.value_hash(
+            [
+                FORMAT,
+                *([settings["fps"]] if settings["fps"] else []),
+                settings["image_key"],
+                [entry["bytes"] for entry in fingerprints],
+                sidecar.array_digest(contents),
+                sidecar.array_digest(lengths),
+                sidecar.array_digest(arrays["record_offset"]),
+                sidecar.array_digest(arrays["frame_offset"]),
+            ]
+        ),
+    }
+    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.incomplete")
+    if fresh.exists():
+        shutil.rmtree(fresh)
+    for name, array in arrays.items():
+        sidecar.write_array(fresh / f"{name}.npy", array)
+    sidecar.write_json(fresh / "manifest.json", manifest)
+    if folder.exists():
+        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        os.rename(folder, old)
+        os.rename(fresh, folder)
+        shutil.rmtree(old)
+    else:
+        os.rename(fresh, folder)
+    return folder

@@ -1,0 +1,14 @@
+"""Batches of any step as a pure function of (seed, step): the face of this room."""
+
+from data_pipelines.loader.bad_examples import BadExamplesError
+from data_pipelines.loader.loader import FingerprintError, Loader, Plan, check_fingerprint
+from data_pipelines.loader.mixture import open_mixture
+
+__all__ = [
+    "BadExamplesError",
+    "FingerprintError",
+    "Loader",
+    "Plan",
+    "check_fingerprint",
+    "open_mixture",
+]

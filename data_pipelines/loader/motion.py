@@ -1,0 +1,136 @@
+"""How much moves between the two frames of a pair, in sidecars: static pairs can be left out.
+
+A motion set is a label set of another kind: of every frame t of a corpus, the mean absolute
+difference of all values of the frames t and t + window, in 1/256 of a grey level (of 255). Where
+t + window lies beyond the episode, its last frame stands in.
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from data_pipelines import sidecar
+from data_pipelines.index import CorpusIndex, load_index
+from data_pipelines.index.labels import Kind, LabelSet, LabelSetWriter
+from data_pipelines.loader.corpus import steps_between
+from data_pipelines.loader.frames import FrameReader
+
+STEPS_PER_LEVEL = 256
+MOTION = Kind(
+    "motion set",
+    "motion/{name}/{camera}",
+    np.uint16,
+    "values_per_frame",
+    ("window_seconds", "steps_hash", "codebook_size", "values_per_frame"),
+    "`lapa data motion`",
+)
+
+
+def set_name(window_seconds: float) -> str:
+    """A set is named by its window."""
+    return f"{window_seconds:g}"
+
+
+def steps_hash(steps: np.ndarray) -> str:
+    """Of the steps between the frames of a pair, which depend on the window and on fps."""
+    return sidecar.array_digest(steps.astype(np.int64))
+
+
+def write_motion(
+    directory: str | os.PathLike,
+    *,
+    window_seconds: float,
+    fps: float = 0.0,
+    split: str = "train",
+    image_key: str = "",
+    sidecar_dir: str | os.PathLike | None = None,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Path:
+    """Decodes every frame of an indexed corpus once and writes its motion set; continues where it
+    was stopped. fps: 0.0 takes that of the episodes. image_key "": the only
+    one that is indexed. Returns the folder."""
+    index = load_index(directory, split=split, sidecar_dir=sidecar_dir, image_key=image_key)
+    if index.image_size is None:
+        raise ValueError(f"no first frame of {index.directory} can be read: its size is unknown")
+    name = Path(str(directory)).name
+    steps = steps_between("window", "--window_seconds", window_seconds, index, name, fps, "--fps")
+    writer = LabelSetWriter(
+        index.sidecar_dir,
+        set_name(window_seconds),
+        index,
+        provenance={
+            "window_seconds": float(window_seconds),
+            "steps_hash": steps_hash(steps),
+            "codebook_size": 255 * STEPS_PER_LEVEL + 1,
+            "values_per_frame": 1,
+        },
+        kind=MOTION,
+    )
+    reader, done = FrameReader(index, index.image_size), set(writer.done_shards())
+
+    def measure(episode: int) -> np.ndarray:
+        return _differences(index, reader, episode, int(steps[episode]))
+
+    with (
+        ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool,
+        tqdm(total=index.num_frames, unit="frame", disable=not progress, desc="motion") as bar,
+    ):
+        for shard in range(len(index.shards)):
+            rows = index.rows_of_shard(shard)
+            if shard not in done:
+                episodes = np.flatnonzero(index.shard_of_episode == shard).tolist()
+                found = [np.zeros(0, np.int64), *pool.map(measure, episodes)]
+                writer.write_shard(shard, np.concatenate(found)[:, None])
+            bar.update(rows.stop - rows.start)
+    reader.close()
+    writer.finish()
+    return writer.folder
+
+
+def _differences(index: CorpusIndex, reader: FrameReader, episode: int, window: int) -> np.ndarray:
+    """int64 (steps of the episode,), -1 where a frame of the pair cannot be decoded."""
+    first, length = int(index.episode_start[episode]), int(index.episode_length[episode])
+    values = np.full(length, -1, np.int64)
+    kept: list[np.ndarray | None] = [None] * (window + 1)  # the latest frames; None: undecodable
+    frame = None
+    for step in range(length):
+        frames, bad = reader.read(np.array([first + step]))
+        frame = None if bad else frames[0]
+        if step >= window:
+            values[step - window] = _difference(kept[(step - window) % len(kept)], frame)
+        kept[step % len(kept)] = frame
+    for step in range(max(0, length - window), length):
+        values[step] = _difference(kept[step % len(kept)], frame)
+    return values
+
+
+def _difference(one: np.ndarray | None, other: np.ndarray | None) -> int:
+    if one is None or other is None:
+        return -1
+    total = int((np.maximum(one, other) - np.minimum(one, other)).sum(dtype=np.uint64))
+    return round(total * STEPS_PER_LEVEL / one.size)
+
+
+def shares_below(motion: LabelSet, levels: Sequence[float]) -> list[float]:
+    """Which part of the frames differs by less than each level."""
+    count, below = motion.provenance["num_frames"], np.zeros(len(levels), np.int64)
+    for start in range(0, count, 2**20):
+        found = motion.labels(np.arange(start, min(start + 2**20, count)))[:, 0]
+        found = found[found >= 0] / STEPS_PER_LEVEL
+        below += [int((found < level).sum()) for level in levels]
+    return (below / count).tolist()
+
+
+def check_window(name: str, motion: LabelSet, steps: np.ndarray, fps: float) -> None:
+    """Refuses a motion set of other pairs than a corpus draws."""
+    if motion.provenance["steps_hash"] != steps_hash(steps):
+        raise ValueError(
+            f"{motion.folder} was made with other steps between the frames of a pair than corpus "
+            f"{name!r} has: delete it and make it again with {MOTION.command} --fps {fps:g} "
+            f"(data.corpora.{name}.fps)"
+        )

@@ -1,0 +1,1 @@
+"""RLDS shards: schema, TFRecord, reading and writing."""

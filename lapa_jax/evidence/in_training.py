@@ -1,0 +1,153 @@
+"""Evaluation during training: what `config.evaluation` asks for, into WORKDIR/evaluation.jsonl.
+
+The metrics of the stage on the same examples each time, with the moving average of the parameters
+where the run keeps one; of an action VLA also closed-loop success. It stops training while it
+runs: `lapa evaluate` in a process of its own does not, and tells more.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from data_pipelines.loader import Loader
+from lapa_jax.parallel import distributed, sharding
+from lapa_jax.runs import examples
+from lapa_jax.runs import run as runs
+from lapa_jax.runs.program import Program
+from lapa_jax.training import groups
+from lapa_jax.training.state import TrainState
+
+HORIZON = 40  # steps of an episode, as `lapa evaluate` has by default
+
+
+class Evaluation:
+    """Built once; `run` may be called after any step, by all processes together."""
+
+    def __init__(self, config: ConfigDict, program: Program, workdir: Any):
+        settings = config.evaluation
+        self._config, self._program, self._workdir = config, program, workdir
+        self.every_steps: int = settings.every_steps
+        if self.every_steps < 0 or settings.batches < 1 or settings.episodes < 0:
+            raise ValueError(
+                f"evaluation.every_steps={self.every_steps} and evaluation.episodes="
+                f"{settings.episodes} must not be negative, and evaluation.batches="
+                f"{settings.batches} must be at least 1"
+            )
+        if settings.episodes and config.stage != "action_finetuning":
+            raise ValueError(
+                f"evaluation.episodes={settings.episodes} is for stage action_finetuning: a run of "
+                f"stage {config.stage!r} has no actions to take"
+            )
+        if settings.episodes and jax.process_count() > 1:
+            raise ValueError(
+                f"evaluation.episodes={settings.episodes} is for one process, not for "
+                f"{jax.process_count()}: set it to 0 and run `lapa evaluate` on the checkpoints"
+            )
+        self._check_best()
+        self._loader: Loader | None = None
+        self._metrics = jax.jit(
+            sharding.with_rules(program.stage.eval_metrics, program.mesh, program.preset),
+            out_shardings=sharding.replicated(program.mesh),
+        )
+
+    def _check_best(self) -> None:
+        metric, program = self._config.checkpoint.best_metric, self._program
+        if not metric:
+            return
+        names = jax.eval_shape(
+            program.stage.eval_metrics,
+            program.state.params,
+            program.state.variables,
+            program.batch,
+        )
+        known = sorted(names)
+        if self._config.evaluation.episodes:
+            known += [f"success_{family}" for family in self._config.evaluation.families]
+        if metric not in known or not self.every_steps:
+            raise ValueError(
+                f"checkpoint.best_metric={metric!r} must be one of {known}, and "
+                f"evaluation.every_steps={self.every_steps} must be positive"
+            )
+
+    def due(self, step: int) -> bool:
+        return bool(self.every_steps) and step % self.every_steps == 0
+
+    def run(self, state: TrainState) -> dict[str, float]:
+        """Means over the examples, and `success_FAMILY` with the bounds of its 95 % interval."""
+        params = state.params
+        if state.ema is not None:
+            trained, frozen = self._program.optimizer.split(params)
+            averages = jax.tree.map(lambda e, p: e.astype(p.dtype), state.ema, trained)
+            params = groups.merge(averages, frozen)
+        rows = []
+        for number in range(self._config.evaluation.batches):
+            batch = sharding.put_batch(self._examples().batch(number), self._program.mesh)
+            rows.append(jax.device_get(self._metrics(params, state.variables, batch)))
+        found = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        return found | self._success(params, state)
+
+    def close(self) -> None:
+        if self._loader is not None:
+            self._loader.close()
+
+    def _examples(self) -> Loader:
+        if self._loader is None:
+            config, stage = self._config, self._program.stage
+            data = ConfigDict(config.data.to_dict())
+            if config.evaluation.corpora:
+                like = next(iter(data.corpora.values())).to_dict()
+                like |= {"split": config.evaluation.split}
+                data.corpora = ConfigDict(
+                    {Path(x).name: like | {"path": x} for x in config.evaluation.corpora}
+                )
+                if len(data.corpora) < len(config.evaluation.corpora):
+                    raise ValueError(
+                        f"evaluation.corpora={config.evaluation.corpora} has a name twice"
+                    )
+            examples.draw_any(data)
+            host, num_hosts = sharding.loader_shard(self._program.mesh)
+            self._loader = distributed.together(
+                lambda: Loader(
+                    data,
+                    fields=stage.fields_of(config),
+                    global_batch=config.global_batch,
+                    seed=config.seed,
+                    host=host,
+                    num_hosts=num_hosts,
+                    prepare=stage.prepare,
+                )
+            )
+        return self._loader
+
+    def _success(self, params: Any, state: TrainState) -> dict[str, float]:
+        settings, found = self._config.evaluation, {}
+        if not settings.episodes:
+            return found
+        # Training starts without the simulator and what draws reports.
+        from lapa_jax.envs.tabletop import SceneConfig, Tabletop
+        from lapa_jax.verbs.evaluate import evaluate_success
+
+        run = runs.Run(
+            workdir=self._workdir,
+            step=int(state.step),
+            config=self._config,
+            stage=self._program.stage,
+            params=params,
+            variables=state.variables,
+            assets={},
+            provenance={},
+            params_hash="",
+        )
+        families = tuple(settings.families)
+        env = Tabletop(SceneConfig(settings.blocks, families, HORIZON))
+        for family in families:
+            report = evaluate_success(
+                run, env, family, episodes=settings.episodes, seed=self._config.seed
+            ).report
+            found[f"success_{family}"] = report["successes"] / report["episodes"]
+            found[f"success_{family}_low"] = report["low"]
+            found[f"success_{family}_high"] = report["high"]
+        return found

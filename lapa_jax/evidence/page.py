@@ -1,0 +1,280 @@
+"""What a quantizer's evaluation looks like: pictures and tables for any report."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from lapa_jax.diagnostics.codebook import actions_per_code
+from lapa_jax.evidence.quantizer import QuantizerEvaluation
+from lapa_jax.machine.environment import describe_environment
+from lapa_jax.report import figures
+from lapa_jax.report.html import Report, Section, estimate
+from lapa_jax.runs import run as runs
+
+MAX_CODES = 16  # columns of the atlas
+FEATURES = {
+    "latent_action": "latent action z",
+    "continuous_latent": "latent before the bottleneck",
+    "first_frame": "first frame only",
+    "first_frame_and_latent_action": "first frame and z",
+}
+CONTROLS = FEATURES | {"random_codes": "random codes", "motion_kmeans": "k-means of the change"}
+
+
+def write(
+    path: Path,
+    run: runs.Run,
+    found: Mapping[str, QuantizerEvaluation],
+    result: Mapping[str, Any],
+    transfer: Mapping[str, np.ndarray],
+) -> None:
+    """Writes the report of `lapa evaluate`: evaluations by corpus, the whole result, and the frames
+    of `evaluate_transfer` (empty without it)."""
+    model = run.stage.model_config
+    held = f"{model.codebook_size} codes" if model.has_codes else f"{model.quant_dim} numbers"
+    report = Report(
+        "What the latent actions are worth",
+        f"{run.workdir}, step {run.step:,}: {held} × {model.code_length}.",
+    )
+    if not model.has_codes:
+        report.text(
+            "The latent stays continuous: what is told of codes elsewhere is left out, and z is "
+            "the latent itself."
+        )
+    for name, evaluation in found.items():
+        section = report.section(
+            f"Corpus {Path(name).name}",
+            f"{evaluation.report['pairs']:,} pairs, {evaluation.report['window_seconds']:g} s "
+            "apart. Intervals are 95 %, by resampling episodes.",
+        )
+        quantizer_pictures(section, evaluation, Path(name).name)
+        if model.has_codes:
+            section.figure(
+                atlas(run, {name: evaluation}), "Every latent action applied to the same frames."
+            )
+        _content(section, evaluation.report)
+    if "paired_views" in result:
+        _paired_views(report, result["paired_views"])
+    if "transfer" in result:
+        _simulated(report, result, transfer)
+    closing = report.section("How this was made")
+    closing.settings("Versions and hardware", describe_environment())
+    closing.settings("Config of the run", run.config.to_dict())
+    report.write(path)
+
+
+def _content(section: Section, report: Mapping[str, Any]) -> None:
+    rows = [["decoded from z", report["reconstruction"]]]
+    if "true_action" in report:
+        rows.append(["the same decoder given the true action", report["true_action"]])
+    section.table(
+        ["later frame", "skill", "PSNR, dB", "SSIM"],
+        [
+            [name, *(_with_interval(r, key) for key in ("skill", "psnr", "ssim"))]
+            for name, r in rows
+        ],
+        f"Copying the first frame has skill 0, PSNR {report['reconstruction']['psnr_copy']:.1f} dB "
+        f"and SSIM {report['reconstruction']['ssim_copy']:.3f}. The true action bounds what this "
+        "decoder could do with a perfect latent of its size; it is measured on a quarter of the "
+        "episodes.",
+    )
+    content = report.get("content")
+    if content is None:
+        section.text("Too few episodes to measure what z holds.")
+        return
+    if "label_efficiency" in content:
+        curves = content["label_efficiency"]
+        section.figure(
+            figures.label_curves(curves, {k: v for k, v in FEATURES.items() if k in curves}),
+            "How many labels it takes to read the true action off, tested on other episodes.",
+        )
+    columns = ("perplexity", "r2_linear", "r2_mlp", "scene_accuracy")
+    section.table(
+        ["codes or features", "perplexity", "R² linear", "R² network", "tells the episode"],
+        [
+            [CONTROLS.get(name, name), *(_with_interval(row, key) for key in columns)]
+            for name, row in content["controls"].items()
+        ],
+        "z beside what it should beat (codes that nobody learnt) and what it should not be (the "
+        "scene). Chance to tell the episode: "
+        + ", ".join({estimate(row["scene_chance"]) or "–" for row in content["controls"].values()})
+        + ".",
+    )
+    bits = [
+        [f"true action → z, {kind}", found]
+        for kind, found in content.get("action_to_code", {}).items()
+    ]
+    given = content.get("code_given_scene", {})
+    bits += [
+        [f"first frame → z, {name}", given[key]]
+        for key, name in (("other_episodes", "new scene"), ("later_in_episode", "known scene"))
+        if given.get(key) is not None
+    ]
+    if not bits:
+        return
+    section.table(
+        ["classifier", "bits left", "bits of z", "explained", "accuracy", "most common code"],
+        [
+            [
+                name,
+                *(
+                    _with_interval(r, key)
+                    for key in (
+                        "bits",
+                        "marginal_bits",
+                        "explained_bits",
+                        "accuracy",
+                        "modal_accuracy",
+                    )
+                ),
+            ]
+            for name, r in bits
+        ],
+        "How well z can be told from the true action, and from the first frame alone: H(z | scene) "
+        "is at most the bits left there.",
+    )
+
+
+def _paired_views(report: Report, paired: Mapping[str, Any]) -> None:
+    section = report.section(
+        "The same motion in two views", f"{paired['windows']:,} windows of the same episodes."
+    )
+    retrieval = paired["retrieval_at_1"]
+    rows = [
+        [name, _interval(paired[key]["agreement"]), _interval(paired[key]["null"])]
+        for name, key in (
+            ("same code in both views", "codes"),
+            ("same code, k-means of the change", "motion_kmeans"),
+        )
+        if key in paired
+    ]
+    rows += [
+        ["nearest latent is the same window", _interval(retrieval), estimate(retrieval["chance"])],
+        ["alignment of the latents (linear CKA)", estimate(paired["cka"]), "0"],
+    ]
+    if "probe" in paired:
+        rows.append(
+            [
+                "R² of a probe fitted in one view, tested in the other",
+                _with_interval(paired["probe"]["other_view"], "r2_mean"),
+                f"in its own view {_with_interval(paired['probe']['same_view'], 'r2_mean')}",
+            ]
+        )
+    section.table(
+        ["measure", "value", "to compare with"],
+        rows,
+        "Codes are compared with those of the other view's windows exchanged within each episode: "
+        "agreement above that is about the motion, not the scene.",
+    )
+
+
+def _simulated(report: Report, result: Mapping[str, Any], frames: Mapping[str, np.ndarray]) -> None:
+    section = report.section(
+        "What only a simulator tells",
+        "z of one scene decoded in another, against what the same actions do there; and codes "
+        "under motion that no action made.",
+    )
+    transfer = result["transfer"]
+    same, note = transfer["same_code_as_own"], ""
+    if same is not None:
+        note = f" The other scene gives the code of the true pair in {same:.0%}."
+    section.table(
+        ["later frame decoded from", "skill", "PSNR, dB"],
+        [
+            [name, _with_interval(transfer[key], "skill"), transfer[key]["psnr"]]
+            for key, name in (
+                ("z", "z of the other scene"),
+                ("own", "z of the true pair"),
+                ("shuffled", "z of a third scene"),
+            )
+        ],
+        f"{transfer['episodes']:,} motions.{note}",
+    )
+    shown = slice(0, 8)
+    names = ("first", "later", "other scene", "simulated", "decoded from z", "decoded from own")
+    section.figure(
+        figures.frame_columns({name: frames[name][shown] for name in names}),
+        "One motion per column: where z is read, the other scene, what the simulator says, and "
+        "what the decoder draws.",
+    )
+    distractors = result["distractors"]
+    section.table(
+        ["moving distractors change z", "share", "chance"],
+        [
+            [name, _interval(distractors[key]), estimate(distractors[key]["chance"])]
+            for key, name in (
+                ("changed_still", "while nothing else moves"),
+                ("changed_moving", "while the robot moves"),
+            )
+        ],
+    )
+
+
+def _with_interval(row: Mapping[str, Any], key: str) -> Any:
+    return estimate(row.get(key), *(row.get(f"{key}_interval") or ()))
+
+
+def _interval(found: Mapping[str, float]) -> Any:
+    return estimate(found["estimate"], found["low"], found["high"])
+
+
+def quantizer_pictures(section: Section, found: QuantizerEvaluation, view: str) -> None:
+    report = found.report
+    shown = np.linspace(0, len(found.first) - 1, 8).astype(int)
+    section.figure(
+        figures.reconstruction_grid(
+            found.first[shown],
+            found.last[shown],
+            found.recon[shown],
+            labels=() if found.z is None else [f"z = {_name(z)}" for z in found.z[shown]],
+        ),
+        f"{view}: pairs {report['window_seconds']:g} s apart and the later frame as predicted from "
+        f"the first frame and z. Skill {report['reconstruction']['skill']:.2f}, PSNR "
+        f"{report['reconstruction']['psnr']:.1f} dB.",
+    )
+    if found.z is not None:
+        section.figure(
+            figures.code_usage(report["codes"]["histogram"]),
+            f"{view}: how often each code is used. Perplexity "
+            f"{report['codes']['mean_perplexity']:.2f}.",
+        )
+    if found.z is not None and found.actions is not None:
+        rows = actions_per_code(found.z, found.actions, found.codebook_size)
+        section.figure(
+            figures.code_meaning(rows, names=("x, metres a window", "y, metres a window")),
+            f"{view}: the true motion under each latent action, which the quantizer never saw: "
+            "arrows to the mean, ellipses of one standard deviation.",
+        )
+    if found.actions is not None:
+        section.table(
+            ["features", "R² x", "R² y", "mean R²"],
+            [[name, *p["r2"], p["r2_mean"]] for name, p in report["probe"].items()],
+            f"{view}: linear probe to the true motion, tested on other episodes; beside the "
+            "controls that see shuffled z or the first frame only.",
+        )
+
+
+def _name(z: np.ndarray) -> str:
+    return " ".join(str(int(code)) for code in z)
+
+
+def atlas(quantizer: runs.Run, heldout: dict[str, QuantizerEvaluation]) -> Any:
+    """Common latent actions decoded from a few start frames of every view."""
+    everything = np.concatenate([found.z for found in heldout.values()])
+    codes, counts = np.unique(everything, axis=0, return_counts=True)
+    codes = codes[np.sort(np.argsort(-counts, kind="stable")[:MAX_CODES])]
+    per_view = 3 if len(heldout) == 1 else 2
+    starts = np.concatenate(
+        [
+            found.first[np.linspace(0, len(found.first) - 1, per_view + 2).astype(int)[1:-1]]
+            for found in heldout.values()
+        ]
+    )
+    repeated = np.repeat(starts, len(codes), axis=0)
+    z = np.tile(codes, (len(starts), 1)).astype(np.int32)
+    decoded = jax.jit(quantizer.stage.decode)(quantizer.params, quantizer.variables, repeated, z)
+    decoded = np.asarray(decoded).reshape(len(starts), len(codes), *starts.shape[1:])
+    return figures.atlas(starts, np.clip(decoded, 0, 1), [f"z = {_name(c)}" for c in codes])

@@ -1,0 +1,78 @@
+"""What the decoder could do if the latent were the true action: an upper bound for its skill.
+
+The trained decoder stays as it is. A small map from the true action to its latent is fitted by the
+gradient of the pixels, on some episodes, and measured on others.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lapa_jax.diagnostics.probes import fit_ridge, split_episodes
+from lapa_jax.diagnostics.reconstruction import image_errors, reconstruction_report
+from lapa_jax.runs import run as runs
+
+HIDDEN, STEPS, BATCH, LEARNING_RATE = 64, 400, 64, 3e-3
+
+
+def decoder_given_true_action(
+    run: runs.Run,
+    first: np.ndarray,
+    last: np.ndarray,
+    actions: np.ndarray,
+    latents: np.ndarray,
+    episode: np.ndarray,
+    *,
+    seed: int,
+) -> dict[str, Any]:
+    """The `reconstruction_report` of N pairs: frames uint8 (N, H, W, 3), actions float (N, A) over
+    the window, latents float (N, L, Q) as the encoder gives them, where the map starts from."""
+    test = split_episodes(episode, test_fraction=0.25, seed=seed)
+    train = np.flatnonzero(~test)
+    scale = actions[train].std(axis=0)
+    inputs = (actions - actions[train].mean(axis=0)) / np.where(scale > 0, scale, 1.0)
+    shape = latents.shape[1:]
+    linear = fit_ridge(inputs[train], latents[train].reshape(len(train), -1), ridges=(1e-3,))[0]
+    start = linear(inputs).astype(np.float32)
+    inputs = inputs.astype(np.float32)
+
+    def predict(weights, x, start):
+        hidden = jnp.tanh(x @ weights["into"] + weights["bias"])
+        z = (start + hidden @ weights["out"]).reshape(-1, *shape)
+        return z
+
+    decode = run.stage.decode_latent
+
+    @jax.jit
+    def step(weights, state, params, variables, first, last, x, start):
+        def loss(weights):
+            drawn = decode(params, variables, first, predict(weights, x, start))
+            return jnp.mean(jnp.square(drawn - last.astype(jnp.float32) / 255.0))
+
+        updates, state = optimizer.update(jax.grad(loss)(weights), state)
+        return optax.apply_updates(weights, updates), state
+
+    rng = np.random.default_rng(seed)
+    weights = {
+        "into": rng.normal(size=(inputs.shape[1], HIDDEN)).astype(np.float32),
+        "bias": rng.normal(size=HIDDEN).astype(np.float32),
+        "out": np.zeros((HIDDEN, start.shape[1]), np.float32),
+    }
+    optimizer = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, STEPS))
+    state = optimizer.init(weights)
+    for _ in range(STEPS):
+        rows = rng.choice(train, BATCH)
+        batch = (first[rows], last[rows], inputs[rows], start[rows])
+        weights, state = step(weights, state, run.params, run.variables, *batch)
+
+    draw = jax.jit(lambda p, v, first, x, start: decode(p, v, first, predict(weights, x, start)))
+    errors = []
+    for part in np.array_split(np.flatnonzero(test), -(-int(test.sum()) // 256)):
+        rows = np.resize(part, 256)  # one shape, one program
+        drawn = draw(run.params, run.variables, first[rows], inputs[rows], start[rows])
+        drawn = np.asarray(drawn)[: len(part)]
+        errors.append(np.stack(image_errors(first[part], last[part], drawn), axis=1))
+    return reconstruction_report(*np.concatenate(errors).T, episode[test], seed=seed)

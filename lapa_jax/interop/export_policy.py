@@ -1,0 +1,279 @@
+"""`lapa export --format hf`: a policy for PyTorch, compared with the policy that it was."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lapa_jax.interop import safetensors_files, torch_code, torch_policy, torch_tokenizer
+from lapa_jax.interop.parity import LIMIT, Parity, clearly_different, difference, real_examples
+from lapa_jax.interop.staged import exported_config, plain_stage, staged
+from lapa_jax.policy.front_end import VqganConfig, front_end_config
+from lapa_jax.policy.image_tokenizer import ImageTokenizerConfig, nearest
+from lapa_jax.policy.layout import LEGACY_END_OF_FRAME
+from lapa_jax.policy.modality import MODALITIES
+from lapa_jax.runs import examples
+from lapa_jax.runs import run as runs
+from lapa_jax.stages.policy import PolicyStage
+
+INSTRUCTIONS = ("pick up the red block and put it to the left of the bowl", "go", "")
+ROWS, ROW_LENGTH = 4, 24  # of random tokens
+REAL = 4  # examples of the run's own data
+# Else XLA widens the weights of all layers before it goes through them: three times the memory.
+LAYER_BY_LAYER = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
+
+
+class Tokenizer:
+    """The image tokenizer of a policy, computing in float32: its own, or the run's that made its
+    cached tokens."""
+
+    def __init__(self, config: ImageTokenizerConfig, weights: dict[str, Any]):
+        self.config, self.weights = config, weights
+        self._encoder = torch_policy.encoder(config)
+
+    def __call__(self, images_NIJC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(codes int32 (N, tokens), latents (N, tokens, C)); image by image, whose features take
+        much memory."""
+
+        @jax.jit
+        def encode(weights, image):
+            latents, _ = self._encoder.apply(weights, {}, "latents", image)
+            latents = latents.reshape(-1, latents.shape[-1])
+            return nearest(latents, weights["codebook"]), latents
+
+        with jax.default_matmul_precision("highest"):
+            found = [encode(self.weights, image[None]) for image in images_NIJC]
+        codes, latents = (np.stack(x) for x in zip(*found, strict=True))
+        return codes, latents
+
+
+def find_tokenizer(run: runs.Run, workdir: str | None) -> Tokenizer | None:
+    """The tokenizer to export with a policy. ValueError for a `workdir` that does not fit."""
+    settings = front_end_config(run.stage.model_config.front_end)[1]
+    if isinstance(settings, VqganConfig):
+        if workdir:
+            raise ValueError(
+                f"--image_tokenizer {workdir}: the policy of {run.workdir} has its own"
+            )
+        return Tokenizer(settings.tokenizer, run.variables["front_end"]["encoder"])
+    if not workdir:
+        return None
+    if run.stage.from_pixels:
+        raise ValueError(
+            f"--image_tokenizer {workdir}: the policy of {run.workdir} takes no image tokens"
+        )
+    source = runs.load(workdir)
+    examples.require_image_tokenizer(source)
+    config, policy = source.stage.model_config, run.stage.model_config
+    rows, columns = config.grid(run.config.data.image_size)
+    if rows * columns != policy.tokens_per_image or config.codebook_size > policy.image_vocab:
+        raise ValueError(
+            f"--image_tokenizer {workdir} makes {rows * columns} tokens of {config.codebook_size} "
+            f"codes of an image of {run.config.data.image_size}; the policy of {run.workdir} takes "
+            f"{policy.tokens_per_image} of {policy.image_vocab}"
+        )
+    return Tokenizer(config, source.params["encoder"])
+
+
+class Inputs:
+    """What the policy and its copy are both given: random rows of tokens; and examples, random and
+    real ones."""
+
+    def __init__(self, run: runs.Run, tokenizer: Tokenizer | None):
+        stage, rng = run.stage, np.random.default_rng(0)
+        model, layout = stage.model_config, stage.layout
+        self.present = [i for i, name in enumerate(MODALITIES) if model.vocab(name)]
+        self.modality = rng.choice(self.present, (ROWS, ROW_LENGTH))
+        vocab = np.array([model.vocab(name) for name in MODALITIES])
+        self.tokens = rng.integers(0, vocab[self.modality])
+        pixels = stage.from_pixels or tokenizer is not None
+        self.instructions, N = list(INSTRUCTIONS), stage.num_images
+        if pixels:
+            shape = (len(INSTRUCTIONS), N, *run.config.data.image_size, 3)
+            images = rng.integers(0, 256, shape, dtype=np.uint8)
+        else:
+            codes = min(model.image_vocab, LEGACY_END_OF_FRAME)
+            shape = (len(INSTRUCTIONS), N, layout.tokens_per_image)
+            images = rng.integers(0, codes, shape, dtype=np.int32)
+        column = "frames" if pixels else "image_tokens"
+        real, self.real = real_examples(run.config.data, (column, "instruction"), REAL)
+        if real is not None:
+            images = np.concatenate([images, real[column]])
+            self.instructions += list(real["instruction"])
+        kept = [i for i, text in enumerate(self.instructions) if _fits(stage, text)]
+        self.images, self.instructions = images[kept], [self.instructions[i] for i in kept]
+        self.ids = None if stage.from_pixels else self.images
+        if tokenizer is not None:
+            B = len(kept)
+            ids, latents = tokenizer(self.images.reshape(B * N, *self.images.shape[2:]))
+            self.image_ids, self.image_latents = ids.reshape(B, N, -1), latents
+            self.codebook = np.asarray(tokenizer.weights["codebook"])
+            if not stage.from_pixels:
+                self.ids = self.image_ids
+
+
+def _fits(stage: PolicyStage, instruction: str) -> bool:
+    try:
+        stage.layout.text(instruction)
+    except ValueError:  # too long
+        return False
+    return True
+
+
+class Reference:
+    """What our policy makes of the inputs, in a compute dtype."""
+
+    def __init__(self, run: runs.Run, inputs: Inputs, param_dtype: str, compute_dtype: str):
+        stage = plain_stage(run, compute_dtype, param_dtype=param_dtype)
+        rows = [jnp.asarray(x, jnp.int32) for x in (inputs.tokens, inputs.modality)]
+        heads = {MODALITIES[i]: None for i in inputs.present}
+        run_rows = jax.jit(
+            lambda params, variables, *rows: stage.model.apply(
+                params, variables, "logits", *rows, jnp.ones_like(rows[0]), slots=heads
+            )[0],
+            compiler_options=LAYER_BY_LAYER,
+        )
+        weights = run.params, run.variables
+        prompts = stage.prompts(inputs.instructions, inputs.ids)
+        images = inputs.images if stage.from_pixels else None
+        with jax.default_matmul_precision("highest"):
+            self.logits = {k: np.asarray(x) for k, x in run_rows(*weights, *rows).items()}
+            predict = jax.jit(stage.predict, compiler_options=LAYER_BY_LAYER)
+            found = predict(*weights, prompts, images)
+        self.ids, self.chosen_by = (np.asarray(x) for x in found)
+        self.head = stage.head
+        self.actions = stage.actions.decode(self.ids) if stage.head == "action" else None
+
+
+def write(run: runs.Run, out: Path, args: argparse.Namespace) -> str:
+    examples.require_policy(run)
+    torch_code.require_torch()
+    stage, model = run.stage, run.stage.model_config
+    config, dtype = exported_config(run, args.precision)
+    tokenizer = find_tokenizer(run, args.image_tokenizer)
+    theirs = torch_policy.hf_config(
+        model,
+        stage.layout,
+        head=stage.head,
+        limits=stage.limits,
+        image_size=run.config.data.image_size,
+        tokenizer=tokenizer and tokenizer.config,
+        dtype=dtype,
+    )
+    tensors = torch_policy.tensors(model, run.params, run.variables, dtype)
+    if tokenizer is not None and not stage.from_pixels:
+        rules = torch_policy.tokenizer_rules(tokenizer.config, "encoder")
+        tensors |= safetensors_files.mapped({}, {"encoder": tokenizer.weights}, rules, {}, dtype)
+    count, inputs = len(tensors), Inputs(run, tokenizer)
+    with staged(out, run) as (directory, parity):
+        torch_policy.write(directory, theirs, config, run.assets, tensors)
+        parity.stated["tokenizer.json"] = torch_tokenizer.write(
+            directory, stage.tokenizer, inputs.instructions
+        )
+        # From here on the model is in memory once: as it was written, and, once we know what it
+        # does, as PyTorch's.
+        del tensors
+        _round(run.params, dtype)
+        exact = Reference(run, inputs, dtype.name, "float32")
+        in_bfloat16 = "bfloat16" in (run.config.compute_dtype, dtype.name)
+        rough = Reference(run, inputs, dtype.name, "bfloat16") if in_bfloat16 else None
+        run.params.clear()
+        check(parity, directory, inputs, exact, rough)
+    return f"{count} tensors"
+
+
+def _round(tree: dict[str, Any], dtype: np.dtype) -> None:
+    """Leaf by leaf and in place."""
+    for name, one in tree.items():
+        if isinstance(one, dict):
+            _round(one, dtype)
+        else:
+            tree[name] = jnp.asarray(one, dtype)
+
+
+def check(
+    parity: Parity, directory: Path, inputs: Inputs, exact: Reference, rough: Reference | None
+) -> None:
+    """In float32 everything must agree; in bfloat16 how often the likeliest token does is told."""
+    import torch
+
+    model = torch_policy.load(directory)
+    rounding = model.config.lapa["rope_rounding"]
+    model.config.lapa["rope_rounding"] = "float32"  # as ours where it computes in float32
+    model.compute_dtype = torch.float32
+    if model.front_end is not None:
+        model.front_end.float()
+    for name, found in _logits(model, inputs).items():
+        parity.at_most(f"{name}_logits", difference(found, exact.logits[name]), LIMIT)
+    seen = np.ones(len(inputs.instructions), bool)
+    if model.image_tokenizer is not None:
+        seen = _check_image_tokens(parity, model, inputs)
+    ids, logits = model.decode(inputs.images, inputs.instructions)
+    parity.at_most("tokens_that_differ", _not_tied(ids, exact, seen), 0)
+    same = seen & (ids == exact.ids).all(axis=1)
+    if same.any():
+        ours = exact.chosen_by[same]
+        shown = np.isfinite(ours)  # not the ids that an action cannot have
+        apart = difference(logits[same][shown], ours[shown])
+        parity.at_most(f"{exact.head}_logits_of_examples", apart, LIMIT)
+        if exact.actions is not None:
+            found = model.predict_action(inputs.images, inputs.instructions)
+            worst = np.abs(found - exact.actions)[same].max()
+            parity.at_most("actions", worst / np.abs(exact.actions).max(), 1e-6)
+    parity.stated |= {
+        "random_rows": ROWS,
+        "instructions": inputs.instructions,
+        "real_inputs": inputs.real,
+        "examples_with_equal_tokens": float(same.mean()),
+    }
+    if rough is None:
+        return
+    model.config.lapa["rope_rounding"], model.compute_dtype = rounding, None
+    for name, part in model.named_children():
+        if name != torch_policy.IMAGE_TOKENIZER:
+            part.to(torch.bfloat16)
+    for name, found in _logits(model, inputs).items():
+        ours = rough.logits[name]
+        parity.stated[f"bfloat16_{name}"] = {
+            "argmax_agreement": float((found.argmax(-1) == ours.argmax(-1)).mean()),
+            "logits_difference": difference(found, ours),
+        }
+
+
+def _logits(model: Any, inputs: Inputs) -> dict[str, np.ndarray]:
+    found = model.logits(inputs.tokens, inputs.modality)
+    return {name: x.float().numpy() for name, x in found.items()}
+
+
+def _check_image_tokens(parity: Parity, model: Any, inputs: Inputs) -> np.ndarray:
+    """Bool (B,): the examples whose images have the same tokens; from others, tied ones, nothing
+    follows."""
+    import torch
+
+    images = inputs.images.reshape(-1, *inputs.images.shape[2:])
+    ours = inputs.image_ids.reshape(len(images), -1)
+    with torch.no_grad():
+        found = [model.image_tokenizer(torch.tensor(image[None])).numpy() for image in images]
+    found = np.concatenate(found).reshape(ours.shape)
+    different = clearly_different(found, ours, inputs.image_latents, inputs.codebook)
+    parity.at_most("image_tokens_that_differ", different, 0)
+    parity.stated["equal_image_tokens"] = float((found == ours).mean())
+    return (found == ours).reshape(len(inputs.images), -1).all(axis=1)
+
+
+def _not_tied(ids: np.ndarray, exact: Reference, seen: np.ndarray) -> int:
+    """Examples whose first different token was clearly less likely; what follows one depends on
+    it."""
+    wrong = 0
+    for i in np.flatnonzero(seen):
+        found, ours, logits = ids[i], exact.ids[i], exact.chosen_by[i]
+        different = np.flatnonzero(found != ours)
+        if len(different):
+            at = different[0]
+            margin = logits[at, ours[at]] - logits[at, found[at]]
+            largest = np.abs(logits[at][np.isfinite(logits[at])]).max()
+            wrong += bool(not margin <= LIMIT * largest)
+    return wrong

@@ -1,0 +1,115 @@
+"""The quantizer's attention: cosine similarity in place of products, and attention over frames.
+
+Shape suffixes: B batch, T queries or frames, S keys, N cells, K heads, C head width, D model width.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lapa_jax.nn.attention import attention
+from lapa_jax.nn.layers import Dense, LayerNorm
+from lapa_jax.nn.module import param
+
+
+def frame_attention(
+    q_BTNKC: jax.Array, k_BTNKC: jax.Array, v_BTNKC: jax.Array, *, scale: float, causal: bool
+) -> jax.Array:
+    """Attention over a few frames T at every cell N, without moving T next to the heads.
+
+    With T = 2 the matrices are far too small for a matrix product: products and sums fuse instead.
+    """
+    outputs = []
+    frames = q_BTNKC.shape[1]
+    q = q_BTNKC.astype(jnp.float32) * scale
+    for t in range(frames):
+        seen = slice(0, t + 1 if causal else frames)
+        if seen.stop == 1:
+            outputs.append(v_BTNKC[:, 0])
+            continue
+        logits = jnp.sum(q[:, t, None] * k_BTNKC[:, seen], axis=-1, keepdims=True)
+        weights = jax.nn.softmax(logits, axis=1).astype(v_BTNKC.dtype)
+        outputs.append(jnp.sum(weights * v_BTNKC[:, seen], axis=1))
+    return jnp.stack(outputs, axis=1)
+
+
+def l2_normalize(x: jax.Array) -> jax.Array:
+    """x / ‖x‖ over the last axis, in float32, with a finite gradient at zero."""
+    y = x.astype(jnp.float32)
+    return y * jax.lax.rsqrt(jnp.sum(jnp.square(y), axis=-1, keepdims=True) + 1e-12)
+
+
+class CosineAttention(nnx.Module):
+    """Pre-norm attention with l2-normalised, learned-scaled queries and keys and a constant scale
+    of 8.
+
+    With `context`, keys and values come from it (normalised), preceded by `num_null` learned pairs:
+    a token that needs nothing from the context can attend to those. Without, `normalize_kv=False`
+    takes them from the input before its norm.
+    """
+
+    SCALE = 8.0
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        head_dim: int,
+        *,
+        num_null: int,
+        cross: bool,
+        normalize_kv: bool = True,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        names = ("embed", "heads", "head_dim")
+        self.norm = LayerNorm(dim)
+        self.context_norm = LayerNorm(dim) if cross else None
+        self.q = Dense((dim,), (heads, head_dim), names, dtype=dtype, rngs=rngs)
+        kv_names = ("embed", None, "heads", "head_dim")
+        self.kv = Dense((dim,), (2, heads, head_dim), kv_names, dtype=dtype, rngs=rngs)
+        self.out = Dense(
+            (heads, head_dim), (dim,), ("heads", "head_dim", "embed"), dtype=dtype, rngs=rngs
+        )
+        self.q_scale = param(jnp.ones(head_dim), "head_dim")
+        self.k_scale = param(jnp.ones(head_dim), "head_dim")
+        null = jax.random.normal(rngs.params(), (2, num_null, heads, head_dim))
+        self.null_kv = param(null, None, None, "heads", "head_dim") if num_null else None
+        self.normalize_kv, self.dtype = normalize_kv, dtype
+
+    def heads(
+        self, x: jax.Array, context: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """q, k, v with their heads; q and k normalised and scaled."""
+        normed = self.norm(x)
+        if context is not None:
+            source = self.context_norm(context)
+        else:
+            source = normed if self.normalize_kv else x
+        q, kv = self.q(normed), self.kv(source)
+        k, v = kv[..., 0, :, :], kv[..., 1, :, :]
+        if self.null_kv is not None:
+            null = jnp.broadcast_to(
+                self.null_kv[...].astype(self.dtype)[:, None],
+                (2, x.shape[0], *self.null_kv.shape[1:]),
+            )
+            k, v = (jnp.concatenate([null[i], y], axis=1) for i, y in enumerate((k, v)))
+        q = (l2_normalize(q) * self.q_scale[...]).astype(self.dtype)
+        k = (l2_normalize(k) * self.k_scale[...]).astype(self.dtype)
+        return q, k, v
+
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        context_BSD: jax.Array | None = None,
+        *,
+        bias_KTS: jax.Array | None = None,
+        implementation: str,
+    ) -> jax.Array:
+        q, k, v = self.heads(x_BTD, context_BSD)
+        y = attention(q, k, v, scale=self.SCALE, bias_KTS=bias_KTS, implementation=implementation)
+        return self.out(y)
+
+    def over_frames(self, x_BTND: jax.Array, *, causal: bool) -> jax.Array:
+        q, k, v = self.heads(x_BTND)
+        return self.out(frame_attention(q, k, v, scale=self.SCALE, causal=causal))

@@ -1,0 +1,139 @@
+"""Bottlenecks without a codebook to learn: the codes are the cells of a fixed grid.
+
+Shape suffixes: see base.py; G grid dimensions.
+"""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from lapa_jax.latent.bottlenecks.base import BottleneckOutput
+from lapa_jax.latent.bottlenecks.vq import straight_through
+from lapa_jax.nn.layers import Dense
+
+
+@dataclass(frozen=True)
+class FSQConfig:
+    """`levels`: of each grid dimension, their product is the codebook_size."""
+
+    levels: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "levels", tuple(self.levels))
+        if not self.levels or min(self.levels) < 2:
+            raise ValueError(f"model.bottleneck.levels={self.levels} must be numbers from 2 on")
+
+
+@dataclass(frozen=True)
+class LFQConfig:
+    """`entropy_weight`: on mean entropy − `diversity` · entropy of the mean, of the soft codes at
+    `temperature`. `commitment_weight`: on the squared distance from a latent to its code."""
+
+    temperature: float
+    entropy_weight: float
+    diversity: float
+    commitment_weight: float
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0.0:
+            raise ValueError(f"model.bottleneck.temperature={self.temperature} must be positive")
+
+
+class GridBottleneck(nnx.Module):
+    """Latents are projected to the G dimensions of a grid, rounded to it with a straight-through
+    gradient, and projected back. Code ids count the grid's cells, the first dimension fastest.
+
+    A subclass has `round(z_BLG)`: (level ids int32 (B, L, G), grid coordinates in [-1, 1] with a
+    gradient).
+    """
+
+    def __init__(self, config, levels: tuple[int, ...], dim: int, *, rngs: nnx.Rngs):
+        def dense(inputs, outputs):
+            return Dense((inputs,), (outputs,), (None, None), dtype=jnp.float32, rngs=rngs)
+
+        self.into, self.out = dense(dim, len(levels)), dense(len(levels), dim)
+        self.levels, self.config = levels, config
+
+    def train_loss(self, z_BLG: jax.Array, grid_BLG: jax.Array) -> jax.Array:
+        return jnp.zeros(())
+
+    def __call__(
+        self, z_e_BLD: jax.Array, *, train: bool, rng: jax.Array | None = None
+    ) -> BottleneckOutput:
+        del rng
+        z_BLG = self.into(z_e_BLD.astype(jnp.float32))
+        ids_BLG, grid_BLG = self.round(z_BLG)
+        codes_BL = jnp.sum(ids_BLG * self._strides(), axis=-1).astype(jnp.int32)
+        loss = self.train_loss(z_BLG, grid_BLG) if train else jnp.zeros(())
+        return BottleneckOutput(self.out(grid_BLG), codes_BL, loss, {})
+
+    def lookup(self, codes_BL: jax.Array) -> jax.Array:
+        """The vectors of `codes`, which must be in range (checked where they enter from
+        outside)."""
+        levels = np.array(self.levels)
+        ids_BLG = (codes_BL[..., None] // self._strides()) % levels
+        return self.out(2.0 * ids_BLG / (levels - 1) - 1.0)
+
+    def after_update(self, step: jax.Array, rng: jax.Array) -> None:
+        del step, rng
+
+    def _strides(self) -> np.ndarray:
+        return np.cumprod((1, *self.levels[:-1]))
+
+
+class FSQ(GridBottleneck):
+    """Finite scalar quantisation (Mentzer et al. 2023): each dimension is squashed by a tanh and
+    rounded to one of its levels."""
+
+    def __init__(self, config: FSQConfig, codebook_size: int, dim: int, *, rngs: nnx.Rngs):
+        if math.prod(config.levels) != codebook_size:
+            raise ValueError(
+                f"model.bottleneck.levels={config.levels} make {math.prod(config.levels)} codes, "
+                f"model.codebook_size is {codebook_size}"
+            )
+        super().__init__(config, config.levels, dim, rngs=rngs)
+
+    def round(self, z_BLG):
+        top = np.array(self.levels, np.float32) - 1.0
+        place = 0.5 * top * (jnp.tanh(z_BLG) + 1.0)  # in [0, levels − 1]
+        ids = jnp.round(place)
+        return ids.astype(jnp.int32), 2.0 * straight_through(place, ids) / top - 1.0
+
+
+class LFQ(GridBottleneck):
+    """Lookup-free quantisation (Yu et al. 2023): one bit a dimension, kept in use by an entropy
+    loss."""
+
+    def __init__(self, config: LFQConfig, codebook_size: int, dim: int, *, rngs: nnx.Rngs):
+        bits = codebook_size.bit_length() - 1
+        if codebook_size != 2**bits:
+            raise ValueError(
+                f"model.codebook_size={codebook_size} must be a power of two for "
+                "model.bottleneck.name='lfq', which has one bit a dimension"
+            )
+        super().__init__(config, (2,) * bits, dim, rngs=rngs)
+
+    def round(self, z_BLG):
+        ids = (z_BLG > 0.0).astype(jnp.int32)
+        return ids, straight_through(z_BLG, 2.0 * ids - 1.0)
+
+    def train_loss(self, z_BLG, grid_BLG):
+        """Both entropies are over whole codes, whose soft probabilities are a softmax of their
+        agreement with the latent."""
+        config, grid_KG = self.config, self._codes()
+        log_BLK = jax.nn.log_softmax(2.0 * z_BLG @ grid_KG.T / config.temperature, axis=-1)
+        mean_K = jnp.mean(jnp.exp(log_BLK), axis=(0, 1))
+        single = -jnp.mean(jnp.sum(jnp.exp(log_BLK) * log_BLK, axis=-1))
+        overall = -jnp.sum(mean_K * jnp.log(mean_K + 1e-12))
+        commitment = jnp.mean(jnp.square(z_BLG - jax.lax.stop_gradient(grid_BLG)))
+        entropy = config.entropy_weight * (single - config.diversity * overall)
+        return entropy + config.commitment_weight * commitment
+
+    def _codes(self) -> np.ndarray:
+        """Grid coordinates (K, G) of every code."""
+        ids = np.arange(2 ** len(self.levels))[:, None] // self._strides() % 2
+        return (2.0 * ids - 1.0).astype(np.float32)

@@ -1,0 +1,153 @@
+"""The shape of a quantizer, checked when the config is read, and what it costs."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from lapa_jax.latent.bottlenecks import CONTINUOUS, bottleneck_config
+from lapa_jax.latent.legacy import check_shapes
+from lapa_jax.nn.layers import dtype_of
+
+PREDICT = ("frame", "residual")
+
+
+@dataclass(frozen=True)
+class QuantizerConfig:
+    """`collapse_fraction`: of codebook_size; training warns while perplexity stays under it.
+    `normalize_decay`: per step, of the statistics by which latents are normalised; 0 leaves them as
+    they are (the paper). `bottleneck`, `objective`: {name, ...its settings}. `predict`: the
+    decoder's output is the later "frame" itself (the paper) or a "residual" added to the pixels of
+    the first frame. `legacy`: the original's quirks (legacy.py). `unroll`: layers per scan step, 0
+    for all."""
+
+    image_size: tuple[int, int]
+    num_frames: int
+    patch_size: int
+    dim: int
+    mlp_dim: int
+    heads: int
+    head_dim: int
+    spatial_depth: int
+    temporal_depth: int
+    decoder_depth: int
+    quant_dim: int
+    codebook_size: int
+    code_length: int
+    collapse_fraction: float
+    normalize_decay: float
+    bottleneck: Mapping[str, Any]
+    objective: Mapping[str, Any]
+    predict: str
+    legacy: bool
+    compute_dtype: str
+    attention: str
+    remat: str
+    unroll: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", tuple(self.image_size))
+        object.__setattr__(self, "bottleneck", dict(self.bottleneck))
+        object.__setattr__(self, "objective", dict(self.objective))
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type in ("int", int) and field.name != "unroll" and value < 1:
+                raise ValueError(f"model.{field.name}={value} must be at least 1")
+        if self.codebook_size < 2:
+            raise ValueError(f"model.codebook_size={self.codebook_size} must be at least 2")
+        if self.num_frames < 2:
+            raise ValueError(
+                f"data.num_frames={self.num_frames} must be at least 2: the quantizer sees pairs"
+            )
+        if self.predict not in PREDICT:
+            raise ValueError(f"model.predict={self.predict!r} must be one of {PREDICT}")
+        for name in ("normalize_decay", "collapse_fraction"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ValueError(f"model.{name}={getattr(self, name)} must be in [0, 1)")
+        bottleneck_config(self.bottleneck)
+        dtype_of(self.compute_dtype)
+        if any(side % self.patch_size for side in self.image_size):
+            raise ValueError(
+                f"model.image_size={self.image_size} must be a multiple of "
+                f"model.patch_size={self.patch_size} on both sides"
+            )
+        if self.legacy:
+            check_shapes(self.code_length, self.grid, self.predict, self.num_frames)
+        else:
+            code_grid(self.code_length, self.grid, self.image_size, self.patch_size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patch rows and columns."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+    @property
+    def has_codes(self) -> bool:
+        """False for a bottleneck that stays continuous."""
+        return self.bottleneck["name"] not in CONTINUOUS
+
+    def require_codes(self) -> None:
+        if not self.has_codes:
+            raise ValueError(
+                f"model.bottleneck.name={self.bottleneck['name']!r} has no codes: its latents are "
+                "continuous"
+            )
+
+    @property
+    def code_grid(self) -> tuple[int, int]:
+        """Code rows and columns."""
+        return code_grid(self.code_length, self.grid, self.image_size, self.patch_size)
+
+
+def code_grid(
+    code_length: int, grid: tuple[int, int], image_size: tuple[int, int], patch_size: int
+) -> tuple[int, int]:
+    """The squarest (rows, columns) with rows · columns = code_length that divide the patch grid."""
+    candidates = [
+        (rows, code_length // rows)
+        for rows in range(1, code_length + 1)
+        if code_length % rows == 0 and grid[0] % rows == 0 and grid[1] % (code_length // rows) == 0
+    ]
+    if not candidates:
+        raise ValueError(
+            f"model.code_length={code_length} cannot be laid over the {grid[0]}x{grid[1]} patch "
+            f"grid of model.image_size={image_size} / model.patch_size={patch_size}: it needs "
+            f"rows x columns = {code_length} with rows dividing {grid[0]} and columns "
+            f"dividing {grid[1]}"
+        )
+    return min(candidates, key=lambda shape: (abs(shape[0] - shape[1]), shape[1]))
+
+
+def quantizer_flops(config: QuantizerConfig) -> int:
+    """Floating-point operations of one example's forward pass (a multiply-add is two), from the
+    shapes: matrix products and the position convolutions, no element-wise work."""
+    cells, frames = math.prod(config.grid), config.num_frames
+    pairs = frames - 1
+    inner = config.heads * config.head_dim
+    pixels, dim, codes = 3 * config.patch_size**2, config.dim, config.code_length
+    # Taps of the position convolution that meet a frame: 9 for the first, 18 for the second, 27.
+    taps = 9 * sum(min(t, 3) for t in range(1, frames + 1)) / frames
+    total = frames * cells * pixels * dim
+    total += config.spatial_depth * _block(config, frames, cells, taps)
+    total += config.temporal_depth * _block(config, frames, (frames + 1) / 2, taps)
+    total += config.decoder_depth * _block(config, pairs, cells, 9)
+    total += config.decoder_depth * pairs * cells * (2 * dim * inner + 2 * (codes + 2) * inner)
+    total += config.decoder_depth * pairs * codes * 2 * dim * inner
+    total += pairs * cells * dim * pixels
+    total += frames * (cells * dim * dim + 3 * cells * dim + codes * 3 * dim * config.quant_dim)
+    total += pairs * codes * config.quant_dim * (config.codebook_size + dim)
+    return int(2 * total)
+
+
+def frame_flops(config: QuantizerConfig) -> int:
+    """The same of encoding one frame that sees no other."""
+    cells = math.prod(config.grid)
+    patches = cells * 3 * config.patch_size**2 * config.dim
+    return int(2 * (patches + config.spatial_depth * _block(config, 1, cells, 9)))
+
+
+def _block(config: QuantizerConfig, frames: int, keys: float, taps: float) -> float:
+    """Multiply-adds of a block without cross-attention."""
+    dim, inner = config.dim, config.heads * config.head_dim
+    per_token = taps * dim + 4 * dim * inner + 2 * keys * inner + 3 * dim * config.mlp_dim
+    return frames * math.prod(config.grid) * per_token

@@ -1,0 +1,107 @@
+"""Predicting what a frozen teacher sees in the later frame, instead of its pixels.
+
+Pixels ask for the look of everything, features for what things are and where (UniVLA, Bu et al.
+2025, predicts those of DINOv2). A cell of the quantizer is a square of the teacher's patches, a
+whole number of them: frames are resized to that, and no feature is averaged away.
+
+Shape suffixes: as in pixels.py; N frames, F the features of a cell's patches.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lapa_jax.latent.config import QuantizerConfig
+from lapa_jax.latent.objectives.pixels import Pixels
+from lapa_jax.nn.layers import Dense, dtype_of
+from lapa_jax.nn.module import freeze
+from lapa_jax.nn.patches import to_patches
+from lapa_jax.nn.registry import typed_config
+from lapa_jax.nn.vit import ViT, ViTConfig, vit_flops
+
+
+class TeacherConfig(ViTConfig):
+    KEY = "model.objective.teacher"
+
+
+@dataclass(frozen=True)
+class FeaturesConfig:
+    """`weights`: the run of stage "teacher" that a new run takes the teacher's weights from; then
+    they are in its own checkpoints. `teacher`: the architecture, as that run has it."""
+
+    weights: str
+    teacher: Mapping[str, Any] | TeacherConfig
+
+    def __post_init__(self) -> None:
+        teacher = typed_config(TeacherConfig, self.teacher, TeacherConfig.KEY)
+        object.__setattr__(self, "teacher", teacher)
+
+
+class Features(Pixels):
+    """Mean squared error of the teacher's patch features, each scaled to mean 0 and variance 1.
+
+    With model.predict="residual" the head's output is added to the features of the first frame, as
+    the pixels' is.
+    """
+
+    draws_with_gradient = False
+
+    def __init__(self, settings: FeaturesConfig, config: QuantizerConfig, *, rngs: nnx.Rngs):
+        teacher, dtype = settings.teacher, dtype_of(config.compute_dtype)
+        self.teacher = ViT(teacher, dtype=dtype, unroll=config.unroll, rngs=rngs)
+        freeze(self.teacher)
+        self.patches = patches_of_cell(settings, config)  # a side
+        self.image_size = tuple(n * self.patches * teacher.patch_size for n in config.grid)
+        self.residual = config.predict == "residual"
+        self.head = Dense(
+            (config.dim,),
+            (self.patches**2 * teacher.dim,),
+            ("embed", None),
+            bias=True,
+            std=0.0 if self.residual else None,
+            dtype=jnp.float32,
+            rngs=rngs,
+        )
+
+    @classmethod
+    def flops(cls, settings: FeaturesConfig, config: QuantizerConfig) -> float:
+        cells, side = math.prod(config.grid), patches_of_cell(settings, config)
+        teacher = config.num_frames * vit_flops(settings.teacher, cells * side**2)
+        head = 2 * cells * config.dim * side**2 * settings.teacher.dim
+        return teacher + 3.0 * (config.num_frames - 1) * head
+
+    def __call__(self, clip):
+        B, T, *image = clip.frames_BTIJC.shape
+        features = self._features(clip.frames_BTIJC.reshape(B * T, *image))
+        features = features.reshape(B, T, *features.shape[1:])
+        first_MHWF, last_MHWF = (
+            x.reshape(-1, *x.shape[2:]) for x in (features[:, :-1], features[:, 1:])
+        )
+        predicted_MHWF = self.head(clip.tokens_MHWD)
+        if self.residual:
+            predicted_MHWF = first_MHWF + predicted_MHWF
+        loss = jnp.mean(jnp.square(predicted_MHWF - last_MHWF))
+        copy = jnp.mean(jnp.square(first_MHWF - last_MHWF))
+        draw = jnp.mean(jnp.square(clip.recon_MIJC - clip.last_MIJC))
+        metrics = {"feature_loss": loss, "feature_skill": 1.0 - loss / jnp.maximum(copy, 1e-12)}
+        return loss + draw, jax.lax.stop_gradient(metrics)
+
+    def _features(self, frames_NIJC: jax.Array) -> jax.Array:
+        """(N, H, W, F) of frames."""
+        if frames_NIJC.shape[1:3] != self.image_size:
+            shape = (len(frames_NIJC), *self.image_size, 3)
+            frames_NIJC = jax.image.resize(frames_NIJC, shape, "linear")  # smooths as it shrinks
+        x = self.teacher.features(frames_NIJC)
+        x = x - x.mean(axis=-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + 1e-6)
+        return to_patches(x, self.patches)
+
+
+def patches_of_cell(settings: FeaturesConfig, config: QuantizerConfig) -> int:
+    """How many of the teacher's patches a side of a cell is, so that frames are resized least."""
+    return max(1, round(config.patch_size / settings.teacher.patch_size))

@@ -1,1 +1,0 @@
-"""Neural networks: Flax NNX inside, pure functions over plain pytrees at the boundary."""

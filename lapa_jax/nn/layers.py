@@ -1,0 +1,186 @@
+"""Dense layers, norms and gated feed-forwards.
+
+Parameters are float32; a layer computes in its `dtype`, norms in float32. Kernels keep their heads
+and gate dimensions apart, so that a sharding rule can name them.
+
+Shape suffixes: B batch, N tokens, D model width, F feed-forward width.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lapa_jax.nn.module import AXES, param
+from lapa_jax.parallel.sharding import GPU, placement
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def dtype_of(name: str, key: str = "compute_dtype") -> jnp.dtype:
+    """The dtype of a `compute_dtype` or `param_dtype` setting."""
+    if name not in DTYPES:
+        raise ValueError(f"model.{key}={name!r} must be one of {sorted(DTYPES)}")
+    return DTYPES[name]
+
+
+class Dense(nnx.Module):
+    """A linear map from trailing dimensions `inputs` to `outputs`; kernel shape (*inputs,
+    *outputs).
+
+    `std=None` is LeCun's truncated normal (1/sqrt(fan in)); std=0 starts at zero.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        axes: Sequence[str | None],
+        *,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+        bias: bool = False,
+        std: float | None = None,
+    ):
+        shape = (*inputs, *outputs)
+        std = 1.0 / math.sqrt(math.prod(inputs)) if std is None else std
+        self.kernel = param(truncated_normal(rngs.params(), shape, std), *axes)
+        self.bias = param(jnp.zeros(outputs), *axes[len(inputs) :]) if bias else None
+        self.dtype, self.num_inputs = dtype, len(inputs)
+        self.factor_scale = None  # of lora_a lora_b, beside the kernel: see lora.py
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = self._product(x, self.kernel, self.num_inputs)
+        if self.factor_scale is not None:
+            low = self._product(x, self.lora_a, self.num_inputs)
+            y = y + self.factor_scale * self._product(low, self.lora_b, 1)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+    def add_factors(self, rank: int, scale: float, rngs: nnx.Rngs) -> None:
+        """Adds `scale` · lora_a lora_b to what the kernel does; nothing until lora_b is trained."""
+        k = self.num_inputs
+        inputs, outputs = self.kernel.shape[:k], self.kernel.shape[k:]
+        axes = self.kernel.get_metadata()[AXES]
+        lora_a = truncated_normal(
+            rngs.params(), (*inputs, rank), 1.0 / math.sqrt(math.prod(inputs))
+        )
+        self.lora_a = param(lora_a, *axes[:k], None)
+        self.lora_b = param(jnp.zeros((rank, *outputs)), None, *axes[k:])
+        self.factor_scale = scale
+
+    def _product(self, x: jax.Array, kernel: nnx.Param, k: int) -> jax.Array:
+        return product(x.astype(self.dtype), kernel[...].astype(self.dtype), k)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(x: jax.Array, kernel: jax.Array, k: int) -> jax.Array:
+    """The last `k` dimensions of x contracted with the first `k` of the kernel.
+
+    Its gradients go through matrices on CPUs: XLA transposes kernels of more dimensions there, one
+    number after the other, which takes longer than the products. Elsewhere they keep their
+    dimensions, which may be split over devices.
+    """
+    return _dot(x, kernel, range(x.ndim - k, x.ndim), range(k))
+
+
+def _product_forward(x, kernel, k):
+    # Not `product`: a remat policy must see that this is a dot.
+    return _dot(x, kernel, range(x.ndim - k, x.ndim), range(k)), (x, kernel)
+
+
+def _product_backward(k, saved, g):
+    x, kernel = saved
+
+    def by_matrices(x, kernel, g):
+        rows, inputs = math.prod(x.shape[: x.ndim - k]), math.prod(kernel.shape[:k])
+        x2, kernel2, g2 = (y.reshape(n, -1) for y, n in ((x, rows), (kernel, inputs), (g, rows)))
+        dx, dkernel = _dot(g2, kernel2, (1,), (1,)), _dot(x2, g2, (0,), (0,))
+        return dx.reshape(x.shape), dkernel.reshape(kernel.shape)
+
+    def as_they_are(x, kernel, g):
+        batch = x.ndim - k
+        dx = _dot(g, kernel, range(batch, g.ndim), range(k, kernel.ndim))
+        return dx, _dot(x, g, range(batch), range(batch))
+
+    return jax.lax.platform_dependent(x, kernel, g, cpu=by_matrices, default=as_they_are)
+
+
+product.defvjp(_product_forward, _product_backward)
+
+
+def _dot(a: jax.Array, b: jax.Array, a_axes: Sequence[int], b_axes: Sequence[int]) -> jax.Array:
+    return jax.lax.dot_general(a, b, ((tuple(a_axes), tuple(b_axes)), ((), ())))
+
+
+def truncated_normal(key: jax.Array, shape: Sequence[int], std: float) -> jax.Array:
+    """A normal truncated at two sigmas, rescaled so that `std` is its standard deviation."""
+    return jax.random.truncated_normal(key, -2.0, 2.0, shape) * (std / 0.87962566103423978)
+
+
+class LayerNorm(nnx.Module):
+    def __init__(
+        self, width: int, *, axis: str | None = "embed", bias: bool = False, eps: float = 1e-5
+    ):
+        self.scale = param(jnp.ones(width), axis)
+        self.bias = param(jnp.zeros(width), axis) if bias else None
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        y = y * self.scale[...]
+        return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    def __init__(self, width: int, *, eps: float, axis: str | None = "embed"):
+        self.scale = param(jnp.ones(width), axis)
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        return (y * self.scale[...]).astype(x.dtype)
+
+
+class GEGLU(nnx.Module):
+    """Norm, then value * gelu(gate), then a projection back; no biases but the norm's.
+
+    On GPUs a width that is no multiple of 8 (the original's 2730) is filled up with zeros while it
+    computes: their matrix units want rows of whole 16 bytes.
+    """
+
+    def __init__(self, dim: int, mlp_dim: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.norm = LayerNorm(dim, bias=True)
+        # index 0 of the middle dimension is the value, 1 the gate
+        self.wi = Dense((dim,), (2, mlp_dim), ("embed", None, "mlp"), dtype=dtype, rngs=rngs)
+        self.wo = Dense((mlp_dim,), (dim,), ("mlp", "embed"), dtype=dtype, rngs=rngs)
+
+        self.dtype, self.missing = dtype, -mlp_dim % 8 and -mlp_dim % 64
+
+    def __call__(self, x_BND: jax.Array) -> jax.Array:
+        wi, wo = (w.kernel[...].astype(self.dtype) for w in (self.wi, self.wo))
+        if self.missing and placement()[0] in GPU:
+            wi = jnp.pad(wi, ((0, 0), (0, 0), (0, self.missing)))
+            wo = jnp.pad(wo, ((0, self.missing), (0, 0)))
+        h = product(self.norm(x_BND).astype(self.dtype), wi, 1)
+        return product(h[..., 0, :] * jax.nn.gelu(h[..., 1, :], approximate=False), wo, 1)
+
+
+class SwiGLU(nnx.Module):
+    """down(silu(gate x) * up x), without biases; the norm is the block's."""
+
+    def __init__(self, dim: int, mlp_dim: int, *, dtype: jnp.dtype, std: float, rngs: nnx.Rngs):
+        def dense(inputs, outputs, axes):
+            return Dense((inputs,), (outputs,), axes, dtype=dtype, std=std, rngs=rngs)
+
+        self.gate = dense(dim, mlp_dim, ("embed", "mlp"))
+        self.up = dense(dim, mlp_dim, ("embed", "mlp"))
+        self.down = dense(mlp_dim, dim, ("mlp", "embed"))
+
+    def __call__(self, x_BND: jax.Array) -> jax.Array:
+        return self.down(jax.nn.silu(self.gate(x_BND)) * self.up(x_BND))

@@ -1,0 +1,111 @@
+"""Carrying pretrained parameters into a model with other heads.
+
+Nothing is matched by guess: a parameter is taken, dropped or newly initialised, and the report
+lists each. Anything beyond what the patterns allow is an error that names the parameters.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lapa_jax.nn.module import Functional, Tree, flatten, unflatten
+
+HEADS = ("embeddings/*", "heads/*", "front_end/*")
+ADAPTERS = ("*/lora_a", "*/lora_b")  # may be new; never dropped, since kernels lack what they know
+
+
+@dataclass(frozen=True)
+class SwapReport:
+    """Paths of parameters: taken from the pretrained tree (some from bfloat16 to float32, which is
+    exact: `widened`), dropped from it, newly initialised."""
+
+    taken: tuple[str, ...]
+    dropped: tuple[str, ...]
+    initialised: tuple[str, ...]
+    widened: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.taken)} parameters taken, {len(self.widened)} of them widened from "
+            f"bfloat16; dropped: {list(self.dropped)}; newly initialised: {list(self.initialised)}"
+        )
+
+
+def head_swap(
+    plan: SwapReport,
+    taken: Mapping[str, jax.Array],
+    target: Functional,
+    key: jax.Array,
+    shardings: Mapping[str, Any] | None = None,
+) -> Tree:
+    """Parameters of `target`: those that the plan takes, by path, and new ones. Only the new ones
+    are computed, each where `shardings` (by path) says."""
+    merged = {path: taken[path] for path in plan.taken}
+    for path in plan.widened:
+        merged[path] = merged[path].astype(jnp.float32)
+    if plan.initialised:
+        where = {path: shardings[path] for path in plan.initialised} if shardings else None
+
+        def fresh(key: jax.Array) -> dict[str, jax.Array]:
+            params = flatten(target.init(key)[0])
+            return {path: params[path] for path in plan.initialised}
+
+        merged |= jax.jit(fresh, out_shardings=where)(key)
+    return unflatten(merged)
+
+
+def plan_swap(
+    pretrained: Tree,
+    target: Tree,
+    *,
+    reinit: Sequence[str] = (),
+    may_change: Sequence[str] = HEADS,
+) -> SwapReport:
+    """What of `pretrained` becomes of `target`; both trees may be abstract.
+
+    Paths matching `reinit` (shell patterns) are initialised anew even if the pretrained tree has
+    them. Only paths matching `may_change` may be dropped or missing.
+    """
+    have, want = flatten(pretrained), flatten(target)
+    unused = [p for p in reinit if not any(fnmatchcase(path, p) for path in want)]
+    if unused:
+        raise ValueError(f"reinit patterns {unused} match no parameter of the target model")
+    taken, initialised, widened = [], [], []
+    for path, leaf in want.items():
+        if path not in have or _matches(path, reinit):
+            initialised.append(path)
+            continue
+        if (have[path].dtype, leaf.dtype) == (jnp.bfloat16, jnp.float32):
+            widened.append(path)
+        elif leaf.dtype != have[path].dtype:
+            raise ValueError(
+                f"parameter {path} is {have[path].dtype} in the checkpoint and {leaf.dtype} in the "
+                "model: set model.param_dtype to the checkpoint's"
+            )
+        if leaf.shape != have[path].shape:
+            raise ValueError(
+                f"parameter {path} is {have[path].dtype}{list(have[path].shape)} in the "
+                f"checkpoint and {leaf.dtype}{list(leaf.shape)} in the model: change the "
+                f"model's config, or name it in reinit to start it anew"
+            )
+        taken.append(path)
+    dropped = [path for path in have if path not in want]
+    for what, names, allowed in (
+        ("lacks", initialised, (*may_change, *reinit, *ADAPTERS)),
+        ("has unused", dropped, (*may_change, *reinit)),
+    ):
+        wrong = [path for path in names if not _matches(path, allowed)]
+        if wrong:
+            raise ValueError(
+                f"the checkpoint {what} {wrong[:8]} ({len(wrong)} in all), which may not change "
+                f"(allowed: {list(may_change)})"
+            )
+    return SwapReport(tuple(taken), tuple(dropped), tuple(initialised), tuple(widened))
+
+
+def _matches(path: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(path, pattern) for pattern in patterns)

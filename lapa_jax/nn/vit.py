@@ -1,0 +1,232 @@
+"""The vision transformer of DINOv2 (Oquab et al. 2023), whose features quantizers may predict.
+
+Images are uint8 or float in [0, 1], channels last, of any size that the patches divide. With its
+weights it computes what Hugging Face's Dinov2Model and Dinov2WithRegistersModel do.
+
+Shape suffixes: B batch, I image rows, J image columns, H and W patch rows and columns, N = H·W
+patches, R registers, T tokens, K heads, C head width, D width.
+"""
+
+import math
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from lapa_jax.nn.attention import attention
+from lapa_jax.nn.layers import Dense, LayerNorm, truncated_normal
+from lapa_jax.nn.module import param
+from lapa_jax.nn.patches import to_patches
+from lapa_jax.nn.stack import Stack
+from lapa_jax.parallel.sharding import constrain
+
+EPS = 1e-6  # of the norms
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """`grid`: patch rows and columns of the learned positions; images of another grid take
+    interpolated ones. `registers`: tokens that stand for no patch (Darcet et al. 2023). `swiglu`:
+    the gated feed-forward of the largest DINOv2."""
+
+    KEY: ClassVar[str] = "model"  # where a config has these
+
+    grid: tuple[int, int]
+    patch_size: int
+    dim: int
+    depth: int
+    heads: int
+    head_dim: int
+    mlp_dim: int
+    registers: int
+    swiglu: bool
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "grid", tuple(self.grid))
+        for name in ("patch_size", "dim", "depth", "heads", "head_dim", "mlp_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{self.KEY}.{name}={getattr(self, name)} must be at least 1")
+        if len(self.grid) != 2 or min(self.grid) < 1:
+            raise ValueError(f"{self.KEY}.grid={self.grid} must be (rows, columns) of at least 1")
+        if self.registers < 0:
+            raise ValueError(f"{self.KEY}.registers={self.registers} must not be negative")
+
+    def architecture(self) -> dict[str, object]:
+        """The settings that weights depend on, those of a subclass left out."""
+        return {field.name: getattr(self, field.name) for field in fields(ViTConfig)}
+
+
+class ViT(nnx.Module):
+    def __init__(
+        self,
+        config: ViTConfig,
+        *,
+        dtype: jnp.dtype,
+        remat: str = "none",
+        unroll: int = 1,
+        rngs: nnx.Rngs,
+    ):
+        self.config, self.dtype = config, dtype
+
+        def tokens(*shape):
+            return truncated_normal(rngs.params(), (*shape, config.dim), 0.02)
+
+        self.project = Dense(
+            (3 * config.patch_size**2,),
+            (config.dim,),
+            ("patch", "embed"),
+            bias=True,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.cls = param(tokens(), "embed")
+        # The first is that of the cls token.
+        self.positions = param(tokens(1 + math.prod(config.grid)), None, "embed")
+        count = config.registers
+        self.registers = param(tokens(count), None, "embed") if count else None
+        self.blocks = Stack(
+            lambda rngs: Block(config, dtype=dtype, rngs=rngs),
+            config.depth,
+            remat=remat,
+            unroll=unroll,
+            rngs=rngs,
+        )
+        self.norm = LayerNorm(config.dim, bias=True, eps=EPS)
+
+    def __call__(self, images_BIJC: jax.Array) -> jax.Array:
+        """Normed tokens (B, 1 + R + N, D), float32: cls, registers, patches row by row."""
+        patches_BHWD = self.embed(images_BIJC)
+        return self.encode(patches_BHWD.reshape(len(patches_BHWD), -1, self.config.dim))
+
+    def features(self, images_BIJC: jax.Array) -> jax.Array:
+        """Normed tokens of the patches (B, H, W, D), float32."""
+        patches_BHWD = self.embed(images_BIJC)
+        B, H, W, D = patches_BHWD.shape
+        x = self.encode(patches_BHWD.reshape(B, H * W, D))
+        return x[:, 1 + self.config.registers :].reshape(B, H, W, D)
+
+    def embed(self, images_BIJC: jax.Array) -> jax.Array:
+        """Patches (B, H, W, D) with their positions."""
+        patch = self.config.patch_size
+        if images_BIJC.shape[1] % patch or images_BIJC.shape[2] % patch:
+            raise ValueError(
+                f"images of {images_BIJC.shape[1]}x{images_BIJC.shape[2]} are not a multiple of "
+                f"the ViT's patch_size={patch}"
+            )
+        x = images_BIJC.astype(jnp.float32)
+        x = x / 255.0 if images_BIJC.dtype == jnp.uint8 else x
+        x = self.project(to_patches((x - jnp.array(MEAN)) / jnp.array(STD), patch))
+        return x + self._positions(x.shape[1:3]).astype(self.dtype)
+
+    def encode(self, patches_BND: jax.Array) -> jax.Array:
+        """Normed tokens (B, 1 + R + N, D), float32, of embedded patches: all, or any of them."""
+        first = [(self.cls[...] + self.positions[0])[None]]
+        if self.registers is not None:
+            first.append(self.registers[...])
+        first_TD = jnp.concatenate(first).astype(self.dtype)
+        first_BTD = jnp.broadcast_to(first_TD, (len(patches_BND), *first_TD.shape))
+        x, _ = self.blocks(jnp.concatenate([first_BTD, patches_BND], axis=1))
+        return self.norm(x.astype(jnp.float32))
+
+    def _positions(self, grid: tuple[int, int]) -> jax.Array:
+        learned = self.positions[1:].reshape(*self.config.grid, -1)
+        if grid == self.config.grid:
+            return learned
+        # As DINOv2 does: only the models with registers smooth before they thin out.
+        rows, columns = (
+            jnp.asarray(bicubic(old, new, antialias=self.config.registers > 0), jnp.float32)
+            for old, new in zip(self.config.grid, grid, strict=True)
+        )
+        precise = jax.lax.Precision.HIGHEST
+        return jnp.einsum("hi,wj,ijd->hwd", rows, columns, learned, precision=precise)
+
+
+class Block(nnx.Module):
+    """Pre-norm attention and feed-forward, each output scaled by learned factors (LayerScale)."""
+
+    def __init__(self, config: ViTConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.attention_norm = LayerNorm(config.dim, bias=True, eps=EPS)
+        self.attention = SelfAttention(config, dtype=dtype, rngs=rngs)
+        self.attention_scale = param(jnp.ones(config.dim), "embed")
+        self.mlp_norm = LayerNorm(config.dim, bias=True, eps=EPS)
+        self.mlp = FeedForward(config, dtype=dtype, rngs=rngs)
+        self.mlp_scale = param(jnp.ones(config.dim), "embed")
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        def scaled(y_BTD, scale):
+            return y_BTD * scale[...].astype(y_BTD.dtype)
+
+        x = x_BTD + scaled(self.attention(self.attention_norm(x_BTD)), self.attention_scale)
+        x = x + scaled(self.mlp(self.mlp_norm(x)), self.mlp_scale)
+        return constrain(x, "batch", None, "embed")
+
+
+class SelfAttention(nnx.Module):
+    def __init__(self, config: ViTConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        shape, names = (config.heads, config.head_dim), ("heads", "head_dim")
+
+        def dense(inputs, outputs, axes):
+            return Dense(inputs, outputs, axes, bias=True, dtype=dtype, rngs=rngs)
+
+        self.q = dense((config.dim,), shape, ("embed", *names))
+        self.k = dense((config.dim,), shape, ("embed", *names))
+        self.v = dense((config.dim,), shape, ("embed", *names))
+        self.out = dense(shape, (config.dim,), (*names, "embed"))
+        self.scale = config.head_dim**-0.5
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        return self.out(attention(self.q(x_BTD), self.k(x_BTD), self.v(x_BTD), scale=self.scale))
+
+
+class FeedForward(nnx.Module):
+    """wo gelu(wi x), or wo (silu(wi₀ x) * wi₁ x); the norm is the block's."""
+
+    def __init__(self, config: ViTConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        hidden = (2, config.mlp_dim) if config.swiglu else (config.mlp_dim,)
+        axes = ("embed", None, "mlp") if config.swiglu else ("embed", "mlp")
+        self.wi = Dense((config.dim,), hidden, axes, bias=True, dtype=dtype, rngs=rngs)
+        self.wo = Dense(
+            (config.mlp_dim,), (config.dim,), ("mlp", "embed"), bias=True, dtype=dtype, rngs=rngs
+        )
+        self.swiglu = config.swiglu
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        h = self.wi(x_BTD)
+        if self.swiglu:
+            return self.wo(jax.nn.silu(h[..., 0, :]) * h[..., 1, :])
+        return self.wo(jax.nn.gelu(h, approximate=False))
+
+
+def bicubic(inputs: int, outputs: int, *, antialias: bool) -> np.ndarray:
+    """Weights (outputs, inputs) that resize a row of samples as torch's bicubic `interpolate` does
+    without `align_corners`; its two modes differ in the kernel, too (Keys 1981: a = -3/4, -1/2)."""
+    ratio = inputs / outputs
+    centres = (np.arange(outputs) + 0.5) * ratio - 0.5
+    if antialias:
+        distance = np.abs(np.arange(inputs) - centres[:, None]) / max(ratio, 1.0)
+        weights = _cubic(distance, -0.5)
+        return weights / weights.sum(axis=1, keepdims=True)
+    weights, below = np.zeros((outputs, inputs)), np.floor(centres).astype(int)
+    for tap in (below - 1, below, below + 1, below + 2):
+        edge = np.clip(tap, 0, inputs - 1)
+        np.add.at(weights, (np.arange(outputs), edge), _cubic(np.abs(centres - tap), -0.75))
+    return weights
+
+
+def _cubic(x: np.ndarray, a: float) -> np.ndarray:
+    near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+    far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+    return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
+
+
+def vit_flops(config: ViTConfig, patches: int) -> int:
+    """Floating-point operations of one image's forward pass (a multiply-add is two), from the
+    shapes: matrix products."""
+    tokens, inner = 1 + config.registers + patches, config.heads * config.head_dim
+    matrices = 3 if config.swiglu else 2
+    per_token = 4 * config.dim * inner + 2 * tokens * inner + matrices * config.dim * config.mlp_dim
+    return 2 * (config.depth * tokens * per_token + patches * 3 * config.patch_size**2 * config.dim)

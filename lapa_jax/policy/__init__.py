@@ -1,0 +1,1 @@
+"""The vision-language-action model: rows of tokens, front-ends, heads, decoding."""

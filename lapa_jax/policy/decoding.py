@@ -1,0 +1,82 @@
+"""Decoding a fixed number of target tokens: one prefill, then a scan with a key-value cache.
+
+Tokens come from the asked head's vocabulary only, and there is no end-of-sequence token: exactly
+`num_tokens` are produced. Greedy unless a temperature is given.
+
+Shape suffixes: B batch, n targets, V vocabulary.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from lapa_jax.nn.module import Functional, Tree
+
+
+@partial(jax.jit, static_argnames=("vla", "head", "num_tokens", "temperature", "top_k"))
+def decode(
+    vla: Functional,
+    params: Tree,
+    variables: Tree,
+    prompts: Mapping[str, jax.Array],
+    images: jax.Array | None,
+    head: str,
+    num_tokens: int,
+    *,
+    vocab_limit_n: jax.Array | None = None,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    key: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """(ids int32 (B, num_tokens), the logits float32 (B, num_tokens, V) they were chosen by).
+
+    `prompts`: tokens, modality and segments (B, T) that end at the last slot. `vocab_limit_n`
+    (num_tokens,): slot i chooses among ids below vocab_limit_n[i] (action dimensions have different
+    numbers of bins). `temperature` > 0 samples, among the `top_k` likeliest (0: all), and needs
+    `key`.
+    """
+    if num_tokens < 1:
+        raise ValueError(f"num_tokens={num_tokens} must be at least 1")
+    if temperature < 0 or (temperature > 0 and key is None):
+        raise ValueError(f"temperature={temperature} must be 0, or positive with a key")
+    if top_k < 0 or (top_k and not temperature):
+        raise ValueError(f"top_k={top_k} must be 0 (all), or positive with a temperature")
+    if vocab_limit_n is not None and vocab_limit_n.shape != (num_tokens,):
+        raise ValueError(
+            f"vocab_limit_n of shape {vocab_limit_n.shape} must be ({num_tokens},): one per slot"
+        )
+
+    def call(method, *args):
+        return vla.apply(params, variables, method, *args)[0]
+
+    def choose(logits_BV, i):
+        if vocab_limit_n is not None:
+            allowed = jnp.arange(logits_BV.shape[-1]) < vocab_limit_n[i]
+            logits_BV = jnp.where(allowed, logits_BV, -jnp.inf)
+        if temperature == 0.0:
+            return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32), logits_BV
+        if 0 < top_k < logits_BV.shape[-1]:
+            least = jax.lax.top_k(logits_BV, top_k)[0][..., -1:]
+            logits_BV = jnp.where(logits_BV < least, -jnp.inf, logits_BV)
+        step_key = jax.random.fold_in(key, i)
+        token = jax.random.categorical(step_key, logits_BV / temperature).astype(jnp.int32)
+        return token, logits_BV
+
+    tokens, modality, segments = (prompts[k] for k in ("tokens", "modality", "segments"))
+    logits, cache = call("prefill", tokens, modality, segments, images, head, num_tokens)
+    first = choose(logits, 0)
+
+    def step(carry, i):
+        token, cache = carry
+        logits, cache = call("step", token, tokens.shape[1] + i, cache, head)
+        token, logits = choose(logits, i + 1)
+        return (token, cache), (token, logits)
+
+    _, rest = jax.lax.scan(step, (first[0], cache), jnp.arange(num_tokens - 1))
+    ids, logits = (
+        jnp.concatenate([one[:, None], jnp.moveaxis(more, 0, 1)], axis=1)
+        for one, more in zip(first, rest, strict=True)
+    )
+    return ids, logits

@@ -1,0 +1,341 @@
+"""The policy: a LLaMA-style decoder over a row of tokens of several modalities.
+
+Every modality has its own embedding table and its own head; ids start at 0 in each. A row holds one
+example or several (packing), told apart by segment ids; segment 0 is padding. Image tokens are ids
+of the image table or, where the id is FILL, what the front-end makes of the images, in order.
+Logits exist only where they are asked for: at given slots, for given heads.
+
+Shape suffixes: B rows, T sequence, S keys, n slots, N images of a row, K heads, C head width, D
+width, V vocabulary.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lapa_jax.nn import lora
+from lapa_jax.nn.attention import attention
+from lapa_jax.nn.layers import Dense, RMSNorm, SwiGLU, dtype_of
+from lapa_jax.nn.module import param
+from lapa_jax.nn.position import rope, rope_tables
+from lapa_jax.nn.stack import Stack
+from lapa_jax.parallel.sharding import constrain
+from lapa_jax.policy.front_end import FRONT_ENDS, front_end_config
+from lapa_jax.policy.modality import FILL, IMAGE, MODALITIES
+
+# Backbone sizes under the names LWM and EasyLM use, and small ones of our own.
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": dict(dim=128, depth=4, heads=4, head_dim=32, mlp_dim=352),
+    "small": dict(dim=256, depth=6, heads=8, head_dim=32, mlp_dim=704),
+    "debug": dict(dim=256, depth=2, heads=2, head_dim=128, mlp_dim=256),
+    "200m": dict(dim=1024, depth=14, heads=8, head_dim=128, mlp_dim=2048),
+    "1b": dict(dim=2048, depth=22, heads=16, head_dim=128, mlp_dim=5504),
+    "3b": dict(dim=3200, depth=26, heads=32, head_dim=100, mlp_dim=8640),
+    "7b": dict(dim=4096, depth=32, heads=32, head_dim=128, mlp_dim=11008),
+    "13b": dict(dim=5120, depth=40, heads=40, head_dim=128, mlp_dim=13824),
+    "30b": dict(dim=6656, depth=60, heads=52, head_dim=128, mlp_dim=17920),
+    "65b": dict(dim=8192, depth=80, heads=64, head_dim=128, mlp_dim=22016),
+}
+
+
+@dataclass(frozen=True)
+class VLAConfig:
+    """A vocabulary of 0 leaves the modality out: no table and no head. `front_end`: {name, ...its
+    settings}. `legacy`: the original's rotary angles, rounded to `compute_dtype`."""
+
+    text_vocab: int
+    image_vocab: int
+    latent_vocab: int
+    action_vocab: int
+    front_end: Mapping[str, Any]
+    dim: int
+    depth: int
+    heads: int
+    head_dim: int
+    mlp_dim: int
+    rope_theta: float
+    norm_eps: float
+    init_std: float
+    compute_dtype: str
+    param_dtype: str
+    attention: str
+    remat: str
+    unroll: int
+    legacy: bool
+    lora_rank: int  # 0: none; see lora.py
+    lora_alpha: float
+    lora_pattern: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "front_end", dict(self.front_end))
+        front_end_config(self.front_end)
+        dtype_of(self.compute_dtype)
+        dtype_of(self.param_dtype, "param_dtype")
+        for name in ("text_vocab", "dim", "depth", "heads", "head_dim", "mlp_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
+        for name in MODALITIES:
+            if self.vocab(name) < 0:
+                raise ValueError(f"model.{name}_vocab={self.vocab(name)} must not be negative")
+        if self.lora_rank < 0:
+            raise ValueError(f"model.lora_rank={self.lora_rank} must be positive, or 0: no LoRA")
+        if self.head_dim % 2:
+            raise ValueError(f"model.head_dim={self.head_dim} must be even: RoPE rotates pairs")
+
+    def vocab(self, modality: str) -> int:
+        return getattr(self, f"{modality}_vocab")
+
+    @property
+    def tokens_per_image(self) -> int:
+        return front_end_config(self.front_end)[1].num_tokens
+
+    @property
+    def frozen_flops(self) -> int:
+        """Floating-point operations of what is not trained, per image."""
+        return front_end_config(self.front_end)[1].frozen_flops
+
+
+class Embedding(nnx.Module):
+    def __init__(self, vocab: int, config: VLAConfig, axis: str | None, rngs: nnx.Rngs):
+        table = config.init_std * jax.random.normal(rngs.params(), (vocab, config.dim))
+        self.table = param(table, axis, "embed")
+        self.dtype = dtype_of(config.compute_dtype)
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        return self.table[...][ids].astype(self.dtype)
+
+
+class SelfAttention(nnx.Module):
+    def __init__(self, config: VLAConfig, *, rngs: nnx.Rngs):
+        common = dict(dtype=dtype_of(config.compute_dtype), std=config.init_std, rngs=rngs)
+        shape, names = (config.heads, config.head_dim), ("heads", "head_dim")
+        self.q = Dense((config.dim,), shape, ("embed", *names), **common)
+        self.k = Dense((config.dim,), shape, ("embed", *names), **common)
+        self.v = Dense((config.dim,), shape, ("embed", *names), **common)
+        self.out = Dense(shape, (config.dim,), (*names, "embed"), **common)
+        self.scale, self.implementation = config.head_dim**-0.5, config.attention
+
+    def heads(self, x_BTD: jax.Array, tables) -> tuple[jax.Array, jax.Array, jax.Array]:
+        q, k, v = rope(self.q(x_BTD), *tables), rope(self.k(x_BTD), *tables), self.v(x_BTD)
+        return tuple(constrain(y, "batch", "length", "heads", None) for y in (q, k, v))
+
+    def attend(self, q, k, v, **mask) -> jax.Array:
+        y = attention(q, k, v, scale=self.scale, implementation=self.implementation, **mask)
+        return self.out(y)
+
+
+class Layer(nnx.Module):
+    """Pre-norm attention and SwiGLU."""
+
+    def __init__(self, config: VLAConfig, *, rngs: nnx.Rngs):
+        self.attention_norm = RMSNorm(config.dim, eps=config.norm_eps)
+        self.attention = SelfAttention(config, rngs=rngs)
+        self.mlp_norm = RMSNorm(config.dim, eps=config.norm_eps)
+        self.mlp = SwiGLU(
+            config.dim,
+            config.mlp_dim,
+            dtype=dtype_of(config.compute_dtype),
+            std=config.init_std,
+            rngs=rngs,
+        )
+        if config.lora_rank:
+            lora.adapt(
+                self,
+                rank=config.lora_rank,
+                alpha=config.lora_alpha,
+                pattern=config.lora_pattern,
+                rngs=rngs,
+            )
+
+    def __call__(self, x_BTD: jax.Array, tables, segments_BT: jax.Array) -> jax.Array:
+        return self.prefill(x_BTD, tables, segments_BT, None)[0]
+
+    def prefill(self, x_BTD, tables, segments_BT, _):
+        """As a call, and returns this layer's (keys, values)."""
+        q, k, v = self.attention.heads(self.attention_norm(x_BTD), tables)
+        segments = dict(q_segments_BT=segments_BT, kv_segments_BS=segments_BT)
+        return self._finish(x_BTD, q, k, v, causal=True, **segments), (k, v)
+
+    def step(self, x_B1D, tables, segments_BS, slot, cache):
+        """One token whose keys and values enter the cache at `slot`; returns the new cache."""
+        q, k, v = self.attention.heads(self.attention_norm(x_B1D), tables)
+        k, v = (
+            jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=1)
+            for old, new in zip(cache, (k, v), strict=True)
+        )
+        segments = dict(q_segments_BT=jnp.ones_like(segments_BS[:, :1]), kv_segments_BS=segments_BS)
+        return self._finish(x_B1D, q, k, v, **segments), (k, v)
+
+    def _finish(self, x, q, k, v, **mask) -> jax.Array:
+        x = x + self.attention.attend(q, k, v, **mask)
+        x = x + self.mlp(self.mlp_norm(x))
+        return constrain(x, "batch", "length", "embed")
+
+
+class Cache(NamedTuple):
+    """State of a decode in progress."""
+
+    keys_and_values: Any  # (depth, B, S, K, C) each; of each layer by itself unless stacked
+    segments_BS: jax.Array  # 1 where a key may be seen
+    position_B: jax.Array  # rotary position of the next token
+
+
+class VLA(nnx.Module):
+    """`stacked`: see stack.py."""
+
+    def __init__(self, config: VLAConfig, *, rngs: nnx.Rngs, stacked: bool = True):
+        self.config = config
+        self.dtype = dtype = dtype_of(config.compute_dtype)
+        present = [name for name in MODALITIES if config.vocab(name)]
+        # Latent and action vocabularies are small and of any size: they are not split.
+        split = {"text": "vocab", "image": "vocab"}
+        embeddings, heads = {}, {}
+        for name in present:
+            axis, size = split.get(name), config.vocab(name)
+            embeddings[name] = Embedding(size, config, axis, rngs)
+            heads[name] = Dense(
+                (config.dim,), (size,), ("embed", axis), dtype=dtype, std=config.init_std, rngs=rngs
+            )
+        self.embeddings, self.heads = nnx.data(embeddings), nnx.data(heads)
+        name, settings = front_end_config(config.front_end)
+        module = FRONT_ENDS[name][1]
+        self.front_end = module and module(
+            settings, config.dim, embeddings.get("image"), dtype=dtype, rngs=rngs
+        )
+        self.backbone = Stack(
+            lambda rngs: Layer(config, rngs=rngs),
+            config.depth,
+            remat=config.remat,
+            unroll=config.unroll,
+            rngs=rngs,
+            stacked=stacked,
+        )
+        self.norm = RMSNorm(config.dim, eps=config.norm_eps)
+        if config.param_dtype != "float32":
+            for _, node in nnx.iter_graph(self):
+                if isinstance(node, nnx.Param):
+                    node.set_value(node[...].astype(dtype_of(config.param_dtype)))
+
+    # --- Training and scoring: everything in one pass ---
+
+    def logits(
+        self,
+        tokens_BT: jax.Array,
+        modality_BT: jax.Array,
+        segments_BT: jax.Array,
+        images_BNHWC: jax.Array | None = None,
+        *,
+        slots: Mapping[str, jax.Array | None],
+    ) -> dict[str, jax.Array]:
+        """Logits (B, n, V), float32, of the heads that `slots` names, at its slots int (B, n);
+        None: at all slots. The output at a slot predicts the token after it."""
+        x = self.embed(tokens_BT, modality_BT, images_BNHWC)
+        x, _ = self._run(x, segments_BT, positions(segments_BT))
+        found = {}
+        for name, at_Bn in slots.items():
+            chosen = x if at_Bn is None else jnp.take_along_axis(x, at_Bn[..., None], axis=1)
+            found[name] = self._head(self.norm(chosen), name)
+        return found
+
+    def embed(
+        self,
+        tokens_BT: jax.Array,
+        modality_BT: jax.Array,
+        images_BNHWC: jax.Array | None = None,
+    ) -> jax.Array:
+        """(B, T, D): each token from the table of its modality, FILL from the front-end."""
+        x = jnp.zeros((), self.dtype)
+        for name, table in self.embeddings.items():
+            mine = modality_BT == MODALITIES.index(name)
+            x = x + jnp.where(mine[..., None], table(jnp.where(mine, tokens_BT, 0)), 0)
+        if images_BNHWC is not None:
+            B, N = images_BNHWC.shape[:2]
+            images = images_BNHWC.reshape(B * N, *images_BNHWC.shape[2:])
+            filled = self.front_end(images).astype(self.dtype).reshape(B, -1, x.shape[-1])
+            fill = (modality_BT == IMAGE) & (tokens_BT == FILL)
+            at = jnp.maximum(jnp.cumsum(fill, axis=1) - 1, 0)
+            x = jnp.where(fill[..., None], jnp.take_along_axis(filled, at[..., None], axis=1), x)
+        return x
+
+    def _run(self, x_BTD, segments_BT, positions_BT, *shared, **options) -> tuple[jax.Array, Any]:
+        """The backbone: embeddings → hidden states before the last norm."""
+        x = constrain(x_BTD, "batch", "length", "embed")
+        config = self.config
+        rounded = dtype_of(config.compute_dtype) if config.legacy else jnp.float32
+        tables = rope_tables(positions_BT, config.head_dim, config.rope_theta, rounded)
+        return self.backbone(x, tables, segments_BT, *shared, **options)
+
+    def _head(self, hidden_BnD: jax.Array, name: str) -> jax.Array:
+        if name not in self.heads:
+            raise ValueError(
+                f"head={name!r} must be one of {sorted(self.heads)}: a head exists where its "
+                f"vocabulary (model.{name}_vocab) is above 0"
+            )
+        return self.heads[name](hidden_BnD).astype(jnp.float32)
+
+    # --- Decoding: a prompt once, then token by token (see decoding.py) ---
+
+    def prefill(
+        self,
+        tokens_BT: jax.Array,
+        modality_BT: jax.Array,
+        segments_BT: jax.Array,
+        images_BNHWC: jax.Array | None,
+        head: str,
+        num_tokens: int,
+    ) -> tuple[jax.Array, Cache]:
+        """Logits (B, V) of the first target and a cache with room for `num_tokens` − 1 more.
+
+        Prompts end at the last slot; padding is at the left.
+        """
+        x, where = self.embed(tokens_BT, modality_BT, images_BNHWC), positions(segments_BT)
+        depth = jnp.arange(self.config.depth)
+        x, kv = self._run(x, segments_BT, where, per_layer=depth, method="prefill")
+        room = num_tokens - 1
+        wide = ((0, 0), (0, room), (0, 0), (0, 0))  # and an axis of layers where they are stacked
+        kv = jax.tree.map(lambda y: jnp.pad(y, ((0, 0), *wide)[-y.ndim :]), kv)
+        segments = jnp.pad(segments_BT, ((0, 0), (0, room)))
+        logits = self._head(self.norm(x[:, -1:]), head)[:, 0]
+        return logits, Cache(kv, segments, where[:, -1] + 1)
+
+    def step(
+        self, token_B: jax.Array, slot: jax.Array, cache: Cache, head: str
+    ) -> tuple[jax.Array, Cache]:
+        """Feeds one token at cache slot `slot`; returns logits (B, V) of the next and the cache."""
+        x = self.embeddings[head](token_B[:, None])
+        segments, where = cache.segments_BS.at[:, slot].set(1), cache.position_B
+        layers = dict(per_layer=cache.keys_and_values, method="step")
+        x, kv = self._run(x, segments, where[:, None], slot, **layers)
+        return self._head(self.norm(x), head)[:, 0], Cache(kv, segments, where + 1)
+
+
+def positions(segments_BT: jax.Array) -> jax.Array:
+    """Rotary positions, counted from 0 in every segment."""
+    index = jnp.arange(segments_BT.shape[1])
+    before = jnp.pad(segments_BT[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    starts = jnp.where(segments_BT != before, index, 0)
+    return index - jax.lax.cummax(starts, axis=1)
+
+
+def vla_flops(config: VLAConfig, length: int, slots: Mapping[str, int], num_images: int = 0) -> int:
+    """Floating-point operations of a forward pass over a row of `length` tokens (a multiply-add is
+    two), from the shapes: matrix products and convolutions. Attention is counted in full, as it is
+    computed; a head at as many `slots` as it is asked for; the front-end for `num_images`."""
+    inner = config.heads * config.head_dim
+    products = dict.fromkeys(("attention/q", "attention/k", "attention/v"), (config.dim, inner))
+    products["attention/out"] = (inner, config.dim)
+    products |= dict.fromkeys(("mlp/gate", "mlp/up"), (config.dim, config.mlp_dim))
+    products["mlp/down"] = (config.mlp_dim, config.dim)
+    per_token = 2 * length * inner
+    for path, (inputs, outputs) in products.items():
+        per_token += inputs * outputs
+        if config.lora_rank and re.fullmatch(config.lora_pattern, path):
+            per_token += config.lora_rank * (inputs + outputs)
+    total = 2 * config.depth * length * per_token
+    total += sum(2 * n * config.dim * config.vocab(head) for head, n in slots.items())
+    return int(total + num_images * front_end_config(config.front_end)[1].flops(config.dim))

@@ -1,0 +1,152 @@
+"""All frames or frame pairs of a corpus in order, pairs as a quantizer was trained to see them.
+
+What `lapa label` and `lapa evaluate` walk over; training samples instead.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from data_pipelines.loader.frames import FrameReader
+from data_pipelines.index import CorpusIndex
+from data_pipelines.loader.mixture import open_mixture
+from experiments import base
+from lapa_jax.runs import run as runs
+from lapa_jax.stages.policy import PolicyStage
+
+BATCH = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """`size` examples of n frames each (pairs: 2); padded to one number of examples by repeating
+    the last, so devices see one shape."""
+
+    rows: np.ndarray  # int64 (size, n) frame rows of the index
+    frames: np.ndarray  # uint8 (padded size, n, H, W, 3)
+    good: np.ndarray  # bool (size,): all its frames could be decoded
+
+    @property
+    def size(self) -> int:
+        return len(self.rows)
+
+    @property
+    def first(self) -> np.ndarray:
+        return self.frames[:, 0]
+
+    @property
+    def last(self) -> np.ndarray:
+        return self.frames[:, 1]
+
+
+class Frames:
+    """Examples of given rows of an index in batches, decoded one ahead by all cores."""
+
+    def __init__(
+        self,
+        index: CorpusIndex,
+        image_size: tuple[int, int],
+        *,
+        decode: str = "auto",
+        batch: int = BATCH,
+    ):
+        self.index, self.batch = index, batch
+        self._reader = FrameReader(index, image_size, decode, num_threads=os.cpu_count() or 1)
+
+    def batches(self, rows: np.ndarray) -> Iterator[Batch]:
+        """Batches of these rows, int64 (N, n). Neighbours share frames: decoded once."""
+        return self.stream(self.split(rows))
+
+    def split(self, rows: np.ndarray) -> list[np.ndarray]:
+        return [rows[i : i + self.batch] for i in range(0, len(rows), self.batch)]
+
+    def stream(self, parts: list[np.ndarray]) -> Iterator[Batch]:
+        """A batch of each part, which has at most as many rows as a batch."""
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(self._read, parts[0]) if parts else None
+            for following in [*parts[1:], None][: len(parts)]:
+                ready = ahead.result()
+                if following is not None:
+                    ahead = pool.submit(self._read, following)
+                yield ready
+
+    def _read(self, rows: np.ndarray) -> Batch:
+        unique, places = np.unique(rows, return_inverse=True)
+        places = places.reshape(rows.shape)
+        frames, bad = self._reader.read(unique)
+        for number, reason in bad.items():
+            logging.warning("frame row %d of %s: %s", unique[number], self.index.directory, reason)
+        good = ~np.isin(places, list(bad)).any(axis=1)
+        padded = np.pad(places, ((0, self.batch - len(rows)), (0, 0)), "edge")
+        return Batch(rows, frames[padded], good)
+
+
+class Pairs(Frames):
+    """`corpus`: keys as under data.corpora; without `window_seconds`, that of the training."""
+
+    def __init__(self, config: ConfigDict, corpus: dict, *, batch: int = BATCH):
+        self.window_seconds = corpus.get("window_seconds") or trained_window(config)
+        data = ConfigDict(config.data.to_dict())
+        template = base.corpus("")
+        for trained in [c.to_dict() for c in data.corpora.values()][:1]:
+            template |= trained
+        # Every pair there is, whatever the training drew from.
+        every = ("label_set", "fps", "fraction", "min_episode_steps", "require_instruction")
+        template |= {key: base.corpus("")[key] for key in every}
+        data.corpora = ConfigDict(
+            {"corpus": template | corpus | {"window_seconds": self.window_seconds}}
+        )
+        data.sampling, data.num_frames, data.history_seconds = "per_frame", 2, 0.0
+        draw_any(data)
+        opened = open_mixture(data, ["frames"]).corpora[0]
+        super().__init__(opened.index, tuple(data.image_size), decode=data.decode, batch=batch)
+        samples = np.arange(opened.num_samples)
+        # Every eligible pair, int64 (N, 2), ascending.
+        self.rows = opened.frame_rows(samples, np.zeros_like(samples), seed=0)
+
+    def actions(self, rows: np.ndarray) -> np.ndarray | None:
+        """Sum of the true actions over each window, float32 (n, A); None without actions."""
+        if self.index.actions is None:
+            return None
+        total = np.concatenate(
+            [np.zeros((1, self.index.action_dim)), np.cumsum(self.index.actions, axis=0)]
+        )
+        return (total[rows[:, 1]] - total[rows[:, 0]]).astype(np.float32)
+
+
+def draw_any(data: ConfigDict) -> None:
+    """Sets, in place, that examples are drawn one by one, from all that there are."""
+    data.access, data.min_pair_difference, data.chain_pairs = "random", 0.0, 1
+
+
+def require_quantizer(run: runs.Run) -> None:
+    if run.config.stage != "quantizer":
+        raise ValueError(f"{run.workdir} is a run of stage {run.config.stage!r}, not a quantizer")
+
+
+def require_policy(run: runs.Run) -> None:
+    if not isinstance(run.stage, PolicyStage):
+        raise ValueError(f"{run.workdir} is a run of stage {run.config.stage!r}, not a policy")
+
+
+def require_image_tokenizer(run: runs.Run) -> None:
+    if run.config.stage != "image_tokenizer":
+        raise ValueError(
+            f"{run.workdir} is a run of stage {run.config.stage!r}, not an image tokenizer"
+        )
+
+
+def trained_window(config: ConfigDict) -> float:
+    """Seconds between the frames of a pair, one for all corpora of the training."""
+    windows = {c.window_seconds for c in config.data.corpora.values()}
+    if len(windows) != 1:
+        raise ValueError(
+            f"the quantizer was trained with the windows {sorted(windows)}; `lapa label` and `lapa "
+            "evaluate` take one of them as --window_seconds"
+        )
+    return windows.pop()

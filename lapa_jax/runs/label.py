@@ -1,0 +1,256 @@
+"""`lapa label`: a model over a corpus → codes of its frames in sidecar files, shard by shard.
+
+A quantizer gives latent actions: every start frame that has a later frame one window away gets its
+own, the others stay unlabelled. An image tokenizer gives the tokens of every frame. A run that was
+stopped continues with the shards that are missing. Several hosts share a corpus: shard n is that of
+the host with n mod COUNT = INDEX, and whoever writes the last joins them.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from data_pipelines.index import load_index
+from data_pipelines.index.labels import IMAGE_TOKENS, LabelSetWriter
+from lapa_jax.runs import examples, run as runs
+from lapa_jax.parallel import distributed, sharding
+from lapa_jax.parallel.mesh import make_mesh
+
+IMAGES = 32  # in a batch of the image tokenizer, whose first level keeps every pixel
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """The shards n with n mod count = index."""
+
+    index: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.index < self.count:
+            raise ValueError(f"--index {self.index} must be from 0 to --count {self.count} - 1")
+
+
+ALL = Share(0, 1)
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="lapa label",
+        description="Write the latent actions, or the image tokens, of a corpus beside its index.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: lapa label --workdir runs/quantizer --corpus data/robot --name laq\n"
+        "         lapa label --what image_tokens --workdir runs/vqgan --corpus data/robot "
+        "--name vqgan",
+    )
+    parser.add_argument(
+        "--what", choices=["latent_actions", "image_tokens"], default="latent_actions"
+    )
+    parser.add_argument("--workdir", required=True, help="run of a quantizer or image tokenizer")
+    parser.add_argument("--corpus", required=True, help="directory of the shards (indexed)")
+    parser.add_argument("--name", required=True, help="name of the set")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--sidecar_dir", default="", help="where index and labels lie")
+    parser.add_argument(
+        "--image_key", default="", help="the camera (default: the only one indexed)"
+    )
+    parser.add_argument(
+        "--window_seconds", type=float, default=0.0, help="0: that of the quantizer's training"
+    )
+    parser.add_argument("--fps", type=float, default=0.0, help="0: from the episodes' metadata")
+    parser.add_argument("--index", type=int, help="this host's number, from 0 (default: JAX's)")
+    parser.add_argument("--count", type=int, help="hosts that share the corpus (default: JAX's)")
+    distributed.add_flags(parser)
+    args = parser.parse_args(argv)
+    if args.index is None and args.count is None:
+        distributed.initialize_from(args)
+        share = Share(jax.process_index(), jax.process_count())
+    else:
+        share = Share(args.index or 0, args.count or 1)
+    with distributed.leaving_on_error():
+        return _label(args, share)
+
+
+def _label(args: argparse.Namespace, share: Share) -> int:
+    run = runs.load(args.workdir)
+    corpus = dict(
+        path=args.corpus,
+        split=args.split,
+        sidecar_dir=args.sidecar_dir,
+        image_key=args.image_key,
+    )
+    if args.what == "latent_actions":
+        pairs_of = {"fps": args.fps, "window_seconds": args.window_seconds}
+        label(run, args.name, corpus | pairs_of, share)
+        return _together(args.name)
+    if args.window_seconds or args.fps:
+        raise ValueError("--window_seconds and --fps are of --what latent_actions")
+    label_images(run, args.name, corpus, share)
+    return _together(args.name)
+
+
+def _together(name: str) -> int:
+    """JAX ends processes that wait long for another to end: all end at one time."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"labelled {name}")
+    return 0
+
+
+def label(run: runs.Run, name: str, corpus: dict, share: Share = ALL) -> dict[str, int]:
+    """Labels a share of a corpus (keys as under data.corpora); returns the counts {rows, labelled,
+    bad} of what was labelled now.
+
+    Raises ValueError when more pairs are undecodable than data.max_bad_fraction of the run allows,
+    and when another process writes the same share.
+    """
+    examples.require_quantizer(run)
+    model = run.stage.model_config
+    model.require_codes()
+    encode = Encoder(
+        run, lambda *held, frames: run.stage.quantize(*held, frames[:, 0], frames[:, 1])
+    )
+    source = examples.Pairs(run.config, corpus, batch=encode.batch(examples.BATCH))
+    index = source.index
+    provenance = {
+        "quantizer_hash": run.params_hash,
+        "quantizer_step": run.step,
+        "window_seconds": source.window_seconds,
+        "tail": run.config.data.tail,
+        "codebook_size": model.codebook_size,
+        "code_length": model.code_length,
+        "code_version": runs.code_version(),
+    }
+    with LabelSetWriter(index.sidecar_dir, name, index, provenance=provenance) as writer:
+        return write(writer, source, source.rows, encode, run.config.data.max_bad_fraction, share)
+
+
+def label_images(run: runs.Run, name: str, corpus: dict, share: Share = ALL) -> dict[str, int]:
+    """Writes the image tokens of every frame of a share of a corpus (keys path, split, sidecar_dir
+    and image_key as under data.corpora), row by row of the image; returns the counts {rows,
+    labelled, bad} of what was labelled now.
+
+    Raises ValueError when more frames are undecodable than data.max_bad_fraction of the run allows,
+    and when another process writes the same share.
+    """
+    examples.require_image_tokenizer(run)
+    index = load_index(
+        corpus["path"],
+        split=corpus["split"],
+        sidecar_dir=corpus["sidecar_dir"] or None,
+        image_key=corpus["image_key"],
+    )
+    if index.image_size is None:
+        raise ValueError(f"no first frame of {index.directory} can be read: its size is unknown")
+    rows, columns = run.stage.model_config.grid(index.image_size)
+    provenance = {
+        "tokenizer_hash": run.params_hash,
+        "image_size": index.image_size,
+        "codebook_size": run.stage.model_config.codebook_size,
+        "tokens_per_frame": rows * columns,
+        "code_version": runs.code_version(),
+    }
+    encode = Encoder(run, lambda *held, frames: run.stage.encode(*held, frames[:, 0]))
+    source = examples.Frames(index, index.image_size, batch=encode.batch(IMAGES))
+    with LabelSetWriter(
+        index.sidecar_dir, name, index, provenance=provenance, kind=IMAGE_TOKENS
+    ) as writer:
+        every = np.arange(index.num_frames)[:, None]
+        return write(writer, source, every, encode, run.config.data.max_bad_fraction, share)
+
+
+class Encoder:
+    """`function(params, variables, frames=...)` of a run on all devices of this process, which
+    share each batch and hold all parameters."""
+
+    def __init__(self, run: runs.Run, function: Callable[..., jax.Array]):
+        self.run, devices = run, jax.local_devices()
+        mesh = make_mesh({"data": len(devices), "fsdp": 1, "seq": 1, "tensor": 1}, devices)
+        self._devices = len(devices)
+        self._split = sharding.batch_sharding(mesh)
+        self._held = jax.device_put((run.params, run.variables), sharding.replicated(mesh))
+        self._function = jax.jit(lambda held, frames: function(*held, frames=frames))
+
+    def batch(self, least: int) -> int:
+        """The next larger batch that the devices can share."""
+        return -(-least // self._devices) * self._devices
+
+    def put(self, frames: np.ndarray) -> jax.Array:
+        return jax.device_put(frames, self._split)
+
+    def __call__(self, frames: np.ndarray | jax.Array) -> jax.Array:
+        """Starts; whoever reads the result waits for it."""
+        return self._function(self._held, self.put(frames))
+
+
+def write(
+    writer: LabelSetWriter,
+    source: examples.Frames,
+    rows: np.ndarray,
+    encode: Callable[[np.ndarray], jax.Array],
+    max_bad_fraction: float,
+    share: Share = ALL,
+) -> dict[str, int]:
+    """Labels examples, int64 rows (N, n), ascending by their first, which gets the codes that
+    `encode` makes of the frames uint8 (B, n, H, W, 3).
+
+    While the devices work on a batch the next is decoded, over the ends of shards. Whoever finds
+    that the last shard is there joins them and checks how many rows have labels.
+    """
+    index = source.index
+    shards = range(len(index.shards))[share.index :: share.count]
+    todo = writer.claim([n for n in writer.missing_shards() if n in shards])
+    parts: list[tuple[int, bool, np.ndarray]] = []  # (shard, whether its last, rows) of a batch
+    for shard in todo:
+        here = index.rows_of_shard(shard)
+        mine = source.split(rows[slice(*np.searchsorted(rows[:, 0], [here.start, here.stop]))])
+        parts += [(shard, batch is mine[-1], batch) for batch in mine]
+        if not mine:
+            writer.write_shard(shard, writer.unlabelled(shard))
+    counts = {"rows": index.num_frames, "labelled": 0, "bad": 0}
+    allowed = max(10, int(max_bad_fraction * len(rows)))
+    labels: dict[int, np.ndarray] = {}  # of the shard that is being labelled
+
+    def settle(shard: int, last: bool, batch: examples.Batch, codes: jax.Array) -> None:
+        if shard not in labels:
+            labels[shard] = writer.unlabelled(shard)
+        found = np.asarray(codes).reshape(len(batch.frames), -1)[: batch.size]
+        first = index.rows_of_shard(shard).start
+        labels[shard][batch.rows[batch.good, 0] - first] = found[batch.good]
+        counts["labelled"] += int(batch.good.sum())
+        counts["bad"] += int((~batch.good).sum())
+        bar.update(batch.size)
+        if not last:
+            return
+        if counts["bad"] > allowed:
+            raise ValueError(
+                f"{counts['bad']} of {len(rows)} examples of {index.directory} cannot be "
+                f"decoded; data.max_bad_fraction of the run allows {allowed}"
+            )
+        writer.write_shard(shard, labels.pop(shard))
+
+    with tqdm(
+        total=sum(len(batch) for *_, batch in parts),
+        unit="example",
+        desc=f"label {Path(index.directory).name}",
+    ) as bar:
+        started: tuple | None = None  # the batch that the devices work on
+        batches = source.stream([batch for *_, batch in parts])
+        for (shard, last, _), batch in zip(parts, batches, strict=True):
+            before, started = started, (shard, last, batch, encode(batch.frames))
+            if before:
+                settle(*before)
+        if started:
+            settle(*started)
+    if missing := writer.missing_shards():
+        logging.info("%s: %d shards are left to other processes", writer.folder, len(missing))
+    else:
+        writer.finish(least=len(rows) - allowed, most=len(rows))
+    logging.info("%s %r of %s: %s", writer.kind.what, writer.name, index.directory, counts)
+    return counts

@@ -1,0 +1,173 @@
+"""A policy in other people's control loops: LeRobot's `select_action`, Gymnasium's environments.
+
+Neither LeRobot, nor Gymnasium, nor torch is imported: their objects are used as they come.
+"""
+
+import dataclasses
+import sys
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from data_pipelines.convert.decode import FITS, fit_image
+from lapa_jax.runs.loaded import LoadedPolicy
+
+
+class LeRobotPolicy:
+    """An action policy as LeRobot asks one: `reset()` before an episode, then `select_action` at
+    every step of control.
+
+    cameras: keys of the observation's images in the order of training (`image_key`, then
+    `extra_image_keys` of a corpus); default: the one key that starts with "observation.images.".
+    control_hz: of the calls; needed by policies that see a history (`data.num_frames` > 1). Before
+    an episode is as long as the history, its first frame stands for those before it, as in
+    training. resizing: "crop" or "pad", as `lapa data convert --fit` made the training data; only
+    images of another size than the policy's are resized.
+    """
+
+    def __init__(
+        self,
+        policy: LoadedPolicy,
+        *,
+        cameras: Sequence[str] = (),
+        control_hz: float = 0.0,
+        resizing: str = "crop",
+    ):
+        policy.require_head("action")
+        if resizing not in FITS:
+            raise ValueError(f"resizing={resizing!r} is not one of {FITS}")
+        data = policy.config.data
+        self.policy, self.resizing = policy, resizing
+        count = policy.stage.num_cameras
+        if cameras and len(cameras) != count:
+            raise ValueError(f"cameras={list(cameras)}: the policy sees {count} of them")
+        if not cameras and count > 1:
+            raise ValueError(f"the policy sees {count} cameras: name them in cameras")
+        self.cameras = tuple(cameras)
+        self._apart = round(data.history_seconds * control_hz) if data.num_frames > 1 else 1
+        if self._apart < 1:
+            raise ValueError(
+                f"control_hz={control_hz}: the policy sees {data.num_frames} frames, "
+                f"{data.history_seconds} s apart, and needs the rate at which it is asked"
+            )
+        self._seen: deque[np.ndarray] = deque(maxlen=(data.num_frames - 1) * self._apart + 1)
+        self._reformatter = VideoReformatter()
+
+    def reset(self) -> None:
+        """Begins an episode: forgets what was seen."""
+        self._seen.clear()
+
+    def select_action(self, observation: Mapping[str, Any]) -> Any:
+        """The action float32 (action_dim,), or (B, action_dim), in the units of the training data.
+
+        observation: "task", a text or B texts, and an image of each camera: uint8 (H, W, 3) or
+        (B, H, W, 3), or float in [0, 1] with channels first, (3, H, W) or (B, 3, H, W), as LeRobot
+        makes them. NumPy arrays give a NumPy array, torch tensors a tensor on their device. Other
+        keys, such as the robot's state, are not looked at. Raises KeyError for a camera or a task
+        that is missing and ValueError for an image of another form.
+        """
+        given = [observation[key] for key in self._keys(observation)]
+        images = [self._image(key, x) for key, x in zip(self.cameras, given, strict=True)]
+        single = images[0].ndim == 3
+        if len({image.shape for image in images}) > 1:
+            raise ValueError("the cameras have different numbers of images")
+        frame = np.stack([x[None] if single else x for x in images], axis=1)  # (B, cameras, ...)
+        task = observation["task"]
+        texts = [task] if isinstance(task, str) else list(task)
+        if len(texts) != len(frame):
+            raise ValueError(f"{len(texts)} tasks for {len(frame)} images of a camera")
+        if self._seen and self._seen[-1].shape != frame.shape:
+            raise ValueError("another number of images than before: call reset() between episodes")
+        self._seen.append(frame)
+        times = range(len(self._seen) - self._seen.maxlen, len(self._seen), self._apart)
+        seen = np.stack([self._seen[max(0, t)] for t in times], axis=1)  # (B, frames, cameras, ...)
+        seen = seen.reshape(len(frame), -1, *frame.shape[2:])
+        if self.policy.stage.num_images == 1:
+            seen = seen[:, 0]
+        actions = np.array(self.policy.predict_action(seen, texts))
+        found = actions[0] if single else actions
+        if hasattr(given[0], "detach"):  # a tensor, so torch is there
+            return sys.modules["torch"].as_tensor(found, device=given[0].device)
+        return found
+
+    def _keys(self, observation: Mapping[str, Any]) -> Sequence[str]:
+        if not self.cameras:
+            found = [key for key in observation if key.startswith("observation.images.")]
+            if len(found) != 1:
+                raise ValueError(f"the observation holds the cameras {found}: name one in cameras")
+            self.cameras = tuple(found)
+        return self.cameras
+
+    def _image(self, key: str, image: Any) -> np.ndarray:
+        """uint8 (..., H, W, 3) of the policy's size."""
+        image = np.asarray(image.detach().cpu() if hasattr(image, "detach") else image)
+        if image.dtype.kind == "f" and image.ndim in (3, 4) and image.shape[-3] == 3:
+            if not (image.min() >= 0.0 and image.max() <= 1.0):  # NaN, too
+                raise ValueError(
+                    f"{key} holds {image.min()} to {image.max()}: floats are in [0, 1]"
+                )
+            image = np.rint(np.moveaxis(image, -3, -1) * 255.0).astype(np.uint8)
+        if image.dtype != np.uint8 or image.ndim not in (3, 4) or image.shape[-1] != 3:
+            raise ValueError(
+                f"{key} is {image.dtype}{list(image.shape)}: uint8 (..., height, width, 3), or "
+                "float (..., 3, height, width) in [0, 1]"
+            )
+        size = tuple(self.policy.image_size)
+        if image.shape[-3:-1] == size:
+            return image
+        flat = image.reshape(-1, *image.shape[-3:])
+        made = [fit_image(x, self._reformatter, size, self.resizing) for x in flat]
+        return np.stack(made).reshape(*image.shape[:-3], *size, 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Episode:
+    """What a rollout did, T steps of it."""
+
+    actions: np.ndarray  # float32 (T, action_dim), in the units of the training data
+    rewards: np.ndarray  # float64 (T,)
+    terminated: bool
+    truncated: bool  # by the environment, or at max_steps
+    info: dict[str, Any]  # the last one
+
+
+def rollout(
+    policy: LoadedPolicy,
+    env: Any,
+    instruction: str,
+    *,
+    images: Sequence[str] = ("image",),
+    control_hz: float = 0.0,
+    resizing: str = "crop",
+    seed: int | None = None,
+    max_steps: int = 1_000,
+) -> Episode:
+    """One episode of a Gymnasium environment, whose actions must be those of the training data.
+
+        import gymnasium, lapa_jax
+        from lapa_jax.serving.adapters import rollout
+
+        policy, env = lapa_jax.load_policy("runs/action_vla"), gymnasium.make("MyRobot-v0")
+        print(rollout(policy, env, "push the red block", images=["front"], seed=0).rewards.sum())
+
+    images: keys of the observation, a dict, that hold the cameras; () where the observation is the
+    image. They are uint8 (H, W, 3); control_hz and resizing as of `LeRobotPolicy`. Actions go to
+    `env.step` as they are: whether they fit its action space is for the environment to say.
+    """
+    asked = LeRobotPolicy(
+        policy, cameras=images or ("image",), control_hz=control_hz, resizing=resizing
+    )
+    asked.reset()
+    observation, info = env.reset(seed=seed)
+    actions, rewards, terminated, truncated = [], [], False, False
+    while not (terminated or truncated) and len(actions) < max_steps:
+        seen = {key: observation[key] for key in images} if images else {"image": observation}
+        action = asked.select_action(seen | {"task": instruction})
+        observation, reward, terminated, truncated, info = env.step(action)
+        actions.append(action)
+        rewards.append(float(reward))
+    truncated = bool(truncated or not terminated)
+    return Episode(np.stack(actions), np.array(rewards), bool(terminated), truncated, info)

@@ -1,1 +1,0 @@
-"""Text and actions as tokens; pure NumPy, importable without JAX."""

@@ -1,0 +1,107 @@
+"""Tiny configs and synthetic frame pairs shared by the model tests."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lapa_jax.latent import Quantizer, QuantizerConfig
+from lapa_jax.nn.module import Functional
+
+NSVQ = dict(
+    name="nsvq",
+    dead_fraction=0.125,
+    replace_every_steps=10,
+    recent_size=512,
+    replace_noise=0.01,
+    commitment_weight=0.0,
+    continuous_steps=0,
+    ramp_steps=0,
+)
+
+
+def quantizer_config(**changes) -> QuantizerConfig:
+    settings = dict(
+        image_size=(16, 16),
+        num_frames=2,
+        patch_size=4,
+        dim=48,
+        mlp_dim=96,
+        heads=2,
+        head_dim=16,
+        spatial_depth=1,
+        temporal_depth=1,
+        decoder_depth=1,
+        quant_dim=8,
+        codebook_size=8,
+        code_length=1,
+        collapse_fraction=0.25,
+        normalize_decay=0.0,
+        bottleneck=NSVQ,
+        objective={"name": "pixels"},
+        predict="residual",
+        legacy=False,
+        compute_dtype="float32",
+        attention="xla",
+        remat="none",
+        unroll=1,
+    )
+    return QuantizerConfig(**{**settings, **changes})
+
+
+def moving_squares(key: jax.Array, batch: int, size: int = 16) -> tuple[jax.Array, jax.Array]:
+    """Pairs (batch, 2, size, size, 3) of a coloured 4x4 square that moves 3 pixels in one of 8
+    directions."""
+    place, way, tint = jax.random.split(key, 3)
+    corner = jax.random.randint(place, (batch, 2), 3, size - 7)
+    direction = jax.random.randint(way, (batch,), 0, 8)
+    steps = np.array([(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)])
+    colour = jax.random.uniform(tint, (batch, 1, 1, 3), minval=0.5)
+    rows, columns = np.indices((size, size))
+
+    def draw(corner):
+        top, left = corner[:, 0, None, None], corner[:, 1, None, None]
+        inside = (rows >= top) & (rows < top + 4) & (columns >= left) & (columns < left + 4)
+        return inside[..., None] * colour
+
+    moved = corner + 3 * jnp.asarray(steps)[direction]
+    return jnp.stack([draw(corner), draw(moved)], axis=1), direction
+
+
+class Training:
+    """A quantizer trained on moving squares, the batch of a step the same in every run."""
+
+    def __init__(self, config: QuantizerConfig):
+        self.model = Functional(lambda rngs: Quantizer(config, rngs=rngs))
+        self._optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(2e-3, b2=0.99))
+        self._step, self._evaluate = jax.jit(self._one_step), jax.jit(self._metrics)
+
+    def start(self):
+        return jax.jit(self.model.init)(jax.random.key(0))
+
+    def run(self, params, variables, steps):
+        """(params, variables, metrics on other squares) after these steps."""
+        opt_state = self._optimizer.init(params)
+        for i in steps:
+            params, variables, opt_state = self._step(params, variables, opt_state, jnp.int32(i))
+        metrics = self._evaluate(params, variables)
+        return params, variables, {k: float(v) for k, v in metrics.items()}
+
+    def _one_step(self, params, variables, opt_state, i):
+        data, noise, update = jax.random.split(jax.random.fold_in(jax.random.key(1), i), 3)
+        frames, _ = moving_squares(data, 64)
+
+        def loss(params):
+            out, new = self.model.apply(
+                params, variables, "__call__", frames, train=True, rng=noise
+            )
+            return out["loss"], new
+
+        (_, variables), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, opt_state = self._optimizer.update(gradient, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        return *self.model.after_update(params, variables, i, update), opt_state
+
+    def _metrics(self, params, variables):
+        frames, _ = moving_squares(jax.random.key(99), 256)
+        return self.model.apply(params, variables, "__call__", frames, train=False)[0]["metrics"]

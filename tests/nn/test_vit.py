@@ -1,0 +1,139 @@
+"""The ViT is DINOv2, and foreign weights are read whole or not at all."""
+
+import dinov2_reference
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lapa_jax.interop import dinov2
+from lapa_jax.interop.mapping import to_theirs
+from lapa_jax.nn.module import Functional
+from lapa_jax.nn.vit import ViT, ViTConfig, bicubic, vit_flops
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+def images(rows, columns):
+    shape = (2, rows, columns, 3)
+    return np.random.default_rng(1).uniform(0, 1, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("rows, columns", [(20, 20), (32, 12)])
+@pytest.mark.parametrize("registers, swiglu", [(0, False), (3, False), (0, True)])
+def test_parity(registers, swiglu, rows, columns, tmp_path):
+    """At the grid of the learned positions, and at one that is larger and smaller."""
+    from safetensors.numpy import save_file
+
+    tensors = dinov2_reference.random_tensors(registers=registers, swiglu=swiglu)
+    save_file(tensors, tmp_path / "model.safetensors")
+    config, params = dinov2.read(dinov2.load_file(tmp_path / "model.safetensors"))
+    assert (config.heads, config.depth, config.registers) == (2, 2, registers)
+    assert (config.grid, config.patch_size, config.mlp_dim) == ((5, 5), 4, 96)
+    model = Functional(lambda rngs: ViT(config, dtype=jnp.float32, rngs=rngs))
+    tokens = model.apply(params, {}, "__call__", images(rows, columns))[0]
+    expected = dinov2_reference.forward(tensors, images(rows, columns))
+    np.testing.assert_allclose(tokens, expected, atol=2e-5)
+    features = model.apply(params, {}, "features", images(rows, columns))[0]
+    grid = expected[:, 1 + registers :].reshape(2, rows // 4, columns // 4, 128)
+    np.testing.assert_allclose(features, grid, atol=2e-5)
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("inputs, outputs", [(37, 16), (16, 37), (4, 7), (5, 5)])
+def test_bicubic_is_that_of_torch(inputs, outputs, antialias):
+    import torch
+
+    x = np.random.default_rng(0).normal(size=(inputs, inputs))
+    y = torch.nn.functional.interpolate(
+        torch.from_numpy(x)[None, None],
+        (outputs, outputs),
+        mode="bicubic",
+        align_corners=False,
+        antialias=antialias,
+    )
+    weights = bicubic(inputs, outputs, antialias=antialias)
+    np.testing.assert_allclose(weights @ x @ weights.T, y[0, 0], atol=1e-12)
+
+
+def test_the_way_back_and_classifiers():
+    tensors = dinov2_reference.random_tensors(registers=3)
+    config, params = dinov2.read(tensors)
+    back = to_theirs(params, dinov2.rules(config), dinov2.sizes(config))
+    assert set(back) == set(tensors)
+    for name in set(tensors) - {dinov2.MASK_TOKEN}:
+        np.testing.assert_array_equal(back[name], tensors[name], err_msg=name)
+    for prefix in dinov2.PREFIXES:
+        named = {prefix + name: x for name, x in tensors.items()}
+        named |= {"classifier.weight": np.zeros((3, 256)), "classifier.bias": np.zeros(3)}
+        again = dinov2.read(named)
+        assert again[0] == config
+        jax.tree.map(np.testing.assert_array_equal, again[1], params)
+    del tensors[dinov2.MASK_TOKEN]
+    assert dinov2.read(tensors)[0] == config
+
+
+def drop(tensors, name):
+    del tensors[name]
+
+
+LAYER = "encoder.layer.1"
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda t: drop(t, f"{LAYER}.norm1.bias"), rf"missing: \['{LAYER}.norm1.bias'\]"),
+        (lambda t: t.update(extra=t["layernorm.bias"]), r"not known: \['extra'\]"),
+        (lambda t: drop(t, "embeddings.patch_embeddings.projection.weight"), "projection.weight"),
+        (lambda t: t.update({f"{LAYER}.norm2.weight": np.zeros(64, np.float32)}), "norm2.weight"),
+        (lambda t: t.update({"layernorm.bias": np.zeros(128, np.float16)}), "float16"),
+        (lambda t: t.update({"embeddings.position_embeddings": np.zeros((1, 8, 128))}), "7 posi"),
+        (lambda t: t.update({"encoder.layer.3.norm1.bias": np.zeros(128)}), r"\[0, 1, 3\]"),
+    ],
+)
+def test_files_that_do_not_fit(change, message):
+    tensors = dinov2_reference.random_tensors()
+    change(tensors)
+    with pytest.raises(ValueError, match=message):
+        dinov2.read(tensors)
+
+
+def test_other_files(tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"not a safetensors file")
+    with pytest.raises(ValueError, match="model.safetensors is no safetensors file"):
+        dinov2.load_file(path)
+
+
+def config(**changes):
+    small = dict(grid=(4, 4), patch_size=4, dim=32, depth=2, heads=2, head_dim=16, mlp_dim=48)
+    return ViTConfig(**{**small, "registers": 0, "swiglu": False, **changes})
+
+
+def test_settings_and_images_that_cannot_be():
+    for changes, message in (
+        ({"dim": 0}, "model.dim=0 must be at least 1"),
+        ({"registers": -1}, "model.registers=-1 must not be negative"),
+        ({"grid": (4,)}, r"model.grid=\(4,\) must be \(rows, columns\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            config(**changes)
+    model = Functional(lambda rngs: ViT(config(), dtype=jnp.float32, rngs=rngs))
+    with pytest.raises(ValueError, match="images of 16x18 are not a multiple.*patch_size=4"):
+        jax.eval_shape(
+            lambda p: model.apply(p, {}, "features", jnp.zeros((1, 16, 18, 3))), model.abstract()[0]
+        )
+
+
+def test_bytes_are_floats_and_flops_are_those_of_the_compiler():
+    model = Functional(lambda rngs: ViT(config(), dtype=jnp.float32, unroll=0, rngs=rngs))
+    params, _ = model.init(jax.random.key(0))
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 16, 16, 3), np.uint8)
+
+    def features(params, x):
+        return model.apply(params, {}, "features", x)[0]
+
+    np.testing.assert_allclose(features(params, pixels), features(params, pixels / 255), atol=1e-5)
+    counted = jax.jit(features).lower(params, pixels).cost_analysis()["flops"]
+    assert 1.0 < counted / vit_flops(config(), 16) < 1.3  # that of norms and gelu comes on top
