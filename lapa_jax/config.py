@@ -5,15 +5,22 @@ reading a checkpoint never needs the file it was made from.
 """
 
 import argparse
+import copy
 import difflib
 import json
 from pathlib import Path
 from typing import Any
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from lapa_jax.training import places
+
+# Keys of earlier code, and what they are called now: `upgrade` reads them with a warning.
+RENAMED: dict[str, str] = {}
+# Keys that came later ("*": under every name there is), with the value that says what was done
+# before: what runs of earlier code have.
+ADDED: dict[str, Any] = {}
 
 
 def parse(
@@ -51,10 +58,14 @@ def load(spec: str, overrides: list[str] | None = None) -> ConfigDict:
             f"config file {path} does not exist (from --config {spec}); "
             "shipped ones are under experiments/"
         )
-    overrides = overrides or []
+    overrides = list(overrides or [])
     known = _flatten(_read(spec, []))
-    for override in overrides:
-        key = override.removeprefix("--config.").split("=", 1)[0]
+    for number, override in enumerate(overrides):
+        key, _, value = override.removeprefix("--config.").partition("=")
+        if key in RENAMED:
+            logging.warning("config key %s is now %s", key, RENAMED[key])
+            key = RENAMED[key]
+            overrides[number] = f"--config.{key}={value}"
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"keys: {', '.join(known)}"
@@ -74,7 +85,44 @@ def _read(spec: str, overrides: list[str]) -> ConfigDict:
         # An error of the file itself arrives as a traceback inside of two others.
         cause = error.__context__ and error.__context__.__context__
         raise ValueError(f"{spec}: {cause or error}") from None
-    return values.config
+    config = values.config
+    known = to_dict(config)
+    return config if upgrade(known) == known else from_dict(known)
+
+
+def upgrade(values: dict[str, Any]) -> dict[str, Any]:
+    """A plain config of earlier code with today's keys; one warning names those that were renamed.
+    A config of today is returned as it is."""
+    values, old = copy.deepcopy(values), []
+    for key, new in RENAMED.items():
+        *path, name = key.split(".")
+        holder = _holders(values, path)
+        if holder and name in holder[0]:
+            old.append(f"{key} (now {new})")
+            *path, new_name = new.split(".")
+            _made(values, path)[new_name] = holder[0].pop(name)
+    for key, value in ADDED.items():
+        *path, name = key.split(".")
+        for holder in _holders(values, path):
+            holder.setdefault(name, copy.deepcopy(value))
+    if old:
+        logging.warning("config keys of earlier code: %s", ", ".join(old))
+    return values
+
+
+def _holders(values: dict[str, Any], path: list[str]) -> list[dict[str, Any]]:
+    """The mappings at a path, in which "*" is any name; none where it leads nowhere."""
+    found = [values]
+    for name in path:
+        nexts = [v for x in found for k, v in x.items() if name in ("*", k)]
+        found = [x for x in nexts if isinstance(x, dict)]
+    return found
+
+
+def _made(values: dict[str, Any], path: list[str]) -> dict[str, Any]:
+    for name in path:
+        values = values.setdefault(name, {})
+    return values
 
 
 def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -93,14 +141,14 @@ def to_dict(config: ConfigDict) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any]) -> ConfigDict:
-    """The inverse of `to_dict`: lists become tuples, the result is locked."""
+    """The inverse of `to_dict`: lists become tuples, the result is locked and has today's keys."""
 
     def tuples(value: Any) -> Any:
         if isinstance(value, dict):
             return {k: tuples(v) for k, v in value.items()}
         return tuple(tuples(v) for v in value) if isinstance(value, list) else value
 
-    return ConfigDict(tuples(values)).lock()
+    return ConfigDict(tuples(upgrade(values))).lock()
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

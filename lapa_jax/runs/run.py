@@ -43,7 +43,7 @@ def claim(workdir: str | Path, config: ConfigDict) -> Path:
     path = workdir / "config.json"
     values = configs.to_dict(config)
     if path.exists():
-        changes = configs.difference(json.loads(path.read_text()), values)
+        changes = configs.difference(configs.upgrade(json.loads(path.read_text())), values)
         changes = {k: v for k, v in changes.items() if not k.startswith(MAY_CHANGE)}
         if changes:
             lines = [f"  {k}: {old!r} there, {new!r} now" for k, (old, new) in changes.items()]

@@ -1,0 +1,64 @@
+"""Keys of configs that moved or came later: runs, files and flags of earlier code are read."""
+
+import logging
+
+import pytest
+
+from lapa_jax import config as configs
+
+FILE = """
+from ml_collections import ConfigDict
+
+def get_config(arg=None):
+    config = ConfigDict({"old": {"name": 3}} if arg == "old" else {"part": {"name": 2}})
+    config.corpora = ConfigDict({"a": {"path": "x"}, "b": {"path": "y", "fraction": 0.5}})
+    return config
+"""
+
+
+@pytest.fixture
+def keys(monkeypatch):
+    monkeypatch.setattr(configs, "RENAMED", {"old.name": "part.name", "gone.by": "part.x.by"})
+    monkeypatch.setattr(configs, "ADDED", {"corpora.*.fraction": 1.0, "part.size": [1, 2]})
+
+
+@pytest.fixture
+def spec(tmp_path):
+    (tmp_path / "file.py").write_text(FILE)
+    return str(tmp_path / "file.py")
+
+
+def test_old_keys_become_new_ones_with_one_warning(keys, caplog):
+    old = {"old": {"name": 1, "kept": 0}, "gone": {"by": 2}, "corpora": {"a": {}, "b": {}}}
+    with caplog.at_level(logging.WARNING):
+        new = configs.upgrade(old)
+    assert new == {
+        "old": {"kept": 0},
+        "gone": {},
+        "part": {"name": 1, "x": {"by": 2}, "size": [1, 2]},
+        "corpora": {"a": {"fraction": 1.0}, "b": {"fraction": 1.0}},
+    }
+    assert len(caplog.records) == 1
+    assert "old.name (now part.name), gone.by (now part.x.by)" in caplog.text
+    assert old["old"]["name"] == 1  # what is given stays
+
+
+def test_a_config_of_today_is_as_it_is(keys, caplog):
+    config = {"part": {"name": 1, "size": [3]}, "corpora": {"a": {"fraction": 0.5}}}
+    assert configs.upgrade(config) == config and not caplog.records
+    assert configs.to_dict(configs.from_dict(config)) == config
+
+
+def test_an_override_may_use_the_old_name(keys, spec, caplog):
+    with caplog.at_level(logging.WARNING):
+        config = configs.load(spec, ["--config.old.name=7"])
+    assert config.part.name == 7 and "old" not in config
+    assert "old.name is now part.name" in caplog.text
+    with pytest.raises(ValueError, match="'old.nam' .* is unknown"):
+        configs.load(spec, ["--config.old.nam=7"])
+
+
+def test_a_file_may_use_the_old_name(keys, spec):
+    config = configs.load(f"{spec}:old")
+    assert config.part.name == 3 and config.is_locked
+    assert config.corpora.a.fraction == 1.0 and config.corpora.b.fraction == 0.5
