@@ -18,7 +18,7 @@ VERBS = {
         "lapa train --config experiments/quantizer/tabletop.py:quick=True --workdir runs/quantizer",
     ),
     "label": (
-        "lapa_jax.runs.label",
+        "lapa_jax.verbs.label",
         "latent actions of a corpus by a quantizer, or its image tokens, as sidecar files",
         "lapa label --workdir runs/quantizer --corpus data/robot --name laq",
     ),
