@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 setup(
     name="lapa_jax",
     version="0.1.0",
+    license="Apache-2.0",
     description="Latent action pretraining from videos, in JAX: quantizer, latent VLA, action VLA.",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
