@@ -137,7 +137,7 @@ def _train(config: ConfigDict, workdir: Path, profile: tuple[int, int] | None) -
     saving = SavePolicy(
         config.checkpoint.every_steps, config.checkpoint.every_minutes, config.log_every_steps
     )
-    evaluation = Evaluation(config, program, workdir)
+    evaluation = Evaluation(config, program)
     evaluated, guarded = distributed.from_first(
         lambda: (read_metrics(workdir, EVALUATION_FILE), guards.read(workdir))
     )

@@ -73,11 +73,8 @@ for room in ("rlds", "index", "loader", "convert", "checks", "bench"):
 PENDING = {
     ("lapa_jax/benchmarks/serve.py", "lapa_jax.verbs.importer"),
     ("lapa_jax/config.py", "lapa_jax.training.places"),
-    ("lapa_jax/evidence/in_training.py", "lapa_jax.verbs.evaluate.evaluate_success"),
     ("lapa_jax/runs/examples.py", "experiments.base"),
     ("lapa_jax/studies/demo.py", "lapa_jax.verbs.collect.collect"),
-    ("lapa_jax/studies/demo.py", "lapa_jax.verbs.evaluate.evaluate_success"),
-    ("lapa_jax/studies/demo_page.py", "lapa_jax.verbs.evaluate.SuccessEvaluation"),
 }
 
 

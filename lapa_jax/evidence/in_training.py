@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 from data_pipelines.loader import Loader
 from lapa_jax.parallel import distributed, sharding
 from lapa_jax.runs import examples
-from lapa_jax.runs import run as runs
 from lapa_jax.runs.program import Program
 from lapa_jax.training import groups
 from lapa_jax.training.state import TrainState
@@ -26,9 +25,9 @@ HORIZON = 40  # steps of an episode, as `lapa evaluate` has by default
 class Evaluation:
     """Built once; `run` may be called after any step, by all processes together."""
 
-    def __init__(self, config: ConfigDict, program: Program, workdir: Any):
+    def __init__(self, config: ConfigDict, program: Program):
         settings = config.evaluation
-        self._config, self._program, self._workdir = config, program, workdir
+        self._config, self._program = config, program
         self.every_steps: int = settings.every_steps
         if self.every_steps < 0 or settings.batches < 1 or settings.episodes < 0:
             raise ValueError(
@@ -128,24 +127,19 @@ class Evaluation:
             return found
         # Training starts without the simulator and what draws reports.
         from lapa_jax.envs.tabletop import SceneConfig, Tabletop
-        from lapa_jax.verbs.evaluate import evaluate_success
+        from lapa_jax.evidence.policy import evaluate_success
 
-        run = runs.Run(
-            workdir=self._workdir,
-            step=int(state.step),
-            config=self._config,
-            stage=self._program.stage,
-            params=params,
-            variables=state.variables,
-            assets={},
-            provenance={},
-            params_hash="",
-        )
         families = tuple(settings.families)
         env = Tabletop(SceneConfig(settings.blocks, families, HORIZON))
         for family in families:
             report = evaluate_success(
-                run, env, family, episodes=settings.episodes, seed=self._config.seed
+                self._program.stage,
+                params,
+                state.variables,
+                env,
+                family,
+                episodes=settings.episodes,
+                seed=self._config.seed,
             ).report
             found[f"success_{family}"] = report["successes"] / report["episodes"]
             found[f"success_{family}_low"] = report["low"]

@@ -21,6 +21,7 @@ from data_pipelines.index import build_index
 from experiments import demo as demo_config
 from experiments.quantizer import videos as videos_config
 from lapa_jax.envs.tabletop import SceneConfig, Tabletop
+from lapa_jax.evidence.policy import evaluate_success
 from lapa_jax.evidence.quantizer import evaluate_quantizer
 from lapa_jax.runs import program as programs
 from lapa_jax.runs import run as runs
@@ -28,7 +29,6 @@ from lapa_jax.runs.label import label
 from lapa_jax.studies import demo_page
 from lapa_jax.train import EXIT_RESTART, train
 from lapa_jax.verbs.collect import collect
-from lapa_jax.verbs.evaluate import evaluate_success
 
 ARMS = ("lapa", "scratch")
 LABEL_SET = "demo"
@@ -91,10 +91,14 @@ def run_demo(config: ConfigDict, workdir: str | Path) -> Path:
             )
             for view in config.video_views
         }
-        arms = {
-            arm: [
+        arms = {}
+        for arm in ARMS:
+            run = runs.load(workdir / arm)
+            arms[arm] = [
                 evaluate_success(
-                    runs.load(workdir / arm),
+                    run.stage,
+                    run.params,
+                    run.variables,
                     env,
                     family,
                     episodes=config.rollout_episodes,
@@ -102,8 +106,6 @@ def run_demo(config: ConfigDict, workdir: str | Path) -> Path:
                 )
                 for family in config.scene.families
             ]
-            for arm in ARMS
-        }
         return demo_page.write(workdir, config, env, quantizer, heldout, arms, parts.seconds())
 
     parts.run("report", report)

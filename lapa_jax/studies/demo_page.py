@@ -10,12 +10,12 @@ from ml_collections import ConfigDict
 from lapa_jax.diagnostics.statistics import difference_of_proportions
 from lapa_jax.envs.tabletop import Tabletop
 from lapa_jax.evidence.page import atlas, quantizer_pictures
+from lapa_jax.evidence.policy import SuccessEvaluation
 from lapa_jax.evidence.quantizer import QuantizerEvaluation
 from lapa_jax.machine.environment import describe_environment
 from lapa_jax.report import figures
 from lapa_jax.report.html import Report
 from lapa_jax.runs import run
-from lapa_jax.verbs.evaluate import SuccessEvaluation
 
 ARM_NAMES = {"lapa": "LAPA", "scratch": "Scratch"}
 

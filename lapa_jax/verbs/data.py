@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"lapa data: unknown verb {verb!r}\n\n{usage()}\n")
         return 2
     if verb in _MODULES:
-        return importlib.import_module(f"lapa_jax.{_MODULES[verb]}").main(rest)
+        return importlib.import_module(f"lapa_jax.verbs.{_MODULES[verb]}").main(rest)
     mains = {
         "index": index,
         "inspect": inspect,

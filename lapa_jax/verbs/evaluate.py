@@ -5,25 +5,18 @@ action head, by closed-loop success on the tabletop from a fixed list of start s
 """
 
 import argparse
-import dataclasses
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 from absl import logging
-from ml_collections import ConfigDict
 
-from data_pipelines.loader import Loader
-from lapa_jax.diagnostics.statistics import wilson_interval
-from lapa_jax.envs.rollout import Rollouts, rollout
 from lapa_jax.envs.tabletop import SceneConfig, Tabletop
 from lapa_jax.evidence import page
+from lapa_jax.evidence.policy import evaluate_success, evaluate_tokens
 from lapa_jax.evidence.quantizer import evaluate_paired_views, evaluate_quantizer, in_depth
 from lapa_jax.evidence.simulated import evaluate_distractors, evaluate_transfer
-from lapa_jax.runs import examples
 from lapa_jax.runs import run as runs
 from lapa_jax.runs.examples import trained_window
 
@@ -90,7 +83,9 @@ def main(argv: list[str]) -> int:
         env = Tabletop(SceneConfig(args.blocks, families, args.steps))
         result["success"] = {
             family: evaluate_success(
-                run,
+                run.stage,
+                run.params,
+                run.variables,
                 env,
                 family,
                 episodes=args.episodes,
@@ -133,90 +128,3 @@ def _quantizer(run: runs.Run, corpora: dict[str, dict], args: argparse.Namespace
     if args.report:
         page.write(Path(args.report), run, found, result, frames)
     return result
-
-
-def evaluate_tokens(run: runs.Run, corpora: dict[str, dict], *, max_examples: int) -> dict:
-    """Mean loss and accuracy of the target tokens, over a seeded sample of the corpora."""
-    data = ConfigDict(run.config.data.to_dict())
-    template = next(iter(data.corpora.values())).to_dict()
-    data.corpora = ConfigDict(
-        {f"corpus{i}": template | corpus for i, corpus in enumerate(corpora.values())}
-    )
-    examples.draw_any(data)
-    batch_size = min(run.config.global_batch, max_examples)
-    steps = max(1, max_examples // batch_size)
-    metrics = jax.jit(run.stage.eval_metrics)
-    rows = []
-    with Loader(
-        data,
-        fields=run.stage.fields_of(run.config),
-        global_batch=batch_size,
-        seed=run.config.seed,
-        prepare=run.stage.prepare,
-    ) as loader:
-        for step in range(steps):
-            rows.append(jax.device_get(metrics(run.params, run.variables, loader.batch(step))))
-    means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-    return means | {"examples": steps * batch_size}
-
-
-@dataclasses.dataclass(frozen=True)
-class SuccessEvaluation:
-    report: dict[str, Any]
-    rollouts: Rollouts
-    instructions: list[str]
-
-
-def evaluate_success(
-    run: runs.Run,
-    env: Tabletop,
-    family: str,
-    *,
-    episodes: int,
-    seed: int,
-    view: str = "robot",
-    phrasings: str = "train",
-    temperature: float = 0.0,
-    top_k: int = 0,
-) -> SuccessEvaluation:
-    """Closed-loop success from the fixed start states of (seed, family), with a Wilson interval.
-
-    Actions are the likeliest ones, or drawn at a `temperature` among the `top_k` likeliest."""
-    if run.config.stage != "action_finetuning":
-        raise ValueError(f"{run.workdir} is a run of stage {run.config.stage!r}: it has no actions")
-    states = env.evaluation_states(seed, family, episodes)
-    known = np.array(env.phrasings(phrasings))
-    instructions = env.instructions(states, known[np.arange(episodes) % len(known)])
-    if run.stage.num_images > 1:
-        raise ValueError(
-            f"{run.workdir} takes {run.stage.num_images} images an example: the closed loop gives "
-            "one"
-        )
-
-    def act(params, images, prompts, key):
-        options = dict(temperature=temperature, top_k=top_k, key=key) if temperature else {}
-        return run.stage.act(params, run.variables, prompts, images[:, None], **options)
-
-    found = rollout(
-        env,
-        jax.tree_util.Partial(act, run.params),
-        states,
-        run.stage.prompts(instructions),
-        jax.random.key(seed),
-        steps=env.spec.horizon,
-        view=view,
-        size=run.config.data.image_size[0],
-    )
-    successes = int(np.sum(found.success))
-    interval = wilson_interval(successes, episodes)
-    report = {
-        "family": family,
-        "successes": successes,
-        "episodes": episodes,
-        "steps": env.spec.horizon,
-        "seed": seed,
-        "temperature": temperature,
-        "top_k": top_k,
-        **interval.as_dict(),
-    }
-    return SuccessEvaluation(report, found, instructions)

@@ -1,0 +1,110 @@
+"""What a policy is worth: its target tokens on a corpus, and its success in closed loop."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from data_pipelines.loader import Loader
+from lapa_jax.diagnostics.statistics import wilson_interval
+from lapa_jax.envs.env import Environment
+from lapa_jax.envs.rollout import Rollouts, rollout
+from lapa_jax.runs import examples
+from lapa_jax.runs import run as runs
+from lapa_jax.stages.stage import Params, Stage, Variables
+
+
+def evaluate_tokens(
+    run: runs.Run, corpora: Mapping[str, dict[str, Any]], *, max_examples: int
+) -> dict[str, float]:
+    """Mean loss and accuracy of the target tokens, over a seeded sample of the corpora."""
+    data = ConfigDict(run.config.data.to_dict())
+    template = next(iter(data.corpora.values())).to_dict()
+    data.corpora = ConfigDict(
+        {f"corpus{i}": template | corpus for i, corpus in enumerate(corpora.values())}
+    )
+    examples.draw_any(data)
+    batch_size = min(run.config.global_batch, max_examples)
+    steps = max(1, max_examples // batch_size)
+    metrics = jax.jit(run.stage.eval_metrics)
+    rows = []
+    with Loader(
+        data,
+        fields=run.stage.fields_of(run.config),
+        global_batch=batch_size,
+        seed=run.config.seed,
+        prepare=run.stage.prepare,
+    ) as loader:
+        for step in range(steps):
+            rows.append(jax.device_get(metrics(run.params, run.variables, loader.batch(step))))
+    means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    return means | {"examples": steps * batch_size}
+
+
+@dataclasses.dataclass(frozen=True)
+class SuccessEvaluation:
+    report: dict[str, Any]
+    rollouts: Rollouts
+    instructions: list[str]
+
+
+def evaluate_success(
+    stage: Stage,
+    params: Params,
+    variables: Variables,
+    env: Environment,
+    family: str,
+    *,
+    episodes: int,
+    seed: int,
+    view: str = "robot",
+    phrasings: str = "train",
+    temperature: float = 0.0,
+    top_k: int = 0,
+) -> SuccessEvaluation:
+    """Closed-loop success of a policy from the fixed start states of (seed, family), with a Wilson
+    interval.
+
+    Actions are the likeliest ones, or drawn at a `temperature` among the `top_k` likeliest. Raises
+    ValueError for a stage that does not act and for one that takes several images an example.
+    """
+    config = stage.config
+    if config.stage != "action_finetuning":
+        raise ValueError(f"a policy of stage {config.stage!r} has no actions")
+    if stage.num_images > 1:
+        raise ValueError(
+            f"the policy takes {stage.num_images} images an example: the closed loop gives one"
+        )
+    states = env.evaluation_states(seed, family, episodes)
+    known = np.array(env.phrasings(phrasings))
+    instructions = env.instructions(states, known[np.arange(episodes) % len(known)])
+
+    def act(params, variables, images, prompts, key):
+        options = dict(temperature=temperature, top_k=top_k, key=key) if temperature else {}
+        return stage.act(params, variables, prompts, images[:, None], **options)
+
+    found = rollout(
+        env,
+        jax.tree_util.Partial(act, params, variables),
+        states,
+        stage.prompts(instructions),
+        jax.random.key(seed),
+        steps=env.spec.horizon,
+        view=view,
+        size=config.data.image_size[0],
+    )
+    successes = int(np.sum(found.success))
+    report = {
+        "family": family,
+        "successes": successes,
+        "episodes": episodes,
+        "steps": env.spec.horizon,
+        "seed": seed,
+        "temperature": temperature,
+        "top_k": top_k,
+        **wilson_interval(successes, episodes).as_dict(),
+    }
+    return SuccessEvaluation(report, found, instructions)
