@@ -1,1 +1,1 @@
-"""What models are made of."""
+"""Neural networks: Flax NNX inside, pure functions over plain pytrees at the boundary."""

@@ -1,7 +1,7 @@
 """The attention entry point: one function, four implementations.
 
-Every model calls `attention`. Masks are described (causal, segment ids), not materialised by
-callers, so that a kernel may use the structure.
+Every model calls `attention`. Masks are described (causal, segment ids, blocks), not materialised
+by callers, so that a kernel may use the structure.
 
 | name | runs on | what it is |
 |---|---|---|
@@ -50,6 +50,7 @@ def attention(
     causal: bool = False,
     q_segments_BT: jax.Array | None = None,
     kv_segments_BS: jax.Array | None = None,
+    blocks_BT: jax.Array | None = None,
     bias_KTS: jax.Array | None = None,
     implementation: str = "auto",
 ) -> jax.Array:
@@ -60,6 +61,11 @@ def attention(
     must see at least one key, as each does where both ids are one array; what another gets is
     finite and means nothing.
 
+    `blocks_BT` (int32) makes causal attention block-causal, as that of a prefix language model: a
+    block is a run of tokens of one segment and one positive id, and its tokens see each other in
+    both directions. Where the targets at the end of an example are one block, they see the prompt
+    and each other, and the prompt sees none of them.
+
     `implementation`: a name of the table above, or "auto" (see `choose`). ValueError for a named
     one that cannot serve the call.
     """
@@ -68,6 +74,8 @@ def attention(
     T, S = q_BTKC.shape[1], k_BSKC.shape[1]
     if causal and T != S:
         raise ValueError(f"causal attention needs as many queries as keys, got {T} and {S}")
+    if blocks_BT is not None and not causal:
+        raise ValueError("blocks_BT are of causal attention: set causal=True")
     platform, seq_shards = placement()
     call = Call(
         platform=platform,
@@ -79,6 +87,7 @@ def attention(
         causal=causal,
         segments=q_segments_BT is not None,
         bias=bias_KTS is not None,
+        blocks=blocks_BT is not None,
         compiles_cudnn=jax.default_backend() == "gpu",
     )
     if implementation == "auto":
@@ -94,6 +103,8 @@ def attention(
             f"model.attention to 'auto' or to another of {list(IMPLEMENTATIONS)}"
         )
     more = {} if bias_KTS is None else {"bias_KTS": bias_KTS}
+    if blocks_BT is not None:
+        more["last_BT"] = last_seen(blocks_BT, q_segments_BT)
     y = IMPLEMENTATIONS[implementation](
         q_BTKC,
         k_BSKC,
@@ -106,6 +117,18 @@ def attention(
     )
     # What a remat policy may keep. `splash` and `ring` name what their backward pass needs, inside.
     return checkpoint_name(y, ATTENTION_OUT) if implementation in ("xla", "cudnn") else y
+
+
+def last_seen(blocks_BT: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
+    """The last key that each query of block-causal attention sees, int32 (B, T): the end of its
+    block, or itself."""
+    T = blocks_BT.shape[1]
+    same = blocks_BT[:, 1:] == blocks_BT[:, :-1]
+    if segments_BT is not None:
+        same &= segments_BT[:, 1:] == segments_BT[:, :-1]
+    goes_on = jnp.pad(same & (blocks_BT[:, 1:] > 0), ((0, 0), (0, 1)))
+    ends_BT = jnp.where(goes_on, T - 1, jnp.arange(T, dtype=jnp.int32))
+    return jax.lax.cummin(ends_BT, axis=1, reverse=True)
 
 
 # --- Which implementation ---
@@ -125,6 +148,7 @@ class Call:
     segments: bool
     bias: bool
     compiles_cudnn: bool
+    blocks: bool = False
 
 
 def choose(call: Call) -> tuple[str, str]:
@@ -177,6 +201,8 @@ def refusal(name: str, call: Call) -> str:
     if name == "splash" and call.platform != "tpu":
         return f"it needs a TPU, the devices are {call.platform}"
     if name == "ring":
+        if call.blocks:
+            return "it takes no blocks: what it leaves out is above the diagonal"
         parts = call.seq_shards * (2 if call.causal and call.seq_shards > 1 else 1)
         if call.queries % parts or call.keys % parts:
             return (
@@ -198,12 +224,14 @@ def _log(name: str, reason: str, call: Call) -> None:
 # --- Implementations that need no file of their own ---
 
 
-def _xla(q, k, v, *, scale, causal, q_segments_BT, kv_segments_BS, bias_KTS=None):
+def _xla(q, k, v, *, scale, causal, q_segments_BT, kv_segments_BS, bias_KTS=None, last_BT=None):
     logits = jnp.einsum("btkc,bskc->bkts", q, k, preferred_element_type=jnp.float32) * scale
     if bias_KTS is not None:
         logits = logits + bias_KTS
     visible = None
-    if causal:
+    if last_BT is not None:
+        visible = _up_to(last_BT)
+    elif causal:
         visible = jnp.tri(q.shape[1], dtype=bool)
     if q_segments_BT is not None:
         same = _same_segment(q_segments_BT, kv_segments_BS)
@@ -220,10 +248,22 @@ def _xla(q, k, v, *, scale, causal, q_segments_BT, kv_segments_BS, bias_KTS=None
 
 
 def _cudnn(
-    q, k, v, *, scale, causal, q_segments_BT=None, kv_segments_BS=None, kernel: str = "cudnn"
+    q,
+    k,
+    v,
+    *,
+    scale,
+    causal,
+    q_segments_BT=None,
+    kv_segments_BS=None,
+    last_BT=None,
+    kernel: str = "cudnn",
 ) -> jax.Array:
-    """Segment ids become a (B, 1, T, S) mask, shared by the heads: the kernel knows no ids."""
+    """Segment ids and blocks become a (B, 1, T, S) mask, shared by the heads: the kernel knows
+    neither."""
     mask = None if q_segments_BT is None else _same_segment(q_segments_BT, kv_segments_BS)
+    if last_BT is not None:
+        mask, causal = _up_to(last_BT) if mask is None else mask & _up_to(last_BT), False
     return jax.nn.dot_product_attention(
         q, k, v, mask=mask, scale=scale, is_causal=causal, implementation=kernel
     )
@@ -232,6 +272,11 @@ def _cudnn(
 def _same_segment(q_segments_BT: jax.Array, kv_segments_BS: jax.Array) -> jax.Array:
     """(B, 1, T, S)."""
     return (q_segments_BT[:, :, None] == kv_segments_BS[:, None, :])[:, None]
+
+
+def _up_to(last_BT: jax.Array) -> jax.Array:
+    """(B, 1, T, T)."""
+    return (jnp.arange(last_BT.shape[1]) <= last_BT[..., None])[:, None]
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {

@@ -8,6 +8,7 @@ Shape suffixes: B batch, T queries, S keys, K heads, C head width.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -29,10 +30,13 @@ def splash_attention(
     causal: bool,
     q_segments_BT: jax.Array | None = None,
     kv_segments_BS: jax.Array | None = None,
+    last_BT: jax.Array | None = None,
     interpret: bool = False,
 ) -> jax.Array:
     """As `attention`. Sequences are padded at the end to whole blocks, with a segment of their own,
-    and cut again: no token that was given sees the padding. `interpret`: run on a CPU."""
+    and cut again: no token that was given sees the padding. `last_BT`: the last key that a query
+    sees, where causal attention sees more than up to itself; then no scores are skipped.
+    `interpret`: run on a CPU."""
     T, S = q_BTKC.shape[1], k_BSKC.shape[1]
     rules = current_rules()
     seq, tensor = (1, 1) if rules is None else (rules[0].shape[a] for a in ("seq", "tensor"))
@@ -52,11 +56,17 @@ def splash_attention(
         _pad(x, length, 0).swapaxes(1, 2)
         for x, length in ((q, q_length), (k_BSKC, k_length), (v_BSKC, k_length))
     )
-    if causal:
+    if causal and last_BT is None:
         shards, heads, mask = (tensor, seq), q.shape[1], splash.CausalMask((q_length, k_length))
     else:  # every device has the same full mask, and jax 0.10.2 fails to split one
         shards, heads = (1, 1), q.shape[1] // tensor
         mask = splash.FullMask((q_length // seq, k_length))
+    if last_BT is not None:
+        # The kernel compares these numbers with the places of keys. Here they say which blocks it
+        # may skip, none; each example brings its own (`_with_last`).
+        mask = splash.CausalMask(mask.shape)
+        mask.q_sequence = np.full(mask.shape[0], k_length - 1, np.int32)
+        last_BT = _pad(last_BT, q_length, k_length - 1)
     kernel = splash.make_splash_mha(
         splash.MultiHeadMask([mask] * heads),
         block_sizes=splash.BlockSizes(
@@ -74,15 +84,23 @@ def splash_attention(
     )
     function = _over_batch
     if rules is not None:
-        function = _sharded(*rules, kernel, shards, (q, k, v, *segments))
-    return function(kernel, q, k, v, *segments).swapaxes(1, 2)[:, :T]
+        function = _sharded(*rules, kernel, shards, (q, k, v, last_BT, *segments))
+    return function(kernel, q, k, v, last_BT, *segments).swapaxes(1, 2)[:, :T]
 
 
-def _over_batch(kernel, q_BKTC, k_BKSC, v_BKSC, *segments) -> jax.Array:
-    def one(q, k, v, *ids):
-        return kernel(q, k, v, splash.SegmentIds(*ids) if ids else None)
+def _over_batch(kernel, q_BKTC, k_BKSC, v_BKSC, last_BT, *segments) -> jax.Array:
+    def one(q, k, v, last_T, *ids):
+        own = kernel if last_T is None else _with_last(kernel, last_T)
+        return own(q, k, v, splash.SegmentIds(*ids) if ids else None)
 
-    return jax.vmap(one)(q_BKTC, k_BKSC, v_BKSC, *segments)
+    return jax.vmap(one)(q_BKTC, k_BKSC, v_BKSC, last_BT, *segments)
+
+
+def _with_last(kernel, last_T: jax.Array):
+    """The kernel of a causal mask, whose queries see the keys up to these."""
+    infos, settings = kernel.tree_flatten()
+    infos = [info._replace(q_sequence=last_T) for info in infos]
+    return kernel.tree_unflatten(settings, infos)
 
 
 def _sharded(mesh, preset, kernel, shards, arrays):
@@ -92,10 +110,11 @@ def _sharded(mesh, preset, kernel, shards, arrays):
     def spec(x: jax.Array, *names: str | None) -> PartitionSpec:
         return partition_spec(names, x.shape, mesh, table, "splash attention")
 
-    q, k, v, *segments = arrays
+    q, k, v, last_BT, *segments = arrays
     q_spec = spec(q, "batch", "heads", "length", None)
     mask_spec = PartitionSpec(*q_spec[1:3]) if shards != (1, 1) else PartitionSpec(None, None)
     specs = [q_spec, *(spec(x, "batch", "kv", None, None) for x in (k, v))]
+    specs.append(None if last_BT is None else spec(last_BT, "batch", "length"))
     if segments:
         specs += [spec(segments[0], "batch", "length"), spec(segments[1], "batch", None)]
     return jax.shard_map(

@@ -37,10 +37,12 @@ def test_attention_compiles(devices):
     mesh = make_mesh(dict(data=1, fsdp=2, seq=2, tensor=2), devices)
     rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "seq"))
 
-    def text(T, C, **settings):
+    def text(T, C, blocks=False, **settings):
         def gradients(q, k, v, ids):
             def total(q, k, v):
                 segments = dict(q_segments_BT=ids, kv_segments_BS=ids)
+                if blocks:
+                    segments["blocks_BT"] = ids
                 y = attention(q, k, v, scale=0.1, causal=True, **segments, **settings)
                 return y.astype(jnp.float32).sum()
 
@@ -54,6 +56,7 @@ def test_attention_compiles(devices):
     # The choice is automatic: one kernel forward, two backward, also for lengths and widths that
     # are no multiples of 128.
     assert text(1000, 100).count("tpu_custom_call") == 3
+    assert text(1000, 100, blocks=True).count("tpu_custom_call") == 3
     ring = text(2048, 128, implementation="ring")
     assert "tpu_custom_call" not in ring and "collective-permute" in ring
 

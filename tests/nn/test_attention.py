@@ -81,6 +81,84 @@ def test_masks_are_what_the_docstring_says():
     assert np.isfinite(run(q, k, v, q_segments_BT=alone, kv_segments_BS=ids)).all()
 
 
+def block_causal(T):
+    """By name (blocks, segments or None), int32 (2, T): targets at the end of an example, in packed
+    rows and padded ones, the prompt a block too, and two blocks of targets side by side."""
+    at, n = np.arange(T), 9
+    ends = np.array([T // 4, T // 2 + 3, T - 5])
+    example = np.searchsorted(ends, at, side="right")
+    packed = np.where(example < 3, example + 1, 0)
+    in_pack = np.isin(example, (0, 1, 2)) & (np.append(ends, T)[example] - at <= n)
+    right = np.where(at < T - 20, 1, 0), (at >= T - 20 - n) & (at < T - 20)
+    left = np.where(at >= 30, 1, 0), at >= T - n
+    crossing = np.ones(T), (at >= T // 2 - 4) & (at < T // 2 + 4)  # of kernel blocks, devices
+    prompt = np.where(at < T // 2, 1, 2)
+    pairs = dict(
+        packed=((packed, packed[::-1]), (in_pack, in_pack[::-1])),
+        padded=tuple(zip(right, left, strict=True)),
+        crossing=tuple(zip(crossing, right, strict=True)),
+        prefix=((np.ones(T), left[0]), (prompt, prompt * left[0])),
+        apart=(None, (np.where(at >= T - n, 1, 0), np.where(at >= T - n, 1 + at % n // 5, 0))),
+    )
+    return {
+        name: [None if x is None else jnp.asarray(np.array(x), jnp.int32) for x in (blocks, ids)]
+        for name, (ids, blocks) in pairs.items()
+    }
+
+
+def dense(blocks, ids):
+    """What is seen, bool (2, T, T), pair by pair."""
+    blocks, T = np.asarray(blocks), blocks.shape[1]
+    ids = np.ones((2, T)) if ids is None else np.asarray(ids)
+    seen = np.tri(T, dtype=bool) & (ids[:, :, None] == ids[:, None])
+    for b, i in np.ndindex(2, T):
+        j, block = i, (ids[b, i], blocks[b, i])
+        while block[1] > 0 and j < T and (ids[b, j], blocks[b, j]) == block:
+            seen[b, i, j], j = True, j + 1
+    return seen
+
+
+def by_mask(seen):
+    """`vjp` of plain attention where `seen`."""
+
+    def plain(q, k, v, *, scale):
+        scores = jnp.einsum("btkc,bskc->bkts", q, k) * scale
+        weights = jax.nn.softmax(jnp.where(seen[:, None], scores, -jnp.inf), axis=-1)
+        return jnp.einsum("bkts,bskc->btkc", weights, v)
+
+    return vjp(plain)
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded", "crossing", "prefix", "apart"])
+def test_blocks_see_each_other_in_both_directions(layout):
+    """Against the mask written out; queries, heads and examples of `splash` split, too."""
+    T = 150
+    blocks, ids = block_causal(T)[layout]
+    given, seen = arrays(T=T), dense(blocks, ids)
+    assert (seen & ~np.tri(T, dtype=bool)).any() and seen.any(-1).all()
+    expected = by_mask(seen)(*given)
+    given += [] if ids is None else [ids, ids]
+    assert_close(vjp(xla, causal=True, blocks_BT=blocks)(*given), expected, 1e-5)
+    last = entry.last_seen(blocks, ids)
+    cudnn = functools.partial(entry._cudnn, kernel="xla")
+    splash = functools.partial(splash_attention, interpret=True)
+    split = mesh_of(dict(fsdp=2, seq=2, tensor=2))
+    for function, mesh in ((cudnn, None), (splash, None), (splash, split)):
+        actual = vjp(function, mesh, causal=True, last_BT=last)(*given)
+        assert_close(actual, expected, 1e-5)
+
+
+def test_splash_blocks_across_those_of_the_kernel():
+    T = 600  # two blocks of 384
+    blocks, ids = block_causal(T)["crossing"]
+    blocks = blocks.at[:, 380:390].set(1)
+    given = arrays(T=T, K=1)
+    expected = by_mask(dense(blocks, ids))(*given)
+    splash = functools.partial(splash_attention, interpret=True)
+    last = entry.last_seen(blocks, ids)
+    assert_close(vjp(splash, causal=True, last_BT=last)(*given, ids, ids), expected, 1e-5)
+
+
 def test_cudnn_is_given_what_we_mean():
     """jax's own plain implementation takes the same arguments as its cuDNN kernel."""
     q, k, v, g = arrays(T=40)
@@ -215,6 +293,10 @@ LONG = dict(queries=65_536, keys=65_536)
         (CPU, {}, "xla", "64 positions on cpu"),
         (CPU, dict(queries=2048, keys=2048), "ring", "at least 256 positions"),
         (CPU, dict(queries=2048, keys=2048, bias=True), "xla", "no bias"),
+        (CPU, dict(queries=2048, keys=2048, blocks=True), "xla", "not ring: it takes no blocks"),
+        (TPU, dict(blocks=True), "splash", "a TPU"),
+        (TPU, dict(seq_shards=4, blocks=True, **LONG), "splash", "not ring: it takes no blocks"),
+        (GPU, dict(blocks=True), "cudnn", "a GPU"),
         (CPU, dict(queries=1, keys=2048, causal=False), "xla", "one query"),
         (CPU, dict(queries=2050, keys=2050, seq_shards=4), "xla", "do not divide into 8 parts"),
         (TPU, {}, "splash", "a TPU"),
@@ -262,6 +344,13 @@ def test_the_choice_follows_the_mesh_and_is_logged_once(monkeypatch):
     assert lines[1].startswith("attention: xla (8 positions on cpu")
 
 
+def test_ring_refuses_blocks():
+    q, k, v, _ = arrays(T=8)
+    blocks = jnp.ones((2, 8), jnp.int32)
+    with pytest.raises(ValueError, match="model.attention='ring' cannot.*it takes no blocks"):
+        attention(q, k, v, scale=1.0, causal=True, blocks_BT=blocks, implementation="ring")
+
+
 @pytest.mark.parametrize(
     "settings, message",
     [
@@ -269,6 +358,7 @@ def test_the_choice_follows_the_mesh_and_is_logged_once(monkeypatch):
         (dict(implementation="cudnn"), "model.attention='cudnn' cannot.*NVIDIA GPU.*are cpu"),
         (dict(implementation="splash"), "model.attention='splash' cannot.*TPU.*are cpu"),
         (dict(implementation="ring", bias_KTS=0.0), "model.attention='ring' cannot.*no bias"),
+        (dict(blocks_BT=0), "blocks_BT are of causal attention"),
         (dict(q_segments_BT=0), "segment ids of queries and of keys, or neither"),
     ],
 )
