@@ -4,6 +4,7 @@ import faulthandler
 import importlib
 import logging as py_logging
 import sys
+from collections.abc import Callable
 
 # verb → (module, what it does, an example)
 VERBS = {
@@ -77,24 +78,31 @@ VERBS = {
 }
 
 
-def usage() -> str:
-    lines = ["usage: lapa VERB [flags]     (lapa VERB --help tells the flags)", ""]
-    for verb, (_, text, example) in VERBS.items():
-        lines += [f"  {verb:<9} {text}", f"            {example}"]
-    return "\n".join(lines)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb; a user error becomes one line on stderr and exit code 2."""
-    argv = sys.argv[1:] if argv is None else argv
+    return dispatch("lapa", VERBS, sys.argv[1:] if argv is None else argv, run)
+
+
+def dispatch(
+    program: str,
+    verbs: dict[str, tuple[str, str, str]],
+    argv: list[str],
+    call: Callable[[str, list[str]], int],
+) -> int:
+    """`call(module, the rest)` of the verb that `argv` begins with; without one tells them all."""
+    wide = max(map(len, verbs)) + 1
+    lines = [f"usage: {program} VERB [flags]     ({program} VERB --help tells the flags)", ""]
+    for verb, (_, text, example) in verbs.items():
+        lines += [f"  {verb:<{wide}} {text}", f"  {'':<{wide}} {example}"]
+    usage = "\n".join(lines) + "\n"
     if not argv or argv[0] in ("-h", "--help", "help"):
-        sys.stdout.write(usage() + "\n")
+        sys.stdout.write(usage)
         return 0
-    verb, rest = argv[0], argv[1:]
-    if verb not in VERBS:
-        sys.stderr.write(f"lapa: unknown verb {verb!r}\n\n{usage()}\n")
+    verb, *rest = argv
+    if verb not in verbs:
+        sys.stderr.write(f"{program}: unknown verb {verb!r}\n\n{usage}")
         return 2
-    return run(VERBS[verb][0], rest)
+    return call(verbs[verb][0], rest)
 
 
 def run(module: str, argv: list[str]) -> int:

@@ -40,7 +40,7 @@ ALLOWED = {
     "lapa_jax.parallel": (),
     "lapa_jax.diagnostics": (),
     "lapa_jax.report": (),
-    "lapa_jax.envs": (),
+    "lapa_jax.envs": DATA,
     "lapa_jax.machine": ("lapa_jax.parallel",),
     "lapa_jax.nn": ("lapa_jax.parallel",),
     "lapa_jax.training": ("lapa_jax.parallel", "data_pipelines.storage"),
@@ -59,7 +59,7 @@ ALLOWED = {
     "lapa_jax.cli": (),  # knows verbs by name
     "lapa_jax.verbs": (
         *("lapa_jax.studies", "lapa_jax.benchmarks", "lapa_jax.serving", "lapa_jax.interop"),
-        *("lapa_jax.aot", "launch.run_files", *STUDIES),
+        *("lapa_jax.cli", "lapa_jax.aot", "launch.run_files", *STUDIES),
     ),
     "experiments": ("lapa_jax.settings", "lapa_jax.config", "lapa_jax.stages", *STAGES),
     "launch": (),
@@ -74,7 +74,6 @@ PENDING = {
     ("lapa_jax/benchmarks/serve.py", "lapa_jax.verbs.importer"),
     ("lapa_jax/config.py", "lapa_jax.training.places"),
     ("lapa_jax/runs/examples.py", "experiments.base"),
-    ("lapa_jax/studies/demo.py", "lapa_jax.verbs.collect.collect"),
 }
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import time
 from collections import OrderedDict
-from typing import Any
 
 TOKEN = "LAPA_SERVE_TOKEN"  # environment variable
 BATCH_SIZES = (1, 2, 4, 8, 16)  # that are compiled
@@ -18,20 +17,24 @@ class Refused(Exception):
         self.status, self.reason = status, reason
 
 
-def _limit(default: float, text: str) -> Any:
-    return dataclasses.field(default=default, metadata={"help": text})
-
-
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Of one request, of one address, and of the whole server; flags of `lapa serve`."""
+    """Of one request, of one address, and of the whole server; flags of `lapa serve`.
 
-    request_mib: float = _limit(8.0, "a body or a WebSocket message, MiB")
-    image_pixels: int = _limit(1 << 22, "pixels of one image, before it is resized")
-    requests_per_second: float = _limit(200.0, "of one address, as many at once; 0: any number")
-    waiting: int = _limit(256, "requests that may wait for the model")
-    connections: int = _limit(256, "WebSockets and REST requests that may be open")
-    read_seconds: float = _limit(10.0, "within which a body must arrive")
+    request_mib: a body or a WebSocket message, MiB
+    image_pixels: pixels of one image, before it is resized
+    requests_per_second: of one address, as many at once; 0: any number
+    waiting: requests that may wait for the model
+    connections: WebSockets and REST requests that may be open
+    read_seconds: within which a body must arrive
+    """
+
+    request_mib: float = 8.0
+    image_pixels: int = 1 << 22
+    requests_per_second: float = 200.0
+    waiting: int = 256
+    connections: int = 256
+    read_seconds: float = 10.0
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import dataclasses
 import signal
 import socket
 import threading
@@ -27,7 +26,9 @@ DRAIN_SECONDS = 20.0
 CLOSE_SECONDS = 5  # then, for what is being sent and for WebSockets
 
 
-def prepare(args: argparse.Namespace, token: str) -> tuple["Uvicorn", socket.socket]:
+def prepare(
+    args: argparse.Namespace, limits: Limits, token: str
+) -> tuple["Uvicorn", socket.socket]:
     """A server that has compiled everything, and the socket that it is to run on, bound and not
     listening yet."""
     if args.host not in LOOPBACK and not token:
@@ -38,7 +39,6 @@ def prepare(args: argparse.Namespace, token: str) -> tuple["Uvicorn", socket.soc
     if args.compile_cache:
         jax.config.update("jax_compilation_cache_dir", args.compile_cache)
     bound = bind(args.host, args.port)
-    limits = Limits(**{f.name: getattr(args, f.name) for f in dataclasses.fields(Limits)})
     server = build(args, limits)
     seconds = server.engine.warm_up()
     logging.info("compiled batches of %s in %.1f s", args.batch_sizes, seconds)

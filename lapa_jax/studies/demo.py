@@ -20,6 +20,7 @@ from data_pipelines.convert.video import convert_videos
 from data_pipelines.index import build_index
 from experiments import demo as demo_config
 from experiments.quantizer import videos as videos_config
+from lapa_jax.envs.collect import collect
 from lapa_jax.envs.tabletop import SceneConfig, Tabletop
 from lapa_jax.evidence.policy import evaluate_success
 from lapa_jax.evidence.quantizer import evaluate_quantizer
@@ -28,7 +29,6 @@ from lapa_jax.runs import run as runs
 from lapa_jax.runs.label import label
 from lapa_jax.studies import demo_page
 from lapa_jax.train import EXIT_RESTART, train
-from lapa_jax.verbs.collect import collect
 
 ARMS = ("lapa", "scratch")
 LABEL_SET = "demo"

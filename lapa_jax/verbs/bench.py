@@ -24,6 +24,7 @@ from typing import Any
 import jax
 
 from lapa_jax.benchmarks import attention, label, loop, policy, quantizer, save, serve
+from lapa_jax.verbs import text
 
 BENCHMARKS = {
     "quantizer": quantizer,
@@ -65,6 +66,5 @@ def _tables(result: dict[str, Any]) -> str:
     rows_of = {key: value for key, value in result.items() if isinstance(value, list)}
     lines = [", ".join(f"{key} {value}" for key, value in result.items() if key not in rows_of)]
     for title, rows in rows_of.items():
-        lines += ["", title, " | ".join(rows[0])]
-        lines += [" | ".join(str(value) for value in row.values()) for row in rows]
+        lines += ["", title, text.table([rows[0], *(row.values() for row in rows)])]
     return "\n".join(lines)

@@ -25,6 +25,7 @@ from packaging.requirements import Requirement
 
 from lapa_jax.machine import devices
 from lapa_jax.machine.environment import package_versions
+from lapa_jax.verbs import text
 
 DISK_BYTES = 2**28
 GIB = 2**30
@@ -59,25 +60,24 @@ def main(argv: list[str]) -> int:
     findings = [Finding(*parts) for check in CHECKS for parts in check(args)]
     problems = [f for f in findings if f.state == "problem"]
     if args.json:
-        text = json.dumps({"ready": not problems, "findings": [asdict(f) for f in findings]})
+        sys.stdout.write(
+            json.dumps({"ready": not problems, "findings": [asdict(f) for f in findings]}) + "\n"
+        )
     else:
-        text = table(findings)
-    sys.stdout.write(text + "\n")
+        text.show(table(findings))
     return 1 if problems else 0
 
 
 def table(findings: list[Finding]) -> str:
     """For people: a line for each finding, below it what to do."""
     marks = {"ok": "ok", "warning": "warning", "problem": "PROBLEM"}
-    wide = max(len(f.name) for f in findings)
-    lines = []
+    rows = []
     for f in findings:
-        lines.append(f"{marks[f.state]:<8} {f.name:<{wide}}  {f.found}")
-        if f.do:
-            lines.append(f"{'':<8} {'':<{wide}}  -> {f.do}")
+        rows += [(marks[f.state], f.name, f.found)]
+        rows += [("", "", f"-> {f.do}")] if f.do else []
     counts = [sum(f.state == state for f in findings) for state in ("problem", "warning")]
-    lines.append(f"\n{counts[0]} problems, {counts[1]} warnings")
-    return "\n".join(lines)
+    told = text.table(rows, left=range(3))
+    return f"{told}\n\n{counts[0]} problems, {counts[1]} warnings"
 
 
 # --- The host. A check gives (name, state, what was found, what to do) ---

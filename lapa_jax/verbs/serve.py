@@ -8,31 +8,28 @@ The port opens when everything is compiled. SIGTERM and Ctrl-C finish what was a
 """
 
 import argparse
-import dataclasses
 import os
 
 from lapa_jax.serving.images import RESIZING
 from lapa_jax.serving.limits import BATCH_SIZES, TOKEN, Limits
+from lapa_jax.verbs import flags
 
 
 def main(argv: list[str]) -> int:
     args = parser().parse_args(argv)
+    limits = flags.read(args, Limits)
     try:
         from lapa_jax.serving.start import prepare
     except ModuleNotFoundError as error:
         raise RuntimeError(f"lapa serve: {error}: pip install 'lapa_jax[serve]'") from error
-    server, bound = prepare(args, os.environ.get(TOKEN, ""))
+    server, bound = prepare(args, limits, os.environ.get(TOKEN, ""))
     with bound:
         server.run(sockets=[bound])
     return 0
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lapa serve",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = flags.parser("lapa serve", __doc__)
     add = parser.add_argument
     add("--workdir", required=True, help="the policy's run")
     add("--host", default="127.0.0.1", help=f"others than this machine need {TOKEN} to be set")
@@ -44,9 +41,7 @@ def parser() -> argparse.ArgumentParser:
     add("--action_names", type=_words, default=(), help="of each dimension, e.g. x,y")
     add("--action_units", type=_words, default=(), help="of each dimension, e.g. m,m")
     add("--compile_cache", default="", help="a folder that keeps compiled programs")
-    for field in dataclasses.fields(Limits):
-        text = f"{field.metadata['help']} (default: {field.default})"
-        add(f"--{field.name}", type=field.type, default=field.default, help=text)
+    flags.add(parser, Limits)
     return parser
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from lapa_jax.training import goodput, places
+from lapa_jax.verbs import text
 from launch.run_files import (
     GUARD_FILE,
     METRICS_FILE,
@@ -229,15 +230,7 @@ def table(runs: Sequence[Status]) -> str:
         )
         for run in runs
     ]
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    lines = [
-        "  ".join(
-            text.ljust(width) if i in (0, 1, 5) else text.rjust(width)
-            for i, (text, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in (head, *rows)
-    ]
-    return "\n".join(lines)
+    return text.table([head, *rows], left=(0, 1, 5))
 
 
 def sparkline(values: Sequence[float]) -> str:

@@ -6,8 +6,8 @@ import pytest
 import simplejpeg
 
 from data_pipelines.rlds import schema, shards, tfrecord, writer
+from lapa_jax.envs import collect
 from lapa_jax.envs.tabletop import SceneConfig, Tabletop
-from lapa_jax.verbs import collect
 
 # One environment for all tests: every other costs a compilation. Some of its episodes fail.
 ENV = Tabletop(SceneConfig(num_blocks=2, families=("reach",), horizon=7))

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from lapa_jax.serving import start
-from lapa_jax.verbs import serve
+from lapa_jax.serving.limits import Limits
+from lapa_jax.verbs import flags, serve
 
 TOKEN = "a secret"
 SIZE = (32, 48)  # of the policies of tiny_policy
@@ -29,10 +30,10 @@ class Served(NamedTuple):
 
 
 @contextlib.contextmanager
-def serving(run: Path, *flags: object, token: str = "") -> Iterator[Served]:
-    arguments = ["--workdir", run, "--port", 0, "--batch_sizes", "1,4", *flags]
+def serving(run: Path, *given: object, token: str = "") -> Iterator[Served]:
+    arguments = ["--workdir", run, "--port", 0, "--batch_sizes", "1,4", *given]
     args = serve.parser().parse_args([str(x) for x in arguments])
-    server, bound = start.prepare(args, token)
+    server, bound = start.prepare(args, flags.read(args, Limits), token)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     with bound:
         thread.start()

@@ -1,4 +1,4 @@
-"""`lapa data collect`: expert episodes of the tabletop world as RLDS corpora, one per view.
+"""Expert episodes of the tabletop world as RLDS corpora, one per view.
 
 Every view shows the same trajectories under the same episode ids. Episode k is a function of
 (seed, split, scene, noise) alone, not of the batch size or of the other arguments. A run that is
@@ -7,11 +7,9 @@ stopped leaves no corpus, and the same command starts it again.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import functools
-import sys
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -26,7 +24,7 @@ from data_pipelines.convert.decode import encode_jpeg
 from data_pipelines.rlds import schema
 from data_pipelines.rlds.writer import RldsWriter
 from lapa_jax.envs.rollout import collect_expert
-from lapa_jax.envs.tabletop import FAMILIES, SceneConfig, Tabletop
+from lapa_jax.envs.tabletop import FAMILIES, Tabletop
 
 _RENDER_BATCH = 256  # frames per call of the renderer
 _ATTEMPTS_PER_EPISODE = 4
@@ -225,56 +223,3 @@ def _render_states(env: Tabletop, states: Any, size: int, view: str) -> jax.Arra
 def _split_seed(seed: int, split: str) -> int:
     """Another seed per split, so that a test split with the same --seed holds new episodes."""
     return seed if split == "train" else (seed + zlib.crc32(split.encode())) & 0x7FFFFFFF
-
-
-def main(argv: list[str] | None = None) -> int:
-    """The verb."""
-    parser = argparse.ArgumentParser(
-        prog="lapa data collect",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example:\n  lapa data collect --out data/tabletop --episodes 200 "
-        "--families reach,block_to_block --views robot,human",
-    )
-    parser.add_argument("--out", required=True, help="corpora go to OUT/<view>")
-    parser.add_argument("--episodes", type=int, required=True, help="episodes per view")
-    parser.add_argument(
-        "--families",
-        default=",".join(FAMILIES),
-        help=f"comma-separated task families of {', '.join(FAMILIES)} (default: all)",
-    )
-    parser.add_argument("--views", default="robot", help="comma-separated (default: robot)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--size", type=int, default=64, help="image side in pixels (default: 64)")
-    parser.add_argument("--split", default="train", help="name of the split (default: train)")
-    parser.add_argument("--blocks", type=int, default=8, help="blocks on the table (default: 8)")
-    parser.add_argument(
-        "--horizon", type=int, default=200, help="steps after which an episode has failed (200)"
-    )
-    parser.add_argument(
-        "--noise", type=float, default=0.0, help="exploration noise, part of the action range (0)"
-    )
-    parser.add_argument("--no-actions", action="store_true", help="leave steps/action out")
-    parser.add_argument("--no-language", action="store_true", help="leave instructions empty")
-    parser.add_argument(
-        "--keep_failures", action="store_true", help="keep episodes that did not succeed"
-    )
-    args = parser.parse_args(argv)
-    scene = SceneConfig(
-        num_blocks=args.blocks, families=tuple(args.families.split(",")), horizon=args.horizon
-    )
-    report = collect(
-        Tabletop(scene),
-        args.out,
-        episodes=args.episodes,
-        views=tuple(args.views.split(",")),
-        with_actions=not args.no_actions,
-        with_language=not args.no_language,
-        seed=args.seed,
-        size=args.size,
-        split=args.split,
-        noise=args.noise,
-        only_successful=not args.keep_failures,
-    )
-    sys.stdout.write(report.table() + "\n")
-    return 0

@@ -1,0 +1,70 @@
+"""`lapa data stats`: statistics of actions, and the edges of their bins.
+
+Of an indexed corpus (the last step of an episode has no action), and the quantiles between which
+action tokens lie. Exact up to 2 GiB of actions; beyond, or with --approximate, quantiles come from
+a histogram and take little memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.checks import statistics
+from data_pipelines.index import load_index
+from lapa_jax.policy.codecs.action import ActionTokenizer
+from lapa_jax.verbs import data, flags, text
+from lapa_jax.verbs.data.corpus import View
+
+COLUMNS = ("mean", "std", "min", "q01", "q99", "max")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(View):
+    """Of `lapa data stats`.
+
+    bins: of a dimension (default: 256)
+    approximate: quantiles by a histogram, within about 0.5 %
+    json: write statistics and edges
+    csv: write the edges as the original's csv
+    """
+
+    bins: int = 256
+    approximate: bool = False
+    json: str | None = dataclasses.field(default=None, metadata={"metavar": "FILE"})
+    csv: str | None = dataclasses.field(default=None, metadata={"metavar": "FILE"})
+
+
+def main(argv: list[str]) -> int:
+    options = flags.parse(data.parser("stats", __doc__), argv, Options)
+    found = load_index(options.directory, **options.where)
+    approximate = options.approximate or statistics.too_large(found)
+    if approximate:
+        sketch = statistics.sketch_actions(found)
+        values, edges = sketch.statistics(), sketch.edges(options.bins)
+    else:
+        values = statistics.action_statistics(found)
+        rows = statistics.valid_action_rows(found)
+        edges = statistics.quantile_edges(found.actions[rows], options.bins)
+    values["approximate"] = approximate
+    tokenizer = ActionTokenizer(edges)
+    if options.csv:
+        Path(options.csv).write_text(tokenizer.to_csv(), encoding="utf-8")
+    if options.json:
+        facts = {"directory": options.directory, "split": options.split, "corpus_hash": found.hash}
+        facts |= values | json.loads(tokenizer.to_json())
+        Path(options.json).write_text(json.dumps(facts, indent=1) + "\n")
+    how = "; quantiles are approximate, from a histogram" if approximate else ""
+    text.show(f"{values['num_actions']} actions{how}\n{_table(values, tokenizer.num_bins)}")
+    return 0
+
+
+def _table(values: dict[str, Any], num_bins: tuple[int, ...]) -> str:
+    rows = [("", *COLUMNS, "bins", "")]
+    for dimension, bins in enumerate(num_bins):
+        numbers = (f"{values[column][dimension]:.4g}" for column in COLUMNS)
+        constant = "(constant)" if values["constant"][dimension] else ""
+        rows.append((dimension, *numbers, f"{bins} bins", constant))
+    return text.table(rows)

@@ -1,0 +1,113 @@
+"""Flags of verbs: a parser in the one form, and a flag for each field of a dataclass.
+
+@dataclass(frozen=True)
+class Limits:
+    \"""Of one request.
+
+    waiting: requests that may wait for the model
+    \"""
+
+    waiting: int = 256
+
+flags.add(parser, Limits)  # --waiting N  "requests that may wait ... (default: 256)"
+limits = flags.read(parser.parse_args(argv), Limits)
+"""
+
+import argparse
+import dataclasses
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+# Of a field's metadata, what goes to argparse as it is; "help" and "positional" are known too.
+_PASSED = ("choices", "metavar", "type", "nargs", "const")
+
+
+def parser(prog: str, description: str | None, example: str = "") -> argparse.ArgumentParser:
+    """A parser whose help keeps the lines of `description`, with an example below the flags."""
+    return argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"example:\n  {example}" if example else None,
+    )
+
+
+def add(to: argparse.ArgumentParser, options: type) -> None:
+    """A flag for each field of a dataclass: its name, type and default, required without one.
+
+    Types: str, int, float, bool (a switch), tuple[T, ...] (joined by commas), each also `| None`,
+    and list[str] (a flag that may be given several times).
+    Help is `help` of the field's metadata, or what the docstring of the class says after
+    `name:`. Further metadata: `positional` (no flag), and choices, metavar, type, nargs and const
+    as argparse has them.
+    """
+    texts, hints = _texts(options), typing.get_type_hints(options)
+    for field in dataclasses.fields(options):
+        how = {key: field.metadata[key] for key in _PASSED if key in field.metadata}
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        required = default is dataclasses.MISSING
+        text = field.metadata.get("help", texts.get(field.name, ""))
+        if "default" not in text and not required and default not in (None, "", (), [], False):
+            text += f" (default: {_shown(default)})"
+        how["help"] = text.replace("%", "%%").strip()
+        if not required:
+            how["default"] = default
+        if hints[field.name] is bool:
+            how["action"] = argparse.BooleanOptionalAction if default is True else "store_true"
+        elif hints[field.name] == list[str]:
+            how["action"] = "append"
+        else:
+            how.setdefault("type", _reader(hints[field.name], field.name))
+        if field.metadata.get("positional"):
+            to.add_argument(field.name, **how)
+        else:
+            to.add_argument(f"--{field.name}", required=required, **how)
+
+
+def parse(of: argparse.ArgumentParser, argv: list[str] | None, options: type) -> Any:
+    """The dataclass, by flags of its fields alone."""
+    add(of, options)
+    return read(of.parse_args(argv), options)
+
+
+def read(args: argparse.Namespace, options: type) -> Any:
+    """The dataclass of what was given. Raises what its own checks raise."""
+    return options(**{f.name: getattr(args, f.name) for f in dataclasses.fields(options)})
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _reader(hint: Any, name: str) -> Callable[[str], Any]:
+    """From a flag's text to a value of a type."""
+    if isinstance(hint, types.UnionType):
+        (hint,) = [one for one in typing.get_args(hint) if one is not types.NoneType]
+    if typing.get_origin(hint) is tuple:
+        of = typing.get_args(hint)[0]
+
+        def several(text: str) -> tuple:
+            return tuple(of(word.strip()) for word in text.split(","))
+
+        return several
+    if hint not in (str, int, float):
+        raise TypeError(f"{name}: a flag cannot be of type {hint}; give `type` in its metadata")
+    return hint
+
+
+def _texts(options: type) -> dict[str, str]:
+    """field → what docstrings say of it, those of base classes included."""
+    names = "|".join(field.name for field in dataclasses.fields(options))
+    found: dict[str, str] = {}
+    for one in reversed(options.__mro__):
+        text = inspect.cleandoc(one.__dict__.get("__doc__") or "")
+        for part in re.split(rf"\n(?=(?:{names}): )|\n\n", text):
+            if said := re.match(rf"({names}): (.*)", part, re.DOTALL):
+                found[said[1]] = " ".join(said[2].split())
+    return found

@@ -1,0 +1,94 @@
+"""Flags from dataclasses, and tables."""
+
+import dataclasses
+
+import pytest
+
+from lapa_jax.verbs import flags, text
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Base:
+    """What all have.
+
+    out: where it
+        goes to
+    """
+
+    out: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(Base):
+    """Of a verb.
+
+    fps: of the frames, 5 % more or less
+    names: whose (default: nobody's)
+
+    Nothing of this is a flag: fps.
+    """
+
+    source: str = dataclasses.field(metadata={"positional": True, "metavar": "folder"})
+    fps: float = 10.0
+    names: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = (1, 2)
+    count: int | None = None
+    quiet: bool = False
+    exclude: list[str] = dataclasses.field(default_factory=list)
+    fit: str = dataclasses.field(default="crop", metadata={"choices": ("crop", "pad")})
+
+    def __post_init__(self):
+        if self.fps <= 0:
+            raise ValueError(f"--fps {self.fps} must be positive")
+
+
+def parse(*argv: str) -> Options:
+    return flags.parse(flags.parser("lapa test", "Tests.", "lapa test x"), list(argv), Options)
+
+
+def test_defaults_and_types():
+    assert parse("in", "--out", "there") == Options(source="in", out="there")
+    given = "in --out o --fps 2 --names a,b --sizes 3 --count 4 --quiet --fit pad"
+    found = parse(*given.split(), "--exclude", "x", "--exclude", "y")
+    assert found == Options(
+        **dict(source="in", out="o", fps=2.0, names=("a", "b"), sizes=(3,), count=4, quiet=True),
+        **dict(fit="pad", exclude=["x", "y"]),
+    )
+
+
+def test_help_is_what_docstrings_say(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    told = " ".join(capsys.readouterr().out.split())
+    assert "--out OUT where it goes to" in told
+    assert "of the frames, 5 % more or less (default: 10.0)" in told
+    assert "--names NAMES whose (default: nobody's)" in told and "(default: 1,2)" in told
+    assert told.count("default: nobody") == 1 and "folder" in told
+    assert "--count COUNT --quiet" in told, "nothing is said of what has no text"
+    assert told.endswith("example: lapa test x")
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["in"], "required: --out"),
+        (["--out", "o"], "required: folder"),
+        (["in", "--out", "o", "--count", "1.5"], "--count: invalid int value"),
+        (["in", "--out", "o", "--fit", "none"], "--fit: invalid choice"),
+    ],
+)
+def test_what_argparse_refuses(argv, told, capsys):
+    with pytest.raises(SystemExit):
+        parse(*argv)
+    assert told in capsys.readouterr().err
+
+
+def test_the_dataclass_checks_itself():
+    with pytest.raises(ValueError, match=r"--fps 0.0 must be positive"):
+        parse("in", "--out", "o", "--fps", "0")
+
+
+def test_table():
+    assert text.table([("name", "n"), ("a", 10), ("long one", 2)], left=(0,)) == (
+        "name       n\na         10\nlong one   2"
+    )
