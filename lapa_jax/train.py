@@ -27,6 +27,7 @@ from lapa_jax.nn import surgery
 from lapa_jax.nn.module import flatten
 from lapa_jax.parallel import distributed, sharding
 from lapa_jax.parallel.mesh import make_mesh
+from lapa_jax.runs import loaded, start
 from lapa_jax.runs import program as programs
 from lapa_jax.runs import run as runs
 from lapa_jax.training import guard as guards
@@ -44,6 +45,7 @@ from lapa_jax.training.metrics import (
 )
 from lapa_jax.training.steps import Best, SavePolicy
 from lapa_jax.training.throughput import HINTS, Throughput, starving
+from lapa_jax.version import __version__
 
 EXIT_RESTART = 75  # stopped by a signal after saving: the same command continues
 
@@ -101,7 +103,7 @@ def _train(config: ConfigDict, workdir: Path, profile: tuple[int, int] | None) -
             prepare=lambda batch: stage.prepare(batch),
         )
     )
-    pretrained = runs.find(config.init_from) if config.init_from else None
+    pretrained = start.find(config.init_from) if config.init_from else None
     assets = _assets(workdir, config, stage_class, loader.mixture, pretrained)
     stage = stage_class(config, assets)
 
@@ -129,7 +131,7 @@ def _train(config: ConfigDict, workdir: Path, profile: tuple[int, int] | None) -
             state, report, origins["init_from"] = _start_from(pretrained, state, program)
             distributed.on_first(lambda: runs.write_json(workdir / "init_from.json", report))
         state, origins["frozen_from"] = _adopt_frozen(state, program)
-    start = int(state.step)
+    begin = int(state.step)
     provenance = _provenance(loader.mixture) | origins
     _log_size(state, program)
 
@@ -144,15 +146,15 @@ def _train(config: ConfigDict, workdir: Path, profile: tuple[int, int] | None) -
     best = Best(
         config.checkpoint.best_metric,
         config.checkpoint.best_is,
-        [row for row in evaluated if row["step"] <= start],
+        [row for row in evaluated if row["step"] <= begin],
     )
-    guard = guards.Guard(guards.GuardConfig(**config.guard), workdir, start, guarded, first=first)
+    guard = guards.Guard(guards.GuardConfig(**config.guard), workdir, begin, guarded, first=first)
     profiler = profiling.Profiler(workdir, profile)
     writer = None
     if first:
         everything = configs.to_dict(config)
-        writer = MetricWriter(workdir, start, config=everything, **config.logging)
-    progress = Progress(config.steps, start, name=config.stage)
+        writer = MetricWriter(workdir, begin, config=everything, **config.logging)
+    progress = Progress(config.steps, begin, name=config.stage)
     throughput = Throughput(program.work)
     alarms = Alarms(stage.alarms | HINTS)
     late = LateMetrics()  # scalars are fetched one step late, so that the device never waits
@@ -180,21 +182,21 @@ def _train(config: ConfigDict, workdir: Path, profile: tuple[int, int] | None) -
         stack.callback(progress.close)
         stopped = stack.enter_context(distributed.stop_signal())
         stack.enter_context(profiler.on_signal())
-        batches = stack.enter_context(contextlib.closing(loader.iterate(start)))
+        batches = stack.enter_context(contextlib.closing(loader.iterate(begin)))
         stack.enter_context(distributed.leaving_on_error())  # before anything above is closed
 
         def fetch() -> dict[str, jax.Array]:
             with throughput.waiting_for_data(), goodput.phase("data"):
                 return sharding.put_batch(next(batches), mesh)
 
-        goodput.begin(start)
-        batch = fetch() if start < config.steps else None
-        for step in range(start + 1, config.steps + 1):
+        goodput.begin(begin)
+        batch = fetch() if begin < config.steps else None
+        for step in range(begin + 1, config.steps + 1):
             profiler.before(step, state)
             if step in guard.left_out:
                 state, due = program.leave_out(state), late.flush()
             else:
-                with goodput.phase("compile" if step == start + 1 else "step"):
+                with goodput.phase("compile" if step == begin + 1 else "step"):
                     state, metrics = program.step(state, batch)
                 due = late.push(step, metrics)
             if step < config.steps:
@@ -240,7 +242,7 @@ def _assets(
     config: ConfigDict,
     stage_class: type[stages.Stage],
     mixture: Mixture,
-    pretrained: runs.Source | None,
+    pretrained: start.Source | None,
 ) -> dict[str, bytes]:
     """The run's small files: made once, from the data or the run it starts from, then kept."""
     directory = workdir / "assets"
@@ -280,7 +282,7 @@ def _actions(mixture: Mixture) -> np.ndarray:
 
 
 def _start_from(
-    pretrained: runs.Source, state: states.TrainState, program: programs.Program
+    pretrained: start.Source, state: states.TrainState, program: programs.Program
 ) -> tuple[states.TrainState, dict[str, list[str]], str]:
     """Takes over another run's parameters, read to where they belong; says which were taken,
     dropped and newly initialised, and the hash of the other's parameters."""
@@ -297,7 +299,7 @@ def _start_from(
     return state, dataclasses.asdict(plan), params_hash
 
 
-def _check_frozen(program: programs.Program, pretrained: runs.Source | None) -> None:
+def _check_frozen(program: programs.Program, pretrained: start.Source | None) -> None:
     """Refuses to freeze parameters that nothing has trained."""
     taken = ()
     if pretrained is not None:
@@ -324,7 +326,7 @@ def _adopt_frozen(
         return state, None
     key, workdir = source
     try:
-        run = runs.load(workdir)
+        run = loaded.load(workdir)
         variables = stage.adopt(state.variables, run.config, run.params)
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"{key}={workdir!r}: {error}") from error
@@ -335,7 +337,7 @@ def _adopt_frozen(
 
 def _provenance(mixture: Mixture) -> dict[str, Any]:
     return {
-        "code_version": runs.code_version(),
+        "code_version": __version__,
         "corpora": {c.name: c.index.hash for c in mixture.corpora},
         "label_sets": {c.name: c.labels.provenance for c in mixture.corpora if c.labels},
         "image_token_sets": {c.name: c.tokens[0].provenance for c in mixture.corpora if c.tokens},

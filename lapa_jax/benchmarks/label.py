@@ -21,7 +21,8 @@ from experiments import base
 from lapa_jax import stages
 from lapa_jax.benchmarks.quantizer import MODELS
 from lapa_jax.runs import examples, label
-from lapa_jax.runs import run as runs
+from lapa_jax.runs.loaded import LoadedQuantizer
+from lapa_jax.version import __version__
 
 ROUNDS = 3
 WINDOW_SECONDS = 0.5
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {"label": [row]}
 
 
-def _quantizer(name: str, dtype: str) -> runs.Run:
+def _quantizer(name: str, dtype: str) -> LoadedQuantizer:
     """A quantizer of random parameters."""
     config = base.stage_defaults("quantizer")
     model, pixels = MODELS[name]
@@ -77,7 +78,7 @@ def _quantizer(name: str, dtype: str) -> runs.Run:
     config.compute_dtype = dtype
     stage = stages.build(config, {})
     params, variables = stage.init(jax.random.key(0))
-    return runs.Run(Path(), 0, config, stage, params, variables, {}, {}, "random")
+    return LoadedQuantizer(config, stage, params, variables, params_hash="random")
 
 
 def _forward_seconds(encode: label.Encoder, resident: jax.Array, batches: int) -> float:
@@ -93,7 +94,7 @@ def _label_seconds(source: examples.Pairs, rows: np.ndarray, encode: label.Encod
         "window_seconds": source.window_seconds,
         "codebook_size": model.codebook_size,
         "code_length": model.code_length,
-        "code_version": runs.code_version(),
+        "code_version": __version__,
     }
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()

@@ -24,6 +24,7 @@ from lapa_jax.diagnostics.reconstruction import (
 from lapa_jax.evidence.true_action import decoder_given_true_action
 from lapa_jax.runs import examples
 from lapa_jax.runs import run as runs
+from lapa_jax.runs.loaded import LoadedQuantizer, require
 
 MIN_EPISODES = 3  # to fit, to choose settings, and to test
 
@@ -61,7 +62,7 @@ def evaluate_quantizer(run: runs.Run, corpus: dict, *, max_pairs: int) -> Quanti
 
     Takes at most `max_pairs` pairs, evenly spread over the corpus.
     """
-    examples.require_quantizer(run)
+    require(run, LoadedQuantizer)
     source = examples.Pairs(run.config, corpus)
     every = max(1, -(-len(source.rows) // max_pairs))
     rows = source.rows[::every]

@@ -15,8 +15,7 @@ from lapa_jax.policy.front_end import VqganConfig, front_end_config
 from lapa_jax.policy.image_tokenizer import ImageTokenizerConfig, nearest
 from lapa_jax.policy.layout import LEGACY_END_OF_FRAME
 from lapa_jax.policy.modality import MODALITIES
-from lapa_jax.runs import examples
-from lapa_jax.runs import run as runs
+from lapa_jax.runs.loaded import LoadedPolicy, Model, load_image_tokenizer, require
 from lapa_jax.stages.policy import PolicyStage
 
 INSTRUCTIONS = ("pick up the red block and put it to the left of the bowl", "go", "")
@@ -50,7 +49,7 @@ class Tokenizer:
         return codes, latents
 
 
-def find_tokenizer(run: runs.Run, workdir: str | None) -> Tokenizer | None:
+def find_tokenizer(run: Model, workdir: str | None) -> Tokenizer | None:
     """The tokenizer to export with a policy. ValueError for a `workdir` that does not fit."""
     settings = front_end_config(run.stage.model_config.front_end)[1]
     if isinstance(settings, VqganConfig):
@@ -65,8 +64,7 @@ def find_tokenizer(run: runs.Run, workdir: str | None) -> Tokenizer | None:
         raise ValueError(
             f"--image_tokenizer {workdir}: the policy of {run.workdir} takes no image tokens"
         )
-    source = runs.load(workdir)
-    examples.require_image_tokenizer(source)
+    source = load_image_tokenizer(workdir)
     config, policy = source.stage.model_config, run.stage.model_config
     rows, columns = config.grid(run.config.data.image_size)
     if rows * columns != policy.tokens_per_image or config.codebook_size > policy.image_vocab:
@@ -82,7 +80,7 @@ class Inputs:
     """What the policy and its copy are both given: random rows of tokens; and examples, random and
     real ones."""
 
-    def __init__(self, run: runs.Run, tokenizer: Tokenizer | None):
+    def __init__(self, run: Model, tokenizer: Tokenizer | None):
         stage, rng = run.stage, np.random.default_rng(0)
         model, layout = stage.model_config, stage.layout
         self.present = [i for i, name in enumerate(MODALITIES) if model.vocab(name)]
@@ -126,7 +124,7 @@ def _fits(stage: PolicyStage, instruction: str) -> bool:
 class Reference:
     """What our policy makes of the inputs, in a compute dtype."""
 
-    def __init__(self, run: runs.Run, inputs: Inputs, param_dtype: str, compute_dtype: str):
+    def __init__(self, run: Model, inputs: Inputs, param_dtype: str, compute_dtype: str):
         stage = plain_stage(run, compute_dtype, param_dtype=param_dtype)
         rows = [jnp.asarray(x, jnp.int32) for x in (inputs.tokens, inputs.modality)]
         heads = {MODALITIES[i]: None for i in inputs.present}
@@ -148,8 +146,8 @@ class Reference:
         self.actions = stage.actions.decode(self.ids) if stage.head == "action" else None
 
 
-def write(run: runs.Run, out: Path, args: argparse.Namespace) -> str:
-    examples.require_policy(run)
+def write(run: Model, out: Path, args: argparse.Namespace) -> str:
+    require(run, LoadedPolicy)
     torch_code.require_torch()
     stage, model = run.stage, run.stage.model_config
     config, dtype = exported_config(run, args.precision)

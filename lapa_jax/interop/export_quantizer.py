@@ -11,8 +11,7 @@ from lapa_jax.interop.parity import LIMIT, Parity, clearly_different, difference
 from lapa_jax.interop.staged import exported_config, plain_stage, staged
 from lapa_jax.latent import QuantizerConfig
 from lapa_jax.nn.module import flatten
-from lapa_jax.runs import examples
-from lapa_jax.runs import run as runs
+from lapa_jax.runs.loaded import LoadedQuantizer, Model, require
 
 PAIRS = 4  # random ones, and as many real ones
 
@@ -20,7 +19,7 @@ PAIRS = 4  # random ones, and as many real ones
 class Reference:
     """Frame pairs, and what our quantizer makes of them, in a compute dtype."""
 
-    def __init__(self, run: runs.Run, compute_dtype: str):
+    def __init__(self, run: Model, compute_dtype: str):
         stage = plain_stage(run, compute_dtype)
         self.config: QuantizerConfig = stage.model_config
         rng, shape = np.random.default_rng(0), (PAIRS, 2, *self.config.image_size, 3)
@@ -45,8 +44,8 @@ class Reference:
                 self.place, self.points = nearness(self.config, held, self.latent)
 
 
-def write(run: runs.Run, out: Path, args: argparse.Namespace) -> str:
-    examples.require_quantizer(run)
+def write(run: Model, out: Path, args: argparse.Namespace) -> str:
+    require(run, LoadedQuantizer)
     torch_code.require_torch()
     config, dtype = exported_config(run, args.precision)
     model = run.stage.model_config

@@ -14,11 +14,12 @@ from lapa_jax import stages
 from lapa_jax.interop.parity import Parity
 from lapa_jax.interop.safetensors_files import float_dtype
 from lapa_jax.runs import run as runs
+from lapa_jax.runs.loaded import Model
 
 PARITY = "parity.json"
 
 
-def exported_config(run: runs.Run, precision: str | None) -> tuple[dict[str, Any], np.dtype]:
+def exported_config(run: Model, precision: str | None) -> tuple[dict[str, Any], np.dtype]:
     """The config that describes what is exported, and the dtype of its parameters."""
     config = configs.to_dict(run.config)
     config["optimizer"]["ema_decay"] = 0.0  # where there was an average, it is what is exported
@@ -32,7 +33,7 @@ def exported_config(run: runs.Run, precision: str | None) -> tuple[dict[str, Any
     return config, float_dtype({"float32": "fp32", "bfloat16": "bf16"}[dtype])
 
 
-def plain_stage(run: runs.Run, compute_dtype: str, **model: str) -> stages.Stage:
+def plain_stage(run: Model, compute_dtype: str, **model: str) -> stages.Stage:
     """The run's stage as references compute, with attention by plain products. `model`: keys of
     config.model that are other than the run's."""
     config = configs.from_dict(configs.to_dict(run.config))
@@ -42,7 +43,7 @@ def plain_stage(run: runs.Run, compute_dtype: str, **model: str) -> stages.Stage
 
 
 @contextlib.contextmanager
-def staged(out: Path, run: runs.Run, one_file: bool = False) -> Iterator[tuple[Path, Parity]]:
+def staged(out: Path, run: Model, one_file: bool = False) -> Iterator[tuple[Path, Parity]]:
     """(a directory, the checks to make of it). It gets the name `out` if all went well and the
     checks passed; else it is removed, or, for those who want to look, renamed to OUT.failed. With
     `one_file` the file in it that is called like `out` gets that name, and parity.json one beside

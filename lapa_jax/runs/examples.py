@@ -16,8 +16,6 @@ from data_pipelines.loader.frames import FrameReader
 from data_pipelines.index import CorpusIndex
 from data_pipelines.loader.mixture import open_mixture
 from experiments import base
-from lapa_jax.runs import run as runs
-from lapa_jax.stages.policy import PolicyStage
 
 BATCH = 256
 
@@ -122,23 +120,6 @@ class Pairs(Frames):
 def draw_any(data: ConfigDict) -> None:
     """Sets, in place, that examples are drawn one by one, from all that there are."""
     data.access, data.min_pair_difference, data.chain_pairs = "random", 0.0, 1
-
-
-def require_quantizer(run: runs.Run) -> None:
-    if run.config.stage != "quantizer":
-        raise ValueError(f"{run.workdir} is a run of stage {run.config.stage!r}, not a quantizer")
-
-
-def require_policy(run: runs.Run) -> None:
-    if not isinstance(run.stage, PolicyStage):
-        raise ValueError(f"{run.workdir} is a run of stage {run.config.stage!r}, not a policy")
-
-
-def require_image_tokenizer(run: runs.Run) -> None:
-    if run.config.stage != "image_tokenizer":
-        raise ValueError(
-            f"{run.workdir} is a run of stage {run.config.stage!r}, not an image tokenizer"
-        )
 
 
 def trained_window(config: ConfigDict) -> float:

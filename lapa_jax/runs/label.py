@@ -17,7 +17,9 @@ from tqdm import tqdm
 
 from data_pipelines.index import load_index
 from data_pipelines.index.labels import IMAGE_TOKENS, LabelSetWriter
-from lapa_jax.runs import examples, run as runs
+from lapa_jax.runs import examples
+from lapa_jax.runs.loaded import LoadedImageTokenizer, LoadedQuantizer, Model, require
+from lapa_jax.version import __version__
 from lapa_jax.parallel import sharding
 from lapa_jax.parallel.mesh import make_mesh
 
@@ -39,14 +41,14 @@ class Share:
 ALL = Share(0, 1)
 
 
-def label(run: runs.Run, name: str, corpus: dict, share: Share = ALL) -> dict[str, int]:
+def label(run: Model, name: str, corpus: dict, share: Share = ALL) -> dict[str, int]:
     """Labels a share of a corpus (keys as under data.corpora); returns the counts {rows, labelled,
     bad} of what was labelled now.
 
     Raises ValueError when more pairs are undecodable than data.max_bad_fraction of the run allows,
     and when another process writes the same share.
     """
-    examples.require_quantizer(run)
+    require(run, LoadedQuantizer)
     model = run.stage.model_config
     model.require_codes()
     encode = Encoder(
@@ -61,13 +63,13 @@ def label(run: runs.Run, name: str, corpus: dict, share: Share = ALL) -> dict[st
         "tail": run.config.data.tail,
         "codebook_size": model.codebook_size,
         "code_length": model.code_length,
-        "code_version": runs.code_version(),
+        "code_version": __version__,
     }
     with LabelSetWriter(index.sidecar_dir, name, index, provenance=provenance) as writer:
         return write(writer, source, source.rows, encode, run.config.data.max_bad_fraction, share)
 
 
-def label_images(run: runs.Run, name: str, corpus: dict, share: Share = ALL) -> dict[str, int]:
+def label_images(run: Model, name: str, corpus: dict, share: Share = ALL) -> dict[str, int]:
     """Writes the image tokens of every frame of a share of a corpus (keys path, split, sidecar_dir
     and image_key as under data.corpora), row by row of the image; returns the counts {rows,
     labelled, bad} of what was labelled now.
@@ -75,7 +77,7 @@ def label_images(run: runs.Run, name: str, corpus: dict, share: Share = ALL) -> 
     Raises ValueError when more frames are undecodable than data.max_bad_fraction of the run allows,
     and when another process writes the same share.
     """
-    examples.require_image_tokenizer(run)
+    require(run, LoadedImageTokenizer)
     index = load_index(
         corpus["path"],
         split=corpus["split"],
@@ -90,7 +92,7 @@ def label_images(run: runs.Run, name: str, corpus: dict, share: Share = ALL) -> 
         "image_size": index.image_size,
         "codebook_size": run.stage.model_config.codebook_size,
         "tokens_per_frame": rows * columns,
-        "code_version": runs.code_version(),
+        "code_version": __version__,
     }
     encode = Encoder(run, lambda *held, frames: run.stage.encode(*held, frames[:, 0]))
     source = examples.Frames(index, index.image_size, batch=encode.batch(IMAGES))
@@ -105,7 +107,7 @@ class Encoder:
     """`function(params, variables, frames=...)` of a run on all devices of this process, which
     share each batch and hold all parameters."""
 
-    def __init__(self, run: runs.Run, function: Callable[..., jax.Array]):
+    def __init__(self, run: Model, function: Callable[..., jax.Array]):
         self.run, devices = run, jax.local_devices()
         mesh = make_mesh({"data": len(devices), "fsdp": 1, "seq": 1, "tensor": 1}, devices)
         self._devices = len(devices)

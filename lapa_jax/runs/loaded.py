@@ -1,38 +1,94 @@
-"""Trained models as objects: what the `load_...` functions of lapa_jax return."""
+"""Trained models: what training, `lapa import` and the `load_...` functions of lapa_jax give, and
+what every verb works with.
+"""
 
 import dataclasses
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xxhash
+from ml_collections import ConfigDict
 
-from lapa_jax.runs import examples, run as runs
+from lapa_jax import config as configs
+from lapa_jax import stages
+from lapa_jax.nn import lora
+from lapa_jax.nn.module import flatten
 from lapa_jax.policy.modality import MODALITIES
+from lapa_jax.stages.image_tokenizer import ImageTokenizerStage
+from lapa_jax.stages.policy import PolicyStage
+from lapa_jax.stages.quantizer import QuantizerStage
+from lapa_jax.training import checkpoint, checksum, places
 
 
-class LoadedQuantizer:
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A trained model, and where it comes from. What LoRA has learned is in the kernels: `config`,
+    `stage` and `params` are without its factors."""
+
+    of: ClassVar[type] = stages.Stage  # the stage of its runs
+    what: ClassVar[str] = "a model"
+
+    config: ConfigDict
+    stage: Any
+    params: dict[str, Any]  # the moving average where the run keeps one
+    variables: dict[str, Any]
+    workdir: Path = Path()
+    step: int = 0
+    assets: dict[str, bytes] = dataclasses.field(default_factory=dict)
+    provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
+    params_hash: str = ""  # of all parameters: where labels and policies come from
+
+
+Kind = TypeVar("Kind", bound=Model)
+
+
+def require(model: Model, kind: type[Kind]) -> Kind:
+    """The model itself; raises ValueError where it is of another kind."""
+    if not isinstance(model, kind):
+        raise ValueError(
+            f"{model.workdir} is a run of stage {model.config.stage!r}, not {kind.what}"
+        )
+    return model
+
+
+class LoadedQuantizer(Model):
     """A trained quantizer; its methods are jitted and take NumPy or JAX arrays.
 
     Frames are (B, H, W, 3), uint8 or float in [0, 1], of `image_size`.
     """
 
-    def __init__(self, run: runs.Run):
-        examples.require_quantizer(run)
-        config = run.stage.model_config
-        self.run, self.config = run, run.config
-        self.image_size: tuple[int, int] = config.image_size
-        self.codebook_size: int = config.codebook_size
-        self.code_length: int = config.code_length
-        self._params, self._variables = run.params, run.variables
-        self._quantize, self._decode = jax.jit(run.stage.quantize), jax.jit(run.stage.decode)
+    of = QuantizerStage
+    what = "a quantizer"
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self.stage.model_config.image_size
+
+    @property
+    def codebook_size(self) -> int:
+        return self.stage.model_config.codebook_size
+
+    @property
+    def code_length(self) -> int:
+        return self.stage.model_config.code_length
+
+    @cached_property
+    def _quantize(self) -> Any:
+        return jax.jit(self.stage.quantize)
+
+    @cached_property
+    def _decode(self) -> Any:
+        return jax.jit(self.stage.decode)
 
     def encode(self, first: np.ndarray | jax.Array, last: np.ndarray | jax.Array) -> jax.Array:
         """The latent actions z int32 (B, code_length) of frame pairs."""
         first, last = self._frames(first, "first"), self._frames(last, "last")
-        return self._quantize(self._params, self._variables, first, last)
+        return self._quantize(self.params, self.variables, first, last)
 
     def decode(self, first: np.ndarray | jax.Array, z: np.ndarray | jax.Array) -> jax.Array:
         """The later frames (B, H, W, 3) that z int (B, code_length) predicts, float32, not
@@ -44,7 +100,7 @@ class LoadedQuantizer:
                 f"({len(first)}, {self.code_length})"
             )
         z = _in_codebook(z, "z", self.codebook_size)
-        return self._decode(self._params, self._variables, first, z)
+        return self._decode(self.params, self.variables, first, z)
 
     def _frames(self, frames: np.ndarray | jax.Array, name: str) -> jax.Array:
         frames = jnp.asarray(frames)
@@ -63,24 +119,34 @@ class LoadedQuantizer:
         return frames
 
 
-class LoadedImageTokenizer:
+class LoadedImageTokenizer(Model):
     """An image tokenizer; its methods are jitted and take NumPy or JAX arrays.
 
     A code stands for `factor` x `factor` pixels; images may have any size that it divides.
     """
 
-    def __init__(self, run: runs.Run):
-        examples.require_image_tokenizer(run)
-        config = run.stage.model_config
-        self.config = run.config
-        self.codebook_size: int = config.codebook_size
-        self.factor: int = config.factor
-        self._params, self._variables = run.params, run.variables
-        self._encode, self._decode = jax.jit(run.stage.encode), jax.jit(run.stage.decode)
+    of = ImageTokenizerStage
+    what = "an image tokenizer"
+
+    @property
+    def codebook_size(self) -> int:
+        return self.stage.model_config.codebook_size
+
+    @property
+    def factor(self) -> int:
+        return self.stage.model_config.factor
+
+    @cached_property
+    def _encode(self) -> Any:
+        return jax.jit(self.stage.encode)
+
+    @cached_property
+    def _decode(self) -> Any:
+        return jax.jit(self.stage.decode)
 
     def encode(self, images: np.ndarray | jax.Array) -> jax.Array:
         """The codes int32 (B, h, w) of images uint8 (B, H, W, 3), row by row."""
-        return self._encode(self._params, self._variables, jnp.asarray(images))
+        return self._encode(self.params, self.variables, jnp.asarray(images))
 
     def decode(self, codes: np.ndarray | jax.Array) -> jax.Array:
         """The images float32 (B, H, W, 3) of codes int (B, h, w), in [-1, 1]: black is -1, white
@@ -91,7 +157,7 @@ class LoadedImageTokenizer:
                 f"codes {codes.dtype}{list(codes.shape)} must be integers of shape (B, h, w)"
             )
         codes = _in_codebook(codes, "codes", self.codebook_size)
-        return self._decode(self._params, self._variables, codes)
+        return self._decode(self.params, self.variables, codes)
 
 
 class Prediction(NamedTuple):
@@ -102,7 +168,8 @@ class Prediction(NamedTuple):
     probabilities: jax.Array
 
 
-class LoadedPolicy:
+@dataclasses.dataclass(frozen=True)
+class LoadedPolicy(Model):
     """A policy; its methods are jitted and take NumPy or JAX arrays.
 
     Images are uint8 (H, W, 3) of `image_size` with one instruction, or (B, H, W, 3) with B; of
@@ -110,24 +177,31 @@ class LoadedPolicy:
     trained on cached image tokens needs the image tokenizer that made them.
     """
 
-    def __init__(self, run: runs.Run, image_tokenizer: LoadedImageTokenizer | None = None):
-        """Takes over the parameters of `run`."""
-        examples.require_policy(run)
-        stage, self._params = run.stage.for_decoding(run.params)
-        self.run = dataclasses.replace(run, stage=stage, params=self._params)
-        self.config, self.stage = run.config, stage
-        self.image_size: tuple[int, int] = run.config.data.image_size
-        self._variables = run.variables
-        self._image_tokenizer = image_tokenizer
+    of = PolicyStage
+    what = "a policy"
+
+    image_tokenizer: LoadedImageTokenizer | None = None
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        return self.config.data.image_size
+
+    @cached_property
+    def _predict(self) -> Any:
+        stage = self.stage
 
         def predict(*args, **options) -> Prediction:
             ids, logits = stage.predict(*args, **options)
             values = stage.actions.centre_of(ids, jnp) if stage.head == "action" else ids
             return Prediction(values, jax.nn.softmax(logits))
 
-        self._predict = jax.jit(predict, static_argnames=("temperature", "top_k"))
+        return jax.jit(predict, static_argnames=("temperature", "top_k"))
+
+    @cached_property
+    def _logits(self) -> Any:
+        stage = self.stage
         heads = dict.fromkeys(name for name in MODALITIES if stage.model_config.vocab(name))
-        self._logits = jax.jit(
+        return jax.jit(
             lambda params, variables, *rows: stage.model.apply(
                 params, variables, "logits", *rows, slots=heads
             )[0]
@@ -155,7 +229,7 @@ class LoadedPolicy:
                     f"{name} ids run from {ids.min()} to {ids.max()}; the model has {size}"
                 )
         rows = [jnp.asarray(x, jnp.int32) for x in (tokens, modality, np.ones_like(modality))]
-        return self._logits(self._params, self._variables, *rows)
+        return self._logits(self.params, self.variables, *rows)
 
     def predict_latent(
         self, image: np.ndarray | jax.Array, instruction: str | Sequence[str], **options
@@ -194,8 +268,8 @@ class LoadedPolicy:
         if not self.stage.from_pixels:
             ids, images = self._image_ids(images), None
         found = self._predict(
-            self._params,
-            self._variables,
+            self.params,
+            self.variables,
             self.stage.prompts(texts, ids),
             images,
             temperature=temperature,
@@ -223,13 +297,13 @@ class LoadedPolicy:
         return image.reshape(count, self.stage.num_images, *self.image_size, 3)
 
     def _image_ids(self, images: np.ndarray) -> np.ndarray:
-        if self._image_tokenizer is None:
+        if self.image_tokenizer is None:
             raise ValueError(
                 "this policy takes image tokens: give load_policy the image_tokenizer that made "
                 "those of its training"
             )
         B, N = images.shape[:2]
-        codes = self._image_tokenizer.encode(images.reshape(B * N, *images.shape[2:]))
+        codes = self.image_tokenizer.encode(images.reshape(B * N, *images.shape[2:]))
         return np.asarray(codes).reshape(B, N, -1)
 
 
@@ -241,21 +315,83 @@ def _in_codebook(codes: jax.Array, name: str, size: int) -> jax.Array:
     return codes.astype(jnp.int32)
 
 
+def load(workdir: str | Path, step: int | None = None) -> Model:
+    """The model of a run directory at its newest good checkpoint, or at `step`: read whole, on one
+    device of this process. What it can do beside goes by its stage: a LoadedQuantizer, ...
+
+    Raises FileNotFoundError when the directory holds no checkpoint.
+    """
+    directory, meta = open_checkpoints(workdir, step)
+    config = configs.from_dict(meta["config"])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    loaded = checkpoint.load_params(directory, step, ema=averages(meta), shardings=device)
+    params, params_hash = loaded.params, digest(loaded.records)
+    if lora.is_adapted(params):
+        params = lora.merge(params, config.model.lora_alpha)
+        config.model.lora_rank = 0
+        params_hash = digest(
+            {
+                tuple(path.split("/")): {
+                    "dtype": str(x.dtype),
+                    "shape": list(x.shape),
+                    "checksum": checksum.of_array(x),
+                }
+                for path, x in flatten(params).items()
+            }
+        )
+    stage = stages.build(config, loaded.meta["assets"])
+    kinds = (LoadedQuantizer, LoadedImageTokenizer, LoadedPolicy, Model)
+    return next(kind for kind in kinds if isinstance(stage, kind.of))(
+        config=config,
+        stage=stage,
+        params=params,
+        variables=loaded.variables,
+        workdir=places.directory(workdir),
+        step=loaded.step,
+        assets=loaded.meta["assets"],
+        provenance=loaded.meta["provenance"],
+        params_hash=params_hash,
+    )
+
+
 def load_quantizer(directory: str | Path) -> LoadedQuantizer:
     """The quantizer of a run directory, trained here or made by `lapa import`."""
-    return LoadedQuantizer(runs.load(directory))
+    return require(load(directory), LoadedQuantizer)
 
 
 def load_image_tokenizer(directory: str | Path) -> LoadedImageTokenizer:
     """The image tokenizer of a run directory that `lapa import` made."""
-    return LoadedImageTokenizer(runs.load(directory))
+    return require(load(directory), LoadedImageTokenizer)
 
 
 def load_policy(
     directory: str | Path, *, image_tokenizer: str | Path | LoadedImageTokenizer | None = None
 ) -> LoadedPolicy:
-    """The policy of a run directory, trained here or made by `lapa import`. `image_tokenizer`: what
-    `load_image_tokenizer` returned, or its directory."""
+    """The policy of a run directory, trained here or made by `lapa import`, laid out for decoding.
+    `image_tokenizer`: what `load_image_tokenizer` returned, or its directory."""
     if isinstance(image_tokenizer, str | Path):
         image_tokenizer = load_image_tokenizer(image_tokenizer)
-    return LoadedPolicy(runs.load(directory), image_tokenizer)
+    policy = require(load(directory), LoadedPolicy)
+    stage, params = policy.stage.for_decoding(policy.params)
+    return dataclasses.replace(
+        policy, stage=stage, params=params, image_tokenizer=image_tokenizer
+    )
+
+
+def open_checkpoints(workdir: str | Path, step: int | None = None) -> tuple[Path, dict[str, Any]]:
+    """(checkpoints of a run, meta)."""
+    directory = places.directory(workdir) / "checkpoints"
+    return directory, checkpoint.load_meta(directory, step)
+
+
+def averages(meta: dict[str, Any]) -> bool:
+    """Whether a run keeps a moving average, which is then what others use."""
+    return meta["config"]["optimizer"]["ema_decay"] > 0
+
+
+def digest(records: dict[tuple[str, ...], dict]) -> str:
+    """Of all parameters: names, dtypes, shapes and values, by their checksums."""
+    hashed = xxhash.xxh3_128()
+    for path, r in sorted(records.items()):
+        hashed.update(f"{'/'.join(path)} {r['dtype']} {r['shape']} {r['checksum']} ".encode())
+    return hashed.hexdigest()

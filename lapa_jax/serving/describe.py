@@ -21,7 +21,7 @@ def metadata(
     quantizer: LoadedQuantizer | None = None,
 ) -> dict[str, Any]:
     """Plain values, for JSON and msgpack. What the run does not record is None."""
-    stage, run = policy.stage, policy.run
+    stage = policy.stage
     found = {
         "policy": stage.head,
         "image_size": list(policy.image_size),  # height, width
@@ -39,10 +39,10 @@ def metadata(
             "requests_per_second": limits.requests_per_second,
         },
         "checkpoint": {
-            "step": run.step,
-            "params_hash": run.params_hash,
+            "step": policy.step,
+            "params_hash": policy.params_hash,
             "stage": policy.config.stage,
-            "provenance": run.provenance,
+            "provenance": policy.provenance,
         },
     }
     if stage.head == "latent":
@@ -70,13 +70,13 @@ def check_quantizer(policy: LoadedPolicy, quantizer: LoadedQuantizer) -> None:
     ):
         if theirs != ours:
             raise ValueError(f"--quantizer: its {what} is {theirs}, the policy's is {ours}")
-    label_sets = policy.run.provenance.get("label_sets", {})
+    label_sets = policy.provenance.get("label_sets", {})
     hashes = {labels["quantizer_hash"] for labels in label_sets.values()}
     if not hashes:
         logging.warning("the run records no label sets: whether --quantizer is theirs is not known")
-    if hashes - {quantizer.run.params_hash}:
+    if hashes - {quantizer.params_hash}:
         raise ValueError(
-            f"--quantizer: its hash is {quantizer.run.params_hash}, but the policy learnt labels "
+            f"--quantizer: its hash is {quantizer.params_hash}, but the policy learnt labels "
             f"of {sorted(hashes)}"
         )
 

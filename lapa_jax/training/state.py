@@ -29,13 +29,14 @@ class TrainState:
 
 
 def create(
-    params: Any, variables: Any, optimizer: Optimizer, seed: int, *, ema: bool
+    params: Any, variables: Any, optimizer: Optimizer | None, seed: int, *, ema: bool
 ) -> TrainState:
-    """The state before the first step; works under jit and eval_shape."""
+    """The state before the first step; works under jit and eval_shape. Without an optimizer: of a
+    model that is not trained here."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state=optimizer.init(params),
+        opt_state={} if optimizer is None else optimizer.init(params),
         ema=first_average(params, optimizer) if ema else None,
         variables=variables,
         seed=jnp.asarray(seed, jnp.uint32),

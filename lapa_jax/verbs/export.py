@@ -18,8 +18,7 @@ from lapa_jax.interop.parity import Parity
 from lapa_jax.interop.safetensors_files import SafetensorsDirectory, Tensor
 from lapa_jax.interop.staged import exported_config, staged
 from lapa_jax.nn.module import flatten
-from lapa_jax.runs import examples
-from lapa_jax.runs import run as runs
+from lapa_jax.runs.loaded import LoadedQuantizer, Model, load, require
 
 
 def main(argv: list[str]) -> int:
@@ -51,15 +50,15 @@ def main(argv: list[str]) -> int:
     out = Path(args.out)
     if out.exists():
         raise ValueError(f"--out {out} exists: exports go to a new place")
-    run = runs.load(args.workdir)
+    run = load(args.workdir)
     sys.stdout.write(f"{args.workdir} -> {out}: {FORMATS[args.format].write(run, out, args)}\n")
     return 0
 
 
-def _laq_pt(run: runs.Run, out: Path, args: argparse.Namespace) -> str:
+def _laq_pt(run: Model, out: Path, args: argparse.Namespace) -> str:
     if args.precision:
         raise ValueError("--format laq_pt does not take --precision: it is float32")
-    examples.require_quantizer(run)
+    require(run, LoadedQuantizer)
     model, params = run.stage.model_config, jax.tree.map(np.asarray, run.params)
     torch_code.require_torch()
     tensors = laq_pt.write(model, params)
@@ -78,7 +77,7 @@ def _laq_pt(run: runs.Run, out: Path, args: argparse.Namespace) -> str:
     return f"{len(tensors)} tensors"
 
 
-def _safetensors(run: runs.Run, out: Path, args: argparse.Namespace) -> str:
+def _safetensors(run: Model, out: Path, args: argparse.Namespace) -> str:
     config, dtype = exported_config(run, args.precision)
     tensors = plain.tensors(run.params, run.variables, dtype)
     with staged(out, run) as (directory, parity):
@@ -88,7 +87,7 @@ def _safetensors(run: runs.Run, out: Path, args: argparse.Namespace) -> str:
 
 
 class Format(NamedTuple):
-    write: Callable[[runs.Run, Path, argparse.Namespace], str]
+    write: Callable[[Model, Path, argparse.Namespace], str]
     what: str
 
 

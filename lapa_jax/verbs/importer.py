@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -42,8 +41,9 @@ from lapa_jax.policy.modality import MODALITIES
 from lapa_jax.runs import run
 from lapa_jax.stages.action_finetuning import ACTION_BINS
 from lapa_jax.stages.policy import TOKENIZER
+from lapa_jax.training import state as states
 from lapa_jax.training.checkpoint import Checkpoints
-from lapa_jax.training.state import TrainState
+from lapa_jax.version import __version__
 
 
 def main(argv: list[str]) -> int:
@@ -284,22 +284,14 @@ def write_run(out: Path, imported: Imported, *, source: str, source_format: str)
     variables = imported.variables
     if variables is None:
         variables = jax.jit(lambda key: stage.init(key)[1])(jax.random.key(config.seed))
-    state = TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=imported.params,
-        opt_state={},
-        ema=None,
-        variables=variables,
-        seed=jnp.asarray(config.seed, jnp.uint32),
-        loss_stats=jnp.zeros(3),
-    )
+    state = states.create(imported.params, variables, None, config.seed, ema=False)
     run.claim(out, config)
     meta = {
         "config": configs.to_dict(config),
         "data": {},
         "assets": imported.assets,
         "provenance": {
-            "code_version": run.code_version(),
+            "code_version": __version__,
             "imported": {"format": source_format, "source": Path(source).name},
         },
     }

@@ -68,7 +68,7 @@ def test_what_does_not_fit_the_policy(latent_run, quantizer_run, monkeypatch, ca
     describe.check_quantizer(policy, quantizer)
     assert "the run records no label sets" in caplog.text
     labels = {"label_sets": {"robot": {"quantizer_hash": "another"}}}
-    monkeypatch.setattr(policy, "run", dataclasses.replace(policy.run, provenance=labels))
+    policy = dataclasses.replace(policy, provenance=labels)
     with pytest.raises(ValueError, match=r"learnt labels of \['another'\]"):
         describe.check_quantizer(policy, quantizer)
 

@@ -172,7 +172,7 @@ def test_metadata(action_server, action_run):
         "centres": None,
     }
     assert [len(row) for row in found["action"]["centres"]] == [5, 3]
-    run = loaded.load_policy(action_run).run
+    run = loaded.load_policy(action_run)
     assert found["checkpoint"]["params_hash"] == run.params_hash
     assert found["checkpoint"]["provenance"] == run.provenance
 

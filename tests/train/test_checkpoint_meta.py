@@ -15,9 +15,10 @@ from lapa_jax.nn import lora, module
 from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.policy.codecs import action as action_tokens
 from lapa_jax.policy.text import TextTokenizer
-from lapa_jax.runs import run as runs
+from lapa_jax.runs import loaded, start
 from lapa_jax.training import checkpoint
 from lapa_jax.training.guard import NonFiniteError
+from lapa_jax.version import __version__
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -75,7 +76,7 @@ def test_everything_is_in_the_checkpoint(latent_run, tiny_data):
     }
     assert meta["provenance"]["label_sets"]["robot"]["quantizer_hash"] == "0" * 32
     assert meta["provenance"]["init_from"] is None
-    assert meta["provenance"]["code_version"] == runs.code_version()
+    assert meta["provenance"]["code_version"] == __version__
     tokenizer = TextTokenizer(meta["assets"]["tokenizer.model"])
     assert tokenizer.vocab_size <= config.model.text_vocab
 
@@ -85,10 +86,10 @@ def test_a_run_needs_only_its_checkpoints(latent_run, tmp_path):
     workdir, config = latent_run
     moved = tmp_path / "moved"
     shutil.copytree(workdir, moved)
-    run = runs.load(moved)
+    run = loaded.load(moved)
     assert run.step == 4 and run.config == config
-    assert run.params_hash == runs.load(workdir).params_hash
-    older = runs.load(moved, step=2)
+    assert run.params_hash == loaded.load(workdir).params_hash
+    older = loaded.load(moved, step=2)
     assert older.step == 2 and older.params_hash != run.params_hash
     prompts = run.stage.prompts(["move the red square to place 1"])
     image = np.zeros((1, 1, tiny.SIZE, tiny.SIZE, 3), np.uint8)
@@ -98,7 +99,7 @@ def test_a_run_needs_only_its_checkpoints(latent_run, tmp_path):
 
 def test_a_workdir_without_checkpoint_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=str(tmp_path)):
-        runs.load(tmp_path)
+        loaded.load(tmp_path)
 
 
 def test_another_config_is_refused(started, tiny_data):
@@ -159,7 +160,7 @@ def test_a_state_that_is_not_finite_is_never_saved(tiny_data, tmp_path):
     bad = int(str(error.value).split()[1])
     steps = checkpoint.list_steps(tmp_path / "checkpoints")
     assert steps == list(range(1, bad))
-    params = runs.load(tmp_path).params
+    params = loaded.load(tmp_path).params
     assert all(np.isfinite(x).all() for x in map(np.asarray, jax.tree.leaves(params)))
     with pytest.raises(NonFiniteError, match=f"step {bad} "):  # a restart ends at the same step
         train.train(config, tmp_path)
@@ -170,7 +171,7 @@ def test_starting_from_another_run(latent_run, tiny_data, tmp_path):
     workdir, _ = latent_run
     config = tiny.config("action_finetuning", tiny_data, init_from=str(workdir))
     assert train.train(config, tmp_path)
-    source, run = runs.load(workdir), runs.load(tmp_path)
+    source, run = loaded.load(workdir), loaded.load(tmp_path)
     report = json.loads((tmp_path / "init_from.json").read_text())
     assert sorted(report["dropped"]) == [
         "embeddings/latent/table",
@@ -190,7 +191,7 @@ def test_starting_from_another_run(latent_run, tiny_data, tmp_path):
 
 def test_parameters_of_a_source_are_read_split(latent_run, monkeypatch):
     """... and none whole: that would be more than a device holds."""
-    run, source = runs.load(latent_run[0]), runs.find(latent_run[0])
+    run, source = loaded.load(latent_run[0]), start.find(latent_run[0])
     expected, abstract = module.flatten(run.params), module.flatten(source.params)
     assert {p: (x.shape, x.dtype) for p, x in abstract.items()} == {
         p: (x.shape, x.dtype) for p, x in expected.items()
@@ -198,7 +199,7 @@ def test_parameters_of_a_source_are_read_split(latent_run, monkeypatch):
     mesh = make_mesh(dict(data=1, fsdp=8, seq=1, tensor=1))
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
     where = {path: split for path, x in expected.items() if x.shape[0] % 8 == 0}
-    monkeypatch.setattr(runs, "load", None)
+    monkeypatch.setattr(start, "load", None)
     found, params_hash = source.read(where)
     assert found.keys() == where.keys() and len(where) > 2 and params_hash == run.params_hash
     for path, x in found.items():
@@ -218,10 +219,10 @@ def test_fine_tuning_a_head_and_factors(latent_run, tiny_data, tmp_path):
         optimizer__ema_decay=0.5,
     )
     assert train.train(config, tmp_path / "lora")
-    source = module.flatten(runs.load(latent_run[0]).params)
+    source = module.flatten(loaded.load(latent_run[0]).params)
     saved = checkpoint.load_params(tmp_path / "lora" / "checkpoints", ema=True)
     run = module.flatten(saved.params)
-    assert set(module.flatten(runs.load(tmp_path / "lora").params)) == {
+    assert set(module.flatten(loaded.load(tmp_path / "lora").params)) == {
         path for path in run if "lora" not in path
     }
     report = json.loads((tmp_path / "lora" / "init_from.json").read_text())
@@ -241,7 +242,7 @@ def test_fine_tuning_a_head_and_factors(latent_run, tiny_data, tmp_path):
     assert train.train(config, tmp_path / "whole")
     report = json.loads((tmp_path / "whole" / "init_from.json").read_text())
     assert report["initialised"] == report["dropped"] == []
-    assert not lora.is_adapted(runs.load(tmp_path / "whole").params)
+    assert not lora.is_adapted(loaded.load(tmp_path / "whole").params)
 
 
 def test_what_nothing_has_trained_cannot_be_frozen(tiny_data, tmp_path):
