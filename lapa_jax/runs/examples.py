@@ -12,8 +12,8 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from data_pipelines.loader.frames import FrameReader
 from data_pipelines.index import CorpusIndex
+from data_pipelines.loader.frames import FrameReader
 from data_pipelines.loader.mixture import open_mixture
 from experiments import base
 

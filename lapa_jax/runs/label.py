@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from data_pipelines.index import load_index
 from data_pipelines.index.labels import IMAGE_TOKENS, LabelSetWriter
+from lapa_jax.parallel import sharding
+from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.runs import examples
 from lapa_jax.runs.loaded import LoadedImageTokenizer, LoadedQuantizer, Model, require
 from lapa_jax.version import __version__
-from lapa_jax.parallel import sharding
-from lapa_jax.parallel.mesh import make_mesh
 
 IMAGES = 32  # in a batch of the image tokenizer, whose first level keeps every pixel
 

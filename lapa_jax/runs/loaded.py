@@ -373,9 +373,7 @@ def load_policy(
         image_tokenizer = load_image_tokenizer(image_tokenizer)
     policy = require(load(directory), LoadedPolicy)
     stage, params = policy.stage.for_decoding(policy.params)
-    return dataclasses.replace(
-        policy, stage=stage, params=params, image_tokenizer=image_tokenizer
-    )
+    return dataclasses.replace(policy, stage=stage, params=params, image_tokenizer=image_tokenizer)
 
 
 def open_checkpoints(workdir: str | Path, step: int | None = None) -> tuple[Path, dict[str, Any]]:

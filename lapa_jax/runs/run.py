@@ -7,7 +7,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lapa_jax import config as configs
-from lapa_jax.runs.loaded import Model as Run, load  # noqa: F401 (until all have moved)
+from lapa_jax.runs.loaded import Model as Run  # noqa: F401  until all have moved
+from lapa_jax.runs.loaded import load  # noqa: F401
 from lapa_jax.training import places
 
 # Keys that may differ when a run is continued: none of them changes what is computed, those of
@@ -50,5 +51,3 @@ def claim(workdir: str | Path, config: ConfigDict) -> Path:
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON atomically: a reader sees the old file or the new one."""
     places.replace(path, json.dumps(value, indent=1) + "\n")
-
-
