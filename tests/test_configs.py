@@ -4,6 +4,7 @@ import importlib
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 import tiny
 
@@ -13,8 +14,10 @@ from lapa_jax import stages
 from lapa_jax.nn.module import Functional, flatten
 from lapa_jax.parallel import sharding
 from lapa_jax.parallel.mesh import make_mesh
+from lapa_jax.policy.codecs.action import ActionClusters
 from lapa_jax.policy.text import train
 from lapa_jax.policy.vla import VLA, VLAConfig
+from lapa_jax.stages.action_finetuning import ACTION_BINS
 from lapa_jax.stages.policy import LAYOUT_KEYS, TOKENIZER
 from lapa_jax.training.optimizer import OPTIMIZERS, make_optimizer
 from lapa_jax.training.state import create, state_shardings
@@ -78,6 +81,22 @@ def test_config_survives_json(experiment):
     assert again == config and again.is_locked
     with pytest.raises(AttributeError):
         again.stepz = 3
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("key", ["dim", "unroll"])
+def test_a_key_that_a_config_lacks_is_an_error_though_new_configs_have_a_default(experiment, key):
+    config = load(experiment)
+    tokenizer = train([f"push block {i} to the wall" for i in range(20)], 384)
+    clusters = ActionClusters(np.zeros((8, 2), np.float32), np.ones(2, np.float32)).to_json()
+    with config.unlocked():
+        del config.model[key]
+    with pytest.raises(ValueError, match=rf"model: unknown keys \[\], missing keys \['{key}'\]"):
+        stages.build(config, {TOKENIZER: tokenizer, ACTION_BINS: clusters})
+    with config.unlocked():
+        config.model[key], config.model.nonsense = 1, 1
+    with pytest.raises(ValueError, match=r"model: unknown keys \['nonsense'\]"):
+        stages.build(config, {TOKENIZER: tokenizer, ACTION_BINS: clusters})
 
 
 @pytest.mark.parametrize("encoder", ["tabletop", "dinov2_small", "dinov2_giant"])

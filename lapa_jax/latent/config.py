@@ -2,10 +2,10 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from lapa_jax.latent.bottlenecks import CONTINUOUS, bottleneck_config
+from lapa_jax.latent.bottlenecks import CONTINUOUS, bottleneck_config, bottleneck_settings
 from lapa_jax.latent.legacy import check_shapes
 from lapa_jax.nn.layers import dtype_of
 
@@ -14,45 +14,46 @@ PREDICT = ("frame", "residual")
 
 @dataclass(frozen=True)
 class QuantizerConfig:
-    """`collapse_fraction`: of codebook_size; training warns while perplexity stays under it.
-    `normalize_decay`: per step, of the statistics by which latents are normalised; 0 leaves them as
-    they are (the paper). `bottleneck`, `objective`: {name, ...its settings}. `predict`: the
+    """The defaults: a small one for frames of 64 pixels a side.
+
+    `collapse_fraction`: of codebook_size; training warns while perplexity stays under it.
+    `normalize_decay`: per step, of the mean and variance by which latents are normalised; 0 leaves
+    them as they are (the paper). `bottleneck`, `objective`: {name, ...its settings}. `predict`: the
     decoder's output is the later "frame" itself (the paper) or a "residual" added to the pixels of
     the first frame. `legacy`: the original's quirks (legacy.py). `unroll`: layers per scan step, 0
     for all."""
 
     image_size: tuple[int, int]
     num_frames: int
-    patch_size: int
-    dim: int
-    mlp_dim: int
-    heads: int
-    head_dim: int
-    spatial_depth: int
-    temporal_depth: int
-    decoder_depth: int
-    quant_dim: int
-    codebook_size: int
-    code_length: int
-    collapse_fraction: float
-    normalize_decay: float
-    bottleneck: Mapping[str, Any]
-    objective: Mapping[str, Any]
-    predict: str
-    legacy: bool
     compute_dtype: str
-    attention: str
-    remat: str
-    unroll: int
+    patch_size: int = 8  # pixels
+    dim: int = 48
+    mlp_dim: int = 96
+    heads: int = 3
+    head_dim: int = 16
+    spatial_depth: int = 1
+    temporal_depth: int = 1
+    decoder_depth: int = 2
+    quant_dim: int = 4
+    codebook_size: int = 8
+    code_length: int = 1
+    collapse_fraction: float = 0.25
+    normalize_decay: float = 0.95
+    bottleneck: Mapping[str, Any] = field(default_factory=lambda: bottleneck_settings("nsvq"))
+    objective: Mapping[str, Any] = field(default_factory=lambda: {"name": "pixels"})
+    predict: str = "residual"
+    legacy: bool = False
+    attention: str = "auto"  # or xla, cudnn, splash, ring: see docs/sharding.md
+    remat: str = "none"
+    unroll: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", tuple(self.image_size))
         object.__setattr__(self, "bottleneck", dict(self.bottleneck))
         object.__setattr__(self, "objective", dict(self.objective))
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type in ("int", int) and field.name != "unroll" and value < 1:
-                raise ValueError(f"model.{field.name}={value} must be at least 1")
+        for name in (f.name for f in fields(self) if f.type in ("int", int)):
+            if name != "unroll" and getattr(self, name) < 1:
+                raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
         if self.codebook_size < 2:
             raise ValueError(f"model.codebook_size={self.codebook_size} must be at least 2")
         if self.num_frames < 2:

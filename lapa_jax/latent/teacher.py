@@ -24,19 +24,19 @@ from lapa_jax.nn.vit import EPS, Block, ViT, ViTConfig, vit_flops
 VARIANCE = 1e-3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MaskedAutoencoderConfig(ViTConfig):
     """The encoder's keys are those of ViTConfig. `mask_fraction`: of the patches that the encoder
     does not see. `decoder_depth`: 0 is an encoder alone, which cannot be trained."""
 
     image_size: tuple[int, int]
-    mask_fraction: float
-    decoder_dim: int
-    decoder_depth: int
-    decoder_heads: int
     compute_dtype: str
-    remat: str
-    unroll: int
+    mask_fraction: float = 0.75
+    decoder_dim: int = 32
+    decoder_depth: int = 2
+    decoder_heads: int = 2
+    remat: str = "none"
+    unroll: int = 0  # layers per scan step; 0: all
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,9 +1,17 @@
-"""Parts that a config chooses by name: `{name, ...settings}` against a registry."""
+"""Parts that a config chooses by name: `{name, ...settings}` against a registry.
+
+A part's dataclass declares its settings, and their defaults for new configs. A field without a
+default is no key of config files: its stage fills it in from elsewhere in the config. A config that
+is read must have every key; defaults are only for new ones.
+"""
 
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from typing import Any
 
-Registry = Mapping[str, tuple[type, type]]  # name → (config class, module class)
+from ml_collections import ConfigDict
+
+Registry = Mapping[str, tuple[type, type | None]]  # name → (config class, module class)
 
 
 def named_config(settings: Mapping[str, Any], registry: Registry, key: str) -> tuple[str, Any]:
@@ -19,8 +27,29 @@ def named_config(settings: Mapping[str, Any], registry: Registry, key: str) -> t
 
 
 def typed_config(kind: type, settings: Mapping[str, Any], key: str) -> Any:
-    """`kind(**settings)`; unknown or missing settings are a ValueError with the key."""
+    """`kind(**settings)`; unknown or missing settings, defaults or not, raise ValueError."""
+    known = {field.name for field in fields(kind)}
+    unknown, missing = sorted(set(settings) - known), sorted(known - set(settings))
+    if unknown or missing:
+        raise ValueError(f"{key}: unknown keys {unknown}, missing keys {missing}")
     try:
         return kind(**settings)
     except TypeError as error:
         raise ValueError(f"{key}: {error}") from error
+
+
+def named_settings(name: str, registry: Registry, what: str, **changes: Any) -> ConfigDict:
+    """`{name, ...settings}` for a new config: the defaults of that part, with these changes."""
+    if name not in registry:
+        raise ValueError(f"{what}={name!r} must be one of {sorted(registry)}")
+    return ConfigDict({"name": name, **default_settings(registry[name][0], **changes)})
+
+
+def default_settings(kind: type, **changes: Any) -> ConfigDict:
+    """The settings of `kind` for a new config, with these changes."""
+    defaults = {
+        field.name: field.default if field.default_factory is MISSING else field.default_factory()
+        for field in fields(kind)
+        if field.default is not MISSING or field.default_factory is not MISSING
+    }
+    return ConfigDict({**defaults, **changes})

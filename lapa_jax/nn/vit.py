@@ -15,11 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from ml_collections import ConfigDict
 
 from lapa_jax.nn.attention import attention
 from lapa_jax.nn.layers import Dense, LayerNorm, truncated_normal
 from lapa_jax.nn.module import param
 from lapa_jax.nn.patches import to_patches
+from lapa_jax.nn.registry import default_settings
 from lapa_jax.nn.stack import Stack
 from lapa_jax.parallel.sharding import constrain
 
@@ -29,21 +31,23 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """`grid`: patch rows and columns of the learned positions; images of another grid take
+    """The defaults: a small one for images of 64 pixels a side.
+
+    `grid`: patch rows and columns of the learned positions; images of another grid take
     interpolated ones. `registers`: tokens that stand for no patch (Darcet et al. 2023). `swiglu`:
     the gated feed-forward of the largest DINOv2."""
 
     KEY: ClassVar[str] = "model"  # where a config has these
 
-    grid: tuple[int, int]
-    patch_size: int
-    dim: int
-    depth: int
-    heads: int
-    head_dim: int
-    mlp_dim: int
-    registers: int
-    swiglu: bool
+    grid: tuple[int, int] = (8, 8)
+    patch_size: int = 8  # pixels
+    dim: int = 64
+    depth: int = 4
+    heads: int = 4
+    head_dim: int = 16
+    mlp_dim: int = 256
+    registers: int = 0
+    swiglu: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid", tuple(self.grid))
@@ -58,6 +62,28 @@ class ViTConfig:
     def architecture(self) -> dict[str, object]:
         """The settings that weights depend on, those of a subclass left out."""
         return {field.name: getattr(self, field.name) for field in fields(ViTConfig)}
+
+
+def _dinov2(dim: int, depth: int, **changes: object) -> dict[str, object]:
+    sizes = dict(dim=dim, depth=depth, heads=dim // 64, head_dim=64, mlp_dim=4 * dim)
+    return dict(grid=(37, 37), patch_size=14) | sizes | changes
+
+
+# name → its settings that differ from ViTConfig's. DINOv2's have registers=0 or 4.
+ENCODERS: dict[str, dict[str, object]] = {
+    "tabletop": {},
+    "dinov2_small": _dinov2(384, 12),
+    "dinov2_base": _dinov2(768, 12),
+    "dinov2_large": _dinov2(1024, 24),
+    "dinov2_giant": _dinov2(1536, 40, mlp_dim=4096, swiglu=True),
+}
+
+
+def vit_settings(encoder: str = "tabletop") -> ConfigDict:
+    """For a new config: the architecture of one of ENCODERS."""
+    if encoder not in ENCODERS:
+        raise ValueError(f"encoder={encoder!r} must be one of {sorted(ENCODERS)}")
+    return default_settings(ViTConfig, **ENCODERS[encoder])
 
 
 class ViT(nnx.Module):

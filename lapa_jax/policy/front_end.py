@@ -8,16 +8,17 @@ D width.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from ml_collections import ConfigDict
 
 from lapa_jax.nn.layers import Dense, LayerNorm, truncated_normal
 from lapa_jax.nn.module import freeze, param
-from lapa_jax.nn.registry import named_config, typed_config
+from lapa_jax.nn.registry import default_settings, named_config, named_settings, typed_config
 from lapa_jax.parallel.sharding import constrain
 from lapa_jax.policy.image_tokenizer import ImageEncoder, ImageTokenizerConfig, encoder_flops
 
@@ -32,8 +33,8 @@ class PatchesConfig:
     frozen_flops: ClassVar[int] = 0  # per image, of what no gradient passes
 
     image_size: tuple[int, int]
-    patch_size: int
-    stem_channels: tuple[int, ...]
+    patch_size: int = 16
+    stem_channels: tuple[int, ...] = ()  # slow on CPUs
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", tuple(self.image_size))
@@ -81,8 +82,10 @@ class VqganConfig:
     column: ClassVar[str] = "frames"
 
     image_size: tuple[int, int]
-    weights: str
-    tokenizer: Mapping[str, Any] | TokenizerConfig
+    weights: str = ""
+    tokenizer: Mapping[str, Any] | TokenizerConfig = field(
+        default_factory=lambda: default_settings(TokenizerConfig)
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", tuple(self.image_size))
@@ -110,7 +113,7 @@ class CachedTokensConfig:
     column: ClassVar[str] = "image_tokens"
     frozen_flops: ClassVar[int] = 0
 
-    num_tokens: int
+    num_tokens: int = 256
 
     def flops(self, dim: int) -> int:
         return 0
@@ -253,6 +256,11 @@ FRONT_ENDS: dict[str, tuple[type, type | None]] = {
 def front_end_config(settings: Mapping[str, Any]) -> tuple[str, Any]:
     """(name, typed config) of a `{name, ...}` mapping."""
     return named_config(settings, FRONT_ENDS, "model.front_end")
+
+
+def front_end_settings(name: str) -> ConfigDict:
+    """For a new config."""
+    return named_settings(name, FRONT_ENDS, "front_end")
 
 
 def front_end_column(settings: Mapping[str, Any]) -> str:

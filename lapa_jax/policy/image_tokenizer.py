@@ -25,18 +25,20 @@ GROUPS, EPS = 32, 1e-6  # of the norms
 
 @dataclass(frozen=True)
 class ImageTokenizerConfig:
-    """`dim` times its multiplier is the width of a level; each level but the last halves the sides.
+    """The defaults: LWM's, for images of 256 pixels a side and 16 x 16 tokens.
+
+    `dim` times its multiplier is the width of a level; each level but the last halves the sides.
     `blocks`: residual blocks of a level (the decoder's have one more). `latent_dim`: channels
     between the levels and the codes, `code_dim` those of a code."""
 
     KEY: ClassVar[str] = "model"  # where a config has these
 
-    dim: int
-    multipliers: tuple[int, ...]
-    blocks: int
-    latent_dim: int
-    code_dim: int
-    codebook_size: int
+    dim: int = 128
+    multipliers: tuple[int, ...] = (1, 2, 2, 4, 6)
+    blocks: int = 2
+    latent_dim: int = 64
+    code_dim: int = 64
+    codebook_size: int = 8192
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "multipliers", tuple(self.multipliers))

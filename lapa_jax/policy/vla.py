@@ -11,7 +11,7 @@ width, V vocabulary.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +25,7 @@ from lapa_jax.nn.module import param
 from lapa_jax.nn.position import rope, rope_tables
 from lapa_jax.nn.stack import Stack
 from lapa_jax.parallel.sharding import constrain
-from lapa_jax.policy.front_end import FRONT_ENDS, front_end_config
+from lapa_jax.policy.front_end import FRONT_ENDS, front_end_config, front_end_settings
 from lapa_jax.policy.modality import FILL, IMAGE, MODALITIES
 
 # Backbone sizes under the names LWM and EasyLM use, and small ones of our own.
@@ -45,31 +45,34 @@ SIZES: dict[str, dict[str, int]] = {
 
 @dataclass(frozen=True)
 class VLAConfig:
-    """A vocabulary of 0 leaves the modality out: no table and no head. `front_end`: {name, ...its
+    """The defaults: a small one for images of 64 pixels a side.
+
+    A vocabulary of 0 leaves the modality out: no table and no head. `front_end`: {name, ...its
     settings}. `legacy`: the original's rotary angles, rounded to `compute_dtype`."""
 
-    text_vocab: int
-    image_vocab: int
-    latent_vocab: int
-    action_vocab: int
-    front_end: Mapping[str, Any]
-    dim: int
-    depth: int
-    heads: int
-    head_dim: int
-    mlp_dim: int
-    rope_theta: float
-    norm_eps: float
-    init_std: float
     compute_dtype: str
-    param_dtype: str
-    attention: str
-    remat: str
-    unroll: int
-    legacy: bool
-    lora_rank: int  # 0: none; see lora.py
-    lora_alpha: float
-    lora_pattern: str
+    text_vocab: int = 384
+    image_vocab: int = 0
+    latent_vocab: int = 0  # the quantizer's codebook_size
+    action_vocab: int = 0  # most bins of an action dimension
+    front_end: Mapping[str, Any] = field(default_factory=lambda: front_end_settings("patches"))
+    dim: int = 128
+    depth: int = 3
+    heads: int = 4
+    head_dim: int = 32
+    mlp_dim: int = 256
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+    init_std: float = 0.06
+    param_dtype: str = "float32"
+    attention: str = "auto"  # or xla, cudnn, splash, ring: see docs/sharding.md
+    remat: str = "none"
+    unroll: int = 0  # layers per scan step; 0: all
+    # The original's prompt and rows, too (layout.py).
+    legacy: bool = False
+    lora_rank: int = 0  # of the factors beside the kernels of lora_pattern; 0: none; see lora.py
+    lora_alpha: float = 16.0  # they count alpha / rank
+    lora_pattern: str = "attention/(q|k|v|out)|mlp/(gate|up|down)"  # paths inside of a layer
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "front_end", dict(self.front_end))

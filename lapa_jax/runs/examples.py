@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from data_pipelines.index import CorpusIndex
 from data_pipelines.loader.frames import FrameReader
 from data_pipelines.loader.mixture import open_mixture
-from experiments import base
+from lapa_jax.settings import corpus_settings
 
 BATCH = 256
 
@@ -90,12 +90,12 @@ class Pairs(Frames):
     def __init__(self, config: ConfigDict, corpus: dict, *, batch: int = BATCH):
         self.window_seconds = corpus.get("window_seconds") or trained_window(config)
         data = ConfigDict(config.data.to_dict())
-        template = base.corpus("")
+        template = corpus_settings("")
         for trained in [c.to_dict() for c in data.corpora.values()][:1]:
             template |= trained
         # Every pair there is, whatever the training drew from.
         every = ("label_set", "fps", "fraction", "min_episode_steps", "require_instruction")
-        template |= {key: base.corpus("")[key] for key in every}
+        template |= {key: corpus_settings("")[key] for key in every}
         data.corpora = ConfigDict(
             {"corpus": template | corpus | {"window_seconds": self.window_seconds}}
         )

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from lapa_jax.nn.registry import named_config
+from lapa_jax.nn.registry import named_config, named_settings
 from lapa_jax.stages.stage import Batch, Metrics, Params, Stage, Variables
 
 COLUMN = "position_words"
@@ -32,15 +32,18 @@ class CropAndColour:
     """A crop of `crop_area` of the image, at its aspect, anywhere, resized to the whole. Then of
     `colour_fraction` of the examples brightness and contrast change: x * (1 ± contrast) ±
     brightness; and, drawn apart, of as many hue, saturation and value. All are uniform, and of
-    values in [0, 1] but for the hue."""
+    values in [0, 1] but for the hue.
 
-    crop_area: float
-    brightness: float
-    contrast: float
-    hue_degrees: float
-    saturation: float
-    value: float
-    colour_fraction: float
+    The defaults are of the original's fine-tuning on a real robot, in units of its own: 5 of 180 in
+    hue, 20 of 255 in saturation and value."""
+
+    crop_area: float = 0.9
+    brightness: float = 0.2
+    contrast: float = 0.2
+    hue_degrees: float = 10.0
+    saturation: float = 20 / 255
+    value: float = 20 / 255
+    colour_fraction: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0 < self.crop_area <= 1:
@@ -60,6 +63,11 @@ class CropAndColour:
 
 
 AUGMENTATIONS = {"none": (NoAugmentation, None), "crop_and_colour": (CropAndColour, None)}
+
+
+def augment_settings(name: str) -> ConfigDict:
+    """For a new config."""
+    return named_settings(name, AUGMENTATIONS, "augment")
 
 
 def settings_of(data: ConfigDict) -> CropAndColour | None:

@@ -7,6 +7,8 @@ front-end computes image tokens, text_slots, text_targets int32 (R, k·M) where 
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.rlds.schema import images_per_example
 from lapa_jax.nn.module import Functional
+from lapa_jax.nn.registry import default_settings, typed_config
 from lapa_jax.nn.stack import unstack
 from lapa_jax.policy.decoding import decode
 from lapa_jax.policy.front_end import front_end_column
@@ -27,8 +30,24 @@ from lapa_jax.stages.image_tokenizer import adopt_tokenizer, tokenizer_source
 from lapa_jax.stages.stage import Assets, Batch, Metrics, Params, Stage, Variables
 
 TOKENIZER = "tokenizer.model"
-# Keys of config.model that say how rows are laid out; the others are the model's own.
-LAYOUT_KEYS = ("tokenizer", "text_length", "sequence_length", "examples_per_row")
+
+
+@dataclass(frozen=True)
+class RowSettings:
+    """Keys of config.model that say how rows are laid out; the others are the model's own."""
+
+    tokenizer: str = ""  # a SentencePiece .model; empty: trained on the corpora's instructions
+    text_length: int = 20  # tokens of an instruction at most, the begin mark included
+    sequence_length: int = 0  # tokens of a row; 0: what the longest examples need
+    examples_per_row: int = 1  # more: packing
+
+
+LAYOUT_KEYS = tuple(field.name for field in fields(RowSettings))
+
+
+def policy_settings(**changes: Any) -> ConfigDict:
+    """config.model of a new policy."""
+    return default_settings(VLAConfig, **{**default_settings(RowSettings), **changes})
 
 
 class PolicyStage(Stage):
@@ -48,7 +67,8 @@ class PolicyStage(Stage):
         self.from_pixels = front_end_column(model["front_end"]) == "frames"
         if self.from_pixels:
             model["front_end"] |= {"image_size": config.data.image_size}
-        self.model_config = VLAConfig(**model, compute_dtype=config.compute_dtype)
+        model["compute_dtype"] = config.compute_dtype
+        self.model_config = typed_config(VLAConfig, model, "model")
         for name, needed in (
             ("text", self.tokenizer.vocab_size),
             (self.head, max(self.limits)),

@@ -11,6 +11,7 @@ from lapa_jax.latent import Quantizer, QuantizerConfig, Reading, quantizer_flops
 from lapa_jax.latent.objectives import OBJECTIVES, FeaturesConfig, objective_config
 from lapa_jax.nn import surgery
 from lapa_jax.nn.module import Functional
+from lapa_jax.nn.registry import typed_config
 from lapa_jax.stages import augmentation
 from lapa_jax.stages.stage import (
     Assets,
@@ -37,12 +38,13 @@ class QuantizerStage(Stage):
     def __init__(self, config: ConfigDict, assets: Assets):
         del assets
         self.config = config
-        self.model_config = QuantizerConfig(
+        settings = {
             **config.model,
-            image_size=config.data.image_size,
-            num_frames=config.data.num_frames,
-            compute_dtype=config.compute_dtype,
-        )
+            "image_size": config.data.image_size,
+            "num_frames": config.data.num_frames,
+            "compute_dtype": config.compute_dtype,
+        }
+        self.model_config = typed_config(QuantizerConfig, settings, "model")
         self.model = Functional(lambda rngs: Quantizer(self.model_config, rngs=rngs))
 
     def prepare(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -18,9 +18,14 @@ LISTED = 8  # parameters that an error names
 @dataclasses.dataclass(frozen=True)
 class Group:
     pattern: str
-    lr_scale: float  # of the whole update, weight decay included
-    decay_scale: float  # of optimizer.weight_decay, which only matrices have
-    frozen: bool  # no gradient, no moments, no moving average
+    lr_scale: float = 1.0  # of the whole update, weight decay included
+    decay_scale: float = 1.0  # of optimizer.weight_decay, which only matrices have
+    frozen: bool = False  # no gradient, no moments, no moving average
+
+
+def group_settings(pattern: str, **changes: Any) -> dict[str, Any]:
+    """For a new config: the parameters whose whole path matches a regular expression."""
+    return dataclasses.asdict(Group(pattern)) | changes
 
 
 def read_groups(config: Mapping[str, Mapping[str, Any]]) -> dict[str, Group]:

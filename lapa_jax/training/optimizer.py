@@ -4,8 +4,8 @@ all share: clipping by the global norm, weight decay, the schedule, the groups' 
     update = - lr(step) · lr_scale · (direction + weight_decay · decay_scale · parameter)
 
 Weight decay applies to arrays of rank >= 2, not counting the dimension of stacked layers. Frozen
-parameters get no gradient, no moments and no moving average. Every key must be present (defaults
-are in experiments/base.py) and an unknown one is an error.
+parameters get no gradient, no moments and no moving average. Every key must be present and an
+unknown one is an error; `optimizer_settings` makes those of a new config.
 """
 
 import dataclasses
@@ -16,21 +16,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
-from lapa_jax.training.groups import Group, assign, path_name, read_groups, split
+from lapa_jax.training.groups import (
+    Group,
+    assign,
+    group_settings,
+    path_name,
+    read_groups,
+    split,
+)
 from lapa_jax.training.schedules import Schedule, make_schedule
 
-COMMON_KEYS = (
-    "name",
-    "peak_lr",
-    "end_lr",
-    "warmup_steps",
-    "schedule",
-    "weight_decay",
-    "clip_norm",  # 0: no clipping
-    "groups",
-    "ema_decay",  # 0: no EMA; read by the loop
-)
+COMMON = {  # defaults of the keys that all have, beside the groups
+    "schedule": "warmup_cosine",
+    "peak_lr": 1e-3,
+    "end_lr": 0.0,
+    "warmup_steps": 100,
+    "weight_decay": 0.0,
+    "clip_norm": 1.0,  # 0.0: no clipping
+    "ema_decay": 0.0,  # of a moving average of the parameters, read by the loop; 0.0: none
+}
 Axes = Mapping[str, tuple[str | None, ...]]  # logical axis names by slash-separated path
 
 
@@ -77,8 +83,8 @@ def make_optimizer(config: Mapping[str, Any], total_steps: int, axes: Any) -> Op
     name = config["name"]
     if name not in OPTIMIZERS:
         raise ValueError(f"optimizer.name={name!r} is unknown; known: {sorted(OPTIMIZERS)}")
-    direction, keys = OPTIMIZERS[name]
-    keys = (*COMMON_KEYS, *keys)
+    direction, own = OPTIMIZERS[name]
+    keys = ("name", *COMMON, "groups", *(key for key in own if key not in COMMON))
     unknown, missing = sorted(set(config) - set(keys)), sorted(set(keys) - set(config))
     if unknown or missing:
         raise ValueError(
@@ -218,10 +224,30 @@ def matrix_dims(names: tuple[str | None, ...]) -> optax.contrib.MuonDimensionNum
     return optax.contrib.MuonDimensionNumbers(*(tuple(axes) for axes in sides.values()))
 
 
-# name -> (direction(config, axes), the keys that it reads)
-OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], tuple[str, ...]]] = {
-    "adamw": (_adamw, ("b1", "b2", "eps")),
-    "adafactor": (_adafactor, ("decay_exponent", "max_decay", "min_factored_size", "eps")),
-    "lion": (_lion, ("b1", "b2")),
-    "muon": (_muon, ("b1", "b2", "eps", "momentum", "newton_schulz_steps", "update_rms")),
+# name -> (direction(config, axes), defaults of the keys that it reads and of what else differs)
+OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], dict[str, Any]]] = {
+    "adamw": (_adamw, {"b1": 0.9, "b2": 0.95, "eps": 1e-8}),
+    # No first moment, and the second one factored where both dimensions are large enough. It decays
+    # by 1 - step^-decay_exponent, up to max_decay.
+    "adafactor": (
+        _adafactor,
+        {"decay_exponent": 0.8, "max_decay": 0.999, "min_factored_size": 128, "eps": 1e-30},
+    ),
+    # Every update has an RMS of 1.
+    "lion": (_lion, {"b1": 0.9, "b2": 0.99, "peak_lr": 1e-4}),
+    # update_rms is AdamW's, so that its peak_lr and weight_decay carry over; b1, b2 and eps are of
+    # the AdamW that trains what is no matrix.
+    "muon": (
+        _muon,
+        {"momentum": 0.95, "newton_schulz_steps": 5, "update_rms": 0.2}
+        | {"b1": 0.9, "b2": 0.95, "eps": 1e-8},
+    ),
 }
+
+
+def optimizer_settings(name: str = "adamw") -> ConfigDict:
+    """config.optimizer of a new config: every parameter in one group."""
+    if name not in OPTIMIZERS:
+        raise ValueError(f"optimizer={name!r} must be one of {sorted(OPTIMIZERS)}")
+    groups = {"all": group_settings(".*")}
+    return ConfigDict({"name": name, **COMMON, **OPTIMIZERS[name][1], "groups": groups})

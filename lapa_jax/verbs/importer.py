@@ -16,7 +16,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import base
 from lapa_jax import config as configs
 from lapa_jax import stages
 from lapa_jax.interop import (
@@ -32,15 +31,19 @@ from lapa_jax.interop import (
 )
 from lapa_jax.interop.mapping import Rule, Rules, to_ours
 from lapa_jax.interop.safetensors_files import SafetensorsDirectory
+from lapa_jax.latent.teacher import MaskedAutoencoderConfig
 from lapa_jax.nn.layers import DTYPES
 from lapa_jax.nn.module import Tree, flatten, unflatten
+from lapa_jax.nn.registry import default_settings
 from lapa_jax.parallel import sharding
 from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.policy.codecs import action as action_tokens
+from lapa_jax.policy.front_end import front_end_settings
 from lapa_jax.policy.modality import MODALITIES
 from lapa_jax.runs import run
+from lapa_jax.settings import stage_settings
 from lapa_jax.stages.action_finetuning import ACTION_BINS
-from lapa_jax.stages.policy import TOKENIZER
+from lapa_jax.stages.policy import TOKENIZER, policy_settings
 from lapa_jax.training import state as states
 from lapa_jax.training.checkpoint import Checkpoints
 from lapa_jax.version import __version__
@@ -105,7 +108,7 @@ def _laq_pt(args: argparse.Namespace) -> Imported:
         raise ValueError("--format laq_pt needs --image_size: the shapes do not tell it")
     tensors = laq_pt.load_file(args.source)
     model, params = laq_pt.read(tensors, args.image_size, args.code_length)
-    config = base.stage_defaults("quantizer")
+    config = stage_settings("quantizer")
     config.data.image_size = model.image_size
     config.compute_dtype = model.compute_dtype
     settings = dataclasses.asdict(model)
@@ -117,10 +120,10 @@ def _laq_pt(args: argparse.Namespace) -> Imported:
 
 def _dinov2(args: argparse.Namespace) -> Imported:
     encoder, params = dinov2.read(dinov2.load_file(args.source))
-    config = base.stage_defaults("teacher")
+    config = stage_settings("teacher")
     config.data.image_size = tuple(side * encoder.patch_size for side in encoder.grid)
     config.compute_dtype = "float32"
-    config.model = base.teacher_model()
+    config.model = default_settings(MaskedAutoencoderConfig)
     config.model.update(encoder.architecture())
     config.model.decoder_depth, config.model.unroll = 0, 1
     return Imported(config.lock(), {"encoder": params})
@@ -128,7 +131,7 @@ def _dinov2(args: argparse.Namespace) -> Imported:
 
 def _vqgan_pickle(args: argparse.Namespace) -> Imported:
     model, params = vqgan.read(vqgan.load_file(args.source))
-    config = base.stage_defaults("image_tokenizer")
+    config = stage_settings("image_tokenizer")
     config.compute_dtype = "float32"
     config.model = ConfigDict(model.architecture())
     return Imported(config.lock(), params)
@@ -169,11 +172,10 @@ def _policy(
     if args.action_bins:
         text = Path(args.action_bins).read_text()
         assets[ACTION_BINS] = action_tokens.from_csv(text).to_json()
-    config = base.stage_defaults("action_finetuning" if args.action_bins else "latent_pretraining")
+    config = stage_settings("action_finetuning" if args.action_bins else "latent_pretraining")
     config.data.image_size = (256, 256)
     config.compute_dtype = args.compute_dtype or "bfloat16"
-    config.model = base.policy_model()
-    config.model.front_end = base.front_end("cached_tokens")
+    config.model = policy_settings(front_end=front_end_settings("cached_tokens"))
     if args.action_bins:
         config.action_tokens = "bins"
     else:

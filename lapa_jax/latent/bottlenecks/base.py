@@ -37,12 +37,14 @@ class CodebookConfig:
     receives the latent itself for `continuous_steps`, then over `ramp_steps` more and more of its
     quantised form."""
 
-    continuous_steps: int
-    ramp_steps: int
-    dead_fraction: float
-    replace_every_steps: int
-    recent_size: int
-    replace_noise: float
+    continuous_steps: int = 0
+    ramp_steps: int = 0
+    dead_fraction: float = 0.125
+    replace_every_steps: int = 10
+    # With 16 latents a code or more, chance calls few codes dead; with many steps' worth, old ones
+    # tell little of the codes' use.
+    recent_size: int = 1024
+    replace_noise: float = 0.01
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.dead_fraction < 1.0:

@@ -38,7 +38,7 @@ class NoBottleneck(nnx.Module):
 class GaussianConfig:
     """`kl_weight`: β on the divergence from a unit normal, in nats per latent dimension."""
 
-    kl_weight: float
+    kl_weight: float = 1e-4
 
 
 class Gaussian(nnx.Module):

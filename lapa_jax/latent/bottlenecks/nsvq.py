@@ -23,7 +23,7 @@ from lapa_jax.nn.module import param
 class NSVQConfig(CodebookConfig):
     """`commitment_weight`: on the squared distance from a latent to its code (0 in the paper)."""
 
-    commitment_weight: float
+    commitment_weight: float = 0.0
 
 
 class NSVQ(CodebookBottleneck):

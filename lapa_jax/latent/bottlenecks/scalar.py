@@ -20,7 +20,7 @@ from lapa_jax.nn.layers import Dense
 class FSQConfig:
     """`levels`: of each grid dimension, their product is the codebook_size."""
 
-    levels: tuple[int, ...]
+    levels: tuple[int, ...] = (4, 2)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", tuple(self.levels))
@@ -28,15 +28,25 @@ class FSQConfig:
             raise ValueError(f"model.bottleneck.levels={self.levels} must be numbers from 2 on")
 
 
+def fsq_levels(codebook_size: int) -> tuple[int, ...]:
+    """Levels whose product is `codebook_size`: of a power of two, at most eight each and at least
+    two dimensions."""
+    bits = codebook_size.bit_length() - 1
+    if codebook_size != 2**bits or bits < 2:
+        return (codebook_size,)
+    dimensions = max(2, -(-bits // 3))
+    return tuple(2 ** (-(-(bits - i) // dimensions)) for i in range(dimensions))
+
+
 @dataclass(frozen=True)
 class LFQConfig:
     """`entropy_weight`: on mean entropy − `diversity` · entropy of the mean, of the soft codes at
     `temperature`. `commitment_weight`: on the squared distance from a latent to its code."""
 
-    temperature: float
-    entropy_weight: float
-    diversity: float
-    commitment_weight: float
+    temperature: float = 1.0
+    entropy_weight: float = 0.1
+    diversity: float = 2.0
+    commitment_weight: float = 0.1
 
     def __post_init__(self) -> None:
         if self.temperature <= 0.0:

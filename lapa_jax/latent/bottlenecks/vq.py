@@ -21,7 +21,7 @@ from lapa_jax.latent.bottlenecks.base import (
 class VQCommitConfig(CodebookConfig):
     """`commitment_weight`: β on the squared distance that moves latents towards their codes."""
 
-    commitment_weight: float
+    commitment_weight: float = 0.25
 
 
 class VQCommit(CodebookBottleneck):
@@ -39,7 +39,7 @@ class VQCommit(CodebookBottleneck):
 class VQEMAConfig(VQCommitConfig):
     """`codebook_decay`: per step, of the counts and sums of which a code is the ratio."""
 
-    codebook_decay: float
+    codebook_decay: float = 0.99
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -84,8 +84,8 @@ class SoftVQConfig(CodebookConfig):
     """`temperature`: of the softmax over negative squared distances. `sharpness_weight`: on the
     mean entropy of that softmax: what the decoder sees in training comes close to one code."""
 
-    temperature: float
-    sharpness_weight: float
+    temperature: float = 0.5
+    sharpness_weight: float = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()

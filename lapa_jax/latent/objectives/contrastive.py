@@ -20,8 +20,8 @@ from lapa_jax.nn.layers import Dense
 class ContrastiveConfig:
     """`embed_dim`: width of what is compared. `temperature`: divides cosine similarities."""
 
-    embed_dim: int
-    temperature: float
+    embed_dim: int = 64
+    temperature: float = 0.1
 
     def __post_init__(self) -> None:
         if self.embed_dim < 1 or self.temperature <= 0.0:

@@ -9,7 +9,7 @@ Shape suffixes: as in pixels.py; N frames, F the features of a cell's patches.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from lapa_jax.nn.layers import Dense, dtype_of
 from lapa_jax.nn.module import freeze
 from lapa_jax.nn.patches import to_patches
 from lapa_jax.nn.registry import typed_config
-from lapa_jax.nn.vit import ViT, ViTConfig, vit_flops
+from lapa_jax.nn.vit import ViT, ViTConfig, vit_flops, vit_settings
 
 
 class TeacherConfig(ViTConfig):
@@ -34,8 +34,8 @@ class FeaturesConfig:
     """`weights`: the run of stage "teacher" that a new run takes the teacher's weights from; then
     they are in its own checkpoints. `teacher`: the architecture, as that run has it."""
 
-    weights: str
-    teacher: Mapping[str, Any] | TeacherConfig
+    weights: str = ""
+    teacher: Mapping[str, Any] | TeacherConfig = field(default_factory=vit_settings)
 
     def __post_init__(self) -> None:
         teacher = typed_config(TeacherConfig, self.teacher, TeacherConfig.KEY)

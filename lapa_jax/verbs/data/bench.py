@@ -12,7 +12,7 @@ from pathlib import Path
 
 from data_pipelines.bench import compare, corpus, start
 from data_pipelines.bench.arms import ARMS, Setting
-from experiments import base
+from lapa_jax.settings import corpus_settings, stage_settings
 
 WINDOW_SECONDS = 0.5
 BACKENDS = {"tfdata": "tf", "threads": "threads"}  # arm → data.decode
@@ -79,9 +79,9 @@ def main(argv: list[str]) -> int:
 
 
 def _setting(args: argparse.Namespace, directory: Path, with_grain: bool) -> Setting:
-    data = base.stage_defaults("quantizer").data
+    data = stage_settings("quantizer").data
     data.image_size = (args.size, args.size)
-    data.corpora.bench = base.corpus(str(directory), window_seconds=WINDOW_SECONDS)
+    data.corpora.bench = corpus_settings(str(directory), window_seconds=WINDOW_SECONDS)
     return Setting(
         directory,
         data,
