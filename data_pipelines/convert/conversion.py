@@ -8,6 +8,7 @@ cannot be converted are left out and named with their reason, up to `max_bad_fra
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import functools
@@ -29,6 +30,7 @@ from data_pipelines.rlds import schema, writer
 
 __all__ = ["NeedsSettingError", "Report"]
 
+FITS = ("crop", "pad")
 MIN_STEPS = 2  # a frame pair needs two
 SHARD_BYTES = 256 << 20
 # A part, the unit of resume and of work in parallel, ends at the first of these.
@@ -85,21 +87,58 @@ class Source(Protocol):
         """Raises RecordingError where the unit as a whole is bad."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How to convert, whatever the source. None of it changes an episode.
+def _size(text: str) -> tuple[int, int]:
+    """N or HEIGHTxWIDTH."""
+    numbers = text.lower().split("x")
+    if len(numbers) not in (1, 2) or not all(n.isdigit() and int(n) for n in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither N nor HEIGHTxWIDTH")
+    return int(numbers[0]), int(numbers[-1])
 
-    per_shard: recordings in a shard; 0 makes shards of about SHARD_BYTES. runner, beam_options: of
-    Apache Beam, see `executors.run`.
+
+def option(default: Any = dataclasses.MISSING, **of_flag: Any) -> Any:
+    """A field of options; of_flag: what its flag has beside type and default."""
+    return dataclasses.field(default=default, metadata=of_flag)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to convert, whatever the source; sources have further ones. The lines are the help of
+    `lapa data convert`.
+
+    out: corpus directory
+    name: dataset name (default: from the output directory)
+    size: N or HEIGHTxWIDTH, pixels (default: 64)
+    fit: how the aspect is kept
+    quality: JPEG quality
+    split: name of the split
+    max_bad_fraction: more unconvertible recordings than this are an error
+    per_shard: recordings in a shard (default: as many as make 256 MiB)
+    workers: processes
+    runner: of Apache Beam, such as DirectRunner, DataflowRunner, FlinkRunner, SparkRunner
+        (default: none, --workers processes of this machine)
+    beam_options: flags for Beam, as one text
     """
 
+    out: str | Path
+    name: str | None = None
+    size: tuple[int, int] = option((64, 64), type=_size)
+    fit: str = option("crop", choices=FITS)
+    quality: int = 92
     split: str = "train"
     max_bad_fraction: float = 0.1
     per_shard: int = 0
     workers: int = 1
     runner: str = ""
     beam_options: str = ""
-    progress: bool = True
+    progress: bool = option(True, flag=False)
+
+    @property
+    def dataset(self) -> str:
+        """The given name, or one that TFDS accepts, from that of the output directory."""
+        word = "".join(
+            c if c.isascii() and c.isalnum() else "_" for c in Path(self.out).resolve().name
+        )
+        return self.name or (word if word[:1].isalpha() else f"corpus_{word}")
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_bad_fraction <= 1:
@@ -134,18 +173,14 @@ class _PartJob:
 def convert(
     source: Source,
     units: Sequence[Unit],
-    out: Path,
     options: Options,
-    *,
-    name: str,
     settings: dict[str, Any],
 ) -> Report:
-    """Converts the units, in their order, into one split of the corpus directory `out`.
+    """Converts the units, in their order, into one split of a corpus directory.
 
-    name: of the dataset. settings: all that decides the episodes; a stopped conversion is only
-    continued with the same.
+    settings: all that decides the episodes; a stopped conversion is only continued with the same.
     """
-    split, spec = options.split, source.spec
+    out, name, split, spec = Path(options.out), options.dataset, options.split, source.spec
     lock = writer.lock_output(out)
     try:
         resuming = (out / f".staging-{split}").exists()
@@ -177,12 +212,6 @@ def convert(
         return report
     finally:
         lock.release()
-
-
-def default_name(out: Path) -> str:
-    """The dataset name that TFDS accepts, made from the name of the output directory."""
-    word = "".join(c if c.isascii() and c.isalnum() else "_" for c in out.resolve().name)
-    return word if word[:1].isalpha() else f"corpus_{word}"
 
 
 def hash_of(items: Iterable) -> str:

@@ -20,11 +20,10 @@ import simplejpeg
 from av.video.reformatter import VideoReformatter
 
 from data_pipelines.convert import scenes
-from data_pipelines.convert.conversion import NeedsSettingError, RecordingError
+from data_pipelines.convert.conversion import FITS, NeedsSettingError, RecordingError
 from data_pipelines.rlds.schema import jpeg_size
 
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
-FITS = ("crop", "pad")
 
 # A video file decides by its content which demuxer opens it. Playlists would make FFmpeg open other
 # files and addresses, so only plain containers and the file protocol are admitted.
@@ -56,8 +55,8 @@ class VideoSettings:
     width: int
     fit: str
     quality: int
-    clip_seconds: float
-    source_fps: float
+    clip_seconds: float = 0.0
+    source_fps: float = 0.0
     cut_threshold: float = 0.0  # of scenes.py; 0: scenes are not told apart
 
     def __post_init__(self) -> None:
@@ -169,7 +168,7 @@ def fit_image(
 ) -> np.ndarray:
     """uint8 (H, W, 3) at another size (height, width), as a frame of a video would be."""
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-    settings = VideoSettings(1.0, *size, fit=fit, quality=92, clip_seconds=0.0, source_fps=0.0)
+    settings = VideoSettings(1.0, *size, fit=fit, quality=92)
     return fit_frame(frame, reformatter, settings)
 
 

@@ -140,86 +140,102 @@ class RowsSource:
             raise conversion.RecordingError(f"image {name}: {error}") from error
 
 
-def convert_lapa_jsonl(
-    file: str | Path,
-    out: str | Path,
-    *,
-    prompt: str,
-    fps: float,
-    images: str | Path | None,
-    window_seconds: float = 0.0,
-    codebook_size: int = 8,
-    quantizer: str = "",
-    image_tokenizer: str = "",
-    label_set: str = "lapa",
-    image_token_set: str = "lapa",
-    size: tuple[int, int] = (64, 64),
-    fit: str = "crop",
-    quality: int = 92,
-    name: str | None = None,
-    code_version: str = "",
-    **options,
-) -> conversion.Report:
-    """Converts a file into one split of the corpus directory `out`, its index and its label sets.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(conversion.Options):
+    """Of `convert_lapa_jsonl`. `images`: the folder that the paths of `image` start from; None
+    writes a black placeholder for each frame, for training from image tokens alone. Corpora of a
+    mixture must agree in quantizer and image_tokenizer.
 
-    prompt: what stands around an instruction, with {instruction} in it. fps: rows per second.
-    images: the folder that the paths in `image` start from; None writes a black placeholder for
-    each frame, for training from image tokens alone. window_seconds: of the quantizer, needed
-    where rows have `delta`. quantizer, image_tokenizer: what to call them in the provenance of the
-    sets (default: a hash of the file); corpora of a mixture must agree in them. options: the fields
-    of conversion.Options. A bad row leaves its episode out; a stop anywhere is continued by the
-    same command.
+    file: .jsonl
+    fps: rows of an episode per second
+    window_seconds: of the quantizer that made `delta`
+    codebook_size: of that quantizer
+    quantizer: what to call it (default: hash of the file)
+    image_tokenizer: what to call that of `vision` (default: as above)
+    label_set: name for `delta`
+    image_token_set: name for `vision`
     """
-    file, out = Path(file), Path(out)
-    images = Path(images) if images else None
-    options = conversion.Options(**options)
-    height, width = size if images else (PLACEHOLDER_SIZE, PLACEHOLDER_SIZE)
-    settings = decode.VideoSettings(fps, height, width, fit, quality, 0.0, 0.0)
+
+    file: str | Path = conversion.option(positional=True)
+    fps: float
+    images: str | Path | None = conversion.option(flag=False)
+    window_seconds: float = 0.0
+    codebook_size: int = 8
+    quantizer: str = ""
+    image_tokenizer: str = ""
+    label_set: str = "lapa"
+    image_token_set: str = "lapa"
+
+
+@dataclasses.dataclass(frozen=True)
+class CodeSet:
+    """What becomes of `delta` or `vision`."""
+
+    name: str
+    kind: labels.Kind
+    provenance: dict[str, Any]
+
+    def writer(self, found: index.CorpusIndex) -> labels.LabelSetWriter:
+        return labels.LabelSetWriter(
+            found.sidecar_dir, self.name, found, provenance=self.provenance, kind=self.kind
+        )
+
+
+def code_sets(options: Options, form: Form, file_hash: str, code_version: str) -> dict:
+    """The `CodeSet` of each key that rows have."""
+    shared = {"file_hash": file_hash, "code_version": code_version}
+    sets = {}
+    if form.delta:
+        provenance = {
+            "quantizer_hash": options.quantizer or file_hash,
+            "window_seconds": options.window_seconds,
+            "codebook_size": options.codebook_size,
+            "code_length": form.delta,
+        }
+        sets["delta"] = CodeSet(options.label_set, labels.LATENT_ACTIONS, provenance | shared)
+    if form.vision:
+        side = IMAGE_STRIDE * round(form.vision**0.5)
+        provenance = {
+            "tokenizer_hash": options.image_tokenizer or file_hash,
+            "image_size": [side, side],
+            "codebook_size": IMAGE_CODEBOOK_SIZE,
+            "tokens_per_frame": form.vision,
+        }
+        sets["vision"] = CodeSet(options.image_token_set, labels.IMAGE_TOKENS, provenance | shared)
+    return sets
+
+
+def convert_lapa_jsonl(
+    options: Options, *, prompt: str, code_version: str = ""
+) -> conversion.Report:
+    """Converts a file into one split of a corpus, its index and its label sets.
+
+    prompt: what stands around an instruction, with {instruction} in it. A bad row leaves its
+    episode out; a stop anywhere is continued by the same command.
+    """
+    file, out = Path(options.file), Path(options.out)
+    images = Path(options.images) if options.images else None
+    size = options.size if images else (PLACEHOLDER_SIZE, PLACEHOLDER_SIZE)
+    settings = decode.VideoSettings(options.fps, *size, options.fit, options.quality)
     units, form = scan(file)
-    if form.delta and not window_seconds > 0:
+    if form.delta and not options.window_seconds > 0:
         raise ValueError(
             f"{file} has latent actions (`delta`): give the window of their quantizer in seconds "
-            f"(--window_seconds {window_seconds})"
+            f"(--window_seconds {options.window_seconds})"
         )
     if images is None and not form.vision:
         raise ValueError(f"{file} has no image tokens (`vision`): give the images (--images)")
-    name = name or conversion.default_name(out)
     spec = schema.EpisodeSpec(
-        image_shape=(height, width, 3),
+        image_shape=(*size, 3),
         action_dim=form.raw_actions,
         language=True,
-        source=name,
-        fps=fps,
+        source=options.dataset,
+        fps=options.fps,
     )
     origin = {k: v for k, v in shards.shard_fingerprint(file).items() if k != "name"}
     file_hash = "lapa_jsonl:" + sidecar.value_hash(origin)
-    sets = {}
-    if form.delta:
-        sets["delta"] = (
-            label_set,
-            labels.LATENT_ACTIONS,
-            {
-                "quantizer_hash": quantizer or file_hash,
-                "window_seconds": window_seconds,
-                "codebook_size": codebook_size,
-                "code_length": form.delta,
-            },
-        )
-    if form.vision:
-        side = IMAGE_STRIDE * round(form.vision**0.5)
-        sets["vision"] = (
-            image_token_set,
-            labels.IMAGE_TOKENS,
-            {
-                "tokenizer_hash": image_tokenizer or file_hash,
-                "image_size": [side, side],
-                "codebook_size": IMAGE_CODEBOOK_SIZE,
-                "tokens_per_frame": form.vision,
-            },
-        )
-    for _, _, provenance in sets.values():
-        provenance |= {"file_hash": file_hash, "code_version": code_version}
-    codes = {key: provenance["codebook_size"] for key, (_, _, provenance) in sets.items()}
+    sets = code_sets(options, form, file_hash, code_version)
+    codes = {key: one.provenance["codebook_size"] for key, one in sets.items()}
     source = RowsSource(file, form, codes, prompt, images, settings, spec)
     episodes = {unit.name: unit for unit in units}
     if sets and _is_published(out, options.split):
@@ -228,7 +244,7 @@ def convert_lapa_jsonl(
         report = conversion.Report(str(out), options.split, source.noun, len(units))
         report.episodes, report.frames = found.num_episodes, found.num_frames
         report.notes["corpus"] = "from an earlier run; its report was shown then"
-        complete = [_set_writer(found, *values).complete for values in sets.values()]
+        complete = [one.writer(found).complete for one in sets.values()]
         if all(complete):
             raise FileExistsError(
                 f"{out} already holds a finished split {options.split!r} and its label sets; "
@@ -238,15 +254,12 @@ def convert_lapa_jsonl(
         report = conversion.convert(
             source,
             units,
-            out,
             options,
-            name=name,
-            settings={**dataclasses.asdict(settings), "images": str(images), **origin},
+            {**dataclasses.asdict(settings), "images": str(images), **origin},
         )
-    for key, values in sets.items():
-        found = _load_index(out, options)
-        _write_set(_set_writer(found, *values), key, episodes, source)
-        report.notes[values[1].what] = values[0]
+    for key, one in sets.items():
+        _write_set(one.writer(_load_index(out, options)), key, episodes, source)
+        report.notes[one.kind.what] = one.name
     if images is None:
         report.notes["images"] = "placeholders: train from image tokens"
     if form.raw_actions:
@@ -346,12 +359,6 @@ def _load_index(out: Path, options: conversion.Options) -> index.CorpusIndex:
             out, split=options.split, progress=options.progress, workers=options.workers
         )
         return index.load_index(out, split=options.split)
-
-
-def _set_writer(
-    found: index.CorpusIndex, name: str, kind: labels.Kind, provenance: dict[str, Any]
-) -> labels.LabelSetWriter:
-    return labels.LabelSetWriter(found.sidecar_dir, name, found, provenance=provenance, kind=kind)
 
 
 def _write_set(

@@ -154,30 +154,33 @@ class _Frames:
         return np.array(times), images
 
 
-def convert_lerobot(
-    root: str | Path,
-    out: str | Path,
-    *,
-    camera: str = "",
-    action_key: str = "action",
-    state_key: str = "observation.state",
-    size: tuple[int, int] = (64, 64),
-    fit: str = "crop",
-    quality: int = 92,
-    name: str | None = None,
-    **options,
-) -> conversion.Report:
-    """Converts one camera of a LeRobot data set into one split of the corpus directory `out`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(conversion.Options):
+    """Of `convert_lerobot`.
 
-    camera: the feature, such as observation.images.top; may be left out where there is only one.
-    Each camera becomes a corpus of its own with the same episode ids. state_key "" leaves states
-    out. options: the fields of conversion.Options. Left out and named: episodes whose metadata,
-    rows and frames disagree in number or time, actions that are not finite, unknown tasks.
+    root: with meta, data and videos
+    camera: the feature, such as observation.images.top (default: the only one there is)
+    action_key: the feature
+    state_key: the feature, '' for none (default: observation.state where there is one)
     """
-    root, out = Path(root), Path(out)
-    options = conversion.Options(**options)
+
+    root: str | Path = conversion.option(positional=True, metavar="folder")
+    camera: str = ""
+    action_key: str = "action"
+    state_key: str = "observation.state"
+
+
+def convert_lerobot(options: Options) -> conversion.Report:
+    """Converts one camera of a LeRobot data set into one split of a corpus.
+
+    Each camera becomes a corpus of its own with the same episode ids. Left out and named: episodes
+    whose metadata, rows and frames disagree in number or time, actions that are not finite, unknown
+    tasks.
+    """
+    root, camera = Path(options.root), options.camera
+    action_key, state_key = options.action_key, options.state_key
     info = _info(root)
-    features = info["features"]
+    features, fps = info["features"], float(info["fps"])
     cameras = [key for key, feature in features.items() if feature["dtype"] == "video"]
     if not camera and len(cameras) == 1:
         camera = cameras[0]
@@ -190,16 +193,15 @@ def convert_lerobot(
     if state_key == "observation.state" and state_key not in features:
         state_key = ""
     settings = decode.VideoSettings(
-        float(info["fps"]), size[0], size[1], fit, quality, 0.0, float(info["fps"])
+        fps, *options.size, options.fit, options.quality, source_fps=fps
     )
-    name = name or conversion.default_name(out)
     spec = schema.EpisodeSpec(
-        image_shape=(*size, 3),
+        image_shape=(*options.size, 3),
         action_dim=_width(root, features, action_key, "--action_key"),
         state_dim=_width(root, features, state_key, "--state_key") if state_key else 0,
         language=True,
-        source=name,
-        fps=float(info["fps"]),
+        source=options.dataset,
+        fps=fps,
     )
     tasks = _tasks(root)
     recordings = _recordings(root, info, camera)
@@ -210,17 +212,14 @@ def convert_lerobot(
         by_video.setdefault(one.video, []).append(one)
     units = []
     for video, ones in by_video.items():
-        name_of_unit = video if len(ones) > 1 else ones[0].name
+        name = video if len(ones) > 1 else ones[0].name
         work = tuple(sorted(ones, key=lambda one: one.start))
-        size = conversion.size_of(root / video)
-        units.append(conversion.Unit(name_of_unit, work, len(ones), size))
+        units.append(conversion.Unit(name, work, len(ones), conversion.size_of(root / video)))
     report = conversion.convert(
         LeRobotSource(root, camera, action_key, state_key, tasks, settings, spec),
         units,
-        out,
         options,
-        name=name,
-        settings={
+        {
             **dataclasses.asdict(settings),
             "camera": camera,
             "action_key": action_key,

@@ -94,50 +94,56 @@ class RldsSource:
             )
 
 
-def convert_rlds(
-    source: str | Path,
-    out: str | Path,
-    *,
-    data_dir: str | Path | None = None,
-    source_split: str = "",
-    image_key: str | None = None,
-    action_key: str | None = None,
-    instruction_key: str | None = None,
-    state_key: str = "",
-    fps: float = 0.0,
-    size: tuple[int, int] = (64, 64),
-    fit: str = "crop",
-    quality: int = 92,
-    name: str | None = None,
-    **options,
-) -> conversion.Report:
-    """Converts one split and camera of an RLDS data set into one split of the corpus `out`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(conversion.Options):
+    """Of `convert_rlds`. Keys are those of `open_x.Keys`.
 
-    source: the directory with the shards, or the name of a data set that TFDS finds in `data_dir`.
-    source_split: the split to read (default: that which is written). Keys are those of
-    `open_x.Keys`; None takes them from the table, or the standard ones, "" leaves actions or
-    instructions out. state_key: numbers for steps/observation/state. fps: 0 takes it from the
-    table, else from episode_metadata/fps. options: the fields of conversion.Options. Left out and
-    named: damaged records, pictures that cannot be decoded, actions that are not finite. Raises
-    ValueError, with what there is, where a key is not in the data.
+    source: directory with the TFRecord shards, or name of a data set
+    data_dir: where TFDS keeps a data set that is given by name
+    source_split: the split to read (default: --split)
+    image_key: camera, below steps/observation/ (default: that of the data set where it is known)
+    action_key: numbers below steps/, several keys joined by commas, '' for none (default: that of
+        the data set where it is known)
+    instruction_key: text below steps/, '' for none (default: that of the data set where it is
+        known)
+    state_key: numbers below steps/ (default: none)
+    fps: steps per second (default: that of the data set where it is known, else of its episodes)
     """
-    out = Path(out)
-    options = conversion.Options(**options)
-    split = source_split or options.split
-    directory = find_directory(source, data_dir)
+
+    source: str | Path = conversion.option(positional=True)
+    data_dir: str | Path | None = None
+    source_split: str = ""
+    image_key: str | None = None
+    action_key: str | None = None
+    instruction_key: str | None = None
+    state_key: str = ""
+    fps: float = 0.0
+
+
+def convert_rlds(options: Options) -> conversion.Report:
+    """Converts one split and camera of an RLDS data set into one split of a corpus.
+
+    Left out and named: damaged records, pictures that cannot be decoded, actions that are not
+    finite. Raises ValueError, with what there is, where a key is not in the data.
+    """
+    split = options.source_split or options.split
+    directory = find_directory(options.source, options.data_dir)
     files = shards.find_shards(directory, split)
     known = open_x.keys_of(directory, split)
     table = known or open_x.Keys()
     units = list(find_units(files))
     record, features = _first_record(directory, units)
     keys = {
-        "image": table.image if image_key is None else image_key,
-        "action": table.action if action_key is None else action_key,
-        "instruction": table.instruction if instruction_key is None else instruction_key,
-        "state": state_key,
+        what: getattr(table, what) if given is None else given
+        for what, given in (
+            ("image", options.image_key),
+            ("action", options.action_key),
+            ("instruction", options.instruction_key),
+            ("state", options.state_key),
+        )
     }
     widths = _check_keys(open_x.name_of(directory, split), keys, record, features)
-    fps = float(fps or table.fps)
+    fps = float(options.fps or table.fps)
     if not fps and not _fps(features, record):
         raise ValueError(
             f"{directory} does not say how many steps a second has: its episodes lack {schema.FPS}"
@@ -148,14 +154,13 @@ def convert_rlds(
             )
             + " (--fps)"
         )
-    settings = decode.VideoSettings(fps or 1.0, size[0], size[1], fit, quality, 0.0, 0.0)
-    name = name or conversion.default_name(out)
+    settings = decode.VideoSettings(fps or 1.0, *options.size, options.fit, options.quality)
     spec = schema.EpisodeSpec(
-        image_shape=(*size, 3),
+        image_shape=(*options.size, 3),
         action_dim=widths["action"],
         state_dim=widths["state"],
         language=bool(keys["instruction"]),
-        source=name,
+        source=options.dataset,
         fps=fps,
     )
     report = conversion.convert(
@@ -169,10 +174,8 @@ def convert_rlds(
             spec,
         ),
         units,
-        out,
         options,
-        name=name,
-        settings={
+        {
             **dataclasses.asdict(settings),
             **{f"{what}_key": key for what, key in keys.items()},
             "source_split": split,

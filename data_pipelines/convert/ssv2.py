@@ -8,6 +8,7 @@ Something v2 Dataset").
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -17,45 +18,35 @@ from data_pipelines.convert import conversion, decode, video
 _PLACE = re.compile(r"\[[^\]]*\]")
 
 
-def convert_ssv2(
-    videos: str | Path,
-    out: str | Path,
-    *,
-    labels: str | Path,
-    fps: float = 12.0,
-    size: tuple[int, int] = (64, 64),
-    fit: str = "crop",
-    quality: int = 92,
-    name: str | None = None,
-    **options,
-) -> conversion.Report:
-    """Converts the clips that one label file names into one split of the corpus directory `out`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(conversion.Options):
+    """Of `convert_ssv2`.
 
-    videos: the folder with the .webm files. labels: train.json, validation.json or test.json. fps:
-    the clips have 12. options: the fields of conversion.Options. A clip that is missing or cannot
-    be converted, or whose template cannot be filled, is left out and named. Raises ValueError for a
-    label file without usable ids.
+    videos: with the .webm files
+    labels: train.json, validation.json or test.json
+    fps: frames per second
     """
-    videos, out, labels = Path(videos), Path(out), Path(labels)
-    settings = decode.VideoSettings(
-        fps=fps,
-        height=size[0],
-        width=size[1],
-        fit=fit,
-        quality=quality,
-        clip_seconds=0.0,
-        source_fps=0.0,
-    )
-    options = conversion.Options(**options)
+
+    videos: str | Path = conversion.option(positional=True, metavar="folder")
+    labels: str | Path
+    fps: float = 12.0
+
+
+def convert_ssv2(options: Options) -> conversion.Report:
+    """Converts the clips that one label file names into one split of a corpus.
+
+    A clip that is missing or cannot be converted, or whose template cannot be filled, is left out
+    and named. Raises ValueError for a label file without usable ids.
+    """
+    videos, labels = Path(options.videos), Path(options.labels)
+    settings = decode.VideoSettings(options.fps, *options.size, options.fit, options.quality)
     if not videos.is_dir():
         raise FileNotFoundError(f"folder {videos} does not exist (the .webm files of SSv2)")
     report = video.convert_files(
         videos,
         {f"{clip}.webm": row for clip, row in read_labels(labels).items()},
-        out,
         settings,
         options,
-        name=name,
         language=True,
         kind=LabelledClips,
     )

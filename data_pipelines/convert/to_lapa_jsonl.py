@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_pipelines import index, sidecar
+from data_pipelines.convert.conversion import option
 from data_pipelines.index import labels
 
 IMAGE_TOKENS_PER_FRAME = 256
@@ -46,34 +47,52 @@ class Report:
         )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Of `export_lapa_jsonl`.
+
+    corpus: corpus directory, indexed
+    out: .jsonl; bins of actions go to .csv beside it
+    sidecar_dir: where index and label sets lie, if elsewhere
+    label_set: for `delta`; none: fine-tuning rows
+    image_token_set: for `vision`
+    images: copy the JPEGs of the rows to this folder, as <episode number>/img_<step>.jpg
+    """
+
+    corpus: str | Path = option(positional=True)
+    out: str | Path
+    split: str = "train"
+    sidecar_dir: str | Path | None = None
+    image_key: str = "image"
+    label_set: str = ""
+    image_token_set: str = ""
+    images: str | Path | None = None
+    progress: bool = option(True, flag=False)
+
+    def index(self) -> index.CorpusIndex:
+        """Of the corpus."""
+        where = dict(split=self.split, sidecar_dir=self.sidecar_dir, image_key=self.image_key)
+        return index.load_index(self.corpus, **where)
+
+
 def export_lapa_jsonl(
-    corpus: str | Path,
-    out: str | Path,
+    options: Options,
     *,
     prompt: str,
-    split: str = "train",
-    sidecar_dir: str | Path | None = None,
-    image_key: str = "image",
-    label_set: str = "",
-    image_token_set: str = "",
     action_ids: Callable[[np.ndarray], np.ndarray] | None = None,
-    images: str | Path | None = None,
-    progress: bool = True,
 ) -> Report:
-    """Writes one split of a corpus as `out`, whole or not at all.
+    """Writes one split of a corpus as a file, whole or not at all.
 
     prompt: what stands around an instruction, with {instruction} in it. action_ids: actions (n, A)
-    -> ids (n, A), for fine-tuning rows. images: a folder that the JPEGs of the rows are copied to,
-    as `<episode number>/img_<step>.jpg`. Left out and counted: episodes without an instruction,
-    rows without a label or image tokens, the last row of an episode in fine-tuning rows (RLDS gives
-    its action no meaning).
+    -> ids (n, A), for fine-tuning rows. Left out and counted: episodes without an instruction, rows
+    without a label or image tokens, the last row of an episode in fine-tuning rows (RLDS gives its
+    action no meaning).
     """
-    out = Path(out)
+    out, corpus = Path(options.out), options.corpus
+    label_set, image_token_set = options.label_set, options.image_token_set
     if out.exists():
         raise FileExistsError(f"{out} exists already; delete it or choose another name")
-    found = index.load_index(
-        corpus, split=split, sidecar_dir=sidecar_dir or None, image_key=image_key
-    )
+    found = options.index()
     if label_set and not image_token_set:
         raise ValueError(
             "pre-training rows need image tokens: give the set (--image_token_set) beside "
@@ -99,11 +118,14 @@ def export_lapa_jsonl(
     names: set[str] = set()
     report = Report(str(out), "pre-training" if label_set else "fine-tuning")
     with sidecar.atomic_path(out) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for episode in tqdm(range(found.num_episodes), unit="episode", disable=not progress):
-            for row in _rows(found, episode, sets, action_ids, prompt, images, names, report):
+        bar = tqdm(range(found.num_episodes), unit="episode", disable=not options.progress)
+        for episode in bar:
+            for row in _rows(
+                found, episode, sets, action_ids, prompt, options.images, names, report
+            ):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         if not report.rows:
-            raise ValueError(f"{corpus}, split {split!r}, gives no row: {report.to_json()}")
+            raise ValueError(f"{corpus}, split {options.split!r}, gives no row: {report.to_json()}")
     return report
 
 

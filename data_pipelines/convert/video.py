@@ -48,41 +48,39 @@ class VideoSource:
             yield conversion.Found(episode, clip.repeated)
 
 
-def convert_videos(
-    source: str | Path,
-    out: str | Path,
-    *,
-    fps: float = 10.0,
-    size: tuple[int, int] = (64, 64),
-    fit: str = "crop",
-    quality: int = 92,
-    name: str | None = None,
-    captions: str | Path | None = None,
-    clip_seconds: float = 0.0,
-    source_fps: float = 0.0,
-    split_scenes: float = 0.0,
-    **options,
-) -> conversion.Report:
-    """Converts every video below `source` into one split of the corpus directory `out`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(conversion.Options):
+    """Of `convert_videos`.
 
-    captions: a .csv with the columns file, caption or a .jsonl with these keys; file is the path
-    relative to `source`. clip_seconds cuts videos into episodes of that length (0: one episode per
-    video). split_scenes: the distance from which a change of the picture is a cut to another scene,
-    which begins another episode (scenes.py; 0: cuts are not looked for). source_fps is used for
-    files with neither time stamps nor a frame rate. options: the fields of conversion.Options.
+    source: folder, searched for .mp4, .mkv, .webm, .avi, .mov
+    captions: .csv or .jsonl with file (relative path) and caption
+    clip_seconds: cut into episodes (default: 0, whole)
+    split_scenes: begin another episode where the video cuts to another scene (0.3 if no number is
+        given; default: off)
+    source_fps: for files without time stamps and rate
+    fps: frames per second
     """
-    source, out = Path(source), Path(out)
+
+    source: str | Path = conversion.option(positional=True, metavar="folder")
+    captions: str | Path | None = None
+    clip_seconds: float = 0.0
+    split_scenes: float = conversion.option(0.0, nargs="?", const=0.3, metavar="DISTANCE")
+    source_fps: float = 0.0
+    fps: float = 10.0
+
+
+def convert_videos(options: Options) -> conversion.Report:
+    """Converts every video below a folder into one split of a corpus."""
+    source, captions = Path(options.source), options.captions
     settings = decode.VideoSettings(
-        fps=fps,
-        height=size[0],
-        width=size[1],
-        fit=fit,
-        quality=quality,
-        clip_seconds=clip_seconds,
-        source_fps=source_fps,
-        cut_threshold=split_scenes,
+        options.fps,
+        *options.size,
+        options.fit,
+        options.quality,
+        options.clip_seconds,
+        options.source_fps,
+        options.split_scenes,
     )
-    options = conversion.Options(**options)
     files = find_videos(source)
     texts = read_captions(captions) if captions else {}
     used = texts.keys() & set(files)
@@ -91,15 +89,8 @@ def convert_videos(
             f"{captions}: no caption is for a video below {source}; its column `file` must hold"
             f" paths relative to that folder, such as {files[0]!r} (it has {next(iter(texts))!r})"
         )
-    report = convert_files(
-        source,
-        {file: texts.get(file, "") for file in files},
-        out,
-        settings,
-        options,
-        name=name,
-        language=bool(texts),
-    )
+    wanted = {file: texts.get(file, "") for file in files}
+    report = convert_files(source, wanted, settings, options, language=bool(texts))
     if texts:
         report.notes["captions unused"] = len(texts) - len(used)
     return report
@@ -108,21 +99,18 @@ def convert_videos(
 def convert_files(
     root: Path,
     captions: dict[str, Any],
-    out: Path,
     settings: decode.VideoSettings,
     options: conversion.Options,
     *,
-    name: str | None,
     language: bool,
     kind: type[VideoSource] = VideoSource,
 ) -> conversion.Report:
     """Converts the files {path below root: what `kind` makes the caption of} in their order."""
-    name = name or conversion.default_name(out)
     spec = schema.EpisodeSpec(
         image_shape=(settings.height, settings.width, 3),
         action_dim=0,
         language=language,
-        source=name,
+        source=options.dataset,
         fps=settings.fps,
     )
     return conversion.convert(
@@ -131,10 +119,8 @@ def convert_files(
             conversion.Unit(file, caption, size=conversion.size_of(root / file))
             for file, caption in captions.items()
         ],
-        out,
         options,
-        name=name,
-        settings={
+        {
             **dataclasses.asdict(settings),
             "videos": len(captions),
             "source_hash": conversion.hash_of_files(root, captions),

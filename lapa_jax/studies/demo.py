@@ -16,7 +16,7 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
-from data_pipelines.convert.video import convert_videos
+from data_pipelines.convert import video
 from data_pipelines.index import build_index
 from experiments import demo as demo_config
 from experiments.quantizer import videos as videos_config
@@ -236,7 +236,8 @@ def run_videos(videos: str, workdir: str | Path, size: str) -> Path:
 
     def convert() -> dict[str, Any]:
         if not (corpus / "dataset_info.json").exists():
-            convert_videos(videos, corpus, size=tuple(config.data.image_size))
+            size = tuple(config.data.image_size)
+            video.convert_videos(video.Options(source=videos, out=corpus, size=size))
         build_index(corpus, progress=False)
         return {}
 

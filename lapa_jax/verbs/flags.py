@@ -43,10 +43,12 @@ def add(to: argparse.ArgumentParser, options: type) -> None:
     and list[str] (a flag that may be given several times).
     Help is `help` of the field's metadata, or what the docstring of the class says after
     `name:`. Further metadata: `positional` (no flag), and choices, metavar, type, nargs and const
-    as argparse has them.
+    as argparse has them. A field with `flag` False in it is left to the caller.
     """
     texts, hints = _texts(options), typing.get_type_hints(options)
     for field in dataclasses.fields(options):
+        if not field.metadata.get("flag", True):
+            continue
         how = {key: field.metadata[key] for key in _PASSED if key in field.metadata}
         default = field.default
         if field.default_factory is not dataclasses.MISSING:
@@ -63,7 +65,7 @@ def add(to: argparse.ArgumentParser, options: type) -> None:
         elif hints[field.name] == list[str]:
             how["action"] = "append"
         else:
-            how.setdefault("type", _reader(hints[field.name], field.name))
+            how["type"] = how.get("type") or _reader(hints[field.name], field.name)
         if field.metadata.get("positional"):
             to.add_argument(field.name, **how)
         else:
@@ -78,7 +80,8 @@ def parse(of: argparse.ArgumentParser, argv: list[str] | None, options: type) ->
 
 def read(args: argparse.Namespace, options: type) -> Any:
     """The dataclass of what was given. Raises what its own checks raise."""
-    return options(**{f.name: getattr(args, f.name) for f in dataclasses.fields(options)})
+    names = [field.name for field in dataclasses.fields(options) if hasattr(args, field.name)]
+    return options(**{name: getattr(args, name) for name in names})
 
 
 def _shown(value: Any) -> str:
@@ -87,8 +90,8 @@ def _shown(value: Any) -> str:
 
 def _reader(hint: Any, name: str) -> Callable[[str], Any]:
     """From a flag's text to a value of a type."""
-    if isinstance(hint, types.UnionType):
-        (hint,) = [one for one in typing.get_args(hint) if one is not types.NoneType]
+    if isinstance(hint, types.UnionType):  # of several types the first
+        hint = next(one for one in typing.get_args(hint) if one is not types.NoneType)
     if typing.get_origin(hint) is tuple:
         of = typing.get_args(hint)[0]
 

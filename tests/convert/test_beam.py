@@ -32,24 +32,36 @@ videos, bridge, out, runner = sys.argv[1:5]
 out = Path(out)
 conversion.PART_RECORDINGS, conversion.SHARD_BYTES = 2, 3000
 beam = dict(progress=False, runner=runner)
-report = video.convert_videos(videos, out / "videos", size=(32, 32), name="same", **beam)
-resumed = video.convert_videos(videos, out / "resumed", size=(32, 32), name="same", **beam)
-rlds.convert_rlds(bridge, out / "bridge", size=(16, 16), name="same", **beam)
+def convert(source, out, **options):
+    return video.convert_videos(video.Options(source=source, out=out, **options))
+def convert_rlds(source, out, **options):
+    return rlds.convert_rlds(rlds.Options(source=source, out=out, **options))
+report = convert(videos, out / "videos", size=(32, 32), name="same", **beam)
+resumed = convert(videos, out / "resumed", size=(32, 32), name="same", **beam)
+convert_rlds(bridge, out / "bridge", size=(16, 16), name="same", **beam)
 errors = []
 try:
-    video.convert_videos(videos, out / "bad", size=(32, 32), max_bad_fraction=0.1, **beam)
+    convert(videos, out / "bad", size=(32, 32), max_bad_fraction=0.1, **beam)
 except conversion.TooManyBadError as error:
     errors.append(str(error))
 def read(path, settings):
     raise decode.UnknownFpsError(f"{path.name} needs --source_fps")
 decode.read_clips = read
 try:
-    video.convert_videos(videos, out / "no_fps", size=(32, 32), **beam)
+    convert(videos, out / "no_fps", size=(32, 32), **beam)
 except conversion.NeedsSettingError as error:
     errors.append(str(error))
 heavy = [name for name in ("jax", "tensorflow") if name in sys.modules]
 print(json.dumps([report.to_json(), resumed.resumed_parts, errors, heavy]))
 """
+
+
+def convert(source, out, **options):
+    return video.convert_videos(video.Options(source=source, out=out, **options))
+
+
+def convert_rlds(source, out, **options):
+    return rlds.convert_rlds(rlds.Options(source=source, out=out, **options))
 
 
 def content(out):
@@ -67,10 +79,8 @@ def test_beam_writes_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(conversion, "PART_RECORDINGS", 2)
     monkeypatch.setattr(conversion, "SHARD_BYTES", 3000)
     here = dict(size=(32, 32), name="same", progress=False, max_bad_fraction=0.2)
-    local = video.convert_videos(videos, tmp_path / "local" / "videos", **here)
-    rlds.convert_rlds(
-        bridge, tmp_path / "local" / "bridge", size=(16, 16), name="same", progress=False
-    )
+    local = convert(videos, tmp_path / "local" / "videos", **here)
+    convert_rlds(bridge, tmp_path / "local" / "bridge", size=(16, 16), name="same", progress=False)
     other = tmp_path / "beam"
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # Beam continues it
         original = decode.read_clips
@@ -81,7 +91,7 @@ def test_beam_writes_the_same_bytes(tmp_path, monkeypatch):
             return original(path, settings)
 
         patch.setattr(decode, "read_clips", stop)
-        video.convert_videos(videos, other / "resumed", **here)
+        convert(videos, other / "resumed", **here)
     script = SCRIPT.replace('name="same", **beam', 'name="same", max_bad_fraction=0.2, **beam')
     done = subprocess.run(
         [PYTHON, "-c", script, videos, bridge, other, RUNNER],
@@ -103,4 +113,4 @@ def test_beam_writes_the_same_bytes(tmp_path, monkeypatch):
 def test_without_beam_the_error_names_the_extra(tmp_path):
     video_files.write_video(tmp_path / "v" / "x.mp4", video_files.grey_frames(8))
     with pytest.raises(ValueError, match=r"--runner DirectRunner needs Apache Beam.*\[beam\]"):
-        video.convert_videos(tmp_path / "v", tmp_path / "out", runner="DirectRunner")
+        convert(tmp_path / "v", tmp_path / "out", runner="DirectRunner")

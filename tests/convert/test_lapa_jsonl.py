@@ -18,7 +18,8 @@ from lapa_jax.policy.codecs import action
 from lapa_jax.verbs import data
 
 PROMPT = "You are a helpful assistant. USER: What action should the robot take to `{}` ASSISTANT:"
-OPTIONS = dict(progress=False, fps=5.0, prompt=PROMPT.replace("{}", "{instruction}"), name="rows")
+OPTIONS = dict(progress=False, fps=5.0, name="rows")
+TEMPLATE = PROMPT.replace("{}", "{instruction}")
 
 
 def rows(kind="delta", episodes=4, steps=3):
@@ -59,7 +60,8 @@ def write_images(root, found):
 
 def convert(file, out, **changes):
     values = OPTIONS | dict(images=None, window_seconds=0.6, per_shard=2) | changes
-    return lapa_jsonl.convert_lapa_jsonl(file, out, **values)
+    options = lapa_jsonl.Options(file=file, out=out, **values)
+    return lapa_jsonl.convert_lapa_jsonl(options, prompt=TEMPLATE)
 
 
 def code_sets(out, name="lapa"):
@@ -154,13 +156,14 @@ def test_episode_ids_that_repeat_are_told_apart(tmp_path):
     episodes = [make_episode(2, episode_id="same"), make_episode(4, episode_id="same")]
     write(tmp_path / "corpus", episodes)
     index.build_index(tmp_path / "corpus", progress=False, workers=1)
-    report = to_lapa_jsonl.export_lapa_jsonl(
-        tmp_path / "corpus",
-        tmp_path / "rows.jsonl",
-        prompt=OPTIONS["prompt"],
-        action_ids=lambda actions: np.zeros_like(actions, int),
+    options = to_lapa_jsonl.Options(
+        corpus=tmp_path / "corpus",
+        out=tmp_path / "rows.jsonl",
         images=tmp_path / "images",
         progress=False,
+    )
+    report = to_lapa_jsonl.export_lapa_jsonl(
+        options, prompt=TEMPLATE, action_ids=lambda actions: np.zeros_like(actions, int)
     )
     assert report.episode_ids_repeated == 1
     convert(tmp_path / "rows.jsonl", tmp_path / "out", images=tmp_path / "images", size=(16, 24))

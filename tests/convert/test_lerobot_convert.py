@@ -12,7 +12,7 @@ import video_files as files
 from corpora import read
 
 from data_pipelines.convert import conversion, decode
-from data_pipelines.convert.lerobot import convert_lerobot
+from data_pipelines.convert.lerobot import Options, convert_lerobot
 from lapa_jax.verbs import data
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -26,7 +26,7 @@ def parts():
 
 def convert(root, out, **changes):
     values = dict(size=(16, 16), camera=lerobot.CAMERA, progress=False, name="robot")
-    return convert_lerobot(root, out, **(values | changes))
+    return convert_lerobot(Options(root=root, out=out, **(values | changes)))
 
 
 def check_episode(item, number, length):
@@ -56,7 +56,8 @@ def test_episodes_come_with_frames_actions_states_and_tasks(tmp_path, version):
 def test_what_the_package_itself_wrote(tmp_path, folder):
     """Written by LeRobotDataset.create, add_frame and save_episode of lerobot 0.3.3 (v2.1) and
     0.4.4 (v3.0, all in one file): three episodes as AV1, frame i of level 10 + 8 i."""
-    report = convert_lerobot(GOLDEN / folder, tmp_path / "out", size=(16, 16), progress=False)
+    options = Options(root=GOLDEN / folder, out=tmp_path / "out", size=(16, 16), progress=False)
+    report = convert_lerobot(options)
     found = read(tmp_path / "out")
     assert (report.found, report.frames, report.bad) == (3, 24, [])
     texts = ["push the block", "open the drawer", "push the block"]

@@ -20,7 +20,8 @@ def bridge(tmp_path_factory):
 
 
 def convert(source, out, **changes):
-    return rlds.convert_rlds(source, out, **dict(size=(24, 32), progress=False) | changes)
+    values = dict(size=(24, 32), progress=False) | changes
+    return rlds.convert_rlds(rlds.Options(source=source, out=out, **values))
 
 
 def content(out):

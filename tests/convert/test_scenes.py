@@ -59,9 +59,9 @@ def test_light_and_flashes_are_no_cuts(tmp_path):
 def test_each_scene_is_an_episode(tmp_path):
     frames = pan(0, 6) + pan(1, 1) + pan(2, 8)
     files.write_video(tmp_path / "v" / "a.mp4", frames)
-    report = video.convert_videos(
-        tmp_path / "v", tmp_path / "out", fps=20.0, size=(32, 32), split_scenes=0.3, progress=False
-    )
+    values = dict(fps=20.0, size=(32, 32), split_scenes=0.3, progress=False)
+    options = video.Options(source=tmp_path / "v", out=tmp_path / "out", **values)
+    report = video.convert_videos(options)
     assert (report.episodes, report.frames) == (2, 14)
     assert report.short == [("a.mp4#0001", "1 frame at 20 fps, an episode needs 2")]
 

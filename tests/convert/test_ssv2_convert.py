@@ -39,7 +39,8 @@ def folder(tmp_path):
 
 def convert(folder, out, **changes):
     values = dict(labels=folder / "train.json", size=(16, 24), progress=False, per_shard=2)
-    return ssv2.convert_ssv2(folder / "clips", out, **(values | changes))
+    options = ssv2.Options(videos=folder / "clips", out=out, **(values | changes))
+    return ssv2.convert_ssv2(options)
 
 
 def test_clips_get_the_filled_template(folder, tmp_path):

@@ -35,8 +35,8 @@ LENGTHS = [2 + number % 7 for number in range(40)] + [0]
 
 def convert(out, lengths=LENGTHS, **options):
     units = [conversion.Unit(f"{n:03d}", length) for n, length in enumerate(lengths)]
-    options = conversion.Options(**dict(progress=False) | options)
-    return conversion.convert(Numbers(), units, out, options, name="numbers", settings={})
+    options = conversion.Options(out=out, **dict(progress=False, name="numbers") | options)
+    return conversion.convert(Numbers(), units, options, {})
 
 
 def names(out):

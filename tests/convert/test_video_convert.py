@@ -14,7 +14,7 @@ from data_pipelines.rlds import shards, tfrecord, writer
 
 def convert(source, out, **changes):
     values = dict(fps=10.0, size=(32, 32), name="clips", progress=False)
-    return video.convert_videos(source, out, **(values | changes))
+    return video.convert_videos(video.Options(source=source, out=out, **(values | changes)))
 
 
 def episodes(out, split="train"):
@@ -287,7 +287,7 @@ def test_two_splits_and_a_finished_one(folder, tmp_path):
 def test_a_second_process_is_refused(folder, tmp_path):
     out = tmp_path / "out"
     code = (
-        "import sys, pathlib, time; from data_pipelines import writer\n"
+        "import sys, pathlib, time; from data_pipelines.rlds import writer\n"
         "lock = writer.lock_output(pathlib.Path(sys.argv[1])); print('held', flush=True)\n"
         "time.sleep(60)"
     )
@@ -311,8 +311,8 @@ def test_killed_conversion_continues(folder, tmp_path):
         "    if path.name == 'z.MP4': print('reached', flush=True); time.sleep(60)\n"
         "    return original(path, settings)\n"
         "decode.read_clips = slow\n"
-        "video.convert_videos(sys.argv[1], sys.argv[2], fps=10.0, size=(32, 32), name='clips',\n"
-        "                     progress=False, per_shard=2)"
+        "values = dict(fps=10.0, size=(32, 32), name='clips', progress=False, per_shard=2)\n"
+        "video.convert_videos(video.Options(source=sys.argv[1], out=sys.argv[2], **values))"
     )
     run = subprocess.Popen(
         [sys.executable, "-c", code, str(folder), str(out)], stdout=subprocess.PIPE
