@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from absl import logging
 
 from data_pipelines.loader.corpus import Corpus
+from data_pipelines.loader.frames import BadImage
 
 _MIN_SEEN, _MIN_BAD = 100, 10  # up to these a fraction of bad examples says nothing
 
@@ -32,14 +33,9 @@ class BadExamples:
     threads."""
 
     def __init__(self, max_fraction: float):
-        if not 0 <= max_fraction <= 1:
-            raise ValueError(f"data.max_bad_fraction is {max_fraction}; it must be 0 to 1")
         self._max_fraction, self._lock = max_fraction, threading.Lock()
         self._found: dict[tuple[int, int, int], BadExample] = {}
         self._num_seen = self._num_bad = 0
-
-    def __bool__(self) -> bool:
-        return bool(self._found)
 
     def all(self) -> list[BadExample]:
         with self._lock:
@@ -49,6 +45,11 @@ class BadExamples:
         """Why an image is known to be bad."""
         known = self._found.get((corpus.number, camera, row))
         return None if known is None else known.reason
+
+    def refuse(self, corpus: Corpus, camera: int, row: int) -> None:
+        """Raises BadImage for an image that is known to be bad."""
+        if self._found and (reason := self.reason(corpus, camera, row)) is not None:
+            raise BadImage(reason)
 
     def count_seen(self) -> None:
         """One more example was asked for."""

@@ -1,18 +1,17 @@
-"""Reading and decoding frames, and the two ways to run ahead of training: threads and tf.data.
+"""Reading and decoding frames: open shards, where JPEGs lie in them, and two decoders.
 
-A backend turns what the loader plans (which rows) into decoded batches, in order and bounded. Both
-give the same examples in the same order; decoded pixels may differ by JPEG rounding only.
+The decoders are that of simplejpeg ("threads") and that of TensorFlow ("tf"); decoded pixels may
+differ by JPEG rounding only.
 """
 
 import importlib.util
 import os
 import threading
-import weakref
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -114,33 +113,6 @@ def read_jpeg(files: ShardFiles, place: Place) -> bytes:
     return jpeg
 
 
-class Buffers:
-    """Arrays whose memory is used again once nothing refers to them or to a view of them: memory
-    that comes anew from the system is zeroed page by page, 5 % of the time of a batch."""
-
-    def __init__(self, limit: int):
-        self._limit, self._free = limit, deque()
-
-    def take(self, shape: tuple[int, ...]) -> np.ndarray:
-        """uint8 with any content."""
-        size = int(np.prod(shape))
-        try:
-            owner = self._free.popleft()
-        except IndexError:
-            owner = np.empty(size, np.uint8)
-        if owner.size != size:
-            owner = np.empty(size, np.uint8)
-        # NumPy makes views of a view refer to the owner, but not past another kind of object: a
-        # memoryview in between keeps them referring to this array, which is what is watched.
-        array = np.frombuffer(owner.data, np.uint8)
-        weakref.finalize(array, self._give_back, owner).atexit = False
-        return array.reshape(shape)
-
-    def _give_back(self, owner: np.ndarray) -> None:
-        if len(self._free) < self._limit:
-            self._free.append(owner)
-
-
 class FrameReader:
     """Frames of an index by row, for those who walk a corpus instead of sampling it."""
 
@@ -221,11 +193,11 @@ def _simplejpeg_decoder() -> Decoder:
 
 
 def _tensorflow_decoder() -> Decoder:
-    tf = _tensorflow()
+    tf = tensorflow()
 
     def decode(jpeg: bytes, out: np.ndarray) -> None:
         try:
-            image = _decode_op(tf, jpeg).numpy()
+            image = decode_op(tf, jpeg).numpy()
         except tf.errors.InvalidArgumentError as error:
             raise BadImage(f"not decodable: {error.message}") from error
         if image.shape != out.shape:
@@ -235,156 +207,13 @@ def _tensorflow_decoder() -> Decoder:
     return decode
 
 
-def _tensorflow() -> Any:
+def tensorflow() -> Any:
     import tensorflow as tf
 
     tf.config.set_visible_devices([], "GPU")  # the accelerator belongs to JAX
     return tf
 
 
-def _decode_op(tf: Any, jpeg: Any) -> Any:
+def decode_op(tf: Any, jpeg: Any) -> Any:
     # The accurate DCT is what simplejpeg uses; TensorFlow's default is the fast one.
     return tf.io.decode_jpeg(jpeg, channels=3, dct_method="INTEGER_ACCURATE")
-
-
-# ---------------------------------------------------------------- running ahead
-
-
-class Source(Protocol):
-    """What a backend needs of the loader; every method may be called from any thread."""
-
-    chunk: int  # examples that a thread fills in one go
-
-    def plan(self, step: int) -> Any: ...
-    def begin(self, step: int) -> Any: ...
-    def read(self, plan: Any) -> list[bytes]: ...
-    def fill(self, plan: Any, start: int, stop: int) -> None: ...
-    def finish(self, plan: Any) -> dict[str, Any]: ...
-    def batch(self, step: int) -> dict[str, Any]: ...
-
-
-def iterate_threads(
-    source: Source, start_step: int, num_threads: int, prefetch: int
-) -> Iterator[dict[str, Any]]:
-    """Batches from start_step on, decoded by a pool of threads, at most `prefetch` ahead."""
-    pool = ThreadPoolExecutor(num_threads, thread_name_prefix="lapa-data")
-
-    def begin(step: int, done: Future) -> None:
-        try:
-            plan = source.begin(step)
-            starts = range(0, plan.size, source.chunk)
-            left, lock = len(starts), threading.Lock()
-
-            def chunk(start: int) -> None:
-                nonlocal left
-                try:
-                    if not done.done():
-                        source.fill(plan, start, min(start + source.chunk, plan.size))
-                    with lock:
-                        left -= 1
-                        last = left == 0
-                    if last and not done.done():
-                        done.set_result(source.finish(plan))
-                except Exception as error:  # goes to the consumer, whatever it is
-                    fail(done, lock, error)
-
-            for start in starts:
-                pool.submit(chunk, start)
-        except Exception as error:
-            fail(done, threading.Lock(), error)
-
-    def fail(done: Future, lock: threading.Lock, error: Exception) -> None:
-        with lock:
-            if not done.done():
-                done.set_exception(error)
-
-    waiting: deque[Future] = deque()
-    step = start_step
-    try:
-        while True:
-            while len(waiting) < prefetch:
-                waiting.append(Future())
-                pool.submit(begin, step, waiting[-1])
-                step += 1
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def iterate_tensorflow(
-    source: Source,
-    start_step: int,
-    num_threads: int,
-    prefetch: int,
-    frames_shape: tuple[int, ...],
-    shared: bool,
-) -> Iterator[dict[str, Any]]:
-    """The same batches by tf.data: range → read → decode → prefetch, deterministic, no state.
-
-    shared: examples share images, which `read` then gives as one object, to be decoded once.
-    """
-    tf, num_images = _tensorflow(), int(np.prod(frames_shape[:2]))
-
-    def stream(first: int) -> Iterator[Any]:
-        # step → its plan, after replacements, until its frames are there
-        plans: dict[int, Any] = {}
-
-        def read(step: np.int64) -> tuple[np.ndarray, np.ndarray]:
-            plan = plans[int(step)] = source.begin(int(step))
-            jpegs = source.read(plan)
-            distinct = list({id(jpeg): jpeg for jpeg in jpegs}.values()) if shared else jpegs
-            number = {id(jpeg): n for n, jpeg in enumerate(distinct)}
-            which = np.array([number[id(jpeg)] for jpeg in jpegs], np.int32)
-            return np.array(distinct, object), which
-
-        def load(step: Any) -> tuple[Any, Any]:
-            types = tf.string, tf.int32
-            jpegs, which = tf.numpy_function(read, [step], types, stateful=False)
-            which = tf.ensure_shape(which, [num_images])
-            frames = tf.map_fn(
-                lambda jpeg: _decode_op(tf, jpeg),
-                tf.ensure_shape(jpegs, [None if shared else num_images]),
-                fn_output_signature=tf.TensorSpec(frames_shape[2:], tf.uint8),
-            )
-            frames = tf.gather(frames, which) if shared else frames
-            return step, tf.reshape(frames, frames_shape)
-
-        dataset = tf.data.Dataset.range(first, np.iinfo(np.int64).max)
-        dataset = dataset.map(load, num_parallel_calls=num_threads, deterministic=True)
-        dataset = dataset.prefetch(prefetch)
-        options = tf.data.Options()
-        options.deterministic = True
-        options.autotune.enabled = False
-        options.experimental_optimization.inject_prefetch = False
-        options.threading.private_threadpool_size = num_threads
-        options.threading.max_intra_op_parallelism = 1
-        for step, frames in dataset.with_options(options).as_numpy_iterator():
-            plan = plans.pop(int(step))
-            plan.frames = frames
-            yield plan
-
-    def produce() -> Iterator[dict[str, Any]]:
-        step, plans = start_step, stream(start_step)
-        while True:
-            try:
-                plan = next(plans)
-            except tf.errors.OpError:
-                # A frame that does not decode, or an error in `read`: this step is made without
-                # tf.data, which replaces the example or raises the true error.
-                result, plans = source.batch(step), stream(step + 1)
-            else:
-                result = source.finish(plan)
-            yield result
-            step += 1
-
-    # One thread of ours, so that `finish` (labels, tokens) runs beside the training step.
-    batches = produce()
-    pool = ThreadPoolExecutor(1, thread_name_prefix="lapa-data")
-    waiting: deque[Future] = deque()
-    try:
-        while True:
-            while len(waiting) < 2:
-                waiting.append(pool.submit(next, batches))
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

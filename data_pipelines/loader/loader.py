@@ -7,61 +7,32 @@ sees the same data. Bad images are replaced by the next sample of their corpus a
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from data_pipelines.loader import frames
+from data_pipelines.loader import ahead, frames
 from data_pipelines.loader.bad_examples import BadExample, BadExamples, BadExamplesError
 from data_pipelines.loader.blocks import BlockCache
-from data_pipelines.loader.frames import (
-    BadImage,
-    Buffers,
-    ImageSizeError,
-    Place,
-    ShardFiles,
-    places,
-    read_jpeg,
-)
-from data_pipelines.loader.mixture import Corpus, Mixture, open_mixture, wrong_size
+from data_pipelines.loader.columns import COLUMNS
+from data_pipelines.loader.corpus import Corpus
+from data_pipelines.loader.frames import BadImage, ImageSizeError, Place, ShardFiles, read_jpeg
+from data_pipelines.loader.mixture import open_mixture
+from data_pipelines.loader.opening import wrong_size
 from data_pipelines.loader.order import Order
+from data_pipelines.loader.settings import DataSettings
 from data_pipelines.loader.windowed import open_windowed
-from data_pipelines.sidecar import take
-
-__all__ = [
-    "BadExample",
-    "BadExamplesError",
-    "FingerprintError",
-    "Loader",
-    "check_fingerprint",
-    "open_mixture",
-]
 
 _MAX_ATTEMPTS = 64
+_CHUNK = 16  # examples that a thread decodes in one go, about
 
 
 class FingerprintError(ValueError):
     """A run would resume with other data than it was started with."""
 
 
-@dataclass
-class Plan:
-    """The examples of one host at one step; `fill` may replace bad ones."""
-
-    positions: np.ndarray  # int64 (b,)
-    corpus: np.ndarray  # int32 (b,)
-    rows: np.ndarray  # int64 (b, num_frames)
-    places: list[list[Place]]  # of the images of each example
-    frames: np.ndarray | None  # uint8 (b, num_images, H, W, 3)
-
-    @property
-    def size(self) -> int:
-        return len(self.positions)
-
-
 class Loader:
-    """Batches of `fields` for host `host` of `num_hosts`.
+    """Batches of `fields` for host `host` of `num_hosts`. data: `config.data`, or `DataSettings`.
 
     batch keys: the fields (frames uint8 (b, num_images, H, W, 3), image_tokens int32 (b,
     num_images, tokens), instruction str objects (b,), action float32 (b, A), latent_action int32
@@ -82,32 +53,28 @@ class Loader:
         num_hosts: int = 1,
         prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ):
-        self.mixture: Mixture = open_mixture(data, fields)
+        self.settings = data = DataSettings.of(data)
+        self.mixture = open_mixture(data, fields)
         self.chain_pairs = data.chain_pairs  # examples of a sample, which lie side by side
-        if global_batch % num_hosts == 0 and global_batch // num_hosts % self.chain_pairs:
-            raise ValueError(
-                f"global_batch {global_batch} on {num_hosts} hosts is {global_batch // num_hosts} "
-                f"each, not a multiple of data.chain_pairs={self.chain_pairs}"
-            )
         if global_batch < 1 or global_batch % num_hosts:
             raise ValueError(
                 f"global_batch {global_batch} is not a multiple of the {num_hosts} "
                 "hosts; change the batch size or the number of hosts"
             )
+        if global_batch // num_hosts % self.chain_pairs:
+            raise ValueError(
+                f"global_batch {global_batch} on {num_hosts} hosts is {global_batch // num_hosts} "
+                f"each, not a multiple of data.chain_pairs={self.chain_pairs}"
+            )
         if not 0 <= host < num_hosts:
             raise ValueError(f"host is {host}; it must be 0 to {num_hosts - 1}")
-        for key in ("num_threads", "prefetch_batches"):
-            if getattr(data, key) < 1:
-                raise ValueError(f"data.{key} is {getattr(data, key)}; it must be at least 1")
         self.fields = tuple(fields)
         self.backend = frames.backend_name(data.decode)
         self.seed, self.global_batch = int(seed), int(global_batch)
         self._mine = slice(host * global_batch // num_hosts, (host + 1) * global_batch // num_hosts)
-        self._num_threads, self._prefetch = data.num_threads, data.prefetch_batches
         self._prepare = prepare
-        self._buffers = Buffers(data.prefetch_batches)
+        self._buffers = ahead.Buffers(data.prefetch_batches)
         self._decode = frames.make_decoder(self.backend) if "frames" in fields else None
-        self._lock = threading.Lock()
         self._bad = BadExamples(data.max_bad_fraction)
         self._files: ShardFiles | BlockCache = ShardFiles()
         samples = self.global_batch // self.chain_pairs
@@ -125,21 +92,16 @@ class Loader:
     def batch(self, step: int) -> dict[str, Any]:
         """This host's batch of any step."""
         plan = self.plan(step)
-        self.fill(plan, 0, plan.size)
-        return self.finish(plan)
+        plan.fill(0, plan.size)
+        return plan.finish()
 
     def iterate(self, start_step: int = 0) -> Iterator[dict[str, Any]]:
         """Batches from start_step on, prepared ahead; endless. `.close()` stops the threads."""
-        if self.backend == "threads" or "frames" not in self.fields:
-            return frames.iterate_threads(self, start_step, self._num_threads, self._prefetch)
-        return frames.iterate_tensorflow(
-            self,
-            start_step,
-            self._num_threads,
-            self._prefetch,
-            self._frames_shape(self._mine.stop - self._mine.start),
-            shared=self.chain_pairs > 1,
-        )
+        how = start_step, self.settings.num_threads, self.settings.prefetch_batches
+        if self.backend == "threads" or self._decode is None:
+            return ahead.by_threads(self._begin, *how)
+        shape = self._frames_shape(self._mine.stop - self._mine.start)
+        return ahead.by_tensorflow(self._begin, self.batch, *how, shape, self.chain_pairs > 1)
 
     def close(self) -> None:
         """Closes the shards; a loader can be used again afterwards."""
@@ -151,17 +113,10 @@ class Loader:
     def __exit__(self, *_: Any) -> None:
         self.close()
 
-    def plan(self, step: int) -> Plan:
-        positions = self._positions(step)[self._mine]
-        corpus, rows = self._rows(positions)
-        return Plan(positions, corpus, rows, self._places(corpus, rows), None)
+    def plan(self, step: int) -> "Plan":
+        return Plan(self, self._positions(step)[self._mine])
 
-    @property
-    def chunk(self) -> int:
-        """Examples that a thread decodes in one go: whole chains, about 16."""
-        return self.chain_pairs * max(1, 16 // self.chain_pairs)
-
-    def begin(self, step: int) -> Plan:
+    def _begin(self, step: int) -> "Plan":
         """`plan` of steps in a row: whole blocks are read for them and for those to come."""
         plan = self.plan(step)
         if isinstance(self._files, BlockCache):
@@ -170,47 +125,10 @@ class Loader:
             )
         return plan
 
-    def read(self, plan: Plan) -> list[bytes]:
-        """The JPEGs of a plan, unreadable ones and those known to be bad replaced."""
-        jpegs: list[bytes] = []
-
-        def read(plan: Plan, i: int, image: int) -> bytes:
-            if self._is_shared(plan, i, image):
-                return jpegs[-1]  # the last of the example before
-            return read_jpeg(self._files, plan.places[i][image])
-
-        for i in range(plan.size):
-            jpegs += self._try(plan, i, read)
-        return jpegs
-
-    def fill(self, plan: Plan, start: int, stop: int) -> None:
-        """Reads and decodes the examples [start, stop) of a plan."""
-        if self._decode is None:
-            return
-        with self._lock:
-            if plan.frames is None:
-                plan.frames = self._buffers.take(self._frames_shape(plan.size))
-        for i in range(start, stop):
-            self._try(plan, i, self._decode_example)
-
-    def finish(self, plan: Plan) -> dict[str, Any]:
-        batch: dict[str, Any] = {"position": plan.positions}
-        if "frames" in self.fields:
-            batch["frames"] = plan.frames
-        for name, values in (
-            ("instruction", _instructions),
-            ("action", _actions),
-            ("latent_action", _latent_actions),
-            ("image_tokens", _image_tokens),
-        ):
-            if name in self.fields:
-                batch[name] = self._gather(plan, values)
-        return self._prepare(batch) if self._prepare else batch
-
     @property
     def num_images(self) -> int:
         """Of an example: one of each frame by each camera."""
-        return self.mixture.num_frames * self.mixture.num_cameras
+        return self.mixture.num_images
 
     def _frames_shape(self, size: int) -> tuple[int, ...]:
         return (size, self.num_images, *self.mixture.image_size, 3)
@@ -238,72 +156,12 @@ class Loader:
         for number in np.unique(corpus):
             mine = np.flatnonzero(corpus == number)
             flat = rows[mine].reshape(-1)
-            by_camera = [places(camera, flat) for camera in self.mixture.corpora[number].cameras]
+            cameras = self.mixture.corpora[number].cameras
+            by_camera = [frames.places(camera, flat) for camera in cameras]
             images = [place for frame in zip(*by_camera, strict=True) for place in frame]
             for i, example in enumerate(mine.tolist()):
                 found[example] = images[i * self.num_images : (i + 1) * self.num_images]
         return found
-
-    def _gather(self, plan: Plan, take: Callable[[Corpus, np.ndarray], np.ndarray]) -> np.ndarray:
-        out = None
-        for number in np.unique(plan.corpus):
-            mine = plan.corpus == number
-            values = take(self.mixture.corpora[number], plan.rows[mine])
-            if out is None:
-                out = np.empty((plan.size, *values.shape[1:]), values.dtype)
-            out[mine] = values
-        return out
-
-    # ------------------------------------------------------------ single examples
-
-    def _try(self, plan: Plan, i: int, act: Callable[[Plan, int, int], Any]) -> list:
-        """Acts on the images of example i; on a bad one, on those of the next sample instead."""
-        self._bad.count_seen()
-        for attempt in range(1, _MAX_ATTEMPTS + 1):
-            results, image = [], 0
-            try:
-                for image in range(self.num_images):
-                    if self._bad:
-                        self._check_known(plan, i, image)
-                    results.append(act(plan, i, image))
-                return results
-            except BadImage as error:
-                self._bad.report(*self._identity(plan, i, image), str(error))
-            except ImageSizeError as error:
-                name = self.mixture.corpora[plan.corpus[i]].name
-                raise wrong_size(name, error.found, self.mixture.image_size) from error
-            _, rows = self._rows(plan.positions[i : i + 1], attempt)
-            plan.rows[i] = rows[0]
-            plan.places[i] = self._places(plan.corpus[i : i + 1], rows)[0]
-        raise BadExamplesError(
-            f"corpus {self.mixture.corpora[plan.corpus[i]].name!r}: {_MAX_ATTEMPTS} examples in a "
-            f"row are bad; the last ones: {self.bad_examples[-3:]}"
-        )
-
-    def _identity(self, plan: Plan, i: int, image: int) -> tuple[Corpus, int, int]:
-        """(corpus, camera, row) of an image."""
-        frame, camera = divmod(image, self.mixture.num_cameras)
-        return self.mixture.corpora[plan.corpus[i]], camera, int(plan.rows[i, frame])
-
-    def _check_known(self, plan: Plan, i: int, image: int) -> None:
-        reason = self._bad.reason(*self._identity(plan, i, image))
-        if reason is not None:
-            raise BadImage(reason)
-
-    def _is_shared(self, plan: Plan, i: int, image: int) -> bool:
-        """Whether an image is the last one of the example before, in the same chain."""
-        follows = image == 0 and plan.positions[i] % self.chain_pairs > 0
-        return bool(
-            follows
-            and plan.corpus[i] == plan.corpus[i - 1]
-            and plan.rows[i, 0] == plan.rows[i - 1, -1]
-        )
-
-    def _decode_example(self, plan: Plan, i: int, image: int) -> None:
-        if self._is_shared(plan, i, image):
-            plan.frames[i, 0] = plan.frames[i - 1, -1]
-            return
-        self._decode(read_jpeg(self._files, plan.places[i][image]), plan.frames[i, image])
 
     # ------------------------------------------------------------ what a step holds
 
@@ -351,6 +209,115 @@ class Loader:
         }
 
 
+class Plan:
+    """The examples of one host at one step; reading them may replace bad ones."""
+
+    def __init__(self, loader: Loader, positions: np.ndarray):
+        self._loader, self._lock = loader, threading.Lock()
+        self.positions = positions  # int64 (b,)
+        self.corpus, self.rows = loader._rows(positions)  # int32 (b,), int64 (b, num_frames)
+        self.places = loader._places(self.corpus, self.rows)  # of the images of each example
+        self.frames: np.ndarray | None = None  # uint8 (b, num_images, H, W, 3)
+
+    @property
+    def size(self) -> int:
+        return len(self.positions)
+
+    def chunks(self) -> list[tuple[int, int]]:
+        """(start, stop) of examples for a thread: whole chains."""
+        length = self._loader.chain_pairs
+        length *= max(1, _CHUNK // length)
+        return [(i, min(i + length, self.size)) for i in range(0, self.size, length)]
+
+    def read(self) -> list[bytes]:
+        """The JPEGs, unreadable ones and those known to be bad replaced."""
+        jpegs: list[bytes] = []
+
+        def read(i: int, image: int) -> bytes:
+            if self._is_shared(i, image):
+                return jpegs[-1]  # the last of the example before
+            return read_jpeg(self._loader._files, self.places[i][image])
+
+        for i in range(self.size):
+            jpegs += self._try(i, read)
+        return jpegs
+
+    def fill(self, start: int, stop: int) -> None:
+        """Reads and decodes the examples [start, stop)."""
+        loader = self._loader
+        if loader._decode is None:
+            return
+        with self._lock:
+            if self.frames is None:
+                self.frames = loader._buffers.take(loader._frames_shape(self.size))
+
+        def decode(i: int, image: int) -> None:
+            if self._is_shared(i, image):
+                self.frames[i, 0] = self.frames[i - 1, -1]
+            else:
+                jpeg = read_jpeg(loader._files, self.places[i][image])
+                loader._decode(jpeg, self.frames[i, image])
+
+        for i in range(start, stop):
+            self._try(i, decode)
+
+    def finish(self) -> dict[str, Any]:
+        """The batch, once the frames are there."""
+        loader = self._loader
+        batch: dict[str, Any] = {"position": self.positions}
+        if loader._decode is not None:
+            batch["frames"] = self.frames
+        for name, column in COLUMNS.items():
+            if name in loader.fields:
+                batch[name] = self._gather(column)
+        return loader._prepare(batch) if loader._prepare else batch
+
+    def _gather(self, column: Callable[[Corpus, np.ndarray], np.ndarray]) -> np.ndarray:
+        out = None
+        for number in np.unique(self.corpus):
+            mine = self.corpus == number
+            values = column(self._loader.mixture.corpora[number], self.rows[mine])
+            if out is None:
+                out = np.empty((self.size, *values.shape[1:]), values.dtype)
+            out[mine] = values
+        return out
+
+    def _try(self, i: int, act: Callable[[int, int], Any]) -> list:
+        """Acts on the images of example i; on a bad one, on those of the next sample instead."""
+        loader = self._loader
+        bad, corpus = loader._bad, loader.mixture.corpora[self.corpus[i]]
+        bad.count_seen()
+        for attempt in range(1, _MAX_ATTEMPTS + 1):
+            results, where = [], (corpus, 0, 0)
+            try:
+                for image in range(loader.num_images):
+                    frame, camera = divmod(image, loader.mixture.num_cameras)
+                    where = corpus, camera, int(self.rows[i, frame])
+                    bad.refuse(*where)
+                    results.append(act(i, image))
+                return results
+            except BadImage as error:
+                bad.report(*where, str(error))
+            except ImageSizeError as error:
+                raise wrong_size(corpus.name, error.found, loader.mixture.image_size) from error
+            _, rows = loader._rows(self.positions[i : i + 1], attempt)
+            self.rows[i] = rows[0]
+            self.places[i] = loader._places(self.corpus[i : i + 1], rows)[0]
+        raise BadExamplesError(
+            f"corpus {corpus.name!r}: {_MAX_ATTEMPTS} examples in a row are bad; the last ones: "
+            f"{loader.bad_examples[-3:]}"
+        )
+
+    def _is_shared(self, i: int, image: int) -> bool:
+        """Whether an image is the last one of the example before, in the same chain."""
+        follows = image == 0 and self.positions[i] % self._loader.chain_pairs > 0
+        return bool(
+            follows
+            and self.corpus[i] == self.corpus[i - 1]
+            and self.rows[i, 0] == self.rows[i - 1, -1]
+        )
+
+
 def _location(corpus: Corpus, rows: np.ndarray) -> dict[str, Any]:
     index = corpus.index
     episode = int(index.episode_of_rows(rows[0]))
@@ -360,24 +327,6 @@ def _location(corpus: Corpus, rows: np.ndarray) -> dict[str, Any]:
         "record": int(index.record_of_episode[episode]),
         "steps": (rows - index.episode_start[episode]).tolist(),
     }
-
-
-def _instructions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
-    episodes = corpus.index.episode_of_rows(rows[:, 0])
-    return np.array([corpus.index.instruction(episode) for episode in episodes], object)
-
-
-def _actions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
-    return take(corpus.index.actions, rows[:, corpus.frames.current])
-
-
-def _latent_actions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
-    return corpus.labels.labels(rows[:, corpus.frames.current])
-
-
-def _image_tokens(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
-    found = np.stack([tokens.labels(rows) for tokens in corpus.tokens], axis=2)
-    return found.reshape(len(rows), -1, found.shape[-1])
 
 
 def check_fingerprint(saved: dict[str, Any], now: dict[str, Any]) -> None:

@@ -16,8 +16,9 @@ from tqdm import tqdm
 from data_pipelines import sidecar
 from data_pipelines.index import CorpusIndex, load_index
 from data_pipelines.index.labels import Kind, LabelSet, LabelSetWriter
-from data_pipelines.loader.corpus import steps_between
 from data_pipelines.loader.frames import FrameReader
+from data_pipelines.loader.settings import CorpusSettings
+from data_pipelines.loader.steps import window_steps
 
 STEPS_PER_LEVEL = 256
 MOTION = Kind(
@@ -28,6 +29,13 @@ MOTION = Kind(
     ("window_seconds", "steps_hash", "codebook_size", "values_per_frame"),
     "`lapa data motion`",
 )
+
+
+class _Flags(CorpusSettings):
+    """A corpus whose keys are flags."""
+
+    def key(self, name: str) -> str:
+        return f"--{name}"
 
 
 def set_name(window_seconds: float) -> str:
@@ -57,8 +65,9 @@ def write_motion(
     index = load_index(directory, split=split, sidecar_dir=sidecar_dir, image_key=image_key)
     if index.image_size is None:
         raise ValueError(f"no first frame of {index.directory} can be read: its size is unknown")
-    name = Path(str(directory)).name
-    steps = steps_between("window", "--window_seconds", window_seconds, index, name, fps, "--fps")
+    path = str(directory)
+    settings = _Flags(Path(path).name, path, window_seconds=window_seconds, fps=fps)
+    steps = window_steps(settings, index)
     writer = LabelSetWriter(
         index.sidecar_dir,
         set_name(window_seconds),
@@ -126,11 +135,11 @@ def shares_below(motion: LabelSet, levels: Sequence[float]) -> list[float]:
     return (below / count).tolist()
 
 
-def check_window(name: str, motion: LabelSet, steps: np.ndarray, fps: float) -> None:
+def check_window(settings: CorpusSettings, motion: LabelSet, steps: np.ndarray) -> None:
     """Refuses a motion set of other pairs than a corpus draws."""
     if motion.provenance["steps_hash"] != steps_hash(steps):
         raise ValueError(
             f"{motion.folder} was made with other steps between the frames of a pair than corpus "
-            f"{name!r} has: delete it and make it again with {MOTION.command} --fps {fps:g} "
-            f"(data.corpora.{name}.fps)"
+            f"{settings.name!r} has: delete it and make it again with {MOTION.command} --fps "
+            f"{settings.fps:g} ({settings.key('fps')})"
         )

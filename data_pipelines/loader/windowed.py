@@ -16,7 +16,7 @@ samples in when they enter one.
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from absl import logging
@@ -24,6 +24,7 @@ from absl import logging
 from data_pipelines.loader.blocks import WINDOWS, Blocks, Owner, Window, find_blocks
 from data_pipelines.loader.mixture import Mixture
 from data_pipelines.loader.order import TABLE_SIZE, Order, mix, permute
+from data_pipelines.loader.settings import DataSettings
 
 _BLOCK_SALT = 0x626C6F636B
 _TURN_SALT = 0x7475726E
@@ -216,12 +217,10 @@ class WindowedOrder(Order):
 
 
 def open_windowed(
-    data: Any, mixture: Mixture, seed: int, global_batch: int, mine: np.ndarray
+    data: DataSettings, mixture: Mixture, seed: int, global_batch: int, mine: np.ndarray
 ) -> tuple[WindowedOrder, list[Blocks]]:
     """The order of `config.data` and the blocks of each corpus. mine: rows of the global batch of
     samples that this host reads."""
-    if not 0 < data.block_mib < 2**20:
-        raise ValueError(f"data.block_mib is {data.block_mib}; it must be positive")
     blocks = [find_blocks(corpus, int(data.block_mib * 2**20)) for corpus in mixture.corpora]
     order = WindowedOrder(
         blocks,

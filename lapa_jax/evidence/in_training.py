@@ -12,9 +12,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from data_pipelines.loader import Loader
+from data_pipelines.loader import DataSettings, Loader
 from lapa_jax.parallel import distributed, sharding
-from lapa_jax.runs import examples
 from lapa_jax.runs.program import Program
 from lapa_jax.training import groups
 from lapa_jax.training.state import TrainState
@@ -95,22 +94,16 @@ class Evaluation:
     def _examples(self) -> Loader:
         if self._loader is None:
             config, stage = self._config, self._program.stage
-            data = ConfigDict(config.data.to_dict())
-            if config.evaluation.corpora:
-                like = next(iter(data.corpora.values())).to_dict()
-                like |= {"split": config.evaluation.split}
-                data.corpora = ConfigDict(
-                    {Path(x).name: like | {"path": x} for x in config.evaluation.corpora}
-                )
-                if len(data.corpora) < len(config.evaluation.corpora):
-                    raise ValueError(
-                        f"evaluation.corpora={config.evaluation.corpora} has a name twice"
-                    )
-            examples.draw_any(data)
+            data, paths = DataSettings.of(config.data), config.evaluation.corpora
+            if paths:
+                named = {Path(path).name: path for path in paths}
+                if len(named) < len(paths):
+                    raise ValueError(f"evaluation.corpora={paths} has a name twice")
+                data = data.on(named, split=config.evaluation.split)
             host, num_hosts = sharding.loader_shard(self._program.mesh)
             self._loader = distributed.together(
                 lambda: Loader(
-                    data,
+                    data.draw_any(),
                     fields=stage.fields_of(config),
                     global_batch=config.global_batch,
                     seed=config.seed,

@@ -6,13 +6,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from data_pipelines.loader import Loader
+from data_pipelines.loader import DataSettings, Loader
 from lapa_jax.diagnostics.statistics import wilson_interval
 from lapa_jax.envs.env import Environment
 from lapa_jax.envs.rollout import Rollouts, rollout
-from lapa_jax.runs import examples
 from lapa_jax.runs import run as runs
 from lapa_jax.stages.stage import Params, Stage, Variables
 
@@ -21,12 +19,8 @@ def evaluate_tokens(
     run: runs.Run, corpora: Mapping[str, dict[str, Any]], *, max_examples: int
 ) -> dict[str, float]:
     """Mean loss and accuracy of the target tokens, over a seeded sample of the corpora."""
-    data = ConfigDict(run.config.data.to_dict())
-    template = next(iter(data.corpora.values())).to_dict()
-    data.corpora = ConfigDict(
-        {f"corpus{i}": template | corpus for i, corpus in enumerate(corpora.values())}
-    )
-    examples.draw_any(data)
+    named = {f"corpus{i}": corpus for i, corpus in enumerate(corpora.values())}
+    data = DataSettings.of(run.config.data).on(named).draw_any()
     batch_size = min(run.config.global_batch, max_examples)
     steps = max(1, max_examples // batch_size)
     metrics = jax.jit(run.stage.eval_metrics)

@@ -9,8 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines import storage
-from data_pipelines.loader import Loader
-from lapa_jax.runs import examples
+from data_pipelines.loader import DataSettings, Loader
 
 LIMIT = 1e-4  # of differences in float32, relative to the largest value
 
@@ -67,16 +66,14 @@ def real_examples(
 ) -> tuple[dict[str, np.ndarray] | None, Any]:
     """`count` examples of a run's own corpora where they are at hand, and what to tell of them:
     where they are from, or why there are none."""
-    data = ConfigDict(data.to_dict())
-    examples.draw_any(data)
-    for name, one in data.corpora.to_dict().items():
-        place = storage.locate(one["path"])
-        if isinstance(place, Path) and not place.exists():
-            del data.corpora[name]
-    if not data.corpora:
+    settings = DataSettings.of(data).draw_any()
+    places = [(corpus, storage.locate(corpus.path)) for corpus in settings.corpora]
+    here = tuple(corpus for corpus, at in places if not isinstance(at, Path) or at.exists())
+    settings = dataclasses.replace(settings, corpora=here)
+    if not here:
         return None, "none: no corpus of the run is at hand"
     try:
-        with Loader(data, fields=fields, global_batch=count, seed=0) as loader:
+        with Loader(settings, fields=fields, global_batch=count, seed=0) as loader:
             found = loader.batch(0)
             told = [
                 {key: one[key] for key in ("corpus", "episode", "steps")}

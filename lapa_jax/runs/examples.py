@@ -13,9 +13,8 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from data_pipelines.index import CorpusIndex
+from data_pipelines.loader import DataSettings, open_mixture
 from data_pipelines.loader.frames import FrameReader
-from data_pipelines.loader.mixture import open_mixture
-from lapa_jax.settings import corpus_settings
 
 BATCH = 256
 
@@ -89,20 +88,10 @@ class Pairs(Frames):
 
     def __init__(self, config: ConfigDict, corpus: dict, *, batch: int = BATCH):
         self.window_seconds = corpus.get("window_seconds") or trained_window(config)
-        data = ConfigDict(config.data.to_dict())
-        template = corpus_settings("")
-        for trained in [c.to_dict() for c in data.corpora.values()][:1]:
-            template |= trained
-        # Every pair there is, whatever the training drew from.
-        every = ("label_set", "fps", "fraction", "min_episode_steps", "require_instruction")
-        template |= {key: corpus_settings("")[key] for key in every}
-        data.corpora = ConfigDict(
-            {"corpus": template | corpus | {"window_seconds": self.window_seconds}}
-        )
-        data.sampling, data.num_frames, data.history_seconds = "per_frame", 2, 0.0
-        draw_any(data)
+        there = {"fps": 0.0} | corpus | {"window_seconds": self.window_seconds}
+        data = DataSettings.of(config.data).in_order().on({"corpus": there})
         opened = open_mixture(data, ["frames"]).corpora[0]
-        super().__init__(opened.index, tuple(data.image_size), decode=data.decode, batch=batch)
+        super().__init__(opened.index, data.image_size, decode=data.decode, batch=batch)
         samples = np.arange(opened.num_samples)
         # Every eligible pair, int64 (N, 2), ascending.
         self.rows = opened.frame_rows(samples, np.zeros_like(samples), seed=0)
@@ -115,11 +104,6 @@ class Pairs(Frames):
             [np.zeros((1, self.index.action_dim)), np.cumsum(self.index.actions, axis=0)]
         )
         return (total[rows[:, 1]] - total[rows[:, 0]]).astype(np.float32)
-
-
-def draw_any(data: ConfigDict) -> None:
-    """Sets, in place, that examples are drawn one by one, from all that there are."""
-    data.access, data.min_pair_difference, data.chain_pairs = "random", 0.0, 1
 
 
 def trained_window(config: ConfigDict) -> float:

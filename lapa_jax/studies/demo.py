@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.convert import video
 from data_pipelines.index import build_index
+from data_pipelines.loader import DataSettings
 from experiments import demo as demo_config
 from experiments.quantizer import videos as videos_config
 from lapa_jax.envs.collect import collect
@@ -187,10 +188,8 @@ def _label(workdir: Path, config: ConfigDict, data: dict[str, Path]) -> dict[str
 def _with_corpora(stage: ConfigDict, paths: dict[str, Path], **more: Any) -> ConfigDict:
     """A stage's config with its corpora at these paths."""
     stage = ConfigDict(stage.to_dict())
-    template = next(iter(stage.data.corpora.values())).to_dict()
-    stage.data.corpora = ConfigDict(
-        {name: template | {"path": str(path)} | more for name, path in paths.items()}
-    )
+    there = DataSettings.of(stage.data).on(paths, **more)
+    stage.data.corpora = ConfigDict({one.name: one.as_dict() for one in there.corpora})
     return stage.lock()
 
 

@@ -14,7 +14,7 @@ from tiny import succeed
 from data_pipelines.bench import arms as bench_arms
 from data_pipelines.bench import compare, corpus, start
 from data_pipelines.index import load_index
-from data_pipelines.loader.frames import Buffers
+from data_pipelines.loader.ahead import Buffers
 from experiments import base
 
 SIZE, WINDOW, BATCH = 32, 5, 8

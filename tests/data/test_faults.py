@@ -170,8 +170,8 @@ def examples(loader, steps):
     found = {}
     for step in steps:
         plan = loader.plan(step)
-        loader.fill(plan, 0, plan.size)
-        batch = loader.finish(plan)
+        plan.fill(0, plan.size)
+        batch = plan.finish()
         for i, row in enumerate(plan.rows[:, 0].tolist()):
             found[row] = [np.array(batch[name][i]) for name in FIELDS]
     return found

@@ -1,0 +1,42 @@
+"""What a batch holds beside frames: a column is a function of a corpus and of rows.
+
+A new one is a function here, a line in `COLUMNS`, and in `opening.py` what it needs of a corpus.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from data_pipelines.loader.corpus import Corpus
+from data_pipelines.sidecar import take
+
+
+def instructions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
+    """str objects (b,)."""
+    episodes = corpus.index.episode_of_rows(rows[:, 0])
+    return np.array([corpus.index.instruction(episode) for episode in episodes], object)
+
+
+def actions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
+    """float32 (b, A)."""
+    return take(corpus.index.actions, rows[:, corpus.frames.current])
+
+
+def latent_actions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
+    """int32 (b, L)."""
+    return corpus.labels.labels(rows[:, corpus.frames.current])
+
+
+def image_tokens(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
+    """int32 (b, num_images, tokens)."""
+    found = np.stack([tokens.labels(rows) for tokens in corpus.tokens], axis=2)
+    return found.reshape(len(rows), -1, found.shape[-1])
+
+
+# field → column of a corpus at the rows of b examples, int64 (b, num_frames)
+COLUMNS: dict[str, Callable[[Corpus, np.ndarray], np.ndarray]] = {
+    "instruction": instructions,
+    "action": actions,
+    "latent_action": latent_actions,
+    "image_tokens": image_tokens,
+}

@@ -1,0 +1,155 @@
+"""`config.data` as typed settings, which check themselves: what a `Loader` is made from."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+# Keys that have few values.
+CHOICES = {
+    "access": ("random", "windowed"),
+    "sampling": ("per_frame", "per_video"),
+    "tail": ("drop", "clamp"),
+}
+_BESIDE = ("augment",)  # keys of `config.data` that are of the devices' part
+
+
+def _require(valid: bool, key: str, value: Any, wanted: str) -> None:
+    if not valid:
+        raise ValueError(f"{key} is {value!r}; it must {wanted}")
+
+
+def _require_known(kind: type, keys: Iterable[str], prefix: str) -> None:
+    known = [field.name for field in fields(kind)]
+    for key in keys:
+        if key not in known:
+            raise ValueError(f"{prefix}{key} is no key; known are {known}")
+
+
+@dataclass(frozen=True)
+class CorpusSettings:
+    """`data.corpora.<name>`; docs/data.md explains the keys."""
+
+    name: str
+    path: str
+    split: str = "train"
+    sidecar_dir: str = ""
+    weight: float = 1.0
+    fraction: float = 1.0
+    min_episode_steps: int = 0
+    require_instruction: bool = False
+    window_seconds: float = 0.6
+    fps: float = 0.0
+    image_key: str = "image"
+    extra_image_keys: tuple[str, ...] = ()
+    action_key: str = "action"
+    instruction_key: str = "language_instruction"
+    label_set: str = ""
+    image_token_set: str = ""
+
+    @classmethod
+    def of(cls, name: str, keys: Mapping[str, Any]) -> "CorpusSettings":
+        _require_known(cls, keys, f"data.corpora.{name}.")
+        return cls(name, **keys)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The keys as a config has them."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "name"}
+
+    def key(self, name: str) -> str:
+        """What a key is called where it is set."""
+        return f"data.corpora.{self.name}.{name}"
+
+    def __post_init__(self) -> None:
+        for key, valid, wanted in (
+            ("fraction", 0 < self.fraction <= 1, "be in (0, 1]"),
+            ("min_episode_steps", self.min_episode_steps >= 0, "not be negative"),
+        ):
+            _require(valid, self.key(key), getattr(self, key), wanted)
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """`config.data`; docs/data.md explains the keys."""
+
+    image_size: tuple[int, int]  # height, width
+    corpora: tuple[CorpusSettings, ...]  # in the order of their names
+    num_frames: int = 1
+    history_seconds: float = 0.0
+    chain_pairs: int = 1
+    sampling: str = "per_frame"
+    min_pair_difference: float = 0.0
+    tail: str = "drop"
+    access: str = "random"
+    block_mib: float = 64.0
+    window_blocks: int = 2
+    lanes: int = 8
+    decode: str = "auto"
+    num_threads: int = 2
+    prefetch_batches: int = 4
+    max_bad_fraction: float = 0.001
+
+    @classmethod
+    def of(cls, data: Any) -> "DataSettings":
+        """From `config.data` (a ConfigDict or a mapping), or settings as they are."""
+        if isinstance(data, cls):
+            return data
+        values = data.to_dict() if hasattr(data, "to_dict") else dict(data)
+        values = {key: value for key, value in values.items() if key not in _BESIDE}
+        _require_known(cls, values, "data.")
+        corpora = sorted(values["corpora"].items())
+        values["corpora"] = tuple(CorpusSettings.of(name, keys) for name, keys in corpora)
+        values["image_size"] = tuple(values["image_size"])
+        return cls(**values)
+
+    def __post_init__(self) -> None:
+        for key, least in (("num_frames", 1), ("num_threads", 1), ("prefetch_batches", 1)):
+            value = getattr(self, key)
+            _require(value >= least, f"data.{key}", value, f"be at least {least}")
+        for key, known in CHOICES.items():
+            value = getattr(self, key)
+            _require(value in known, f"data.{key}", value, f"be one of {known}")
+        for key, valid, wanted in (
+            ("history_seconds", self.history_seconds >= 0, "not be negative"),
+            ("min_pair_difference", 0 <= self.min_pair_difference <= 255, "be 0 to 255"),
+            ("max_bad_fraction", 0 <= self.max_bad_fraction <= 1, "be 0 to 1"),
+            ("block_mib", 0 < self.block_mib < 2**20, "be positive"),
+        ):
+            _require(valid, f"data.{key}", getattr(self, key), wanted)
+        pairs = self.num_frames == 2 and self.history_seconds == 0
+        if self.chain_pairs < 1 or self.chain_pairs > 1 and not pairs:
+            raise ValueError(
+                f"data.chain_pairs is {self.chain_pairs}; it must be at least 1, and chains are of "
+                f"pairs: data.num_frames 2 (is {self.num_frames}), data.history_seconds 0.0 (is "
+                f"{self.history_seconds})"
+            )
+
+    @property
+    def is_clip(self) -> bool:
+        """Whether an example has later frames than the one at which it stands."""
+        return self.num_frames > 1 and self.history_seconds == 0
+
+    def on(self, corpora: Mapping[str, Any], **keys: Any) -> "DataSettings":
+        """Like the first corpus, but there: corpora by name, each a path, or the keys in which it
+        differs; `keys` are of all of them."""
+        first = self.corpora[0] if self.corpora else CorpusSettings("", "")
+        found = (
+            (name, there if isinstance(there, Mapping) else {"path": str(there)})
+            for name, there in sorted(corpora.items())
+        )
+        made = (CorpusSettings.of(name, {**first.as_dict(), **keys, **own}) for name, own in found)
+        return replace(self, corpora=tuple(made))
+
+    def draw_any(self) -> "DataSettings":
+        """Examples are drawn one by one, from all that there are."""
+        return replace(self, access="random", min_pair_difference=0.0, chain_pairs=1)
+
+    def in_order(self) -> "DataSettings":
+        """Pairs, every one there is, whatever training draws: to walk over, not to sample."""
+        every = dict(label_set="", fraction=1.0, min_episode_steps=0, require_instruction=False)
+        return replace(
+            self.draw_any(),
+            sampling="per_frame",
+            num_frames=2,
+            history_seconds=0.0,
+            corpora=tuple(replace(corpus, **every) for corpus in self.corpora),
+        )
