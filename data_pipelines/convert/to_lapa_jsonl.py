@@ -106,6 +106,8 @@ def export_lapa_jsonl(
     sets = {}
     if label_set:
         sets["delta"] = labels.LabelSet.open(found.sidecar_dir, label_set, found)
+        if sets["delta"].codebook_size is None:
+            raise ValueError(f"--label_set {label_set} holds vectors; the original reads codes")
     if image_token_set:
         sets["vision"] = labels.LabelSet.open(
             found.sidecar_dir, image_token_set, found, labels.IMAGE_TOKENS

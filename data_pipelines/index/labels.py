@@ -1,9 +1,10 @@
-"""Label sets: codes of the frames of a corpus by one model, in sidecars keyed by frame row.
+"""Label sets: what one model says of the frames of a corpus, in sidecars keyed by frame row.
 
 There are two kinds: the latent actions by a quantizer, and the image tokens by an image tokenizer,
-a set of one name for every camera. Writing goes shard by shard, by several hosts if wanted, each of
-which claims its own, and continues where it stopped; `finish` joins the shards. A row without a
-label is all -1. Opening refuses an unfinished set and a set that was made for another corpus.
+a set of one name for every camera. A label is codes, or the vectors of a quantizer that has none.
+Writing goes shard by shard, by several hosts if wanted, each of which claims its own, and continues
+where it stopped; `finish` joins the shards. A row without a label is -1, or NaN, everywhere.
+Opening refuses an unfinished set and a set that was made for another corpus.
 """
 
 import errno
@@ -22,13 +23,14 @@ import numpy as np
 from data_pipelines import sidecar
 from data_pipelines.index import CorpusIndex
 
-FORMAT = 1
+FORMAT = 2  # 1 is that of sets of codes from before there were vectors
+VECTORS = ("float32", "float16")
 
 
 @dataclass(frozen=True)
 class Kind:
-    """`pattern`: the folder of a set below the sidecar_dir. -1 is stored as the value that `dtype`
-    makes of it, which is no code. `length`: the key in the provenance of the codes in a row."""
+    """`pattern`: the folder of a set below the sidecar_dir. `dtype`: of codes. `length`: the key in
+    the provenance of how many codes, or vectors, a row has."""
 
     what: str
     pattern: str
@@ -43,17 +45,77 @@ class Kind:
         camera = image_key.replace("/", ".")
         return Path(sidecar_dir) / self.pattern.format(name=name, camera=camera)
 
-    @property
-    def max_codes(self) -> int:
-        return int(np.iinfo(self.dtype).max) + (1 if np.iinfo(self.dtype).min < 0 else 0)
+
+@dataclass(frozen=True)
+class Values:
+    """What a row holds: codes below codebook_size, or vectors where that is None."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]  # (codes,) or (vectors, width)
+    codebook_size: int | None
+
+    @classmethod
+    def of(cls, kind: Kind, name: str, provenance: dict[str, Any]) -> "Values":
+        """Of a set that is to be written: vectors where the provenance has a width."""
+        vectors = "width" in provenance
+        required = [key for key in kind.required if key != "codebook_size" or not vectors]
+        missing = [key for key in required if key not in provenance]
+        if missing:
+            raise ValueError(f"the provenance of {kind.what} {name!r} lacks {missing}")
+        length = provenance[kind.length]
+        if vectors:
+            dtype = np.dtype(provenance.get("dtype", "float32"))
+            shape, size, valid = (length, provenance["width"]), None, dtype.name in VECTORS
+            told = f"dtype is {dtype} (must be one of {VECTORS}), width is {shape[1]}"
+        else:
+            dtype, shape, size = np.dtype(kind.dtype), (length,), provenance["codebook_size"]
+            most = int(np.iinfo(dtype).max) + (1 if np.iinfo(dtype).min < 0 else 0)
+            valid = 1 <= size <= most
+            told = f"codebook_size is {size} (must be 1 to {most}, stored as {dtype})"
+        if not valid or min(shape) < 1:
+            raise ValueError(
+                f"{kind.what} {name!r}: {told}, {kind.length} is {length} (must be at least 1)"
+            )
+        return cls(dtype, shape, size)
 
     @property
-    def absent(self) -> np.integer:
-        return np.array(-1).astype(self.dtype)[()]
+    def absent(self) -> np.generic:
+        """In every place of a row without a label: NaN, or the integer that -1 is stored as, which
+        is no code."""
+        return np.array(np.nan if self.codebook_size is None else -1).astype(self.dtype)[()]
 
-    def codes(self, stored: np.ndarray) -> np.ndarray:
-        """int32, -1 where there is no label."""
+    def given(self, stored: np.ndarray) -> np.ndarray:
+        """Stored values as labels: int32, -1 where there is none, or float32, NaN there."""
+        if self.codebook_size is None:
+            return stored.astype(np.float32)
         return np.where(stored == self.absent, np.int32(-1), stored.astype(np.int32))
+
+    def labelled(self, stored: np.ndarray) -> np.ndarray:
+        """Which rows have a label, bool (rows,)."""
+        first = stored[(slice(None), *[0] * len(self.shape))]
+        return ~np.isnan(first) if self.codebook_size is None else first != self.absent
+
+    def check(self, labels: np.ndarray, where: str) -> None:
+        """Refuses labels, as `given`, that are none."""
+        size, flat = self.codebook_size, labels.reshape(len(labels), -1)
+        if size is None:
+            missing = np.isnan(flat)
+            with np.errstate(over="ignore"):
+                infinite = np.isinf(flat.astype(self.dtype)).any(1)
+            if infinite.any():
+                raise ValueError(f"{where}: row {infinite.argmax()} is not finite as {self.dtype}")
+        else:
+            missing = flat < 0
+            if flat.size and (flat.min() < -1 or flat.max() >= size):
+                raise ValueError(
+                    f"{where} run from {flat.min()} to {flat.max()}; codebook_size is {size}"
+                )
+        mixed = np.flatnonzero(missing.any(1) & ~missing.all(1))
+        if len(mixed):
+            raise ValueError(
+                f"{where}: row {mixed[0]} is {labels[mixed[0]].tolist()}; a row is "
+                f"labelled as a whole or not at all ({-1 if size else np.nan} everywhere)"
+            )
 
 
 LATENT_ACTIONS = Kind(
@@ -95,15 +157,7 @@ class LabelSetWriter:
         provenance: dict[str, Any],
         kind: Kind = LATENT_ACTIONS,
     ):
-        missing = [key for key in kind.required if key not in provenance]
-        if missing:
-            raise ValueError(f"the provenance of {kind.what} {name!r} lacks {missing}")
-        size, length = provenance["codebook_size"], provenance[kind.length]
-        if not 1 <= size <= kind.max_codes or length < 1:
-            raise ValueError(
-                f"{kind.what} {name!r}: codebook_size is {size} (must be 1 to {kind.max_codes}, "
-                f"stored as {np.dtype(kind.dtype)}), {kind.length} is {length} (must be at least 1)"
-            )
+        self.values = Values.of(kind, name, provenance)
         self.index, self.name, self.kind = index, name, kind
         self.folder = kind.folder(sidecar_dir, name, index.image_key)
         self.provenance = {
@@ -168,53 +222,40 @@ class LabelSetWriter:
     def _entry(self, **more: Any) -> dict[str, Any]:
         return {
             "format": FORMAT,
+            "dtype": self.values.dtype.name,
+            "shape": list(self.values.shape),
             "num_shards": len(self.index.shards),
             "provenance": self.provenance,
             **more,
         }
 
-    @property
-    def code_length(self) -> int:
-        """Codes of a row."""
-        return self.provenance[self.kind.length]
-
     def _part(self, shard: int) -> Path:
         return self.folder / f"{self.index.split}-{shard:05d}.npy"
 
-    def _shape(self, shard: int) -> tuple[int, int]:
+    def _shape(self, shard: int) -> tuple[int, ...]:
         rows = self.index.rows_of_shard(shard)
-        return rows.stop - rows.start, self.code_length
+        return rows.stop - rows.start, *self.values.shape
 
     def unlabelled(self, shard: int) -> np.ndarray:
-        """Labels of a shard in which no row has one: int32, -1."""
-        return np.full(self._shape(shard), -1, np.int32)
+        """Labels of a shard in which no row has one: int32, -1, or float32, NaN."""
+        return self.values.given(np.full(self._shape(shard), self.values.absent))
 
     def write_shard(self, shard: int, labels: np.ndarray) -> None:
-        """Labels of all rows of a shard, integers (rows, codes of a row); -1 rows are
-        unlabelled."""
+        """Labels of all rows of a shard: integers (rows, codes of a row), -1 where there is none,
+        or floats (rows, vectors of a row, width), NaN there."""
         where = f"labels of shard {shard} of {self.index.directory}"
         if self.complete:
             raise sidecar.SidecarError(f"{self.folder} is finished; choose another name")
-        if not np.issubdtype(labels.dtype, np.integer) or labels.shape != self._shape(shard):
+        vectors = self.values.codebook_size is None
+        kind = np.floating if vectors else np.integer
+        if not np.issubdtype(labels.dtype, kind) or labels.shape != self._shape(shard):
             raise ValueError(
-                f"{where} are {labels.dtype}{labels.shape}, expected integers "
-                f"{self._shape(shard)} (rows of the shard, {self.kind.length})"
+                f"{where} are {labels.dtype}{labels.shape}, expected "
+                f"{'floats' if vectors else 'integers'} {self._shape(shard)} (rows of the shard, "
+                f"{self.kind.length}{', width' if vectors else ''})"
             )
-        self._check_values(labels, where)
-        sidecar.write_array(self._part(shard), labels.astype(self.kind.dtype))
-
-    def _check_values(self, labels: np.ndarray, where: str) -> None:
-        size = self.provenance["codebook_size"]
-        if labels.size and (labels.min() < -1 or labels.max() >= size):
-            raise ValueError(
-                f"{where} run from {labels.min()} to {labels.max()}; codebook_size is {size}"
-            )
-        mixed = np.flatnonzero((labels < 0).any(1) & (labels >= 0).any(1))
-        if len(mixed):
-            raise ValueError(
-                f"{where}: row {mixed[0]} is {labels[mixed[0]].tolist()}; a row is "
-                "labelled as a whole or not at all (-1 everywhere)"
-            )
+        self.values.check(labels, where)
+        sidecar.write_array(self._part(shard), labels.astype(self.values.dtype))
 
     def done_shards(self) -> list[int]:
         """Shards that need no labelling any more."""
@@ -251,15 +292,15 @@ class LabelSetWriter:
         parts = []
         for shard in range(len(self.index.shards)):
             part = sidecar.map_array(self._part(shard))
-            if part.shape != self._shape(shard) or part.dtype != self.kind.dtype:
+            if part.shape != self._shape(shard) or part.dtype != self.values.dtype:
                 raise sidecar.SidecarError(
                     f"{self._part(shard)} holds {part.dtype}{part.shape}, expected "
-                    f"{np.dtype(self.kind.dtype)}{self._shape(shard)}: delete it and continue with "
+                    f"{self.values.dtype}{self._shape(shard)}: delete it and continue with "
                     f"{self.kind.command}"
                 )
-            self._check_values(self.kind.codes(part), str(self._part(shard)))
+            self.values.check(self.values.given(part), str(self._part(shard)))
             parts.append(part)
-        labelled = sum(int((part[:, 0] != self.kind.absent).sum()) for part in parts)
+        labelled = sum(int(self.values.labelled(part).sum()) for part in parts)
         if labelled < least or (most is not None and labelled > most):
             raise sidecar.SidecarError(
                 f"{self.kind.what} {self.folder} has {labelled} labelled rows of "
@@ -287,6 +328,8 @@ class LabelSet:
 
     def __init__(self, folder: Path, rows: np.ndarray, manifest: dict[str, Any], kind: Kind):
         self.folder, self._rows, self._manifest, self.kind = folder, rows, manifest, kind
+        self.codebook_size: int | None = self.provenance.get("codebook_size")  # None: vectors
+        self.values = Values(rows.dtype, rows.shape[1:], self.codebook_size)
 
     @classmethod
     def open(
@@ -307,10 +350,10 @@ class LabelSet:
             )
         manifest = sidecar.read_json(path)
         saved = manifest["provenance"]
-        if manifest["format"] != FORMAT:
+        if manifest["format"] not in (1, FORMAT):
             raise sidecar.SidecarError(
                 f"{path} has format {manifest['format']}, this version "
-                f"reads {FORMAT}: make it again with {kind.command}"
+                f"reads 1 and {FORMAT}: make it again with {kind.command}"
             )
         if saved["corpus_hash"] != index.hash:
             raise sidecar.SidecarError(
@@ -343,8 +386,8 @@ class LabelSet:
 
     @property
     def code_length(self) -> int:
-        """Codes of a row."""
-        return self.provenance[self.kind.length]
+        """Codes, or vectors, of a row."""
+        return self.values.shape[0]
 
     @property
     def hash(self) -> str:
@@ -352,15 +395,16 @@ class LabelSet:
         return sidecar.value_hash([self._manifest["digest"], self.provenance])
 
     def labels(self, rows: np.ndarray) -> np.ndarray:
-        """Codes of frame rows, int32 (..., code_length); -1 where there is none."""
-        return self.kind.codes(sidecar.take(self._rows, rows))
+        """Of frame rows (...): codes int32 (..., code_length), -1 where there is none, or vectors
+        float32 (..., code_length, width), NaN there."""
+        return self.values.given(sidecar.take(self._rows, rows))
 
     @cached_property
     def valid(self) -> np.ndarray:
         """Which rows have a label, bool (num_frames,)."""
         if self._manifest["num_labelled"] == len(self._rows):
             return np.ones(len(self._rows), bool)  # without a look at each page of a large set
-        return self._rows[:, 0] != self.kind.absent
+        return self.values.labelled(self._rows)
 
 
 def known_sets(sidecar_dir: str | os.PathLike, kind: Kind, image_key: str, split: str) -> list[str]:

@@ -23,7 +23,7 @@ def actions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
 
 
 def latent_actions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
-    """int32 (b, L)."""
+    """int32 (b, L); float32 (b, L, width) of a quantizer that has no codes."""
     return corpus.labels.labels(rows[:, corpus.frames.current])
 
 

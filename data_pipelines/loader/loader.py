@@ -34,12 +34,17 @@ class FingerprintError(ValueError):
 class Loader:
     """Batches of `fields` for host `host` of `num_hosts`. data: `config.data`, or `DataSettings`.
 
-    batch keys: the fields (frames uint8 (b, num_images, H, W, 3), image_tokens int32 (b,
-    num_images, tokens), instruction str objects (b,), action float32 (b, A), latent_action int32
-    (b, L)) and position int64 (b,), where b is global_batch / num_hosts. The images of an example
-    are those of its frames, earliest first, of a frame those of its cameras in their order.
-    `prepare` maps that dict to what goes to the devices; it runs in the loader's threads and must
-    be a pure function.
+    A batch has the fields and position int64 (b,), where b is global_batch / num_hosts:
+
+        frames         uint8 (b, num_images, H, W, 3)
+        image_tokens   int32 (b, num_images, tokens)
+        instruction    str objects (b,)
+        action         float32 (b, A)
+        latent_action  int32 (b, L); float32 (b, L, width) of a quantizer that has no codes
+
+    The images of an example are those of its frames, earliest first, of a frame those of its
+    cameras in their order. `prepare` maps that dict to what goes to the devices; it runs in the
+    loader's threads and must be a pure function.
     """
 
     def __init__(

@@ -112,8 +112,8 @@ def _check_equal(corpora: list[Corpus], fields: Sequence[str]) -> None:
     if "action" in fields:
         found["action_dim"] = {c.name: c.index.action_dim for c in corpora}
     if "latent_action" in fields:
-        for what in ("code_length", "codebook_size", "quantizer_hash"):
-            found[what] = {c.name: c.labels.provenance[what] for c in corpora}
+        for what in ("code_length", "codebook_size", "width", "quantizer_hash"):
+            found[what] = {c.name: c.labels.provenance.get(what) for c in corpora}
     if "image_tokens" in fields:
         sets = {f"{c.name}/{t.provenance['image_key']}": t for c in corpora for t in c.tokens}
         for what in ("tokens_per_frame", "codebook_size", "tokenizer_hash"):

@@ -1,9 +1,10 @@
-"""A model over a corpus → codes of its frames in sidecar files, shard by shard.
+"""A model over a corpus → labels of its frames in sidecar files, shard by shard.
 
-A quantizer gives latent actions: every start frame that has a later frame one window away gets its
-own, the others stay unlabelled. An image tokenizer gives the tokens of every frame. A run that was
-stopped continues with the shards that are missing. Several hosts share a corpus: shard n is that of
-the host with n mod COUNT = INDEX, and whoever writes the last joins them.
+A quantizer gives latent actions, codes or the vectors of one that has none: every start frame that
+has a later frame one window away gets its own, the others stay unlabelled. An image tokenizer gives
+the tokens of every frame. A run that was stopped continues with the shards that are missing.
+Several hosts share a corpus: shard n is that of the host with n mod COUNT = INDEX, and whoever
+writes the last joins them.
 """
 
 import dataclasses
@@ -43,17 +44,20 @@ ALL = Share(0, 1)
 
 def label(run: Model, name: str, corpus: dict, share: Share = ALL) -> dict[str, int]:
     """Labels a share of a corpus (keys as under data.corpora); returns the counts {rows, labelled,
-    bad} of what was labelled now.
+    bad} of what was labelled now. A quantizer without codes gives what its decoder receives in
+    evaluation, float32 (code_length, quant_dim): of a normal its mean, without noise.
 
     Raises ValueError when more pairs are undecodable than data.max_bad_fraction of the run allows,
     and when another process writes the same share.
     """
     require(run, LoadedQuantizer)
     model = run.stage.model_config
-    model.require_codes()
-    encode = Encoder(
-        run, lambda *held, frames: run.stage.quantize(*held, frames[:, 0], frames[:, 1])
-    )
+
+    def act(*held, frames: jax.Array) -> jax.Array:
+        read = run.stage.read(*held, frames[:, 0], frames[:, 1])
+        return read.z_BL if model.has_codes else read.received_BLQ
+
+    encode = Encoder(run, act)
     source = examples.Pairs(run.config, corpus, batch=encode.batch(examples.BATCH))
     index = source.index
     provenance = {
@@ -61,10 +65,13 @@ def label(run: Model, name: str, corpus: dict, share: Share = ALL) -> dict[str, 
         "quantizer_step": run.step,
         "window_seconds": source.window_seconds,
         "tail": run.config.data.tail,
-        "codebook_size": model.codebook_size,
         "code_length": model.code_length,
         "code_version": __version__,
     }
+    if model.has_codes:
+        provenance["codebook_size"] = model.codebook_size
+    else:
+        provenance["width"] = model.quant_dim
     with LabelSetWriter(index.sidecar_dir, name, index, provenance=provenance) as writer:
         return write(writer, source, source.rows, encode, run.config.data.max_bad_fraction, share)
 
@@ -158,7 +165,9 @@ def write(
     def settle(shard: int, last: bool, batch: examples.Batch, codes: jax.Array) -> None:
         if shard not in labels:
             labels[shard] = writer.unlabelled(shard)
-        found = np.asarray(codes).reshape(len(batch.frames), -1)[: batch.size]
+        found = np.asarray(codes).reshape(len(batch.frames), *writer.values.shape)[: batch.size]
+        if not np.isfinite(found[batch.good]).all():
+            raise ValueError(f"the model gives labels of {index.directory} that are not finite")
         first = index.rows_of_shard(shard).start
         labels[shard][batch.rows[batch.good, 0] - first] = found[batch.good]
         counts["labelled"] += int(batch.good.sum())

@@ -34,6 +34,11 @@ class LatentPretraining(PolicyStage):
 
     def targets(self, values: np.ndarray) -> np.ndarray:
         """z int32 (B, code_length), checked against the config."""
+        if values.ndim != 2:
+            raise ValueError(
+                f"data.corpora.*.label_set: labels are vectors {values.dtype}{values.shape[1:]} of "
+                "a quantizer without codes, but this head predicts codes: name a label set of codes"
+            )
         if values.shape[1] != len(self.limits):
             raise ValueError(
                 f"the label set has codes of length {values.shape[1]}; "

@@ -1,12 +1,15 @@
 """Label sets: resumable writing, and every reason to refuse one."""
 
 import json
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import tiny
 from shards import LENGTHS, write_corpus
+from test_settings import write_plain
 
 from data_pipelines.index import load_index
 from data_pipelines.index.labels import IMAGE_TOKENS, LabelSet, LabelSetWriter
@@ -160,6 +163,100 @@ def test_image_tokens_are_unsigned_and_by_camera(index):
         LabelSet.open(index.sidecar_dir, "w", index, IMAGE_TOKENS)
     with pytest.raises(FileNotFoundError, match=r"no label set 'v'.*known: none"):
         LabelSet.open(index.sidecar_dir, "v", index)
+
+
+VECTORS = {key: value for key, value in PROVENANCE.items() if key != "codebook_size"}
+
+
+def write_vectors(index, dtype="float32", **changes):
+    """Three vectors of five numbers a row; row 9 has none. Returns the set and what it holds."""
+    provenance = VECTORS | {"code_length": 3, "width": 5, "dtype": dtype}
+    one = LabelSetWriter(index.sidecar_dir, dtype, index, provenance=provenance)
+    values = np.random.default_rng(0).normal(size=(index.num_frames, 3, 5)).astype(np.float32)
+    values[9] = np.nan
+    for row, value in changes.items():
+        values[int(row[1:])] = value
+    for shard in range(3):
+        one.write_shard(shard, values[index.rows_of_shard(shard)])
+    one.finish(least=index.num_frames - 1)
+    return LabelSet.open(index.sidecar_dir, dtype, index), values
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_vectors_round_trip(index, dtype):
+    found, values = write_vectors(index, dtype)
+    rows = np.array([[31, 9], [7, 7]])
+    got = found.labels(rows)
+    assert got.dtype == np.float32 and got.shape == (2, 2, 3, 5)
+    np.testing.assert_array_equal(got, values[rows].astype(dtype).astype(np.float32))
+    np.testing.assert_array_equal(np.flatnonzero(~found.valid), [9])
+    assert found.codebook_size is None and found.code_length == 3
+    manifest = json.loads((found.folder / "train.manifest.json").read_text())["content"]
+    assert (manifest["format"], manifest["dtype"], manifest["shape"]) == (2, dtype, [3, 5])
+    assert np.load(found.folder / "train.npy").dtype == dtype
+    assert np.isnan(
+        LabelSetWriter(index.sidecar_dir, "w", index, provenance=found.provenance).unlabelled(0)
+    ).all()
+
+
+def test_wrong_and_damaged_vectors_are_named(index):
+    def refused(error=ValueError, **changes):
+        with pytest.raises(error) as info:
+            write_vectors(index, **changes)
+        return str(info.value)
+
+    half = np.where(np.arange(15) < 7, np.nan, 0.0).reshape(3, 5)
+    assert "row 2 is [[nan, nan" in refused(r2=half) and "whole or not at all (nan" in refused(
+        r2=half
+    )
+    assert "shard 0" in refused(r4=np.inf) and "row 4 is not finite as float32" in refused(
+        r4=np.inf
+    )
+    assert "row 5 is not finite as float16" in refused(dtype="float16", r5=1e5)
+    assert "dtype is float64 (must be one of ('float32'," in refused(dtype="float64")
+    provenance = VECTORS | {"width": 0}
+    with pytest.raises(ValueError, match="width is 0, code_length is 4 .must be at least 1"):
+        LabelSetWriter(index.sidecar_dir, "w", index, provenance=provenance)
+    one = LabelSetWriter(index.sidecar_dir, "w", index, provenance=VECTORS | {"width": 2})
+    with pytest.raises(ValueError, match=r"int64\(11, 4\), expected floats \(11, 4, 2\)"):
+        one.write_shard(0, labels_of(index, 0))
+    write_vectors(index)
+    path = index.sidecar_dir / "labels/float32/train.npy"
+    data = bytearray(path.read_bytes())
+    data[-9] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(SidecarError, match="labels/float32/train.npy is damaged"):
+        LabelSet.open(index.sidecar_dir, "float32", index)
+
+
+def test_a_damaged_shard_of_vectors_is_named(index):
+    one = LabelSetWriter(index.sidecar_dir, "v", index, provenance=VECTORS | {"width": 2})
+    for shard in range(3):
+        one.write_shard(shard, np.ones((*labels_of(index, shard).shape, 2)))
+    part = one.folder / "train-00001.npy"
+    values = np.load(part)
+    values[3, 1] = np.nan
+    np.save(part, values)
+    with pytest.raises(ValueError, match="train-00001.npy: row 3 is .*whole or not at all"):
+        one.finish()
+    np.save(part, values.astype(np.float64))
+    with pytest.raises(SidecarError, match=r"00001.npy holds float64\(.*expected float32\("):
+        one.finish()
+
+
+def test_sets_of_format_1_are_read(tmp_path):
+    """Written before there were vectors, with these codes, of a corpus with these bytes."""
+    write_plain(tmp_path / "a", 0)
+    folder = tmp_path / "a/labels/z"
+    for path in (tiny.ROOT / "tests/golden/labels_v1").iterdir():
+        shutil.copy(path, folder)
+    index = load_index(tmp_path / "a")
+    found = LabelSet.open(index.sidecar_dir, "z", index)
+    assert json.loads((folder / "train.manifest.json").read_text())["content"]["format"] == 1
+    rows = np.arange(31)
+    np.testing.assert_array_equal(found.labels(rows), np.stack([rows % 8] * 2, axis=1))
+    assert found.labels(rows).dtype == np.int32 and found.valid.all() and found.codebook_size == 8
+    assert found.hash == "b6875251a4b3864a0824edb28ee047ea"
 
 
 OTHER = """

@@ -114,11 +114,11 @@ def test_like_the_first_corpus_but_there(corpora):
 
 
 def test_walking_takes_every_pair_and_drawing_any_takes_every_example(corpora):
-    keys = {"a__fraction": 0.5, "a__label_set": "z", "b__min_episode_steps": 9, "num_frames": 1}
+    keys = {"a__fraction": 0.8, "a__label_set": "z", "b__min_episode_steps": 9, "num_frames": 1}
     settings = DataSettings.of(data_config(corpora, sampling="per_video", **keys))
     every = open_mixture(settings.in_order())
     assert every.num_frames == 2 and every.sizes == [21, 21]
-    assert open_mixture(settings).sizes == [2, 1]
+    assert open_mixture(settings).sizes == [3, 1]
     chained = DataSettings.of(data_config(corpora, **CHAINS, **WINDOWED))
     assert chained.draw_any() == DataSettings.of(
         data_config(corpora, block_mib=1, lanes=2, a__weight=3, a__fps=5)

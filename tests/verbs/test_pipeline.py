@@ -145,11 +145,24 @@ def test_what_is_measured_of_a_continuous_latent(data, tmp_path):
     assert result["transfer"]["same_code_as_own"] is None
     assert result["distractors"]["changed_moving"]["chance"] == 1.0
     assert "stays continuous" in page.read_text()
-    code, _, error = lapa(
-        *("label", "--workdir", tmp_path / "run", "--corpus", data / "robot", "--name", "none")
-    )
-    assert code == 2 and "'gaussian' has no codes" in error
-    assert not (data / "robot" / "labels" / "none").exists()
+    _labels_are_what_the_decoder_receives(data, tmp_path)
+
+
+def _labels_are_what_the_decoder_receives(data, tmp_path):
+    run, corpus = runs.load(tmp_path / "run"), {"path": str(data / "robot")}
+    index = load_index(corpus["path"])
+    succeed("label", "--workdir", tmp_path / "run", "--corpus", index.directory, "--name", "mean")
+    labels = LabelSet.open(index.sidecar_dir, "mean", index)
+    pairs = examples.Pairs(run.config, corpus)
+    batch = next(pairs.batches(pairs.rows[:20]))
+    read = run.stage.read(run.params, run.variables, batch.first[:20], batch.last[:20])
+    found = labels.labels(pairs.rows[:20, 0])
+    assert found.dtype == np.float32 and found.shape[1:] == read.received_BLQ.shape[1:]
+    np.testing.assert_allclose(found, read.received_BLQ, atol=1e-5)
+    assert labels.valid.sum() == len(pairs.rows) and "codebook_size" not in labels.provenance
+    config = tiny.config("latent_pretraining", data, data__corpora__robot__label_set="mean")
+    with pytest.raises(ValueError, match="data.corpora.*label_set: labels are vectors"):
+        train.train(config, tmp_path / "policy")
 
 
 def test_labelling_again_reads_no_frame(quantizer, labelled, monkeypatch):
