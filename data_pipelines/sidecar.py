@@ -1,16 +1,12 @@
-"""Atomic writing and checksums of the files that this project derives from shards.
+"""The files that this project derives from shards, with their checksums.
 
-A sidecar is an array file plus a JSON manifest that holds its digests. Everything is written under
-a temporary name and renamed, so that a file which exists is a whole one.
+A sidecar is an array file plus a JSON manifest that holds its digests. What exists is whole.
 """
 
 import hashlib
 import json
 import os
-import socket
 import tokenize
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +14,7 @@ import numpy as np
 import xxhash
 
 from data_pipelines import storage
+from data_pipelines.storage import atomic_path
 
 # What np.load makes of a damaged header, which it reads as a Python literal and believes.
 _UNREADABLE = (
@@ -37,29 +34,12 @@ class SidecarError(ValueError):
     """A sidecar is missing, incomplete, damaged, or belongs to other data."""
 
 
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; renames it on success, removes it on failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Hosts that share a disk write one manifest, maybe at once and by processes of one number.
-    owner = f"{socket.gethostname()}.{os.getpid()}"
-    temporary = path.with_name(f".{path.name}.{owner}.incomplete")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_json(path: Path, value: Any) -> None:
     """Writes a manifest, {content, digest}: a flipped letter in an instruction is noticed, too."""
     text = json.dumps(
         {"content": value, "digest": value_hash(value)}, indent=1, sort_keys=True, allow_nan=False
     )
-    with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n")
+    storage.write_text(path, text + "\n")
 
 
 def read_json(path: storage.Location) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from lapa_jax.training import places
+from data_pipelines.storage import places
 
 # Keys of earlier code, and what they are called now: `upgrade` reads them with a warning.
 RENAMED: dict[str, str] = {}

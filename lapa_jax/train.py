@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from data_pipelines import loader as loaders
 from data_pipelines.checks import statistics
 from data_pipelines.loader.mixture import Mixture
+from data_pipelines.storage import places
 from lapa_jax import config as configs
 from lapa_jax import stages
 from lapa_jax.evidence.in_training import Evaluation
@@ -31,7 +32,7 @@ from lapa_jax.runs import loaded, start
 from lapa_jax.runs import program as programs
 from lapa_jax.runs import run as runs
 from lapa_jax.training import guard as guards
-from lapa_jax.training import heartbeat, memory, places, profiling
+from lapa_jax.training import heartbeat, memory, profiling
 from lapa_jax.training import state as states
 from lapa_jax.training.checkpoint import Checkpoints
 from lapa_jax.training.goodput import Goodput

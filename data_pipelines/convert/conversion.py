@@ -14,7 +14,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from data_pipelines import sidecar
+from data_pipelines import sidecar, storage
 from data_pipelines.convert import executors, staging
 from data_pipelines.convert.executors import NeedsSettingError
 from data_pipelines.convert.report import Report, printable
@@ -317,7 +316,6 @@ def _execute(work: Callable, jobs: Sequence, options: Options) -> contextlib.clo
 
 def _write_part(job: _PartJob, advance: Callable[[int], object] | None = None) -> dict:
     """Converts the units of one part; the file gets its name once it is whole."""
-    unfinished = staging.unfinished_of(job.path)
     result = {
         "part": job.part,
         "records": [],
@@ -328,24 +326,24 @@ def _write_part(job: _PartJob, advance: Callable[[int], object] | None = None) -
         "bad": [],
         "short": [],
     }
-    part = writer.ShardFile(unfinished)
-    try:
-        for unit in job.units:
-            mark = part.mark()
-            try:
-                added = _write_unit(job.source, unit, part)
-            except RecordingError as error:
-                part.rollback(mark)
-                added = {"bad": [(unit.name, str(error))]}
-            for key, value in added.items():
-                result[key] += value
-            if advance is not None:
-                advance(unit.recordings)
-        part.close()
-    except BaseException:
-        part.discard()
-        raise
-    os.replace(unfinished, job.path)
+    with storage.atomic_path(job.path) as unfinished:
+        part = writer.ShardFile(unfinished)
+        try:
+            for unit in job.units:
+                mark = part.mark()
+                try:
+                    added = _write_unit(job.source, unit, part)
+                except RecordingError as error:
+                    part.rollback(mark)
+                    added = {"bad": [(unit.name, str(error))]}
+                for key, value in added.items():
+                    result[key] += value
+                if advance is not None:
+                    advance(unit.recordings)
+            part.close()
+        except BaseException:
+            part.discard()
+            raise
     result["size"] = part.size
     sidecar.write_json(job.manifest, result)
     return result

@@ -12,12 +12,11 @@ import dataclasses
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipelines import sidecar
+from data_pipelines import sidecar, storage
 from data_pipelines.rlds import schema, tfrecord, writer
 
 _COPY_BYTES = 8 << 20
@@ -59,11 +58,6 @@ def manifest_of(path: Path) -> Path:
     return path.with_suffix(".json")
 
 
-def unfinished_of(path: Path) -> Path:
-    """A name of its own for each try: Beam may have several at once."""
-    return path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}{writer.INCOMPLETE}")
-
-
 def plan_by_size(records: Sequence[tuple[int, Sequence[int]]], target: int) -> list[PlannedShard]:
     """Shards of about equal size, as near to `target` bytes as their number allows.
 
@@ -101,21 +95,18 @@ def _planned(records: list[tuple[int, int, int]], framing: int) -> PlannedShard:
 
 def join(job: JoinJob) -> dict[str, Any]:
     """Writes a shard from its pieces."""
-    unfinished = unfinished_of(job.path)
-    with writer.explain_full_disk(job.path), unfinished.open("wb") as out:
-        for path, start, stop in job.pieces:
-            with path.open("rb", buffering=0) as part:
-                part.seek(start)
-                while start < stop:
-                    data = part.read(min(_COPY_BYTES, stop - start))
-                    if not data:
-                        raise ValueError(f"{path} ends at byte {start}, {stop} were written")
-                    out.write(data)
-                    start += len(data)
-        out.flush()
-        os.fsync(out.fileno())
-        size = out.tell()
-    os.replace(unfinished, job.path)
+    with writer.explain_full_disk(job.path), storage.atomic_path(job.path) as unfinished:
+        with unfinished.open("wb") as out:
+            for path, start, stop in job.pieces:
+                with path.open("rb", buffering=0) as part:
+                    part.seek(start)
+                    while start < stop:
+                        data = part.read(min(_COPY_BYTES, stop - start))
+                        if not data:
+                            raise ValueError(f"{path} ends at byte {start}, {stop} were written")
+                        out.write(data)
+                        start += len(data)
+            size = out.tell()
     result = {"shard": job.shard, "size": size}
     sidecar.write_json(job.manifest, result)
     return result

@@ -7,7 +7,6 @@ shard is kept under <split>.incomplete/, so that a build that was stopped contin
 """
 
 import dataclasses
-import fcntl
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -205,13 +204,11 @@ def load_or_build(
         pass
     location = storage.locate(directory)
     cache = storage.cache_folder(location)
-    cache.mkdir(parents=True, exist_ok=True)
     table = open_x.keys_of(location, split) or open_x.Keys()
     standard = {"image": table.image, "action": table.action, "instruction": table.instruction}
     for name, value in standard.items():
         view[f"{name}_key"] = view.get(f"{name}_key") or value
-    with open(cache / "index.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with storage.Lock(cache / "index.lock", "an index", wait=True):
         try:
             index = load_index(directory, sidecar_dir=cache, **view)
         except (MissingIndexError, StaleIndexError) as error:

@@ -20,7 +20,6 @@ from absl import logging
 from tqdm import tqdm
 
 from data_pipelines import sidecar, storage
-from data_pipelines.lock import Lock
 from data_pipelines.rlds import fields, schema, tfrecord
 from data_pipelines.rlds.shards import (
     announced_lengths,
@@ -28,7 +27,7 @@ from data_pipelines.rlds.shards import (
     index_folder,
     shard_fingerprint,
 )
-from data_pipelines.storage import Location
+from data_pipelines.storage import Location, Lock
 
 FORMAT = 1
 REBUILD = "run `lapa data index`"

@@ -18,8 +18,9 @@ from pathlib import Path
 
 from absl import logging
 
-from data_pipelines.lock import Lock
+from data_pipelines import storage
 from data_pipelines.rlds import schema, tfrecord
+from data_pipelines.storage import Lock
 
 FEATURES_FILE = "features.json"
 INFO_FILE = "dataset_info.json"
@@ -399,12 +400,8 @@ def _read_json(path: Path) -> dict:
 
 def _write_json(path: Path, value: dict) -> None:
     """Atomic: readers see the old file or the new one."""
-    temporary = path.with_name(path.name + INCOMPLETE)
-    with explain_full_disk(path), temporary.open("w") as file:
-        json.dump(value, file, indent=2, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with explain_full_disk(path):
+        storage.write_text(path, json.dumps(value, indent=2, sort_keys=True))
 
 
 def _sync_directory(directory: Path) -> None:

@@ -6,9 +6,7 @@ URIs and a content security policy forbids the rest. Same calls, same bytes.
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
+from data_pipelines import storage
 from lapa_jax.report.picture import Picture
 
 
@@ -180,16 +179,5 @@ class Report(Blocks):
         path = Path(path)
         if not path.parent.is_dir():
             raise FileNotFoundError(f"no folder {path.parent}: make it before writing {path.name}")
-        text = self.html()
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        storage.write_text(path, self.html())
         return path

@@ -14,6 +14,7 @@ import numpy as np
 import xxhash
 from ml_collections import ConfigDict
 
+from data_pipelines.storage import places
 from lapa_jax import config as configs
 from lapa_jax import stages
 from lapa_jax.nn import lora
@@ -22,7 +23,7 @@ from lapa_jax.policy.modality import MODALITIES
 from lapa_jax.stages.image_tokenizer import ImageTokenizerStage
 from lapa_jax.stages.policy import PolicyStage
 from lapa_jax.stages.quantizer import QuantizerStage
-from lapa_jax.training import checkpoint, checksum, places
+from lapa_jax.training import checkpoint, checksum
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,11 +15,11 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from data_pipelines.storage import places
 from lapa_jax.machine import chips
 from lapa_jax.nn.stack import check_remat
 from lapa_jax.parallel import sharding
 from lapa_jax.stages import Stage, augmentation
-from lapa_jax.training import places
 from lapa_jax.training import state as states
 from lapa_jax.training.guard import GuardConfig
 from lapa_jax.training.optimizer import Optimizer, make_optimizer

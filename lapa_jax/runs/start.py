@@ -7,11 +7,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from data_pipelines.storage import places
 from lapa_jax.nn import lora
 from lapa_jax.nn.module import flatten, unflatten
 from lapa_jax.parallel import sharding
 from lapa_jax.runs.loaded import Model, averages, digest, load, open_checkpoints
-from lapa_jax.training import checkpoint, places
+from lapa_jax.training import checkpoint
 
 
 @dataclasses.dataclass(frozen=True)

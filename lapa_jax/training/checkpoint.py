@@ -23,7 +23,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from lapa_jax.training import checksum, places, steps
+from data_pipelines.storage import places
+from lapa_jax.training import checksum, steps
 from lapa_jax.training.manifest import (
     ITEMS,
     ArrayPaths,

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lapa_jax.training import places
+from data_pipelines.storage import places
 
 GOODPUT_FILE = "goodput.json"
 PHASES = ("init", "compile", "data", "step", "checkpoint", "evaluation")

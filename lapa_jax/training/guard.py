@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from lapa_jax.training import places
+from data_pipelines.storage import places
 
 GUARD_FILE = "guard.jsonl"
 ACTIONS = ("stop", "skip", "rollback")

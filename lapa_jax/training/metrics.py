@@ -19,7 +19,7 @@ import numpy as np
 import tqdm
 from absl import logging
 
-from lapa_jax.training import places
+from data_pipelines.storage import places
 
 METRICS_FILE, EVALUATION_FILE = "metrics.jsonl", "evaluation.jsonl"
 # The fields that differ between two runs of the same work.

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 from absl import logging
 
-from lapa_jax.training import places
+from data_pipelines.storage import places
 
 ON_SIGNAL = 5  # steps
 

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from absl import logging
 
+from data_pipelines.storage import places
 from lapa_jax.parallel import distributed
-from lapa_jax.training import places
 from lapa_jax.training.manifest import CheckpointDamagedError, CheckpointMismatchError
 
 T = TypeVar("T")

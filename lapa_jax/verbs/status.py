@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lapa_jax.training import goodput, places
+from data_pipelines.storage import places
+from lapa_jax.training import goodput
 from lapa_jax.verbs import text
 from launch.run_files import (
     GUARD_FILE,

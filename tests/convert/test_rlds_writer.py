@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from data_pipelines import lock
+from data_pipelines import storage
 from data_pipelines.rlds import schema, shards, tfrecord, writer
 
 FLAGS = ("is_first", "is_last", "is_terminal")
@@ -234,7 +234,7 @@ KILLED = """
 import sys, time
 sys.path[:0] = [{root!r}, {here!r}]
 import test_rlds_writer as t
-from data_pipelines import writer
+from data_pipelines.rlds import writer
 out = writer.RldsWriter(sys.argv[1], name="toys", spec=t.make_spec(), split="val", shard_bytes=1)
 out.write(t.make_episode(5))
 out.write(t.make_episode(6))
@@ -256,7 +256,7 @@ def running_writer(tmp_path):
 
 
 def test_one_writer_per_directory_and_leftovers_of_a_killed_one(tmp_path, running_writer):
-    with pytest.raises(lock.LockedError, match="being written by another process"):
+    with pytest.raises(storage.LockedError, match="being written by another process"):
         write(tmp_path, [make_episode(0)])
     running_writer.kill()
     running_writer.wait()

@@ -7,7 +7,7 @@ import sys
 import pytest
 import video_files as files
 
-from data_pipelines import lock
+from data_pipelines import storage
 from data_pipelines.convert import conversion, decode, staging, video
 from data_pipelines.rlds import shards, tfrecord, writer
 
@@ -294,7 +294,7 @@ def test_a_second_process_is_refused(folder, tmp_path):
     other = subprocess.Popen([sys.executable, "-c", code, str(out)], stdout=subprocess.PIPE)
     try:
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(lock.LockedError, match="being written by another process"):
+        with pytest.raises(storage.LockedError, match="being written by another process"):
             convert(folder, out)
     finally:
         other.kill()

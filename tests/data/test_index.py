@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from shards import LENGTHS, write_corpus
 
-from data_pipelines import lock
+from data_pipelines import storage
 from data_pipelines.index import StaleIndexError, build, build_index, load_index
 from data_pipelines.rlds import tfrecord
 
@@ -194,7 +194,9 @@ def test_real_bridge_data(tmp_path, real_data):
 
 def test_two_builds_of_one_index_refuse_each_other(tmp_path):
     write_corpus(tmp_path, index=False)
-    with lock.Lock(tmp_path / "index" / "image" / ".train.lock", "it"):
-        with pytest.raises(lock.LockedError, match="index .* is being written by another process"):
+    with storage.Lock(tmp_path / "index" / "image" / ".train.lock", "it"):
+        with pytest.raises(
+            storage.LockedError, match="index .* is being written by another process"
+        ):
             build_index(tmp_path, progress=False)
     assert build_index(tmp_path, progress=False).is_dir()

@@ -7,9 +7,10 @@ import pytest
 import tiny
 from fake_gcs import FakeStorage
 
+from data_pipelines.storage import places
 from lapa_jax import train
 from lapa_jax.runs import run
-from lapa_jax.training import checkpoint, goodput, places
+from lapa_jax.training import checkpoint, goodput
 
 STEPS = 6
 RUN = "bucket/runs/one"

@@ -1,12 +1,19 @@
-"""Where the files of a corpus lie: on a disk or behind a URL that fsspec knows (gs://, s3://).
+"""Where files lie, how they are written whole or not at all, and by one writer at a time.
 
-A location is a `Path`, or a `RemotePath` for a URL. Nothing here writes to a URL. Sidecars that lie
-behind one are fetched into a cache folder and memory-mapped from there.
+Files of a corpus lie on a disk or behind a URL that fsspec knows (gs://, s3://). A location is a
+`Path`, or a `RemotePath` for a URL. Nothing here writes to a URL. Sidecars that lie behind one are
+fetched into a cache folder and memory-mapped from there. Runs: places.py.
 """
 
+from __future__ import annotations
+
+import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
+import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,10 +33,10 @@ class RemotePath:
         return self.url.rpartition("/")[2]
 
     @property
-    def parent(self) -> "RemotePath":
+    def parent(self) -> RemotePath:
         return RemotePath(self.url.rpartition("/")[0])
 
-    def __truediv__(self, name: str | os.PathLike) -> "RemotePath":
+    def __truediv__(self, name: str | os.PathLike) -> RemotePath:
         return RemotePath(f"{self.url}/{os.fspath(name)}")
 
     def __str__(self) -> str:
@@ -155,3 +162,76 @@ def fetch(root: Location, folder: str) -> Path:
         os.replace(fresh / name, target / name)
     shutil.rmtree(fresh)
     return local
+
+
+# ---------------------------------------------------------------- writing
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Yields a temporary path beside `path`, whose folder is made; renames it on success, removes
+    it on failure: a reader sees the old file or the whole new one. durable: it is on the disk
+    before it takes the old one's place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Hosts that share a disk may write one file at once, and Beam a job twice.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.incomplete")
+    try:
+        yield temporary
+        if durable:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Writes a file by `atomic_path`, as UTF-8."""
+    with atomic_path(path, durable=durable) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+class LockedError(OSError):
+    """Another process is writing the same thing."""
+
+
+class Lock:
+    """Held from its making to `release` (or the end of a `with`). The system frees the lock of a
+    process that dies.
+
+    path: of the lock file, beside what is written; its directory is made. what: is written, for
+    the message. wait: until it is free; else LockedError is raised where another process, or
+    another lock of this one, holds it.
+    """
+
+    def __init__(self, path: Path, what: str | Path, *, wait: bool = False):
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            self._descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError as error:
+                os.close(self._descriptor)
+                raise LockedError(
+                    error.errno,
+                    f"{what} is being written by another process (lock {path}); wait for "
+                    "it or choose another output directory",
+                ) from error
+            # The file that we locked may just have been removed by its former owner.
+            with contextlib.suppress(FileNotFoundError):
+                if os.stat(path).st_ino == os.fstat(self._descriptor).st_ino:
+                    return
+            os.close(self._descriptor)
+
+    def release(self) -> None:
+        if self._descriptor >= 0:
+            self.path.unlink(missing_ok=True)
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __enter__(self) -> Lock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()

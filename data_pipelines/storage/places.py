@@ -12,6 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from data_pipelines import storage
+
 # Else epath would take TensorFlow for gs:// where that is installed: training imports none.
 os.environ.setdefault("EPATH_USE_TF", "false")
 
@@ -66,14 +68,8 @@ def replace(path: Path, text: str, *, durable: bool = False) -> None:
     disk before it takes the old one's place."""
     if is_remote(path):
         path.write_text(text)
-        return
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", encoding="utf-8") as file:
-        file.write(text)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    os.replace(partial, path)
+    else:
+        storage.write_text(path, text, durable=durable)
 
 
 def scratch(workdir: Path) -> Path:
