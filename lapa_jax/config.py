@@ -20,7 +20,12 @@ from data_pipelines.storage import places
 RENAMED: dict[str, str] = {}
 # Keys that came later ("*": under every name there is), with the value that says what was done
 # before: what runs of earlier code have.
-ADDED: dict[str, Any] = {}
+ADDED: dict[str, Any] = {
+    "data.action_horizon": 1,
+    "data.action_padding": "repeat",
+    "data.action_absolute": [],
+    "data.corpora.*.action_fraction": 1.0,
+}
 
 
 def parse(

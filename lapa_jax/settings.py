@@ -21,6 +21,7 @@ def corpus_settings(path: str, **changes: Any) -> dict[str, Any]:
         "sidecar_dir": "",  # where index and label sets lie; empty: beside the shards
         "weight": 1.0,  # share of the mixture, relative to the others
         "fraction": 1.0,  # of its episodes that are drawn from
+        "action_fraction": 1.0,  # of its episodes whose actions are known; those of the others not
         "min_episode_steps": 0,  # shorter episodes are not drawn from
         "require_instruction": False,  # of episodes drawn from, where training does not need it
         "window_seconds": 0.6,  # time between the two frames of a pair
@@ -49,6 +50,11 @@ def data_settings(stage: str) -> dict[str, Any]:
         # is drawn. Above 0.0 it needs `lapa data motion`.
         "min_pair_difference": 0.0,
         "tail": "drop",  # frames beyond the episode; or clamp, as the paper's code
+        "action_horizon": 1,  # actions of an example, of so many steps from its own on
+        # Past the end of the episode: repeat the last one; or no_motion, where all dimensions but
+        # action_absolute are zero; or drop, which draws whole ones alone.
+        "action_padding": "repeat",
+        "action_absolute": (),  # dimensions that are no motion, as (-1,): the gripper's
         # Or windowed: whole blocks, for object stores. The three keys below are for that alone.
         "access": "random",
         "block_mib": 64.0,  # MiB of consecutive episodes that are read at once

@@ -277,9 +277,12 @@ def _assets(
 
 
 def _actions(mixture: Mixture) -> np.ndarray:
-    """All valid actions of a mixture, float32 (N, action_dim)."""
-    indexes = [corpus.index for corpus in mixture.corpora]
-    return np.concatenate([i.actions[statistics.valid_action_rows(i)] for i in indexes])
+    """All actions of a mixture that are known, float32 (N, action_dim)."""
+    found = []
+    for corpus in mixture.corpora:
+        rows = statistics.valid_action_rows(corpus.index)
+        found.append(corpus.index.actions[rows[corpus.actions.mask(rows)[:, 0]]])
+    return np.concatenate(found)
 
 
 def _start_from(

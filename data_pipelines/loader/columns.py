@@ -8,7 +8,6 @@ from collections.abc import Callable
 import numpy as np
 
 from data_pipelines.loader.corpus import Corpus
-from data_pipelines.sidecar import take
 
 
 def instructions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
@@ -18,8 +17,19 @@ def instructions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
 
 
 def actions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
-    """float32 (b, A)."""
-    return take(corpus.index.actions, rows[:, corpus.frames.current])
+    """float32 (b, A); (b, horizon, A) of more than one; zeros where it is not known."""
+    found = corpus.actions.chunks(rows[:, corpus.frames.current])
+    return found if corpus.actions.horizon > 1 else found[:, 0]
+
+
+def action_mask(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
+    """bool (b, horizon): False past the end of the episode."""
+    return corpus.actions.mask(rows[:, corpus.frames.current])
+
+
+def action_known(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
+    """bool (b,): whether the action of the frame itself is known."""
+    return action_mask(corpus, rows)[:, 0]
 
 
 def latent_actions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
@@ -37,6 +47,8 @@ def image_tokens(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
 COLUMNS: dict[str, Callable[[Corpus, np.ndarray], np.ndarray]] = {
     "instruction": instructions,
     "action": actions,
+    "action_mask": action_mask,  # also where there are several actions and it is not asked for
+    "action_known": action_known,  # who asks for it takes examples without, too
     "latent_action": latent_actions,
     "image_tokens": image_tokens,
 }

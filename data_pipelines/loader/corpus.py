@@ -13,6 +13,7 @@ import numpy as np
 from data_pipelines.index import CorpusIndex
 from data_pipelines.index.labels import LabelSet
 from data_pipelines.loader import order
+from data_pipelines.loader.actions import Actions
 from data_pipelines.loader.chains import Chains
 from data_pipelines.loader.settings import CorpusSettings
 
@@ -49,6 +50,7 @@ class Corpus:
     settings: CorpusSettings
     number: int
     cameras: tuple[CorpusIndex, ...]  # row for row the same frames; labels belong to the first
+    actions: Actions
     labels: LabelSet | None
     tokens: tuple[LabelSet, ...]  # of the cameras, where they are asked for
     motion: LabelSet | None  # of the pairs, where data.min_pair_difference asks for it

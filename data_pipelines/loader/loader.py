@@ -39,7 +39,9 @@ class Loader:
         frames         uint8 (b, num_images, H, W, 3)
         image_tokens   int32 (b, num_images, tokens)
         instruction    str objects (b,)
-        action         float32 (b, A)
+        action         float32 (b, A); (b, n, A) where data.action_horizon is n > 1, which adds
+        action_mask    bool (b, n), False where a chunk is padded
+        action_known   bool (b,); who asks for it gets examples without an action, too
         latent_action  int32 (b, L); float32 (b, L, width) of a quantizer that has no codes
 
     The images of an example are those of its frames, earliest first, of a frame those of its
@@ -73,7 +75,6 @@ class Loader:
             )
         if not 0 <= host < num_hosts:
             raise ValueError(f"host is {host}; it must be 0 to {num_hosts - 1}")
-        self.fields = tuple(fields)
         self.backend = frames.backend_name(data.decode)
         self.seed, self.global_batch = int(seed), int(global_batch)
         self._mine = slice(host * global_batch // num_hosts, (host + 1) * global_batch // num_hosts)
@@ -272,9 +273,8 @@ class Plan:
         batch: dict[str, Any] = {"position": self.positions}
         if loader._decode is not None:
             batch["frames"] = self.frames
-        for name, column in COLUMNS.items():
-            if name in loader.fields:
-                batch[name] = self._gather(column)
+        for name in loader.mixture.columns:
+            batch[name] = self._gather(COLUMNS[name])
         return loader._prepare(batch) if loader._prepare else batch
 
     def _gather(self, column: Callable[[Corpus, np.ndarray], np.ndarray]) -> np.ndarray:

@@ -6,7 +6,7 @@ that names the corpus and the config key.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from data_pipelines import sidecar
@@ -23,7 +23,7 @@ class Mixture:
     """Corpora in the order of their names; what every example has."""
 
     corpora: list[Corpus]
-    fields: tuple[str, ...]
+    columns: tuple[str, ...]  # of a batch, beside frames
     num_frames: int
     num_cameras: int  # of which each frame has an image
     image_size: tuple[int, int]
@@ -53,10 +53,14 @@ def open_mixture(data: Any, fields: Sequence[str] = ("frames",)) -> Mixture:
         raise ValueError("data.corpora is empty; name at least one corpus")
     corpora = [open_corpus(n, one, data, fields) for n, one in enumerate(data.corpora)]
     _check_equal(corpora, fields)
+    columns = set(fields)
+    if "action" in fields:
+        corpora = _with_action_dim(corpora, data)
+        columns |= {"action_mask"} if data.action_horizon > 1 else set()
     height, width = data.image_size
     return Mixture(
         corpora,
-        tuple(fields),
+        tuple(name for name in COLUMNS if name in columns),
         data.num_frames,
         len(corpora[0].cameras),
         (int(height), int(width)),
@@ -83,6 +87,12 @@ def _hash(corpora: list[Corpus], data: DataSettings, fields: Sequence[str]) -> s
     if data.min_pair_difference:
         motion = [corpus.motion.hash for corpus in corpora]
         settings["min_pair_difference"] = [float(data.min_pair_difference), motion]
+    if "action" in fields and data.action_horizon > 1:
+        absolute = list(data.action_absolute)
+        settings["action_chunks"] = [data.action_horizon, data.action_padding, absolute]
+    known = [float(corpus.settings.action_fraction) for corpus in corpora]
+    if {"action", "action_known"} & set(fields) and set(known) != {1.0}:
+        settings["action_fraction"] = known
     return sidecar.value_hash(settings)
 
 
@@ -107,10 +117,27 @@ def _of_corpus(corpus: Corpus) -> list[Any]:
     ]
 
 
+def _with_action_dim(corpora: list[Corpus], data: DataSettings) -> list[Corpus]:
+    """Corpora without actions give zeros of as many dimensions as the others have."""
+    dim = max(corpus.index.action_dim for corpus in corpora)
+    if not dim:
+        raise ValueError(
+            f"no corpus of {[corpus.name for corpus in corpora]} has actions "
+            "(data.corpora.<name>.action_key)"
+        )
+    for place in data.action_absolute:
+        if not -dim <= place < dim:
+            raise ValueError(
+                f"data.action_absolute names dimension {place}, but actions have {dim}"
+            )
+    return [replace(c, actions=replace(c.actions, dim=dim)) for c in corpora]
+
+
 def _check_equal(corpora: list[Corpus], fields: Sequence[str]) -> None:
     found = {"the number of cameras": {c.name: len(c.cameras) for c in corpora}}
     if "action" in fields:
-        found["action_dim"] = {c.name: c.index.action_dim for c in corpora}
+        with_actions = [c for c in corpora if c.index.actions is not None]
+        found["action_dim"] = {c.name: c.index.action_dim for c in with_actions}
     if "latent_action" in fields:
         for what in ("code_length", "codebook_size", "width", "quantizer_hash"):
             found[what] = {c.name: c.labels.provenance.get(what) for c in corpora}

@@ -10,6 +10,7 @@ from data_pipelines import storage
 from data_pipelines.index import CorpusIndex, load_or_build
 from data_pipelines.index.labels import IMAGE_TOKENS, LATENT_ACTIONS, Kind, LabelSet
 from data_pipelines.loader import order
+from data_pipelines.loader.actions import Actions, open_actions
 from data_pipelines.loader.chains import Chains
 from data_pipelines.loader.corpus import Corpus, Frames
 from data_pipelines.loader.motion import MOTION, STEPS_PER_LEVEL, check_window, set_name
@@ -46,13 +47,8 @@ def open_corpus(
         labels = _open_labels(settings, data, index, needed="latent_action" in fields)
     tokens = _open_tokens(settings, cameras) if "image_tokens" in fields else ()
     motion = _open_motion(settings, index) if data.min_pair_difference else None
-    if "action" in fields and index.actions is None:
-        raise ValueError(
-            f"corpus {name!r} has no actions under steps/{index.action_key} "
-            f"({settings.key('action_key')}); float features: "
-            f"{[key for key, kind in index.keys.items() if kind == 'float']}"
-        )
-    skip, counts = _eligible(settings, data, fields, frames)
+    actions = _open_actions(settings, data, index, fields)
+    skip, counts = _eligible(settings, data, fields, frames, actions)
     chains = Chains(data.chain_pairs, frames.steps, skip, counts)
     if chains.num_in_none:
         logging.warning(
@@ -74,7 +70,18 @@ def open_corpus(
         )
     per_video = data.sampling == "per_video"
     return Corpus(
-        settings, number, cameras, labels, tokens, motion, frames, chains, counts, kept, per_video
+        settings,
+        number,
+        cameras,
+        actions,
+        labels,
+        tokens,
+        motion,
+        frames,
+        chains,
+        counts,
+        kept,
+        per_video,
     )
 
 
@@ -139,6 +146,24 @@ def _open_labels(
     return labels
 
 
+def _open_actions(
+    settings: CorpusSettings, data: DataSettings, index: CorpusIndex, fields: Sequence[str]
+) -> Actions:
+    if "action" in fields and "action_known" not in fields and index.actions is None:
+        raise ValueError(
+            f"corpus {settings.name!r} has no actions under steps/{index.action_key} "
+            f"({settings.key('action_key')}); float features: "
+            f"{[key for key, kind in index.keys.items() if kind == 'float']}"
+        )
+    longest = int(index.episode_length.max()) - 1
+    if "action" in fields and data.action_horizon > max(longest, 1):
+        raise ValueError(
+            f"data.action_horizon is {data.action_horizon}, which is longer than every episode of "
+            f"corpus {settings.name!r}: the longest has {longest} actions"
+        )
+    return open_actions(settings, data, index)
+
+
 def _open_tokens(settings: CorpusSettings, cameras: Sequence[CorpusIndex]) -> tuple[LabelSet, ...]:
     """The image tokens of each camera."""
     if not settings.image_token_set:
@@ -183,7 +208,11 @@ def _open_frames(settings: CorpusSettings, data: DataSettings, index: CorpusInde
 
 
 def _eligible(
-    settings: CorpusSettings, data: DataSettings, fields: Sequence[str], frames: Frames
+    settings: CorpusSettings,
+    data: DataSettings,
+    fields: Sequence[str],
+    frames: Frames,
+    actions: Actions,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(skip, counts), int64 (E,): examples of episode e may stand at so many steps from skip[e] on,
     but for filters."""
@@ -193,20 +222,16 @@ def _eligible(
     if data.tail == "drop":
         skip, stop = -frames.offsets[0] * frames.steps, length - frames.offsets[-1] * frames.steps
     if "action" in fields:
-        stop = np.minimum(stop, length - 1)  # RLDS: the last step's action means nothing
+        whole = data.action_padding == "drop"
+        last = actions.steps - (data.action_horizon - 1 if whole else 0)
+        if "action_known" in fields:  # what has no action is drawn, too
+            last = np.where(actions.known & whole, last, length)
+        stop = np.minimum(stop, last)
     drawn = length >= settings.min_episode_steps
-    drawn &= part_of(settings.fraction, index.num_episodes, _FRACTION_SALT)
+    drawn &= order.part_of(settings.fraction, index.num_episodes, _FRACTION_SALT)
     if "instruction" in fields or settings.require_instruction:
         drawn &= ~_without_instruction(settings, index)
     return skip, np.where(drawn, np.maximum(stop - skip, 0), 0)
-
-
-def part_of(fraction: float, episodes: int, salt: int) -> np.ndarray:
-    """Which episodes belong to the fraction, bool (episodes,): those of a smaller one are among
-    those of a larger."""
-    if fraction == 1:
-        return np.ones(episodes, bool)
-    return order.mix(salt, np.arange(episodes)) / 2.0**64 < fraction
 
 
 def _without_instruction(settings: CorpusSettings, index: CorpusIndex) -> np.ndarray:

@@ -75,6 +75,14 @@ def _scramble(value: np.ndarray, key: np.ndarray) -> np.ndarray:
     return value
 
 
+def part_of(fraction: float, episodes: int, salt: int) -> np.ndarray:
+    """Which episodes belong to the fraction, bool (episodes,): those of a smaller one are among
+    those of a larger."""
+    if fraction == 1:
+        return np.ones(episodes, bool)
+    return mix(salt, np.arange(episodes)) / 2.0**64 < fraction
+
+
 def quotas(weights: Sequence[float]) -> np.ndarray:
     """Slots of each corpus in the table: proportional to its weight, summing to TABLE_SIZE."""
     shares = np.asarray(weights, np.float64)

@@ -9,6 +9,7 @@ CHOICES = {
     "access": ("random", "windowed"),
     "sampling": ("per_frame", "per_video"),
     "tail": ("drop", "clamp"),
+    "action_padding": ("repeat", "no_motion", "drop"),
 }
 _BESIDE = ("augment",)  # keys of `config.data` that are of the devices' part
 
@@ -35,6 +36,7 @@ class CorpusSettings:
     sidecar_dir: str = ""
     weight: float = 1.0
     fraction: float = 1.0
+    action_fraction: float = 1.0
     min_episode_steps: int = 0
     require_instruction: bool = False
     window_seconds: float = 0.6
@@ -62,6 +64,7 @@ class CorpusSettings:
     def __post_init__(self) -> None:
         for key, valid, wanted in (
             ("fraction", 0 < self.fraction <= 1, "be in (0, 1]"),
+            ("action_fraction", 0 <= self.action_fraction <= 1, "be 0 to 1"),
             ("min_episode_steps", self.min_episode_steps >= 0, "not be negative"),
         ):
             _require(valid, self.key(key), getattr(self, key), wanted)
@@ -79,6 +82,9 @@ class DataSettings:
     sampling: str = "per_frame"
     min_pair_difference: float = 0.0
     tail: str = "drop"
+    action_horizon: int = 1
+    action_padding: str = "repeat"
+    action_absolute: tuple[int, ...] = ()
     access: str = "random"
     block_mib: float = 64.0
     window_blocks: int = 2
@@ -102,9 +108,8 @@ class DataSettings:
         return cls(**values)
 
     def __post_init__(self) -> None:
-        for key, least in (("num_frames", 1), ("num_threads", 1), ("prefetch_batches", 1)):
-            value = getattr(self, key)
-            _require(value >= least, f"data.{key}", value, f"be at least {least}")
+        for key in ("num_frames", "action_horizon", "num_threads", "prefetch_batches"):
+            _require(getattr(self, key) >= 1, f"data.{key}", getattr(self, key), "be at least 1")
         for key, known in CHOICES.items():
             value = getattr(self, key)
             _require(value in known, f"data.{key}", value, f"be one of {known}")

@@ -46,6 +46,11 @@ class ActionFinetuning(PolicyStage):
         }
 
     def targets(self, values: np.ndarray) -> np.ndarray:
+        if values.ndim != 2:
+            raise ValueError(
+                f"data.action_horizon is {values.shape[1]}, but this head predicts one action: set "
+                "it to 1"
+            )
         return self.actions.encode(values)
 
     def act(
