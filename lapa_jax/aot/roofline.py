@@ -7,13 +7,10 @@ them, it does not predict.
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
-from jax.extend import core
 
 from lapa_jax.aot.hlo import Collective
 from lapa_jax.machine.chips import Chip
@@ -117,48 +114,3 @@ def _slice(device: Any, chip: Chip) -> int:
 def _dimensions(coords: list[tuple[int, ...]]) -> int:
     """Dimensions of the torus in which the members differ."""
     return sum(len(set(values)) > 1 for values in list(zip(*coords, strict=True))[:3])
-
-
-# --- Compute ---
-
-
-def executed_flops(jaxpr: core.Jaxpr) -> float:
-    """Floating-point operations of a traced step's products and convolutions, over all devices: a
-    multiply-add is two, loops count as often as they run, and what is recomputed counts again."""
-    total = 0.0
-    for equation in jaxpr.eqns:
-        name, params = equation.primitive.name, equation.params
-        if name == "dot_general":
-            (contract, _), _ = params["dimension_numbers"]
-            shape = equation.invars[0].aval.shape
-            size = math.prod(shape[d] for d in contract)
-            total += 2.0 * size * math.prod(equation.outvars[0].aval.shape)
-        elif name == "conv_general_dilated":
-            kernel = equation.invars[1].aval.shape
-            features = params["dimension_numbers"].rhs_spec[0]
-            size = math.prod(kernel) // kernel[features]
-            total += 2.0 * size * math.prod(equation.outvars[0].aval.shape)
-        else:
-            inner = [executed_flops(j) for j in _jaxprs(params)]
-            if name == "scan":
-                times = params["length"]
-            elif name == "shard_map":
-                times = params["mesh"].size
-            elif name == "pallas_call":
-                times = math.prod(params["grid_mapping"].grid)
-            else:
-                times = 1
-            total += times * (max(inner, default=0.0) if name == "cond" else sum(inner))
-    return total
-
-
-def _jaxprs(params: dict[str, Any]) -> list[core.Jaxpr]:
-    found = []
-    for value in jax.tree.leaves(
-        list(params.values()), is_leaf=lambda x: isinstance(x, (core.Jaxpr, core.ClosedJaxpr))
-    ):
-        if isinstance(value, core.ClosedJaxpr):
-            value = value.jaxpr
-        if isinstance(value, core.Jaxpr):
-            found.append(value)
-    return found

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lapa_jax.nn import flops
 from lapa_jax.nn.module import Functional
 from lapa_jax.training import state as states
 from lapa_jax.training.optimizer import Optimizer
@@ -83,6 +84,9 @@ class Training:
         create = jax.jit(lambda key: states.create(*model.init(key), optimizer, 0, ema=False))
         self.state = jax.tree.map(lambda x: x.astype(x.dtype), create(jax.random.key(0)))
         self._batch = batch
+        gradient = jax.grad(lambda *given: loss(*given)[0])
+        given = (self.state.params, self.state.variables, batch, jax.random.key(0))
+        self.flops = flops.counted(gradient, *given)  # of one step
         self._step = step.lower(self.state, batch).compile()
 
     def __call__(self) -> tuple[states.TrainState, dict[str, jax.Array]]:

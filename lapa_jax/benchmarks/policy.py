@@ -13,10 +13,11 @@ import optax
 
 from experiments import base
 from lapa_jax.benchmarks import measure
+from lapa_jax.nn import flops
 from lapa_jax.nn.module import Functional
 from lapa_jax.policy import decoding
 from lapa_jax.policy.modality import IMAGE, LATENT, TEXT
-from lapa_jax.policy.vla import SIZES, VLA, VLAConfig, vla_flops
+from lapa_jax.policy.vla import SIZES, VLA, VLAConfig
 from lapa_jax.stages.policy import LAYOUT_KEYS, cross_entropy
 
 TEXT_TOKENS, IMAGE_TOKENS, TARGETS = 28, 256, 4
@@ -120,7 +121,7 @@ def _train(size: str, args: argparse.Namespace, peak: float) -> dict[str, Any]:
     batch, microbatches = len(given["batch"]["tokens"]), given["microbatches"]
     train = measure.Training(**given)
     times = train.seconds(args.steps)
-    row = measure.timing_row(times, 3 * vla_flops(config, ROW, {"latent": TARGETS}) * batch, peak)
+    row = measure.timing_row(times, train.flops, peak)
     alone = measure.product_rate(_products(config, batch // microbatches), args.dtype)
     return {
         "size": size,
@@ -150,11 +151,11 @@ def _decode(size: str, args: argparse.Namespace, bandwidth: float) -> dict[str, 
     params, variables = jax.jit(model.init)(jax.random.key(0))
     prompt = {key: rows(config, 1)[key][:, :-TARGETS] for key in ("tokens", "modality", "segments")}
 
-    def fastest(number):
-        def run():
-            return decoding.decode(model, params, variables, prompt, None, "latent", number)
+    def decode(number):
+        return decoding.decode(model, params, variables, prompt, None, "latent", number)
 
-        return min(measure.seconds(run, args.steps))
+    def fastest(number):
+        return min(measure.seconds(lambda: decode(number), args.steps))
 
     prefill = fastest(1)
     token = (fastest(1 + args.tokens) - prefill) / args.tokens
@@ -167,7 +168,7 @@ def _decode(size: str, args: argparse.Namespace, bandwidth: float) -> dict[str, 
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
         "prompt_tokens": length,
         "prefill_ms": round(1e3 * prefill, 3),
-        "prefill_tflops": round(vla_flops(config, length, {"latent": 1}) / prefill / 1e12, 4),
+        "prefill_tflops": round(flops.counted(lambda: decode(1)) / prefill / 1e12, 4),
         "ms_per_token": round(1e3 * token, 3),
         "weight_mib": round(size_bytes / 2**20, 2),
         "bound_ms_per_token": round(1e3 * bound, 3),

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from experiments import base
 from lapa_jax.benchmarks import measure
-from lapa_jax.latent import Quantizer, QuantizerConfig, quantizer_flops
+from lapa_jax.latent import Quantizer, QuantizerConfig
 from lapa_jax.nn.module import Functional
 
 # name → (settings of the model, pixels). `released`: the shape of the released weights.
@@ -62,7 +62,7 @@ def _train(name: str, batch: int, args: argparse.Namespace, peak: float) -> dict
     frames = jax.random.randint(jax.random.key(0), (batch, 2, *config.image_size, 3), 0, 256)
     train = measure.Training(model, loss, tx, {"frames": frames.astype(jnp.uint8)})
     times = train.seconds(args.steps)
-    row = measure.timing_row(times, 3 * quantizer_flops(config) * batch, peak)
+    row = measure.timing_row(times, train.flops, peak)
     return {
         "config": name,
         "parameters": train.parameters,

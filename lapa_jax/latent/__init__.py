@@ -1,4 +1,4 @@
-from lapa_jax.latent.config import QuantizerConfig, quantizer_flops
+from lapa_jax.latent.config import QuantizerConfig
 from lapa_jax.latent.quantizer import Quantizer, Reading
 
-__all__ = ["Quantizer", "QuantizerConfig", "Reading", "quantizer_flops"]
+__all__ = ["Quantizer", "QuantizerConfig", "Reading"]

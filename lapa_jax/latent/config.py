@@ -1,6 +1,5 @@
-"""The shape of a quantizer, checked when the config is read, and what it costs."""
+"""The shape of a quantizer, checked when the config is read."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -117,38 +116,3 @@ def code_grid(
             f"dividing {grid[1]}"
         )
     return min(candidates, key=lambda shape: (abs(shape[0] - shape[1]), shape[1]))
-
-
-def quantizer_flops(config: QuantizerConfig) -> int:
-    """Floating-point operations of one example's forward pass (a multiply-add is two), from the
-    shapes: matrix products and the position convolutions, no element-wise work."""
-    cells, frames = math.prod(config.grid), config.num_frames
-    pairs = frames - 1
-    inner = config.heads * config.head_dim
-    pixels, dim, codes = 3 * config.patch_size**2, config.dim, config.code_length
-    # Taps of the position convolution that meet a frame: 9 for the first, 18 for the second, 27.
-    taps = 9 * sum(min(t, 3) for t in range(1, frames + 1)) / frames
-    total = frames * cells * pixels * dim
-    total += config.spatial_depth * _block(config, frames, cells, taps)
-    total += config.temporal_depth * _block(config, frames, (frames + 1) / 2, taps)
-    total += config.decoder_depth * _block(config, pairs, cells, 9)
-    total += config.decoder_depth * pairs * cells * (2 * dim * inner + 2 * (codes + 2) * inner)
-    total += config.decoder_depth * pairs * codes * 2 * dim * inner
-    total += pairs * cells * dim * pixels
-    total += frames * (cells * dim * dim + 3 * cells * dim + codes * 3 * dim * config.quant_dim)
-    total += pairs * codes * config.quant_dim * (config.codebook_size + dim)
-    return int(2 * total)
-
-
-def frame_flops(config: QuantizerConfig) -> int:
-    """The same of encoding one frame that sees no other."""
-    cells = math.prod(config.grid)
-    patches = cells * 3 * config.patch_size**2 * config.dim
-    return int(2 * (patches + config.spatial_depth * _block(config, 1, cells, 9)))
-
-
-def _block(config: QuantizerConfig, frames: int, keys: float, taps: float) -> float:
-    """Multiply-adds of a block without cross-attention."""
-    dim, inner = config.dim, config.heads * config.head_dim
-    per_token = taps * dim + 4 * dim * inner + 2 * keys * inner + 3 * dim * config.mlp_dim
-    return frames * math.prod(config.grid) * per_token

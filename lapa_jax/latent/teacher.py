@@ -17,7 +17,7 @@ from lapa_jax.nn.layers import Dense, LayerNorm, dtype_of, truncated_normal
 from lapa_jax.nn.module import param
 from lapa_jax.nn.patches import to_patches
 from lapa_jax.nn.stack import Stack
-from lapa_jax.nn.vit import EPS, Block, ViT, ViTConfig, vit_flops
+from lapa_jax.nn.vit import EPS, Block, ViT, ViTConfig
 
 # Added to the variance by which the pixels of a patch are divided: 8 grey levels, squared. The
 # paper's 1e-6 blows the compression noise of a flat patch up to the size of what others show.
@@ -166,12 +166,3 @@ def hidden_error(drawn_BNP: jax.Array, wanted_BNP: jax.Array, hidden_BN: jax.Arr
     """Mean squared error over the hidden patches."""
     error_BN = jnp.mean(jnp.square(drawn_BNP - wanted_BNP), axis=-1)
     return jnp.sum(error_BN * hidden_BN) / jnp.sum(hidden_BN)
-
-
-def autoencoder_flops(config: MaskedAutoencoderConfig) -> int:
-    """Floating-point operations of one image's forward pass, counted as in vit.py."""
-    embedding = 2 * (config.patches - config.seen) * 3 * config.patch_size**2 * config.dim
-    narrow = 2 * config.seen * config.dim * config.decoder_dim
-    # The decoder's pixels cost what an embedding of them would.
-    decoder = vit_flops(config.decoder, config.patches)
-    return vit_flops(config, config.seen) + embedding + narrow + decoder

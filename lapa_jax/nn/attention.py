@@ -13,8 +13,10 @@ by callers, so that a kernel may use the structure.
 Shape suffixes: B batch, T queries, S keys, K heads, C head width.
 """
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import jax
@@ -90,7 +92,9 @@ def attention(
         blocks=blocks_BT is not None,
         compiles_cudnn=jax.default_backend() == "gpu",
     )
-    if implementation == "auto":
+    if _PLAIN.get():
+        implementation = "xla"
+    elif implementation == "auto":
         implementation, reason = choose(call)
         _log(implementation, reason, call)
     elif implementation not in IMPLEMENTATIONS:
@@ -132,6 +136,18 @@ def last_seen(blocks_BT: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
 
 
 # --- Which implementation ---
+
+_PLAIN = contextvars.ContextVar("plain_attention", default=False)
+
+
+@contextlib.contextmanager
+def plain_attention() -> Iterator[None]:
+    """Calls traced within are of plain products, whatever they ask for: FLOPs are counted so."""
+    token = _PLAIN.set(True)
+    try:
+        yield
+    finally:
+        _PLAIN.reset(token)
 
 
 @dataclass(frozen=True)

@@ -247,12 +247,3 @@ def _cubic(x: np.ndarray, a: float) -> np.ndarray:
     near = (a + 2) * x**3 - (a + 3) * x**2 + 1
     far = a * (x**3 - 5 * x**2 + 8 * x - 4)
     return np.where(x <= 1, near, np.where(x < 2, far, 0.0))
-
-
-def vit_flops(config: ViTConfig, patches: int) -> int:
-    """Floating-point operations of one image's forward pass (a multiply-add is two), from the
-    shapes: matrix products."""
-    tokens, inner = 1 + config.registers + patches, config.heads * config.head_dim
-    matrices = 3 if config.swiglu else 2
-    per_token = 4 * config.dim * inner + 2 * tokens * inner + matrices * config.dim * config.mlp_dim
-    return 2 * (config.depth * tokens * per_token + patches * 3 * config.patch_size**2 * config.dim)

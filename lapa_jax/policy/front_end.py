@@ -20,7 +20,7 @@ from lapa_jax.nn.layers import Dense, LayerNorm, truncated_normal
 from lapa_jax.nn.module import freeze, param
 from lapa_jax.nn.registry import default_settings, named_config, named_settings, typed_config
 from lapa_jax.parallel.sharding import constrain
-from lapa_jax.policy.image_tokenizer import ImageEncoder, ImageTokenizerConfig, encoder_flops
+from lapa_jax.policy.image_tokenizer import ImageEncoder, ImageTokenizerConfig
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,6 @@ class PatchesConfig:
     patches."""
 
     column: ClassVar[str] = "frames"
-    frozen_flops: ClassVar[int] = 0  # per image, of what no gradient passes
 
     image_size: tuple[int, int]
     patch_size: int = 16
@@ -58,15 +57,6 @@ class PatchesConfig:
     @property
     def num_tokens(self) -> int:
         return self.grid[0] * self.grid[1]
-
-    def flops(self, dim: int) -> int:
-        """Forward floating-point operations per image, of what is trained."""
-        total, channels, area = 0, 3, self.image_size[0] * self.image_size[1]
-        for width in self.stem_channels:
-            area //= 4
-            total += 2 * area * 9 * channels * width
-            channels = width
-        return total + 2 * area * channels * dim
 
 
 class TokenizerConfig(ImageTokenizerConfig):
@@ -98,25 +88,14 @@ class VqganConfig:
         rows, columns = self.tokenizer.grid(self.image_size)
         return rows * columns
 
-    def flops(self, dim: int) -> int:
-        return 0
-
-    @property
-    def frozen_flops(self) -> int:
-        return encoder_flops(self.tokenizer, self.image_size)
-
 
 @dataclass(frozen=True)
 class CachedTokensConfig:
     """Images come as `num_tokens` ids of the image vocabulary, among the tokens of a row."""
 
     column: ClassVar[str] = "image_tokens"
-    frozen_flops: ClassVar[int] = 0
 
     num_tokens: int = 256
-
-    def flops(self, dim: int) -> int:
-        return 0
 
 
 class Patches(nnx.Module):

@@ -8,7 +8,6 @@ Shape suffixes: B batch, I image rows, J image columns, H and W rows and columns
 of the codes, C channels, N = B·H·W, K codes.
 """
 
-import math
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
@@ -278,20 +277,3 @@ def nearest(z_NC: jax.Array, codebook_KC: jax.Array) -> jax.Array:
 
 def _numbered(modules) -> dict[str, nnx.Module]:
     return nnx.data({f"{i}": module for i, module in enumerate(modules)})
-
-
-def encoder_flops(config: ImageTokenizerConfig, image_size: tuple[int, int]) -> int:
-    """Floating-point operations of encoding one image (a multiply-add is two), from the shapes:
-    convolutions and distances to the codes."""
-    area, inputs = math.prod(image_size), config.dim
-    total = 9 * area * 3 * config.dim
-    for i, width in enumerate(config.widths):
-        total += 9 * area * (inputs * width + (2 * config.blocks - 1) * width**2)
-        total += area * inputs * width if inputs != width else 0
-        if i < len(config.widths) - 1:
-            area //= 4
-            total += 9 * area * width**2
-        inputs = width
-    total += 9 * area * (4 * inputs**2 + inputs * config.latent_dim)
-    total += area * config.code_dim * (config.latent_dim + config.codebook_size)
-    return 2 * total

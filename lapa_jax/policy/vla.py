@@ -9,7 +9,6 @@ Shape suffixes: B rows, T sequence, S keys, n slots, N images of a row, K heads,
 width, V vocabulary.
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -96,11 +95,6 @@ class VLAConfig:
     @property
     def tokens_per_image(self) -> int:
         return front_end_config(self.front_end)[1].num_tokens
-
-    @property
-    def frozen_flops(self) -> int:
-        """Floating-point operations of what is not trained, per image."""
-        return front_end_config(self.front_end)[1].frozen_flops
 
 
 class Embedding(nnx.Module):
@@ -323,22 +317,3 @@ def positions(segments_BT: jax.Array) -> jax.Array:
     before = jnp.pad(segments_BT[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
     starts = jnp.where(segments_BT != before, index, 0)
     return index - jax.lax.cummax(starts, axis=1)
-
-
-def vla_flops(config: VLAConfig, length: int, slots: Mapping[str, int], num_images: int = 0) -> int:
-    """Floating-point operations of a forward pass over a row of `length` tokens (a multiply-add is
-    two), from the shapes: matrix products and convolutions. Attention is counted in full, as it is
-    computed; a head at as many `slots` as it is asked for; the front-end for `num_images`."""
-    inner = config.heads * config.head_dim
-    products = dict.fromkeys(("attention/q", "attention/k", "attention/v"), (config.dim, inner))
-    products["attention/out"] = (inner, config.dim)
-    products |= dict.fromkeys(("mlp/gate", "mlp/up"), (config.dim, config.mlp_dim))
-    products["mlp/down"] = (config.mlp_dim, config.dim)
-    per_token = 2 * length * inner
-    for path, (inputs, outputs) in products.items():
-        per_token += inputs * outputs
-        if config.lora_rank and re.fullmatch(config.lora_pattern, path):
-            per_token += config.lora_rank * (inputs + outputs)
-    total = 2 * config.depth * length * per_token
-    total += sum(2 * n * config.dim * config.vocab(head) for head, n in slots.items())
-    return int(total + num_images * front_end_config(config.front_end)[1].flops(config.dim))

@@ -107,7 +107,7 @@ def _work(config: ConfigDict, stage: Stage, mesh: Mesh) -> Work:
     return Work(
         examples=config.global_batch,
         tokens=math.prod(tokens.shape) if tokens is not None else 0,
-        flops=stage.model_flops() * config.global_batch,
+        count_flops=lambda: stage.model_flops() * config.global_batch,
         devices=mesh.devices.size,
         peak_flops=chips.peak_flops(mesh.devices.flat[0].device_kind),
     )

@@ -24,7 +24,7 @@ from lapa_jax.policy.decoding import decode
 from lapa_jax.policy.front_end import front_end_column
 from lapa_jax.policy.layout import Layout, LegacyLayout, left_pad, pack
 from lapa_jax.policy.text import TextTokenizer, train
-from lapa_jax.policy.vla import VLA, VLAConfig, vla_flops
+from lapa_jax.policy.vla import VLA, VLAConfig
 from lapa_jax.stages import augmentation
 from lapa_jax.stages.image_tokenizer import adopt_tokenizer, tokenizer_source
 from lapa_jax.stages.stage import Assets, Batch, Metrics, Params, Stage, Variables
@@ -60,7 +60,7 @@ class PolicyStage(Stage):
     text_loss_weight = 0.0
 
     def __init__(self, config: ConfigDict, assets: Assets, limits: Sequence[int]):
-        self.config = config
+        self.config, self.assets = config, assets
         self.limits = tuple(int(n) for n in limits)  # vocabulary of each target slot
         self.tokenizer = TextTokenizer(assets[TOKENIZER])
         model = {k: v for k, v in config.model.to_dict().items() if k not in LAYOUT_KEYS}
@@ -202,15 +202,6 @@ class PolicyStage(Stage):
     def eval_metrics(self, params: Params, variables: Variables, batch: Batch) -> Metrics:
         loss, metrics, _ = self.loss(params, variables, batch, jax.random.key(0))
         return metrics | {"loss": loss}
-
-    def model_flops(self) -> float:
-        k = self.examples_per_row
-        slots = {self.head: k * len(self.limits)}
-        if self.with_text:
-            slots["text"] = k * self.layout.num_text_targets
-        frames = k * self.num_images if self.from_pixels else 0
-        trained = 3.0 * vla_flops(self.model_config, self.row_length, slots, frames) / k
-        return trained + self.num_images * self.model_config.frozen_flops
 
     def frozen_from(self) -> tuple[str, str] | None:
         return tokenizer_source(self.model_config.front_end)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from lapa_jax.latent import Quantizer, QuantizerConfig, Reading, quantizer_flops
-from lapa_jax.latent.objectives import OBJECTIVES, FeaturesConfig, objective_config
+from lapa_jax.latent import Quantizer, QuantizerConfig, Reading
+from lapa_jax.latent.objectives import FeaturesConfig, objective_config
 from lapa_jax.nn import surgery
 from lapa_jax.nn.module import Functional
 from lapa_jax.nn.registry import typed_config
@@ -36,8 +36,7 @@ class QuantizerStage(Stage):
     }
 
     def __init__(self, config: ConfigDict, assets: Assets):
-        del assets
-        self.config = config
+        self.config, self.assets = config, assets
         settings = {
             **config.model,
             "image_size": config.data.image_size,
@@ -90,11 +89,6 @@ class QuantizerStage(Stage):
         self, params: Params, variables: Variables, step: jax.Array, rng: jax.Array
     ) -> tuple[Params, Variables]:
         return self.model.after_update(params, variables, step, rng)
-
-    def model_flops(self) -> float:
-        name, settings = self._objective()
-        beside = OBJECTIVES[name][1].flops(settings, self.model_config)
-        return 3.0 * quantizer_flops(self.model_config) + beside
 
     def _objective(self) -> tuple[str, Any]:
         return objective_config(self.model_config.objective)

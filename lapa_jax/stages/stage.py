@@ -7,6 +7,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from lapa_jax.nn import flops
+from lapa_jax.nn.attention import plain_attention
 from lapa_jax.nn.module import Functional
 
 Params = dict[str, Any]
@@ -43,6 +45,8 @@ class Stage(Protocol):
     # metric that is 1 while something is wrong → what to tell the user
     alarms: Mapping[str, str] = {}
     model: Functional  # the module as pure functions
+    config: ConfigDict
+    assets: Assets
 
     def __init__(self, config: ConfigDict, assets: Assets): ...
 
@@ -111,5 +115,16 @@ class Stage(Protocol):
         return params, variables
 
     def model_flops(self) -> float:
-        """FLOPs of one example's forward and backward pass, recomputation not counted."""
-        ...
+        """FLOPs of one example's forward and backward pass, recomputation not counted: those of the
+        gradient of all parameters, traced with plain attention. Takes a second or more."""
+        config = self.config.copy_and_resolve_references()
+        config.model.update(remat="none", unroll=1)
+        stage = type(self)(config, self.assets)
+
+        def loss(*given: Any) -> jax.Array:
+            return stage.loss(*given)[0]
+
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        with plain_attention():
+            inputs = (*stage.model.abstract(), stage.batch_spec(), key)
+            return flops.counted(jax.grad(loss), *inputs) / config.global_batch

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from lapa_jax.latent.teacher import MaskedAutoencoder, MaskedAutoencoderConfig, autoencoder_flops
+from lapa_jax.latent.teacher import MaskedAutoencoder, MaskedAutoencoderConfig
 from lapa_jax.nn.module import Functional
 from lapa_jax.nn.registry import typed_config
 from lapa_jax.stages import augmentation
@@ -19,8 +19,7 @@ class TeacherStage(Stage):
     image_column = "image"
 
     def __init__(self, config: ConfigDict, assets: Assets):
-        del assets
-        self.config = config
+        self.config, self.assets = config, assets
         settings = {
             **config.model,
             "image_size": config.data.image_size,
@@ -48,9 +47,6 @@ class TeacherStage(Stage):
     def eval_metrics(self, params: Params, variables: Variables, batch: Batch) -> Metrics:
         loss, metrics, _ = self.loss(params, variables, batch, jax.random.key(0))
         return metrics | {"loss": loss}
-
-    def model_flops(self) -> float:
-        return 3.0 * autoencoder_flops(self.model_config)
 
     def features(self, params: Params, variables: Variables, images: jax.Array) -> jax.Array:
         """Features float32 (B, patch rows, patch columns, dim) of images (B, H, W, 3)."""

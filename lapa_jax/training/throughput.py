@@ -5,10 +5,11 @@ steps means something; the host falls in step with the device where it fetches m
 
 Model FLOPs are those of the forward and backward pass of the model's own products, recomputation
 not counted (the convention of PaLM, arXiv:2204.02311, appendix B); `mfu` is their rate over the
-data sheet's peak in bfloat16 of the devices, where it is known (aot/chips.py).
+data sheet's peak in bfloat16 of the devices, where it is known (machine/chips.py).
 """
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,9 +31,14 @@ class Work:
 
     examples: int
     tokens: int  # positions of a sequence model; 0: none
-    flops: float
     devices: int
+    count_flops: Callable[[], float]
     peak_flops: float | None = None  # of one device; None: not known
+
+    @functools.cached_property
+    def flops(self) -> float:
+        """Counted when first asked for, which takes a second or more."""
+        return self.count_flops()
 
 
 class Throughput:
@@ -76,9 +82,12 @@ class Throughput:
         """Means since the last report, and a new interval. Needs at least one step."""
         if self._steps == 0:
             raise ValueError("no step since the last report")
-        now, work = self._clock(), self._work
+        work = self._work
+        with self.paused():
+            flops = work.flops
+        now = self._clock()
         seconds = max(now - self._start, 1e-9)
-        rate = work.flops * self._steps / seconds / work.devices
+        rate = flops * self._steps / seconds / work.devices
         fields = {
             "elapsed_seconds": now - self._born,
             "step_seconds": seconds / self._steps,

@@ -33,6 +33,7 @@ from lapa_jax.aot import hlo, roofline, search
 from lapa_jax.aot.search import Layout
 from lapa_jax.aot.topology import Topology
 from lapa_jax.aot.topology import parse as parse_topology
+from lapa_jax.nn.flops import executed
 from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.parallel.sharding import MESH_AXES, ShardingError
 from lapa_jax.runs import program as programs
@@ -82,7 +83,7 @@ def assess(config: ConfigDict, topology: Topology) -> dict[str, Any]:
     Raises ShardingError where the layout is impossible.
     """
     program, chip = build(config, topology), topology.chip
-    model_flops = program.stage.model_flops() * config.global_batch
+    model_flops = program.work.flops
     layout = Layout.of(config, topology)
     hbm = chip.hbm_gib / chip.devices_per_chip
     result = {
@@ -104,7 +105,7 @@ def assess(config: ConfigDict, topology: Topology) -> dict[str, Any]:
         sizes = {"fits": False, "arguments_gib": held / GIB, "peak_gib": held / GIB}
         return result | sizes | unknown | {"headroom": None, "compile_seconds": 0.0}
     traced = program.step.trace(program.state, program.batch)
-    flops = roofline.executed_flops(traced.jaxpr.jaxpr)
+    flops = executed(traced.jaxpr.jaxpr)
     start = time.monotonic()
     try:
         compiled = traced.lower().compile(_options(topology))

@@ -154,7 +154,5 @@ def test_shipped_settings():
         assert front_end_column(settings) == column
         settings |= {"image_size": (256, 256)} if column == "frames" else {}
         assert front_end_config(settings)[1].num_tokens == 256
-    released = front_end_config(base.front_end("vqgan").to_dict() | {"image_size": (256, 256)})[1]
-    assert released.flops(4096) == 0 and 2.1e11 < released.frozen_flops < 2.2e11
     with pytest.raises(ValueError, match="front_end='pixels' must be one of"):
         base.front_end("pixels")

@@ -14,11 +14,11 @@ import pytest
 
 from lapa_jax.interop import vqgan
 from lapa_jax.interop.array_pickle import load_arrays
+from lapa_jax.nn.flops import counted
 from lapa_jax.nn.module import Functional, flatten, unflatten
 from lapa_jax.policy.image_tokenizer import (
     ImageTokenizer,
     ImageTokenizerConfig,
-    encoder_flops,
     nearest,
 )
 
@@ -87,14 +87,16 @@ def test_nearest_takes_the_first_of_equals():
 
 
 def test_flops_are_those_of_the_compiler():
-    config = ImageTokenizerConfig(32, (1, 2), 1, 16, 16, 64)
-    model = Functional(lambda rngs: ImageTokenizer(config, dtype=jnp.float32, rngs=rngs))
-    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8)
-    lowered = jax.jit(lambda p, x: model.apply(p, {}, "encode", x)[0]).lower(
-        model.abstract()[0], images
-    )
+    def encoding(config, side):
+        model = Functional(lambda rngs: ImageTokenizer(config, dtype=jnp.float32, rngs=rngs))
+        images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.uint8)
+        return lambda p, x: model.apply(p, {}, "encode", x)[0], model.abstract()[0], images
+
+    encode, *inputs = encoding(ImageTokenizerConfig(32, (1, 2), 1, 16, 16, 64), 64)
+    compiled = jax.jit(encode).lower(*inputs).cost_analysis()["flops"]
     # The compiler leaves out what the padding multiplies.
-    assert 0.95 < lowered.cost_analysis()["flops"] / encoder_flops(config, (64, 64)) < 1.05
+    assert 0.95 < compiled / counted(encode, *inputs) < 1.05
+    assert 2.1e11 < counted(*encoding(ImageTokenizerConfig(), 256)) < 2.2e11
 
 
 def test_settings_and_images_that_cannot_be(tiny):

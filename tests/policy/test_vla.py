@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lapa_jax.nn.flops import counted
 from lapa_jax.nn.module import Functional, flatten
 from lapa_jax.nn.stack import unstack
 from lapa_jax.nn.surgery import head_swap, plan_swap
 from lapa_jax.policy.decoding import decode
 from lapa_jax.policy.modality import ACTION, FILL, IMAGE, LATENT, TEXT
-from lapa_jax.policy.vla import SIZES, VLA, VLAConfig, positions, vla_flops
+from lapa_jax.policy.vla import SIZES, VLA, VLAConfig, positions
 
 PATCHES = dict(name="patches", image_size=(16, 16), patch_size=8, stem_channels=(4,))
 HEADS = {"latent": LATENT, "action": ACTION}
@@ -231,22 +232,26 @@ def test_parameters_in_bfloat16():
 
 def test_flops_match_the_compiler_and_sizes_are_llama():
     changes = dict(dim=128, heads=4, head_dim=32, mlp_dim=352, unroll=0)
-    net = build(**changes)
     rows, _ = prompts()
     slots = jnp.tile(jnp.arange(4), (3, 1))
-
-    def forward(params, images):
-        return net.apply(params, {}, "logits", *ordered(rows), images, slots={"latent": slots})[0]
-
     images = jax.ShapeDtypeStruct((3, 1, 16, 16, 3), jnp.uint8)
-    lowered = jax.jit(forward).lower(net.abstract()[0], images)
+
+    def forward(net):
+        return lambda params, images: net.apply(
+            params, {}, "logits", *ordered(rows), images, slots={"latent": slots}
+        )[0]
+
+    def flops(**more):
+        net = build(**changes, **more)
+        return counted(forward(net), net.abstract()[0], images) / 3
+
+    net = build(**changes)
+    lowered = jax.jit(forward(net)).lower(net.abstract()[0], images)
     measured = lowered.cost_analysis()["flops"] / 3
-    counted = vla_flops(config(**changes), 9, {"latent": 4}, num_images=1)
-    assert counted == pytest.approx(measured, rel=0.2)
-    adapted = config(**changes, lora_rank=4, lora_pattern="attention/q|mlp/down")
+    assert flops() == pytest.approx(measured, rel=0.2)
     # Of two layers and nine tokens, two operations a multiply-add.
     more = 2 * 2 * 9 * 4 * ((128 + 128) + (352 + 128))
-    assert vla_flops(adapted, 9, {"latent": 4}, num_images=1) == counted + more
+    assert flops(lora_rank=4, lora_pattern="attention/q|mlp/down") == flops() + more
     size = SIZES["7b"]
     inner = size["heads"] * size["head_dim"]
     layer = 4 * size["dim"] * inner + 3 * size["dim"] * size["mlp_dim"]

@@ -113,7 +113,7 @@ def test_progress_draws_a_bar_on_a_terminal():
 
 def test_throughput_counts_steps_waits_and_leaves_out_pauses():
     clock = Clock()
-    work = Work(examples=8, tokens=80, flops=4e12, devices=2, peak_flops=4e12)
+    work = Work(examples=8, tokens=80, devices=2, count_flops=lambda: 4e12, peak_flops=4e12)
     meter = Throughput(work, clock)
     for _ in range(4):
         with meter.waiting_for_data():

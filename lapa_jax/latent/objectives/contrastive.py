@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 
 from lapa_jax.latent.attention import l2_normalize
-from lapa_jax.latent.config import QuantizerConfig, frame_flops
+from lapa_jax.latent.config import QuantizerConfig
 from lapa_jax.latent.objectives.pixels import Pixels
 from lapa_jax.nn.layers import Dense
 
@@ -46,11 +46,6 @@ class Contrastive(Pixels):
 
         self.predicted, self.true = dense(), dense()
         self.temperature = settings.temperature
-
-    @classmethod
-    def flops(cls, settings: ContrastiveConfig, config: QuantizerConfig) -> float:
-        pairs = config.num_frames - 1
-        return 3.0 * 2 * pairs * (frame_flops(config) + 3 * config.dim * settings.embed_dim)
 
     def __call__(self, clip):
         def embed(head, tokens_MHWD):

@@ -7,7 +7,6 @@ whole number of them: frames are resized to that, and no feature is averaged awa
 Shape suffixes: as in pixels.py; N frames, F the features of a cell's patches.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +21,7 @@ from lapa_jax.nn.layers import Dense, dtype_of
 from lapa_jax.nn.module import freeze
 from lapa_jax.nn.patches import to_patches
 from lapa_jax.nn.registry import typed_config
-from lapa_jax.nn.vit import ViT, ViTConfig, vit_flops, vit_settings
+from lapa_jax.nn.vit import ViT, ViTConfig, vit_settings
 
 
 class TeacherConfig(ViTConfig):
@@ -67,13 +66,6 @@ class Features(Pixels):
             dtype=jnp.float32,
             rngs=rngs,
         )
-
-    @classmethod
-    def flops(cls, settings: FeaturesConfig, config: QuantizerConfig) -> float:
-        cells, side = math.prod(config.grid), patches_of_cell(settings, config)
-        teacher = config.num_frames * vit_flops(settings.teacher, cells * side**2)
-        head = 2 * cells * config.dim * side**2 * settings.teacher.dim
-        return teacher + 3.0 * (config.num_frames - 1) * head
 
     def __call__(self, clip):
         B, T, *image = clip.frames_BTIJC.shape

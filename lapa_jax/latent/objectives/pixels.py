@@ -54,11 +54,6 @@ class Pixels(nnx.Module):
     def __init__(self, settings: Any, config: QuantizerConfig, *, rngs: nnx.Rngs):
         del settings, config, rngs
 
-    @classmethod
-    def flops(cls, settings: Any, config: QuantizerConfig) -> float:
-        """Floating-point operations of an example's step beside those of the quantizer."""
-        return 0.0
-
     def bottleneck_input(self, z_e_MLQ: jax.Array) -> jax.Array:
         return z_e_MLQ
 
