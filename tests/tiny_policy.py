@@ -8,11 +8,11 @@ import numpy as np
 
 from experiments import base
 from lapa_jax import stages
+from lapa_jax.interop.imported import Imported, write_run
 from lapa_jax.policy import text
 from lapa_jax.policy.codecs.action import ActionTokenizer
 from lapa_jax.stages.action_finetuning import ACTION_BINS
 from lapa_jax.stages.policy import TOKENIZER
-from lapa_jax.verbs import importer
 
 BINS = ActionTokenizer([np.linspace(-1, 1, 6), np.array([-0.5, 0.1, 0.5, 1.5])])
 TOKENIZER_MODEL = dict(
@@ -64,6 +64,6 @@ def write(out: Path, config, assets) -> Path:
         lambda x: (np.asarray(x, np.float32) + 0.1 * rng.normal(size=x.shape)).astype(x.dtype),
         params,
     )
-    made = importer.Imported(config, params, assets, variables)
-    importer.write_run(out, made, source="random", source_format="random")
+    made = Imported(config, params, assets, variables)
+    write_run(out, made, source="random", source_format="random")
     return out

@@ -26,13 +26,13 @@ from experiments.action_vla import tabletop
 from lapa_jax import stages
 from lapa_jax.benchmarks import measure
 from lapa_jax.envs.tabletop import SceneConfig, Tabletop
+from lapa_jax.interop.imported import Imported, write_run
 from lapa_jax.policy import text
 from lapa_jax.policy.codecs.action import ActionClusters
 from lapa_jax.runs import loaded
 from lapa_jax.serving.limits import BATCH_SIZES
 from lapa_jax.stages.action_finetuning import ACTION_BINS
 from lapa_jax.stages.policy import TOKENIZER
-from lapa_jax.verbs import importer
 
 REQUESTS = 100  # for each of --steps
 _START_SECONDS = 300.0
@@ -90,8 +90,8 @@ def make_policy(out: Path, dtype: str) -> list[str]:
     }
     stage = stages.build(config.lock(), assets)
     params, variables = jax.jit(stage.model.init)(jax.random.key(0))
-    made = importer.Imported(config, params, assets, variables)
-    importer.write_run(out, made, source="random", source_format="random")
+    made = Imported(config, params, assets, variables)
+    write_run(out, made, source="random", source_format="random")
     return instructions
 
 

@@ -29,6 +29,7 @@ from lapa_jax.interop import (
     torch_policy,
     vqgan,
 )
+from lapa_jax.interop.imported import Imported, write_run
 from lapa_jax.interop.mapping import Rule, Rules, to_ours
 from lapa_jax.interop.safetensors_files import SafetensorsDirectory
 from lapa_jax.latent.teacher import MaskedAutoencoderConfig
@@ -40,13 +41,9 @@ from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.policy.codecs import action as action_tokens
 from lapa_jax.policy.front_end import front_end_settings
 from lapa_jax.policy.modality import MODALITIES
-from lapa_jax.runs import run
 from lapa_jax.settings import stage_settings
 from lapa_jax.stages.action_finetuning import ACTION_BINS
 from lapa_jax.stages.policy import TOKENIZER, policy_settings
-from lapa_jax.training import state as states
-from lapa_jax.training.checkpoint import Checkpoints
-from lapa_jax.version import __version__
 
 
 def main(argv: list[str]) -> int:
@@ -93,14 +90,6 @@ FLAGS: dict[str, dict[str, Any]] = {
     "action_bins": {"help": "the original's csv of bin edges: the policy gives actions"},
     "compute_dtype": {"choices": sorted(DTYPES), "help": "default: bfloat16"},
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Imported:
-    config: ConfigDict
-    params: Tree
-    assets: dict[str, bytes] = dataclasses.field(default_factory=dict)
-    variables: Tree | None = None  # None: fresh ones
 
 
 def _laq_pt(args: argparse.Namespace) -> Imported:
@@ -277,26 +266,3 @@ FORMATS = {
 
 def _formats() -> str:
     return "; ".join(f"{name}: {one.what}" for name, one in FORMATS.items())
-
-
-def write_run(out: Path, imported: Imported, *, source: str, source_format: str) -> None:
-    """Writes a run directory with a checkpoint of step 0, without optimizer state."""
-    config = imported.config
-    stage = stages.build(config, imported.assets)
-    variables = imported.variables
-    if variables is None:
-        variables = jax.jit(lambda key: stage.init(key)[1])(jax.random.key(config.seed))
-    state = states.create(imported.params, variables, None, config.seed, ema=False)
-    run.claim(out, config)
-    meta = {
-        "config": configs.to_dict(config),
-        "data": {},
-        "assets": imported.assets,
-        "provenance": {
-            "code_version": __version__,
-            "imported": {"format": source_format, "source": Path(source).name},
-        },
-    }
-    largest = max(x.nbytes for x in jax.tree.leaves(imported.params))
-    with Checkpoints(out / "checkpoints", keep=1, largest_bytes=largest) as checkpoints:
-        checkpoints.save(0, state, meta)

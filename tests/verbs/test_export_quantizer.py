@@ -15,11 +15,11 @@ from tiny import lapa, needs_torch, succeed
 from experiments import base
 from lapa_jax import stages
 from lapa_jax.interop import laq_pt, laq_torch, parity, safetensors_files, torch_code
+from lapa_jax.interop.imported import Imported, write_run
 from lapa_jax.latent.bottlenecks import BOTTLENECKS
 from lapa_jax.latent.objectives import OBJECTIVES
 from lapa_jax.nn.module import flatten, unflatten
 from lapa_jax.runs import run as runs
-from lapa_jax.verbs import importer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "laq"
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -49,8 +49,8 @@ def make_quantizer(out, config):
         unflatten({path: draw(path, x) for path, x in flatten(tree).items()})
         for tree in stages.build(config, {}).model.abstract()
     )
-    made = importer.Imported(config, params, variables=variables)
-    importer.write_run(out, made, source="random", source_format="random")
+    made = Imported(config, params, variables=variables)
+    write_run(out, made, source="random", source_format="random")
     return out
 
 

@@ -16,9 +16,9 @@ import lapa_jax
 from lapa_jax import config as configs
 from lapa_jax import stages
 from lapa_jax.interop import msgpack_stream
+from lapa_jax.interop.imported import Imported, write_run
 from lapa_jax.nn.module import flatten, unflatten
 from lapa_jax.runs import run as runs
-from lapa_jax.verbs import importer
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "lm"
 STREAM = GOLDEN / "lm_tiny_delta_scan.streaming_params"
@@ -102,8 +102,8 @@ def test_what_lora_learned_is_merged_on_loading(files, tmp_path):
             params[path] = rng.normal(size=x.shape).astype(np.float32)
     assert len(params) == len(flatten(run.params)) + 2
     params = unflatten(params)
-    made = importer.Imported(config, params, run.assets)
-    importer.write_run(tmp_path / "run", made, source="params", source_format="lapa_stream")
+    made = Imported(config, params, run.assets)
+    write_run(tmp_path / "run", made, source="params", source_format="lapa_stream")
     ids, modality = np.arange(6, dtype=np.int32)[None], np.zeros((1, 6), np.int32)
     rows = (ids, modality, np.ones_like(ids))
     logits = stage.model.apply(params, {}, "logits", *rows, slots={"latent": None})[0]["latent"]
