@@ -1,13 +1,12 @@
 """What is in an RLDS corpus: schema, counts, lengths, instructions, actions, images, label sets.
 
 `inspect_corpus` reads the shards of any standard RLDS directory (checksums verified, no image
-decoded) and returns plain JSON values; `to_text` prints them, pictures.py shows them.
+decoded) and returns plain JSON values.
 """
 
 from __future__ import annotations
 
 import base64
-import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -112,7 +111,7 @@ class _Scan:
         self.instructions[texts[0]] += 1
         self.mixed_instructions += len(set(texts)) > 1
         metadata = {
-            name: _scalar(record, features.get(schema.METADATA + name))
+            name: fields.scalar(features, record, schema.METADATA + name)
             for name in ("fps", "camera", "source", "episode_id")
         }
         fps = metadata["fps"]
@@ -192,20 +191,18 @@ class _Scan:
             if not key.startswith(schema.OBSERVATION) or feature.kind != tfrecord.BYTES:
                 continue
             offset, length = feature.spans[0]
-            head = record[offset : offset + length]
-            if head[:2] == b"\xff\xd8":
-                size = "x".join(str(n) for n in schema.jpeg_size(head)[:2]) + " jpeg"
-            elif head[:4] == b"\x89PNG":
-                size = "png"
-            else:
+            first = record[offset : offset + length]
+            kind = size = schema.picture_kind(first)
+            if not kind:
                 continue  # text or serialised tensors
+            if kind == "jpeg":
+                size = "x".join(str(n) for n in schema.jpeg_size(first)[:2]) + " jpeg"
             name = key.removeprefix(schema.OBSERVATION)
             self.image_sizes.setdefault(name, Counter())[size] += 1
             self.image_bytes[name] += sum(length for _, length in feature.spans)
             if self.want_strips and len(self.strips) < STRIP_EPISODES:
                 count = len(feature.spans)
                 picks = np.unique(np.linspace(0, count - 1, min(count, STRIP_FRAMES)).astype(int))
-                kind = "png" if size == "png" else "jpeg"
                 strip["views"][name] = {
                     "kind": kind,
                     "steps": picks.tolist(),
@@ -260,74 +257,6 @@ class _Actions:
         ]
 
 
-def to_text(report: dict[str, Any]) -> str:
-    """The report for a terminal."""
-    lines = [f"{report['directory']}: {report['name'] or 'unnamed'} {report['version']}".rstrip()]
-    lines.append("features")
-    lines += [f"  {key:<40} {kind}" for key, kind in report["features"].items()]
-    for name, split in report["splits"].items():
-        lengths, texts = split["lengths"], split["instructions"]
-        scanned = "" if split["complete_scan"] else " (first episodes only)"
-        hours = f"{split['hours']:.2f} h" if split["hours_known"] else "hours unknown (no fps)"
-        lines += [
-            f"split {name}{scanned}",
-            f"  {split['episodes']} episodes, {split['frames']} frames, {hours}, "
-            f"{split['shards']} shards, {split['bytes'] / 1e6:.1f} MB",
-            f"  fps: {_counts(split['fps'])}",
-            f"  length: min {lengths['min']}, median {lengths['median']:g}, "
-            f"mean {lengths['mean']:.1f}, max {lengths['max']}",
-        ]
-        most = max(lengths["histogram"])
-        bins = itertools.pairwise(lengths["edges"])
-        for count, (low, high) in zip(lengths["histogram"], bins, strict=True):
-            bar = "#" * round(40 * count / most)
-            lines.append(f"    {low:>7} .. {high - 1:>5}  {count:>7} {bar}")
-        for key, image in split["images"].items():
-            lines.append(
-                f"  image {key}: {_counts(image['sizes'])}; {image['mean_bytes'] / 1e3:.1f} KB each"
-            )
-        if any(split["cameras"]):
-            lines.append(f"  cameras: {_counts(split['cameras'])}")
-        lines.append(
-            f"  instructions: {texts['coverage']:.1%} of the episodes, {texts['distinct']} distinct"
-            + (
-                f", {texts['changing_within_episode']} episodes change theirs"
-                if texts["changing_within_episode"]
-                else ""
-            )
-        )
-        lines += [f"    {count:>7} x {text}" for text, count in texts["most_common"]]
-        lines.append(
-            f"  actions: {len(split['actions'])} dimensions"
-            if split["actions"]
-            else "  actions: none"
-        )
-        lines += [
-            f"    {a['dimension']:>3}: {a['min']:+.4g} .. {a['max']:+.4g}, mean {a['mean']:+.4g}, "
-            f"std {a['std']:.4g}"
-            + (
-                " (constant)"
-                if a["constant"]
-                else f", {a['q01']:+.3g} {_spark(a['histogram']['counts'])} {a['q99']:+.3g}"
-            )
-            for a in split["actions"]
-        ]
-        if split["actions_not_finite"]:
-            lines.append(f"    {split['actions_not_finite']} steps are NaN or infinite: left out")
-    for index in report["indexes"]:
-        lines.append(f"index of {index['image_key']}, split {index['split']}: {index['hash']}")
-    if not report["indexes"]:
-        lines.append(f"index: none (lapa data index {report['directory']})")
-    for what in ("label_sets", "image_token_sets"):
-        for labels in report[what]:
-            facts = {key: value for key, value in labels.items() if key not in ("name", "split")}
-            title = f"{what[:-1].replace('_', ' ')} {labels['name']}, split {labels['split']}"
-            lines.append(f"{title}: {json.dumps(facts)}")
-    if not report["label_sets"]:
-        lines.append("label sets: none")
-    return "\n".join(lines)
-
-
 def _episodes(shards: list[Path], max_episodes: int) -> Iterator[tuple[str, bytes, dict]]:
     number = 0
     for path in shards:
@@ -349,15 +278,6 @@ def _num_steps(where: str, features: dict[str, tfrecord.Feature], record: bytes)
     if flags is None or flags.kind != tfrecord.INT64:
         raise ValueError(f"{where}: neither images nor steps/is_first; this is not RLDS")
     return len(flags.ints(record))
-
-
-def _scalar(record: bytes, feature: tfrecord.Feature | None) -> Any:
-    if feature is None or feature.kind == tfrecord.EMPTY or not feature.spans:
-        return None
-    if feature.kind == tfrecord.BYTES:
-        return feature.byte_items(record)[0].decode(errors="replace")
-    values = feature.floats(record) if feature.kind == tfrecord.FLOAT else feature.ints(record)
-    return values[0].item()
 
 
 def _read_features(directory: Path) -> dict[str, str]:
@@ -406,15 +326,3 @@ def _indexes(directory: Path) -> list[dict[str, Any]]:
         keys = ("image_key", "action_key", "instruction_key", "num_episodes", "num_frames", "hash")
         found.append({"split": path.parent.name} | {key: manifest[key] for key in keys})
     return found
-
-
-def _spark(counts: list[int]) -> str:
-    """A histogram of 1 % to 99 % as one word."""
-    most = max(max(counts), 1)
-    return "".join("▁▂▃▄▅▆▇█"[min(7, 8 * count // most)] if count else "·" for count in counts)
-
-
-def _counts(counter: dict) -> str:
-    if len(counter) == 1:
-        return str(next(iter(counter)))
-    return ", ".join(f"{value} ({count})" for value, count in counter.items())

@@ -182,11 +182,7 @@ class ShardReader:
                 continue
             if key.removeprefix(schema.OBSERVATION) in self.image_keys:
                 continue
-            size = {
-                tfrecord.BYTES: lambda feature: len(feature.spans),
-                tfrecord.FLOAT: lambda feature: len(feature.floats(record)),
-                tfrecord.INT64: lambda feature: len(feature.ints(record)),
-            }[feature.kind](feature)
+            size = len(feature.spans if feature.kind == tfrecord.BYTES else feature.values(record))
             once = key == "steps/" + self.instruction_key and size == 1
             if (size % steps or not size) and not once:
                 yield "lengths", f"{size} values of {key}, {steps} steps"

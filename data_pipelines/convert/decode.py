@@ -21,7 +21,7 @@ from av.video.reformatter import VideoReformatter
 
 from data_pipelines.convert import scenes
 from data_pipelines.convert.conversion import FITS, NeedsSettingError, RecordingError
-from data_pipelines.rlds.schema import jpeg_size
+from data_pipelines.rlds.schema import jpeg_size, picture_kind
 
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 
@@ -224,7 +224,8 @@ def convert_picture(data: bytes, settings: VideoSettings, reformatter: VideoRefo
 
     reformatter: of one thread. Raises VideoError.
     """
-    if data[:2] == b"\xff\xd8":
+    kind = picture_kind(data)
+    if kind == "jpeg":
         try:
             if jpeg_size(data) == (settings.height, settings.width, 3):
                 return data
@@ -232,7 +233,7 @@ def convert_picture(data: bytes, settings: VideoSettings, reformatter: VideoRefo
         except ValueError as error:
             raise VideoError(f"undecodable: {error}") from error
         frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-    elif data[:8] == b"\x89PNG\r\n\x1a\n":
+    elif kind == "png":
         frame = _decode_png(data)
     else:
         start = data[:4].hex(" ") or "nothing"

@@ -74,7 +74,7 @@ class RldsSource:
         reward = _reward(features, record, steps)
         terminal = features.get(schema.IS_TERMINAL)
         ends = terminal.ints(record)[-1:] if terminal and terminal.kind == tfrecord.INT64 else ()
-        path = _metadata(features, record, "file_path")
+        path = fields.scalar(features, record, schema.METADATA + "file_path")
         fps = 0.0 if self.spec.fps else _fps(features, record)
         stretches = _stretches(texts, steps)
         for part, (first, last, text) in enumerate(stretches):
@@ -85,7 +85,7 @@ class RldsSource:
                     states=None if states is None else states[first:last],
                     instruction=text,
                     episode_id=name + (f"#{part:04d}" if len(stretches) > 1 else ""),
-                    file_path=path or shard,
+                    file_path=path if path and isinstance(path, str) else shard,
                     camera=self.image_key,
                     fps=fps,
                     reward=None if reward is None else reward[first:last],
@@ -279,7 +279,7 @@ def _cameras(features: fields.Features, record: bytes) -> list[str]:
     for key, feature in sorted(features.items()):
         if key.startswith(schema.OBSERVATION) and feature.kind == tfrecord.BYTES and feature.spans:
             offset, length = feature.spans[0]
-            if fields.is_picture(record[offset : offset + length]):
+            if schema.picture_kind(record[offset : offset + length]):
                 found.append(key.removeprefix(schema.OBSERVATION))
     return found
 
@@ -303,15 +303,5 @@ def _reward(features: fields.Features, record: bytes, steps: int) -> np.ndarray 
 
 def _fps(features: fields.Features, record: bytes) -> float:
     """By the metadata, 0 where they do not say."""
-    feature = features.get(schema.FPS)
-    if feature is None or feature.kind not in (tfrecord.FLOAT, tfrecord.INT64):
-        return 0.0
-    values = (feature.ints if feature.kind == tfrecord.INT64 else feature.floats)(record)
-    return float(values[0]) if len(values) else 0.0
-
-
-def _metadata(features: fields.Features, record: bytes, name: str) -> str:
-    feature = features.get(schema.METADATA + name)
-    if feature is None or feature.kind != tfrecord.BYTES or not feature.spans:
-        return ""
-    return feature.byte_items(record)[0].decode(errors="replace")
+    found = fields.scalar(features, record, schema.FPS)
+    return 0.0 if found is None or isinstance(found, str) else float(found)

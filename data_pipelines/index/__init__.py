@@ -103,14 +103,9 @@ class CorpusIndex:
         path = self.shards[int(self.shard_of_episode[episode])]
         for key, feature in tfrecord.parse_example(record, path=path, number=number).items():
             if key.startswith(schema.METADATA):
-                values = {
-                    tfrecord.BYTES: feature.byte_items,
-                    tfrecord.FLOAT: feature.floats,
-                    tfrecord.INT64: feature.ints,
-                }.get(feature.kind, lambda record: [])(record)
                 values = [
                     value.decode(errors="replace") if isinstance(value, bytes) else value.item()
-                    for value in values
+                    for value in feature.values(record)
                 ]
                 found[key.removeprefix(schema.METADATA)] = values[0] if len(values) == 1 else values
         return found

@@ -256,7 +256,7 @@ class _EpisodeReader:
         if flags is not None and len(flags.ints(record)) != steps:
             raise fail(f"{steps} images but {len(flags.ints(record))} values of {schema.IS_FIRST}")
         for step, (start, size) in enumerate(images.spans):
-            if record[start : start + 4] == b"\x89PNG":
+            if schema.picture_kind(record[start : start + size]) == "png":
                 raise fail(
                     f"{self.image_key} of step {step} is a PNG; the loader reads JPEG: "
                     "rewrite the corpus with `lapa data convert tfds`"
@@ -269,15 +269,12 @@ class _EpisodeReader:
                 self.image_size = schema.jpeg_size(bytes(record[start : start + size]))[:2]
             except ValueError:
                 pass  # the loader counts and replaces frames that cannot be decoded
-        fps = features.get(schema.FPS)
-        values = (
-            [] if fps is None else (fps.ints if fps.kind == tfrecord.INT64 else fps.floats)(record)
-        )
+        fps = fields.scalar(features, record, schema.FPS)
         self.episodes.append(
             (
                 number,
                 steps,
-                values[0] if len(values) else self.settings["fps"] or np.nan,
+                (self.settings["fps"] or np.nan) if fps is None else fps,
                 offset,
                 length,
                 self._instruction(features, record, steps, fail),

@@ -108,8 +108,7 @@ def listing(features: Features, record: tfrecord.Buffer) -> str:
             continue
         if feature.kind == tfrecord.BYTES and feature.spans:
             offset, length = feature.spans[0]
-            is_image = is_picture(bytes(record[offset : offset + min(length, 8)]))
-            if not is_image:
+            if not schema.picture_kind(record[offset : offset + length]):
                 groups["texts"].append(key.removeprefix("steps/"))
             elif key.startswith(schema.OBSERVATION):
                 groups["images"].append(key.removeprefix(schema.OBSERVATION))
@@ -118,6 +117,11 @@ def listing(features: Features, record: tfrecord.Buffer) -> str:
     return "; ".join(f"{what}: {keys or 'none'}" for what, keys in groups.items())
 
 
-def is_picture(head: bytes) -> bool:
-    """Whether bytes start as a JPEG or a PNG does."""
-    return head[:2] == b"\xff\xd8" or head[:8] == b"\x89PNG\r\n\x1a\n"
+def scalar(features: Features, record: tfrecord.Buffer, key: str) -> str | float | int | None:
+    """The first value under a full key, None where there is none."""
+    feature = features.get(key)
+    values = () if feature is None else feature.values(record)
+    if not len(values):
+        return None
+    first = values[0]
+    return first.decode(errors="replace") if isinstance(first, bytes) else first.item()

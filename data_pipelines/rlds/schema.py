@@ -114,9 +114,15 @@ def images_per_example(data: Any) -> int:
     return data.num_frames * cameras.pop()
 
 
+def picture_kind(data: tfrecord.Buffer) -> str:
+    """ "jpeg" or "png" by how bytes start, "" where they do as neither."""
+    head = bytes(data[:4])
+    return "jpeg" if head[:2] == b"\xff\xd8" else "png" if head == b"\x89PNG" else ""
+
+
 def jpeg_size(jpeg: bytes) -> tuple[int, int, int]:
     """(height, width, channels) from the JPEG header; raises ValueError if there is none."""
-    if jpeg[:2] != b"\xff\xd8":
+    if picture_kind(jpeg) != "jpeg":
         raise ValueError(f"not a JPEG: it starts with {jpeg[:2].hex(' ') or 'nothing'}, not ff d8")
     at = 2
     while at + 9 < len(jpeg):

@@ -255,6 +255,12 @@ class Feature:
         self._require(INT64)
         return _decode_varints(self._joined(record))
 
+    def values(self, record: Buffer) -> list[bytes] | np.ndarray:
+        """Of whatever kind they are."""
+        if self.kind == INT64:
+            return self.ints(record)
+        return self.floats(record) if self.kind == FLOAT else self.byte_items(record)
+
     def _joined(self, record: Buffer) -> bytes:
         record = memoryview(record)
         return b"".join(bytes(record[offset : offset + length]) for offset, length in self.spans)

@@ -20,7 +20,9 @@ from lapa_jax.report.picture import Picture
 
 
 def _inline(text: str) -> Markup:
-    """Escaped text in which `code` is marked."""
+    """Escaped text in which `code` is marked; what is markup already stays."""
+    if isinstance(text, Markup):
+        return text
     parts = re.split(r"`([^`]+)`", text)
     return Markup("").join(
         Markup("<code>{}</code>").format(part) if i % 2 else escape(part)
@@ -48,7 +50,7 @@ def _value(value: Any) -> str:
         return f"{value:,}"
     if isinstance(value, list | tuple):
         return ", ".join(map(_setting, value))
-    return str(value)
+    return value if isinstance(value, str) else str(value)
 
 
 def _setting(value: Any) -> str:
@@ -81,6 +83,14 @@ class Blocks:
     def text(self, text: str) -> Any:
         """Paragraphs, separated by empty lines."""
         return self._add("text", paragraphs=[p for p in re.split(r"\n\s*\n", text) if p.strip()])
+
+    def heading(self, text: str) -> Any:
+        """Of what follows, on a page without sections."""
+        return self._add("heading", text=text)
+
+    def row(self, items: Sequence[tuple[Markup, str]], caption: str = "") -> Any:
+        """Small pictures side by side, each with a word below it."""
+        return self._add("row", cells=list(items), caption=caption) if items else self
 
     def cards(self, cards: Sequence[Mapping[str, Any]]) -> Any:
         """Key numbers: each card has `label` and `value`, and may have a `note`."""

@@ -10,6 +10,7 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 
 from data_pipelines.convert.decode import FITS, fit_image
+from data_pipelines.rlds.schema import picture_kind
 from lapa_jax.serving.limits import Refused
 
 RESIZING = (*FITS, "none")
@@ -23,11 +24,11 @@ def decode(data: bytes, max_pixels: int) -> np.ndarray:
 
     Rotation marks (EXIF) and transparency are ignored, as they are in training data.
     """
-    if data[:2] == b"\xff\xd8":
-        return _jpeg(data, max_pixels)
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
-        return _png(data, max_pixels)
-    raise Refused(422, "image is neither a JPEG nor a PNG")
+    readers = {"jpeg": _jpeg, "png": _png}
+    kind = picture_kind(data)
+    if not kind:
+        raise Refused(422, "image is neither a JPEG nor a PNG")
+    return readers[kind](data, max_pixels)
 
 
 def _jpeg(data: bytes, max_pixels: int) -> np.ndarray:

@@ -17,7 +17,6 @@ Exit code 1 where a run is stalled, failed or damaged.
 import argparse
 import itertools
 import json
-import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -36,7 +35,6 @@ from launch.run_files import (
     saved_steps,
 )
 
-SPARKS = "▁▂▃▄▅▆▇█"
 POINTS = 32  # of the loss, in a sparkline
 PATIENCE = 3  # times the usual time between lines, and
 AT_LEAST_SECONDS = 180.0
@@ -198,7 +196,7 @@ def details(run: Status) -> str:
         ("state", run.state + (f" (supervisor: {run.told})" if run.told else "")),
         ("stage", run.stage),
         ("step", f"{run.step} of {run.steps}{percent}"),
-        ("loss", f"{_number(run.loss)}  {sparkline(run.losses)}"),
+        ("loss", f"{_number(run.loss)}  {text.sparkline(run.losses)}"),
         ("examples/s", _number(run.examples_per_second)),
         ("time left", duration(run.seconds_left)),
         ("checkpoint", "none" if run.saved is None else f"step {run.saved}"),
@@ -222,7 +220,7 @@ def table(runs: Sequence[Status]) -> str:
             str(run.step),
             str(run.steps),
             _number(run.loss),
-            sparkline(run.losses),
+            text.sparkline(run.losses),
             _number(run.examples_per_second),
             duration(run.seconds_left),
             "-" if run.saved is None else str(run.saved),
@@ -232,18 +230,6 @@ def table(runs: Sequence[Status]) -> str:
         for run in runs
     ]
     return text.table([head, *rows], left=(0, 1, 5))
-
-
-def sparkline(values: Sequence[float]) -> str:
-    """One character for each value, from the lowest to the highest; ! where it is not finite."""
-    finite = [value for value in values if math.isfinite(value)]
-    if not finite:
-        return "!" * len(values)
-    low, high = min(finite), max(finite)
-    scale = (len(SPARKS) - 1) / (high - low) if high > low else 0.0
-    return "".join(
-        SPARKS[round((value - low) * scale)] if math.isfinite(value) else "!" for value in values
-    )
 
 
 def duration(seconds: float | None) -> str:

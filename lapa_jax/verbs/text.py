@@ -1,9 +1,12 @@
 """What verbs print."""
 
 import json
+import math
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
+
+SPARKS = "▁▂▃▄▅▆▇█"
 
 
 def table(rows: Iterable[Iterable[Any]], left: Collection[int] = (), gap: str = "  ") -> str:
@@ -16,6 +19,19 @@ def table(rows: Iterable[Iterable[Any]], left: Collection[int] = (), gap: str = 
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in cells
+    )
+
+
+def sparkline(values: Sequence[float], low: float | None = None) -> str:
+    """One character for each value, from the lowest (or `low`) to the highest; ! where it is not
+    finite."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return "!" * len(values)
+    low, high = min(finite) if low is None else low, max(finite)
+    scale = (len(SPARKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(
+        SPARKS[round((value - low) * scale)] if math.isfinite(value) else "!" for value in values
     )
 
 

@@ -11,8 +11,10 @@ import simplejpeg
 from PIL import Image
 from test_rlds_writer import make_episode, make_spec, write
 
-from data_pipelines.checks import inspection, pictures
+from data_pipelines.checks import inspection
 from data_pipelines.rlds import tfrecord, writer
+from lapa_jax.report.corpus import contact_sheet, corpus_page
+from lapa_jax.verbs.data.inspect import to_text
 
 
 def inspect(directory, **changes):
@@ -63,14 +65,14 @@ def test_only_some_episodes_and_one_split(tmp_path):
     split = report["splits"]["train"]
     assert split["episodes"] == 2 and split["episodes_announced"] == 5
     assert not split["complete_scan"]
-    assert "first episodes only" in inspection.to_text(report)
+    assert "first episodes only" in to_text(report)
 
 
 def test_constant_actions_and_corpora_without_actions(tmp_path):
     constant = np.full((4, 3), 0.25, np.float32)
     write(tmp_path / "a", [make_episode(0, actions=False)], spec=make_spec(action_dim=0))
     assert inspect(tmp_path / "a")["splits"]["train"]["actions"] == []
-    assert "actions: none" in inspection.to_text(inspect(tmp_path / "a"))
+    assert "actions: none" in to_text(inspect(tmp_path / "a"))
     write(tmp_path / "b", [dataclasses.replace(make_episode(0), actions=constant)])
     assert all(a["constant"] for a in inspect(tmp_path / "b")["splits"]["train"]["actions"])
 
@@ -78,7 +80,7 @@ def test_constant_actions_and_corpora_without_actions(tmp_path):
 def test_the_page_escapes_text_and_shows_frames(tmp_path):
     episode = make_episode(0, steps=9, instruction="<script>alert('x')</script> & more")
     write(tmp_path, [episode])
-    page = pictures.corpus_page(inspect(tmp_path, strips=True))
+    page = corpus_page(inspect(tmp_path, strips=True)).html()
     assert "<script>" not in page and "&lt;script&gt;" in page
     found = re.findall(r"data:image/jpeg;base64,([A-Za-z0-9+/=]+)", page)
     steps = np.linspace(0, 8, inspection.STRIP_FRAMES).astype(int)
@@ -92,7 +94,7 @@ def test_label_sets_and_indexes_are_listed(tmp_path):
     from data_pipelines.index.labels import LabelSetWriter
 
     write(tmp_path, [make_episode(i) for i in range(2)])
-    assert "index: none (lapa data index" in inspection.to_text(inspect(tmp_path))
+    assert "index: none (lapa data index" in to_text(inspect(tmp_path))
     build_index(tmp_path, progress=False)
     index = load_index(tmp_path)
     provenance = dict(
@@ -106,8 +108,8 @@ def test_label_sets_and_indexes_are_listed(tmp_path):
     assert entry["name"] == "laq" and entry["split"] == "train" and entry["complete"]
     assert (entry["quantizer_hash"], entry["num_labelled"]) == ("q1", 8)
     assert report["indexes"][0]["hash"] == index.hash
-    assert "label set laq, split train" in inspection.to_text(report)
-    assert "q1" in pictures.corpus_page(report)
+    assert "label set laq, split train" in to_text(report)
+    assert "q1" in corpus_page(report).html()
 
 
 def test_errors_name_the_file(tmp_path):
@@ -130,12 +132,12 @@ def test_errors_name_the_file(tmp_path):
 def test_contact_sheet(tmp_path):
     frames = np.random.default_rng(0).integers(0, 255, (5, 2, 16, 16, 3), dtype=np.uint8)
     path = tmp_path / "sheet.png"
-    pictures.contact_sheet(path, frames, [f"example {i}\n$z_{i}$" for i in range(5)])
+    contact_sheet(path, frames, [f"example {i}\n$z_{i}$" for i in range(5)])
     with Image.open(path) as image:
         width, height = image.size
     assert width > 500 and height > 100
     with pytest.raises(ValueError, match="5 examples but 1 captions"):
-        pictures.contact_sheet(path, frames, ["x"])
+        contact_sheet(path, frames, ["x"])
 
 
 @pytest.mark.real_data
@@ -148,8 +150,8 @@ def test_foreign_corpus(real_data):
     assert set(split["strips"][0]["views"]) == {f"image_{i}" for i in range(4)}
     pixels = simplejpeg.decode_jpeg(_first_image(split))
     assert pixels.shape == (64, 64, 3)
-    assert "unknown (no fps)" in inspection.to_text(report)
-    pictures.corpus_page(report)
+    assert "unknown (no fps)" in to_text(report)
+    corpus_page(report).html()
 
 
 def _first_image(split):

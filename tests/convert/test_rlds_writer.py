@@ -326,7 +326,7 @@ def test_rollback_takes_records_back(tmp_path):
 def test_writing_and_converting_load_no_tensorflow():
     code = (
         "import sys, data_pipelines.rlds.writer, data_pipelines.convert.video\n"
-        "import data_pipelines.checks.inspection, data_pipelines.checks.pictures\n"
+        "import data_pipelines.checks.inspection, lapa_jax.report.corpus\n"
         "import lapa_jax.verbs.data\n"
         "assert not {'tensorflow', 'torch', 'jax', 'matplotlib'} & set(sys.modules)"
     )

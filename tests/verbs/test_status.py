@@ -14,7 +14,7 @@ import pytest
 import tiny
 
 from lapa_jax.training import guard, metrics
-from lapa_jax.verbs import status
+from lapa_jax.verbs import status, text
 from launch import run_files
 from launch.run_files import last_metrics, sampled_metrics
 
@@ -157,9 +157,9 @@ def test_sampled_lines_are_spread_in_order_and_whole(small_bytes, tmp_path, monk
 
 
 def test_sparklines_and_durations():
-    assert status.sparkline([0.0, 0.5, 1.0, math.nan]) == "▁▅█!"
-    assert status.sparkline([2.0, 2.0]) == "▁▁"
-    assert status.sparkline([math.inf]) == "!"
+    assert text.sparkline([0.0, 0.5, 1.0, math.nan]) == "▁▅█!"
+    assert text.sparkline([2.0, 2.0]) == "▁▁"
+    assert text.sparkline([math.inf]) == "!"
     assert [status.duration(s) for s in (None, 0, 59, 60, 3661, 90_061)] == [
         *("-", "0 s", "59 s", "1 min", "1 h 1 min", "1 d 1 h"),
     ]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from data_pipelines.checks import pictures
 from data_pipelines.loader import Loader
 from lapa_jax import config as configs
 from lapa_jax import stages
+from lapa_jax.report.corpus import contact_sheet
 from lapa_jax.verbs import data, text
 
 
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
         if "frames" not in values:
             raise ValueError(f"stage {config.stage!r} loads no frames for --png")
         shown = records[: args.max_examples]
-        pictures.contact_sheet(
+        contact_sheet(
             args.png, values["frames"][: len(shown)], [_caption(record) for record in shown]
         )
     return 0

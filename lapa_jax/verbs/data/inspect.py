@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+import itertools
+import json
+from typing import Any
 
-from data_pipelines.checks import inspection, pictures
+from data_pipelines.checks import inspection
+from lapa_jax.report.corpus import corpus_page
 from lapa_jax.verbs import data, flags, text
 from lapa_jax.verbs.data.corpus import Corpus
 
@@ -34,11 +37,85 @@ def main(argv: list[str]) -> int:
         strips=bool(options.html),
     )
     if options.html:
-        Path(options.html).write_text(pictures.corpus_page(report), encoding="utf-8")
+        corpus_page(report).write(options.html)
     if options.json:
         for split in report["splits"].values():
             del split["strips"]
         text.show(report)
     else:
-        text.show(options.html or inspection.to_text(report))
+        text.show(options.html or to_text(report))
     return 0
+
+
+def to_text(report: dict[str, Any]) -> str:
+    """The report for a terminal."""
+    lines = [f"{report['directory']}: {report['name'] or 'unnamed'} {report['version']}".rstrip()]
+    lines.append("features")
+    lines += [f"  {key:<40} {kind}" for key, kind in report["features"].items()]
+    for name, split in report["splits"].items():
+        lengths, texts = split["lengths"], split["instructions"]
+        scanned = "" if split["complete_scan"] else " (first episodes only)"
+        hours = f"{split['hours']:.2f} h" if split["hours_known"] else "hours unknown (no fps)"
+        lines += [
+            f"split {name}{scanned}",
+            f"  {split['episodes']} episodes, {split['frames']} frames, {hours}, "
+            f"{split['shards']} shards, {split['bytes'] / 1e6:.1f} MB",
+            f"  fps: {_counts(split['fps'])}",
+            f"  length: min {lengths['min']}, median {lengths['median']:g}, "
+            f"mean {lengths['mean']:.1f}, max {lengths['max']}",
+        ]
+        most = max(lengths["histogram"])
+        bins = itertools.pairwise(lengths["edges"])
+        for count, (low, high) in zip(lengths["histogram"], bins, strict=True):
+            bar = "#" * round(40 * count / most)
+            lines.append(f"    {low:>7} .. {high - 1:>5}  {count:>7} {bar}")
+        for key, image in split["images"].items():
+            lines.append(
+                f"  image {key}: {_counts(image['sizes'])}; {image['mean_bytes'] / 1e3:.1f} KB each"
+            )
+        if any(split["cameras"]):
+            lines.append(f"  cameras: {_counts(split['cameras'])}")
+        lines.append(
+            f"  instructions: {texts['coverage']:.1%} of the episodes, {texts['distinct']} distinct"
+            + (
+                f", {texts['changing_within_episode']} episodes change theirs"
+                if texts["changing_within_episode"]
+                else ""
+            )
+        )
+        lines += [f"    {count:>7} x {text}" for text, count in texts["most_common"]]
+        lines.append(
+            f"  actions: {len(split['actions'])} dimensions"
+            if split["actions"]
+            else "  actions: none"
+        )
+        lines += [
+            f"    {a['dimension']:>3}: {a['min']:+.4g} .. {a['max']:+.4g}, mean {a['mean']:+.4g}, "
+            f"std {a['std']:.4g}"
+            + (
+                " (constant)"
+                if a["constant"]
+                else f", {a['q01']:+.3g} {text.sparkline(a['histogram']['counts'], low=0)} {a['q99']:+.3g}"
+            )
+            for a in split["actions"]
+        ]
+        if split["actions_not_finite"]:
+            lines.append(f"    {split['actions_not_finite']} steps are NaN or infinite: left out")
+    for index in report["indexes"]:
+        lines.append(f"index of {index['image_key']}, split {index['split']}: {index['hash']}")
+    if not report["indexes"]:
+        lines.append(f"index: none (lapa data index {report['directory']})")
+    for what in ("label_sets", "image_token_sets"):
+        for labels in report[what]:
+            facts = {key: value for key, value in labels.items() if key not in ("name", "split")}
+            title = f"{what[:-1].replace('_', ' ')} {labels['name']}, split {labels['split']}"
+            lines.append(f"{title}: {json.dumps(facts)}")
+    if not report["label_sets"]:
+        lines.append("label sets: none")
+    return "\n".join(lines)
+
+
+def _counts(counter: dict) -> str:
+    if len(counter) == 1:
+        return str(next(iter(counter)))
+    return ", ".join(f"{value} ({count})" for value, count in counter.items())
