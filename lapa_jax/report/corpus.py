@@ -104,10 +104,8 @@ def _line(values: Sequence[float], action: Mapping[str, Any]) -> Markup:
         for number, value in enumerate(values)
         if np.isfinite(value)
     )
-    text = (
-        '<svg viewBox="0 0 120 40" role="img" aria-label="action {}"><polyline points="{}"/></svg>'
-    )
-    return Markup(text).format(action["dimension"], points)
+    line = Markup('<polyline points="{}"/>').format(points)
+    return _svg(40, f"action {action['dimension']}", line)
 
 
 def _bars(shares: Sequence[float], title: str) -> Markup:
@@ -120,8 +118,12 @@ def _bars(shares: Sequence[float], title: str) -> Markup:
             f"M{number * width:.2f} 24v{-23 * share:.2f}h{0.85 * width:.2f}V24z"
             for number, share in enumerate(shares)
         )
-    text = '<svg viewBox="0 0 120 24" role="img" aria-label="{}"><path d="{}"/></svg>'
-    return Markup(text).format(title, path)
+    return _svg(24, title, Markup('<path d="{}"/>').format(path))
+
+
+def _svg(height: int, title: str, body: Markup) -> Markup:
+    text = '<svg viewBox="0 0 120 {}" role="img" aria-label="{}">{}</svg>'
+    return Markup(text).format(height, title, body)
 
 
 def contact_sheet(

@@ -11,6 +11,7 @@ from data_pipelines.checks import inspection
 from lapa_jax.report.corpus import corpus_page
 from lapa_jax.verbs import data, flags, text
 from lapa_jax.verbs.data.corpus import Corpus
+from lapa_jax.verbs.text import sparkline
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,16 +90,7 @@ def to_text(report: dict[str, Any]) -> str:
             if split["actions"]
             else "  actions: none"
         )
-        lines += [
-            f"    {a['dimension']:>3}: {a['min']:+.4g} .. {a['max']:+.4g}, mean {a['mean']:+.4g}, "
-            f"std {a['std']:.4g}"
-            + (
-                " (constant)"
-                if a["constant"]
-                else f", {a['q01']:+.3g} {text.sparkline(a['histogram']['counts'], low=0)} {a['q99']:+.3g}"
-            )
-            for a in split["actions"]
-        ]
+        lines += map(_action, split["actions"])
         if split["actions_not_finite"]:
             lines.append(f"    {split['actions_not_finite']} steps are NaN or infinite: left out")
     for index in report["indexes"]:
@@ -113,6 +105,14 @@ def to_text(report: dict[str, Any]) -> str:
     if not report["label_sets"]:
         lines.append("label sets: none")
     return "\n".join(lines)
+
+
+def _action(a: dict[str, Any]) -> str:
+    line = f"    {a['dimension']:>3}: {a['min']:+.4g} .. {a['max']:+.4g}, mean {a['mean']:+.4g}, "
+    line += f"std {a['std']:.4g}"
+    if a["constant"]:
+        return f"{line} (constant)"
+    return f"{line}, {a['q01']:+.3g} {sparkline(a['histogram']['counts'], 0)} {a['q99']:+.3g}"
 
 
 def _counts(counter: dict) -> str:
