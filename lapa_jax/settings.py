@@ -1,12 +1,15 @@
-"""A new config: what belongs to no part of a model, with its defaults. Parts keep their own.
+"""A new config without its model, which each stage adds.
 
-The model is missing, which each stage adds; see also nn/registry.py.
+Here are the defaults of what belongs to no part. Parts keep their own (nn/registry.py), and so does
+the loader (data_pipelines/loader/settings.py).
 """
 
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from data_pipelines.loader.settings import CorpusSettings, DataSettings
+from lapa_jax.nn.registry import default_settings
 from lapa_jax.stages.augmentation import augment_settings
 from lapa_jax.training.optimizer import optimizer_settings
 
@@ -15,58 +18,19 @@ POLICIES = ("latent_pretraining", "action_finetuning")
 
 def corpus_settings(path: str, **changes: Any) -> dict[str, Any]:
     """One corpus of a mixture."""
-    return {
-        "path": path,  # directory with the TFRecord shards
-        "split": "train",
-        "sidecar_dir": "",  # where index and label sets lie; empty: beside the shards
-        "weight": 1.0,  # share of the mixture, relative to the others
-        "fraction": 1.0,  # of its episodes that are drawn from
-        "action_fraction": 1.0,  # of its episodes whose actions are known; those of the others not
-        "min_episode_steps": 0,  # shorter episodes are not drawn from
-        "require_instruction": False,  # of episodes drawn from, where training does not need it
-        "window_seconds": 0.6,  # time between the two frames of a pair
-        "fps": 0.0,  # 0.0: from the episodes' metadata
-        # Of the index; image_key "": the only one there is, the others "": those it was built with.
-        "image_key": "image",
-        "extra_image_keys": (),  # further cameras of each example, after image_key
-        "action_key": "action",
-        "instruction_key": "language_instruction",
-        "label_set": "",  # name of the label set that gives latent actions
-        "image_token_set": "",  # name of the set that gives image tokens, of each camera
-    } | changes
+    return {"path": path, **default_settings(CorpusSettings), **changes}
 
 
-def data_settings(stage: str) -> dict[str, Any]:
+def data_settings(stage: str) -> ConfigDict:
     """config.data, without corpora."""
-    return {
-        "image_size": (64, 64),  # height, width in pixels
-        "num_frames": 2 if stage == "quantizer" else 1,
-        # Time between the frames of an example, which end at the current one. 0.0: they begin
-        # there, window_seconds of their corpus apart.
-        "history_seconds": 0.5 if stage in POLICIES else 0.0,
-        "chain_pairs": 1,  # pairs of one episode side by side in the batch, sharing frames
-        "sampling": "per_frame",  # or per_video, as the paper's code
-        # Of frames a window apart, the mean difference in 0..255 below which neither pair nor label
-        # is drawn. Above 0.0 it needs `lapa data motion`.
-        "min_pair_difference": 0.0,
-        "tail": "drop",  # frames beyond the episode; or clamp, as the paper's code
-        "action_horizon": 1,  # actions of an example, of so many steps from its own on
-        # Past the end of the episode: repeat the last one; or no_motion, where all dimensions but
-        # action_absolute are zero; or drop, which draws whole ones alone.
-        "action_padding": "repeat",
-        "action_absolute": (),  # dimensions that are no motion, as (-1,): the gripper's
-        # Or windowed: whole blocks, for object stores. The three keys below are for that alone.
-        "access": "random",
-        "block_mib": 64.0,  # MiB of consecutive episodes that are read at once
-        "window_blocks": 2,  # whose samples are permuted together
-        "lanes": 8,  # that read for themselves: a multiple of the hosts
-        "decode": "auto",  # threads (simplejpeg) or tf (tf.data)
-        "num_threads": 2,
-        "prefetch_batches": 4,
-        "max_bad_fraction": 0.001,  # more undecodable examples than this stop the run
-        "augment": augment_settings("none"),  # of images in training
-        "corpora": {},
-    }
+    return default_settings(
+        DataSettings,
+        corpora={},
+        image_size=(64, 64),
+        num_frames=2 if stage == "quantizer" else 1,
+        history_seconds=0.5 if stage in POLICIES else 0.0,
+        augment=augment_settings("none"),  # of images in training
+    )
 
 
 def stage_settings(stage: str) -> ConfigDict:

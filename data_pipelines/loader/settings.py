@@ -31,22 +31,23 @@ class CorpusSettings:
     """`data.corpora.<name>`; docs/data.md explains the keys."""
 
     name: str
-    path: str
+    path: str  # directory with the TFRecord shards
     split: str = "train"
-    sidecar_dir: str = ""
-    weight: float = 1.0
-    fraction: float = 1.0
-    action_fraction: float = 1.0
-    min_episode_steps: int = 0
-    require_instruction: bool = False
-    window_seconds: float = 0.6
-    fps: float = 0.0
+    sidecar_dir: str = ""  # where index and label sets lie; empty: beside the shards
+    weight: float = 1.0  # share of the mixture, relative to the others
+    fraction: float = 1.0  # of its episodes that are drawn from
+    action_fraction: float = 1.0  # of its episodes whose actions are known; those of the others not
+    min_episode_steps: int = 0  # shorter episodes are not drawn from
+    require_instruction: bool = False  # of episodes drawn from, where training does not need it
+    window_seconds: float = 0.6  # time between the two frames of a pair
+    fps: float = 0.0  # 0.0: from the episodes' metadata
+    # Of the index; image_key "": the only one there is, the others "": those it was built with.
     image_key: str = "image"
-    extra_image_keys: tuple[str, ...] = ()
+    extra_image_keys: tuple[str, ...] = ()  # further cameras of each example, after image_key
     action_key: str = "action"
     instruction_key: str = "language_instruction"
-    label_set: str = ""
-    image_token_set: str = ""
+    label_set: str = ""  # name of the label set that gives latent actions
+    image_token_set: str = ""  # name of the set that gives image tokens, of each camera
 
     @classmethod
     def of(cls, name: str, keys: Mapping[str, Any]) -> "CorpusSettings":
@@ -74,25 +75,32 @@ class CorpusSettings:
 class DataSettings:
     """`config.data`; docs/data.md explains the keys."""
 
-    image_size: tuple[int, int]  # height, width
+    image_size: tuple[int, int]  # height, width in pixels
     corpora: tuple[CorpusSettings, ...]  # in the order of their names
     num_frames: int = 1
+    # Time between the frames of an example, which end at the current one. 0.0: they begin there,
+    # window_seconds of their corpus apart.
     history_seconds: float = 0.0
-    chain_pairs: int = 1
-    sampling: str = "per_frame"
+    chain_pairs: int = 1  # pairs of one episode side by side in the batch, sharing frames
+    sampling: str = "per_frame"  # or per_video, as the paper's code
+    # Of frames a window apart, the mean difference in 0..255 below which neither pair nor label is
+    # drawn. Above 0.0 it needs `lapa data motion`.
     min_pair_difference: float = 0.0
-    tail: str = "drop"
-    action_horizon: int = 1
+    tail: str = "drop"  # frames beyond the episode; or clamp, as the paper's code
+    action_horizon: int = 1  # actions of an example, of so many steps from its own on
+    # Past the end of the episode: repeat the last one; or no_motion, where all dimensions but
+    # action_absolute are zero; or drop, which draws whole ones alone.
     action_padding: str = "repeat"
-    action_absolute: tuple[int, ...] = ()
+    action_absolute: tuple[int, ...] = ()  # dimensions that are no motion, as (-1,): the gripper's
+    # Or windowed: whole blocks, for object stores. The three keys below are for that alone.
     access: str = "random"
-    block_mib: float = 64.0
-    window_blocks: int = 2
-    lanes: int = 8
-    decode: str = "auto"
+    block_mib: float = 64.0  # MiB of consecutive episodes that are read at once
+    window_blocks: int = 2  # whose samples are permuted together
+    lanes: int = 8  # that read for themselves: a multiple of the hosts
+    decode: str = "auto"  # threads (simplejpeg) or tf (tf.data)
     num_threads: int = 2
     prefetch_batches: int = 4
-    max_bad_fraction: float = 0.001
+    max_bad_fraction: float = 0.001  # more undecodable examples than this stop the run
 
     @classmethod
     def of(cls, data: Any) -> "DataSettings":
