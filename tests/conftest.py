@@ -17,8 +17,8 @@ import pytest  # noqa: E402
 import tiny  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
-from lapa_jax import train  # noqa: E402
 from lapa_jax.parallel.mesh import make_mesh  # noqa: E402
+from lapa_jax.runs import start  # noqa: E402
 
 jax.config.update("jax_default_matmul_precision", "highest")
 
@@ -60,7 +60,7 @@ def quick_compile(cache_folder: Path) -> Iterator[None]:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder))
         jax.config.update("jax_disable_most_optimizations", True)
         compilation_cache.reset_cache()
-        patch.setattr(train, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
+        patch.setattr(start, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
         yield
     for name, value in before.items():
         jax.config.update(name, value)

@@ -7,10 +7,11 @@ that are only described and compiles it: what is compiled is what runs.
 import dataclasses
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
+import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -21,10 +22,10 @@ from lapa_jax.nn.stack import check_remat
 from lapa_jax.parallel import sharding
 from lapa_jax.stages import Stage, augmentation
 from lapa_jax.training import state as states
+from lapa_jax.training.clock import Work
 from lapa_jax.training.guard import GuardConfig
 from lapa_jax.training.optimizer import Optimizer, make_optimizer
 from lapa_jax.training.step import make_train_step
-from lapa_jax.training.throughput import Work
 from launch import xla_flags
 
 # With either, XLA's programs for GPUs give the same bits each time.
@@ -46,6 +47,10 @@ class Program:
     batch: dict[str, jax.ShapeDtypeStruct]  # the global batch; as `state`
 
     work: Work
+
+    def put(self, rows: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """A batch on the devices: the rows of every process."""
+        return sharding.put_batch(rows, self.mesh)
 
     @property
     def shardings(self) -> states.TrainState:
@@ -113,7 +118,7 @@ def _work(config: ConfigDict, stage: Stage, mesh: Mesh) -> Work:
     )
 
 
-def keep_compiled(workdir: Path) -> None:
+def keep_compiled(workdir: str | Path) -> None:
     """Compiled programs stay in WORKDIR/compile_cache, unless JAX_COMPILATION_CACHE_DIR says where:
     a run that is started again starts faster."""
     if jax.config.jax_compilation_cache_dir is None:

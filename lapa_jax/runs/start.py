@@ -1,4 +1,6 @@
-"""Where the first parameters of a run come from."""
+"""The start of a training: the run's directory, data, stage and small files, and where its first
+parameters come from.
+"""
 
 import dataclasses
 from pathlib import Path
@@ -6,13 +8,95 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
+from data_pipelines import loader as loaders
+from data_pipelines.checks import statistics
+from data_pipelines.loader.mixture import Mixture
 from data_pipelines.storage import places
-from lapa_jax.nn import lora
+from lapa_jax import stages
+from lapa_jax.nn import lora, surgery
 from lapa_jax.nn.module import flatten, unflatten
-from lapa_jax.parallel import sharding
+from lapa_jax.parallel import distributed, sharding
+from lapa_jax.parallel.mesh import make_mesh
+from lapa_jax.runs import run as runs
 from lapa_jax.runs.loaded import Model, averages, digest, load, open_checkpoints
-from lapa_jax.training import checkpoint
+from lapa_jax.runs.program import Program
+from lapa_jax.training import checkpoint, memory
+from lapa_jax.training import state as states
+from lapa_jax.version import __version__
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A run that is about to train: its directory is this config's, its data are open."""
+
+    config: ConfigDict
+    workdir: Path
+    mesh: Mesh
+    loader: loaders.Loader
+    stage: stages.Stage
+    assets: dict[str, bytes]
+    source: "Source | None"  # what config.init_from names
+
+
+def open_run(config: ConfigDict, workdir: str | Path) -> Opened:
+    """Claims the directory, opens the data and makes the run's small files, or reads them."""
+    workdir = places.directory(workdir)
+    if places.is_remote(workdir):
+        where = places.scratch(workdir)
+        logging.info("%s is a URL: TensorBoard files and traces go to %s", workdir, where)
+    distributed.on_first(lambda: runs.claim(workdir, config))
+    mesh = make_mesh(config.mesh)
+    host, num_hosts = sharding.loader_shard(mesh)
+    stage_class = stages.get(config.stage)
+    loader = distributed.together(
+        lambda: loaders.Loader(
+            config.data,
+            fields=stage_class.fields_of(config),
+            global_batch=config.global_batch,
+            seed=config.seed,
+            host=host,
+            num_hosts=num_hosts,
+            prepare=lambda batch: stage.prepare(batch),
+        )
+    )
+    source = find(config.init_from) if config.init_from else None
+    assets = _assets(workdir, config, stage_class, loader.mixture, source)
+    stage = stage_class(config, assets)
+    return Opened(config, workdir, mesh, loader, stage, assets, source)
+
+
+def first_state(
+    run: Opened, program: Program, checkpoints: checkpoint.Checkpoints
+) -> tuple[states.TrainState, dict[str, Any]]:
+    """(the state to train on from, provenance): of the run's newest checkpoint; else freshly drawn,
+    with the parameters of `init_from` and frozen weights taken over from where the config says."""
+    mixture = run.loader.mixture
+    provenance = {
+        "code_version": __version__,
+        "corpora": {c.name: c.index.hash for c in mixture.corpora},
+        "label_sets": {c.name: c.labels.provenance for c in mixture.corpora if c.labels},
+        "image_token_sets": {c.name: c.tokens[0].provenance for c in mixture.corpora if c.tokens},
+    }
+    if checkpoints.latest_step() is not None:
+        state, meta = checkpoints.restore(program.state)
+        loaders.check_fingerprint(meta["data"], run.loader.fingerprint(int(state.step)))
+        steps = int(state.step), run.config.steps
+        logging.info("%s continues at step %d of %d", run.workdir, *steps)
+        provenance |= {key: meta["provenance"].get(key) for key in ("init_from", "frozen_from")}
+    else:
+        _check_frozen(program, run.source)
+        state = program.init(jax.random.key(run.config.seed))
+        provenance["init_from"] = None
+        if run.source is not None:
+            state, report, provenance["init_from"] = _start_from(run.source, state, program)
+            distributed.on_first(lambda: runs.write_json(run.workdir / "init_from.json", report))
+        state, provenance["frozen_from"] = _adopt_frozen(state, program)
+    _log_size(state, program)
+    return state, provenance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,3 +142,116 @@ def find(workdir: str | Path) -> Source:
         params=params if merged is None else jax.eval_shape(lambda: merged.params),
         merged=merged,
     )
+
+
+def _start_from(
+    source: Source, state: states.TrainState, program: Program
+) -> tuple[states.TrainState, dict[str, list[str]], str]:
+    """Takes over another run's parameters, read to where they belong; says which were taken,
+    dropped and newly initialised, and the hash of the other's parameters."""
+    shardings = program.shardings
+    where = flatten(shardings.params)
+    plan = surgery.plan_swap(source.params, program.state.params)
+    logging.info("init_from %s: %s", source.workdir, plan)
+    taken, params_hash = source.read({path: where[path] for path in plan.taken})
+    key = jax.random.key(state.seed)
+    params = surgery.head_swap(plan, taken, program.stage.model, key, where)
+    ema = None if state.ema is None else states.first_average(params, program.optimizer)
+    opt_state = jax.jit(program.optimizer.init, out_shardings=shardings.opt_state)(params)
+    state = state.replace(params=params, ema=ema, opt_state=opt_state)
+    return state, dataclasses.asdict(plan), params_hash
+
+
+def _check_frozen(program: Program, source: Source | None) -> None:
+    """Refuses to freeze parameters that nothing has trained."""
+    taken = ()
+    if source is not None:
+        taken = surgery.plan_swap(source.params, program.state.params).taken
+    random = sorted(program.optimizer.frozen - set(taken))
+    if random:
+        raise ValueError(
+            f"optimizer.groups freezes {random[:8]} ({len(random)} in all), which are newly "
+            f"initialised and would stay random: set init_from to a run that has them, or let "
+            f"them train"
+        )
+
+
+def _adopt_frozen(
+    state: states.TrainState, program: Program
+) -> tuple[states.TrainState, str | None]:
+    """Fills weights that stay as another run trained them, and gives the hash of its parameters.
+
+    Only a fresh run needs them: from then on they are in its checkpoints.
+    """
+    stage = program.stage
+    source = stage.frozen_from()
+    if source is None:
+        return state, None
+    key, workdir = source
+    try:
+        run = load(workdir)
+        variables = stage.adopt(state.variables, run.config, run.params)
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"{key}={workdir!r}: {error}") from error
+    logging.info("%s %s: step %d, parameters %s", key, workdir, run.step, run.params_hash)
+    variables = sharding.place(variables, program.shardings.variables)
+    return state.replace(variables=variables), run.params_hash
+
+
+def _log_size(state: states.TrainState, program: Program) -> None:
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    held = memory.held_bytes(state.params, program.optimizer, ema=state.ema is not None)
+    gib = ", ".join(f"{name} {size / 2**30:.3g} GiB" for name, size in held.items())
+    mesh = dict(program.mesh.shape)
+    logging.info("%.2f M parameters, mesh %s, preset %s", count / 1e6, mesh, program.preset)
+    logging.info("over all devices: %s\n%s", gib, program.optimizer.table(state.params))
+
+
+# --- The small files ---
+
+
+def _assets(
+    workdir: Path,
+    config: ConfigDict,
+    stage_class: type[stages.Stage],
+    mixture: Mixture,
+    source: "Source | None",
+) -> dict[str, bytes]:
+    """The run's small files: made once, from the data or the run it starts from, then kept."""
+    directory = workdir / "assets"
+    done = directory / "complete"
+
+    def make() -> None:
+        if done.exists():
+            return
+        places.make(directory)
+        made = stage_class.make_assets(
+            config,
+            inherited=source.assets if source else {},
+            instructions=sorted({t for c in mixture.corpora for t in c.index.instructions}),
+            action_edges=lambda bins: statistics.quantile_edges(_actions(mixture), bins),
+            action_clusters=lambda count: statistics.action_clusters(_actions(mixture), count),
+        )
+        for name, data in made.items():
+            (directory / name).write_bytes(data)
+        done.touch()
+
+    def read() -> dict[str, bytes]:
+        if not done.exists():
+            raise FileNotFoundError(
+                f"{done} is not here, though process 0 has made it: --workdir must be on a file "
+                f"system that all hosts share"
+            )
+        return {p.name: p.read_bytes() for p in sorted(directory.iterdir()) if p != done}
+
+    distributed.on_first(make)
+    return distributed.together(read)
+
+
+def _actions(mixture: Mixture) -> np.ndarray:
+    """All actions of a mixture that are known, float32 (N, action_dim)."""
+    found = []
+    for corpus in mixture.corpora:
+        rows = statistics.valid_action_rows(corpus.index)
+        found.append(corpus.index.actions[rows[corpus.actions.mask(rows)[:, 0]]])
+    return np.concatenate(found)

@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from data_pipelines.storage import places
-from lapa_jax.training import checksum, steps
+from lapa_jax.training import checksum, sound
 from lapa_jax.training.manifest import (
     ITEMS,
     ArrayPaths,
@@ -43,8 +43,8 @@ from lapa_jax.training.manifest import (
     storable,
     stored_path,
 )
+from lapa_jax.training.sound import list_steps
 from lapa_jax.training.state import TrainState
-from lapa_jax.training.steps import list_steps
 
 # A chunk is compressed as a whole, and a data file written when it is full: what is encoded and not
 # yet written is held in memory.
@@ -248,9 +248,9 @@ class Checkpoints:
             check_same(records, wanted, f"{self.directory}/{step}")
             return _read_items(self.directory, step, meta, records, wanted)
 
-        found, self.damaged = steps.newest_sound(self.directory, step, read, _verify)
+        found, self.damaged = sound.newest_sound(self.directory, step, read, _verify)
         for number, _ in self.damaged:
-            steps.quarantine(self.directory, number)
+            sound.quarantine(self.directory, number)
         if self.damaged:
             self._manager.reload()
         return join_items(abstract_state, found.items), found.meta
@@ -298,7 +298,7 @@ def load_params(
                     wanted.setdefault(item, {})[path] = where and _abstract(record, where)
         return _read_items(directory, step, meta, records, wanted)
 
-    found, _ = steps.newest_sound(directory, step, read, _verify)
+    found, _ = sound.newest_sound(directory, step, read, _verify)
     if found.items:
         _tell_parts(f"{directory}/{found.step}", found)
     items = found.items

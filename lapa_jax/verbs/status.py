@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.storage import places
-from lapa_jax.training import goodput
+from lapa_jax.training import clock
 from lapa_jax.verbs import text
 from launch.run_files import (
     GUARD_FILE,
@@ -134,7 +134,7 @@ def _look(workdir: Path, now: float) -> Status:
         state = "stopped"
     else:
         state = "stalled"
-    tried = goodput.read(workdir)
+    tried = clock.read_goodput(workdir)
     moving = state == "running" and per_step is not None
     return Status(
         workdir=workdir,
@@ -179,7 +179,7 @@ def _lines(path: Path) -> list[str]:
 
 def _split(attempts: list[dict[str, Any]]) -> str:
     """The parts of the time, the largest first; empty where nothing is known."""
-    seconds = goodput.split(attempts)
+    seconds = clock.split_goodput(attempts)
     total = seconds.pop("total")
     parts = sorted(seconds.items(), key=lambda item: -item[1])
     return ", ".join(f"{name} {x / total:.1%}" for name, x in parts if total and x / total >= 1e-3)

@@ -17,7 +17,7 @@ from lapa_jax.policy.codecs import action as action_tokens
 from lapa_jax.policy.text import TextTokenizer
 from lapa_jax.runs import loaded, start
 from lapa_jax.training import checkpoint
-from lapa_jax.training.guard import NonFiniteError
+from lapa_jax.training.guard import Guard, NonFiniteError
 from lapa_jax.version import __version__
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -47,7 +47,7 @@ def interrupted(tiny_data, tmp_path_factory):
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.guards.Guard, "check", stop)
+        patch.setattr(Guard, "check", stop)
         with pytest.raises(KeyboardInterrupt):
             train.train(tiny.config("latent_pretraining", data), workdir)
     assert checkpoint.list_steps(workdir / "checkpoints") == [2]

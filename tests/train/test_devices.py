@@ -10,7 +10,7 @@ import tiny
 from lapa_jax import train
 from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.parallel.sharding import PRESETS
-from lapa_jax.runs import program
+from lapa_jax.runs import program, start
 from lapa_jax.training import step as train_step
 from lapa_jax.training.checkpoint import Checkpoints
 from lapa_jax.training.metrics import METRICS_FILE, TIMING_KEYS
@@ -61,7 +61,7 @@ def run(tiny_data, tmp_path_factory):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Checkpoints, "save", save)
             patch.setattr(program, "make_train_step", make_train_step)
-            patch.setattr(train, "make_mesh", lambda _: make_mesh(sizes, jax.devices()[:count]))
+            patch.setattr(start, "make_mesh", lambda _: make_mesh(sizes, jax.devices()[:count]))
             with pytest.raises(Saved):
                 train.train(config, workdir)
         assert len(traces) == 1, "the step is compiled once, not again for its own output"

@@ -12,7 +12,7 @@ import tiny
 
 from lapa_jax import train
 from lapa_jax.runs import program as programs
-from lapa_jax.training import checkpoint, goodput, guard
+from lapa_jax.training import checkpoint, clock, guard, profiling
 from lapa_jax.training.metrics import EVALUATION_FILE, read_metrics
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -64,7 +64,7 @@ def test_skipped_and_rolled_back_runs_end_alike(tiny_data, tmp_path, poison):
     # Of two programs: one chooses between the old state and the new.
     close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
     jax.tree.map(close, found["skip"], found["rollback"])
-    attempts = goodput.read(tmp_path / "rollback")
+    attempts = clock.read_goodput(tmp_path / "rollback")
     assert [one["first_step"] for one in attempts] == [0, 4], "back to the newest checkpoint"
 
     stopped = tmp_path / "stopped"
@@ -88,7 +88,7 @@ def test_evaluation_keeps_the_best_step_and_traces_are_written(tiny_data, tmp_pa
         optimizer__ema_decay=0.9,
     )
     config = tiny.config("action_finetuning", tiny_data, **changes)
-    before = train.profiling.Profiler.before
+    before = profiling.Profiler.before
     traced = []
 
     def ask(self, step, wait_for):
@@ -98,8 +98,8 @@ def test_evaluation_keeps_the_best_step_and_traces_are_written(tiny_data, tmp_pa
         if self._until is not None:
             traced.append(step)
 
-    monkeypatch.setattr(train.profiling.Profiler, "before", ask)
-    monkeypatch.setattr(train.profiling, "ON_SIGNAL", 2)
+    monkeypatch.setattr(profiling.Profiler, "before", ask)
+    monkeypatch.setattr(profiling, "ON_SIGNAL", 2)
     assert train.train(config, tmp_path, (2, 3))
     rows = read_metrics(tmp_path, EVALUATION_FILE)
     assert [row["step"] for row in rows] == [2, 4, 6]
@@ -111,7 +111,7 @@ def test_evaluation_keeps_the_best_step_and_traces_are_written(tiny_data, tmp_pa
     for folder in ("step_2", "step_4"):
         assert list((tmp_path / "profile" / folder).rglob("*.xplane.pb")), folder
     # The same parameters on the same examples give the same figures.
-    seconds = goodput.read(tmp_path)[-1]["seconds"]
+    seconds = clock.read_goodput(tmp_path)[-1]["seconds"]
     assert seconds["evaluation"] > 0 and seconds["compile"] > 0
 
 
@@ -133,5 +133,5 @@ def test_bad_settings_are_named_before_training(tiny_data, tmp_path, changes, to
 @pytest.mark.parametrize("text", ["5", "a:b", "0:3", "4:4", "1:2:3"])
 def test_spans_of_steps(text):
     with pytest.raises(ValueError, match="FIRST:END"):
-        train.profiling.parse(text)
-    assert train.profiling.parse("100:105") == (100, 105) and train.profiling.parse("") is None
+        profiling.parse(text)
+    assert profiling.parse("100:105") == (100, 105) and profiling.parse("") is None

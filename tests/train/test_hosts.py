@@ -16,6 +16,7 @@ import tiny
 from lapa_jax import config as configs
 from lapa_jax import train
 from lapa_jax.parallel.mesh import make_mesh
+from lapa_jax.runs import start
 from lapa_jax.training import checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compile")]
@@ -85,7 +86,7 @@ def train_here(workdir: Path, arguments: list[str], devices: int) -> None:
     """The same run in this process."""
     _, spec, *overrides = arguments
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "make_mesh", lambda c: make_mesh(c, jax.devices()[:devices]))
+        patch.setattr(start, "make_mesh", lambda c: make_mesh(c, jax.devices()[:devices]))
         assert train.train(configs.load(spec, overrides), workdir)
 
 

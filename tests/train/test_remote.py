@@ -10,7 +10,7 @@ from fake_gcs import FakeStorage
 from data_pipelines.storage import places
 from lapa_jax import train
 from lapa_jax.runs import run
-from lapa_jax.training import checkpoint, goodput
+from lapa_jax.training import checkpoint, clock
 
 STEPS = 6
 RUN = "bucket/runs/one"
@@ -62,7 +62,7 @@ def test_a_run_that_is_stopped_crashes_and_is_killed_in_a_save(storage, config, 
     assert tiny.result(workdir) == tiny.result(whole)
     assert not storage.names(f"{RUN}/checkpoints/5/")
     assert "finished" in tiny.succeed("status", workdir)
-    attempts = goodput.read(workdir)
+    attempts = clock.read_goodput(workdir)
     assert [one["last_step"] for one in attempts] == [stopped_at, 4, STEPS]
 
 

@@ -11,7 +11,9 @@ import tiny
 
 from experiments import base
 from lapa_jax import train
+from lapa_jax.parallel import sharding
 from lapa_jax.training import checkpoint
+from lapa_jax.training.guard import Guard
 
 STEPS = 18
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compile")]
@@ -123,8 +125,8 @@ def test_the_next_batch_goes_to_the_devices_before_a_step_is_waited_for(
         return dataclasses.replace(program, step=told("step", program.step))
 
     monkeypatch.setattr(train.programs, "build", built)
-    monkeypatch.setattr(train.sharding, "put_batch", told("put", train.sharding.put_batch))
-    monkeypatch.setattr(train.guards.Guard, "check", told("settled", train.guards.Guard.check))
+    monkeypatch.setattr(sharding, "put_batch", told("put", sharding.put_batch))
+    monkeypatch.setattr(Guard, "check", told("settled", Guard.check))
     config = tiny.config("quantizer", tiny_data, steps=4, checkpoint__every_steps=4)
     assert train.train(config, tmp_path)
     first, later, last = ["put", "step", "put"], ["step", "put", "settled"], ["step", "settled"]

@@ -26,8 +26,8 @@ from lapa_jax.training.manifest import (
     CheckpointMismatchError,
     CheckpointSaveError,
 )
+from lapa_jax.training.saves import SavePolicy
 from lapa_jax.training.state import TrainState, with_shardings
-from lapa_jax.training.steps import SavePolicy
 
 # Orbax leaves coroutines behind when it cannot read an array.
 pytestmark = pytest.mark.filterwarnings(

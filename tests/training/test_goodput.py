@@ -2,7 +2,8 @@
 
 import pytest
 
-from lapa_jax.training import goodput
+from lapa_jax.training.clock import Clock as Watch
+from lapa_jax.training.clock import read_goodput, split_goodput
 
 
 class Clock:
@@ -14,7 +15,7 @@ class Clock:
 
 def attempt(workdir, clock, start, steps, *, save_every=4):
     """Ten seconds of init, five of compilation, then steps of one second for data and two more."""
-    watch = goodput.Goodput(workdir, clock=clock)
+    watch = Watch(workdir, clock=clock)
     clock.now += 10.0
     watch.begin(start)
     with watch.phase("compile"):
@@ -32,7 +33,7 @@ def attempt(workdir, clock, start, steps, *, save_every=4):
 def test_every_second_has_one_place(tmp_path):
     clock = Clock()
     attempt(tmp_path, clock, 0, range(1, 9))
-    found = goodput.split(goodput.read(tmp_path))
+    found = split_goodput(read_goodput(tmp_path))
     assert found == {
         "init": 10.0,
         "compile": 5.0,
@@ -50,8 +51,8 @@ def test_what_is_done_again_and_the_time_between_are_lost(tmp_path):
     attempt(tmp_path, clock, 0, range(1, 7))  # killed after step 6; step 4 was saved
     clock.now += 60.0
     attempt(tmp_path, clock, 4, range(5, 9))
-    attempts = goodput.read(tmp_path)
-    found = goodput.split(attempts)
+    attempts = read_goodput(tmp_path)
+    found = split_goodput(attempts)
     assert found["lost"] == pytest.approx(60.0 + 2 * 3.0)
     assert found["data"] == pytest.approx(8.0) and found["step"] == pytest.approx(16.0)
     assert found["init"] == 20.0 and found["compile"] == 10.0

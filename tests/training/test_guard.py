@@ -11,9 +11,9 @@ from toy import OPTIMIZER
 
 from lapa_jax.training import guard as guards
 from lapa_jax.training.optimizer import make_optimizer
+from lapa_jax.training.saves import Best
 from lapa_jax.training.state import create
 from lapa_jax.training.step import make_train_step
-from lapa_jax.training.steps import Best
 
 FINE = {"nonfinite": 0.0, "spike": 0.0, "loss": 1.0, "grad_norm": 1.0, "update_norm": 1.0}
 BAD = FINE | {"nonfinite": 1.0, "loss": math.nan}

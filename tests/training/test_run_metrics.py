@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lapa_jax.training.clock import Clock as Watch
+from lapa_jax.training.clock import Work, starving
 from lapa_jax.training.metrics import (
     EVALUATION_FILE,
     METRICS_FILE,
@@ -21,7 +23,6 @@ from lapa_jax.training.metrics import (
     Progress,
     read_metrics,
 )
-from lapa_jax.training.throughput import Throughput, Work, starving
 
 
 class Clock:
@@ -111,18 +112,20 @@ def test_progress_draws_a_bar_on_a_terminal():
     assert "4/4" in stream.getvalue() and "loss=0.2500" in stream.getvalue()
 
 
-def test_throughput_counts_steps_waits_and_leaves_out_pauses():
+def test_throughput_counts_steps_waits_and_leaves_out_pauses(tmp_path):
     clock = Clock()
-    work = Work(examples=8, tokens=80, devices=2, count_flops=lambda: 4e12, peak_flops=4e12)
-    meter = Throughput(work, clock)
+    work = Work(examples=8, tokens=80, flops=4e12, devices=2, peak_flops=4e12)
+    meter = Watch(tmp_path, clock=clock)
+    clock.now += 7.0
+    meter.begin(0)
     for _ in range(4):
-        with meter.waiting_for_data():
+        with meter.phase("data"):
             clock.now += 0.5
         clock.now += 1.5
         meter.step()
-    with meter.paused():
+    with meter.phase("checkpoint"):
         clock.now += 100.0
-    fields = meter.report()
+    fields = meter.report(work)
     assert set(fields) <= set(TIMING_KEYS)
     memory = fields.pop("host_memory_gib")
     assert 0.01 < memory < 100.0
@@ -138,7 +141,7 @@ def test_throughput_counts_steps_waits_and_leaves_out_pauses():
     assert starving(fields) == {"data_starves": 1.0}
     assert starving({"data_wait_fraction": 0.1}) == {"data_starves": 0.0}
     with pytest.raises(ValueError, match="no step"):
-        meter.report()
+        meter.report(work)
 
 
 def test_an_error_while_closing_does_not_hide_the_first_one(tmp_path, monkeypatch):

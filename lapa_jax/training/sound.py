@@ -1,12 +1,7 @@
-"""Which steps of a run are saved, and which one is used: the newest that is sound.
-
-All processes come to the same answers.
-"""
+"""Which saved step of a run is used: the newest that is sound, the same in all processes."""
 
 import json
-import math
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,68 +13,6 @@ from lapa_jax.training.manifest import CheckpointDamagedError, CheckpointMismatc
 
 T = TypeVar("T")
 COMMITTED = "commit_success.txt"  # which Orbax writes last into a step behind a URL
-
-
-class SavePolicy:
-    """Which steps are saved: each that `every_steps` divides; and after `every_minutes` without one
-    (0: however long) the next that `look_every_steps` divides."""
-
-    def __init__(
-        self,
-        every_steps: int,
-        every_minutes: float,
-        look_every_steps: int,
-        clock: Callable[[], float] = time.monotonic,
-    ):
-        if every_steps < 1 or every_minutes < 0:
-            raise ValueError(
-                f"checkpoint.every_steps={every_steps} must be at least 1, and "
-                f"checkpoint.every_minutes={every_minutes} at least 0"
-            )
-        self._every_steps, self._every_seconds = every_steps, 60 * every_minutes
-        self._look_every_steps, self._clock = look_every_steps, clock
-        self._since = clock()
-
-    def due(self, step: int) -> bool:
-        """Every process asks, after every step."""
-        due = step % self._every_steps == 0
-        if not due and self._every_seconds and step % self._look_every_steps == 0:
-            late = self._clock() - self._since >= self._every_seconds
-            # Clocks differ. To look takes a collective, hence not at every step.
-            due = distributed.exchange("late" if late else "")[0] == "late"
-        if due:
-            self._since = self._clock()
-        return due
-
-
-class Best:
-    """The step with the lowest or highest value of a metric of the evaluation, the first of equals.
-
-    `rows`: earlier lines of evaluation.jsonl. `metric` "": there is none.
-    """
-
-    def __init__(self, metric: str, best_is: str, rows: Iterable[Mapping[str, float]] = ()):
-        if best_is not in ("lowest", "highest"):
-            raise ValueError(f"checkpoint.best_is={best_is!r} must be 'lowest' or 'highest'")
-        self._metric, self._sign = metric, 1.0 if best_is == "lowest" else -1.0
-        self._value = math.inf
-        self.step: int | None = None
-        for row in rows:
-            self.better(int(row["step"]), row)
-
-    def better(self, step: int, metrics: Mapping[str, float]) -> bool:
-        """Whether this step is the best so far; then it is from now on."""
-        if not self._metric:
-            return False
-        if self._metric not in metrics:
-            raise ValueError(
-                f"checkpoint.best_metric={self._metric!r} is not among {sorted(metrics)}"
-            )
-        value = self._sign * metrics[self._metric]
-        if not value < self._value:  # nor is NaN
-            return False
-        self._value, self.step = value, step
-        return True
 
 
 def list_steps(directory: str | Path) -> list[int]:
