@@ -114,7 +114,7 @@ def test_progress_draws_a_bar_on_a_terminal():
 
 def test_throughput_counts_steps_waits_and_leaves_out_pauses(tmp_path):
     clock = Clock()
-    work = Work(examples=8, tokens=80, flops=4e12, devices=2, peak_flops=4e12)
+    work = Work(examples=8, tokens=80, devices=2, count_flops=lambda: 4e12, peak_flops=4e12)
     meter = Watch(tmp_path, clock=clock)
     clock.now += 7.0
     meter.begin(0)
