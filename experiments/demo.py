@@ -37,9 +37,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.size = size
     config.seed = 0
 
-    config.scene = ConfigDict()
-    config.scene.families = ("reach",)
-    config.scene.num_blocks = 4
+    config.scene = ConfigDict({"name": "tabletop", "families": ("reach",)})
+    config.scene.blocks = 4
     config.scene.horizon = 40  # steps
     config.video_episodes = {"tiny": 48, "small": 5000, "full": 20000}[size]  # per view
     config.video_views = ("human", "robot")  # action-free; the mixture is half and half
@@ -58,7 +57,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         policy.model.text_length = 20 if size == "full" else 10
     if size == "full":
         config.scene.families = FULL_FAMILIES
-        config.scene.num_blocks = 8
+        config.scene.blocks = 8
         config.scene.horizon = 200
         _full(config)
     return config

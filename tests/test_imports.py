@@ -50,7 +50,7 @@ ALLOWED = {
     "lapa_jax.aot": RUNS,
     "lapa_jax.runs": RUNS,
     "lapa_jax.evidence": EVIDENCE,
-    "lapa_jax.serving": USES,
+    "lapa_jax.serving": ("lapa_jax.envs", *USES),
     "lapa_jax.interop": USES,
     "lapa_jax.train": TRAIN,
     "lapa_jax.studies": STUDIES,

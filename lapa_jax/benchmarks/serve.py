@@ -23,9 +23,8 @@ import numpy as np
 import psutil
 
 from experiments.action_vla import tabletop
-from lapa_jax import stages
+from lapa_jax import envs, stages
 from lapa_jax.benchmarks import measure
-from lapa_jax.envs.tabletop import SceneConfig, Tabletop
 from lapa_jax.interop.imported import Imported, write_run
 from lapa_jax.policy import text
 from lapa_jax.policy.codecs.action import ActionClusters
@@ -79,7 +78,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def make_policy(out: Path, dtype: str) -> list[str]:
     """Writes a run of the tabletop's action VLA with random weights; instructions for it."""
-    instructions = Tabletop(SceneConfig(4, ("reach",), 40)).all_instructions()
+    instructions = envs.make({"name": "tabletop"}).all_instructions()
     config = tabletop.get_config()
     config.compute_dtype = dtype
     rng = np.random.default_rng(0)

@@ -1,18 +1,17 @@
-"""Expert episodes of the tabletop world as RLDS corpora, one per view.
+"""Expert episodes of an environment as RLDS corpora, one per view.
 
 Every view shows the same trajectories under the same episode ids. Episode k is a function of
-(seed, split, scene, noise) alone, not of the batch size or of the other arguments. A run that is
-stopped leaves no corpus, and the same command starts it again.
+(seed, split, environment, noise) alone, not of the batch size or of the other arguments. A run that
+is stopped leaves no corpus, and the same command starts it again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,8 @@ from tqdm import tqdm
 from data_pipelines.convert.decode import encode_jpeg
 from data_pipelines.rlds import schema
 from data_pipelines.rlds.writer import RldsWriter
-from lapa_jax.envs.rollout import collect_expert
-from lapa_jax.envs.tabletop import FAMILIES, Tabletop
+from lapa_jax.envs.env import Environment, Size
+from lapa_jax.envs.rollout import Demonstrations, collect_expert, render_states
 
 _RENDER_BATCH = 256  # frames per call of the renderer
 _ATTEMPTS_PER_EPISODE = 4
@@ -58,7 +57,7 @@ class CollectReport:
 
 
 def collect(
-    env: Tabletop,
+    env: Environment,
     out: str | Path,
     *,
     episodes: int,
@@ -66,7 +65,7 @@ def collect(
     with_actions: bool = True,
     with_language: bool = True,
     seed: int = 0,
-    size: int = 64,
+    size: Size = 64,
     split: str = "train",
     noise: float = 0.0,
     only_successful: bool = True,
@@ -80,8 +79,9 @@ def collect(
     """
     if episodes < 1:
         raise ValueError(f"episodes={episodes} must be at least 1 (--episodes)")
-    if size < 8:
-        raise ValueError(f"size={size} must be at least 8 pixels (--size)")
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) < 8:
+        raise ValueError(f"size={size} must be at least 8 pixels a side (--size)")
     if not 0 <= noise <= 1:
         raise ValueError(f"noise={noise} must lie in 0..1, parts of the action range (--noise)")
     unknown = [view for view in views if view not in env.spec.views]
@@ -90,7 +90,7 @@ def collect(
             f"views={list(views)} must be different ones of {list(env.spec.views)} (--views)"
         )
     spec = schema.EpisodeSpec(
-        image_shape=(size, size, 3),
+        image_shape=(height, width, 3),
         action_dim=env.spec.action_dim if with_actions else 0,
         language=with_language,
         source=env.spec.name,
@@ -101,7 +101,7 @@ def collect(
     limit = -(-(_ATTEMPTS_PER_EPISODE * episodes + 64) // batch_size) * batch_size
     keys = env.training_keys(_split_seed(seed, split), limit)
     report = CollectReport({view: Path(out) / view for view in views}, 0, 0, 0, 0, {}, {})
-    kept, dropped = Counter(), Counter()
+    kept, dropped, phrasings = Counter(), Counter(), np.array(env.phrasings("train"))
     with contextlib.ExitStack() as stack:
         writers = {
             view: stack.enter_context(
@@ -114,32 +114,24 @@ def collect(
             found = collect_expert(
                 env, keys[start : start + batch_size], None, env.spec.horizon, noise
             )
-            success, lengths = np.asarray(found.success), np.asarray(found.length)
-            families = [FAMILIES[f] for f in np.asarray(found.states.family[:, 0])]
-            chosen = []
-            for i in range(batch_size):
-                if report.episodes + len(chosen) == episodes:
-                    break
-                if only_successful and not success[i]:
-                    dropped[families[i]] += 1
-                else:
-                    chosen.append(i)
-            _write_batch(
-                env,
-                found,
-                chosen,
-                writers,
-                spec,
-                ids=[f"{split}-{seed}-{start + i:07d}" for i in chosen],
-                families=families,
-                size=size,
-                seed=seed,
-                first_attempt=start,
-            )
-            kept.update(families[i] for i in chosen)
+            found = jax.tree.map(np.asarray, found)
+            families = env.families_of(jax.tree.map(lambda x: x[:, 0], found.states))
+            chosen = np.flatnonzero(found.success | (not only_successful))
+            chosen = chosen[: episodes - report.episodes]
+            # Those after the last one that was needed are neither kept nor dropped.
+            looked_at = int(chosen[-1]) + 1 if len(chosen) + report.episodes == episodes else None
+            tried = Counter(families[:looked_at])
+            taken = Counter(families[i] for i in chosen)
+            dropped.update(tried - taken)
+            kept.update(taken)
+            ids = {i: f"{split}-{seed}-{start + i:07d}" for i in chosen}
+            draws = [np.random.default_rng((seed, start + i)).choice(phrasings) for i in chosen]
+            for view, writer in writers.items() if len(chosen) else ():
+                for episode in _episodes(env, found, ids, draws, spec, view):
+                    writer.write(episode)
             report.episodes += len(chosen)
-            report.frames += int(sum(lengths[i] + 1 for i in chosen))
-            report.failed += int(sum(not success[i] for i in chosen))
+            report.frames += int((found.length[chosen] + 1).sum())
+            report.failed += int((~found.success[chosen]).sum())
             bar.update(len(chosen))
             if report.episodes == episodes:
                 break
@@ -147,7 +139,7 @@ def collect(
             raise ValueError(
                 f"only {report.episodes} of {report.episodes + dropped.total()} expert episodes "
                 f"succeeded within horizon={env.spec.horizon}, {episodes} were asked for: raise "
-                "SceneConfig.horizon (--horizon), lower the noise (--noise) or keep the failures "
+                "the horizon (--horizon), lower the noise (--noise) or keep the failures "
                 f"(--keep_failures). Dropped: {dict(dropped)}"
             )
     report.dropped = dropped.total()
@@ -155,69 +147,49 @@ def collect(
     return report
 
 
-def _write_batch(
-    env: Tabletop,
-    found: Any,
-    chosen: list[int],
-    writers: dict[str, RldsWriter],
+def _episodes(
+    env: Environment,
+    found: Demonstrations,
+    ids: dict[int, str],
+    phrasings: Sequence[int],
     spec: schema.EpisodeSpec,
-    *,
-    ids: list[str],
-    families: list[str],
-    size: int,
-    seed: int,
-    first_attempt: int,
-) -> None:
-    """Renders and writes the chosen episodes of one batch of demonstrations."""
-    if not chosen:
-        return
-    states = jax.tree.map(np.asarray, found.states)
-    lengths, success = np.asarray(found.length), np.asarray(found.success)
-    actions = np.asarray(found.actions, np.float32)
-    phrasings = np.array(env.phrasings("train"))
-    draws = [np.random.default_rng((seed, first_attempt + i)).choice(phrasings) for i in chosen]
-    texts = env.instructions(jax.tree.map(lambda x: x[chosen, 0], states), np.array(draws))
-    steps = lengths[chosen] + 1  # states; the last one has no action of its own
-    rows = np.repeat(chosen, steps)
-    times = np.concatenate([np.arange(n) for n in steps])
-    flat = jax.tree.map(lambda x: x[rows, times], states)
-    for view, writer in writers.items():
-        images = _render(env, flat, len(rows), size, view)
-        ends = np.cumsum(steps)
-        for number, i in enumerate(chosen):
-            count = int(steps[number])
-            taken = np.zeros((count, actions.shape[-1]), np.float32)
-            taken[:-1] = actions[i, : count - 1]
-            reward = np.zeros(count, np.float32)
-            reward[-1] = success[i]
-            writer.write(
-                schema.Episode(
-                    images=images[ends[number] - count : ends[number]],
-                    actions=taken if spec.action_dim else None,
-                    instruction=texts[number] if spec.language else "",
-                    episode_id=ids[number],
-                    camera=view,
-                    reward=reward,
-                    terminal=bool(success[i]),
-                    extras={"family": families[i]},
-                )
-            )
+    view: str,
+) -> Iterator[schema.Episode]:
+    """The demonstrations whose numbers `ids` has, as one view shows them."""
+    chosen = list(ids)
+    starts = jax.tree.map(lambda x: x[chosen, 0], found.states)
+    texts, families = env.instructions(starts, np.array(phrasings)), env.families_of(starts)
+    counts = found.length[chosen] + 1  # states; the last one has no action of its own
+    rows, times = np.repeat(chosen, counts), np.concatenate([np.arange(n) for n in counts])
+    states = jax.tree.map(lambda x: x[rows, times], found.states)
+    images = _render(env, states, len(rows), spec.image_shape[:2], view)
+    ends = np.cumsum(counts)
+    for number, (i, count) in enumerate(zip(chosen, counts, strict=True)):
+        actions = np.zeros((count, found.actions.shape[-1]), np.float32)
+        actions[:-1] = found.actions[i, : count - 1]
+        reward = np.zeros(count, np.float32)
+        reward[-1] = found.success[i]
+        yield schema.Episode(
+            images=images[ends[number] - count : ends[number]],
+            actions=actions if spec.action_dim else None,
+            instruction=texts[number] if spec.language else "",
+            episode_id=ids[i],
+            camera=view,
+            reward=reward,
+            terminal=bool(found.success[i]),
+            extras={"family": families[number]},
+        )
 
 
-def _render(env: Tabletop, states: Any, count: int, size: int, view: str) -> list[bytes]:
+def _render(env: Environment, states: Any, count: int, size: Size, view: str) -> list[bytes]:
     """JPEG frames of `count` states, in batches of one shape so that one program serves all."""
     images: list[bytes] = []
     for start in range(0, count, _RENDER_BATCH):
         rows = np.minimum(np.arange(start, start + _RENDER_BATCH), count - 1)
         batch = jax.tree.map(lambda x, rows=rows: x[rows], states)
-        frames = np.asarray(_render_states(env, batch, size, view))
+        frames = np.asarray(render_states(env, batch, size, view))
         images += [encode_jpeg(frame) for frame in frames[: count - start]]
     return images
-
-
-@functools.partial(jax.jit, static_argnames=("env", "size", "view"))
-def _render_states(env: Tabletop, states: Any, size: int, view: str) -> jax.Array:
-    return jax.vmap(lambda state: env.render(state, size, view))(states)
 
 
 def _split_seed(seed: int, split: str) -> int:

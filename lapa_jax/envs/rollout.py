@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from lapa_jax.envs.env import Environment
+from lapa_jax.envs.env import Environment, Size
 
+# (images uint8 (N, height, width, 3), prompts, key) → actions (N, A), or chunks of them (N, K, A)
 Act = Callable[[jax.Array, Any, jax.Array], jax.Array]
 
 
@@ -37,7 +38,7 @@ class Rollouts:
 
     success: jax.Array  # (N,) bool, at any time
     length: jax.Array  # (N,) int32, actions until success; T if none
-    states: Any  # State, (N, T+1, ...)
+    states: Any  # State, (N, T+1, ...); None of environments that are not traceable
     actions: jax.Array  # (N, T, A)
 
 
@@ -56,6 +57,12 @@ def _summary(done_t1: jax.Array, steps: int) -> tuple[jax.Array, jax.Array]:
     return success, jnp.where(success, jnp.argmax(done_t1, 1), steps).astype(jnp.int32)
 
 
+@functools.partial(jax.jit, static_argnames=("env", "size", "view"))
+def render_states(env: Environment, states: Any, size: Size, view: str) -> jax.Array:
+    """Pictures uint8 (N, height, width, 3) of a batch of states."""
+    return jax.vmap(lambda state: env.render(state, size, view))(states)
+
+
 @functools.partial(jax.jit, static_argnames=("env", "steps"))
 def collect_expert(
     env: Environment,
@@ -67,8 +74,11 @@ def collect_expert(
     """Expert episodes from reset keys (N,), family indices (N,) or None for any of the scene's.
 
     noise: standard deviation of Gaussian exploration added to the executed action, as a part
-    of the action range; the sum stays within the action's bounds and is what is recorded.
+    of the action range; the sum stays within the action's bounds and is what is recorded. Raises
+    ValueError for an environment that cannot be traced or has no expert.
     """
+    if not env.spec.traceable or env.expert is None:
+        raise ValueError(f"{env.spec.name}: demonstrations take a traceable world with an expert")
     if families is None:
         states = jax.vmap(env.reset)(keys)
     else:
@@ -106,31 +116,55 @@ def rollout(
     key: jax.Array,
     *,
     steps: int,
-    view: str = "robot",
-    size: int = 64,
+    view: str = "",
+    size: Size | None = None,
+    execute: int = 1,
 ) -> Rollouts:
-    """Run a policy from start states (N,) for `steps` actions.
+    """Run a policy in a traceable environment from start states (N,) for `steps` actions.
 
-    act(images uint8 (N, size, size, 3), prompts, key) -> actions (N, A) is traced.
-    Give `jax.tree_util.Partial(fn, params)` to pass parameters as arguments, not constants.
+    `act` is traced: give `jax.tree_util.Partial(fn, params)` to pass parameters as arguments, not
+    constants. It is asked again after `execute` actions of a chunk. `view` and `size` of the images
+    are those of the spec where they are not given.
     """
     if not isinstance(act, jax.tree_util.Partial):
         act = jax.tree_util.Partial(act)
-    return _rollout(env, act, states0, prompts, key, steps, view, size)
+    view, size = view or env.spec.views[0], size or env.spec.image_size
+    return _rollout(env, act, states0, prompts, key, steps, view, size, execute)
 
 
-@functools.partial(jax.jit, static_argnames=("env", "steps", "view", "size"))
-def _rollout(env, act, states0, prompts, key, steps, view, size) -> Rollouts:
+def as_chunks(actions: Any, execute: int) -> Any:
+    """Actions (N, A) as chunks (N, 1, A), and chunks as they are; raises ValueError for those of
+    fewer than `execute` actions."""
+    chunks = actions[:, None] if actions.ndim == 2 else actions
+    if not 1 <= execute <= chunks.shape[1]:
+        raise ValueError(
+            f"execute={execute} must be from 1 to {chunks.shape[1]}, the actions that the policy "
+            "gives at once"
+        )
+    return chunks.astype("float32")
+
+
+@functools.partial(jax.jit, static_argnames=("env", "steps", "view", "size", "execute"))
+def _rollout(env, act, states0, prompts, key, steps, view, size, execute) -> Rollouts:
+    def ask(state, t):
+        images = render_states(env, state, size, view)
+        return as_chunks(act(images, prompts, jax.random.fold_in(key, t)), execute)
+
     def body(carry, t):
-        state, done = carry
-        images = jax.vmap(lambda s: env.render(s, size, view))(state)
-        action = act(images, prompts, jax.random.fold_in(key, t)).astype(jnp.float32)
+        state, done, chunks = carry
+        if execute == 1:
+            chunks = ask(state, t)
+        else:
+            chunks = jax.lax.cond(t % execute == 0, ask, lambda *_: chunks, state, t)
+        action = chunks[:, t % execute]
         state = jax.vmap(env.step)(state, action)
         done = done | jax.vmap(env.success)(state)
-        return (state, done), (state, action, done)
+        return (state, done, chunks), (state, action, done)
 
     done0 = jax.vmap(env.success)(states0)
-    _, (rest, actions, done) = jax.lax.scan(body, (states0, done0), jnp.arange(steps))
+    chunks = jax.eval_shape(ask, states0, 0)
+    first = (states0, done0, jnp.zeros(chunks.shape, chunks.dtype))
+    _, (rest, actions, done) = jax.lax.scan(body, first, jnp.arange(steps))
     done = jnp.concatenate([done0[:, None], _time_second(done)], 1)
     success, length = _summary(done, steps)
     return Rollouts(

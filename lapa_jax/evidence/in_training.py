@@ -18,8 +18,6 @@ from lapa_jax.runs.program import Program
 from lapa_jax.training import groups
 from lapa_jax.training.state import TrainState
 
-HORIZON = 40  # steps of an episode, as `lapa evaluate` has by default
-
 
 class Evaluation:
     """Built once; `run` may be called after any step, by all processes together."""
@@ -119,12 +117,12 @@ class Evaluation:
         if not settings.episodes:
             return found
         # Training starts without the simulator and what draws reports.
-        from lapa_jax.envs.tabletop import SceneConfig, Tabletop
+        from lapa_jax import envs
         from lapa_jax.evidence.policy import evaluate_success
 
-        families = tuple(settings.families)
-        env = Tabletop(SceneConfig(settings.blocks, families, HORIZON))
-        for family in families:
+        scene = {"families": settings.families, "blocks": settings.blocks}
+        env = envs.make({"name": "tabletop", **scene})
+        for family in env.spec.families:
             report = evaluate_success(
                 self._program.stage,
                 params,

@@ -9,8 +9,9 @@ import numpy as np
 
 from data_pipelines.loader import DataSettings, Loader
 from lapa_jax.diagnostics.statistics import wilson_interval
+from lapa_jax.envs.drive import closed_loop
 from lapa_jax.envs.env import Environment
-from lapa_jax.envs.rollout import Rollouts, rollout
+from lapa_jax.envs.rollout import Rollouts
 from lapa_jax.runs import run as runs
 from lapa_jax.stages.stage import Params, Stage, Variables
 
@@ -54,16 +55,19 @@ def evaluate_success(
     *,
     episodes: int,
     seed: int,
-    view: str = "robot",
+    view: str = "",
     phrasings: str = "train",
     temperature: float = 0.0,
     top_k: int = 0,
+    execute: int = 1,
 ) -> SuccessEvaluation:
     """Closed-loop success of a policy from the fixed start states of (seed, family), with a Wilson
     interval.
 
-    Actions are the likeliest ones, or drawn at a `temperature` among the `top_k` likeliest. Raises
-    ValueError for a stage that does not act and for one that takes several images an example.
+    Actions are the likeliest ones, or drawn at a `temperature` among the `top_k` likeliest;
+    of several at once, `execute` are taken before the policy is asked again. Images are those of
+    `view` (default: the first one). Raises ValueError for a stage that does not act and for one
+    that takes several images an example.
     """
     config = stage.config
     if config.stage != "action_finetuning":
@@ -80,7 +84,7 @@ def evaluate_success(
         options = dict(temperature=temperature, top_k=top_k, key=key) if temperature else {}
         return stage.act(params, variables, prompts, images[:, None], **options)
 
-    found = rollout(
+    found = closed_loop(
         env,
         jax.tree_util.Partial(act, params, variables),
         states,
@@ -88,7 +92,8 @@ def evaluate_success(
         jax.random.key(seed),
         steps=env.spec.horizon,
         view=view,
-        size=config.data.image_size[0],
+        size=config.data.image_size,
+        execute=execute,
     )
     successes = int(np.sum(found.success))
     report = {

@@ -1,4 +1,4 @@
-"""What only a simulator can tell of latent actions: the tabletop's.
+"""What only a simulator can tell of latent actions.
 
 Transfer: z is read off one scene's motion and decoded from another scene's frame; the simulator
 tells what the same actions do there. Leakage: how much of a code comes from motion that no action
@@ -13,8 +13,8 @@ import numpy as np
 
 from lapa_jax.diagnostics.reconstruction import image_errors, reconstruction_report
 from lapa_jax.diagnostics.statistics import bootstrap_ratio
-from lapa_jax.envs.rollout import collect_expert
-from lapa_jax.envs.tabletop import Tabletop
+from lapa_jax.envs.env import Environment
+from lapa_jax.envs.rollout import collect_expert, render_states
 from lapa_jax.runs import run as runs
 
 NOISE = 0.3  # of the expert, so that motions differ
@@ -22,7 +22,7 @@ NOISE = 0.3  # of the expert, so that motions differ
 
 def evaluate_transfer(
     run: runs.Run,
-    env: Tabletop,
+    env: Environment,
     *,
     episodes: int,
     seed: int,
@@ -46,8 +46,10 @@ def evaluate_transfer(
         return state
 
     moved = jax.jit(jax.vmap(follow))(there, actions)
-    render = _renderer(run, env)
-    here, later, there, truth = (render(s, view) for s in (start, end, there, moved))
+    size = run.config.data.image_size
+    here, later, there, truth = (
+        render_states(env, s, size, view) for s in (start, end, there, moved)
+    )
     read, decode = jax.jit(run.stage.read), jax.jit(run.stage.decode_latent)
     other = read(run.params, run.variables, here, later)
     own = read(run.params, run.variables, there, truth)
@@ -71,7 +73,7 @@ def evaluate_transfer(
 
 
 def evaluate_distractors(
-    run: runs.Run, env: Tabletop, *, episodes: int, seed: int, window_seconds: float
+    run: runs.Run, env: Environment, *, episodes: int, seed: int, window_seconds: float
 ) -> dict[str, Any]:
     """Latent actions of the view with moving distractors, of one window per episode.
 
@@ -79,18 +81,22 @@ def evaluate_distractors(
     `changed_moving`: the same where the robot moves. Each with the share to expect if codes were
     drawn at random from how often they are used (`chance`). Of a continuous latent: the squared
     distance that they move it, over that between windows (`chance` 1). A quantizer of actions has
-    0.
+    0. For environments with a view "distractors" and a clock in their states.
     """
     window = _steps(window_seconds, env)
     start, end, _ = _motions(env, episodes, seed, window)
     # Distractors move with the clock of the state: the scene stands still, the clock runs.
     later = start.replace(time=end.time)
-    render = _renderer(run, env)
+    size = run.config.data.image_size
     read = jax.jit(run.stage.read)
     report: dict[str, Any] = {"episodes": episodes, "seed": seed}
     for name, last in (("changed_still", later), ("changed_moving", end)):
         plain, distracted = (
-            read(run.params, run.variables, render(start, view), render(last, view))
+            read(
+                run.params,
+                run.variables,
+                *(render_states(env, states, size, view) for states in (start, last)),
+            )
             for view in ("robot", "distractors")
         )
         if plain.z_BL is None:
@@ -106,7 +112,7 @@ def evaluate_distractors(
     return report
 
 
-def _steps(window_seconds: float, env: Tabletop) -> int:
+def _steps(window_seconds: float, env: Environment) -> int:
     """The window in control steps of the environment."""
     steps = round(window_seconds * env.spec.control_hz)
     if steps < 1:
@@ -117,13 +123,7 @@ def _steps(window_seconds: float, env: Tabletop) -> int:
     return steps
 
 
-def _renderer(run: runs.Run, env: Tabletop) -> Any:
-    size = run.config.data.image_size[0]
-    draw = jax.vmap(env.render, in_axes=(0, None, None))
-    return jax.jit(lambda states, view: draw(states, size, view), static_argnums=1)
-
-
-def _motions(env: Tabletop, episodes: int, seed: int, window: int) -> tuple[Any, Any, jax.Array]:
+def _motions(env: Environment, episodes: int, seed: int, window: int) -> tuple[Any, Any, jax.Array]:
     """States before and after the first window of each expert episode, and its actions."""
     keys = jax.random.split(jax.random.key(seed), episodes)
     found = collect_expert(env, keys, None, window, NOISE)

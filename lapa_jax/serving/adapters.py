@@ -9,10 +9,12 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from data_pipelines.convert.decode import FITS, fit_image
+from lapa_jax.envs.drive import drive
 from lapa_jax.runs.loaded import LoadedPolicy
 
 
@@ -162,12 +164,41 @@ def rollout(
     )
     asked.reset()
     observation, info = env.reset(seed=seed)
-    actions, rewards, terminated, truncated = [], [], False, False
-    while not (terminated or truncated) and len(actions) < max_steps:
-        seen = {key: observation[key] for key in images} if images else {"image": observation}
-        action = asked.select_action(seen | {"task": instruction})
-        observation, reward, terminated, truncated, info = env.step(action)
-        actions.append(action)
-        rewards.append(float(reward))
+    stepped = _Stepped(env, images, (observation, 0.0, False, False, info))
+    found = drive(
+        stepped,
+        lambda seen, texts, key: asked.select_action(seen | {"task": texts}),
+        [stepped.last],
+        [instruction],
+        jax.random.key(0),  # nothing is drawn
+        steps=max_steps,
+        view="all",
+        size=policy.image_size,
+    )
+    _, _, terminated, truncated, info = stepped.last
     truncated = bool(truncated or not terminated)
-    return Episode(np.stack(actions), np.array(rewards), bool(terminated), truncated, info)
+    actions, rewards = found.actions[0, : len(stepped.rewards)], np.array(stepped.rewards)
+    return Episode(actions, rewards, bool(terminated), truncated, info)
+
+
+@dataclasses.dataclass
+class _Stepped:
+    """A Gymnasium environment as `drive` asks one. Its state is what its `step` said last."""
+
+    env: Any
+    images: Sequence[str]
+    last: tuple[Any, float, bool, bool, dict[str, Any]]
+    rewards: list[float] = dataclasses.field(default_factory=list)
+    spec: None = None
+
+    def step(self, state: Any, action: np.ndarray) -> Any:
+        self.last = self.env.step(action)
+        self.rewards.append(float(self.last[1]))
+        return self.last
+
+    def success(self, state: Any) -> bool:
+        """Whether the episode is over."""
+        return bool(state[2] or state[3])
+
+    def render(self, state: Any, size: Any, view: str) -> dict[str, Any]:
+        return {key: state[0][key] for key in self.images} if self.images else {"image": state[0]}

@@ -21,8 +21,9 @@ from data_pipelines.index import build_index
 from data_pipelines.loader import DataSettings
 from experiments import demo as demo_config
 from experiments.quantizer import videos as videos_config
+from lapa_jax import envs
 from lapa_jax.envs.collect import collect
-from lapa_jax.envs.tabletop import SceneConfig, Tabletop
+from lapa_jax.envs.env import Environment
 from lapa_jax.evidence.policy import evaluate_success
 from lapa_jax.evidence.quantizer import evaluate_quantizer
 from lapa_jax.runs import program as programs
@@ -69,9 +70,7 @@ def run_demo(config: ConfigDict, workdir: str | Path) -> Path:
     # The arms run the same programs: the second finds them compiled.
     programs.keep_compiled(workdir)
     parts = Parts(workdir)
-    env = Tabletop(
-        SceneConfig(config.scene.num_blocks, config.scene.families, config.scene.horizon)
-    )
+    env = envs.make(config.scene)
     data = {name: workdir / "data" / name for name in SEEDS}
 
     parts.run("collect", lambda: _collect(config, env, data))
@@ -150,9 +149,9 @@ class Parts:
         return json.loads(path.read_text())
 
 
-def _collect(config: ConfigDict, env: Tabletop, data: dict[str, Path]) -> dict[str, Any]:
+def _collect(config: ConfigDict, env: Environment, data: dict[str, Path]) -> dict[str, Any]:
     """Action-free videos by view, the labelled robot episodes, and held-out paired views."""
-    common = dict(size=config.quantizer.data.image_size[0])
+    common = dict(size=config.quantizer.data.image_size)
     videos = dict(episodes=config.video_episodes, with_actions=False, noise=config.expert_noise)
     jobs = {view: dict(views=(view,), **videos) for view in config.video_views}
     jobs["labelled"] = dict(views=("robot",), episodes=config.labelled_episodes)

@@ -8,7 +8,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lapa_jax.diagnostics.statistics import difference_of_proportions
-from lapa_jax.envs.tabletop import Tabletop
+from lapa_jax.envs.env import Environment
+from lapa_jax.envs.rollout import render_states
 from lapa_jax.evidence.page import atlas, quantizer_pictures
 from lapa_jax.evidence.policy import SuccessEvaluation
 from lapa_jax.evidence.quantizer import QuantizerEvaluation
@@ -23,7 +24,7 @@ ARM_NAMES = {"lapa": "LAPA", "scratch": "Scratch"}
 def write(
     workdir: Path,
     config: ConfigDict,
-    env: Tabletop,
+    env: Environment,
     quantizer: run.Run,
     heldout: dict[str, QuantizerEvaluation],
     arms: dict[str, list[SuccessEvaluation]],
@@ -170,7 +171,7 @@ def _pipeline(report, config, heldout, arms, summary) -> None:
     )
 
 
-def _data_section(report: Report, config: ConfigDict, env: Tabletop) -> None:
+def _data_section(report: Report, config: ConfigDict, env: Environment) -> None:
     section = report.section(
         "Data",
         "A planar tabletop written for this project; its scores are not Language Table scores.",
@@ -191,7 +192,7 @@ def _data_section(report: Report, config: ConfigDict, env: Tabletop) -> None:
     )
     if config.size != "full":
         section.text(
-            f"This is the simpler scene: {config.scene.num_blocks} blocks, families "
+            f"This is the simpler scene: {config.scene.blocks} blocks, families "
             f"{', '.join(config.scene.families)}. `lapa demo --size full` takes eight blocks and "
             "all families."
         )
@@ -200,7 +201,7 @@ def _data_section(report: Report, config: ConfigDict, env: Tabletop) -> None:
 def _policy_section(
     report: Report,
     workdir: Path,
-    env: Tabletop,
+    env: Environment,
     arms: dict[str, list[SuccessEvaluation]],
     config: ConfigDict,
 ) -> None:
@@ -259,9 +260,8 @@ def _policy_section(
     )
 
 
-def _strips(env: Tabletop, arms: dict[str, list[SuccessEvaluation]], config: ConfigDict) -> list:
-    size = config.action_finetuning.data.image_size[0]
-    render = jax.jit(jax.vmap(lambda state: env.render(state, size, "robot")))
+def _strips(env: Environment, arms: dict[str, list[SuccessEvaluation]], config: ConfigDict) -> list:
+    size = config.action_finetuning.data.image_size
     strips = []
     families = len(config.scene.families)
     for number in range(families):
@@ -269,10 +269,10 @@ def _strips(env: Tabletop, arms: dict[str, list[SuccessEvaluation]], config: Con
             for arm, found in arms.items():
                 rollouts = found[number].rollouts
                 states = jax.tree.map(lambda x, i=episode: x[i], rollouts.states)
-                frames = np.asarray(render(states))[: int(rollouts.length[episode]) + 1]
+                frames = np.asarray(render_states(env, states, size, "robot"))
                 strips.append(
                     figures.Strip(
-                        frames,
+                        frames[: int(rollouts.length[episode]) + 1],
                         found[number].instructions[episode],
                         bool(rollouts.success[episode]),
                         ARM_NAMES[arm],

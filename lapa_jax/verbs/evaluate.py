@@ -12,7 +12,7 @@ from typing import Any
 
 from absl import logging
 
-from lapa_jax.envs.tabletop import SceneConfig, Tabletop
+from lapa_jax import envs
 from lapa_jax.evidence import page
 from lapa_jax.evidence.policy import evaluate_success, evaluate_tokens
 from lapa_jax.evidence.quantizer import evaluate_paired_views, evaluate_quantizer, in_depth
@@ -79,8 +79,7 @@ def main(argv: list[str]) -> int:
     else:
         result["tokens"] = evaluate_tokens(run, corpora, max_examples=args.max_examples)
     if run.config.stage == "action_finetuning" and args.episodes:
-        families = tuple(args.families.split(","))
-        env = Tabletop(SceneConfig(args.blocks, families, args.steps))
+        env = _environment(args)
         result["success"] = {
             family: evaluate_success(
                 run.stage,
@@ -94,7 +93,7 @@ def main(argv: list[str]) -> int:
                 temperature=args.temperature,
                 top_k=args.top_k,
             ).report
-            for family in families
+            for family in env.spec.families
         }
     text = json.dumps(result, indent=1)
     sys.stdout.write(text + "\n")
@@ -120,11 +119,17 @@ def _quantizer(run: runs.Run, corpora: dict[str, dict], args: argparse.Namespace
         result["paired_views"] = evaluate_paired_views(*found.values())
     if args.simulate:
         logging.info("=== simulator ===")
-        env = Tabletop(SceneConfig(args.blocks, tuple(args.families.split(",")), args.steps))
+        env = _environment(args)
         window = args.window_seconds or trained_window(run.config)
         motions = dict(episodes=args.simulate, seed=args.seed, window_seconds=window)
         result["transfer"], frames = evaluate_transfer(run, env, view=args.view, **motions)
-        result["distractors"] = evaluate_distractors(run, env, **motions)
+        if "distractors" in env.spec.views:
+            result["distractors"] = evaluate_distractors(run, env, **motions)
     if args.report:
         page.write(Path(args.report), run, found, result, frames)
     return result
+
+
+def _environment(args: argparse.Namespace) -> envs.Environment:
+    scene = dict(families=tuple(args.families.split(",")), blocks=args.blocks, horizon=args.steps)
+    return envs.make({"name": "tabletop", **scene})

@@ -10,7 +10,7 @@ from lapa_jax.envs import collect
 from lapa_jax.envs.tabletop import SceneConfig, Tabletop
 
 # One environment for all tests: every other costs a compilation. Some of its episodes fail.
-ENV = Tabletop(SceneConfig(num_blocks=2, families=("reach",), horizon=7))
+ENV = Tabletop(SceneConfig(blocks=2, families=("reach",), horizon=7))
 
 RESET, STEP, SUCCESS = jax.jit(ENV.reset), jax.jit(ENV.step), jax.jit(ENV.success)
 RENDER = jax.jit(lambda state: ENV.render(state, 16, "robot"))
@@ -76,7 +76,7 @@ def test_replaying_the_actions_gives_the_frames_and_success(corpora):
         image = simplejpeg.decode_jpeg(episode[schema.IMAGE][-1]).astype(int)
         exact = np.asarray(RENDER(state)).astype(int)
         assert np.abs(image - exact).mean() < 15  # JPEG
-        texts = [ENV.instruction(state, p) for p in ENV.phrasings("train")]
+        texts = [ENV.instructions(state, p)[0] for p in ENV.phrasings("train")]
         assert episode[schema.INSTRUCTION][0].decode() in texts
 
 

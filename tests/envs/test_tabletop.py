@@ -5,7 +5,7 @@ import pytest
 
 from lapa_jax.envs.env import Environment
 from lapa_jax.envs.rollout import collect_expert, rollout
-from lapa_jax.envs.tabletop import FAMILIES, VIEWS, SceneConfig, Tabletop, language, tasks
+from lapa_jax.envs.tabletop import FAMILIES, FULL, VIEWS, SceneConfig, Tabletop, language, tasks
 from lapa_jax.envs.tabletop.state import BLOCK_LIMIT, BLOCK_RADIUS, EFFECTOR_LIMIT, MAX_STEP
 
 STEPS = 100  # stricter than the 200 that a user has
@@ -14,7 +14,7 @@ PER_FAMILY = 100
 
 @pytest.fixture(scope="module")
 def env() -> Tabletop:
-    return Tabletop()
+    return Tabletop(FULL)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def assert_close(first, second, atol):
 
 def test_protocol_and_spec(env):
     assert isinstance(env, Environment)
-    assert hash(env) == hash(Tabletop()) and env == Tabletop()
+    assert hash(env) == hash(Tabletop(FULL)) and env == Tabletop(FULL)
     assert env.spec.families == FAMILIES
     assert env.spec.action_high == (MAX_STEP, MAX_STEP)
 
@@ -70,7 +70,7 @@ def test_nothing_is_solved_at_reset(demonstrations):
 
 
 def test_small_scenes_and_held_out_combinations():
-    few = Tabletop(SceneConfig(num_blocks=3, combinations="held_out"))
+    few = Tabletop(SceneConfig(blocks=3, families=FAMILIES, combinations="held_out"))
     families = jnp.arange(600) % len(FAMILIES)
 
     @jax.jit
@@ -216,8 +216,8 @@ def test_unknown_view_and_family_are_named(env, starts):
         env.render(at(starts, 0), 64, "x")
     with pytest.raises(ValueError, match="family 'x'"):
         env.reset(jax.random.key(0), "x")
-    with pytest.raises(ValueError, match="num_blocks"):
-        SceneConfig(num_blocks=9)
+    with pytest.raises(ValueError, match="SceneConfig.blocks = 9"):
+        SceneConfig(blocks=9)
     with pytest.raises(ValueError, match="families"):
         SceneConfig(families=("x",))
 
@@ -301,7 +301,7 @@ def test_collection_records_executed_actions(env, demonstrations):
 
 
 def test_rollout_runs_a_policy_and_success_is_sticky(env):
-    small = Tabletop(SceneConfig(num_blocks=2, families=("reach",)))
+    small = Tabletop(SceneConfig(blocks=2, families=("reach",)))
     states = small.evaluation_states(0, "reach", 4)
     tokens = jnp.zeros((4, 3), jnp.int32)
 

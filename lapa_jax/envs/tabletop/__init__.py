@@ -1,7 +1,7 @@
 """A Language-Table-like planar pushing world in pure JAX: it jits, vmaps and draws itself.
 
 `Tabletop(SceneConfig(...))` is hashable and holds no arrays. Its methods are pure functions of
-one unbatched State (vmap them); only `instruction(s)` runs on the host.
+one unbatched State (vmap them); only languages and seeds run on the host.
 """
 
 from __future__ import annotations
@@ -13,14 +13,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lapa_jax.envs.env import EnvSpec, family_index
+from lapa_jax.envs.env import EnvSpec, Size
 from lapa_jax.envs.tabletop import expert as _expert
 from lapa_jax.envs.tabletop import language, physics, tasks
 from lapa_jax.envs.tabletop import render as _render
-from lapa_jax.envs.tabletop.state import CONTROL_HZ, FAMILIES, MAX_STEP, SceneConfig, State
+from lapa_jax.envs.tabletop.state import (
+    CONTROL_HZ,
+    FAMILIES,
+    FULL,
+    MAX_STEP,
+    SceneConfig,
+    State,
+)
 from lapa_jax.envs.tabletop.views import VIEWS
 
-__all__ = ["FAMILIES", "SceneConfig", "State", "Tabletop", "VIEWS"]
+__all__ = ["FAMILIES", "FULL", "SceneConfig", "State", "Tabletop", "VIEWS"]
 
 _TRAIN, _EVALUATE = 0x7EA1, 0xE7A1  # domains of the seed space
 
@@ -36,27 +43,35 @@ class Tabletop:
         return EnvSpec(
             name="tabletop",
             families=self.scene.families,
-            action_dim=2,
+            actions=("x", "y"),
             action_low=(-MAX_STEP, -MAX_STEP),
             action_high=(MAX_STEP, MAX_STEP),
             action_unit="metres per control step (x right, y up)",
             control_hz=CONTROL_HZ,
             horizon=self.scene.horizon,
             views=tuple(VIEWS),
+            image_size=(64, 64),
             traceable=True,
         )
 
     def reset(self, key: jax.Array, family: jax.Array | int | str | None = None) -> State:
         """A fresh scene and task. family: a name, an index into FAMILIES, or None for any of
         scene.families. A traced index is not checked against scene.families."""
-        if isinstance(family, str):
-            family_index(self.scene.families, family)
-            family = FAMILIES.index(family)
-        elif isinstance(family, (int, np.integer)):
+        if isinstance(family, (int, np.integer)):
             if not 0 <= family < len(FAMILIES):
                 raise ValueError(f"family {family} is not within 0..{len(FAMILIES) - 1}")
-            family_index(self.scene.families, FAMILIES[family])
+            family = FAMILIES[family]
+        if isinstance(family, str):
+            family = self._index(family)
         return tasks.sample_state(key, family, self.scene)
+
+    def _index(self, family: str) -> int:
+        if family not in self.scene.families:
+            raise ValueError(
+                f"family {family!r} is not one of {list(self.scene.families)} "
+                "(SceneConfig.families)"
+            )
+        return FAMILIES.index(family)
 
     def resets(self, keys: jax.Array, families: jax.Array) -> State:
         """A batch of start states, jitted; families: indices into FAMILIES, one per key."""
@@ -71,7 +86,8 @@ class Tabletop:
     def expert(self, state: State) -> jax.Array:
         return _expert.expert(state)
 
-    def render(self, state: State, size: int = 64, view: str = "robot") -> jax.Array:
+    def render(self, state: State, size: Size = 64, view: str = "robot") -> jax.Array:
+        """uint8 (height, width, 3); what is not square shows more of the table's longer side."""
         return _render.render(state, size, view)
 
     # Language, on the host.
@@ -79,6 +95,10 @@ class Tabletop:
     def phrasings(self, split: str = "train") -> range:
         """Phrasing numbers of "train", "held_out" or "all"."""
         return language.phrasings(split)
+
+    def families_of(self, states: State) -> list[str]:
+        """The family of each of a batch of states."""
+        return [FAMILIES[f] for f in np.atleast_1d(np.asarray(states.family))]
 
     def tasks(self, states: State) -> list[language.Task]:
         """The tasks of a batch of states (one leading axis, or none for a single state)."""
@@ -103,9 +123,6 @@ class Tabletop:
         numbers = np.broadcast_to(np.asarray(phrasing), (len(found),))
         return [language.instruction(t, int(p)) for t, p in zip(found, numbers, strict=True)]
 
-    def instruction(self, state: State, phrasing: int = 0) -> str:
-        return self.instructions(state, phrasing)[0]
-
     def all_instructions(self, split: str = "train") -> list[str]:
         """Every string possible in this scene config (for training a tokenizer)."""
         return language.all_instructions(self.scene.families, split)
@@ -118,8 +135,7 @@ class Tabletop:
 
     def evaluation_states(self, seed: int, family: str, n: int) -> State:
         """n fixed start states of a family, batched; never those of `training_keys`."""
-        family_index(self.scene.families, family)
-        index = FAMILIES.index(family)
+        index = self._index(family)
         key = jax.random.fold_in(jax.random.key(seed), _EVALUATE)
         keys = jax.random.split(jax.random.fold_in(key, index), n)
         return self.resets(keys, jnp.full((n,), index, jnp.int32))

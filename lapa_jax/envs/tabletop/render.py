@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lapa_jax.envs.env import Size
 from lapa_jax.envs.tabletop.state import BLOCK_RADIUS, COLOURS, EFFECTOR_RADIUS, State
 from lapa_jax.envs.tabletop.views import BLOCK_RGB, VIEWS, View, background, camera_grid
 
@@ -111,17 +112,18 @@ def _distractors(x, y, state: State):
 
 
 @functools.lru_cache(maxsize=64)
-def _constants(view: str, size: int):
+def _constants(view: str, size: tuple[int, int]):
     if view not in VIEWS:
         raise ValueError(f"view {view!r} is not one of {list(VIEWS)}")
-    if size < 16:
-        raise ValueError(f"size {size}: images are at least 16 pixels wide")
+    if min(size) < 16:
+        raise ValueError(f"size {size}: images are at least 16 pixels high and wide")
     x, y, pixel = camera_grid(VIEWS[view], size)
     return x, y, 1.0 / pixel, background(VIEWS[view], size)
 
 
-def render(state: State, size: int = 64, view: str = "robot") -> jax.Array:
-    """The picture, uint8 (size, size, 3)."""
+def render(state: State, size: Size = 64, view: str = "robot") -> jax.Array:
+    """The picture, uint8 (height, width, 3)."""
+    size = (size, size) if isinstance(size, int) else tuple(size)
     x, y, sharpness, empty = _constants(view, size)
     look = VIEWS[view]
     shapes = jnp.asarray(_SHAPES)[state.kinds // len(COLOURS)]

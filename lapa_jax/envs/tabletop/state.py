@@ -42,15 +42,16 @@ _CANDIDATES = 32
 
 @dataclasses.dataclass(frozen=True)
 class SceneConfig:
-    """Which scenes and tasks exist.
+    """Which scenes and tasks exist; as it is without arguments, a simple one for a first policy.
+    FULL has all.
 
     combinations: "all", or the "train" / "held_out" part of the (family, block, argument)
     combinations, for tests on combinations that were never trained on.
     """
 
-    num_blocks: int = 8
-    families: tuple[str, ...] = FAMILIES
-    horizon: int = 200
+    blocks: int = 4
+    families: tuple[str, ...] = ("reach",)
+    horizon: int = 40  # steps
     min_gap: float = 0.016  # free space between block discs at reset, metres
     combinations: str = "all"
 
@@ -65,9 +66,9 @@ class SceneConfig:
         if len(set(self.families)) != len(self.families):
             raise ValueError(f"SceneConfig.families = {list(self.families)}: repeated family")
         smallest = 3 if "separate_blocks" in self.families else 2
-        if not smallest <= self.num_blocks <= 8:
+        if not smallest <= self.blocks <= 8:
             raise ValueError(
-                f"SceneConfig.num_blocks = {self.num_blocks}: must be {smallest}..8 "
+                f"SceneConfig.blocks = {self.blocks}: must be {smallest}..8 "
                 f"(3 or more with separate_blocks)"
             )
         if self.horizon < 1:
@@ -79,6 +80,9 @@ class SceneConfig:
                 f"SceneConfig.combinations = {self.combinations!r}: must be 'all', 'train' or "
                 "'held_out'"
             )
+
+
+FULL = SceneConfig(blocks=8, families=FAMILIES, horizon=200)
 
 
 @struct.dataclass
@@ -113,12 +117,12 @@ def draws(key: jax.Array, shapes: dict[str, tuple[int, ...]]) -> dict[str, jax.A
 def layout_shapes(scene: SceneConfig) -> dict[str, tuple[int, ...]]:
     """The draws that `place` needs."""
     c = _CANDIDATES
-    return {"centres": (scene.num_blocks, c, 2), "beside": (c, 2), "effector": (c, 2)}
+    return {"centres": (scene.blocks, c, 2), "beside": (c, 2), "effector": (c, 2)}
 
 
 def place(u: dict[str, jax.Array], scene: SceneConfig) -> tuple[jax.Array, jax.Array]:
     """Block centres (n, 2) with scene.min_gap between discs, and the effector's place (2,)."""
-    n = scene.num_blocks
+    n = scene.blocks
     spacing = 2 * BLOCK_RADIUS + scene.min_gap
     centres = BLOCK_LIMIT * (2.0 * u["centres"] - 1.0)
     radius = spacing + 0.002 + 0.028 * u["beside"][:, 0]

@@ -128,7 +128,7 @@ def _feasible(state: State) -> jax.Array:
 
 def sample_state(key: jax.Array, family: jax.Array | int | None, scene: SceneConfig) -> State:
     """A scene and a task. family: index into FAMILIES, or None for one of scene.families."""
-    n = scene.num_blocks
+    n = scene.blocks
     u = draws(
         key,
         {

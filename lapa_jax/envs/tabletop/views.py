@@ -51,11 +51,12 @@ VIEWS: dict[str, View] = {
 }
 
 
-def camera_grid(view: View, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Table coordinates x, y (size, size) of the pixel centres and metres per pixel there."""
-    half = TABLE_HALF
-    u = (np.arange(size) + 0.5) / size * 2 - 1
-    u, v = np.meshgrid(u, -u)  # v up
+def camera_grid(view: View, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Table coordinates x, y (height, width) of the pixel centres and metres per pixel there. The
+    shorter side shows the table, the longer one what lies beside it, too."""
+    half, shorter = TABLE_HALF, min(size)
+    v, u = ((np.arange(side) + 0.5) / shorter * 2 - side / shorter for side in size)
+    u, v = np.meshgrid(u, -v)  # v up
     # A plane seen from the bottom edge: the far (upper) part is smaller.
     depth = 1.0 / (1.0 - 0.5 * view.tilt * (v + 0.35))
     px, py = u * depth / view.zoom, (v + 0.0) * depth / view.zoom
@@ -66,8 +67,8 @@ def camera_grid(view: View, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return x.astype(np.float32), y.astype(np.float32), (0.5 * (gx + gy)).astype(np.float32)
 
 
-def background(view: View, size: int) -> np.ndarray:
-    """The empty table (size, size, 3) float32, anti-aliased."""
+def background(view: View, size: tuple[int, int]) -> np.ndarray:
+    """The empty table (height, width, 3) float32, anti-aliased."""
     x, y, pixel = camera_grid(view, size)
     edge = np.maximum(np.abs(x), np.abs(y))
     board, table, lip = (np.array(c, np.float32) for c in (view.board, view.table, view.lip))

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from lapa_jax import envs
 from lapa_jax.envs.collect import collect
-from lapa_jax.envs.tabletop import FAMILIES, SceneConfig, Tabletop
+from lapa_jax.envs.tabletop import FAMILIES, FULL
 from lapa_jax.verbs import data, flags, text
 
 
@@ -32,15 +33,15 @@ class Options:
     out: str
     episodes: int
     families: tuple[str, ...] = dataclasses.field(
-        default=FAMILIES,
+        default=FULL.families,
         metadata={"help": f"comma-separated task families of {', '.join(FAMILIES)} (default: all)"},
     )
     views: tuple[str, ...] = ("robot",)
     seed: int = 0
     size: int = 64
     split: str = "train"
-    blocks: int = 8
-    horizon: int = 200
+    blocks: int = FULL.blocks
+    horizon: int = FULL.horizon
     noise: float = 0.0
     keep_failures: bool = False
 
@@ -52,11 +53,9 @@ def main(argv: list[str] | None = None) -> int:
     flags.add(parser, Options)
     args = parser.parse_args(argv)
     options = flags.read(args, Options)
-    scene = SceneConfig(
-        num_blocks=options.blocks, families=options.families, horizon=options.horizon
-    )
+    scene = {key: getattr(options, key) for key in ("families", "blocks", "horizon")}
     report = collect(
-        Tabletop(scene),
+        envs.make({"name": "tabletop", **scene}),
         options.out,
         episodes=options.episodes,
         views=options.views,

@@ -1,0 +1,70 @@
+"""Many episodes at once in environments that cannot be traced: Python steps, the policy in batches.
+
+The same protocol, the same keys and the same chunks of actions as in envs/rollout.py: an
+environment that has both gives the same successes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from lapa_jax.envs.env import Environment, Size
+from lapa_jax.envs.rollout import Act, Rollouts, as_chunks, rollout
+
+
+def drive(
+    env: Environment,
+    act: Act,
+    states: Sequence[Any],
+    prompts: Any,
+    key: jax.Array,
+    *,
+    steps: int,
+    view: str = "",
+    size: Size | None = None,
+    execute: int = 1,
+) -> Rollouts:
+    """Run a policy from start states, N of them, each for `steps` actions or until its success.
+
+    Images are what `env.render` gives, stacked leaf by leaf, always all N of them: an episode that
+    is over shows its last one, and has actions of 0 from there on. Otherwise as `rollout`.
+    """
+    states, spec = list(states), env.spec
+    view, size = view or spec.views[0], size or spec.image_size
+    images = [None] * len(states)
+    done = np.array([bool(env.success(state)) for state in states])
+    length, taken, chunks = np.where(done, 0, steps), [], None
+    for t in range(steps):
+        if done.all():
+            break
+        if t % execute == 0:
+            for i, state in enumerate(states):
+                if not done[i] or images[i] is None:
+                    images[i] = env.render(state, size, view)
+            seen = jax.tree.map(lambda *x: np.stack(x), *images)
+            found = act(seen, prompts, jax.random.fold_in(key, t))
+            chunks = np.asarray(as_chunks(found, execute))
+        taken.append(np.where(done[:, None], np.float32(0), chunks[:, t % execute]))
+        for i in np.flatnonzero(~done):
+            states[i] = env.step(states[i], taken[-1][i])
+            if env.success(states[i]):
+                done[i], length[i] = True, t + 1
+    dim = taken[0].shape[1] if taken else spec.action_dim
+    actions = np.zeros((len(states), steps, dim), np.float32)
+    for t, action in enumerate(taken):
+        actions[:, t] = action
+    return Rollouts(success=done, length=length.astype(np.int32), states=None, actions=actions)
+
+
+def closed_loop(
+    env: Environment, act: jax.tree_util.Partial, states: Any, prompts: Any, key: jax.Array, **how
+) -> Rollouts:
+    """`rollout` where the environment is traceable, `drive` where it is not; `act` can be."""
+    if env.spec.traceable:
+        return rollout(env, act, states, prompts, key, **how)
+    call = jax.jit(lambda act, *seen: act(*seen))
+    return drive(env, lambda *seen: call(act, *seen), states, prompts, key, **how)
