@@ -37,9 +37,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.size = size
     config.seed = 0
 
-    config.scene = ConfigDict({"name": "tabletop", "families": ("reach",)})
-    config.scene.blocks = 4
-    config.scene.horizon = 40  # steps
     config.video_episodes = {"tiny": 48, "small": 5000, "full": 20000}[size]  # per view
     config.video_views = ("human", "robot")  # action-free; the mixture is half and half
     config.labelled_episodes = {"tiny": 16, "small": 25, "full": 250}[size]
@@ -52,13 +49,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.quantizer = quantizer.get_config(quick)
     config.latent_pretraining = latent_vla.get_config(quick)
     config.action_finetuning = action_vla.get_config(quick)
+    config.scene = ConfigDict(config.action_finetuning.evaluation.env.to_dict())
     config.pretrained_lr_scale = 0.1 if size == "full" else 0.0  # of all but the new head
     for policy in (config.latent_pretraining, config.action_finetuning):
         policy.model.text_length = 20 if size == "full" else 10
     if size == "full":
-        config.scene.families = FULL_FAMILIES
-        config.scene.blocks = 8
-        config.scene.horizon = 200
+        config.scene.update(families=FULL_FAMILIES, blocks=8, horizon=200)
         _full(config)
     return config
 

@@ -17,7 +17,10 @@ from ml_collections import ConfigDict, config_flags
 from data_pipelines.storage import places
 
 # Keys of earlier code, and what they are called now: `upgrade` reads them with a warning.
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "evaluation.blocks": "evaluation.env.blocks",
+    "evaluation.families": "evaluation.env.families",
+}
 # Keys that came later ("*": under every name there is), with the value that says what was done
 # before: what runs of earlier code have.
 ADDED: dict[str, Any] = {
@@ -25,6 +28,7 @@ ADDED: dict[str, Any] = {
     "data.action_padding": "repeat",
     "data.action_absolute": [],
     "data.corpora.*.action_fraction": 1.0,
+    "evaluation.env.name": "tabletop",
 }
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from data_pipelines.loader.settings import CorpusSettings, DataSettings
-from lapa_jax.nn.registry import default_settings
+from lapa_jax.envs import ENVS
+from lapa_jax.nn.registry import default_settings, named_settings
 from lapa_jax.stages.augmentation import augment_settings
 from lapa_jax.training.optimizer import optimizer_settings
 
@@ -80,11 +81,10 @@ def stage_settings(stage: str) -> ConfigDict:
                 # training.
                 "corpora": (),
                 "split": "train",  # of these directories
-                # Of an action VLA in closed loop, per family of the tabletop's tasks; 0: none. One
-                # process.
+                # Of an action VLA in closed loop, per family of the environment's tasks; 0: none.
+                # One process.
                 "episodes": 0,
-                "families": ("reach",),
-                "blocks": 4,
+                "env": named_settings("tabletop", ENVS, "evaluation.env"),
             },
             "logging": {  # besides metrics.jsonl
                 "tensorboard": True,

@@ -3,8 +3,10 @@
 import logging
 
 import pytest
+import tiny
 
 from lapa_jax import config as configs
+from lapa_jax import envs
 
 FILE = """
 from ml_collections import ConfigDict
@@ -62,3 +64,17 @@ def test_a_file_may_use_the_old_name(keys, spec):
     config = configs.load(f"{spec}:old")
     assert config.part.name == 3 and config.is_locked
     assert config.corpora.a.fraction == 1.0 and config.corpora.b.fraction == 0.5
+
+
+def test_the_environment_of_earlier_runs():
+    """What `lapa evaluate` and --config.evaluation.blocks=2 of earlier code meant."""
+    old = {"evaluation": {"episodes": 3, "families": ["reach"], "blocks": 2}}
+    env = {"name": "tabletop", "families": ["reach"], "blocks": 2}
+    assert configs.upgrade(old) == {"evaluation": {"episodes": 3, "env": env}}
+    assert envs.make(env) == envs.make({**env, "horizon": 40, "combinations": "all"})
+    spec = f"{tiny.ROOT}/experiments/action_vla/tabletop.py"
+    flags = ["--config.evaluation.blocks=2", "--config.evaluation.families=('separate_blocks',)"]
+    config = configs.load(spec, flags)
+    assert config.evaluation.env.blocks == 2
+    assert config.evaluation.env.families == ("separate_blocks",)
+    assert config.evaluation.env.horizon == 40

@@ -35,7 +35,10 @@ ALLOWED = {
     "lapa_jax.__init__": ("lapa_jax.version", "lapa_jax.runs.loaded"),
     "lapa_jax.__main__": ("lapa_jax.cli",),
     "lapa_jax.version": (),
-    "lapa_jax.settings": ("lapa_jax.stages", *STAGES, "lapa_jax.training", "data_pipelines.loader"),
+    "lapa_jax.settings": (
+        *("lapa_jax.envs", "lapa_jax.stages", *STAGES, "lapa_jax.training"),
+        "data_pipelines.loader",
+    ),
     "lapa_jax.parallel": (),
     "lapa_jax.diagnostics": (),
     "lapa_jax.report": ("data_pipelines.storage",),

@@ -13,7 +13,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines.loader import DataSettings, Loader
+from lapa_jax import envs
 from lapa_jax.parallel import distributed, sharding
+from lapa_jax.runs.loaded import Model
 from lapa_jax.runs.program import Program
 from lapa_jax.training import groups
 from lapa_jax.training.state import TrainState
@@ -61,7 +63,8 @@ class Evaluation:
         )
         known = sorted(names)
         if self._config.evaluation.episodes:
-            known += [f"success_{family}" for family in self._config.evaluation.families]
+            families = envs.make(self._config.evaluation.env).spec.families
+            known += [f"success_{family}" for family in families]
         if metric not in known or not self.every_steps:
             raise ValueError(
                 f"checkpoint.best_metric={metric!r} must be one of {known}, and "
@@ -116,21 +119,14 @@ class Evaluation:
         settings, found = self._config.evaluation, {}
         if not settings.episodes:
             return found
-        # Training starts without the simulator and what draws reports.
-        from lapa_jax import envs
+        # Training starts without what draws statistics.
         from lapa_jax.evidence.policy import evaluate_success
 
-        scene = {"families": settings.families, "blocks": settings.blocks}
-        env = envs.make({"name": "tabletop", **scene})
+        env = envs.make(settings.env)
+        policy = Model(self._config, self._program.stage, params, state.variables)
         for family in env.spec.families:
             report = evaluate_success(
-                self._program.stage,
-                params,
-                state.variables,
-                env,
-                family,
-                episodes=settings.episodes,
-                seed=self._config.seed,
+                policy, env, family, episodes=settings.episodes, seed=self._config.seed
             ).report
             found[f"success_{family}"] = report["successes"] / report["episodes"]
             found[f"success_{family}_low"] = report["low"]

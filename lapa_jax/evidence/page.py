@@ -12,7 +12,7 @@ from lapa_jax.evidence.quantizer import QuantizerEvaluation
 from lapa_jax.machine.environment import describe_environment
 from lapa_jax.report import figures
 from lapa_jax.report.html import Report, Section, estimate
-from lapa_jax.runs import run as runs
+from lapa_jax.runs.loaded import Model
 
 MAX_CODES = 16  # columns of the atlas
 FEATURES = {
@@ -26,7 +26,7 @@ CONTROLS = FEATURES | {"random_codes": "random codes", "motion_kmeans": "k-means
 
 def write(
     path: Path,
-    run: runs.Run,
+    run: Model,
     found: Mapping[str, QuantizerEvaluation],
     result: Mapping[str, Any],
     transfer: Mapping[str, np.ndarray],
@@ -261,7 +261,7 @@ def _name(z: np.ndarray) -> str:
     return " ".join(str(int(code)) for code in z)
 
 
-def atlas(quantizer: runs.Run, heldout: dict[str, QuantizerEvaluation]) -> Any:
+def atlas(quantizer: Model, heldout: dict[str, QuantizerEvaluation]) -> Any:
     """Common latent actions decoded from a few start frames of every view."""
     everything = np.concatenate([found.z for found in heldout.values()])
     codes, counts = np.unique(everything, axis=0, return_counts=True)

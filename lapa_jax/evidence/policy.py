@@ -12,12 +12,11 @@ from lapa_jax.diagnostics.statistics import wilson_interval
 from lapa_jax.envs.drive import closed_loop
 from lapa_jax.envs.env import Environment
 from lapa_jax.envs.rollout import Rollouts
-from lapa_jax.runs import run as runs
-from lapa_jax.stages.stage import Params, Stage, Variables
+from lapa_jax.runs.loaded import Model
 
 
 def evaluate_tokens(
-    run: runs.Run, corpora: Mapping[str, dict[str, Any]], *, max_examples: int
+    run: Model, corpora: Mapping[str, dict[str, Any]], *, max_examples: int
 ) -> dict[str, float]:
     """Mean loss and accuracy of the target tokens, over a seeded sample of the corpora."""
     named = {f"corpus{i}": corpus for i, corpus in enumerate(corpora.values())}
@@ -47,9 +46,7 @@ class SuccessEvaluation:
 
 
 def evaluate_success(
-    stage: Stage,
-    params: Params,
-    variables: Variables,
+    policy: Model,
     env: Environment,
     family: str,
     *,
@@ -69,12 +66,13 @@ def evaluate_success(
     `view` (default: the first one). Raises ValueError for a stage that does not act and for one
     that takes several images an example.
     """
-    config = stage.config
+    config, stage = policy.config, policy.stage
     if config.stage != "action_finetuning":
-        raise ValueError(f"a policy of stage {config.stage!r} has no actions")
+        raise ValueError(f"{policy.workdir} is a run of stage {config.stage!r}: it has no actions")
     if stage.num_images > 1:
         raise ValueError(
-            f"the policy takes {stage.num_images} images an example: the closed loop gives one"
+            f"{policy.workdir} takes {stage.num_images} images an example: the closed loop gives "
+            "one"
         )
     states = env.evaluation_states(seed, family, episodes)
     known = np.array(env.phrasings(phrasings))
@@ -86,7 +84,7 @@ def evaluate_success(
 
     found = closed_loop(
         env,
-        jax.tree_util.Partial(act, params, variables),
+        jax.tree_util.Partial(act, policy.params, policy.variables),
         states,
         stage.prompts(instructions),
         jax.random.key(seed),

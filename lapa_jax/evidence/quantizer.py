@@ -23,8 +23,7 @@ from lapa_jax.diagnostics.reconstruction import (
 )
 from lapa_jax.evidence.true_action import decoder_given_true_action
 from lapa_jax.runs import examples
-from lapa_jax.runs import run as runs
-from lapa_jax.runs.loaded import LoadedQuantizer, require
+from lapa_jax.runs.loaded import LoadedQuantizer, Model, require
 
 MIN_EPISODES = 3  # to fit, to choose settings, and to test
 
@@ -55,7 +54,7 @@ class QuantizerEvaluation:
         return probes.one_hot_codes(self.z, self.codebook_size)
 
 
-def evaluate_quantizer(run: runs.Run, corpus: dict, *, max_pairs: int) -> QuantizerEvaluation:
+def evaluate_quantizer(run: Model, corpus: dict, *, max_pairs: int) -> QuantizerEvaluation:
     """Code usage, reconstruction and, where there are actions, a linear probe from z to them; with
     episode-bootstrap 95 % intervals. Of a bottleneck that stays continuous all but code usage, with
     its latent in the place of z.
@@ -119,7 +118,7 @@ def evaluate_quantizer(run: runs.Run, corpus: dict, *, max_pairs: int) -> Quanti
     return found
 
 
-def in_depth(run: runs.Run, found: QuantizerEvaluation) -> QuantizerEvaluation:
+def in_depth(run: Model, found: QuantizerEvaluation) -> QuantizerEvaluation:
     """The same evaluation with all that takes minutes: structural similarity, what z holds of the
     action and of the scene beside controls, and the decoder given the true action."""
     first, last, episode = found.first, found.last, found.episode

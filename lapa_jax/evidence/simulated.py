@@ -15,19 +15,19 @@ from lapa_jax.diagnostics.reconstruction import image_errors, reconstruction_rep
 from lapa_jax.diagnostics.statistics import bootstrap_ratio
 from lapa_jax.envs.env import Environment
 from lapa_jax.envs.rollout import collect_expert, render_states
-from lapa_jax.runs import run as runs
+from lapa_jax.runs.loaded import Model
 
 NOISE = 0.3  # of the expert, so that motions differ
 
 
 def evaluate_transfer(
-    run: runs.Run,
+    run: Model,
     env: Environment,
     *,
     episodes: int,
     seed: int,
     window_seconds: float,
-    view: str = "robot",
+    view: str = "",
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """One motion of a window per episode, taken to the scene of the next episode: (report, frames
     by name, (episodes, H, W, 3)).
@@ -36,6 +36,7 @@ def evaluate_transfer(
     other scene, of `own` (the z of the true pair: what the decoder could reach), and of `shuffled`
     (the z of a third scene: what any z gives). `same_code_as_own` is None without codes.
     """
+    view = view or env.spec.views[0]
     window = _steps(window_seconds, env)
     start, end, actions = _motions(env, episodes, seed, window)
     there = jax.tree.map(lambda x: jnp.roll(x, -1, axis=0), start)
@@ -73,7 +74,7 @@ def evaluate_transfer(
 
 
 def evaluate_distractors(
-    run: runs.Run, env: Environment, *, episodes: int, seed: int, window_seconds: float
+    run: Model, env: Environment, *, episodes: int, seed: int, window_seconds: float
 ) -> dict[str, Any]:
     """Latent actions of the view with moving distractors, of one window per episode.
 
@@ -97,7 +98,7 @@ def evaluate_distractors(
                 run.variables,
                 *(render_states(env, states, size, view) for states in (start, last)),
             )
-            for view in ("robot", "distractors")
+            for view in (env.spec.views[0], "distractors")
         )
         if plain.z_BL is None:
             moved = np.square(plain.latent_BLQ - distracted.latent_BLQ).sum((1, 2))

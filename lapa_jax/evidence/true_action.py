@@ -13,13 +13,13 @@ import optax
 
 from lapa_jax.diagnostics.probes import fit_ridge, split_episodes
 from lapa_jax.diagnostics.reconstruction import image_errors, reconstruction_report
-from lapa_jax.runs import run as runs
+from lapa_jax.runs.loaded import Model
 
 HIDDEN, STEPS, BATCH, LEARNING_RATE = 64, 400, 64, 3e-3
 
 
 def decoder_given_true_action(
-    run: runs.Run,
+    run: Model,
     first: np.ndarray,
     last: np.ndarray,
     actions: np.ndarray,

@@ -96,9 +96,7 @@ def run_demo(config: ConfigDict, workdir: str | Path) -> Path:
             run = runs.load(workdir / arm)
             arms[arm] = [
                 evaluate_success(
-                    run.stage,
-                    run.params,
-                    run.variables,
+                    run,
                     env,
                     family,
                     episodes=config.rollout_episodes,

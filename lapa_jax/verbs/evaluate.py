@@ -17,8 +17,8 @@ from lapa_jax.evidence import page
 from lapa_jax.evidence.policy import evaluate_success, evaluate_tokens
 from lapa_jax.evidence.quantizer import evaluate_paired_views, evaluate_quantizer, in_depth
 from lapa_jax.evidence.simulated import evaluate_distractors, evaluate_transfer
-from lapa_jax.runs import run as runs
 from lapa_jax.runs.examples import trained_window
+from lapa_jax.runs.loaded import Model, load
 
 
 def main(argv: list[str]) -> int:
@@ -51,19 +51,25 @@ def main(argv: list[str]) -> int:
         "distractors (quantizer); 0: none",
     )
     parser.add_argument("--report", default="", help="an HTML report (quantizer)")
-    loop = parser.add_argument_group("the tabletop: closed loop of action policies, transfer")
-    loop.add_argument("--families", default="reach", help="comma-separated")
-    loop.add_argument("--blocks", type=int, default=4)
+    loop = parser.add_argument_group(
+        "the environment: closed loop of action policies, transfer",
+        "It is evaluation.env of the run's config, and the flags change its settings.",
+    )
+    loop.add_argument("--families", help="comma-separated")
+    loop.add_argument("--blocks", type=int, help="of the tabletop")
     loop.add_argument("--episodes", type=int, default=200, help="per family; 0: no closed loop")
-    loop.add_argument("--steps", type=int, default=40, help="of an episode")
-    loop.add_argument("--view", default="robot")
+    loop.add_argument("--steps", type=int, help="of an episode")
+    loop.add_argument("--view", default="", help="that the policy sees; default: the first one")
+    loop.add_argument(
+        "--execute", type=int, default=1, help="actions of a chunk before the policy is asked again"
+    )
     loop.add_argument("--seed", type=int, default=0, help="of the start states")
     loop.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest tokens")
     loop.add_argument("--top_k", type=int, default=0, help="sample among so many; 0: all")
     parser.add_argument("--json", default="", help="write the result to this file, too")
     args = parser.parse_args(argv)
 
-    run = runs.load(args.workdir)
+    run = load(args.workdir)
     if run.config.stage in ("teacher", "image_tokenizer"):
         raise ValueError(
             f"{run.workdir} is of stage {run.config.stage!r}: nothing is evaluated but what a "
@@ -79,12 +85,10 @@ def main(argv: list[str]) -> int:
     else:
         result["tokens"] = evaluate_tokens(run, corpora, max_examples=args.max_examples)
     if run.config.stage == "action_finetuning" and args.episodes:
-        env = _environment(args)
+        env = _environment(run, args)
         result["success"] = {
             family: evaluate_success(
-                run.stage,
-                run.params,
-                run.variables,
+                run,
                 env,
                 family,
                 episodes=args.episodes,
@@ -92,6 +96,7 @@ def main(argv: list[str]) -> int:
                 view=args.view,
                 temperature=args.temperature,
                 top_k=args.top_k,
+                execute=args.execute,
             ).report
             for family in env.spec.families
         }
@@ -103,7 +108,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _quantizer(run: runs.Run, corpora: dict[str, dict], args: argparse.Namespace) -> dict[str, Any]:
+def _quantizer(run: Model, corpora: dict[str, dict], args: argparse.Namespace) -> dict[str, Any]:
     """Everything that is measured of a quantizer; writes the report where one is asked for."""
     if args.paired and len(corpora) != 2:
         raise ValueError(f"--paired compares two corpora, there are {sorted(corpora)}")
@@ -119,7 +124,7 @@ def _quantizer(run: runs.Run, corpora: dict[str, dict], args: argparse.Namespace
         result["paired_views"] = evaluate_paired_views(*found.values())
     if args.simulate:
         logging.info("=== simulator ===")
-        env = _environment(args)
+        env = _environment(run, args)
         window = args.window_seconds or trained_window(run.config)
         motions = dict(episodes=args.simulate, seed=args.seed, window_seconds=window)
         result["transfer"], frames = evaluate_transfer(run, env, view=args.view, **motions)
@@ -130,6 +135,8 @@ def _quantizer(run: runs.Run, corpora: dict[str, dict], args: argparse.Namespace
     return result
 
 
-def _environment(args: argparse.Namespace) -> envs.Environment:
-    scene = dict(families=tuple(args.families.split(",")), blocks=args.blocks, horizon=args.steps)
-    return envs.make({"name": "tabletop", **scene})
+def _environment(run: Model, args: argparse.Namespace) -> envs.Environment:
+    families = tuple(args.families.split(",")) if args.families else None
+    given = {"families": families, "blocks": args.blocks, "horizon": args.steps}
+    changes = {key: value for key, value in given.items() if value is not None}
+    return envs.make({**run.config.evaluation.env, **changes})

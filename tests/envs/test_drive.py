@@ -13,7 +13,7 @@ from lapa_jax.envs.env import Environment, EnvSpec
 from lapa_jax.envs.rollout import rollout
 from lapa_jax.envs.tabletop import MAX_STEP, Tabletop
 
-STEPS = 12
+STEPS = 9
 
 
 class Stepped(Tabletop):
