@@ -81,23 +81,15 @@ def _dress(axes: Axes, *, x: str = "", y: str = "", title: str = "", grid: str =
 def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if len(labels) > 1:
-        figure.legend(
-            handles,
-            labels,
-            loc="outside upper left",
-            ncols=min(4, len(labels)),
-            frameon=False,
-            labelcolor=_INK,
-            fontsize=9.5,
-        )
+        style = dict(frameon=False, labelcolor=_INK, fontsize=9.5, ncols=min(4, len(labels)))
+        figure.legend(handles, labels, loc="outside upper left", **style)
 
 
 def _picture(figure: Figure, alt: str) -> Picture:
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "lapa_jax", "svg.fonttype": "path"}):
-        figure.savefig(
-            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
-        )
+        unknown = {"Date": None, "Creator": None}
+        figure.savefig(buffer, format="svg", transparent=True, metadata=unknown)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]  # the XML and DTD heads name outside addresses
     for stand_in, color in _STAND_INS.items():
@@ -132,18 +124,13 @@ def loss_curves(
             raise ValueError(f"run {name!r} has no metric {metric!r}; its rows have {known}")
         steps, values = np.asarray(points, np.float64).T
         color = SERIES[number % len(SERIES)]
-        smoothed = smooth > 1 and len(values) > smooth
-        axes.plot(
-            steps,
-            values,
-            color=color,
-            linewidth=1.0 if smoothed else 1.8,
-            alpha=0.3 if smoothed else 1.0,
-            label=None if smoothed else _plain(name),
-        )
-        if smoothed:
+        strong = dict(color=color, linewidth=1.8, label=_plain(name))
+        if smooth > 1 and len(values) > smooth:
             mean = np.convolve(values, np.full(smooth, 1 / smooth), "valid")
-            axes.plot(steps[smooth - 1 :], mean, color=color, linewidth=1.8, label=_plain(name))
+            axes.plot(steps, values, color=color, linewidth=1.0, alpha=0.3)
+            axes.plot(steps[smooth - 1 :], mean, **strong)
+        else:
+            axes.plot(steps, values, **strong)
         said.append(f"{name} from {values[0]:.4g} to {values[-1]:.4g} at step {steps[-1]:.0f}")
     if log:
         axes.set_yscale("log")
@@ -177,12 +164,8 @@ def code_usage(histogram: Sequence[Sequence[int]]) -> Picture:
         axes.axhline(1 / size, color=_MUTED, linewidth=1, linestyle=(0, (4, 3)))
         share = shares[slot][shares[slot] > 0]
         perplexity = 2 ** -(share * np.log2(share)).sum()
-        _dress(
-            axes,
-            x="code",
-            y="share" if slot % columns == 0 else "",
-            title=f"slot {slot}: perplexity {perplexity:.2f}",
-        )
+        y = "share" if slot % columns == 0 else ""
+        _dress(axes, x="code", y=y, title=f"slot {slot}: perplexity {perplexity:.2f}")
         for code in np.flatnonzero(shares[slot] == 0):
             axes.text(code, 0, "×", color=SERIES[3], ha="center", va="bottom", fontsize=9)
         if size <= 16:
@@ -220,18 +203,10 @@ def success_chart(
         places = [
             families.index(row["family"]) + (number - (len(arms) - 1) / 2) * width for row in mine
         ]
-        axes.bar(
-            places, estimate, width * 0.9, color=SERIES[number % len(SERIES)], label=_plain(arm)
-        )
-        axes.errorbar(
-            places,
-            estimate,
-            [estimate - low, high - estimate],
-            fmt="none",
-            ecolor=_INK,
-            elinewidth=1.2,
-            capsize=min(4.0, 14 * width),
-        )
+        color = SERIES[number % len(SERIES)]
+        axes.bar(places, estimate, width * 0.9, color=color, label=_plain(arm))
+        whiskers = dict(ecolor=_INK, elinewidth=1.2, capsize=min(4.0, 14 * width))
+        axes.errorbar(places, estimate, [estimate - low, high - estimate], fmt="none", **whiskers)
     room = (figure.get_figwidth() * 96 - 90) / len(families)
     axes.set_xticks(
         range(len(families)), [_plain("\n".join(wrap(family, room, 12.5))) for family in families]
@@ -277,40 +252,17 @@ def code_meaning(
         color = SERIES[number % len(SERIES)]
         values, vectors = np.linalg.eigh(covariance)
         angle = np.degrees(np.arctan2(vectors[1, 1], vectors[0, 1]))
-        axes.add_patch(
-            Ellipse(
-                mean,
-                *(2 * np.sqrt(np.maximum(values[::-1], 0))),
-                angle=angle,
-                facecolor=color,
-                alpha=0.13,
-                edgecolor="none",
-            )
-        )
-        axes.annotate(
-            "",
-            mean,
-            (0, 0),
-            arrowprops={
-                "arrowstyle": "-|>",
-                "color": color,
-                "lw": 0.8 + 2.4 * shares[number] / shares.max(),
-                "shrinkA": 0,
-                "shrinkB": 0,
-                "alpha": 0.9,
-            },
-        )
+        axis_lengths = 2 * np.sqrt(np.maximum(values[::-1], 0))
+        pale = dict(facecolor=color, alpha=0.13, edgecolor="none")
+        axes.add_patch(Ellipse(mean, *axis_lengths, angle=angle, **pale))
+        thickness = 0.8 + 2.4 * shares[number] / shares.max()
+        arrow = dict(arrowstyle="-|>", color=color, lw=thickness, shrinkA=0, shrinkB=0, alpha=0.9)
+        axes.annotate("", mean, (0, 0), arrowprops=arrow)
         away = 13 * mean / (np.hypot(*mean) or 1.0)  # beyond the tip of the arrow
-        axes.annotate(
-            " ".join(map(str, row["code"])),
-            mean,
-            textcoords="offset points",
-            xytext=away,
-            color=_INK,
-            fontsize=9,
-            va="center",
-            ha="center" if abs(away[0]) < 6 else "right" if away[0] < 0 else "left",
-        )
+        side = "center" if abs(away[0]) < 6 else "right" if away[0] < 0 else "left"
+        style = dict(color=_INK, fontsize=9, va="center", ha=side)
+        code = " ".join(map(str, row["code"]))
+        axes.annotate(code, mean, textcoords="offset points", xytext=away, **style)
     spread = np.sqrt(np.maximum(np.diagonal(covariances, axis1=1, axis2=2), 0))
     reach = float((np.abs(means) + spread).max()) * 1.12 or 1.0
     axes.set_xlim(-reach, reach)
@@ -388,15 +340,8 @@ def heat_map(rows: Sequence[Mapping[str, Any]], down: str, across: str, measure:
     axes.imshow(values, cmap="viridis", aspect="auto", vmin=low, vmax=high)
     for i, j in np.argwhere(np.isfinite(values)):
         bright = values[i, j] > low + 0.6 * (high - low)
-        axes.text(
-            j,
-            i,
-            f"{values[i, j]:.3g}",
-            ha="center",
-            va="center",
-            fontsize=9,
-            color="black" if bright else "white",
-        )
+        ink = "black" if bright else "white"
+        axes.text(j, i, f"{values[i, j]:.3g}", ha="center", va="center", fontsize=9, color=ink)
     axes.set_xticks(range(len(xs)), [str(x) for x in xs])
     axes.set_yticks(range(len(ys)), [str(y) for y in ys])
     _dress(axes, x=_plain(across), y=_plain(down), title=_plain(measure), grid="")

@@ -41,10 +41,6 @@ def tint_change(scene: np.ndarray, change: np.ndarray, scale: float) -> np.ndarr
     return np.rint(pale * (1 - strength) + colour * strength).astype(np.uint8)
 
 
-def _cell(width: int, height: int, target: int) -> tuple[float, float]:
-    return target, target * height / width
-
-
 def _legend(drawing: Drawing, x: float, y: float, scale: float) -> None:
     for offset, color, label in ((0, BRIGHTER, "brighter"), (82, DARKER, "darker")):
         rgb = "rgb({:.0f},{:.0f},{:.0f})".format(*color)
@@ -67,30 +63,17 @@ def reconstruction_grid(
 
     Images (N, H, W, 3); `labels` (N,) go under the columns, such as the latent action.
     """
-    first, later = to_uint8(first, "first"), to_uint8(later, "later")
-    reconstruction = to_uint8(reconstruction, "reconstruction")
-    if first.ndim != 4 or not first.shape == later.shape == reconstruction.shape:
-        raise ValueError(
-            "first, later and reconstruction must share one shape (N, H, W, 3), got "
-            f"{first.shape}, {later.shape}, {reconstruction.shape}"
-        )
-    count = len(first)
-    if labels and len(labels) != count:
-        raise ValueError(f"labels must name each of {count} examples, got {len(labels)}")
+    rows = _rows({"first": first, "true later": later, "reconstruction": reconstruction}, labels)
+    first, later, reconstruction = rows.values()
     true, missed = signed_change(first, later), signed_change(later, reconstruction)
     scale = change_scale([true])
-    rows = (
-        ("first", first),
-        ("true later", later),
-        ("reconstruction", reconstruction),
-        ("true change", tint_change(first, true, scale)),
-        ("difference", tint_change(later, missed, scale)),
-    )
+    rows["true change"] = tint_change(first, true, scale)
+    rows["difference"] = tint_change(later, missed, scale)
     drawing = _columns(rows, labels, cell, room_below=24)
     _legend(drawing, LEFT, drawing.height - 8, scale)
     return drawing.picture(
-        f"{count} frame pairs in columns; rows: first frame, true later frame, reconstruction, "
-        "true change, and the difference of reconstruction and true later frame."
+        f"{len(first)} frame pairs in columns; rows: first frame, true later frame, "
+        "reconstruction, true change, and the difference of reconstruction and true later frame."
     )
 
 
@@ -98,41 +81,43 @@ def frame_columns(
     rows: Mapping[str, np.ndarray], *, labels: Sequence[str] = (), cell: int = 104
 ) -> Picture:
     """Named rows of images (N, H, W, 3), one example per column; `labels` (N,) go under them."""
+    images = _rows(rows, labels)
+    count = len(next(iter(images.values())))
+    drawing = _columns(images, labels, cell, room_below=0)
+    return drawing.picture(f"{count} examples in columns; rows: {', '.join(images)}.")
+
+
+def _rows(rows: Mapping[str, np.ndarray], labels: Sequence[str]) -> dict[str, np.ndarray]:
+    """As uint8, of one shape and with a label for each column, or an error."""
     images = {name: to_uint8(value, name) for name, value in rows.items()}
     shapes = {value.shape for value in images.values()}
     if len(shapes) != 1 or len(next(iter(shapes))) != 4:
-        raise ValueError(f"the rows must share one shape (N, H, W, 3), got {sorted(shapes)}")
+        found = ", ".join(f"{name} {value.shape}" for name, value in images.items())
+        raise ValueError(f"the rows must share one shape (N, H, W, 3), got {found}")
     count = next(iter(shapes))[0]
     if labels and len(labels) != count:
         raise ValueError(f"labels must name each of {count} examples, got {len(labels)}")
-    drawing = _columns(list(images.items()), labels, cell, room_below=0)
-    return drawing.picture(f"{count} examples in columns; rows: {', '.join(images)}.")
+    return images
 
 
 LEFT = 116  # room for the names of rows
 
 
 def _columns(
-    rows: Sequence[tuple[str, np.ndarray]], labels: Sequence[str], cell: int, room_below: int
+    rows: Mapping[str, np.ndarray], labels: Sequence[str], cell: int, room_below: int
 ) -> Drawing:
-    count = len(rows[0][1])
-    width, height = _cell(rows[0][1].shape[2], rows[0][1].shape[1], cell)
+    count, tall, wide, _ = next(iter(rows.values())).shape
+    width, height = cell, cell * tall / wide
     step_x, step_y = width + GAP, height + GAP
     bottom = len(rows) * step_y + (20 if labels else 0)
     drawing = Drawing(LEFT + count * step_x, bottom + room_below)
-    for r, (name, images) in enumerate(rows):
+    for r, (name, images) in enumerate(rows.items()):
         drawing.text(LEFT - 10, r * step_y + height / 2 + 4, name, anchor="end")
         for c, image in enumerate(images):
             drawing.image(image, LEFT + c * step_x, r * step_y, width, height)
     for c, label in enumerate(labels):
-        drawing.text(
-            LEFT + c * step_x + width / 2,
-            len(rows) * step_y + 10,
-            label,
-            size=12,
-            color=MUTED,
-            anchor="middle",
-        )
+        x, y = LEFT + c * step_x + width / 2, len(rows) * step_y + 10
+        drawing.text(x, y, label, size=12, color=MUTED, anchor="middle")
     return drawing
 
 
@@ -158,7 +143,7 @@ def atlas(
         raise ValueError(f"labels must name each of {decoded.shape[1]} columns, got {len(labels)}")
     change = signed_change(starts[:, None], decoded)
     scale = change_scale([change])
-    width, height = _cell(starts.shape[2], starts.shape[1], cell)
+    width, height = cell, cell * starts.shape[1] / starts.shape[2]
     wrapped = [wrap(label, width, 12) for label in labels]
     top = 8 + 15 * max(len(lines) for lines in wrapped)
     step_x, block = width + GAP, 2 * height + 2 + 14
@@ -210,44 +195,27 @@ def film_strips(strips: Sequence[Strip], *, frames: int = 8, cell: int = 92) -> 
         if images.ndim != 4:
             raise ValueError(f"frames of strip {number} must be (T, H, W, 3), got {images.shape}")
         picked = np.unique(np.linspace(0, len(images) - 1, frames).round().astype(int))
-        width, height = _cell(images.shape[2], images.shape[1], cell)
+        height = cell * images.shape[1] / images.shape[2]
         text = f"{strip.label}: {strip.instruction}" if strip.label else strip.instruction
-        shown.append(
-            (
-                strip,
-                picked,
-                images[picked],
-                width,
-                height,
-                wrap(text, frames * (width + GAP) - 100, 14),
-            )
-        )  # 14: it is set bold
-    total_width = max(width for *_, width, _, _ in shown) + GAP
-    total = sum(TITLE * len(lines) + height + 36 for *_, height, lines in shown)
-    drawing = Drawing(frames * total_width, total)
+        lines = wrap(text, frames * (cell + GAP) - 100, 14)  # 14: it is set bold
+        shown.append((strip.success, picked, images[picked], height, lines))
+    wide = frames * (cell + GAP)
+    drawing = Drawing(wide, sum(TITLE * len(lines) + height + 36 for *_, height, lines in shown))
     y = 0.0
-    for strip, picked, images, width, height, lines in shown:
-        color, mark = (GOOD, "✓ success") if strip.success else (BAD, "✗ failure")
-        drawing.text(
-            frames * total_width - GAP, y + 14, mark, size=13, weight=600, color=color, anchor="end"
-        )
+    for success, picked, images, height, lines in shown:
+        color, mark = (GOOD, "✓ success") if success else (BAD, "✗ failure")
+        drawing.text(wide - GAP, y + 14, mark, weight=600, color=color, anchor="end")
         for line in lines:
             drawing.text(0, y + 14, line, weight=600)
             y += TITLE
         y += 2
         for i, (step, image) in enumerate(zip(picked, images, strict=True)):
-            x = i * (width + GAP)
-            drawing.image(image, x, y, width, height)
+            x = i * (cell + GAP)
+            drawing.image(image, x, y, cell, height)
             if i == len(picked) - 1:
-                drawing.rect(x, y, width, height, stroke=color, stroke_width=3)
-            drawing.text(
-                x + width / 2,
-                y + height + 13,
-                f"step {step}",
-                size=11,
-                color=MUTED,
-                anchor="middle",
-            )
+                drawing.rect(x, y, cell, height, stroke=color, stroke_width=3)
+            told = f"step {step}"
+            drawing.text(x + cell / 2, y + height + 13, told, size=11, color=MUTED, anchor="middle")
         y += height + 34
     return drawing.picture(
         "Rollouts in rows of frames: "

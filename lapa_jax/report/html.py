@@ -55,11 +55,8 @@ def _value(value: Any) -> str:
 
 def _setting(value: Any) -> str:
     # Settings are quoted as they are: 1024 is no quantity to be grouped.
-    return (
-        str(value)
-        if isinstance(value, int | float) and value is not True and value is not False
-        else _value(value)
-    )
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if number else _value(value)
 
 
 def _flat(mapping: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
@@ -98,13 +95,7 @@ class Blocks:
         for card in cards:
             if not {"label", "value"} <= set(card) <= {"label", "value", "note"}:
                 raise ValueError(f"a card has label, value and maybe note, got {sorted(card)}")
-            made.append(
-                {
-                    "label": card["label"],
-                    "value": _value(card["value"]),
-                    "note": card.get("note", ""),
-                }
-            )
+            made.append({"note": "", **card, "value": _value(card["value"])})
         return self._add("cards", cards=made)
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[Any]], caption: str = "") -> Any:
@@ -119,13 +110,8 @@ class Blocks:
             and all(_is_number(row[i]) or row[i] is None for row in rows)
             for i in range(len(header))
         ]
-        return self._add(
-            "table",
-            header=list(header),
-            numeric=numeric,
-            caption=caption,
-            rows=[[_value(cell) for cell in row] for row in rows],
-        )
+        cells = [[_value(cell) for cell in row] for row in rows]
+        return self._add("table", header=header, numeric=numeric, caption=caption, rows=cells)
 
     def figure(self, picture: Picture, caption: str = "") -> Any:
         if not isinstance(picture, Picture):
@@ -172,12 +158,8 @@ class Report(Blocks):
         return self.sections[-1]
 
     def html(self) -> str:
-        environment = jinja2.Environment(
-            autoescape=True,
-            undefined=jinja2.StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
+        strict = dict(autoescape=True, undefined=jinja2.StrictUndefined)
+        environment = jinja2.Environment(**strict, trim_blocks=True, lstrip_blocks=True)
         environment.filters["inline"] = _inline
         source = resources.files(__package__).joinpath("template.html.j2")
         template = environment.from_string(source.read_text(encoding="utf-8"))

@@ -128,14 +128,14 @@ class Drawing:
         self.width, self.height = int(np.ceil(width)), int(np.ceil(height))
         self._parts: list[str] = []
 
-    def _add(self, tag: str, attributes: dict[str, object], body: str | None = None) -> None:
+    def _add(self, tag: str, body: str = "", **attributes: object) -> None:
         text = "".join(
             f" {key.replace('_', '-')}="
             + quoteattr(_number(value) if isinstance(value, int | float) else str(value))
             for key, value in attributes.items()
             if value is not None
         )
-        self._parts.append(f"<{tag}{text}/>" if body is None else f"<{tag}{text}>{body}</{tag}>")
+        self._parts.append(f"<{tag}{text}>{body}</{tag}>")
 
     def text(
         self,
@@ -148,19 +148,8 @@ class Drawing:
         anchor: str = "start",
         weight: int = 400,
     ) -> None:
-        self._add(
-            "text",
-            {
-                "x": x,
-                "y": y,
-                "font_size": size,
-                "fill": color,
-                "text_anchor": anchor,
-                "font_weight": weight,
-                "font_family": FONT,
-            },
-            escape(printable(text)),
-        )
+        style = dict(font_size=size, fill=color, text_anchor=anchor, font_weight=weight)
+        self._add("text", escape(printable(text)), x=x, y=y, font_family=FONT, **style)
 
     def rect(
         self,
@@ -174,56 +163,20 @@ class Drawing:
         stroke_width: float = 1,
         radius: float = 0,
     ) -> None:
-        self._add(
-            "rect",
-            {
-                "x": x,
-                "y": y,
-                "width": width,
-                "height": height,
-                "rx": radius,
-                "fill": fill,
-                "stroke": stroke,
-                "stroke_width": stroke_width if stroke else None,
-            },
-        )
+        line = dict(stroke=stroke, stroke_width=stroke_width) if stroke else {}
+        self._add("rect", x=x, y=y, width=width, height=height, rx=radius, fill=fill, **line)
 
     def path(
-        self,
-        commands: str,
-        *,
-        stroke: str | None = MUTED,
-        fill: str = "none",
-        stroke_width: float = 1.5,
-        dash: str | None = None,
+        self, commands: str, *, stroke: str = MUTED, width: float = 1.5, dash: str | None = None
     ) -> None:
-        self._add(
-            "path",
-            {
-                "d": commands,
-                "stroke": stroke,
-                "fill": fill,
-                "stroke_width": stroke_width,
-                "stroke_dasharray": dash,
-                "stroke_linejoin": "round",
-                "stroke_linecap": "round",
-            },
-        )
+        line = dict(stroke=stroke, stroke_width=width, stroke_dasharray=dash)
+        ends = dict(stroke_linejoin="round", stroke_linecap="round")
+        self._add("path", d=commands, fill="none", **line, **ends)
 
     def image(self, image: np.ndarray, x: float, y: float, width: float, height: float) -> None:
         """A frame with sharp pixels in the given rectangle."""
-        self._add(
-            "image",
-            {
-                "x": x,
-                "y": y,
-                "width": width,
-                "height": height,
-                "href": png_uri(image),
-                "preserveAspectRatio": "none",
-                "style": "image-rendering:pixelated",
-            },
-        )
+        place = dict(x=x, y=y, width=width, height=height, preserveAspectRatio="none")
+        self._add("image", href=png_uri(image), style="image-rendering:pixelated", **place)
 
     def picture(self, alt: str) -> Picture:
         svg = (

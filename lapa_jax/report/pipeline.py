@@ -57,10 +57,7 @@ def pipeline_diagram(
     x = 4 + names.index("action_vla") * STEP
     y = top + height + 34
     drawing.path(f"M{x + WIDTH / 2} {y - 4}V{top + height + 7}")
-    drawing.path(
-        f"M{x + WIDTH / 2 - 5} {top + height + 12}L{x + WIDTH / 2} {top + height + 6}"
-        f"L{x + WIDTH / 2 + 5} {top + height + 12}"
-    )
+    _arrow_up(drawing, x + WIDTH / 2, top + height + 6)
     drawing.rect(x, y, WIDTH, extra, stroke=MUTED, radius=10)
     drawing.text(x + 12, y + 20, "Demonstrations", size=13, weight=600, color=INK)
     drawing.text(x + 12, y + 36, "few, with actions a", size=12, color=MUTED)
@@ -74,17 +71,9 @@ def pipeline_diagram(
         f"H{end - 8}Q{end} {low} {end} {low - 8}V{top + height + 7}",
         dash="4 4",
     )
-    drawing.path(
-        f"M{end - 5} {top + height + 12}L{end} {top + height + 6}L{end + 5} {top + height + 12}"
-    )
-    drawing.text(
-        (start + end) / 2,
-        low + 17,
-        "frames and instructions",
-        size=12,
-        color=MUTED,
-        anchor="middle",
-    )
+    _arrow_up(drawing, end, top + height + 6)
+    told, middle = "frames and instructions", (start + end) / 2
+    drawing.text(middle, low + 17, told, size=12, color=MUTED, anchor="middle")
     said = "; ".join(f"{name}: {note}" for name, note in notes.items())
     return drawing.picture(
         "The pipeline: videos without actions train a quantizer, which labels every frame pair "
@@ -92,3 +81,7 @@ def pipeline_diagram(
         "a few demonstrations turn it into the action VLA, whose success is measured in closed "
         f"loop.{' ' + said + '.' if said else ''}"
     )
+
+
+def _arrow_up(drawing: Drawing, x: float, y: float) -> None:
+    drawing.path(f"M{x - 5} {y + 6}L{x} {y}L{x + 5} {y + 6}")
