@@ -139,6 +139,19 @@ class Options:
         )
         return self.name or (word if word[:1].isalpha() else f"corpus_{word}")
 
+    def spec(
+        self, fps: float, *, actions: int = 0, states: int = 0, language: bool = True
+    ) -> schema.EpisodeSpec:
+        """Of what is converted; actions, states: how many numbers a step has, 0 for none."""
+        return schema.EpisodeSpec(
+            image_shape=(*self.size, 3),
+            action_dim=actions,
+            state_dim=states,
+            language=language,
+            source=self.dataset,
+            fps=fps,
+        )
+
     def __post_init__(self) -> None:
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"max_bad_fraction={self.max_bad_fraction} must lie in 0..1")
@@ -198,11 +211,11 @@ def convert(
             _summarise(report, stage)
             _require_episodes(report, source)
             records = [(part, result["records"]) for part, result in sorted(stage.results.items())]
-            stage.write_plan(
-                staging.plan_by_part(records)
-                if options.per_shard
-                else staging.plan_by_size(records, SHARD_BYTES)
-            )
+            groups, target = [records], SHARD_BYTES
+            if options.per_shard:  # a part is a shard
+                groups, target = [[one] for one in records], 1 << 62
+            plans = (staging.plan_by_size(group, target) for group in groups)
+            stage.write_plan([shard for plan in plans for shard in plan])
         else:  # stopped while it published
             _summarise(report, stage)
         report.shards = len(stage.plan)
@@ -307,25 +320,13 @@ def _join_parts(stage: staging.Staging, options: Options) -> None:
 
 def _execute(work: Callable, jobs: Sequence, options: Options) -> contextlib.closing:
     """The results as they come; what runs elsewhere is ended with the block."""
-    return contextlib.closing(
-        executors.run(
-            work, jobs, workers=options.workers, runner=options.runner, options=options.beam_options
-        )
-    )
+    how = dict(workers=options.workers, runner=options.runner, options=options.beam_options)
+    return contextlib.closing(executors.run(work, jobs, **how))
 
 
 def _write_part(job: _PartJob, advance: Callable[[int], object] | None = None) -> dict:
     """Converts the units of one part; the file gets its name once it is whole."""
-    result = {
-        "part": job.part,
-        "records": [],
-        "frames": 0,
-        "seconds": 0.0,
-        "repeated_frames": 0,
-        "episodes_with_language": 0,
-        "bad": [],
-        "short": [],
-    }
+    result = {"part": job.part, **_nothing()}
     with storage.atomic_path(job.path) as unfinished:
         part = writer.ShardFile(unfinished)
         try:
@@ -349,45 +350,43 @@ def _write_part(job: _PartJob, advance: Callable[[int], object] | None = None) -
     return result
 
 
+def _nothing() -> dict:
+    """What a unit without episodes adds to its part, and a part to the report."""
+    counts = {"frames": 0, "seconds": 0.0, "repeated_frames": 0, "episodes_with_language": 0}
+    return counts | {"records": [], "bad": [], "short": []}
+
+
 def _write_unit(source: Source, unit: Unit, part: writer.ShardFile) -> dict:
     """Appends the episodes of one unit; returns what they add to the result of the part."""
     try:
         unit.name.encode()
     except UnicodeEncodeError as error:
         raise RecordingError("file name is not UTF-8") from error
-    frames = repeated = with_language = 0
-    seconds, records, bad, short = 0.0, [], [], []
+    added = _nothing()
     for found in source.read(unit):
         if isinstance(found, Bad):
-            bad.append((found.name, found.reason))
+            added["bad"].append((found.name, found.reason))
             continue
         episode = found.episode
         steps, fps = episode.num_steps, episode.fps or source.spec.fps
         if steps < MIN_STEPS:
             reason = f"{steps} frame at {fps:g} fps, an episode needs {MIN_STEPS}"
-            short.append((episode.episode_id, reason))
+            added["short"].append((episode.episode_id, reason))
             continue
         try:
             record = schema.encode_episode(episode, source.spec)
         except schema.SchemaError as error:
             if unit.recordings == 1:
                 raise RecordingError(str(error)) from error
-            bad.append((episode.episode_id, str(error)))
+            added["bad"].append((episode.episode_id, str(error)))
             continue
         part.append(record)
-        records.append(len(record))
-        frames, seconds = frames + steps, seconds + steps / fps
-        repeated += found.repeated_frames
-        with_language += bool(episode.instruction)
-    return {
-        "records": records,
-        "frames": frames,
-        "seconds": seconds,
-        "repeated_frames": repeated,
-        "episodes_with_language": with_language,
-        "bad": bad,
-        "short": short,
-    }
+        added["records"].append(len(record))
+        added["frames"] += steps
+        added["seconds"] += steps / fps
+        added["repeated_frames"] += found.repeated_frames
+        added["episodes_with_language"] += bool(episode.instruction)
+    return added
 
 
 def _summarise(report: Report, stage: staging.Staging) -> None:

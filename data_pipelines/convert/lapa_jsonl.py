@@ -215,8 +215,9 @@ def convert_lapa_jsonl(
     """
     file, out = Path(options.file), Path(options.out)
     images = Path(options.images) if options.images else None
-    size = options.size if images else (PLACEHOLDER_SIZE, PLACEHOLDER_SIZE)
-    settings = decode.VideoSettings(options.fps, *size, options.fit, options.quality)
+    if images is None:
+        options = dataclasses.replace(options, size=(PLACEHOLDER_SIZE, PLACEHOLDER_SIZE))
+    settings = decode.VideoSettings(options.fps, *options.size, options.fit, options.quality)
     units, form = scan(file)
     if form.delta and not options.window_seconds > 0:
         raise ValueError(
@@ -225,13 +226,7 @@ def convert_lapa_jsonl(
         )
     if images is None and not form.vision:
         raise ValueError(f"{file} has no image tokens (`vision`): give the images (--images)")
-    spec = schema.EpisodeSpec(
-        image_shape=(*size, 3),
-        action_dim=form.raw_actions,
-        language=True,
-        source=options.dataset,
-        fps=options.fps,
-    )
+    spec = options.spec(options.fps, actions=form.raw_actions)
     origin = {k: v for k, v in shards.shard_fingerprint(file).items() if k != "name"}
     file_hash = "lapa_jsonl:" + sidecar.value_hash(origin)
     sets = code_sets(options, form, file_hash, code_version)

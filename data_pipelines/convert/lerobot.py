@@ -195,13 +195,10 @@ def convert_lerobot(options: Options) -> conversion.Report:
     settings = decode.VideoSettings(
         fps, *options.size, options.fit, options.quality, source_fps=fps
     )
-    spec = schema.EpisodeSpec(
-        image_shape=(*options.size, 3),
-        action_dim=_width(root, features, action_key, "--action_key"),
-        state_dim=_width(root, features, state_key, "--state_key") if state_key else 0,
-        language=True,
-        source=options.dataset,
-        fps=fps,
+    spec = options.spec(
+        fps,
+        actions=_width(root, features, action_key, "--action_key"),
+        states=_width(root, features, state_key, "--state_key") if state_key else 0,
     )
     tasks = _tasks(root)
     recordings = _recordings(root, info, camera)

@@ -155,29 +155,20 @@ def convert_rlds(options: Options) -> conversion.Report:
             + " (--fps)"
         )
     settings = decode.VideoSettings(fps or 1.0, *options.size, options.fit, options.quality)
-    spec = schema.EpisodeSpec(
-        image_shape=(*options.size, 3),
-        action_dim=widths["action"],
-        state_dim=widths["state"],
+    spec = options.spec(
+        fps,
+        actions=widths["action"],
+        states=widths["state"],
         language=bool(keys["instruction"]),
-        source=options.dataset,
-        fps=fps,
     )
+    named = {f"{what}_key": key for what, key in keys.items()}
     report = conversion.convert(
-        RldsSource(
-            directory,
-            keys["image"],
-            keys["action"],
-            keys["state"],
-            keys["instruction"],
-            settings,
-            spec,
-        ),
+        RldsSource(directory, **named, settings=settings, spec=spec),
         units,
         options,
         {
             **dataclasses.asdict(settings),
-            **{f"{what}_key": key for what, key in keys.items()},
+            **named,
             "source_split": split,
             "source_hash": conversion.hash_of_files(directory, [path.name for path in files]),
         },

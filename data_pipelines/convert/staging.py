@@ -14,7 +14,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_pipelines import sidecar, storage
 from data_pipelines.rlds import schema, tfrecord, writer
@@ -22,8 +22,7 @@ from data_pipelines.rlds import schema, tfrecord, writer
 _COPY_BYTES = 8 << 20
 
 
-@dataclasses.dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """Bytes [start, stop) of a part."""
 
     part: int
@@ -31,8 +30,7 @@ class Piece:
     stop: int
 
 
-@dataclasses.dataclass(frozen=True)
-class PlannedShard:
+class PlannedShard(NamedTuple):
     """Records in a row, and where they lie."""
 
     episodes: int
@@ -75,11 +73,6 @@ def plan_by_size(records: Sequence[tuple[int, Sequence[int]]], target: int) -> l
             shards[position * count // total].append((part, start, size))
             position, start = position + size + framing, start + size + framing
     return [_planned(shard, framing) for shard in shards if shard]
-
-
-def plan_by_part(records: Sequence[tuple[int, Sequence[int]]]) -> list[PlannedShard]:
-    """Each part that has records becomes a shard."""
-    return [planned for one in records for planned in plan_by_size([one], 1 << 62)]
 
 
 def _planned(records: list[tuple[int, int, int]], framing: int) -> PlannedShard:
@@ -141,13 +134,7 @@ class Staging:
     def write_plan(self, plan: list[PlannedShard]) -> None:
         """From now on no part is written any more."""
         self.plan = plan
-        sidecar.write_json(
-            self.folder / "plan.json",
-            [
-                (one.episodes, one.payload_bytes, [dataclasses.astuple(p) for p in one.pieces])
-                for one in plan
-            ],
-        )
+        sidecar.write_json(self.folder / "plan.json", plan)
 
     def join_jobs(self) -> list[JoinJob]:
         """What is to be joined yet; a shard that is one whole part is only renamed, here."""

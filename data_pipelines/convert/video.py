@@ -106,15 +106,8 @@ def convert_files(
     kind: type[VideoSource] = VideoSource,
 ) -> conversion.Report:
     """Converts the files {path below root: what `kind` makes the caption of} in their order."""
-    spec = schema.EpisodeSpec(
-        image_shape=(settings.height, settings.width, 3),
-        action_dim=0,
-        language=language,
-        source=options.dataset,
-        fps=settings.fps,
-    )
     return conversion.convert(
-        kind(root, settings, spec),
+        kind(root, settings, options.spec(settings.fps, language=language)),
         [
             conversion.Unit(file, caption, size=conversion.size_of(root / file))
             for file, caption in captions.items()
