@@ -66,10 +66,10 @@ def _full(config: ConfigDict) -> None:
     config.quantizer.model.update(spatial_depth=4, temporal_depth=2, decoder_depth=4)
     config.quantizer.optimizer.peak_lr = 3e-4
     config.latent_pretraining.steps = 60_000
-    config.latent_pretraining.model.latent_vocab = config.quantizer.model.codebook_size
+    config.latent_pretraining.model.targets.latent.vocab = config.quantizer.model.codebook_size
     config.quantizer.model.bottleneck.update(continuous_steps=5_000, ramp_steps=10_000)
     config.action_finetuning.steps = 5_000
-    config.action_finetuning.model.action_vocab = 64
+    config.action_finetuning.model.targets.action.vocab = 64
     for policy in (config.latent_pretraining, config.action_finetuning):
         policy.global_batch = 256
         policy.model.update(dim=512, mlp_dim=1536, depth=8, heads=8, head_dim=64)

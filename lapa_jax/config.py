@@ -20,6 +20,9 @@ from data_pipelines.storage import places
 RENAMED: dict[str, str] = {
     "evaluation.blocks": "evaluation.env.blocks",
     "evaluation.families": "evaluation.env.families",
+    "model.latent_vocab": "model.targets.latent.vocab",
+    "model.action_vocab": "model.targets.action.vocab",
+    "action_tokens": "model.targets.action.codec",
 }
 # Keys that came later ("*": under every name there is), with the value that says what was done
 # before: what runs of earlier code have.
@@ -116,7 +119,21 @@ def upgrade(values: dict[str, Any]) -> dict[str, Any]:
             holder.setdefault(name, copy.deepcopy(value))
     if old:
         logging.warning("config keys of earlier code: %s", ", ".join(old))
+        _complete_targets(values)
     return values
+
+
+def _complete_targets(values: dict[str, Any]) -> None:
+    """Earlier code gave a policy vocabularies alone, of 0 where it lacks one; what was trained was
+    the stage's."""
+    targets = values.get("model", {}).get("targets", {})
+    stages = {"latent": "latent_pretraining", "action": "action_finetuning"}
+    for name, codec in (("latent", "codes"), ("action", "bins")):
+        settings = targets.pop(name, {})
+        if settings.get("vocab"):
+            weight = float(values.get("stage", stages[name]) == stages[name])
+            defaults = {"name": "tokens", "codec": codec, "loss_weight": weight}
+            targets[name] = defaults | settings
 
 
 def _holders(values: dict[str, Any], path: list[str]) -> list[dict[str, Any]]:

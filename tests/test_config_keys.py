@@ -78,3 +78,39 @@ def test_the_environment_of_earlier_runs():
     assert config.evaluation.env.blocks == 2
     assert config.evaluation.env.families == ("separate_blocks",)
     assert config.evaluation.env.horizon == 40
+
+
+def old_policy(stage: str, **vocabularies: int) -> dict:
+    """As a policy's run of earlier code kept it."""
+    model = {"dim": 32} | {f"{name}_vocab": size for name, size in vocabularies.items()}
+    return {"stage": stage, "model": model}
+
+
+def test_vocabularies_of_earlier_policies_become_their_heads(caplog):
+    old = old_policy("action_finetuning", latent=0, action=16) | {"action_tokens": "clusters"}
+    with caplog.at_level(logging.WARNING):
+        found = configs.from_dict(old)
+    action = {"name": "tokens", "vocab": 16, "codec": "clusters", "loss_weight": 1.0}
+    assert found.model.targets.to_dict() == {"action": action}
+    assert "action_tokens" not in found and "action_vocab" not in found.model
+    assert len(caplog.records) == 1 and "(now model.targets.action.codec)" in caplog.text
+    # A table that its stage did not train stays in the model, and that is all.
+    both = configs.from_dict(old_policy("latent_pretraining", latent=8, action=16)).model.targets
+    assert both.latent.loss_weight == 1.0 and both.latent.codec == "codes"
+    assert both.action.loss_weight == 0.0 and both.action.vocab == 16
+    none = configs.from_dict(old_policy("latent_pretraining", latent=0, action=0))
+    assert none.model.targets.to_dict() == {}
+
+
+def test_users_files_and_flags_of_earlier_policies(tmp_path):
+    (tmp_path / "file.py").write_text(
+        "from experiments import base\n\n"
+        "def get_config(arg=None):\n"
+        "    config = base.stage_defaults('action_finetuning')\n"
+        "    config.model = base.policy_model(action_vocab=64)\n"
+        "    config.action_tokens = 'clusters'\n"
+        "    return config\n"
+    )
+    found = configs.load(str(tmp_path / "file.py"), ["--config.model.action_vocab=32"])
+    action = {"name": "tokens", "vocab": 32, "codec": "clusters", "loss_weight": 1.0}
+    assert found.model.targets.to_dict() == {"action": action}

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from tiny_policy import token_heads
 
 from experiments import base
 from lapa_jax import config as configs
@@ -14,10 +15,10 @@ from lapa_jax import stages
 from lapa_jax.nn.module import Functional, flatten
 from lapa_jax.parallel import sharding
 from lapa_jax.parallel.mesh import make_mesh
-from lapa_jax.policy.codecs.action import ActionClusters
+from lapa_jax.policy.codecs import Clusters
+from lapa_jax.policy.heads.tokens import CODEC
 from lapa_jax.policy.text import train
 from lapa_jax.policy.vla import VLA, VLAConfig
-from lapa_jax.stages.action_finetuning import ACTION_BINS
 from lapa_jax.stages.policy import LAYOUT_KEYS, TOKENIZER
 from lapa_jax.training.optimizer import OPTIMIZERS, make_optimizer
 from lapa_jax.training.state import create, state_shardings
@@ -88,15 +89,15 @@ def test_config_survives_json(experiment):
 def test_a_key_that_a_config_lacks_is_an_error_though_new_configs_have_a_default(experiment, key):
     config = load(experiment)
     tokenizer = train([f"push block {i} to the wall" for i in range(20)], 384)
-    clusters = ActionClusters(np.zeros((8, 2), np.float32), np.ones(2, np.float32)).to_json()
+    clusters = Clusters(np.zeros((8, 2), np.float32), np.ones(2, np.float32)).to_json()
     with config.unlocked():
         del config.model[key]
     with pytest.raises(ValueError, match=rf"model: unknown keys \[\], missing keys \['{key}'\]"):
-        stages.build(config, {TOKENIZER: tokenizer, ACTION_BINS: clusters})
+        stages.build(config, {TOKENIZER: tokenizer, CODEC: clusters})
     with config.unlocked():
         config.model[key], config.model.nonsense = 1, 1
     with pytest.raises(ValueError, match=r"model: unknown keys \['nonsense'\]"):
-        stages.build(config, {TOKENIZER: tokenizer, ACTION_BINS: clusters})
+        stages.build(config, {TOKENIZER: tokenizer, CODEC: clusters})
 
 
 @pytest.mark.parametrize("encoder", ["tabletop", "dinov2_small", "dinov2_giant"])
@@ -121,7 +122,8 @@ def test_policies_train_with_every_optimizer(name):
     settings = config.model.to_dict() | {"lora_rank": 2}
     settings = {key: value for key, value in settings.items() if key not in LAYOUT_KEYS}
     settings["front_end"] |= {"image_size": config.data.image_size}
-    model = Functional(lambda rngs: VLA(VLAConfig(**settings, compute_dtype="float32"), rngs=rngs))
+    policy = VLAConfig(**settings, compute_dtype="float32")
+    model = Functional(lambda rngs: VLA(policy, token_heads(action=16), rngs=rngs))
     optimizer = make_optimizer(config.optimizer, config.steps, model.axes())
     shapes = model.abstract()[0]
     assert len(optimizer.table(shapes).splitlines()) == 3

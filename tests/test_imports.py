@@ -48,7 +48,7 @@ ALLOWED = {
     "lapa_jax.training": ("lapa_jax.parallel", "data_pipelines.storage"),
     "lapa_jax.config": ("data_pipelines.storage",),
     "lapa_jax.latent": MODELS,
-    "lapa_jax.policy": MODELS,
+    "lapa_jax.policy": (*MODELS, "data_pipelines.checks.statistics"),  # where codecs are fitted
     "lapa_jax.stages": STAGES,
     "lapa_jax.aot": RUNS,
     "lapa_jax.runs": RUNS,

@@ -5,20 +5,30 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from experiments import base
 from lapa_jax import stages
 from lapa_jax.interop.imported import Imported, write_run
-from lapa_jax.policy import text
-from lapa_jax.policy.codecs.action import ActionTokenizer
-from lapa_jax.stages.action_finetuning import ACTION_BINS
+from lapa_jax.policy import heads, text
+from lapa_jax.policy.codecs import Bins
+from lapa_jax.policy.heads.tokens import CODEC
 from lapa_jax.stages.policy import TOKENIZER
 
-BINS = ActionTokenizer([np.linspace(-1, 1, 6), np.array([-0.5, 0.1, 0.5, 1.5])])
+BINS = Bins([np.linspace(-1, 1, 6), np.array([-0.5, 0.1, 0.5, 1.5])])
 TOKENIZER_MODEL = dict(
     dim=32, multipliers=(1, 2, 1, 1), blocks=1, latent_dim=16, code_dim=8, codebook_size=64
 )  # a code for 8 x 8 pixels
 INSTRUCTIONS = ["push the red block", "move the green square to place 2"]
+
+
+def token_heads(length: int = 1, **vocabularies: int) -> dict[str, heads.Head]:
+    """Heads of so many tokens, with vocabularies by modality."""
+    targets = {
+        m: heads.head_settings("tokens", codec="codes", vocab=n) for m, n in vocabularies.items()
+    }
+    config = ConfigDict({"model": {"targets": targets}, "code_length": length})
+    return heads.build(config, {})
 
 
 @functools.cache
@@ -50,7 +60,7 @@ def make_policy(out: Path, head: str, **model) -> Path:
     config.model.update(mlp_dim=48, unroll=1, init_std=0.3, **model)
     assets = {TOKENIZER: tokenizer()}
     if head == "action":
-        assets[ACTION_BINS], config.action_tokens = BINS.to_json(), "bins"
+        assets[CODEC] = BINS.to_json()
     else:
         config.code_length = 3
     return write(out, config.lock(), assets)

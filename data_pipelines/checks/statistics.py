@@ -132,7 +132,7 @@ def action_clusters(actions: np.ndarray, count: int) -> tuple[np.ndarray, np.nda
     if actions.ndim != 2 or len(actions) < count or count < 1:
         raise ValueError(
             f"{count} clusters of actions of shape {actions.shape}: need at least as "
-            "many actions as clusters (model.action_vocab)"
+            "many actions as clusters (model.targets.action.vocab)"
         )
     _check_finite(actions)
     scale = actions.std(axis=0)

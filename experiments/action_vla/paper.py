@@ -68,7 +68,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.data.augment = base.augment("crop_and_colour")
         config.model.front_end = base.front_end("vqgan")
         config.model.front_end.weights = arg.vqgan
-    config.action_tokens = "bins"
     hardware.use(config, hardware.POLICY_7B, arg.hardware)
     if arg.quick:
         base.make_lwm_policy_quick(config)

@@ -42,7 +42,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     held = 0.0 if arg.init_from else 1.0
     config.optimizer.groups = base.head_and_rest("action", lr_scale=held)
     config.model = base.policy_model(action_vocab=16)  # few, for few episodes
-    config.action_tokens = "clusters"  # one token an action; "bins": one a dimension
+    config.model.targets.action.codec = "clusters"  # one token an action; "bins": one a dimension
     if arg.quick:
         base.make_policy_quick(config)
     return config

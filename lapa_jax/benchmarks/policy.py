@@ -10,17 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from experiments import base
 from lapa_jax.benchmarks import measure
 from lapa_jax.nn import flops
 from lapa_jax.nn.module import Functional
-from lapa_jax.policy import decoding
+from lapa_jax.policy import decoding, heads
+from lapa_jax.policy.heads.tokens import cross_entropy
 from lapa_jax.policy.modality import IMAGE, LATENT, TEXT
 from lapa_jax.policy.vla import SIZES, VLA, VLAConfig
-from lapa_jax.stages.policy import LAYOUT_KEYS, cross_entropy
+from lapa_jax.stages.policy import LAYOUT_KEYS
 
 TEXT_TOKENS, IMAGE_TOKENS, TARGETS = 28, 256, 4
+VOCAB = 8  # of the latent tokens
 ROW = TEXT_TOKENS + IMAGE_TOKENS + TARGETS
 # Of these, the vocabularies are small: with LWM's, most of their weights would be tables.
 SMALL = {
@@ -67,9 +70,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def policy_config(size: str, args: argparse.Namespace) -> VLAConfig:
     """`demo`: the tabletop's policy; others by their size. Large ones as they train on one device:
     scanned, with remat, parameters in the compute dtype."""
-    settings = base.lwm_policy_model(latent_vocab=8).to_dict()
+    settings = base.lwm_policy_model(latent_vocab=VOCAB).to_dict()
     if size in SMALL:
-        settings = base.policy_model(latent_vocab=8).to_dict()
+        settings = base.policy_model(latent_vocab=VOCAB).to_dict()
         settings["front_end"] = base.front_end("cached_tokens").to_dict()
         settings |= {"image_vocab": 1024, "unroll": args.unroll} | SMALL[size]
     else:
@@ -79,10 +82,16 @@ def policy_config(size: str, args: argparse.Namespace) -> VLAConfig:
     return VLAConfig(**settings, compute_dtype=args.dtype)
 
 
+def predicted() -> dict[str, heads.Head]:
+    """The head of latent tokens."""
+    model = {"targets": heads.token_settings(latent=VOCAB)}
+    return heads.build(ConfigDict({"model": model, "code_length": TARGETS}), {})
+
+
 def rows(config: VLAConfig, number: int) -> dict[str, jax.Array]:
     """Random tokens of whole rows, with the slots that predict the targets."""
     modality = np.repeat([TEXT, IMAGE, LATENT], [TEXT_TOKENS, IMAGE_TOKENS, TARGETS])
-    sizes = np.array([config.text_vocab, config.image_vocab, config.latent_vocab])
+    sizes = np.array([config.text_vocab, config.image_vocab, VOCAB])
     tokens = np.random.default_rng(0).integers(0, sizes[modality], (number, ROW))
     slots = np.arange(ROW - TARGETS - 1, ROW - 1)
     return {
@@ -98,12 +107,12 @@ def workload(size: str, args: argparse.Namespace) -> tuple[VLAConfig, dict[str, 
     """(config, what `measure.Training` takes)."""
     config = policy_config(size, args)
     batch, microbatches = TRAIN.get(size, (8, 1))
-    model = Functional(lambda rngs: VLA(config, rngs=rngs))
+    model = Functional(lambda rngs: VLA(config, predicted(), rngs=rngs))
 
     def loss(params, variables, batch, rng):
         given = (batch["tokens"], batch["modality"], batch["segments"], None)
         slots = {"latent": batch["slots"]}
-        logits, variables = model.apply(params, variables, "logits", *given, slots=slots)
+        logits, variables = model.apply(params, variables, "outputs", *given, slots=slots)
         return cross_entropy(logits["latent"], batch["targets"])[0], {}, variables
 
     return config, {
@@ -147,7 +156,7 @@ def _decode(size: str, args: argparse.Namespace, bandwidth: float) -> dict[str, 
     """One prompt, greedy, the fastest of the timed calls. The time of a token is what more of them
     take."""
     config = policy_config(size, args)
-    model = Functional(lambda rngs: VLA(config, rngs=rngs, stacked=False))
+    model = Functional(lambda rngs: VLA(config, predicted(), rngs=rngs, stacked=False))
     params, variables = jax.jit(model.init)(jax.random.key(0))
     prompt = {key: rows(config, 1)[key][:, :-TARGETS] for key in ("tokens", "modality", "segments")}
 

@@ -27,10 +27,10 @@ from lapa_jax import envs, stages
 from lapa_jax.benchmarks import measure
 from lapa_jax.interop.imported import Imported, write_run
 from lapa_jax.policy import text
-from lapa_jax.policy.codecs.action import ActionClusters
+from lapa_jax.policy.codecs import Clusters
+from lapa_jax.policy.heads.tokens import CODEC
 from lapa_jax.runs import loaded
 from lapa_jax.serving.limits import BATCH_SIZES
-from lapa_jax.stages.action_finetuning import ACTION_BINS
 from lapa_jax.stages.policy import TOKENIZER
 
 REQUESTS = 100  # for each of --steps
@@ -82,10 +82,10 @@ def make_policy(out: Path, dtype: str) -> list[str]:
     config = tabletop.get_config()
     config.compute_dtype = dtype
     rng = np.random.default_rng(0)
-    clusters = ActionClusters(rng.normal(size=(config.model.action_vocab, 2)), np.ones(2))
+    clusters = Clusters(rng.normal(size=(config.model.targets.action.vocab, 2)), np.ones(2))
     assets = {
         TOKENIZER: text.train(instructions, config.model.text_vocab),
-        ACTION_BINS: clusters.to_json(),
+        CODEC: clusters.to_json(),
     }
     stage = stages.build(config.lock(), assets)
     params, variables = jax.jit(stage.model.init)(jax.random.key(0))

@@ -11,6 +11,7 @@ import numpy as np
 from lapa_jax.interop import safetensors_files, torch_code, torch_policy, torch_tokenizer
 from lapa_jax.interop.parity import LIMIT, Parity, clearly_different, difference, real_examples
 from lapa_jax.interop.staged import exported_config, plain_stage, staged
+from lapa_jax.policy.codecs import ActionCodec
 from lapa_jax.policy.front_end import VqganConfig, front_end_config
 from lapa_jax.policy.image_tokenizer import ImageTokenizerConfig, nearest
 from lapa_jax.policy.layout import LEGACY_END_OF_FRAME
@@ -83,9 +84,9 @@ class Inputs:
     def __init__(self, run: Model, tokenizer: Tokenizer | None):
         stage, rng = run.stage, np.random.default_rng(0)
         model, layout = stage.model_config, stage.layout
-        self.present = [i for i, name in enumerate(MODALITIES) if model.vocab(name)]
+        vocab = np.array([stage.vocabularies[name] for name in MODALITIES])
+        self.present = np.flatnonzero(vocab)
         self.modality = rng.choice(self.present, (ROWS, ROW_LENGTH))
-        vocab = np.array([model.vocab(name) for name in MODALITIES])
         self.tokens = rng.integers(0, vocab[self.modality])
         pixels = stage.from_pixels or tokenizer is not None
         self.instructions, N = list(INSTRUCTIONS), stage.num_images
@@ -130,7 +131,7 @@ class Reference:
         heads = {MODALITIES[i]: None for i in inputs.present}
         run_rows = jax.jit(
             lambda params, variables, *rows: stage.model.apply(
-                params, variables, "logits", *rows, jnp.ones_like(rows[0]), slots=heads
+                params, variables, "outputs", *rows, jnp.ones_like(rows[0]), slots=heads
             )[0],
             compiler_options=LAYER_BY_LAYER,
         )
@@ -141,27 +142,20 @@ class Reference:
             self.logits = {k: np.asarray(x) for k, x in run_rows(*weights, *rows).items()}
             predict = jax.jit(stage.predict, compiler_options=LAYER_BY_LAYER)
             found = predict(*weights, prompts, images)
-        self.ids, self.chosen_by = (np.asarray(x) for x in found)
-        self.head = stage.head
-        self.actions = stage.actions.decode(self.ids) if stage.head == "action" else None
+        self.ids, self.chosen_by = np.asarray(found.ids), np.asarray(found.logits)
+        self.head = stage.head.modality
+        acts = isinstance(stage.head.codec, ActionCodec)
+        self.actions = stage.head.codec.decode(self.ids) if acts else None
 
 
 def write(run: Model, out: Path, args: argparse.Namespace) -> str:
     require(run, LoadedPolicy)
     torch_code.require_torch()
-    stage, model = run.stage, run.stage.model_config
+    stage = run.stage
     config, dtype = exported_config(run, args.precision)
     tokenizer = find_tokenizer(run, args.image_tokenizer)
-    theirs = torch_policy.hf_config(
-        model,
-        stage.layout,
-        head=stage.head,
-        limits=stage.limits,
-        image_size=run.config.data.image_size,
-        tokenizer=tokenizer and tokenizer.config,
-        dtype=dtype,
-    )
-    tensors = torch_policy.tensors(model, run.params, run.variables, dtype)
+    tensors = torch_policy.tensors(stage, run.params, run.variables, dtype)
+    theirs = torch_policy.hf_config(stage, tokenizer=tokenizer and tokenizer.config, dtype=dtype)
     if tokenizer is not None and not stage.from_pixels:
         rules = torch_policy.tokenizer_rules(tokenizer.config, "encoder")
         tensors |= safetensors_files.mapped({}, {"encoder": tokenizer.weights}, rules, {}, dtype)

@@ -5,7 +5,7 @@ after it. lapa_run.json is the config of the run: the way back needs no other.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,19 @@ from lapa_jax.interop.mapping import Rule
 from lapa_jax.interop.safetensors_files import Tensor
 from lapa_jax.nn.module import Functional, Tree, flatten
 from lapa_jax.policy.front_end import front_end_config
+from lapa_jax.policy.heads.tokens import TokenHead
 from lapa_jax.policy.image_tokenizer import ImageEncoder, ImageTokenizerConfig
-from lapa_jax.policy.layout import Layout
-from lapa_jax.policy.modality import MODALITIES
+from lapa_jax.policy.modality import MODALITIES, TEXT
 from lapa_jax.policy.vla import VLAConfig
+from lapa_jax.stages.policy import PolicyStage
 
 MODELING, MODELING_VQGAN = "modeling_lapa.py", "modeling_vqgan.py"
 IMAGE_TOKENIZER = "image_tokenizer"  # the prefix of its tensors
 
 
-def rules(config: VLAConfig) -> list[Rule]:
+def rules(stage: PolicyStage) -> list[Rule]:
     """Raises ValueError for a policy that the format cannot hold."""
+    config = stage.model_config
     name, settings = front_end_config(config.front_end)
     if config.dim % config.heads:
         raise ValueError(
@@ -35,8 +37,13 @@ def rules(config: VLAConfig) -> list[Rule]:
             "configuration wants one"
         )
     found = llama.hf_rules(config.depth)
-    for modality in MODALITIES[1:]:
-        if config.vocab(modality):
+    for head in stage.parts.values():
+        if not isinstance(head, TokenHead):
+            raise ValueError(
+                f"model.targets.{head.modality}: PyTorch's LapaPolicy has heads of tokens alone"
+            )
+    for modality, size in stage.vocabularies.items():
+        if size and modality != MODALITIES[TEXT]:
             table, kernel = f"embeddings/{modality}/table", f"heads/{modality}/kernel"
             found.append(Rule(f"embeddings.{modality}.weight", table))
             found.append(Rule(f"heads.{modality}.weight", kernel, "v d -> d v"))
@@ -75,24 +82,21 @@ def tokenizer_rules(config: ImageTokenizerConfig, ours: str) -> list[Rule]:
     return found
 
 
-def tensors(config: VLAConfig, params: Tree, variables: Tree, dtype: np.dtype) -> dict[str, Tensor]:
+def tensors(
+    stage: PolicyStage, params: Tree, variables: Tree, dtype: np.dtype
+) -> dict[str, Tensor]:
     """Their tensors, each rearranged when it is asked for; parameters in `dtype`, what is frozen as
     it is."""
-    sizes = llama.sizes(config.heads, config.head_dim)
-    return safetensors_files.mapped(params, variables, rules(config), sizes, dtype)
+    sizes = llama.sizes(stage.model_config.heads, stage.model_config.head_dim)
+    return safetensors_files.mapped(params, variables, rules(stage), sizes, dtype)
 
 
 def hf_config(
-    config: VLAConfig,
-    layout: Layout,
-    *,
-    head: str,
-    limits: Sequence[int],
-    image_size: Sequence[int],
-    tokenizer: ImageTokenizerConfig | None,
-    dtype: np.dtype,
+    stage: PolicyStage, *, tokenizer: ImageTokenizerConfig | None, dtype: np.dtype
 ) -> dict[str, Any]:
     """config.json: LLaMA's keys, and ours under "lapa"."""
+    config, layout, vocabularies = stage.model_config, stage.layout, stage.vocabularies
+    del vocabularies[MODALITIES[TEXT]]
     return {
         "model_type": "llama",
         "architectures": ["LapaPolicy"],
@@ -118,10 +122,10 @@ def hf_config(
         "dtype": dtype.name,
         "torch_dtype": dtype.name,
         "lapa": {
-            "head": head,
-            "limits": list(limits),
-            "vocabularies": {name: config.vocab(name) for name in MODALITIES[1:]},
-            "image_size": list(image_size),
+            "head": stage.head.modality,
+            "limits": list(stage.head.limits),
+            "vocabularies": vocabularies,
+            "image_size": list(stage.config.data.image_size),
             "num_images": layout.num_images,
             "tokens_per_image": layout.tokens_per_image,
             "text_length": layout.text_length,

@@ -1,4 +1,5 @@
-"""Decoding a fixed number of target tokens: one prefill, then a scan with a key-value cache.
+"""Decoding, for heads: `decode` token by token with a key-value cache, `in_one_pass` all slots at
+once.
 
 Tokens come from the asked head's vocabulary only, and there is no end-of-sequence token: exactly
 `num_tokens` are produced. Greedy unless a temperature is given.
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from lapa_jax.nn.module import Functional, Tree
+from lapa_jax.policy.modality import MODALITIES
 
 
 @partial(jax.jit, static_argnames=("vla", "head", "num_tokens", "temperature", "top_k"))
@@ -80,3 +82,33 @@ def decode(
         for one, more in zip(first, rest, strict=True)
     )
     return ids, logits
+
+
+def in_one_pass(
+    vla: Functional,
+    params: Tree,
+    variables: Tree,
+    prompts: Mapping[str, jax.Array],
+    images: jax.Array | None,
+    head: str,
+    ids_Bn: jax.Array,
+) -> jax.Array:
+    """What a head gives, (B, n, V), at n slots after the prompts that hold these ids."""
+    rows = extend(prompts, head, ids_Bn)
+    tokens, modality, segments = (rows[k] for k in ("tokens", "modality", "segments"))
+    T, n = prompts["tokens"].shape[1], ids_Bn.shape[1]
+    slots = {head: jnp.broadcast_to(T + jnp.arange(n), ids_Bn.shape)}
+    given = (tokens, modality, segments, images)
+    return vla.apply(params, variables, "outputs", *given, slots=slots)[0][head]
+
+
+def extend(
+    prompts: Mapping[str, jax.Array], modality: str, ids_Bn: jax.Array
+) -> dict[str, jax.Array]:
+    """Prompts with tokens of a modality after them."""
+    more = {"tokens": ids_Bn, "segments": jnp.ones_like(ids_Bn)}
+    more["modality"] = jnp.full_like(ids_Bn, MODALITIES.index(modality))
+    return {
+        name: jnp.concatenate([x, more[name].astype(x.dtype)], axis=1)
+        for name, x in prompts.items()
+    }

@@ -6,10 +6,11 @@ example, or several (packing), told apart by segment ids from 1; segment 0 is pa
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
-from lapa_jax.policy.modality import ACTION, FILL, IMAGE, LATENT, MODALITIES, TEXT
+from lapa_jax.policy.modality import FILL, IMAGE, MODALITIES, TEXT
 from lapa_jax.policy.text import TextTokenizer
 
 LEGACY_PROMPT = (
@@ -19,45 +20,47 @@ LEGACY_PROMPT = (
 LEGACY_END_OF_FRAME, LEGACY_END_OF_VISION = 8192, 8193  # of the image vocabulary
 
 
-def _none() -> np.ndarray:
-    return np.zeros(0, np.int32)
+class Slots(NamedTuple):
+    """The slots of a head in the row of an example. What it gives at each is seen there, or where
+    `next_token` at the token before."""
+
+    modality: str
+    count: int
+    next_token: bool = True
 
 
 @dataclass(frozen=True)
 class Example:
-    """Tokens of one example. The output at `target_slots[i]` predicts `targets[i]`; so do
-    `text_slots` for text ids, where text is trained on."""
+    """Tokens of one example. `slots`: where heads are asked, by modality; "text" where text is
+    trained on."""
 
     tokens: np.ndarray  # int32 (n,)
     modality: np.ndarray  # int8 (n,)
-    target_slots: np.ndarray = field(default_factory=_none)  # int32 (L,)
-    targets: np.ndarray = field(default_factory=_none)  # int32 (L,)
-    text_slots: np.ndarray = field(default_factory=_none)  # int32 (M,)
-    text_targets: np.ndarray = field(default_factory=_none)  # int32 (M,)
+    slots: dict[str, np.ndarray] = field(default_factory=dict)  # int32 (L,) each
 
 
 class Layout:
-    """[begin, instruction][image tokens][targets but the last]."""
+    """[begin, instruction][image tokens][tokens of each head's slots, but for a last one that is
+    only predicted]."""
 
     def __init__(
         self,
         tokenizer: TextTokenizer,
         *,
-        head: str,
+        slots: Sequence[Slots],
         text_length: int,
         num_images: int,
         tokens_per_image: int,
         image_vocab: int,
-        num_targets: int,
     ):
-        self.tokenizer, self.text_length = tokenizer, text_length
-        self.head = MODALITIES.index(head)
+        self.tokenizer, self.slots, self.text_length = tokenizer, tuple(slots), text_length
         self.num_images, self.tokens_per_image = num_images, tokens_per_image
-        self.image_vocab, self.num_targets = image_vocab, num_targets
+        self.image_vocab = image_vocab
 
-    @property
-    def num_text_targets(self) -> int:
-        return 0
+    # Of what text is trained on, where it is: its ids int32 (M,), the same for all examples, and
+    # the weight of its loss, which that of the heads lacks.
+    text_targets = np.zeros(0, np.int32)
+    text_loss_weight = 0.0
 
     @property
     def prompt_length(self) -> int:
@@ -67,7 +70,12 @@ class Layout:
     @property
     def example_length(self) -> int:
         """Tokens of an example, at most."""
-        return self.prompt_length + self.num_targets - 1
+        return self.prompt_length + sum(own.count for own in self.slots) - self._only_predicted
+
+    @property
+    def _only_predicted(self) -> int:
+        """Tokens at the end that nothing is asked at."""
+        return int(bool(self.slots) and self.slots[-1].next_token)
 
     def prompt(self, instruction: str, image_ids: np.ndarray | None = None) -> Example:
         """Everything before the first target. `image_ids` int (images, tokens an image), or None:
@@ -75,13 +83,19 @@ class Layout:
         return _join([(self.text(instruction), TEXT), (self._image(image_ids).reshape(-1), IMAGE)])
 
     def example(
-        self, instruction: str, image_ids: np.ndarray | None, targets: np.ndarray
+        self, instruction: str, image_ids: np.ndarray | None, ids: Sequence[np.ndarray]
     ) -> Example:
-        """The prompt and its targets int (L,)."""
+        """The prompt, and `ids` int (L,) of each head's slots."""
         prompt = self.prompt(instruction, image_ids)
-        joined = _join([prompt, (targets[:-1], self.head)])
-        slots = len(prompt.tokens) - 1 + np.arange(len(targets), dtype=np.int32)
-        return Example(joined.tokens, joined.modality, slots, targets)
+        parts: list[tuple[np.ndarray, int]] = []
+        slots, at = {}, len(prompt.tokens)
+        for own, tokens in zip(self.slots, ids, strict=True):
+            slots[own.modality] = at - own.next_token + np.arange(len(tokens), dtype=np.int32)
+            parts.append((tokens, MODALITIES.index(own.modality)))
+            at += len(tokens)
+        joined = _join([prompt, *parts])
+        kept = at - self._only_predicted
+        return Example(joined.tokens[:kept], joined.modality[:kept], slots)
 
     def text(self, instruction: str) -> np.ndarray:
         """Text tokens int32 (n,) before the image. Raises ValueError for more than text_length."""
@@ -119,24 +133,33 @@ class LegacyLayout(Layout):
 
         <s><s> prompt <vision> image (8192 image)* 8193 </vision> <delta> targets </delta> </s>
 
-    where tags are plain text pieces. Text is trained on from the opening tag of the targets on.
+    where tags are plain text pieces. With latent actions text is trained on, too, from the opening
+    tag of the targets on.
     """
 
-    TAGS = {LATENT: "delta", ACTION: "action"}
+    TAGS = {"latent": "delta", "action": "action"}
+    TEXT_LOSS_WEIGHTS = {"latent": 0.01, "action": 0.0}
 
-    @property
-    def num_text_targets(self) -> int:
-        opening, closing = self._tags(self.TAGS[self.head])
-        return len(opening) + self.num_targets + len(closing) + 1
+    def __init__(self, tokenizer: TextTokenizer, *, slots: Sequence[Slots], **sizes: int):
+        super().__init__(tokenizer, slots=slots, **sizes)
+        if len(slots) > 1:
+            raise ValueError("model.legacy=True: the original's rows have one head's targets")
+        modality, count, _ = slots[0] if slots else Slots("latent", 0)
+        self.opening, self.closing = self._tags(self.TAGS[modality])
+        # The original's text loss takes in the target positions too, with the id 0 (a misplaced
+        # bracket in its mask).
+        targets = [self.opening, np.zeros(count), self.closing, [tokenizer.eos]]
+        self.text_targets = np.concatenate(targets).astype(np.int32)
+        self.text_loss_weight = self.TEXT_LOSS_WEIGHTS[modality]
 
     @property
     def prompt_length(self) -> int:
-        tags = len(self._tags("vision")[1]) + len(self._tags(self.TAGS[self.head])[0])
-        return self.text_length + self.num_images * (self.tokens_per_image + 1) + tags
+        marks = len(self._tags("vision")[1]) + len(self.opening)
+        return self.text_length + self.num_images * (self.tokens_per_image + 1) + marks
 
     @property
     def example_length(self) -> int:
-        return self.prompt_length + self.num_targets + len(self._tags(self.TAGS[self.head])[1])
+        return self.prompt_length + sum(own.count for own in self.slots) + len(self.closing)
 
     def prompt(self, instruction: str, image_ids: np.ndarray | None = None) -> Example:
         text, vision_closing = self.text(instruction), self._tags("vision")[1]
@@ -144,8 +167,8 @@ class LegacyLayout(Layout):
         marks = np.full((self.num_images, 1), LEGACY_END_OF_FRAME, np.int32)
         marks[-1] = LEGACY_END_OF_VISION
         image = np.concatenate([self._image(image_ids), marks], axis=1).reshape(-1)
-        opening = self._tags(self.TAGS[self.head])[0]
-        return _join([(text, TEXT), (image, IMAGE), (vision_closing, TEXT), (opening, TEXT)])
+        closed = [(vision_closing, TEXT), (self.opening, TEXT)]
+        return _join([(text, TEXT), (image, IMAGE), *closed])
 
     def text(self, instruction: str) -> np.ndarray:
         ids = self.tokenizer.ids(LEGACY_PROMPT.format(instruction=instruction))
@@ -153,19 +176,15 @@ class LegacyLayout(Layout):
         return self._checked(np.concatenate([[bos, bos], ids, opening]), instruction)
 
     def example(
-        self, instruction: str, image_ids: np.ndarray | None, targets: np.ndarray
+        self, instruction: str, image_ids: np.ndarray | None, ids: Sequence[np.ndarray]
     ) -> Example:
-        prompt = self.prompt(instruction, image_ids)
-        opening, closing = self._tags(self.TAGS[self.head])
-        joined = _join([prompt, (targets, self.head), (closing, TEXT)])
-        first, L = len(prompt.tokens) - 1, len(targets)
-        # The original's text loss takes in the target positions too, with the id 0 (a misplaced
-        # bracket in its mask).
-        text_targets = [opening, np.zeros(L), closing, [self.tokenizer.eos]]
-        text_targets = np.concatenate(text_targets).astype(np.int32)
-        text_slots = first - len(opening) + np.arange(len(text_targets), dtype=np.int32)
-        slots = first + np.arange(L, dtype=np.int32)
-        return Example(joined.tokens, joined.modality, slots, targets, text_slots, text_targets)
+        prompt, (own,), (tokens,) = self.prompt(instruction, image_ids), self.slots, ids
+        targets = (tokens, MODALITIES.index(own.modality))
+        joined = _join([prompt, targets, (self.closing, TEXT)])
+        at = len(prompt.tokens)
+        text = at - 1 - len(self.opening) + np.arange(len(self.text_targets), dtype=np.int32)
+        slots = at - own.next_token + np.arange(len(tokens), dtype=np.int32)
+        return Example(joined.tokens, joined.modality, {own.modality: slots, "text": text})
 
     def _tags(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         return self.tokenizer.ids(f"<{name}>"), self.tokenizer.ids(f"</{name}>")
@@ -187,20 +206,16 @@ def pack(
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """(rows, order): `examples_per_row` examples a row of `length` tokens, padded at the right.
 
-    rows: tokens, segments int32 (R, T), modality int8 (R, T), target_slots, targets int32 (R, k·L)
-    and, where examples have them, text_slots, text_targets int32 (R, k·M). order (B,): the example
-    at each place, row by row. Long examples are put together with short ones; which ones is a
-    function of their lengths alone.
+    rows: tokens, segments int32 (R, T), modality int8 (R, T), and MODALITY_slots int32 (R, k·L) of
+    the slots that examples have. order (B,): the example at each place, row by row. Long examples
+    are put together with short ones; which ones is a function of their lengths alone.
     """
     B, k = len(examples), examples_per_row
     if B % k:
         raise ValueError(f"{B} examples a host do not fill rows of model.examples_per_row={k} each")
     order = _balanced(np.array([len(e.tokens) for e in examples]), k)
     rows = _empty(B // k, length)
-    found: dict[str, list[list[np.ndarray]]] = {
-        name: [[] for _ in range(B // k)]
-        for name in ("target_slots", "targets", "text_slots", "text_targets")
-    }
+    slots: dict[str, list[np.ndarray]] = {name: [] for name in examples[0].slots}
     for r, members in enumerate(order.reshape(-1, k)):
         start = 0
         for segment, e in enumerate((examples[i] for i in members), 1):
@@ -212,15 +227,18 @@ def pack(
                 )
             for name, value in zip(rows, (e.tokens, e.modality, segment), strict=True):
                 rows[name][r, start:stop] = value
-            for name in found:
-                value = getattr(e, name)
-                found[name][r].append(value + start if name.endswith("slots") else value)
+            for name, found in slots.items():
+                found.append(e.slots[name] + np.int32(start))
             start = stop
-    for name, values in found.items():
-        stacked = np.stack([np.concatenate(v) for v in values]).astype(np.int32)
-        if stacked.size:
-            rows[name] = stacked
-    return rows, order
+    return rows | {
+        f"{m}_slots": np.concatenate(x).reshape(B // k, -1) for m, x in slots.items()
+    }, order
+
+
+def by_row(values: np.ndarray, order: np.ndarray, examples_per_row: int) -> np.ndarray:
+    """What examples have, (B, n, ...), as rows of them have it: (R, k·n, ...)."""
+    values = values if examples_per_row == 1 else values[order]
+    return values.reshape(len(order) // examples_per_row, -1, *values.shape[2:])
 
 
 def left_pad(prompts: Sequence[Example], length: int) -> dict[str, np.ndarray]:

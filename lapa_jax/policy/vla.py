@@ -1,12 +1,13 @@
 """The policy: a LLaMA-style decoder over a row of tokens of several modalities.
 
-Every modality has its own embedding table and its own head; ids start at 0 in each. A row holds one
+Every modality has its own embedding and its own head; ids start at 0 in each. Text and images have
+tables and vocabularies; what is predicted brings its own modules (policy/heads). A row holds one
 example or several (packing), told apart by segment ids; segment 0 is padding. Image tokens are ids
 of the image table or, where the id is FILL, what the front-end makes of the images, in order.
-Logits exist only where they are asked for: at given slots, for given heads.
+Heads give something only where they are asked: at given slots.
 
 Shape suffixes: B rows, T sequence, S keys, n slots, N images of a row, K heads, C head width, D
-width, V vocabulary.
+width, V what a head gives.
 """
 
 from collections.abc import Mapping
@@ -20,11 +21,11 @@ from flax import nnx
 from lapa_jax.nn import lora
 from lapa_jax.nn.attention import attention
 from lapa_jax.nn.layers import Dense, RMSNorm, SwiGLU, dtype_of
-from lapa_jax.nn.module import param
 from lapa_jax.nn.position import rope, rope_tables
 from lapa_jax.nn.stack import Stack
 from lapa_jax.parallel.sharding import constrain
 from lapa_jax.policy.front_end import FRONT_ENDS, front_end_config, front_end_settings
+from lapa_jax.policy.heads.base import Embedding, Head, readout
 from lapa_jax.policy.modality import FILL, IMAGE, MODALITIES
 
 # Backbone sizes under the names LWM and EasyLM use, and small ones of our own.
@@ -46,14 +47,12 @@ SIZES: dict[str, dict[str, int]] = {
 class VLAConfig:
     """The defaults: a small one for images of 64 pixels a side.
 
-    A vocabulary of 0 leaves the modality out: no table and no head. `front_end`: {name, ...its
-    settings}. `legacy`: the original's rotary angles, rounded to `compute_dtype`."""
+    An image_vocab of 0: images have no table and no head. `front_end`: {name, ...its settings}.
+    `legacy`: the original's rotary angles, rounded to `compute_dtype`."""
 
     compute_dtype: str
     text_vocab: int = 384
     image_vocab: int = 0
-    latent_vocab: int = 0  # the quantizer's codebook_size
-    action_vocab: int = 0  # most bins of an action dimension
     front_end: Mapping[str, Any] = field(default_factory=lambda: front_end_settings("patches"))
     dim: int = 128
     depth: int = 3
@@ -81,30 +80,16 @@ class VLAConfig:
         for name in ("text_vocab", "dim", "depth", "heads", "head_dim", "mlp_dim"):
             if getattr(self, name) < 1:
                 raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
-        for name in MODALITIES:
-            if self.vocab(name) < 0:
-                raise ValueError(f"model.{name}_vocab={self.vocab(name)} must not be negative")
+        if self.image_vocab < 0:
+            raise ValueError(f"model.image_vocab={self.image_vocab} must not be negative")
         if self.lora_rank < 0:
             raise ValueError(f"model.lora_rank={self.lora_rank} must be positive, or 0: no LoRA")
         if self.head_dim % 2:
             raise ValueError(f"model.head_dim={self.head_dim} must be even: RoPE rotates pairs")
 
-    def vocab(self, modality: str) -> int:
-        return getattr(self, f"{modality}_vocab")
-
     @property
     def tokens_per_image(self) -> int:
         return front_end_config(self.front_end)[1].num_tokens
-
-
-class Embedding(nnx.Module):
-    def __init__(self, vocab: int, config: VLAConfig, axis: str | None, rngs: nnx.Rngs):
-        table = config.init_std * jax.random.normal(rngs.params(), (vocab, config.dim))
-        self.table = param(table, axis, "embed")
-        self.dtype = dtype_of(config.compute_dtype)
-
-    def __call__(self, ids: jax.Array) -> jax.Array:
-        return self.table[...][ids].astype(self.dtype)
 
 
 class SelfAttention(nnx.Module):
@@ -183,21 +168,27 @@ class Cache(NamedTuple):
 
 
 class VLA(nnx.Module):
-    """`stacked`: see stack.py."""
+    """`predicted`: the heads, by modality. `stacked`: see stack.py."""
 
-    def __init__(self, config: VLAConfig, *, rngs: nnx.Rngs, stacked: bool = True):
+    def __init__(
+        self,
+        config: VLAConfig,
+        predicted: Mapping[str, Head],
+        *,
+        rngs: nnx.Rngs,
+        stacked: bool = True,
+    ):
         self.config = config
         self.dtype = dtype = dtype_of(config.compute_dtype)
-        present = [name for name in MODALITIES if config.vocab(name)]
-        # Latent and action vocabularies are small and of any size: they are not split.
-        split = {"text": "vocab", "image": "vocab"}
+        given = {"text": config.text_vocab, "image": config.image_vocab}
         embeddings, heads = {}, {}
-        for name in present:
-            axis, size = split.get(name), config.vocab(name)
-            embeddings[name] = Embedding(size, config, axis, rngs)
-            heads[name] = Dense(
-                (config.dim,), (size,), ("embed", axis), dtype=dtype, std=config.init_std, rngs=rngs
-            )
+        for name in MODALITIES:  # the order in which random numbers are drawn
+            if name in predicted:
+                embeddings[name] = predicted[name].embedding(config, rngs)
+                heads[name] = predicted[name].output(config, rngs)
+            elif given.get(name):
+                embeddings[name] = Embedding(given[name], config, "vocab", rngs)
+                heads[name] = readout(given[name], config, "vocab", rngs)
         self.embeddings, self.heads = nnx.data(embeddings), nnx.data(heads)
         name, settings = front_end_config(config.front_end)
         module = FRONT_ENDS[name][1]
@@ -220,7 +211,7 @@ class VLA(nnx.Module):
 
     # --- Training and scoring: everything in one pass ---
 
-    def logits(
+    def outputs(
         self,
         tokens_BT: jax.Array,
         modality_BT: jax.Array,
@@ -229,8 +220,8 @@ class VLA(nnx.Module):
         *,
         slots: Mapping[str, jax.Array | None],
     ) -> dict[str, jax.Array]:
-        """Logits (B, n, V), float32, of the heads that `slots` names, at its slots int (B, n);
-        None: at all slots. The output at a slot predicts the token after it."""
+        """What the heads that `slots` names give, float32 (B, n, V), at its slots int (B, n), or at
+        all where they are None. Of a vocabulary it is the logits of the token after the slot."""
         x = self.embed(tokens_BT, modality_BT, images_BNHWC)
         x, _ = self._run(x, segments_BT, positions(segments_BT))
         found = {}
@@ -270,8 +261,8 @@ class VLA(nnx.Module):
     def _head(self, hidden_BnD: jax.Array, name: str) -> jax.Array:
         if name not in self.heads:
             raise ValueError(
-                f"head={name!r} must be one of {sorted(self.heads)}: a head exists where its "
-                f"vocabulary (model.{name}_vocab) is above 0"
+                f"head={name!r} must be one of {sorted(self.heads)}: there is one for text, for "
+                "images where model.image_vocab is above 0, and for what model.targets names"
             )
         return self.heads[name](hidden_BnD).astype(jnp.float32)
 
@@ -286,7 +277,8 @@ class VLA(nnx.Module):
         head: str,
         num_tokens: int,
     ) -> tuple[jax.Array, Cache]:
-        """Logits (B, V) of the first target and a cache with room for `num_tokens` − 1 more.
+        """What the head gives (B, V) at the last slot, of a vocabulary the logits of the first
+        target, and a cache with room for `num_tokens` − 1 more.
 
         Prompts end at the last slot; padding is at the left.
         """
@@ -297,13 +289,14 @@ class VLA(nnx.Module):
         wide = ((0, 0), (0, room), (0, 0), (0, 0))  # and an axis of layers where they are stacked
         kv = jax.tree.map(lambda y: jnp.pad(y, ((0, 0), *wide)[-y.ndim :]), kv)
         segments = jnp.pad(segments_BT, ((0, 0), (0, room)))
-        logits = self._head(self.norm(x[:, -1:]), head)[:, 0]
-        return logits, Cache(kv, segments, where[:, -1] + 1)
+        output = self._head(self.norm(x[:, -1:]), head)[:, 0]
+        return output, Cache(kv, segments, where[:, -1] + 1)
 
     def step(
         self, token_B: jax.Array, slot: jax.Array, cache: Cache, head: str
     ) -> tuple[jax.Array, Cache]:
-        """Feeds one token at cache slot `slot`; returns logits (B, V) of the next and the cache."""
+        """Feeds one token at cache slot `slot`; returns what the head gives there (B, V), and the
+        cache."""
         x = self.embeddings[head](token_B[:, None])
         segments, where = cache.segments_BS.at[:, slot].set(1), cache.position_B
         layers = dict(per_layer=cache.keys_and_values, method="step")

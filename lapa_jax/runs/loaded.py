@@ -164,9 +164,12 @@ class LoadedImageTokenizer(Model):
 class Prediction(NamedTuple):
     """What a policy says, of one example or, with a leading B, of several."""
 
-    values: jax.Array  # z int32 (code_length,), or a float32 (action_dim,) in the data's units
-    # float32 (tokens, vocabulary): of each id of z or of the tokens of a, given those before it
-    probabilities: jax.Array
+    # z int32 (code_length,), or a float32 (action_dim,) in the data's units; (n, action_dim) of a
+    # head whose answers are for n steps
+    values: jax.Array
+    # float32 (tokens, vocabulary): of each id of z or of the tokens of a, given those before it;
+    # None of a head without tokens
+    probabilities: jax.Array | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,19 +195,19 @@ class LoadedPolicy(Model):
         stage = self.stage
 
         def predict(*args, **options) -> Prediction:
-            ids, logits = stage.predict(*args, **options)
-            values = stage.actions.centre_of(ids, jnp) if stage.head == "action" else ids
-            return Prediction(values, jax.nn.softmax(logits))
+            found = stage.predict(*args, **options)
+            likely = None if found.logits is None else jax.nn.softmax(found.logits)
+            return Prediction(found.values, likely)
 
         return jax.jit(predict, static_argnames=("temperature", "top_k"))
 
     @cached_property
     def _logits(self) -> Any:
         stage = self.stage
-        heads = dict.fromkeys(name for name in MODALITIES if stage.model_config.vocab(name))
+        heads = dict.fromkeys(name for name, size in stage.vocabularies.items() if size)
         return jax.jit(
             lambda params, variables, *rows: stage.model.apply(
-                params, variables, "logits", *rows, slots=heads
+                params, variables, "outputs", *rows, slots=heads
             )[0]
         )
 
@@ -224,7 +227,7 @@ class LoadedPolicy(Model):
         if not np.isin(modality, range(len(MODALITIES))).all():
             raise ValueError(f"modality holds {modality.min()} to {modality.max()}, not 0 to 3")
         for number, name in enumerate(MODALITIES):
-            ids, size = tokens[modality == number], self.stage.model_config.vocab(name)
+            ids, size = tokens[modality == number], self.stage.vocabularies[name]
             if ids.size and (ids.min() < 0 or ids.max() >= size):
                 raise ValueError(
                     f"{name} ids run from {ids.min()} to {ids.max()}; the model has {size}"
@@ -277,12 +280,12 @@ class LoadedPolicy(Model):
             top_k=top_k,
             key=None if seed is None else jax.random.key(seed),
         )
-        return Prediction(*(x[0] for x in found)) if single else found
+        return jax.tree.map(lambda x: x[0], found) if single else found
 
     def require_head(self, head: str) -> None:
         """Raises ValueError where the policy predicts something else."""
-        if self.stage.head != head:
-            raise ValueError(f"this policy predicts the {self.stage.head}, not the {head}")
+        if self.stage.head.modality != head:
+            raise ValueError(f"this policy predicts the {self.stage.head.modality}, not the {head}")
 
     def _images(self, image: np.ndarray, count: int, single: bool) -> np.ndarray:
         """(B, N, H, W, 3)."""

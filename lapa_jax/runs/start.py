@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines import loader as loaders
-from data_pipelines.checks import statistics
 from data_pipelines.loader.mixture import Mixture
 from data_pipelines.storage import places
 from lapa_jax import stages
@@ -24,6 +23,7 @@ from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.runs import run as runs
 from lapa_jax.runs.loaded import Model, averages, digest, load, open_checkpoints
 from lapa_jax.runs.program import Program
+from lapa_jax.runs.sources import OfCorpora
 from lapa_jax.training import checkpoint, memory
 from lapa_jax.training import state as states
 from lapa_jax.version import __version__
@@ -225,13 +225,8 @@ def _assets(
         if done.exists():
             return
         places.make(directory)
-        made = stage_class.make_assets(
-            config,
-            inherited=source.assets if source else {},
-            instructions=sorted({t for c in mixture.corpora for t in c.index.instructions}),
-            action_edges=lambda bins: statistics.quantile_edges(_actions(mixture), bins),
-            action_clusters=lambda count: statistics.action_clusters(_actions(mixture), count),
-        )
+        inherited = source.assets if source else {}
+        made = stage_class.make_assets(config, OfCorpora(mixture, inherited))
         for name, data in made.items():
             (directory / name).write_bytes(data)
         done.touch()
@@ -246,12 +241,3 @@ def _assets(
 
     distributed.on_first(make)
     return distributed.together(read)
-
-
-def _actions(mixture: Mixture) -> np.ndarray:
-    """All actions of a mixture that are known, float32 (N, action_dim)."""
-    found = []
-    for corpus in mixture.corpora:
-        rows = statistics.valid_action_rows(corpus.index)
-        found.append(corpus.index.actions[rows[corpus.actions.mask(rows)[:, 0]]])
-    return np.concatenate(found)

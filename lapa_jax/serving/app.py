@@ -150,7 +150,7 @@ class Server:
     async def _rest(self, observation: Observation, answer: Answer) -> dict[str, Any]:
         if observation.as_numpy:
             return _json_numpy(answer.values)
-        found = _fields(self.metadata["policy"], answer)
+        found: dict[str, Any] = dict(answer.reply)
         if observation.picture:
             picture = await self.engine.picture(observation, answer.values)
             found["picture"] = _data_uri(picture)
@@ -189,9 +189,9 @@ class Server:
                 raise Refused(400, "a text frame: messages are msgpack in binary frames")
             observation = await self._read(self.reader.from_msgpack, data)
             answer = await self.engine.predict(observation)
-            found = _fields(self.metadata["policy"], answer)
+            found: dict[str, Any] = dict(answer.reply)
             if "a" in found:
-                found = {"actions": found.pop("a")[None]}  # a chunk of one
+                found = {"actions": found["a"].reshape(self.metadata["chunk"], -1)}
             if observation.picture:
                 found["picture"] = await self.engine.picture(observation, answer.values)
             status = 200
@@ -260,12 +260,6 @@ async def _failed(request: Request, error: Exception) -> Response:
 
 def _address(connection: Request | WebSocket) -> str:
     return connection.client.host if connection.client else ""
-
-
-def _fields(head: str, answer: Answer) -> dict[str, Any]:
-    if head == "action":
-        return {"a": answer.values}
-    return {"z": answer.values, "probabilities": answer.probabilities}
 
 
 def _timing(answer: Answer) -> dict[str, float]:

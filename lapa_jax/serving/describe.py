@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from absl import logging
 
-from lapa_jax.policy.codecs.action import ActionClusters
 from lapa_jax.runs.loaded import LoadedPolicy, LoadedQuantizer
 from lapa_jax.serving.limits import Limits
 
@@ -23,7 +21,7 @@ def metadata(
     """Plain values, for JSON and msgpack. What the run does not record is None."""
     stage = policy.stage
     found = {
-        "policy": stage.head,
+        "policy": stage.head.modality,
         "image_size": list(policy.image_size),  # height, width
         "images": stage.num_images,  # of an observation, earliest first
         "num_frames": policy.config.data.num_frames,
@@ -31,7 +29,7 @@ def metadata(
         "resizing": resizing,
         "text_length": policy.config.model.text_length,  # tokens
         "unnorm_keys": unnorm_keys(policy),
-        "chunk": 1,  # actions that an answer holds
+        "chunk": stage.head.horizon,  # actions that an answer holds
         "pictures": quantizer is not None,
         "limits": {
             "request_bytes": limits.request_bytes,
@@ -45,12 +43,12 @@ def metadata(
             "provenance": policy.provenance,
         },
     }
-    if stage.head == "latent":
-        if action_names or action_units:
-            raise ValueError("--action_names and --action_units are of policies that act")
-        length, size = len(stage.limits), stage.limits[0]
-        return found | {"latent": {"code_length": length, "codebook_size": size}}
-    return found | {"action": _action(stage.actions, action_names, action_units)}
+    described = stage.head.describe()
+    if "dim" in described:
+        described |= _named(described["dim"], action_names, action_units)
+    elif action_names or action_units:
+        raise ValueError("--action_names and --action_units are of policies that act")
+    return found | {stage.head.modality: described}
 
 
 def unnorm_keys(policy: LoadedPolicy) -> list[str]:
@@ -60,13 +58,13 @@ def unnorm_keys(policy: LoadedPolicy) -> list[str]:
 
 def check_quantizer(policy: LoadedPolicy, quantizer: LoadedQuantizer) -> None:
     """Raises ValueError unless the quantizer decodes what the policy predicts."""
-    stage = policy.stage
-    if stage.head != "latent":
+    decoded = policy.stage.head.describe()
+    if "codebook_size" not in decoded:
         raise ValueError("--quantizer decodes latent actions, and this policy predicts actions")
     for what, theirs, ours in (
         ("image_size", tuple(quantizer.image_size), tuple(policy.image_size)),
-        ("codebook_size", quantizer.codebook_size, stage.limits[0]),
-        ("code_length", quantizer.code_length, len(stage.limits)),
+        ("codebook_size", quantizer.codebook_size, decoded["codebook_size"]),
+        ("code_length", quantizer.code_length, decoded["code_length"]),
     ):
         if theirs != ours:
             raise ValueError(f"--quantizer: its {what} is {theirs}, the policy's is {ours}")
@@ -81,20 +79,8 @@ def check_quantizer(policy: LoadedPolicy, quantizer: LoadedQuantizer) -> None:
         )
 
 
-def _action(actions: Any, names: Sequence[str], units: Sequence[str]) -> dict[str, Any]:
-    dim = actions.action_dim
+def _named(dim: int, names: Sequence[str], units: Sequence[str]) -> dict[str, Any]:
     for flag, given in (("action_names", names), ("action_units", units)):
         if given and len(given) != dim:
             raise ValueError(f"--{flag} gives {len(given)}, an action has {dim} dimensions")
-    clusters = isinstance(actions, ActionClusters)
-    centres = actions.centres.T if clusters else actions.centres  # (dim, ids)
-    return {
-        "dim": dim,
-        "names": list(names) or None,
-        "units": list(units) or None,
-        "tokens": "clusters" if clusters else "bins",
-        "num_bins": actions.num_bins.tolist(),
-        "low": np.nanmin(centres, axis=1).tolist(),
-        "high": np.nanmax(centres, axis=1).tolist(),
-        "centres": [row[np.isfinite(row)].tolist() for row in centres],  # of each dimension
-    }
+    return {"names": list(names) or None, "units": list(units) or None}

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import numpy as np
 
-from lapa_jax.runs.loaded import LoadedPolicy, LoadedQuantizer
+from lapa_jax.runs.loaded import LoadedPolicy, LoadedQuantizer, Prediction
 from lapa_jax.serving.limits import BATCH_SIZES, Refused
 from lapa_jax.serving.messages import Observation
 from lapa_jax.serving.metrics import Metrics
@@ -27,8 +27,8 @@ from lapa_jax.serving.metrics import Metrics
 class Answer:
     """What the policy says of one observation, and how long that took."""
 
-    values: np.ndarray  # z int32 (code_length,), or a float32 (action_dim,)
-    probabilities: np.ndarray  # float32 (tokens, vocabulary)
+    reply: dict[str, np.ndarray]  # as the head names what it says
+    values: np.ndarray  # z int32 (code_length,), or a float32 (action_dim,), or (n, action_dim)
     infer_ms: float  # of the whole batch, a picture before it on the same thread included
     queue_ms: float
     batch: int  # observations in it
@@ -90,9 +90,7 @@ class Engine:
             start = time.perf_counter()
             try:
                 observations = [one.observation for one in batch]
-                values, probabilities = await loop.run_in_executor(
-                    self._worker, self._compute, observations
-                )
+                found = await loop.run_in_executor(self._worker, self._compute, observations)
             except Exception as error:  # goes to those who asked, whatever it is
                 for one in batch:
                     if not one.answer.done():
@@ -103,7 +101,9 @@ class Engine:
             for i, one in enumerate(batch):
                 if not one.answer.done():  # cancelled while the server stops
                     times = 1e3 * seconds, 1e3 * (start - one.since)
-                    one.answer.set_result(Answer(values[i], probabilities[i], *times, len(batch)))
+                    of_one = jax.tree.map(lambda x, i=i: x[i], found)
+                    reply = self.policy.stage.head.reply(*of_one)
+                    one.answer.set_result(Answer(reply, of_one.values, *times, len(batch)))
 
     async def predict(self, observation: Observation) -> Answer:
         """Raises Refused where too many wait already."""
@@ -154,15 +154,14 @@ class Engine:
                 batch.append(one)
         return batch
 
-    def _compute(self, observations: list[Observation]) -> tuple[np.ndarray, np.ndarray]:
-        """(values, probabilities) of observations, and of the last one again as padding."""
+    def _compute(self, observations: list[Observation]) -> Prediction:
+        """Of observations, and of the last one again as padding."""
         size = self.batch_sizes[bisect.bisect_left(self.batch_sizes, len(observations))]
         padded = observations + observations[-1:] * (size - len(observations))
         images = np.stack([one.images for one in padded])
         if self.policy.stage.num_images == 1:
             images = images[:, 0]
-        found = self.policy.predict(images, [one.instruction for one in padded])
-        return tuple(jax.device_get(found))
+        return jax.device_get(self.policy.predict(images, [one.instruction for one in padded]))
 
     def _decode(self, frame: np.ndarray, z: np.ndarray) -> np.ndarray:
         found = jax.device_get(self.quantizer.decode(frame[None], z[None]))[0]

@@ -2,9 +2,8 @@
 
 from ml_collections import ConfigDict
 
-from lapa_jax.stages.action_finetuning import ActionFinetuning
 from lapa_jax.stages.image_tokenizer import ImageTokenizerStage
-from lapa_jax.stages.latent_pretraining import LatentPretraining
+from lapa_jax.stages.policy import PolicyStage
 from lapa_jax.stages.quantizer import QuantizerStage
 from lapa_jax.stages.stage import Assets, Stage
 from lapa_jax.stages.teacher import TeacherStage
@@ -13,8 +12,8 @@ STAGES: dict[str, type[Stage]] = {
     "teacher": TeacherStage,
     "image_tokenizer": ImageTokenizerStage,
     "quantizer": QuantizerStage,
-    "latent_pretraining": LatentPretraining,
-    "action_finetuning": ActionFinetuning,
+    "latent_pretraining": PolicyStage,
+    "action_finetuning": PolicyStage,
 }
 
 

@@ -12,7 +12,7 @@ from lapa_jax.nn.module import Functional
 from lapa_jax.nn.registry import typed_config
 from lapa_jax.policy.front_end import VqganConfig, front_end_config
 from lapa_jax.policy.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
-from lapa_jax.stages.stage import Assets, Params, Stage, Variables, require_source
+from lapa_jax.stages.stage import Assets, Params, Sources, Stage, Variables, require_source
 
 
 class ImageTokenizerStage(Stage):
@@ -28,7 +28,7 @@ class ImageTokenizerStage(Stage):
         )
 
     @staticmethod
-    def make_assets(config: ConfigDict, **sources: Any) -> dict[str, bytes]:
+    def make_assets(config: ConfigDict, sources: Sources) -> dict[str, bytes]:
         """Only training makes assets."""
         raise ValueError(
             "config.stage='image_tokenizer' cannot be trained: its runs come from lapa import "

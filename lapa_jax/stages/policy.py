@@ -1,7 +1,8 @@
-"""What the two policy stages share: one model, target tokens predicted in rows of tokens.
+"""A policy: one model, trained on what its heads predict in rows of tokens.
 
 Batch (R rows of k examples, T tokens; see policy/layout.py): tokens, segments int32 (R, T),
-modality int8 (R, T), target_slots, targets int32 (R, k·L), images uint8 (R, k·N, H, W, 3) where the
+modality int8 (R, T), of each head MODALITY_slots int32 (R, k·n) and what it compares with
+(MODALITY_targets int32 (R, k·n) where it predicts tokens), images uint8 (R, k·N, H, W, 3) where the
 front-end computes image tokens, text_slots, text_targets int32 (R, k·M) where text is trained on.
 """
 
@@ -13,21 +14,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from data_pipelines.rlds.schema import images_per_example
 from lapa_jax.nn.module import Functional
 from lapa_jax.nn.registry import default_settings, typed_config
 from lapa_jax.nn.stack import unstack
-from lapa_jax.policy.decoding import decode
+from lapa_jax.policy import heads
+from lapa_jax.policy.decoding import extend
 from lapa_jax.policy.front_end import front_end_column
-from lapa_jax.policy.layout import Layout, LegacyLayout, left_pad, pack
+from lapa_jax.policy.heads.tokens import cross_entropy
+from lapa_jax.policy.layout import Layout, LegacyLayout, Slots, by_row, left_pad, pack
+from lapa_jax.policy.modality import MODALITIES
 from lapa_jax.policy.text import TextTokenizer, train
 from lapa_jax.policy.vla import VLA, VLAConfig
 from lapa_jax.stages import augmentation
 from lapa_jax.stages.image_tokenizer import adopt_tokenizer, tokenizer_source
-from lapa_jax.stages.stage import Assets, Batch, Metrics, Params, Stage, Variables
+from lapa_jax.stages.stage import Assets, Batch, Metrics, Params, Sources, Stage, Variables
 
 TOKENIZER = "tokenizer.model"
 
@@ -42,26 +45,23 @@ class RowSettings:
     examples_per_row: int = 1  # more: packing
 
 
-LAYOUT_KEYS = tuple(field.name for field in fields(RowSettings))
+LAYOUT_KEYS = ("targets", *(field.name for field in fields(RowSettings)))
 
 
-def policy_settings(**changes: Any) -> ConfigDict:
-    """config.model of a new policy."""
-    return default_settings(VLAConfig, **{**default_settings(RowSettings), **changes})
+def policy_settings(*, latent_vocab: int = 0, action_vocab: int = 0, **changes: Any) -> ConfigDict:
+    """config.model of a new policy, which predicts tokens of these vocabularies; 0: not those."""
+    targets = heads.token_settings(latent=latent_vocab, action=action_vocab)
+    model = default_settings(VLAConfig, targets=targets)
+    return default_settings(RowSettings, **{**model, **changes})
 
 
 class PolicyStage(Stage):
-    """A VLA trained on one head's target tokens. Subclasses name the head and make the targets."""
+    """A VLA trained on what the heads of `model.targets` predict."""
 
-    head: str
-    target_field: str
     image_column = "images"
-    # of the text that follows the image, where the layout has such text (legacy)
-    text_loss_weight = 0.0
 
-    def __init__(self, config: ConfigDict, assets: Assets, limits: Sequence[int]):
+    def __init__(self, config: ConfigDict, assets: Assets):
         self.config, self.assets = config, assets
-        self.limits = tuple(int(n) for n in limits)  # vocabulary of each target slot
         self.tokenizer = TextTokenizer(assets[TOKENIZER])
         model = {k: v for k, v in config.model.to_dict().items() if k not in LAYOUT_KEYS}
         self.from_pixels = front_end_column(model["front_end"]) == "frames"
@@ -69,15 +69,11 @@ class PolicyStage(Stage):
             model["front_end"] |= {"image_size": config.data.image_size}
         model["compute_dtype"] = config.compute_dtype
         self.model_config = typed_config(VLAConfig, model, "model")
-        for name, needed in (
-            ("text", self.tokenizer.vocab_size),
-            (self.head, max(self.limits)),
-        ):
-            if needed > self.model_config.vocab(name):
-                raise ValueError(
-                    f"model.{name}_vocab={self.model_config.vocab(name)} is too small: "
-                    f"{needed} ids are in use"
-                )
+        if self.tokenizer.vocab_size > self.model_config.text_vocab:
+            raise ValueError(
+                f"model.text_vocab={self.model_config.text_vocab} is too small: "
+                f"{self.tokenizer.vocab_size} ids are in use"
+            )
         if config.data.num_frames > 1 and not config.data.history_seconds:
             raise ValueError(
                 f"data.num_frames={config.data.num_frames} with data.history_seconds=0.0 would "
@@ -85,64 +81,89 @@ class PolicyStage(Stage):
             )
         self.num_images = images_per_example(config.data)
         self.num_cameras = self.num_images // config.data.num_frames
+        self.parts = heads.build(config, assets)  # of the model, by modality
+        self.heads = [head for head in self.parts.values() if head.settings.loss_weight]
         self.layout = (LegacyLayout if config.model.legacy else Layout)(
             self.tokenizer,
-            head=self.head,
+            slots=[Slots(h.modality, h.num_slots, h.next_token) for h in self.heads],
             text_length=config.model.text_length,
             num_images=self.num_images,
             tokens_per_image=self.model_config.tokens_per_image,
             image_vocab=self.model_config.image_vocab,
-            num_targets=len(self.limits),
         )
         self.examples_per_row = config.model.examples_per_row
         longest = self.examples_per_row * self.layout.example_length
         self.row_length = config.model.sequence_length or longest
-        self.with_text = bool(self.text_loss_weight and self.layout.num_text_targets)
-        self.model = Functional(lambda rngs: VLA(self.model_config, rngs=rngs))
+        self.model = Functional(lambda rngs: VLA(self.model_config, self.parts, rngs=rngs))
+
+    @property
+    def head(self) -> heads.Head:
+        """The one that answers: the last of those that are trained."""
+        if not self.heads:
+            raise ValueError(
+                "this policy predicts nothing: model.targets names no head with a loss_weight "
+                "above 0.0"
+            )
+        return self.heads[-1]
+
+    @property
+    def vocabularies(self) -> dict[str, int]:
+        """How many ids each modality has; 0 where the model has none of it."""
+        found = {"text": self.model_config.text_vocab, "image": self.model_config.image_vocab}
+        return dict.fromkeys(MODALITIES, 0) | found | {m: x.vocab for m, x in self.parts.items()}
 
     @classmethod
     def fields_of(cls, config: ConfigDict) -> tuple[str, ...]:
-        column = front_end_column(config.model.front_end)
-        return tuple(column if f == "frames" else f for f in cls.fields)
+        return front_end_column(config.model.front_end), "instruction", *heads.columns(config)
 
     @staticmethod
-    def make_tokenizer(config: ConfigDict, inherited: Assets, instructions: Sequence[str]) -> bytes:
+    def make_assets(config: ConfigDict, sources: Sources) -> dict[str, bytes]:
+        tokenizer = {TOKENIZER: PolicyStage.make_tokenizer(config, sources)}
+        return tokenizer | heads.make_assets(config, sources)
+
+    @staticmethod
+    def make_tokenizer(config: ConfigDict, sources: Sources) -> bytes:
         """That of the run we start from, the file of the config, or one trained on the corpus."""
         path = config.model.tokenizer
-        if TOKENIZER in inherited:
+        if TOKENIZER in sources.inherited:
             if path:
                 raise ValueError(
                     f"model.tokenizer={path!r} and config.init_from are both set; the tokenizer "
                     "of init_from is the one that its embeddings belong to"
                 )
-            return inherited[TOKENIZER]
+            return sources.inherited[TOKENIZER]
         if path:
             with open(path, "rb") as file:
                 return file.read()
-        return train(instructions, config.model.text_vocab)
+        return train(sources.instructions(), config.model.text_vocab)
 
     def prepare(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        targets = self.targets(batch[self.target_field])
-        ids = [None] * len(targets) if self.from_pixels else batch["image_tokens"]
+        k, found = self.examples_per_row, [head.rows(batch) for head in self.heads]
+        B = len(batch["instruction"])
+        images = [None] * B if self.from_pixels else batch["image_tokens"]
+        ids = zip(*(of_head for of_head, _ in found), strict=True) if found else [()] * B
         examples = [
-            self.layout.example(text, image, target)
-            for text, image, target in zip(batch["instruction"], ids, targets, strict=True)
+            self.layout.example(*one) for one in zip(batch["instruction"], images, ids, strict=True)
         ]
-        k = self.examples_per_row
         rows, order = pack(examples, examples_per_row=k, length=self.row_length)
-        if not self.with_text:
-            rows = {name: x for name, x in rows.items() if not name.startswith("text_")}
+        for head, (_, targets) in zip(self.heads, found, strict=True):
+            for name, values in targets.items():
+                rows[f"{head.modality}_{name}"] = by_row(values, order, k)
+        if self.with_text:
+            text = np.tile(self.layout.text_targets, (B, 1))
+            rows["text_targets"] = by_row(text, order, k)
+        else:
+            rows.pop("text_slots", None)
         if self.from_pixels:
-            frames = batch["frames"] if k == 1 else batch["frames"][order]
-            rows["images"] = frames.reshape(len(order) // k, -1, *frames.shape[2:])
+            rows["images"] = by_row(batch["frames"], order, k)
         return rows | augmentation.column(self.config.data, batch, order, k)
 
-    def targets(self, values: np.ndarray) -> np.ndarray:
-        """Loader column → target tokens int32 (B, L)."""
-        raise TypeError(f"{type(self).__name__} does not say how to make targets")
+    @property
+    def with_text(self) -> bool:
+        return self.layout.text_loss_weight > 0
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        k, T, L = self.examples_per_row, self.row_length, len(self.limits)
+        k, T = self.examples_per_row, self.row_length
         if self.config.global_batch % k:
             raise ValueError(
                 f"global_batch={self.config.global_batch} must be a multiple of "
@@ -153,11 +174,14 @@ class PolicyStage(Stage):
             "tokens": ((R, T), jnp.int32),
             "modality": ((R, T), jnp.int8),
             "segments": ((R, T), jnp.int32),
-            "target_slots": ((R, k * L), jnp.int32),
-            "targets": ((R, k * L), jnp.int32),
         }
+        for head in self.heads:
+            shapes[f"{head.modality}_slots"] = ((R, k * head.num_slots), jnp.int32)
+            for name, x in head.spec().items():
+                shape = (R, k * x.shape[0], *x.shape[1:])
+                shapes[f"{head.modality}_{name}"] = (shape, x.dtype)
         if self.with_text:
-            text = ((R, k * self.layout.num_text_targets), jnp.int32)
+            text = ((R, k * len(self.layout.text_targets)), jnp.int32)
             shapes |= {"text_slots": text, "text_targets": text}
         if self.from_pixels:
             frames = (R, k * self.num_images, *self.config.data.image_size, 3)
@@ -168,36 +192,37 @@ class PolicyStage(Stage):
     def loss(
         self, params: Params, variables: Variables, batch: Batch, rng: jax.Array
     ) -> tuple[jax.Array, Metrics, Variables]:
-        """Cross entropy of the target tokens, mean over tokens (every row has as many); the mean
-        weighted with that of the text after the image, where text is trained on."""
-        del rng
-        slots = {self.head: batch["target_slots"]}
-        if self.with_text:
-            slots["text"] = batch["text_slots"]
-        logits, variables = self.model.apply(
+        """The losses of the heads, summed by their weights, and that of the text after the image
+        where text is trained on. The metrics of several heads have the modality before their
+        names."""
+        asked = [head.modality for head in self.heads] + ["text"] * self.with_text
+        outputs, variables = self.model.apply(
             params,
             variables,
-            "logits",
+            "outputs",
             batch["tokens"],
             batch["modality"],
             batch["segments"],
             batch.get("images"),
-            slots=slots,
+            slots={name: batch[f"{name}_slots"] for name in asked},
         )
-        loss, correct = cross_entropy(logits[self.head], batch["targets"])
-        metrics = {
-            "token_accuracy": correct.mean(),
-            "sequence_accuracy": correct.reshape(-1, len(self.limits)).all(axis=-1).mean(),
-        }
+        losses, metrics = [], {}
+        several = len(asked) > 1
+        for number, head in enumerate(self.heads):
+            m = head.modality
+            targets = {name: batch[f"{m}_{name}"] for name in head.spec()}
+            key = jax.random.fold_in(rng, number)
+            loss, found = head.loss(outputs[m], targets, key)
+            losses.append(head.settings.loss_weight * loss)
+            metrics |= {f"{m}_{n}": x for n, x in found.items()} if len(self.heads) > 1 else found
+            metrics |= {f"{m}_loss": loss} if several else {}
+        total = sum(losses[1:], losses[0])
         if self.with_text:
-            text_loss, text_correct = cross_entropy(logits["text"], batch["text_targets"])
-            metrics |= {
-                f"{self.head}_loss": loss,
-                "text_loss": text_loss,
-                "text_accuracy": text_correct.mean(),
-            }
-            loss = (1.0 - self.text_loss_weight) * loss + self.text_loss_weight * text_loss
-        return loss, metrics, variables
+            text_loss, correct = cross_entropy(outputs["text"], batch["text_targets"])
+            metrics |= {"text_loss": text_loss, "text_accuracy": correct.mean()}
+            weight = self.layout.text_loss_weight
+            total = (1.0 - weight) * total + weight * text_loss
+        return total, metrics, variables
 
     def eval_metrics(self, params: Params, variables: Variables, batch: Batch) -> Metrics:
         loss, metrics, _ = self.loss(params, variables, batch, jax.random.key(0))
@@ -215,7 +240,9 @@ class PolicyStage(Stage):
         `params` are taken over: the stacked layers are taken out of them.
         """
         stage = copy.copy(self)
-        stage.model = Functional(lambda rngs: VLA(self.model_config, rngs=rngs, stacked=False))
+        stage.model = Functional(
+            lambda rngs: VLA(self.model_config, self.parts, rngs=rngs, stacked=False)
+        )
         return stage, unstack(params, "backbone")
 
     def prompts(
@@ -233,24 +260,23 @@ class PolicyStage(Stage):
         variables: Variables,
         prompts: Mapping[str, jax.Array],
         images: jax.Array | None,
-        **options,
-    ) -> tuple[jax.Array, jax.Array]:
-        """Target tokens int32 (B, L), greedy unless `options` (of policy/decoding.py) ask for
-        more, and their logits (B, L, V); pure, may be jitted. `images` uint8 (B, N, H, W, 3)."""
-        return decode(
-            self.model,
-            params,
-            variables,
-            prompts,
-            images,
-            self.head,
-            len(self.limits),
-            vocab_limit_n=jnp.asarray(self.limits),
-            **options,
-        )
+        **options: Any,
+    ) -> heads.Decoded:
+        """What the head that answers says after `prompts`, by `options` of its own; pure, may be
+        jitted. `images` uint8 (B, N, H, W, 3). Heads before it speak first."""
+        for head in self.heads[:-1]:
+            said = head.decode(self.model, params, variables, prompts, images, **options)
+            prompts = extend(prompts, head.modality, said.ids)
+        return self.head.decode(self.model, params, variables, prompts, images, **options)
 
-
-def cross_entropy(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(mean over all tokens, whether the likeliest is the target (R, n))."""
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
-    return loss, jnp.argmax(logits, axis=-1) == targets
+    def act(
+        self,
+        params: Params,
+        variables: Variables,
+        prompts: Mapping[str, jax.Array],
+        images: jax.Array | None,
+        **options: Any,
+    ) -> jax.Array:
+        """The values of `predict`: actions float32 (B, action_dim) in the units of the data, or (B,
+        n, action_dim) of a head whose answers are for n steps."""
+        return self.predict(params, variables, prompts, images, **options).values

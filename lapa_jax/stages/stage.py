@@ -1,6 +1,6 @@
 """What a training task is: the protocol that the loop, the evaluator and the labeller know."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from lapa_jax.nn import flops
 from lapa_jax.nn.attention import plain_attention
 from lapa_jax.nn.module import Functional
+from lapa_jax.policy.heads import Sources
 
 Params = dict[str, Any]
 Variables = dict[str, Any]
@@ -56,20 +57,9 @@ class Stage(Protocol):
         return cls.fields
 
     @staticmethod
-    def make_assets(
-        config: ConfigDict,
-        *,
-        inherited: Assets,
-        instructions: Sequence[str],
-        action_edges: Callable[[int], list[np.ndarray]],
-        action_clusters: Callable[[int], tuple[np.ndarray, np.ndarray]],
-    ) -> dict[str, bytes]:
-        """The assets of a new run, from the run it starts from and from its data.
-
-        `action_edges(bins)` computes the quantile edges of every action dimension,
-        `action_clusters(count)` centres of whole actions and their scale.
-        """
-        del config, inherited, instructions, action_edges, action_clusters
+    def make_assets(config: ConfigDict, sources: Sources) -> dict[str, bytes]:
+        """The assets of a new run, from the run it starts from and from its data."""
+        del config, sources
         return {}
 
     def prepare(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -23,7 +23,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -37,9 +36,9 @@ from lapa_jax.nn.flops import executed
 from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.parallel.sharding import MESH_AXES, ShardingError
 from lapa_jax.runs import program as programs
+from lapa_jax.runs.sources import StandIn
 
 GIB = 2**30
-ACTION_DIM = 7  # of the stand-in actions
 
 
 def main(argv: list[str]) -> int:
@@ -177,16 +176,7 @@ def stand_in_assets(config: ConfigDict) -> dict[str, bytes]:
     if "tokenizer" in config.model:
         config.model.tokenizer = ""
         config.model.text_vocab = min(320, config.model.text_vocab)  # quickly trained
-    return stages.get(config.stage).make_assets(
-        config,
-        inherited={},
-        instructions=[f"push block {i} to the wall" for i in range(20)],
-        action_edges=lambda bins: [np.linspace(-1.0, 1.0, bins + 1)] * ACTION_DIM,
-        action_clusters=lambda count: (
-            np.linspace(-1.0, 1.0, count)[:, None].repeat(ACTION_DIM, axis=1),
-            np.ones(ACTION_DIM),
-        ),
-    )
+    return stages.get(config.stage).make_assets(config, StandIn())
 
 
 def _options(topology: Topology) -> dict[str, Any]:

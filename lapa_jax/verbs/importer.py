@@ -38,11 +38,12 @@ from lapa_jax.nn.module import Tree, flatten, unflatten
 from lapa_jax.nn.registry import default_settings
 from lapa_jax.parallel import sharding
 from lapa_jax.parallel.mesh import make_mesh
-from lapa_jax.policy.codecs import action as action_tokens
+from lapa_jax.policy import heads
+from lapa_jax.policy.codecs import Bins
 from lapa_jax.policy.front_end import front_end_settings
+from lapa_jax.policy.heads.tokens import CODEC
 from lapa_jax.policy.modality import MODALITIES
 from lapa_jax.settings import stage_settings
-from lapa_jax.stages.action_finetuning import ACTION_BINS
 from lapa_jax.stages.policy import TOKENIZER, policy_settings
 
 
@@ -145,7 +146,7 @@ def _hf_llama(args: argparse.Namespace) -> Imported:
         settings = llama.hf_shape(json.load(file))
     return _policy(
         args,
-        settings | {"image_vocab": 0, "latent_vocab": 0, "action_vocab": 0},
+        settings | {"image_vocab": 0},
         SafetensorsDirectory(args.source),
         llama.hf_rules(settings["depth"]),
     )
@@ -160,15 +161,17 @@ def _policy(
     assets = {TOKENIZER: Path(args.tokenizer).read_bytes()}
     if args.action_bins:
         text = Path(args.action_bins).read_text()
-        assets[ACTION_BINS] = action_tokens.from_csv(text).to_json()
+        assets[CODEC] = Bins.from_csv(text).to_json()
     config = stage_settings("action_finetuning" if args.action_bins else "latent_pretraining")
     config.data.image_size = (256, 256)
     config.compute_dtype = args.compute_dtype or "bfloat16"
     config.model = policy_settings(front_end=front_end_settings("cached_tokens"))
-    if args.action_bins:
-        config.action_tokens = "bins"
-    else:
+    if not args.action_bins:
         config.code_length = args.code_length or 4
+    sizes = {modality: settings.pop(f"{modality}_vocab", 0) for modality in ("latent", "action")}
+    config.model.targets = heads.token_settings(**sizes)
+    for modality, head in config.model.targets.items():  # one of them is what the policy predicts
+        head.loss_weight = float((modality == "action") == bool(args.action_bins))
     config.model.update(settings)
     config.model.param_dtype = str(next(iter(tensors.values())).dtype)
     config.model.unroll = 1
@@ -199,13 +202,13 @@ def _safetensors(args: argparse.Namespace) -> Imported:
 def _hf(args: argparse.Namespace) -> Imported:
     source = Path(args.source)
     config = _run_config(source)
-    names = [n for n in (TOKENIZER, ACTION_BINS) if (source / n).exists()]
+    names = [n for n in (TOKENIZER, CODEC) if (source / n).exists()]
     assets = {name: (source / name).read_bytes() for name in names}
     stage = stages.build(config, assets)
     # A tokenizer beside a policy of cached tokens is of another run.
     beside = None if stage.from_pixels else f"{torch_policy.IMAGE_TOKENIZER}."
     theirs = SafetensorsDirectory(source, without=beside)
-    rules = torch_policy.rules(stage.model_config)
+    rules = torch_policy.rules(stage)
     sizes = llama.sizes(config.model.heads, config.model.head_dim)
     return Imported(config, assets=assets, **_from_torch(theirs, rules, sizes, stage))
 

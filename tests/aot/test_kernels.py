@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
+from tiny_policy import token_heads
 
 from experiments import base
 from lapa_jax.aot.topology import parse
@@ -74,12 +75,12 @@ def test_attention_outputs_are_kept_on_the_host(devices, implementation):
     settings |= dict(remat=remat, attention=implementation, image_vocab=64)
     settings["front_end"] = dict(name="cached_tokens", num_tokens=4)
     config = VLAConfig(**settings, compute_dtype="bfloat16")
-    model = Functional(lambda rngs: VLA(config, rngs=rngs))
+    model = Functional(lambda rngs: VLA(config, token_heads(latent=8), rngs=rngs))
 
     def loss(params, tokens_BT):
         slots = {"latent": tokens_BT[:, :4]}
         given = (tokens_BT, jnp.zeros_like(tokens_BT), jnp.ones_like(tokens_BT), None)
-        return model.apply(params, {}, "logits", *given, slots=slots)[0]["latent"].mean()
+        return model.apply(params, {}, "outputs", *given, slots=slots)[0]["latent"].mean()
 
     shapes = model.abstract()[0]
     params = with_shardings(shapes, tree_shardings(model.axes(), shapes, mesh, "fsdp"))

@@ -8,7 +8,7 @@ import video_files as files
 from test_rlds_writer import make_episode, write
 
 from lapa_jax import cli
-from lapa_jax.policy.codecs.action import from_csv, from_json
+from lapa_jax.policy.codecs import Bins, from_json
 from lapa_jax.verbs import data
 
 
@@ -162,7 +162,7 @@ def test_stats_are_exact_and_survive_the_csv(tmp_path, capsys):
     near = json.loads(sketched.read_text())
     np.testing.assert_allclose(near["q99"], found["q99"], rtol=5e-3)
     assert near["approximate"] and near["max"] == found["max"]
-    tokenizers = from_csv(edges.read_text()), from_json(made.read_bytes())
+    tokenizers = Bins.from_csv(edges.read_text()), from_json(made.read_bytes())
     for tokenizer in tokenizers:
         assert [e.tolist() for e in tokenizer.edges] == found["edges"]
         np.testing.assert_array_equal(tokenizer.encode(actions), tokenizers[0].encode(actions))

@@ -14,7 +14,7 @@ from data_pipelines.index import labels
 from data_pipelines.loader import Loader
 from data_pipelines.rlds import writer
 from experiments import base
-from lapa_jax.policy.codecs import action
+from lapa_jax.policy.codecs import Bins
 from lapa_jax.verbs import data
 
 PROMPT = "You are a helpful assistant. USER: What action should the robot take to `{}` ASSISTANT:"
@@ -138,9 +138,9 @@ def test_actions_go_back_with_their_bins(tmp_path, capsys):
     back = [json.loads(line) for line in out.read_text().splitlines()]
     by_id = {row["id"]: row for row in found}
     assert len(back) == 14 - 4  # the last action of an episode means nothing
-    tokenizer = action.from_csv(out.with_suffix(".csv").read_text())
+    tokenizer = Bins.from_csv(out.with_suffix(".csv").read_text())
     assert tokenizer.edges[2].tolist() == [-0.5, 0.5, 1.5]
-    assert tokenizer.num_bins.tolist() == [4, 1, 2]
+    assert tokenizer.sizes.tolist() == [4, 1, 2]
     for row in back:
         old = by_id[row["id"]]
         assert row["raw_actions"] == old["raw_actions"] and row["vision"] == old["vision"]

@@ -107,7 +107,7 @@ def test_clusters_find_the_groups_of_any_scale():
     np.testing.assert_allclose(centres[order] / scale, true / scale, atol=0.1)
     again, _ = action_clusters(actions, 4)
     np.testing.assert_array_equal(again, centres)
-    with pytest.raises(ValueError, match="9 clusters of actions of shape .3, 2.*action_vocab"):
+    with pytest.raises(ValueError, match="9 clusters .* shape .3, 2.*targets.action.vocab"):
         action_clusters(np.zeros((3, 2)), 9)
     with pytest.raises(ValueError, match="action 1, dimension 0 is nan"):
         action_clusters(np.array([[0.0, 1.0], [np.nan, 1.0]]), 1)

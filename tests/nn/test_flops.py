@@ -84,7 +84,7 @@ def test_of_a_policy_exactly():
     model, length = stage.model_config, stage.row_length
     forward = model.depth * length * block(128, 4 * 32, 256, length)
     forward += stage.num_images * 64 * 64 * 3 * model.dim  # patches
-    forward += len(stage.limits) * model.dim * model.latent_vocab
+    forward += stage.head.num_slots * model.dim * stage.head.vocab
     assert stage.model_flops() == 3 * 2 * forward
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_policy import token_heads
 
 from experiments import base
 from lapa_jax.nn import lora
@@ -36,7 +37,7 @@ def build(rank=RANK, pattern="attention/(q|out)|mlp/up", **changes):
     settings |= {"front_end": {"name": "patches", "image_size": (8, 8), "patch_size": 4,
                                "stem_channels": ()}}  # fmt: skip
     config = VLAConfig(**settings, compute_dtype="float32")
-    return Functional(lambda rngs: VLA(config, rngs=rngs))
+    return Functional(lambda rngs: VLA(config, token_heads(latent=8), rngs=rngs))
 
 
 @functools.cache
@@ -48,7 +49,7 @@ def logits_of(rank):
 
     def logits(params):
         rows = (tokens, modality, jnp.ones_like(tokens), images)
-        return model.apply(params, {}, "logits", *rows, slots={"latent": None})[0]["latent"]
+        return model.apply(params, {}, "outputs", *rows, slots={"latent": None})[0]["latent"]
 
     return jax.jit(logits)
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lapa_jax.policy.layout import Example, Layout, LegacyLayout, left_pad, pack
+from lapa_jax.policy.layout import Example, Layout, LegacyLayout, Slots, by_row, left_pad, pack
 from lapa_jax.policy.modality import ACTION, FILL, IMAGE, LATENT, MODALITIES, TEXT
 from lapa_jax.policy.text import TextTokenizer, train
 
@@ -14,24 +14,20 @@ TOKENIZER = TextTokenizer(train(TEXTS, 320))
 
 
 def layout(kind=Layout, **changes):
-    settings = dict(head="latent", text_length=120, num_images=1, tokens_per_image=3)
-    settings |= dict(image_vocab=8448, num_targets=4)
+    settings = dict(slots=[Slots("latent", 4)], text_length=120, num_images=1, tokens_per_image=3)
+    settings |= dict(image_vocab=8448)
     return kind(TOKENIZER, **settings | changes)
 
 
 def test_native_row():
     text = TOKENIZER.ids(TEXTS[0])
-    e = layout().example(TEXTS[0], None, np.array([5, 6, 7, 0], np.int32))
+    e = layout().example(TEXTS[0], None, [np.array([5, 6, 7, 0], np.int32)])
     n = 1 + len(text) + 3
     assert e.tokens.tolist() == [1, *text, FILL, FILL, FILL, 5, 6, 7]
     assert e.modality.tolist() == [TEXT] * (n - 3) + [IMAGE] * 3 + [LATENT] * 3
-    assert e.target_slots.tolist() == [n - 1, n, n + 1, n + 2] and e.targets.tolist() == [
-        5,
-        6,
-        7,
-        0,
-    ]
-    assert MODALITIES[LATENT] == "latent" and not e.text_slots.size
+    assert e.slots.keys() == {"latent"} and not layout().text_targets.size
+    assert e.slots["latent"].tolist() == [n - 1, n, n + 1, n + 2]
+    assert MODALITIES[LATENT] == "latent"
     prompt = layout().prompt(TEXTS[0], np.array([[9, 8, 7]]))
     assert prompt.tokens.tolist() == [1, *text, 9, 8, 7]
 
@@ -51,21 +47,21 @@ def test_the_originals_row():
     after = [*ids("</vision>"), *ids("<delta>")]
     row = [*before, *image, *after, *z, *ids("</delta>"), TOKENIZER.eos]
     one = layout(LegacyLayout, num_images=2)
-    e = one.example(TEXTS[1], frames, z)
+    e = one.example(TEXTS[1], frames, [z])
     assert e.tokens.tolist() == row[:-1]
     start = len(before) + len(image) + len(after)
     kinds = np.full(len(row) - 1, TEXT)
     kinds[len(before) : len(before) + len(image)] = IMAGE
     kinds[start : start + 4] = LATENT
     assert e.modality.tolist() == kinds.tolist()
-    assert [row[i + 1] for i in e.target_slots] == z.tolist() == e.targets.tolist()
+    assert [row[i + 1] for i in e.slots["latent"]] == z.tolist()
     # text: everything from <delta> on, and 0 at the latent positions
     wanted = [*ids("<delta>"), 0, 0, 0, 0, *ids("</delta>"), TOKENIZER.eos]
-    assert e.text_targets.tolist() == wanted and len(wanted) == one.num_text_targets
-    assert [row[i + 1] for i in e.text_slots] == [*ids("<delta>"), *z, *ids("</delta>"), 2]
+    assert one.text_targets.tolist() == wanted
+    assert [row[i + 1] for i in e.slots["text"]] == [*ids("<delta>"), *z, *ids("</delta>"), 2]
     assert one.prompt(TEXTS[1], frames).tokens.tolist() == row[:start]
-    action = layout(LegacyLayout, head="action", num_targets=7)
-    e = action.example(TEXTS[1], frames[:1], np.arange(7, dtype=np.int32))
+    action = layout(LegacyLayout, slots=[Slots("action", 7)])
+    e = action.example(TEXTS[1], frames[:1], [np.arange(7, dtype=np.int32)])
     assert (e.modality == ACTION).sum() == 7 and len(e.tokens) <= action.example_length
 
 
@@ -105,22 +101,22 @@ def test_packing_loses_and_mixes_nothing(lengths, per_row, seed):
         Example(
             np.arange(n, dtype=np.int32) + 100 * i,
             np.full(n, i % 4, np.int8),
-            np.array([n - 1], np.int32),
-            np.array([i], np.int32),
+            {"latent": np.array([n - 1], np.int32)},
         )
         for i, n in enumerate(lengths)
     ]
     length = int(max(lengths)) * per_row
     rows, order = pack(examples, examples_per_row=per_row, length=length)
+    targets = by_row(np.arange(len(examples))[:, None], order, per_row)
     assert sorted(order) == list(range(len(examples)))
     for place, i in enumerate(order):
         r, segment = divmod(place, per_row)
         mine = rows["segments"][r] == segment + 1
         assert rows["tokens"][r][mine].tolist() == examples[i].tokens.tolist()
         assert rows["modality"][r][mine].tolist() == examples[i].modality.tolist()
-        slot = rows["target_slots"][r, segment]
+        slot = rows["latent_slots"][r, segment]
         assert rows["tokens"][r, slot] == examples[i].tokens[-1]
-        assert rows["targets"][r, segment] == i
+        assert targets[r, segment] == i
     assert (rows["segments"] > 0).sum() == sum(lengths)
     if per_row == 1:
         assert order.tolist() == list(range(len(examples)))

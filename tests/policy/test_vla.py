@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_policy import token_heads
 
 from lapa_jax.nn.flops import counted
 from lapa_jax.nn.module import Functional, flatten
@@ -24,8 +25,6 @@ def config(**changes) -> VLAConfig:
     settings = dict(
         text_vocab=32,
         image_vocab=0,
-        latent_vocab=8,
-        action_vocab=11,
         front_end=PATCHES,
         dim=32,
         depth=2,
@@ -48,8 +47,10 @@ def config(**changes) -> VLAConfig:
     return VLAConfig(**{**settings, **changes})
 
 
-def build(**changes):
-    return Functional(lambda rngs: VLA(config(**changes), rngs=rngs))
+def build(latent=8, action=11, **changes):
+    sizes = {"latent": latent, "action": action}
+    heads = token_heads(**{name: size for name, size in sizes.items() if size})
+    return Functional(lambda rngs: VLA(config(**changes), heads, rngs=rngs))
 
 
 @functools.cache
@@ -85,7 +86,7 @@ def apply_of(head):
         ]
         fed = [jnp.concatenate(pair, axis=1) for pair in fed]
         slots = jnp.tile(8 + jnp.arange(targets.shape[1]), (len(targets), 1))
-        return net.apply(params, {}, "logits", *fed, images, slots={head: slots})[0][head]
+        return net.apply(params, {}, "outputs", *fed, images, slots={head: slots})[0][head]
 
     return jax.jit(run)
 
@@ -98,7 +99,8 @@ def test_cached_decode_is_the_argmax_of_full_forwards(head):
     for i in range(4):
         logits = apply_of(head)(rows, images, expected)
         expected = expected.at[:, i].set(jnp.argmax(logits[:, i], axis=-1))
-    apart = Functional(lambda rngs: VLA(config(), rngs=rngs, stacked=False))
+    heads = token_heads(latent=8, action=11)
+    apart = Functional(lambda rngs: VLA(config(), heads, rngs=rngs, stacked=False))
     copied = jax.tree.map(lambda x: x, params)
     for one, tree in ((net, params), (apart, unstack(copied, "backbone"))):
         ids, found = decode(one, tree, {}, rows, images, head, 4)
@@ -144,14 +146,14 @@ def test_examples_of_a_row_do_not_see_each_other():
     """Two prompts in one row, without the padding, give what each gives alone."""
     net, params = model()
     rows, images = prompts()
-    alone = net.apply(params, {}, "logits", *ordered(rows), images, slots={"latent": None})[0]
+    alone = net.apply(params, {}, "outputs", *ordered(rows), images, slots={"latent": None})[0]
     kept = [np.asarray(rows["segments"][b]) > 0 for b in (0, 1)]
     together = {
         name: jnp.concatenate([x[b][kept[b]] for b in (0, 1)])[None] for name, x in rows.items()
     }
     together["segments"] = jnp.repeat(jnp.array([1, 2]), jnp.array([7, 9]))[None]
     frames = images[:2].reshape(1, 2, 16, 16, 3)
-    found = net.apply(params, {}, "logits", *ordered(together), frames, slots={"latent": None})[0]
+    found = net.apply(params, {}, "outputs", *ordered(together), frames, slots={"latent": None})[0]
     expected = np.concatenate([alone["latent"][b][kept[b]] for b in (0, 1)])
     np.testing.assert_allclose(found["latent"][0], expected, atol=1e-5)
 
@@ -168,7 +170,7 @@ def test_remat_keeps_what_attention_gives_and_no_more():
         def forward(params):
             rows, images = prompts()
             slots = {"latent": jnp.full((3, 1), 8)}
-            return net.apply(params, {}, "logits", *ordered(rows), images, slots=slots)[0]
+            return net.apply(params, {}, "outputs", *ordered(rows), images, slots=slots)[0]
 
         # What the backward function holds are the leaves of its pytree.
         backward = jax.eval_shape(lambda params: jax.vjp(forward, params)[1], model()[1])
@@ -182,8 +184,8 @@ def test_remat_keeps_what_attention_gives_and_no_more():
 
 
 def test_head_swap_lists_every_parameter():
-    pretrained = build(action_vocab=0).init(jax.random.key(1))[0]
-    target = build(latent_vocab=0)
+    pretrained = build(action=0).init(jax.random.key(1))[0]
+    target = build(latent=0)
     report = plan_swap(pretrained, target.abstract()[0])
     params = head_swap(report, flatten(pretrained), target, jax.random.key(2))
     assert set(report.dropped) == {"embeddings/latent/table", "heads/latent/kernel"}
@@ -210,7 +212,7 @@ def test_head_swap_refuses_what_was_not_named():
 
 def test_image_ids_and_missing_heads():
     changes = dict(image_vocab=20, front_end=dict(name="cached_tokens", num_tokens=4))
-    net = build(**changes, action_vocab=0)
+    net = build(**changes, action=0)
     params, _ = net.init(jax.random.key(0))
     assert "front_end" not in params  # the table is the embedding's
     rows, _ = prompts()
@@ -238,7 +240,7 @@ def test_flops_match_the_compiler_and_sizes_are_llama():
 
     def forward(net):
         return lambda params, images: net.apply(
-            params, {}, "logits", *ordered(rows), images, slots={"latent": slots}
+            params, {}, "outputs", *ordered(rows), images, slots={"latent": slots}
         )[0]
 
     def flops(**more):

@@ -10,15 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_policy import token_heads
 
 from lapa_jax.interop import llama, msgpack_stream
 from lapa_jax.interop.mapping import to_ours
 from lapa_jax.nn.module import Functional, flatten
 from lapa_jax.nn.position import rope_tables
 from lapa_jax.policy.decoding import decode
+from lapa_jax.policy.heads.tokens import cross_entropy
 from lapa_jax.policy.modality import ACTION, IMAGE, LATENT
 from lapa_jax.policy.vla import VLA, VLAConfig
-from lapa_jax.stages.policy import cross_entropy
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "lm"
 DELTA = dict(dim=64, mlp_dim=96, depth=3, heads=4)
@@ -35,6 +36,8 @@ def golden(name: str) -> dict[str, np.ndarray]:
 def build(params: dict, shape: dict, dtype: str = "float32"):
     """(model, parameters) from the original's tensors."""
     vocabularies = llama.original_vocabularies(params)
+    heads = {m: vocabularies.pop(f"{m}_vocab") for m in ("latent", "action")}
+    heads = token_heads(**{m: size for m, size in heads.items() if size})
     config = VLAConfig(
         **vocabularies,
         **shape,
@@ -51,12 +54,13 @@ def build(params: dict, shape: dict, dtype: str = "float32"):
         lora_alpha=1.0,
         lora_pattern="",
     )
-    model = Functional(lambda rngs: VLA(config, rngs=rngs))
+    model = Functional(lambda rngs: VLA(config, heads, rngs=rngs))
     return model, read(model, params, config)
 
 
 def rules_of(params: dict, config: VLAConfig) -> list:
-    present = [name for name in HEADS if config.vocab(name)]
+    vocabularies = llama.original_vocabularies(params)
+    present = [name for name in HEADS if vocabularies[f"{name}_vocab"]]
     return llama.original_rules(config.depth, present, stacked=llama.is_stacked(params))
 
 
@@ -81,7 +85,7 @@ def test_logits(name, shape):
     io = golden(f"{name}_io")
     heads = {ours: theirs for ours, theirs in HEADS.items() if f"{theirs}_logits" in io}
     assert len(heads) >= 3
-    run = jax.jit(lambda *x: model.apply(params, {}, "logits", *x, slots=dict.fromkeys(heads))[0])
+    run = jax.jit(lambda *x: model.apply(params, {}, "outputs", *x, slots=dict.fromkeys(heads))[0])
     found, padded = run(*rows(io)), run(*rows(io, "padded_attention_mask"))
     seen = io["padded_attention_mask"] == 1
     for ours, theirs in heads.items():
@@ -94,7 +98,7 @@ def test_bfloat16_logits():
     model, params = build(golden("delta_scan_params"), DELTA, "bfloat16")
     io = golden("delta_scan_io") | golden("delta_scan_bf16_io")
     heads = dict.fromkeys(("image", "text", "latent"))
-    found, _ = model.apply(params, {}, "logits", *rows(io), slots=heads)
+    found, _ = model.apply(params, {}, "outputs", *rows(io), slots=heads)
     for ours in heads:
         np.testing.assert_allclose(found[ours], io[f"{HEADS[ours]}_logits"], atol=0.05)
 
@@ -115,7 +119,7 @@ def test_loss_and_gradients():
         for b in range(2):
             row = [x[b : b + 1] for x in rows(io)]
             at = {head: jnp.asarray(found[b])[None] for head, found in slots.items()}
-            logits, _ = model.apply(params, {}, "logits", *row, slots=at)
+            logits, _ = model.apply(params, {}, "outputs", *row, slots=at)
             for head in losses:
                 targets = io["target_tokens"][b, slots[head][b]]
                 if head == "text":  # the id 0 at the latent positions: legacy rows have it

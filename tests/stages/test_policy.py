@@ -92,13 +92,14 @@ def test_prompts_and_prediction():
     params, variables = stage.init(jax.random.key(0))
     columns = batch(2)
     prompts = stage.prompts(list(columns["instruction"]))
-    z, logits = stage.predict(params, variables, prompts, columns["frames"])
+    z, ids, logits = stage.predict(params, variables, prompts, columns["frames"])
+    np.testing.assert_array_equal(z, ids)
     assert z.shape == (2, 1) and logits.shape == (2, 1, 8)
     np.testing.assert_array_equal(z, jnp.argmax(logits, -1))
     drawn = [
         stage.predict(
             params, variables, prompts, columns["frames"], temperature=9.0, key=jax.random.key(i)
-        )[0]
+        ).values
         for i in range(12)
     ]
     assert len(np.unique(drawn)) > 1
@@ -119,9 +120,9 @@ def test_a_history_is_more_images():
         lambda rows: stage.model.apply(
             params,
             {},
-            "logits",
+            "outputs",
             *(rows[name] for name in ("tokens", "modality", "segments", "images")),
-            slots={"latent": rows["target_slots"]},
+            slots={"latent": rows["latent_slots"]},
         )[0]["latent"]
     )
     before = run(prepared)
@@ -141,5 +142,5 @@ def test_bad_settings_are_named():
         stage_of(model__text_vocab=300)
     with pytest.raises(ValueError, match="codes of length 2; config.code_length=1"):
         stage_of().prepare(batch() | {"latent_action": np.zeros((8, 2), np.int32)})
-    with pytest.raises(ValueError, match="run from 0 to 9; model.latent_vocab=8"):
+    with pytest.raises(ValueError, match="run from 0 to 9; model.targets.latent.vocab=8"):
         stage_of().prepare(batch() | {"latent_action": np.array([[0], [9]] * 4, np.int32)})

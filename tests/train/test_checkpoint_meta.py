@@ -13,7 +13,7 @@ from data_pipelines.loader import FingerprintError
 from lapa_jax import train
 from lapa_jax.nn import lora, module
 from lapa_jax.parallel.mesh import make_mesh
-from lapa_jax.policy.codecs import action as action_tokens
+from lapa_jax.policy import codecs
 from lapa_jax.policy.text import TextTokenizer
 from lapa_jax.runs import loaded, start
 from lapa_jax.training import checkpoint
@@ -185,8 +185,8 @@ def test_starting_from_another_run(latent_run, tiny_data, tmp_path):
     assert set(report["taken"]) == paths - set(report["initialised"])
     assert run.provenance["init_from"] == source.params_hash
     assert run.assets["tokenizer.model"] == source.assets["tokenizer.model"]
-    bins = action_tokens.from_json(run.assets["action_bins.json"])
-    assert bins.action_dim == 2 and max(bins.num_bins) <= config.model.action_vocab
+    bins = codecs.from_json(run.assets["action_bins.json"])
+    assert bins.action_dim == 2 and max(bins.sizes) <= config.model.targets.action.vocab
 
 
 def test_parameters_of_a_source_are_read_split(latent_run, monkeypatch):

@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from tiny_policy import token_heads
 
 from experiments import base
 from lapa_jax.nn.module import Functional
@@ -59,7 +60,7 @@ def test_the_memory_of_7b_is_what_the_docs_say():
         settings |= dict(text_vocab=32_000, image_vocab=8_448, lora_rank=rank)
         settings["front_end"] = {"name": "cached_tokens", "num_tokens": 256}
         config = VLAConfig(**settings, compute_dtype="bfloat16")
-        return Functional(lambda rngs: VLA(config, rngs=rngs))
+        return Functional(lambda rngs: VLA(config, token_heads(action=256), rngs=rngs))
 
     plain, adapted = policy(0), policy(16)
     modes = [("all", plain, name) for name in OPTIMIZERS]

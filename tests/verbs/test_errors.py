@@ -173,7 +173,7 @@ def test_labels_longer_than_the_config_says(tmp_path, data):
 def test_labels_of_a_larger_codebook(tmp_path, data):
     tiny.write_labels(data / "robot", "large", codebook_size=500)
     told = train(tmp_path, "latent_pretraining", data, data__corpora__robot__label_set="large")
-    assert "model.latent_vocab=8" in told
+    assert "model.targets.latent.vocab=8" in told
 
 
 def test_mixture_of_two_quantizers(tmp_path, data):

@@ -106,7 +106,7 @@ def test_what_lora_learned_is_merged_on_loading(files, tmp_path):
     write_run(tmp_path / "run", made, source="params", source_format="lapa_stream")
     ids, modality = np.arange(6, dtype=np.int32)[None], np.zeros((1, 6), np.int32)
     rows = (ids, modality, np.ones_like(ids))
-    logits = stage.model.apply(params, {}, "logits", *rows, slots={"latent": None})[0]["latent"]
+    logits = stage.model.apply(params, {}, "outputs", *rows, slots={"latent": None})[0]["latent"]
     merged = lapa_jax.load_policy(tmp_path / "run")
     assert merged.config.model.lora_rank == 0
     found = merged.logits(ids, modality)["latent"]
@@ -149,13 +149,13 @@ def test_actions_with_the_originals_bins(files, tmp_path):
     bins = {"action_bins": files / "bins.csv", "model_json": shape}
     succeed(*arguments(files, tmp_path / "run", stream, **bins))
     policy = lapa_jax.load_policy(tmp_path / "run")
-    assert policy.stage.limits == (3, 2)
+    assert policy.stage.head.limits == (3, 2)
     io = recording("action_scan_io")
     modality = io["vision_masks"] + 2 * io["delta_masks"] + 3 * io["action_masks"]
     found = policy.logits(io["input_ids"], modality)
     np.testing.assert_allclose(found["action"], io["action_logits"], atol=2e-5)
     np.testing.assert_allclose(found["text"], io["text_logits"], atol=2e-5)
-    assert policy.stage.actions.decode(np.array([[1, 0]])).tolist() == [[0.25, 0.0]]
+    assert policy.stage.head.codec.decode(np.array([[1, 0]])).tolist() == [[0.25, 0.0]]
 
 
 def packed(name: str, x: np.ndarray, pieces: int = 1) -> bytes:

@@ -158,5 +158,5 @@ def test_the_papers_finetuning(world, cached):
     image = np.zeros((32, 32, 3), np.uint8)
     action = np.asarray(policy.predict_action(image, TEXTS[0]))
     assert action.shape == (2,) and np.isfinite(action).all()
-    centres = policy.stage.actions.centres
+    centres = policy.stage.head.codec.centres
     assert all(value in centres[i] for i, value in enumerate(action))

@@ -1,1 +1,24 @@
-"""Between values and tokens, in NumPy alone."""
+"""Values of a loader column as tokens, and back. A new codec is a file here and a line in
+`CODECS`."""
+
+import json
+
+from lapa_jax.policy.codecs.bins import Bins
+from lapa_jax.policy.codecs.clusters import Clusters
+from lapa_jax.policy.codecs.codec import ActionCodec, Codec
+from lapa_jax.policy.codecs.latent import Codes
+
+__all__ = ["CODECS", "ActionCodec", "Bins", "Clusters", "Codec", "Codes", "from_json"]
+
+CODECS: dict[str, type[Codec]] = {kind.kind: kind for kind in (Codes, Bins, Clusters)}
+
+
+def from_json(data: bytes) -> ActionCodec:
+    """The codec of what its `to_json` gave."""
+    values = json.loads(data)
+    # Earlier code wrote no kind, and had two.
+    kind = values.get("kind", "bins" if "edges" in values else "clusters")
+    found = CODECS.get(kind)
+    if found is None or not issubclass(found, ActionCodec):
+        raise ValueError(f"a codec of kind {kind!r}: this code knows {sorted(CODECS)}")
+    return found.from_values(values)

@@ -16,7 +16,7 @@ from data_pipelines.checks import statistics
 from data_pipelines.convert import lapa_jsonl, lerobot, rlds, ssv2, to_lapa_jsonl, video
 from data_pipelines.index.build import build_index
 from lapa_jax import version
-from lapa_jax.policy.codecs import action
+from lapa_jax.policy import codecs
 from lapa_jax.policy.layout import LEGACY_PROMPT
 from lapa_jax.verbs import data, flags, text
 
@@ -126,7 +126,7 @@ def _export(options: to_lapa_jsonl.Options, bins: Bins) -> Any:
     if options.label_set:
         return to_lapa_jsonl.export_lapa_jsonl(options, prompt=LEGACY_PROMPT)
     if bins.bins_csv:
-        tokenizer = action.from_csv(Path(bins.bins_csv).read_text())
+        tokenizer = codecs.Bins.from_csv(Path(bins.bins_csv).read_text())
     else:
         tokenizer = _bins(options.index(), bins.bins, bins.gripper)
     report = to_lapa_jsonl.export_lapa_jsonl(
@@ -136,7 +136,7 @@ def _export(options: to_lapa_jsonl.Options, bins: Bins) -> Any:
     return report
 
 
-def _bins(found: Any, bins: int, gripper: int) -> action.ActionTokenizer:
+def _bins(found: Any, bins: int, gripper: int) -> codecs.Bins:
     """The original's: quantiles, but [-0.5, 0.5, 1.5] of the gripper."""
     actions = found.actions[statistics.valid_action_rows(found)]
     edges = statistics.quantile_edges(actions, bins)
@@ -149,4 +149,4 @@ def _bins(found: Any, bins: int, gripper: int) -> action.ActionTokenizer:
                 f"--gripper {gripper}: that dimension holds {float(min(other)):g}, not 0 and 1 only"
             )
         edges[gripper] = np.array([-0.5, 0.5, 1.5])
-    return action.ActionTokenizer(edges)
+    return codecs.Bins(edges)

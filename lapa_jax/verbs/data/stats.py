@@ -14,7 +14,7 @@ from typing import Any
 
 from data_pipelines.checks import statistics
 from data_pipelines.index import load_index
-from lapa_jax.policy.codecs.action import ActionTokenizer
+from lapa_jax.policy.codecs import Bins
 from lapa_jax.verbs import data, flags, text
 from lapa_jax.verbs.data.corpus import View
 
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
         rows = statistics.valid_action_rows(found)
         edges = statistics.quantile_edges(found.actions[rows], options.bins)
     values["approximate"] = approximate
-    tokenizer = ActionTokenizer(edges)
+    tokenizer = Bins(edges)
     if options.csv:
         Path(options.csv).write_text(tokenizer.to_csv(), encoding="utf-8")
     if options.json:
@@ -57,13 +57,13 @@ def main(argv: list[str]) -> int:
         facts |= values | json.loads(tokenizer.to_json())
         Path(options.json).write_text(json.dumps(facts, indent=1) + "\n")
     how = "; quantiles are approximate, from a histogram" if approximate else ""
-    text.show(f"{values['num_actions']} actions{how}\n{_table(values, tokenizer.num_bins)}")
+    text.show(f"{values['num_actions']} actions{how}\n{_table(values, tokenizer.sizes)}")
     return 0
 
 
-def _table(values: dict[str, Any], num_bins: tuple[int, ...]) -> str:
+def _table(values: dict[str, Any], sizes: tuple[int, ...]) -> str:
     rows = [("", *COLUMNS, "bins", "")]
-    for dimension, bins in enumerate(num_bins):
+    for dimension, bins in enumerate(sizes):
         numbers = (f"{values[column][dimension]:.4g}" for column in COLUMNS)
         constant = "(constant)" if values["constant"][dimension] else ""
         rows.append((dimension, *numbers, f"{bins} bins", constant))

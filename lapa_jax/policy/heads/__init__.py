@@ -1,0 +1,70 @@
+"""What policies predict. A new head is a file here and a line in `HEADS`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from lapa_jax.nn.registry import named_config, named_settings
+from lapa_jax.policy.heads.base import COLUMNS, Assets, Decoded, Head, HeadConfig, Sources
+from lapa_jax.policy.heads.tokens import TokenHead
+from lapa_jax.policy.modality import MODALITIES
+
+__all__ = ["HEADS", "Decoded", "Head", "Sources", "build", "columns", "make_assets"]
+
+HEADS: dict[str, type[Head]] = {"tokens": TokenHead}
+
+
+def head_settings(name: str, **changes: Any) -> ConfigDict:
+    """The settings of a head for a new config."""
+    return named_settings(name, _registry(), "head", **changes)
+
+
+def token_settings(*, latent: int = 0, action: int = 0) -> ConfigDict:
+    """`model.targets` of tokens with these vocabularies; 0: not those."""
+    found = ConfigDict()
+    if latent:
+        found.latent = head_settings("tokens", vocab=latent, codec="codes")
+    if action:
+        found.action = head_settings("tokens", vocab=action, codec="bins")
+    return found
+
+
+def build(config: ConfigDict, assets: Assets) -> dict[str, Head]:
+    """The heads of a policy's config (`model.targets`), by modality, in the order of rows."""
+    return {m: kind(m, found, config, assets) for m, (kind, found) in _chosen(config).items()}
+
+
+def columns(config: ConfigDict) -> tuple[str, ...]:
+    """What the loader must give for all heads that are trained."""
+    found = [kind.columns(m, config) for m, (kind, _) in _trained(config).items()]
+    return tuple(dict.fromkeys(name for names in found for name in names))
+
+
+def make_assets(config: ConfigDict, sources: Sources) -> dict[str, bytes]:
+    """The files of a new run that its heads need."""
+    made: dict[str, bytes] = {}
+    for modality, (kind, settings) in _trained(config).items():
+        made |= kind.make_assets(modality, settings, config, sources)
+    return made
+
+
+def _chosen(config: ConfigDict) -> dict[str, tuple[type[Head], HeadConfig]]:
+    targets: Mapping[str, Any] = config.model.targets
+    unknown = sorted(set(targets) - set(COLUMNS))
+    if unknown:
+        raise ValueError(f"model.targets has {unknown}: known are {sorted(COLUMNS)}")
+    found = {}
+    for modality in (m for m in MODALITIES if m in targets):
+        settings = targets[modality]
+        name, typed = named_config(settings, _registry(), f"model.targets.{modality}")
+        found[modality] = HEADS[name], typed
+    return found
+
+
+def _trained(config: ConfigDict) -> dict[str, tuple[type[Head], HeadConfig]]:
+    return {m: found for m, found in _chosen(config).items() if found[1].loss_weight}
+
+
+def _registry() -> dict[str, tuple[type, type]]:
+    return {name: (head.Config, head) for name, head in HEADS.items()}

@@ -1,0 +1,171 @@
+"""What a head is: all that a policy knows of one thing that it predicts.
+
+Shape suffixes: B examples, R rows, n slots, D width, V what a slot gives.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from lapa_jax.nn.layers import Dense, dtype_of
+from lapa_jax.nn.module import Functional, Tree, param
+
+COLUMNS = {"latent": "latent_action", "action": "action"}  # of the loader
+SYMBOLS = {"latent": "z", "action": "a"}  # of answers
+Assets = Mapping[str, bytes]
+
+
+class Sources(Protocol):
+    """What the assets of a new run may be made of."""
+
+    inherited: Assets  # of the run that it starts from
+
+    def instructions(self) -> list[str]:
+        """Every instruction of its corpora once, sorted."""
+        ...
+
+    def actions(self) -> np.ndarray:
+        """All actions of its corpora that are known, float32 (N, action_dim)."""
+        ...
+
+
+class Backbone(Protocol):
+    """The settings of a model that its heads must know."""
+
+    dim: int
+    init_std: float
+    compute_dtype: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """`loss_weight`: of its loss in the sum of all; 0.0: the model has the head's parameters, and
+    that is all."""
+
+    loss_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.loss_weight < 0:
+            raise ValueError(f"loss_weight={self.loss_weight} must not be negative")
+
+
+class Decoded(NamedTuple):
+    """What a head says of B examples."""
+
+    values: jax.Array  # (B, ...), in the units of its column
+    ids: jax.Array | None = None  # int32 (B, tokens), of heads that choose tokens
+    logits: jax.Array | None = None  # float32 (B, tokens, vocabulary) that they were chosen by
+
+
+class Head:
+    """The head of one modality of a config. Holds no arrays; what runs on devices is pure.
+
+    An example has `num_slots` slots of the modality in its row. What the head gives at slot i is
+    seen at the token before it where `next_token`, so that tokens are predicted one after the
+    other; else at the slot itself.
+    """
+
+    Config: type[HeadConfig] = HeadConfig
+    next_token = False
+
+    modality: str  # "latent" or "action": a name of `modality.MODALITIES`
+    settings: HeadConfig
+    num_slots: int
+    vocab: int  # ids that its slots may hold
+    num_outputs: int  # values that it gives at a slot
+    horizon: int = 1  # steps of time that an answer is for
+
+    def __init__(self, modality: str, settings: HeadConfig, config: ConfigDict, assets: Assets): ...
+
+    # --- On the host ---
+
+    @staticmethod
+    def columns(modality: str, config: ConfigDict) -> tuple[str, ...]:
+        """What the loader must give, besides images and instructions."""
+        del config
+        return (COLUMNS[modality],)
+
+    @staticmethod
+    def make_assets(
+        modality: str, settings: HeadConfig, config: ConfigDict, sources: Sources
+    ) -> dict[str, bytes]:
+        """The files of a new run that this head needs."""
+        del modality, settings, config, sources
+        return {}
+
+    def rows(self, batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Loader columns → (ids int32 (B, n) of the slots, what the loss compares with: arrays
+        (B, n, ...) as `spec` says)."""
+        raise NotImplementedError
+
+    def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Of one example, (n, ...) each: what `rows` gives for the loss, by name."""
+        raise NotImplementedError
+
+    # --- In the model ---
+
+    def embedding(self, model: Backbone, rngs: nnx.Rngs) -> nnx.Module:
+        """Ids int (B, T) → (B, T, D): at embeddings/MODALITY of the parameters."""
+        return Embedding(self.vocab, model, None, rngs)
+
+    def output(self, model: Backbone, rngs: nnx.Rngs) -> nnx.Module:
+        """Hidden states (B, n, D) → (B, n, V): at heads/MODALITY of the parameters."""
+        return readout(self.num_outputs, model, None, rngs)
+
+    def loss(
+        self, outputs_RnV: jax.Array, targets: Mapping[str, jax.Array], rng: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """(mean over examples, metrics), of rows of whole examples; `targets`: as `rows` gives
+        them, (R, n, ...)."""
+        raise NotImplementedError
+
+    def decode(
+        self,
+        model: Functional,
+        params: Tree,
+        variables: Tree,
+        prompts: Mapping[str, jax.Array],
+        images: jax.Array | None,
+        **options: Any,
+    ) -> Decoded:
+        """What the model says after `prompts`; see policy/decoding.py. ValueError for `options`
+        that it does not have."""
+        raise NotImplementedError
+
+    # --- For others ---
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values, for clients of a server; of actions with their dimensions as "dim"."""
+        raise NotImplementedError
+
+    def reply(self, values: np.ndarray, probabilities: np.ndarray | None) -> dict[str, np.ndarray]:
+        """What a server answers one observation with."""
+        del probabilities
+        return {SYMBOLS[self.modality]: values}
+
+
+class Embedding(nnx.Module):
+    def __init__(self, vocab: int, model: Backbone, axis: str | None, rngs: nnx.Rngs):
+        table = model.init_std * jax.random.normal(rngs.params(), (vocab, model.dim))
+        self.table = param(table, axis, "embed")
+        self.dtype = dtype_of(model.compute_dtype)
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        return self.table[...][ids].astype(self.dtype)
+
+
+def readout(size: int, model: Backbone, axis: str | None, rngs: nnx.Rngs) -> Dense:
+    """A linear map from the model's width to `size` values."""
+    return Dense(
+        (model.dim,),
+        (size,),
+        ("embed", axis),
+        dtype=dtype_of(model.compute_dtype),
+        std=model.init_std,
+        rngs=rngs,
+    )
