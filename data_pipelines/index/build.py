@@ -31,15 +31,19 @@ from data_pipelines.storage import Location, Lock
 
 FORMAT = 1
 REBUILD = "run `lapa data index`"
-_EPISODE_ARRAYS = (
-    "record_of_episode",
-    "episode_length",
-    "fps",
-    "record_offset",
-    "record_length",
-    "instruction_of_episode",
+_EPISODE = np.dtype(
+    [
+        ("record_of_episode", np.int32),
+        ("episode_length", np.int64),
+        ("fps", np.float32),
+        ("record_offset", np.uint64),
+        ("record_length", np.uint64),
+        ("instruction_of_episode", np.int32),
+    ]
 )
-_FRAME_ARRAYS = ("frame_offset", "frame_length", "frame_crc")
+_FRAME = np.dtype(
+    [("frame_offset", np.uint64), ("frame_length", np.uint32), ("frame_crc", np.uint32)]
+)
 _IN_PROCESS_BYTES = 2**30  # about a second; worker processes take as long to start
 
 
@@ -84,94 +88,90 @@ def build_index(
     if not (np.isfinite(fps) and fps >= 0):
         raise ValueError(f"fps is {fps}; it must be positive, or 0 where it is unknown")
     folder = Path(index_folder(directory, image_key, split, sidecar_dir))  # local, or an error
+    unfinished = folder.with_name(f"{split}.incomplete")
     with Lock(folder.with_name(f".{split}.lock"), f"index {folder}"):
-        _build(directory, shards, folder, settings, exclude, workers=workers, progress=progress)
+        jobs = _jobs(directory, shards, unfinished, settings, exclude)
+        parts = [_load_part(*job) for job in jobs]
+        todo = [number for number, part in enumerate(parts) if part is None]
+        if len(todo) < len(jobs):
+            logging.info(
+                "Index of %s: %d of %d shards were finished before.",
+                directory,
+                len(jobs) - len(todo),
+                len(jobs),
+            )
+        size = sum(jobs[number][2]["shard"]["bytes"] for number in todo)
+        workers = workers or (1 if size < _IN_PROCESS_BYTES else os.cpu_count() or 1)
+        title = f"index {directory.name} {split} {image_key}"
+        with tqdm(total=size, unit="B", unit_scale=True, disable=not progress, desc=title) as bar:
+            for place in _written([jobs[number] for number in todo], workers):
+                number = todo[place]
+                parts[number] = _load_part(*jobs[number])
+                bar.update(jobs[number][2]["shard"]["bytes"])
+        _join_parts(folder, shards, parts, settings, exclude)
+        shutil.rmtree(unfinished)
     return folder
 
 
-def _build(
+Job = tuple[Location, Path, dict[str, Any]]  # a shard, where its part goes, what it is made with
+
+
+def _jobs(
     directory: Location,
     shards: list[Location],
     folder: Path,
     settings: dict[str, Any],
     exclude: Collection[tuple[str, int]],
-    *,
-    workers: int | None,
-    progress: bool,
-) -> None:
-    split = settings["split"]
-    part_folder = folder.with_name(f"{split}.incomplete")
-    announced = announced_lengths(directory, split)
-    if announced is not None and len(announced) != len(shards):
+) -> list[Job]:
+    announced = announced_lengths(directory, settings["split"]) or [None] * len(shards)
+    if len(announced) != len(shards):
         raise ValueError(
             f"{directory}/dataset_info.json announces {len(announced)} shards of "
-            f"split {split!r}, the folder has {len(shards)}"
+            f"split {settings['split']!r}, the folder has {len(shards)}"
         )
-    jobs, parts = [], {}
-    for number, path in enumerate(shards):
-        wanted = {
-            **settings,
-            "format": FORMAT,
-            "shard": shard_fingerprint(path),
-            "exclude": sorted(record for name, record in exclude if name == path.name),
-            "announced": None if announced is None else announced[number],
-        }
-        target = part_folder / f"{number:05d}.npz"
-        parts[number] = _load_part(target, wanted)
-        if parts[number] is None:
-            jobs.append((number, path, wanted, target))
-    if len(jobs) < len(shards):
-        logging.info(
-            "Index of %s: %d of %d shards were finished before.",
-            directory,
-            len(shards) - len(jobs),
-            len(shards),
+    return [
+        (
+            path,
+            folder / f"{number:05d}.npz",
+            {
+                **settings,
+                "format": FORMAT,
+                "shard": shard_fingerprint(path),
+                "exclude": sorted(record for name, record in exclude if name == path.name),
+                "announced": announced[number],
+            },
         )
-    size = sum(job[2]["shard"]["bytes"] for job in jobs)
-    workers = min(workers or (1 if size < _IN_PROCESS_BYTES else os.cpu_count() or 1), len(jobs))
-    with tqdm(
-        total=size,
-        unit="B",
-        unit_scale=True,
-        disable=not progress,
-        desc=f"index {directory.name} {split} {settings['image_key']}",
-    ) as bar:
-        for number, part in _run(jobs, workers):
-            parts[number] = part
-            bar.update(part["info"]["settings"]["shard"]["bytes"])
-    _join_parts(folder, shards, [parts[number] for number in range(len(shards))], settings, exclude)
-    if part_folder.exists():
-        shutil.rmtree(part_folder)
+        for number, path in enumerate(shards)
+    ]
 
 
-def _run(jobs: list[tuple], workers: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Reads shards; yields (shard number, part) as they finish."""
-    if workers <= 1:
-        for number, path, wanted, target in jobs:
-            _write_part(path, wanted, target)
-            yield number, _load_part(target, wanted)
+def _written(jobs: list[Job], workers: int) -> Iterator[int]:
+    """Reads shards and writes their parts; yields the numbers of the jobs as they finish."""
+    if min(workers, len(jobs)) <= 1:
+        for number, job in enumerate(jobs):
+            _write_part(*job)
+            yield number
         return
     # spawn: the parent may run threads of JAX or TensorFlow, which a fork would break.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures = {pool.submit(_write_part, *job[1:]): job for job in jobs}
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+        futures = {pool.submit(_write_part, *job): number for number, job in enumerate(jobs)}
         try:
             for future in as_completed(futures):
                 future.result()
-                number, _, wanted, target = futures[future]
-                yield number, _load_part(target, wanted)
+                yield futures[future]
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _write_part(path: Location, settings: dict[str, Any], target: Path) -> None:
+def _write_part(path: Location, target: Path, settings: dict[str, Any]) -> None:
     part = read_shard(path, settings)
     part["info"] = np.frombuffer(json.dumps(part["info"]).encode(), np.uint8)
-    with sidecar.atomic_path(target) as temporary, open(temporary, "wb") as file:
+    with storage.atomic_path(target) as temporary, open(temporary, "wb") as file:
         np.savez(file, allow_pickle=False, **part)
 
 
-def _load_part(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+def _load_part(shard: Location, path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """A finished shard's part, if it was made with these settings and from this very shard."""
     try:
         with np.load(path, allow_pickle=False) as stored:
@@ -180,7 +180,7 @@ def _load_part(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        logging.warning("%s is damaged (%s); its shard is read again.", path, error)
+        logging.warning("%s is damaged (%s); %s is read again.", path, error, shard)
         return None
     return part if part["info"]["settings"] == settings else None
 
@@ -322,18 +322,8 @@ class _EpisodeReader:
         return values
 
     def part(self) -> dict[str, Any]:
-        columns = list(zip(*self.episodes, strict=True)) or [()] * len(_EPISODE_ARRAYS)
-        dtypes = (np.int32, np.int64, np.float32, np.uint64, np.uint64, np.int32)
-        part = {
-            name: np.array(column, dtype)
-            for name, column, dtype in zip(_EPISODE_ARRAYS, columns, dtypes, strict=True)
-        }
-        columns = list(zip(*self.frames, strict=True)) or [()] * len(_FRAME_ARRAYS)
-        dtypes = (np.uint64, np.uint32, np.uint32)
-        part |= {
-            name: np.array(column, dtype)
-            for name, column, dtype in zip(_FRAME_ARRAYS, columns, dtypes, strict=True)
-        }
+        tables = np.array(self.episodes, _EPISODE), np.array(self.frames, _FRAME)
+        part = {name: table[name].copy() for table in tables for name in table.dtype.names}
         part["record_crc"] = np.array(self.record_crc, np.uint32)
         if self.actions:
             part["actions"] = np.concatenate(self.actions)
@@ -356,8 +346,8 @@ def _join_parts(
     parts: list[dict],
     settings: dict,
     exclude: Collection[tuple[str, int]],
-) -> Path:
-    """Writes the index of a split from its shards' parts and returns its folder."""
+) -> None:
+    """Writes the index of a split from its shards' parts."""
     with_actions = {
         part["info"]["action_dim"]: shard
         for part, shard in zip(parts, shards, strict=True)
@@ -377,7 +367,7 @@ def _join_parts(
     episodes = [len(part["episode_length"]) for part in parts]
     arrays = {
         name: np.concatenate([part[name] for part in parts])
-        for name in _EPISODE_ARRAYS + _FRAME_ARRAYS
+        for name in (*_EPISODE.names, *_FRAME.names)
     }
     arrays["shard_of_episode"] = np.repeat(np.arange(len(parts), dtype=np.int32), episodes)
     lengths = arrays["episode_length"]
@@ -419,17 +409,12 @@ def _join_parts(
             ]
         ),
     }
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}.incomplete")
-    if fresh.exists():
-        shutil.rmtree(fresh)
+    fresh, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{x}") for x in ("new", "old"))
+    shutil.rmtree(fresh, ignore_errors=True)
     for name, array in arrays.items():
         sidecar.write_array(fresh / f"{name}.npy", array)
     sidecar.write_json(fresh / "manifest.json", manifest)
     if folder.exists():
-        old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
         os.rename(folder, old)
-        os.rename(fresh, folder)
-        shutil.rmtree(old)
-    else:
-        os.rename(fresh, folder)
-    return folder
+    os.rename(fresh, folder)
+    shutil.rmtree(old, ignore_errors=True)
