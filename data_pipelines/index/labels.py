@@ -62,19 +62,22 @@ class Values:
         missing = [key for key in required if key not in provenance]
         if missing:
             raise ValueError(f"the provenance of {kind.what} {name!r} lacks {missing}")
-        length = provenance[kind.length]
+        dtype, shape, size = np.dtype(kind.dtype), (provenance[kind.length],), None
         if vectors:
-            dtype = np.dtype(provenance.get("dtype", "float32"))
-            shape, size, valid = (length, provenance["width"]), None, dtype.name in VECTORS
-            told = f"dtype is {dtype} (must be one of {VECTORS}), width is {shape[1]}"
+            dtype, shape = (
+                np.dtype(provenance.get("dtype", "float32")),
+                (*shape, provenance["width"]),
+            )
+            valid, told = dtype.name in VECTORS, f"dtype is {dtype} (must be one of {VECTORS})"
         else:
-            dtype, shape, size = np.dtype(kind.dtype), (length,), provenance["codebook_size"]
-            most = int(np.iinfo(dtype).max) + (1 if np.iinfo(dtype).min < 0 else 0)
+            size, limits = provenance["codebook_size"], np.iinfo(dtype)
+            most = int(limits.max) + (limits.min < 0)
             valid = 1 <= size <= most
             told = f"codebook_size is {size} (must be 1 to {most}, stored as {dtype})"
         if not valid or min(shape) < 1:
             raise ValueError(
-                f"{kind.what} {name!r}: {told}, {kind.length} is {length} (must be at least 1)"
+                f"{kind.what} {name!r}: {told}, {kind.length} is {shape[0]} (must be at least 1)"
+                + (f", width is {shape[1]} (must be at least 1)" if vectors else "")
             )
         return cls(dtype, shape, size)
 
@@ -99,17 +102,14 @@ class Values:
         """Refuses labels, as `given`, that are none."""
         size, flat = self.codebook_size, labels.reshape(len(labels), -1)
         if size is None:
-            missing = np.isnan(flat)
-            with np.errstate(over="ignore"):
-                infinite = np.isinf(flat.astype(self.dtype)).any(1)
-            if infinite.any():
-                raise ValueError(f"{where}: row {infinite.argmax()} is not finite as {self.dtype}")
+            missing, most = np.isnan(flat), float(np.finfo(self.dtype).max)
+            least, limit = -most, f"the largest {self.dtype} is {most:g}"
         else:
-            missing = flat < 0
-            if flat.size and (flat.min() < -1 or flat.max() >= size):
-                raise ValueError(
-                    f"{where} run from {flat.min()} to {flat.max()}; codebook_size is {size}"
-                )
+            missing, least, most = flat == -1, 0, size - 1
+            limit = f"codebook_size is {size}"
+        if (~missing & ((flat < least) | (flat > most))).any():
+            low, high = np.nanmin(flat), np.nanmax(flat)
+            raise ValueError(f"{where} run from {low} to {high}; {limit}")
         mixed = np.flatnonzero(missing.any(1) & ~missing.all(1))
         if len(mixed):
             raise ValueError(
@@ -177,7 +177,7 @@ class LabelSetWriter:
                 )
             self.complete = saved["complete"]
         else:
-            sidecar.write_json(self._manifest, self._entry(complete=False))
+            self._write_manifest(complete=False)
             self.complete = False
         self._lock: int | None = None
         self._lock_file = self.folder / f".{self.index.split}.lock"
@@ -219,15 +219,15 @@ class LabelSetWriter:
             self._lock = os.open(self._lock_file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
         fcntl.lockf(self._lock, how, 1, number)
 
-    def _entry(self, **more: Any) -> dict[str, Any]:
-        return {
+    def _write_manifest(self, **more: Any) -> None:
+        manifest = {
             "format": FORMAT,
             "dtype": self.values.dtype.name,
             "shape": list(self.values.shape),
             "num_shards": len(self.index.shards),
             "provenance": self.provenance,
-            **more,
         }
+        sidecar.write_json(self._manifest, manifest | more)
 
     def _part(self, shard: int) -> Path:
         return self.folder / f"{self.index.split}-{shard:05d}.npy"
@@ -309,14 +309,8 @@ class LabelSetWriter:
             )
         path = self.folder / f"{self.index.split}.npy"
         sidecar.join_arrays(path, parts)
-        sidecar.write_json(
-            self._manifest,
-            self._entry(
-                complete=True,
-                num_labelled=labelled,
-                digest=sidecar.array_digest(sidecar.map_array(path)),
-            ),
-        )
+        digest = sidecar.array_digest(sidecar.map_array(path))
+        self._write_manifest(complete=True, num_labelled=labelled, digest=digest)
         self.complete = True
         for shard in range(len(self.index.shards)):
             self._part(shard).unlink()

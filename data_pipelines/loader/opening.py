@@ -31,58 +31,192 @@ def open_corpus(
     number: int, settings: CorpusSettings, data: DataSettings, fields: Sequence[str]
 ) -> Corpus:
     """The corpus of this number in its mixture."""
-    name, cameras = settings.name, _open_cameras(settings)
-    index = cameras[0]
-    for camera in cameras:
-        if "frames" in fields and camera.image_size not in (None, data.image_size):
-            raise wrong_size(name, camera.image_size, data.image_size)
-    if data.is_clip and len(cameras) > 1:
-        raise ValueError(
-            f"{settings.key('extra_image_keys')} is {settings.extra_image_keys}, but a clip (data."
-            f"num_frames {data.num_frames}, data.history_seconds {data.history_seconds}) is of one "
-            "camera"
+    return _Opening(settings, data, fields).corpus(number)
+
+
+class _Opening:
+    """Opens what belongs to a corpus: a method for each part, which refuses what does not fit."""
+
+    def __init__(self, settings: CorpusSettings, data: DataSettings, fields: Sequence[str]):
+        self.settings, self.data, self.fields = settings, data, fields
+        self.name, self.cameras = settings.name, self._cameras()
+        self.index = self.cameras[0]
+
+    def corpus(self, number: int) -> Corpus:
+        frames, actions, labels = self._frames(), self._actions(), self._labels()
+        tokens, motion = self._tokens(), self._motion()
+        chains = self._chains(frames, actions)
+        filters = _filters(self.data, frames, labels, tokens, motion)
+        counts, kept = _select(self.name, self.index, chains, filters)
+        if not counts.any():
+            raise ValueError(
+                f"corpus {self.name!r} ({self.index.directory}, {self.index.num_episodes} "
+                f"episodes, the longest of {self.index.episode_length.max()} steps) has no "
+                f"eligible frame for fields {list(self.fields)}; see data.corpora.{self.name}, "
+                "data.tail, data.action_padding, data.min_pair_difference and data.chain_pairs"
+            )
+        eligible = (chains, counts, kept, self.data.sampling == "per_video")
+        owned = (actions, labels, tokens, motion, frames)
+        return Corpus(self.settings, number, self.cameras, *owned, *eligible)
+
+    def _cameras(self) -> tuple[CorpusIndex, ...]:
+        """The indexes of `image_key` and of each of `extra_image_keys`, which must agree."""
+        settings, data = self.settings, self.data
+        cameras = tuple(
+            load_or_build(
+                settings.path,
+                split=settings.split,
+                sidecar_dir=settings.sidecar_dir or None,
+                image_key=image_key,
+                action_key=settings.action_key,
+                instruction_key=settings.instruction_key,
+            )
+            for image_key in (settings.image_key, *settings.extra_image_keys)
         )
-    frames, labels = _open_frames(settings, data, index), None
-    if "latent_action" in fields or not data.is_clip:
-        labels = _open_labels(settings, data, index, needed="latent_action" in fields)
-    tokens = _open_tokens(settings, cameras) if "image_tokens" in fields else ()
-    motion = _open_motion(settings, index) if data.min_pair_difference else None
-    actions = _open_actions(settings, data, index, fields)
-    skip, counts = _eligible(settings, data, fields, frames, actions)
-    chains = Chains(data.chain_pairs, frames.steps, skip, counts)
-    if chains.num_in_none:
-        logging.warning(
-            "Corpus %r: %d of %d pairs are in no chain of data.chain_pairs=%d and are never drawn: "
-            "their episodes are too short.",
-            name,
-            chains.num_in_none,
-            counts.sum(),
-            data.chain_pairs,
-        )
-    filters = _filters(data, frames, labels, tokens, motion)
-    counts, kept = _select(name, index, chains, filters)
-    if not counts.any():
-        raise ValueError(
-            f"corpus {name!r} ({index.directory}, {index.num_episodes} episodes, the "
-            f"longest of {index.episode_length.max()} steps) has no eligible frame for fields "
-            f"{list(fields)}; see data.corpora.{name}, data.tail, data.min_pair_difference and "
-            "data.chain_pairs"
-        )
-    per_video = data.sampling == "per_video"
-    return Corpus(
-        settings,
-        number,
-        cameras,
-        actions,
-        labels,
-        tokens,
-        motion,
-        frames,
-        chains,
-        counts,
-        kept,
-        per_video,
-    )
+        for other in cameras:
+            for what in ("shard_of_episode", "record_of_episode", "episode_length"):
+                if not np.array_equal(getattr(other, what), getattr(cameras[0], what)):
+                    raise ValueError(
+                        f"corpus {self.name!r}: the indexes of image_key "
+                        f"{cameras[0].image_key!r} and {other.image_key!r} differ in {what}: index "
+                        f"both with the same exclusions ({settings.key('extra_image_keys')})"
+                    )
+            if "frames" in self.fields and other.image_size not in (None, data.image_size):
+                raise wrong_size(self.name, other.image_size, data.image_size)
+        if data.is_clip and len(cameras) > 1:
+            raise ValueError(
+                f"{settings.key('extra_image_keys')} is {settings.extra_image_keys}, but a clip "
+                f"(data.num_frames {data.num_frames}, data.history_seconds "
+                f"{data.history_seconds}) is of one camera"
+            )
+        return cameras
+
+    def _frames(self) -> Frames:
+        """Where the frames of an example lie, from data.num_frames and the time between them."""
+        settings, data, index = self.settings, self.data, self.index
+        offsets = np.arange(data.num_frames)
+        if data.num_frames == 1:
+            return Frames(index, offsets, np.zeros(index.num_episodes, np.int64))
+        if data.is_clip:
+            what, key, seconds = "window", settings.key("window_seconds"), settings.window_seconds
+        else:
+            what, key, seconds = "history", "data.history_seconds", data.history_seconds
+            offsets -= offsets[-1]
+        steps = steps_between(what, key, seconds, settings, index)
+        if (steps * (data.num_frames - 1) >= index.episode_length).all():
+            longest = int(index.episode_length.argmax())
+            times = f", {data.num_frames - 1} times" if data.num_frames > 2 else ""
+            raise ValueError(
+                f"corpus {self.name!r}: the {what} ({key} {seconds} at "
+                f"{fps_of(settings, index)[longest]:g} fps = {steps[longest]} steps{times}) is "
+                f"longer than every episode; the longest has {index.episode_length[longest]} steps"
+            )
+        return Frames(index, offsets, steps)
+
+    def _actions(self) -> Actions:
+        index, horizon = self.index, self.data.action_horizon
+        wanted = "action" in self.fields
+        if wanted and "action_known" not in self.fields and index.actions is None:
+            raise ValueError(
+                f"corpus {self.name!r} has no actions under steps/{index.action_key} "
+                f"({self.settings.key('action_key')}); float features: "
+                f"{[key for key, kind in index.keys.items() if kind == 'float']}"
+            )
+        longest = int(index.episode_length.max()) - 1
+        if wanted and horizon > max(longest, 1):
+            raise ValueError(
+                f"data.action_horizon is {horizon}, which is longer than every episode of corpus "
+                f"{self.name!r}: the longest has {longest} actions"
+            )
+        return open_actions(self.settings, self.data, index)
+
+    def _labels(self) -> LabelSet | None:
+        settings, needed = self.settings, "latent_action" in self.fields
+        if not settings.label_set and needed:
+            raise ValueError(
+                f"corpus {self.name!r} needs latent actions, but {settings.key('label_set')} is "
+                "empty; make a label set with `lapa label`"
+            )
+        if not settings.label_set or self.data.is_clip and not needed:
+            return None
+        labels = _open_set(settings.label_set, self.index, LATENT_ACTIONS)
+        made_with = labels.provenance["window_seconds"]
+        if self.data.is_clip and made_with != settings.window_seconds:
+            raise ValueError(
+                f"{settings.key('window_seconds')} is {settings.window_seconds}, but label set "
+                f"{settings.label_set!r} was made with {made_with}; make them equal"
+            )
+        return labels
+
+    def _tokens(self) -> tuple[LabelSet, ...]:
+        """The image tokens of each camera."""
+        name = self.settings.image_token_set
+        if "image_tokens" not in self.fields:
+            return ()
+        if not name:
+            raise ValueError(
+                f"corpus {self.name!r} needs image tokens, but "
+                f"{self.settings.key('image_token_set')} is empty; make a set with "
+                f"{IMAGE_TOKENS.command}"
+            )
+        return tuple(_open_set(name, index, IMAGE_TOKENS) for index in self.cameras)
+
+    def _motion(self) -> LabelSet | None:
+        """How much pairs differ, checked to be of the same pairs."""
+        if not self.data.min_pair_difference:
+            return None
+        motion = _open_set(set_name(self.settings.window_seconds), self.index, MOTION)
+        check_window(self.settings, motion, window_steps(self.settings, self.index))
+        return motion
+
+    def _chains(self, frames: Frames, actions: Actions) -> Chains:
+        """Where examples may stand in each episode, but for filters."""
+        settings, data, fields, index = self.settings, self.data, self.fields, self.index
+        length = index.episode_length
+        skip, stop = np.zeros_like(length), length
+        if data.tail == "drop":
+            skip = -frames.offsets[0] * frames.steps
+            stop = length - frames.offsets[-1] * frames.steps
+        if "action" in fields:
+            whole = data.action_padding == "drop"
+            last = actions.steps - (data.action_horizon - 1 if whole else 0)
+            if "action_known" in fields:  # what has no action is drawn, too
+                last = np.where(actions.known & whole, last, length)
+            stop = np.minimum(stop, last)
+        drawn = length >= settings.min_episode_steps
+        drawn &= order.part_of(settings.fraction, index.num_episodes, _FRACTION_SALT)
+        if "instruction" in fields or settings.require_instruction:
+            drawn &= ~self._without_instruction()
+        counts = np.where(drawn, np.maximum(stop - skip, 0), 0)
+        chains = Chains(data.chain_pairs, frames.steps, skip, counts)
+        if chains.num_in_none:
+            logging.warning(
+                "Corpus %r: %d of %d pairs are in no chain of data.chain_pairs=%d and are never "
+                "drawn: their episodes are too short.",
+                self.name,
+                chains.num_in_none,
+                counts.sum(),
+                data.chain_pairs,
+            )
+        return chains
+
+    def _without_instruction(self) -> np.ndarray:
+        """Which episodes have none, bool (episodes,)."""
+        without = self.index.instruction_of_episode < 0
+        if without.all():
+            raise ValueError(
+                f"corpus {self.name!r} has no instructions under steps/"
+                f"{self.index.instruction_key} ({self.settings.key('instruction_key')}); features "
+                f"of its first episode: {list(self.index.keys)}"
+            )
+        if without.any():
+            logging.warning(
+                "Corpus %r: %d of %d episodes have no instruction and are not drawn.",
+                self.name,
+                without.sum(),
+                len(without),
+            )
+        return without
 
 
 def wrong_size(name: str, found: tuple[int, int], wanted: tuple[int, int]) -> ValueError:
@@ -93,164 +227,10 @@ def wrong_size(name: str, found: tuple[int, int], wanted: tuple[int, int]) -> Va
     )
 
 
-# ---------------------------------------------------------------- what belongs to a corpus
-
-
-def _open_cameras(settings: CorpusSettings) -> tuple[CorpusIndex, ...]:
-    """The indexes of `image_key` and of each of `extra_image_keys`, which must agree."""
-    cameras = tuple(
-        load_or_build(
-            settings.path,
-            split=settings.split,
-            sidecar_dir=settings.sidecar_dir or None,
-            image_key=image_key,
-            action_key=settings.action_key,
-            instruction_key=settings.instruction_key,
-        )
-        for image_key in (settings.image_key, *settings.extra_image_keys)
-    )
-    for other in cameras[1:]:
-        for what in ("shard_of_episode", "record_of_episode", "episode_length"):
-            if not np.array_equal(getattr(other, what), getattr(cameras[0], what)):
-                raise ValueError(
-                    f"corpus {settings.name!r}: the indexes of image_key "
-                    f"{cameras[0].image_key!r} and {other.image_key!r} differ in {what}: index "
-                    f"both with the same exclusions ({settings.key('extra_image_keys')})"
-                )
-    return cameras
-
-
 def _open_set(name: str, index: CorpusIndex, kind: Kind) -> LabelSet:
     """A set of this name and kind, fetched first where the sidecars lie behind a URL."""
     folder = kind.folder(".", name, index.image_key)
     return LabelSet.open(storage.fetch(index.sidecar_dir, str(folder)), name, index, kind)
-
-
-def _open_labels(
-    settings: CorpusSettings, data: DataSettings, index: CorpusIndex, *, needed: bool
-) -> LabelSet | None:
-    if not settings.label_set:
-        if not needed:
-            return None
-        raise ValueError(
-            f"corpus {settings.name!r} needs latent actions, but {settings.key('label_set')} is "
-            "empty; make a label set with `lapa label`"
-        )
-    labels = _open_set(settings.label_set, index, LATENT_ACTIONS)
-    made_with = labels.provenance["window_seconds"]
-    if data.is_clip and made_with != settings.window_seconds:
-        raise ValueError(
-            f"{settings.key('window_seconds')} is {settings.window_seconds}, but label set "
-            f"{settings.label_set!r} was made with {made_with}; make them equal"
-        )
-    return labels
-
-
-def _open_actions(
-    settings: CorpusSettings, data: DataSettings, index: CorpusIndex, fields: Sequence[str]
-) -> Actions:
-    if "action" in fields and "action_known" not in fields and index.actions is None:
-        raise ValueError(
-            f"corpus {settings.name!r} has no actions under steps/{index.action_key} "
-            f"({settings.key('action_key')}); float features: "
-            f"{[key for key, kind in index.keys.items() if kind == 'float']}"
-        )
-    longest = int(index.episode_length.max()) - 1
-    if "action" in fields and data.action_horizon > max(longest, 1):
-        raise ValueError(
-            f"data.action_horizon is {data.action_horizon}, which is longer than every episode of "
-            f"corpus {settings.name!r}: the longest has {longest} actions"
-        )
-    return open_actions(settings, data, index)
-
-
-def _open_tokens(settings: CorpusSettings, cameras: Sequence[CorpusIndex]) -> tuple[LabelSet, ...]:
-    """The image tokens of each camera."""
-    if not settings.image_token_set:
-        raise ValueError(
-            f"corpus {settings.name!r} needs image tokens, but {settings.key('image_token_set')} "
-            f"is empty; make a set with {IMAGE_TOKENS.command}"
-        )
-    return tuple(_open_set(settings.image_token_set, index, IMAGE_TOKENS) for index in cameras)
-
-
-def _open_motion(settings: CorpusSettings, index: CorpusIndex) -> LabelSet:
-    """How much pairs of a corpus differ, checked to be of the same pairs."""
-    motion = _open_set(set_name(settings.window_seconds), index, MOTION)
-    check_window(settings, motion, window_steps(settings, index))
-    return motion
-
-
-def _open_frames(settings: CorpusSettings, data: DataSettings, index: CorpusIndex) -> Frames:
-    """Where the frames of an example lie, from data.num_frames and the time between them."""
-    offsets = np.arange(data.num_frames)
-    if data.num_frames == 1:
-        return Frames(index, offsets, np.zeros(index.num_episodes, np.int64))
-    if data.is_clip:
-        what, key, seconds = "window", settings.key("window_seconds"), settings.window_seconds
-        steps = window_steps(settings, index)
-    else:
-        what, key, seconds = "history", "data.history_seconds", data.history_seconds
-        steps = steps_between(what, key, seconds, settings, index)
-        offsets -= offsets[-1]
-    if (steps * (data.num_frames - 1) >= index.episode_length).all():
-        longest = int(index.episode_length.argmax())
-        times = f", {data.num_frames - 1} times" if data.num_frames > 2 else ""
-        raise ValueError(
-            f"corpus {settings.name!r}: the {what} ({key} {seconds} at "
-            f"{fps_of(settings, index)[longest]:g} fps = {steps[longest]} steps{times}) is longer "
-            f"than every episode; the longest has {index.episode_length[longest]} steps"
-        )
-    return Frames(index, offsets, steps)
-
-
-# ---------------------------------------------------------------- where examples may stand
-
-
-def _eligible(
-    settings: CorpusSettings,
-    data: DataSettings,
-    fields: Sequence[str],
-    frames: Frames,
-    actions: Actions,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(skip, counts), int64 (E,): examples of episode e may stand at so many steps from skip[e] on,
-    but for filters."""
-    index = frames.index
-    length = index.episode_length
-    skip, stop = np.zeros_like(length), length
-    if data.tail == "drop":
-        skip, stop = -frames.offsets[0] * frames.steps, length - frames.offsets[-1] * frames.steps
-    if "action" in fields:
-        whole = data.action_padding == "drop"
-        last = actions.steps - (data.action_horizon - 1 if whole else 0)
-        if "action_known" in fields:  # what has no action is drawn, too
-            last = np.where(actions.known & whole, last, length)
-        stop = np.minimum(stop, last)
-    drawn = length >= settings.min_episode_steps
-    drawn &= order.part_of(settings.fraction, index.num_episodes, _FRACTION_SALT)
-    if "instruction" in fields or settings.require_instruction:
-        drawn &= ~_without_instruction(settings, index)
-    return skip, np.where(drawn, np.maximum(stop - skip, 0), 0)
-
-
-def _without_instruction(settings: CorpusSettings, index: CorpusIndex) -> np.ndarray:
-    """Which episodes have none, bool (episodes,)."""
-    without = index.instruction_of_episode < 0
-    if without.all():
-        raise ValueError(
-            f"corpus {settings.name!r} has no instructions under steps/{index.instruction_key} "
-            f"({settings.key('instruction_key')}); features of its first episode: "
-            f"{list(index.keys)}"
-        )
-    if without.any():
-        logging.warning(
-            "Corpus %r: %d of %d episodes have no instruction and are not drawn.",
-            settings.name,
-            without.sum(),
-            len(without),
-        )
-    return without
 
 
 def _filters(
