@@ -39,7 +39,8 @@ class _Opening:
 
     def __init__(self, settings: CorpusSettings, data: DataSettings, fields: Sequence[str]):
         self.settings, self.data, self.fields = settings, data, fields
-        self.name, self.cameras = settings.name, self._cameras()
+        self.name = settings.name
+        self.cameras = self._cameras()
         self.index = self.cameras[0]
 
     def corpus(self, number: int) -> Corpus:
