@@ -10,9 +10,10 @@ from compilers import lapa_compile, needs_compilers
 
 from lapa_jax import config as configs
 from lapa_jax import train
+from lapa_jax.aot import assess as aot
 from lapa_jax.aot.topology import Topology, parse
 from lapa_jax.parallel.sharding import ShardingError
-from lapa_jax.verbs import compile as aot
+from lapa_jax.verbs import compile as verb
 
 QUICK = "experiments/latent_vla/tabletop.py:quick=True"
 
@@ -95,7 +96,9 @@ def test_remat_recomputes_what_it_says(on_cpu):
 def test_over_budget_exits_with_1_and_advice(on_cpu, monkeypatch):
     topology = parse("h100:2x4")
     small = dataclasses.replace(topology.chip, hbm_gib=1e-5)
-    monkeypatch.setattr(aot, "parse_topology", lambda *_: dataclasses.replace(topology, chip=small))
+    monkeypatch.setattr(
+        verb, "parse_topology", lambda *_: dataclasses.replace(topology, chip=small)
+    )
     arguments = ["--config", str(tiny.ROOT / QUICK), "--topology", "h100:2x4", "--json"]
     # A batch that leaves few layouts to try.
     code, out, _ = tiny.lapa("compile", *arguments, "--config.global_batch=8")
