@@ -51,7 +51,7 @@ ALLOWED = {
     "lapa_jax.policy": (*MODELS, "data_pipelines.checks.statistics"),  # where codecs are fitted
     "lapa_jax.stages": STAGES,
     "lapa_jax.aot": USES,
-    "lapa_jax.runs": RUNS,
+    "lapa_jax.runs": (*RUNS, "launch.run_files"),
     "lapa_jax.evidence": EVIDENCE,
     "lapa_jax.serving": ("lapa_jax.envs", *USES),
     "lapa_jax.interop": USES,
@@ -61,7 +61,7 @@ ALLOWED = {
     "lapa_jax.cli": (),  # knows verbs by name
     "lapa_jax.verbs": (
         *("lapa_jax.studies", "lapa_jax.benchmarks", "lapa_jax.serving", "lapa_jax.interop"),
-        *("lapa_jax.cli", "lapa_jax.aot", "launch.run_files", *STUDIES),
+        *("lapa_jax.cli", "lapa_jax.aot", *STUDIES),
     ),
     "experiments": (
         *("lapa_jax.settings", "lapa_jax.config", "lapa_jax.stages", *STAGES, "lapa_jax.training"),

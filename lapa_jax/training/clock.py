@@ -22,9 +22,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import psutil
-
 from data_pipelines.storage import places
 
 GOODPUT_FILE = "goodput.json"
@@ -154,6 +151,9 @@ class Clock:
 
 def memory_gib() -> dict[str, float]:
     """Resident memory of this process; of its fullest device, where it tells, now and at most."""
+    import jax  # not above: `lapa status` reads goodput without it
+    import psutil
+
     found = {"host_memory_gib": psutil.Process().memory_info().rss / 2**30}
     stats = [s for d in jax.local_devices() if (s := d.memory_stats())]
     for field, key in (

@@ -1,72 +1,82 @@
 """`lapa label`: the latent actions, or the image tokens, of a corpus beside its index."""
 
-import argparse
+import dataclasses
 
 import jax
 from jax.experimental import multihost_utils
 
 from lapa_jax.parallel import distributed
 from lapa_jax.runs import label
-from lapa_jax.runs import run as runs
+from lapa_jax.runs.loaded import load
+from lapa_jax.verbs import flags
+
+WHAT = "Write the latent actions, or the image tokens, of a corpus beside its index."
+LATENT_ACTIONS = "latent_actions"
+EXAMPLE = """lapa label --workdir runs/quantizer --corpus data/robot --name laq
+  lapa label --what image_tokens --workdir runs/vqgan --corpus data/robot --name vqgan"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is labelled, and by what.
+
+    workdir: run of a quantizer or image tokenizer
+    corpus: directory of the shards (indexed)
+    name: name of the set
+    sidecar_dir: where index and labels lie
+    image_key: the camera (default: the only one indexed)
+    window_seconds: 0: that of the quantizer's training
+    fps: 0: from the episodes' metadata
+    index: this host's number, from 0 (default: JAX's)
+    count: hosts that share the corpus (default: JAX's)
+    """
+
+    what: str = dataclasses.field(
+        default=LATENT_ACTIONS, metadata={"choices": (LATENT_ACTIONS, "image_tokens")}
+    )
+    workdir: str
+    corpus: str
+    name: str
+    split: str = "train"
+    sidecar_dir: str = ""
+    image_key: str = ""
+    window_seconds: float = 0.0
+    fps: float = 0.0
+    index: int | None = None
+    count: int | None = None
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="lapa label",
-        description="Write the latent actions, or the image tokens, of a corpus beside its index.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: lapa label --workdir runs/quantizer --corpus data/robot --name laq\n"
-        "         lapa label --what image_tokens --workdir runs/vqgan --corpus data/robot "
-        "--name vqgan",
-    )
-    parser.add_argument(
-        "--what", choices=["latent_actions", "image_tokens"], default="latent_actions"
-    )
-    parser.add_argument("--workdir", required=True, help="run of a quantizer or image tokenizer")
-    parser.add_argument("--corpus", required=True, help="directory of the shards (indexed)")
-    parser.add_argument("--name", required=True, help="name of the set")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--sidecar_dir", default="", help="where index and labels lie")
-    parser.add_argument(
-        "--image_key", default="", help="the camera (default: the only one indexed)"
-    )
-    parser.add_argument(
-        "--window_seconds", type=float, default=0.0, help="0: that of the quantizer's training"
-    )
-    parser.add_argument("--fps", type=float, default=0.0, help="0: from the episodes' metadata")
-    parser.add_argument("--index", type=int, help="this host's number, from 0 (default: JAX's)")
-    parser.add_argument("--count", type=int, help="hosts that share the corpus (default: JAX's)")
+    parser = flags.parser("lapa label", WHAT, EXAMPLE)
+    flags.add(parser, Options)
     distributed.add_flags(parser)
     args = parser.parse_args(argv)
-    if args.index is None and args.count is None:
+    options = flags.read(args, Options)
+    if options.index is None and options.count is None:
         distributed.initialize_from(args)
         share = label.Share(jax.process_index(), jax.process_count())
     else:
-        share = label.Share(args.index or 0, args.count or 1)
+        share = label.Share(options.index or 0, options.count or 1)
     with distributed.leaving_on_error():
-        return _label(args, share)
-
-
-def _label(args: argparse.Namespace, share: label.Share) -> int:
-    run = runs.load(args.workdir)
-    corpus = dict(
-        path=args.corpus,
-        split=args.split,
-        sidecar_dir=args.sidecar_dir,
-        image_key=args.image_key,
-    )
-    if args.what == "latent_actions":
-        pairs_of = {"fps": args.fps, "window_seconds": args.window_seconds}
-        label.label(run, args.name, corpus | pairs_of, share)
-        return _together(args.name)
-    if args.window_seconds or args.fps:
-        raise ValueError("--window_seconds and --fps are of --what latent_actions")
-    label.label_images(run, args.name, corpus, share)
-    return _together(args.name)
-
-
-def _together(name: str) -> int:
-    """JAX ends processes that wait long for another to end: all end at one time."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"labelled {name}")
+        _label(options, share)
+        if jax.process_count() > 1:
+            # JAX ends processes that wait long for another to end: all end at one time.
+            multihost_utils.sync_global_devices(f"labelled {options.name}")
     return 0
+
+
+def _label(options: Options, share: label.Share) -> None:
+    run = load(options.workdir)
+    corpus = dict(
+        path=options.corpus,
+        split=options.split,
+        sidecar_dir=options.sidecar_dir,
+        image_key=options.image_key,
+    )
+    if options.what == LATENT_ACTIONS:
+        pairs_of = {"fps": options.fps, "window_seconds": options.window_seconds}
+        label.label(run, options.name, corpus | pairs_of, share)
+    elif options.window_seconds or options.fps:
+        raise ValueError("--window_seconds and --fps are of --what latent_actions")
+    else:
+        label.label_images(run, options.name, corpus, share)

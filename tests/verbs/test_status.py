@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import tiny
 
+from lapa_jax.runs.status import look
 from lapa_jax.training import guard, metrics
 from lapa_jax.verbs import status, text
 from launch import run_files
@@ -76,7 +77,7 @@ def make_run(
     ],
 )
 def test_state(state, run, tmp_path):
-    assert status.look(make_run(tmp_path / "run", **run), time.time()).state == state
+    assert look(make_run(tmp_path / "run", **run), time.time()).state == state
 
 
 def test_one_run_in_detail(tmp_path):

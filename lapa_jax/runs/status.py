@@ -1,0 +1,146 @@
+"""What runs are doing, from their files alone: knows no JAX."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.storage import places
+from lapa_jax.training import clock
+from launch.run_files import (
+    GUARD_FILE,
+    METRICS_FILE,
+    last_metrics,
+    sampled_metrics,
+    saved_steps,
+)
+
+POINTS = 32  # of the loss
+PATIENCE = 3  # times the usual time between lines, and
+AT_LEAST_SECONDS = 180.0
+START_SECONDS = 3600.0  # to the first line
+BAD = ("stalled", "failed", "damaged")
+
+
+def runs_below(top: Path) -> Iterator[Path]:
+    """`top` if it is a run, else the runs below it, in order."""
+    if not top.is_dir():
+        raise FileNotFoundError(f"{top} is not a directory")
+    if (top / "config.json").is_file():
+        yield top
+        return
+    for folder in sorted(path for path in top.iterdir() if path.is_dir()):
+        yield from runs_below(folder)
+
+
+@dataclass(frozen=True)
+class Status:
+    """What is known of a run; None where nothing is."""
+
+    workdir: Path
+    state: str
+    stage: str = ""
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    losses: tuple[float, ...] = ()
+    examples_per_second: float | None = None
+    seconds_left: float | None = None
+    saved: int | None = None  # step of the newest checkpoint
+    age: float | None = None  # seconds since the newest line
+    attempts: int = 1
+    goodput: str = ""  # where its time went
+    guarded: int = 0  # steps skipped or rolled back
+    told: str = ""  # the newest word of its supervisor, or what is damaged
+
+
+def look(workdir: Path, now: float) -> Status:
+    """Reads a run's files."""
+    try:
+        return _look(workdir, now)
+    except (ValueError, KeyError, OSError) as error:
+        return Status(workdir, "damaged", told=str(error))
+
+
+def _look(workdir: Path, now: float) -> Status:
+    config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+    rows = sampled_metrics(workdir, POINTS)
+    rows += [last] if (last := last_metrics(workdir)) else []
+    newest: dict[str, Any] = {}
+    for row in rows:  # a line need not have every field
+        newest |= row
+    step, steps = newest.get("step", 0), config["steps"]
+    saved = max(saved_steps(workdir), default=None)
+    since = workdir / (METRICS_FILE if rows else "config.json")
+    written = _written(since)
+    age = now - written
+    per_step = newest.get("step_seconds")
+    patience = START_SECONDS
+    if per_step is not None:
+        patience = max(AT_LEAST_SECONDS, PATIENCE * per_step * config["log_every_steps"])
+    event, told_at, attempts = _supervisor(workdir)
+    if told_at < written and event in ("given up", "stopped"):
+        event = ""  # it has been started since, by other means
+    reached = max(step, saved or 0)
+    if reached >= steps:
+        state = "finished"
+    elif event == "given up":
+        state = "failed"
+    elif event == "stopped" or (not rows and saved is not None):
+        state = "stopped"
+    elif age <= patience or now - told_at <= AT_LEAST_SECONDS:
+        state = "running" if rows else "starting"
+    elif saved is not None and saved >= step and saved % config["checkpoint"]["every_steps"]:
+        state = "stopped"
+    else:
+        state = "stalled"
+    tried = clock.read_goodput(workdir)
+    moving = state == "running" and per_step is not None
+    return Status(
+        workdir=workdir,
+        state=state,
+        stage=config["stage"],
+        step=reached,
+        steps=steps,
+        loss=newest.get("loss"),
+        losses=tuple(row["loss"] for row in rows if "loss" in row),
+        examples_per_second=newest.get("examples_per_second"),
+        seconds_left=(steps - step) * per_step if moving else None,
+        saved=saved,
+        age=age if rows else None,
+        attempts=max(attempts, len(tried)),
+        goodput=_split(tried),
+        guarded=len(_lines(workdir / GUARD_FILE)),
+        told=event,
+    )
+
+
+def _supervisor(workdir: Path) -> tuple[str, float, int]:
+    """(newest event, when it was written, attempts), of all machines' supervisors."""
+    newest, written, attempts = "", 0.0, 1
+    for file in sorted((workdir / "supervisor").glob("*.jsonl")):
+        lines = file.read_text(encoding="utf-8").splitlines()
+        events = [json.loads(line) for line in lines]
+        attempts = max(attempts, sum(event["event"] == "started" for event in events))
+        if events and _written(file) > written:
+            newest, written = events[-1]["event"], _written(file)
+    return newest, written, attempts
+
+
+def _written(path: Path) -> float:
+    """When, in seconds."""
+    found = path.stat()
+    return found.mtime if places.is_remote(path) else found.st_mtime
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def _split(attempts: list[dict[str, Any]]) -> str:
+    """The parts of the time, the largest first; empty where nothing is known."""
+    seconds = clock.split_goodput(attempts)
+    total = seconds.pop("total")
+    parts = sorted(seconds.items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {x / total:.1%}" for name, x in parts if total and x / total >= 1e-3)
