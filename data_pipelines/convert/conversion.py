@@ -192,13 +192,13 @@ def convert(
 
     settings: all that decides the episodes; a stopped conversion is only continued with the same.
     """
-    out, name, split, spec = Path(options.out), options.dataset, options.split, source.spec
+    out, split = Path(options.out), options.split
     lock = writer.lock_output(out)
     try:
         resuming = (out / f".staging-{split}").exists()
-        check = dict(name=name, spec=spec, split=split, version=writer.DEFAULT_VERSION)
-        writer.check_output(out, **check, resuming=resuming)
-        settings = {**settings, "name": name, "per_shard": options.per_shard}
+        output = writer.Output(out, options.dataset, source.spec, split)
+        output.check(resuming=resuming)
+        settings = {**settings, "name": output.name, "per_shard": options.per_shard}
         stage = staging.Staging(out, split, settings)
         jobs = [
             _PartJob(part, stage.part_path(part), source, group)
@@ -220,7 +220,7 @@ def convert(
             _summarise(report, stage)
         report.shards = len(stage.plan)
         _join_parts(stage, options)
-        stage.publish(name=name, spec=spec, version=writer.DEFAULT_VERSION)
+        stage.publish(output)
         return report
     finally:
         lock.release()

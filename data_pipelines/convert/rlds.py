@@ -23,7 +23,7 @@ from data_pipelines.rlds import fields, open_x, schema, shards, tfrecord
 
 @dataclasses.dataclass(frozen=True)
 class RldsSource:
-    """The work of a unit is (shard file, record number, offset, length) of an episode, or the
+    """The work of a unit is (shard file, record number, offset) of an episode, or the
     reason why the rest of a shard cannot be read."""
 
     directory: Path
@@ -42,9 +42,9 @@ class RldsSource:
     def read(self, unit: conversion.Unit) -> Iterator[conversion.Found]:
         if isinstance(unit.work, str):
             raise conversion.RecordingError(unit.work)
-        shard, number, offset, length = unit.work
+        shard, number, offset = unit.work
         try:
-            record = tfrecord.read_payload(self.directory / shard, number, offset, length)
+            record = tfrecord.read_payload(self.directory / shard, number, offset)
             features = tfrecord.parse_example(record)
             yield from self._episodes(unit.name, shard, record, features)
         except (tfrecord.RecordError, fields.FieldError) as error:
@@ -213,8 +213,9 @@ def find_units(files: list[Path]) -> Iterator[conversion.Unit]:
     for path in files:
         number = -1
         try:
-            for number, offset, length in tfrecord.scan_records(path):
-                work = (path.name, number, offset, length)
+            data = tfrecord.map_file(path)
+            for number, offset, length in tfrecord.iterate_records(data, path=path, verify=False):
+                work = (path.name, number, offset)
                 yield conversion.Unit(f"{path.name}:{number}", work, size=length)
         except tfrecord.RecordError as error:
             yield conversion.Unit(f"{path.name}:{number + 1} and what follows", error.reason)
@@ -227,9 +228,9 @@ def _first_record(
     for unit in units:
         if isinstance(unit.work, str):
             continue
-        shard, number, offset, length = unit.work
+        shard, number, offset = unit.work
         try:
-            record = tfrecord.read_payload(directory / shard, number, offset, length)
+            record = tfrecord.read_payload(directory / shard, number, offset)
             return record, tfrecord.parse_example(record)
         except tfrecord.RecordError:
             continue

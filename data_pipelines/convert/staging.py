@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipelines import sidecar, storage
-from data_pipelines.rlds import schema, tfrecord, writer
+from data_pipelines.rlds import tfrecord, writer
 
 _COPY_BYTES = 8 << 20
 
@@ -172,15 +172,13 @@ class Staging:
             if not left:
                 self.part_path(piece.part).unlink(missing_ok=True)
 
-    def publish(self, *, name: str, spec: schema.EpisodeSpec, version: str) -> None:
+    def publish(self, output: writer.Output) -> None:
         """Turns the shards into a split of the corpus and removes the staging area."""
         shards = [
             writer.Shard(self._shard_path(number), planned.episodes, planned.payload_bytes)
             for number, planned in enumerate(self.plan)
         ]
-        writer.publish_split(
-            self.directory, name=name, spec=spec, split=self.split, version=version, shards=shards
-        )
+        output.publish(shards)
         shutil.rmtree(self.folder)
 
     def _shard_path(self, number: int) -> Path:

@@ -6,7 +6,6 @@ that TensorFlow writes is accepted (packed and unpacked lists); anything damaged
 `RecordError`, which names the file, the record and the byte offset.
 """
 
-import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -122,36 +121,11 @@ def iterate_records(
         number += 1
 
 
-def scan_records(path: str | PathLike) -> Iterator[tuple[int, int, int]]:
-    """As `iterate_records`, but reads nothing of a file but the headers."""
-    size = Path(path).stat().st_size
-    with open(path, "rb", buffering=0) as file:
-        position = number = 0
-        while position < size:
-            header = os.pread(file.fileno(), HEADER_BYTES, position)
-            length = struct.unpack_from("<Q", header)[0] if len(header) == HEADER_BYTES else 0
-            if len(header) < HEADER_BYTES or position + len(header) + length + FOOTER_BYTES > size:
-                reason = "truncated: the record runs over the end of the file"
-                raise RecordError(reason, path=path, record=number, offset=position)
-            if masked_crc32c(header[:8]) != struct.unpack_from("<I", header, 8)[0]:
-                reason = "the checksum of the record's length does not match"
-                raise RecordError(reason, path=path, record=number, offset=position)
-            yield number, position + HEADER_BYTES, length
-            position += HEADER_BYTES + length + FOOTER_BYTES
-            number += 1
-
-
-def read_payload(path: str | PathLike, number: int, offset: int, length: int) -> bytes:
+def read_payload(path: str | PathLike, number: int, offset: int) -> bytes:
     """The payload of one record, by its place; its checksum is verified."""
-    with open(path, "rb", buffering=0) as file:
-        data = os.pread(file.fileno(), length + FOOTER_BYTES, offset)
-    if len(data) != length + FOOTER_BYTES:
-        raise RecordError("truncated", path=path, record=number, offset=offset)
-    payload = data[:length]
-    if masked_crc32c(payload) != struct.unpack_from("<I", data, length)[0]:
-        reason = f"the checksum of the record's {length} bytes does not match"
-        raise RecordError(reason, path=path, record=number, offset=offset)
-    return payload
+    data = map_file(path)
+    offset, length = read_record(data, offset - HEADER_BYTES, path=path, record=number)
+    return bytes(data[offset : offset + length])
 
 
 def map_file(path: str | PathLike) -> memoryview:

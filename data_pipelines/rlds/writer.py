@@ -92,6 +92,93 @@ class ShardFile:
         self.path.unlink(missing_ok=True)
 
 
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """A split that is to be, of a dataset in a directory."""
+
+    directory: Path
+    name: str
+    spec: schema.EpisodeSpec
+    split: str = "train"
+    version: str = DEFAULT_VERSION
+
+    def check(self, *, resuming: bool = False) -> None:
+        """Raises unless the split may be added; resuming: after a publication that was cut short,
+        too."""
+        directory, name, split, spec = self.directory, self.name, self.split, self.spec
+        for key, value, pattern in (
+            ("name", self.name, _WORD),
+            ("split", self.split, _WORD),
+            ("version", self.version, _VERSION),
+        ):
+            if not pattern.fullmatch(value):
+                raise ValueError(
+                    f"{key}={value!r} does not match {pattern.pattern}, which TFDS needs"
+                )
+        info = read_info(directory)
+        if info:
+            if (info["name"], info["version"]) != (name, self.version):
+                raise ValueError(
+                    f"{directory / INFO_FILE} is of dataset {info['name']!r} {info['version']}; a "
+                    f"split of {name!r} {self.version} cannot be added to it: use that name or "
+                    "another directory"
+                )
+            for finished in info["splits"]:
+                if finished["name"] == split:
+                    episodes = sum(int(length) for length in finished["shardLengths"])
+                    raise FileExistsError(
+                        f"{directory} already holds a finished split {split!r} of {episodes} "
+                        "episodes; choose another output directory or split, or delete it"
+                    )
+        features_path = directory / FEATURES_FILE
+        if features_path.exists() and _read_json(features_path) != features_json(spec):
+            raise ValueError(
+                f"{features_path} differs from the features of split {split!r} (image_shape "
+                f"{spec.image_shape}, action_dim {spec.action_dim}, state_dim {spec.state_dim}, "
+                f"extras {spec.extras}): all splits of a corpus have the same features"
+            )
+        unlisted = sorted(directory.glob(f"{name}-{split}.tfrecord-?????-of-?????"))
+        if unlisted and not resuming:
+            raise FileExistsError(
+                f"{directory} holds {len(unlisted)} shards of split {split!r} "
+                f"({unlisted[0].name}, ...) that {INFO_FILE} does not list: a run was stopped "
+                "while it published them. Delete them"
+            )
+
+    def publish(self, shards: Sequence[Shard]) -> None:
+        """Gives the shards their final names and lists the split; can be repeated after a stop.
+
+        The caller holds the lock and has called `check`.
+        """
+        directory, name, split, spec = self.directory, self.name, self.split, self.spec
+        shards = [shard for shard in shards if shard.num_episodes]
+        if not shards:
+            raise ValueError(f"split {split!r} of {directory} has no episode; nothing is written")
+        _write_json(directory / FEATURES_FILE, features_json(spec))
+        for number, shard in enumerate(shards):
+            final = directory / f"{name}-{split}.tfrecord-{number:05d}-of-{len(shards):05d}"
+            if shard.path.exists() or not final.exists():
+                os.replace(shard.path, final)
+        _sync_directory(directory)
+        info = read_info(directory) or {
+            "description": f"RLDS corpus from {spec.source}.",
+            "fileFormat": "tfrecord",
+            "name": name,
+            "splits": [],
+            "version": self.version,
+        }
+        info["splits"].append(
+            {
+                "filepathTemplate": _TEMPLATE,
+                "name": split,
+                "numBytes": str(sum(shard.payload_bytes for shard in shards)),
+                "shardLengths": [str(shard.num_episodes) for shard in shards],
+            }
+        )
+        _write_json(directory / INFO_FILE, info)
+        _sync_directory(directory)
+
+
 class RldsWriter:
     """Writes one split of a corpus, episode by episode; a context manager.
 
@@ -112,8 +199,8 @@ class RldsWriter:
     ):
         if shard_bytes < 1:
             raise ValueError(f"shard_bytes={shard_bytes} must be at least 1")
-        self.directory = Path(directory)
-        self.name, self.spec, self.split, self.version = name, spec, split, version
+        self.directory, self.split, self.spec = Path(directory), split, spec
+        self._output = Output(self.directory, name, spec, split, version)
         self.num_episodes = self.num_frames = 0
         self._shard_bytes = shard_bytes
         self._shards: list[Shard] = []
@@ -121,7 +208,7 @@ class RldsWriter:
         self._active = True
         self._lock = lock_output(self.directory)
         try:
-            check_output(self.directory, name=name, spec=spec, split=split, version=version)
+            self._output.check()
             self._remove_leftovers()
         except BaseException:
             self._lock.release()
@@ -133,7 +220,7 @@ class RldsWriter:
             raise ValueError(f"the writer of split {self.split!r} in {self.directory} is closed")
         record = schema.encode_episode(episode, self.spec)
         if self._open is None:
-            self._open = ShardFile(self._shard_path(len(self._shards)))
+            self._open = ShardFile(self._unfinished(f"{len(self._shards):05d}"))
         self._open.append(record)
         self.num_episodes += 1
         self.num_frames += episode.num_steps
@@ -147,14 +234,7 @@ class RldsWriter:
         try:
             if self._open is not None:
                 self._close_shard()
-            publish_split(
-                self.directory,
-                name=self.name,
-                spec=self.spec,
-                split=self.split,
-                version=self.version,
-                shards=self._shards,
-            )
+            self._output.publish(self._shards)
         except BaseException:
             self.abort()
             raise
@@ -181,16 +261,16 @@ class RldsWriter:
         else:
             self.abort()
 
-    def _shard_path(self, number: int) -> Path:
-        return self.directory / f"{self.name}-{self.split}.tfrecord-{number:05d}{INCOMPLETE}"
-
     def _close_shard(self) -> None:
         self._shards.append(self._open.close())
         self._open = None
 
+    def _unfinished(self, number: str) -> Path:
+        name = f"{self._output.name}-{self.split}.tfrecord-{number}{INCOMPLETE}"
+        return self.directory / name
+
     def _remove_leftovers(self) -> None:
-        pattern = f"{self.name}-{self.split}.tfrecord-*{INCOMPLETE}"
-        leftovers = sorted(self.directory.glob(pattern))
+        leftovers = sorted(self.directory.glob(self._unfinished("*").name))
         for path in leftovers:
             path.unlink()
         if leftovers:
@@ -209,94 +289,6 @@ def lock_output(directory: Path) -> Lock:
     return Lock(directory / LOCK_FILE, directory)
 
 
-def check_output(
-    directory: Path,
-    *,
-    name: str,
-    spec: schema.EpisodeSpec,
-    split: str,
-    version: str,
-    resuming: bool = False,
-) -> None:
-    """Raises unless the split may be added; `resuming` admits a publication that was cut short."""
-    for key, value, pattern in (
-        ("name", name, _WORD),
-        ("split", split, _WORD),
-        ("version", version, _VERSION),
-    ):
-        if not pattern.fullmatch(value):
-            raise ValueError(f"{key}={value!r} does not match {pattern.pattern}, which TFDS needs")
-    info = read_info(directory)
-    if info:
-        if (info["name"], info["version"]) != (name, version):
-            raise ValueError(
-                f"{directory / INFO_FILE} is of dataset {info['name']!r} {info['version']}; a split"
-                f" of {name!r} {version} cannot be added to it: use that name or another directory"
-            )
-        for finished in info["splits"]:
-            if finished["name"] == split:
-                episodes = sum(int(length) for length in finished["shardLengths"])
-                raise FileExistsError(
-                    f"{directory} already holds a finished split {split!r} of {episodes} episodes;"
-                    " choose another output directory or split, or delete it"
-                )
-    features_path = directory / FEATURES_FILE
-    if features_path.exists() and _read_json(features_path) != features_json(spec):
-        raise ValueError(
-            f"{features_path} differs from the features of split {split!r} (image_shape "
-            f"{spec.image_shape}, action_dim {spec.action_dim}, state_dim {spec.state_dim}, extras "
-            f"{spec.extras}): all splits of a corpus have the same features"
-        )
-    unlisted = sorted(directory.glob(f"{name}-{split}.tfrecord-?????-of-?????"))
-    if unlisted and not resuming:
-        raise FileExistsError(
-            f"{directory} holds {len(unlisted)} shards of split {split!r} ({unlisted[0].name}, ...)"
-            f" that {INFO_FILE} does not list: a run was stopped while it published"
-            " them. Delete them"
-        )
-
-
-def publish_split(
-    directory: Path,
-    *,
-    name: str,
-    spec: schema.EpisodeSpec,
-    split: str,
-    version: str,
-    shards: Sequence[Shard],
-) -> None:
-    """Gives the shards their final names and lists the split; can be repeated after a stop.
-
-    The caller holds the lock and has called check_output.
-    """
-    shards = [shard for shard in shards if shard.num_episodes]
-    if not shards:
-        raise ValueError(f"split {split!r} of {directory} has no episode; nothing is written")
-    _write_json(directory / FEATURES_FILE, features_json(spec))
-    for number, shard in enumerate(shards):
-        final = directory / f"{name}-{split}.tfrecord-{number:05d}-of-{len(shards):05d}"
-        if shard.path.exists() or not final.exists():
-            os.replace(shard.path, final)
-    _sync_directory(directory)
-    info = read_info(directory) or {
-        "description": f"RLDS corpus from {spec.source}.",
-        "fileFormat": "tfrecord",
-        "name": name,
-        "splits": [],
-        "version": version,
-    }
-    info["splits"].append(
-        {
-            "filepathTemplate": _TEMPLATE,
-            "name": split,
-            "numBytes": str(sum(shard.payload_bytes for shard in shards)),
-            "shardLengths": [str(shard.num_episodes) for shard in shards],
-        }
-    )
-    _write_json(directory / INFO_FILE, info)
-    _sync_directory(directory)
-
-
 def read_info(directory: Path) -> dict | None:
     """dataset_info.json of a corpus, None if there is none."""
     path = Path(directory) / INFO_FILE
@@ -311,15 +303,9 @@ def read_info(directory: Path) -> dict | None:
 
 def features_json(spec: schema.EpisodeSpec) -> dict:
     """features.json as TFDS writes it for this schema."""
-    height, width, channels = (str(size) for size in spec.image_shape)
-    image = {
-        "pythonClassName": _PYTHON_CLASS + "image_feature.Image",
-        "image": {
-            "shape": {"dimensions": [height, width, channels]},
-            "dtype": "uint8",
-            "encodingFormat": "jpeg",
-        },
-    }
+    shape = {"dimensions": [str(size) for size in spec.image_shape]}
+    content = {"shape": shape, "dtype": "uint8", "encodingFormat": "jpeg"}
+    image = _node("image_feature.Image", image=content)
     observation = {"image": image}
     if spec.state_dim:
         observation["state"] = _vector(spec.state_dim)
@@ -334,46 +320,33 @@ def features_json(spec: schema.EpisodeSpec) -> dict:
     }
     if spec.action_dim:
         steps["action"] = _vector(spec.action_dim)
+    sequence = {"feature": _features_dict(steps), "length": "-1"}
     metadata = {**schema.METADATA_DTYPES, **spec.extras}
     return _features_dict(
         {
-            "steps": {
-                "pythonClassName": _PYTHON_CLASS + "dataset_feature.Dataset",
-                "sequence": {"feature": _features_dict(steps), "length": "-1"},
-            },
+            "steps": _node("dataset_feature.Dataset", sequence=sequence),
             "episode_metadata": _features_dict({key: _leaf(d) for key, d in metadata.items()}),
         }
     )
 
 
-_PYTHON_CLASS = "tensorflow_datasets.core.features."
+def _node(kind: str, **content: dict) -> dict:
+    return {"pythonClassName": f"tensorflow_datasets.core.features.{kind}", **content}
 
 
 def _features_dict(features: dict) -> dict:
-    return {
-        "pythonClassName": _PYTHON_CLASS + "features_dict.FeaturesDict",
-        "featuresDict": {"features": features},
-    }
+    return _node("features_dict.FeaturesDict", featuresDict={"features": features})
 
 
 def _vector(size: int) -> dict:
-    return {
-        "pythonClassName": _PYTHON_CLASS + "tensor_feature.Tensor",
-        "tensor": {
-            "shape": {"dimensions": [str(size)]},
-            "dtype": "float32",
-            "encoding": "none",
-        },
-    }
+    content = {"shape": {"dimensions": [str(size)]}, "dtype": "float32", "encoding": "none"}
+    return _node("tensor_feature.Tensor", tensor=content)
 
 
 def _leaf(dtype: str) -> dict:
     if dtype == "string":
-        return {"pythonClassName": _PYTHON_CLASS + "text_feature.Text", "text": {}}
-    return {
-        "pythonClassName": _PYTHON_CLASS + "scalar.Scalar",
-        "tensor": {"shape": {}, "dtype": dtype, "encoding": "none"},
-    }
+        return _node("text_feature.Text", text={})
+    return _node("scalar.Scalar", tensor={"shape": {}, "dtype": dtype, "encoding": "none"})
 
 
 @contextlib.contextmanager
