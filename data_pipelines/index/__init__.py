@@ -86,6 +86,12 @@ class CorpusIndex:
     def episode_of_rows(self, rows: np.ndarray) -> np.ndarray:
         return np.searchsorted(self.episode_start, rows, side="right") - 1
 
+    def place(self, row: int) -> tuple[str, int, int]:
+        """(file, episode, step) of a frame."""
+        episode = int(self.episode_of_rows(row))
+        file = self.shards[self.shard_of_episode[episode]]
+        return str(file), episode, int(row - self.episode_start[episode])
+
     def instruction(self, episode: int) -> str:
         number = int(self.instruction_of_episode[episode])
         return "" if number < 0 else self.instructions[number]

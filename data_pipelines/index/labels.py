@@ -257,18 +257,12 @@ class LabelSetWriter:
         self.values.check(labels, where)
         sidecar.write_array(self._part(shard), labels.astype(self.values.dtype))
 
-    def done_shards(self) -> list[int]:
-        """Shards that need no labelling any more."""
-        shards = range(len(self.index.shards))
-        return list(shards) if self.complete else [n for n in shards if self._part(n).is_file()]
-
     def missing_shards(self) -> list[int]:
         """Shards that nobody has written yet."""
-        missing = sorted(set(range(len(self.index.shards))) - set(self.done_shards()))
-        if missing and sidecar.read_json(self._manifest)["complete"]:
-            self.complete = True  # another host finished meanwhile
-            return []
-        return missing
+        missing = [n for n in range(len(self.index.shards)) if not self._part(n).is_file()]
+        if missing and not self.complete:  # unless another host finished meanwhile
+            self.complete = sidecar.read_json(self._manifest)["complete"]
+        return [] if self.complete else missing
 
     def finish(self, least: int = 0, most: int | None = None) -> None:
         """Checks that every shard is there and whole and that `least` to `most` rows are labelled,

@@ -8,24 +8,16 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from data_pipelines.loader.frames import decode_op, tensorflow
 
+if TYPE_CHECKING:
+    from data_pipelines.loader.loader import Plan
+
 Batch = dict[str, Any]
-
-
-class Plan(Protocol):
-    """The examples of a step; every method may be called from any thread."""
-
-    frames: np.ndarray | None
-
-    def chunks(self) -> list[tuple[int, int]]: ...
-    def read(self) -> list[bytes]: ...
-    def fill(self, start: int, stop: int) -> None: ...
-    def finish(self) -> Batch: ...
 
 
 class Buffers:
@@ -56,7 +48,7 @@ class Buffers:
 
 
 def by_threads(
-    plan: Callable[[int], Plan], start_step: int, num_threads: int, prefetch: int
+    plan: Callable[[int], "Plan"], start_step: int, num_threads: int, prefetch: int
 ) -> Iterator[Batch]:
     """Batches from start_step on, at most `prefetch` ahead, decoded by a pool of threads. `plan`
     gives that of a step, for steps in a row."""
@@ -85,7 +77,7 @@ def _in_turn(submit: Callable[[], Future], ahead: int) -> Iterator[Batch]:
 
 
 def by_tensorflow(
-    plan: Callable[[int], Plan],
+    plan: Callable[[int], "Plan"],
     batch: Callable[[int], Batch],
     start_step: int,
     num_threads: int,
@@ -100,7 +92,7 @@ def by_tensorflow(
     """
     tf, num_images = tensorflow(), int(np.prod(shape[:2]))
 
-    def stream(first: int) -> Iterator[Plan]:
+    def stream(first: int) -> Iterator["Plan"]:
         # step → its plan, after replacements, until its frames are there
         plans: dict[int, Plan] = {}
 

@@ -65,16 +65,8 @@ class BadExamples:
             if entry is not None:
                 entry.count += 1
             else:
-                index = corpus.index
-                episode = int(index.episode_of_rows(row))
-                entry = BadExample(
-                    corpus.name,
-                    str(index.shards[index.shard_of_episode[episode]]),
-                    episode,
-                    int(row - index.episode_start[episode]),
-                    corpus.cameras[camera].image_key,
-                    reason,
-                )
+                place, camera_key = corpus.index.place(row), corpus.cameras[camera].image_key
+                entry = BadExample(corpus.name, *place, camera_key, reason)
                 self._found[corpus.number, camera, row] = entry
                 logging.warning("Bad example replaced: %s", entry)
         too_many = bad > _MIN_BAD and seen >= _MIN_SEEN and bad / seen > self._max_fraction

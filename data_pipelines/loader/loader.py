@@ -5,6 +5,7 @@ decide who computes it. The one thing to save is the step; `fingerprint` proves 
 sees the same data. Bad images are replaced by the next sample of their corpus and reported.
 """
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -134,7 +135,7 @@ class Loader:
     @property
     def num_images(self) -> int:
         """Of an example: one of each frame by each camera."""
-        return self.mixture.num_images
+        return self.mixture.num_frames * self.mixture.num_cameras
 
     def _frames_shape(self, size: int) -> tuple[int, ...]:
         return (size, self.num_images, *self.mixture.image_size, 3)
@@ -146,7 +147,7 @@ class Loader:
 
     def _rows(self, positions: np.ndarray, attempt: int = 0) -> tuple[np.ndarray, np.ndarray]:
         place, member = np.divmod(positions, self.chain_pairs)
-        corpus, epoch, sample = self.order.replacements(place, attempt)
+        corpus, epoch, sample = self.order.samples_at(place, attempt)
         rows = np.empty((len(positions), self.mixture.num_frames), np.int64)
         for number in np.unique(corpus):
             mine = corpus == number
@@ -179,27 +180,26 @@ class Loader:
     def describe(self, step: int) -> list[dict[str, Any]]:
         """Where each example of the GLOBAL batch of a step comes from, before replacements."""
         positions = self._positions(step)
-        numbers, rows = self._rows(positions)
         found, ids = [], {}
-        for position, number, example in zip(positions, numbers, rows, strict=True):
+        for position, number, rows in zip(positions, *self._rows(positions), strict=True):
             corpus = self.mixture.corpora[number]
-            where = _location(corpus, example)
-            key = corpus.number, where["episode"]
-            if key not in ids:
-                ids[key] = corpus.index.metadata(where["episode"]).get("episode_id")
+            index = corpus.index
+            file, episode, _ = index.place(rows[0])
+            if (number, episode) not in ids:
+                ids[number, episode] = index.metadata(episode).get("episode_id")
+            images = itertools.product(rows.tolist(), range(self.mixture.num_cameras))
+            reasons = [self._bad.reason(corpus, camera, row) for row, camera in images]
             found.append(
                 {
                     "position": int(position),
                     "corpus": corpus.name,
-                    **where,
-                    "episode_id": ids[key],
-                    "instruction": corpus.index.instruction(where["episode"]),
-                    "bad": [
-                        reason
-                        for row in example.tolist()
-                        for camera in range(self.mixture.num_cameras)
-                        if (reason := self._bad.reason(corpus, camera, row)) is not None
-                    ],
+                    "file": file,
+                    "episode": episode,
+                    "record": int(index.record_of_episode[episode]),
+                    "steps": (rows - index.episode_start[episode]).tolist(),
+                    "episode_id": ids[number, episode],
+                    "instruction": index.instruction(episode),
+                    "bad": [reason for reason in reasons if reason is not None],
                 }
             )
         return found
@@ -321,17 +321,6 @@ class Plan:
             and self.corpus[i] == self.corpus[i - 1]
             and self.rows[i, 0] == self.rows[i - 1, -1]
         )
-
-
-def _location(corpus: Corpus, rows: np.ndarray) -> dict[str, Any]:
-    index = corpus.index
-    episode = int(index.episode_of_rows(rows[0]))
-    return {
-        "file": str(index.shards[index.shard_of_episode[episode]]),
-        "episode": episode,
-        "record": int(index.record_of_episode[episode]),
-        "steps": (rows - index.episode_start[episode]).tolist(),
-    }
 
 
 def check_fingerprint(saved: dict[str, Any], now: dict[str, Any]) -> None:

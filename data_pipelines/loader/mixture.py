@@ -38,11 +38,6 @@ class Mixture:
     def weights(self) -> list[float]:
         return [corpus.settings.weight for corpus in self.corpora]
 
-    @property
-    def num_images(self) -> int:
-        """Of an example: one of each frame by each camera."""
-        return self.num_frames * self.num_cameras
-
 
 def open_mixture(data: Any, fields: Sequence[str] = ("frames",)) -> Mixture:
     """Opens the corpora of `config.data`, or of `DataSettings`, for examples of `fields`."""

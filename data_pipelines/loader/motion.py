@@ -80,7 +80,7 @@ def write_motion(
         },
         kind=MOTION,
     )
-    reader, done = FrameReader(index, index.image_size), set(writer.done_shards())
+    reader, missing = FrameReader(index, index.image_size), writer.missing_shards()
 
     def measure(episode: int) -> np.ndarray:
         return _differences(index, reader, episode, int(steps[episode]))
@@ -91,7 +91,7 @@ def write_motion(
     ):
         for shard in range(len(index.shards)):
             rows = index.rows_of_shard(shard)
-            if shard not in done:
+            if shard in missing:
                 episodes = np.flatnonzero(index.shard_of_episode == shard).tolist()
                 found = [np.zeros(0, np.int64), *pool.map(measure, episodes)]
                 writer.write_shard(shard, np.concatenate(found)[:, None])

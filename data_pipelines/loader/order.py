@@ -141,13 +141,11 @@ class Order:
         """(corpus int32, epoch int64, sample int64), each (global_batch,), of a step."""
         return self.samples_at(self.positions(step))
 
-    def samples_at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return self.replacements(positions, 0)
-
-    def replacements(
-        self, positions: np.ndarray, attempt: int | np.ndarray
+    def samples_at(
+        self, positions: np.ndarray, attempt: int | np.ndarray = 0
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What stands in for bad samples: the `attempt`-th next ones of the same corpora."""
+        """Of any positions; attempt: what stands in for bad samples, the so many next ones of the
+        same corpora."""
         cycle, slot = np.divmod(np.asarray(positions, np.int64), TABLE_SIZE)
         corpus = self._corpus_of_slot[slot]
         rank = cycle * self.quotas[corpus] + self._rank_of_slot[slot] + attempt

@@ -108,11 +108,10 @@ class WindowedOrder(Order):
         """The lane of each position."""
         return positions % self.global_batch // self._share
 
-    def replacements(
-        self, positions: np.ndarray, attempt: int | np.ndarray
+    def samples_at(
+        self, positions: np.ndarray, attempt: int | np.ndarray = 0
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What stands in for bad samples: the `attempt`-th next ones of the same corpora and
-        lanes."""
+        """As in random order; what stands in for bad samples is of the same lanes, too."""
         corpus, lane, rank = self._ranks(np.asarray(positions, np.int64))
         epoch, sample = np.empty_like(rank), np.empty_like(rank)
         for number in np.unique(corpus):

@@ -61,18 +61,18 @@ def test_round_trip_and_provenance(index):
 
 
 def test_writing_continues_where_it_stopped(index):
-    assert write(index, shards=[1]).done_shards() == [1]
+    assert write(index, shards=[1]).missing_shards() == [0, 2]
     with pytest.raises(SidecarError, match=r"not finished: shards \[0, 2\] of 3.*lapa label"):
         LabelSet.open(index.sidecar_dir, "z", index)
     second = write(index, shards=[0])
-    assert second.done_shards() == [0, 1]
+    assert second.missing_shards() == [2]
     with pytest.raises(SidecarError, match=r"lacks shards \[2\] of 3"):
         second.finish()
     third = write(index, shards=[2])
     third.finish()
     third.finish()
     again = write(index, shards=[])
-    assert again.complete and again.done_shards() == [0, 1, 2]
+    assert again.complete and again.missing_shards() == []
     with pytest.raises(SidecarError, match="is finished"):
         again.write_shard(0, labels_of(index, 0))
 

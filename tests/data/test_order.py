@@ -93,7 +93,7 @@ def test_one_order_for_1_to_512_hosts(step, exponent, seed):
 def test_replacements_are_the_next_samples_of_the_corpus():
     order = Order([9, 4], [1, 1], 5, 8)
     corpus, epoch, sample = order.samples_at(np.arange(40))
-    replaced = order.replacements(np.arange(20), 1)
+    replaced = order.samples_at(np.arange(20), 1)
     for position in range(20):
         later = position + 1 + np.flatnonzero(corpus[position + 1 :] == corpus[position])[0]
         assert tuple(item[position] for item in replaced) == (
