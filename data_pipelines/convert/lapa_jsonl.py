@@ -360,14 +360,13 @@ def _write_set(
     out: labels.LabelSetWriter, key: str, episodes: dict[str, conversion.Unit], source: RowsSource
 ) -> None:
     """Labels every row of the corpus from the rows of the file."""
-    found, done = out.index, set(out.done_shards())
-    for shard in range(len(found.shards)):
-        if shard not in done:
-            codes = [
-                source.codes_of(_rows_of_episode(found, int(episode), episodes, source), key)
-                for episode in np.flatnonzero(found.shard_of_episode == shard)
-            ]
-            out.write_shard(shard, np.concatenate(codes))
+    found = out.index
+    for shard in out.missing_shards():
+        codes = [
+            source.codes_of(_rows_of_episode(found, int(episode), episodes, source), key)
+            for episode in np.flatnonzero(found.shard_of_episode == shard)
+        ]
+        out.write_shard(shard, np.concatenate(codes))
     out.finish()
 
 
