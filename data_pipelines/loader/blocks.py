@@ -70,7 +70,7 @@ class BlockCache:
         self._files, self._blocks, self._shards = files, blocks, shards
         self._lock, self._pool = threading.Lock(), None
         self._windows: dict[Owner, OrderedDict[tuple[int, int], list[int]]] = {}
-        self._held: dict[tuple[int, int], tuple[Future, int]] = {}  # corpus, block → bytes, windows
+        self._held: dict[tuple[int, int], Future] = {}  # corpus, block → bytes
         # Of each file: corpus, its first block there, where blocks begin.
         self._of_file: dict[Location, list[tuple[int, int, list[int]]]] = defaultdict(list)
         for corpus, (found, paths) in enumerate(zip(blocks, shards, strict=True)):
@@ -90,31 +90,25 @@ class BlockCache:
             for owner, wanted in windows.items():
                 kept = self._windows.setdefault(owner, OrderedDict())
                 for key, blocks in wanted:
-                    if key not in kept:
-                        kept[key] = blocks
-                        for block in blocks:
-                            self._take(owner[0], block)
+                    kept[key] = blocks
                     kept.move_to_end(key)
                 while len(kept) > WINDOWS:
-                    for block in kept.popitem(last=False)[1]:
-                        self._drop(owner[0], block)
+                    kept.popitem(last=False)
+            needed = {
+                (corpus, block): None
+                for (corpus, _), kept in self._windows.items()
+                for blocks in kept.values()
+                for block in blocks
+            }
+            self._held = {key: self._held.get(key) or self._read(*key) for key in needed}
 
-    def _take(self, corpus: int, block: int) -> None:
-        if (corpus, block) in self._held:
-            data, count = self._held[corpus, block]
-        else:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="lapa-blocks")
-            found = self._blocks[corpus]
-            path = self._shards[corpus][found.shard[block]]
-            length, offset = int(found.length[block]), int(found.offset[block])
-            data, count = self._pool.submit(self._files.pread, path, length, offset), 0
-        self._held[corpus, block] = data, count + 1
-
-    def _drop(self, corpus: int, block: int) -> None:
-        data, count = self._held.pop((corpus, block))
-        if count > 1:
-            self._held[corpus, block] = data, count - 1
+    def _read(self, corpus: int, block: int) -> Future:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="lapa-blocks")
+        found = self._blocks[corpus]
+        path = self._shards[corpus][found.shard[block]]
+        length, offset = int(found.length[block]), int(found.offset[block])
+        return self._pool.submit(self._files.pread, path, length, offset)
 
     def pread(self, path: Location, length: int, offset: int) -> bytes:
         """Up to `length` bytes of a file from `offset` on."""
@@ -123,7 +117,7 @@ class BlockCache:
             held = self._held.get((corpus, first + place)) if place >= 0 else None
             start = offset - begins[place]
             if held and start + length <= self._blocks[corpus].length[first + place]:
-                return held[0].result()[start : start + length]
+                return held.result()[start : start + length]
         return self._files.pread(path, length, offset)
 
     def close(self) -> None:
