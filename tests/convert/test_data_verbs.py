@@ -93,6 +93,10 @@ def test_collect_index_inspect_batch(tmp_path, capsys):
     assert halves == whole["examples"]
     code, text = run(capsys, *batch[:-2], batch[-1])
     assert code == 0 and len(text.splitlines()) == 8
+    config = f"experiments/action_vla/tabletop.py:quick=True,data={out / 'robot'}"
+    chunks = ("--config.data.action_horizon=3", "--config.global_batch=4", "--step", 1)
+    code, text = run(capsys, "batch", "--config", config, *chunks)
+    assert code == 0 and all(line.count("[") == 4 for line in text.splitlines())
 
 
 def test_convert(tmp_path, capsys):

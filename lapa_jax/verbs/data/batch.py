@@ -88,8 +88,10 @@ def _caption(record: dict[str, Any]) -> str:
     return "\n".join(lines + [f"REPLACED: {_short(reason, 40)}" for reason in record["bad"]])
 
 
-def _numbers(values: list) -> str:
-    return "[" + " ".join(f"{value:.3g}" for value in values) + "]"
+def _numbers(values: list | float) -> str:
+    if not isinstance(values, list):
+        return f"{values:.3g}"
+    return "[" + " ".join(_numbers(value) for value in values) + "]"
 
 
 def _short(text: str, length: int) -> str:
