@@ -231,7 +231,7 @@ def result(workdir: Path) -> dict:
     step = checkpoint.list_steps(directory)[-1]
     meta, records = checkpoint._read_meta(directory, step)
     arrays = {
-        f"{item}/{'/'.join(path)}": record["checksum"]
+        f"{item}/{path}": record["checksum"]
         for item, paths in records.items()
         for path, record in paths.items()
     }

@@ -1,10 +1,10 @@
 """An NNX module as pure functions over plain nested dicts.
 
 Models are written as `flax.nnx` modules; everything outside this package sees only pytrees.
-`Functional` builds the module abstractly once, and from then on `init`, `apply` and `mutate` are
-pure functions that may be jitted, differentiated and evaluated by shape. Logical axis names travel
-as parameter metadata under a key of our own, which NNX does not act on (its own key would demand a
-mesh context).
+`Functional` builds the module abstractly once, and from then on `init`, `apply` and `after_update`
+are pure functions that may be jitted, differentiated and evaluated by shape. Logical axis names
+travel as parameter metadata under a key of our own, which NNX does not act on (its own key would
+demand a mesh context).
 """
 
 from collections.abc import Callable
@@ -13,9 +13,9 @@ from typing import Any
 import jax
 from flax import nnx
 
-AXES = "logical_axes"
+from lapa_jax.parallel.trees import Tree, flatten, paths, unflatten  # noqa: F401  of models, too
 
-Tree = dict[str, Any]
+AXES = "logical_axes"
 
 
 def param(value: jax.Array, *axes: str | None) -> nnx.Param:
@@ -81,20 +81,6 @@ class Functional:
         out, _, variables = self._call(params, variables, method, args, rng, kwargs)
         return out, variables
 
-    def mutate(
-        self,
-        params: Tree,
-        variables: Tree,
-        method: str,
-        *args: Any,
-        rng: jax.Array | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tree, Tree]:
-        """Calls a method that edits the module's parameters; returns the new (params,
-        variables)."""
-        _, params, variables = self._call(params, variables, method, args, rng, kwargs)
-        return params, variables
-
     def after_update(
         self, params: Tree, variables: Tree, step: jax.Array, key: jax.Array
     ) -> tuple[Tree, Tree]:
@@ -104,7 +90,8 @@ class Functional:
         """
         if not hasattr(self._module(), "after_update"):
             return params, variables
-        return self.mutate(params, variables, "after_update", step, rng=key)
+        _, *new = self._call(params, variables, "after_update", (step,), key, {})
+        return tuple(new)
 
     def _module(self) -> nnx.Module:
         return nnx.merge(self._graph, self._params.state, self._variables.state)
@@ -153,26 +140,3 @@ class _Pure:
                 f"unknown {sorted(given - expected)[:8]}"
             )
         return jax.tree.unflatten(self._state_structure, leaves)
-
-
-def paths(tree: Tree) -> set[str]:
-    """The slash-separated paths of a nested dict's leaves."""
-    return set(flatten(tree))
-
-
-def flatten(tree: Tree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
-    """{slash-separated path: leaf} of a nested dict."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def unflatten(flat: dict[str, Any]) -> Tree:
-    """The inverse of `flatten`."""
-    tree: Tree = {}
-    for path, leaf in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return tree

@@ -335,7 +335,7 @@ def load(workdir: str | Path, step: int | None = None) -> Model:
         config.model.lora_rank = 0
         params_hash = digest(
             {
-                tuple(path.split("/")): {
+                path: {
                     "dtype": str(x.dtype),
                     "shape": list(x.shape),
                     "checksum": checksum.of_array(x),
@@ -391,9 +391,10 @@ def averages(meta: dict[str, Any]) -> bool:
     return meta["config"]["optimizer"]["ema_decay"] > 0
 
 
-def digest(records: dict[tuple[str, ...], dict]) -> str:
+def digest(records: dict[str, dict]) -> str:
     """Of all parameters: names, dtypes, shapes and values, by their checksums."""
     hashed = xxhash.xxh3_128()
-    for path, r in sorted(records.items()):
-        hashed.update(f"{'/'.join(path)} {r['dtype']} {r['shape']} {r['checksum']} ".encode())
+    for path in sorted(records, key=lambda path: path.split("/")):
+        r = records[path]
+        hashed.update(f"{path} {r['dtype']} {r['shape']} {r['checksum']} ".encode())
     return hashed.hexdigest()

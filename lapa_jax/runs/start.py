@@ -131,7 +131,7 @@ def find(workdir: str | Path) -> Source:
     records = checkpoint.load_params(directory, ema=averages(meta), shardings={}).records
     params = unflatten(
         {
-            "/".join(path): jax.ShapeDtypeStruct(tuple(r["shape"]), np.dtype(r["dtype"]))
+            path: jax.ShapeDtypeStruct(tuple(r["shape"]), np.dtype(r["dtype"]))
             for path, r in records.items()
         }
     )

@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from data_pipelines.storage import places
+from lapa_jax.parallel.trees import unflatten
 from lapa_jax.training import checksum, sound
 from lapa_jax.training.manifest import (
     ITEMS,
@@ -37,7 +38,6 @@ from lapa_jax.training.manifest import (
     encode_meta,
     is_key,
     join_items,
-    nest,
     paths_of,
     split_items,
     storable,
@@ -60,7 +60,7 @@ class LoadedModel:
     params: dict
     variables: dict
     meta: dict
-    records: dict[tuple[str, ...], dict]  # of all parameters that there are, read or not
+    records: dict[str, dict]  # of all parameters that there are, read or not
 
 
 class _Manager(ocp.CheckpointManager):
@@ -143,14 +143,15 @@ class Checkpoints:
             raise ValueError(f"cannot save step {step}: {self.directory} already holds {newest}")
         originals = split_items(state)
         items = {
-            name: {path: storable(name, path, x) for path, x in arrays.items()}
+            name: {path: storable(f"{name}/{path}", x) for path, x in arrays.items()}
             for name, arrays in originals.items()
         }
         document = encode_meta(step, meta, originals, items)
+        chunks = ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES)
         args = {
             name: ocp.args.PyTreeSave(
-                nest(arrays),
-                save_args=nest(dict.fromkeys(arrays, ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES))),
+                unflatten(arrays),
+                save_args=unflatten(dict.fromkeys(arrays, chunks)),
                 ocdbt_target_data_file_size=DATA_FILE_BYTES,
             )
             for name, arrays in items.items()
@@ -285,7 +286,7 @@ def load_params(
         sources = _parameters(records, ema, f"{directory}/{step}")
         of_path = {path: (item, r) for item, rs in sources.items() for path, r in rs.items()}
         if placed is not None:
-            unknown = sorted("/".join(path) for path in placed.keys() - of_path.keys())
+            unknown = sorted(placed.keys() - of_path.keys())
             if unknown:
                 raise CheckpointMismatchError(f"{directory}/{step} has no parameters {unknown}")
         elif "variables" in records:
@@ -306,8 +307,8 @@ def load_params(
     sources = _parameters(found.records, ema, "")
     return LoadedModel(
         step=found.step,
-        params=nest(items.pop("params", {}) | averaged),
-        variables=nest(items.get("variables", {})),
+        params=unflatten(items.pop("params", {}) | averaged),
+        variables=unflatten(items.get("variables", {})),
         meta=found.meta,
         records={path: r for rs in sources.values() for path, r in rs.items()},
     )
@@ -387,12 +388,12 @@ def _read_items(
         for name, arrays in batches:
             new = {path for path in arrays if records[name][path].get("zeros")}
             found[name] |= {p: _zeros(records[name][p], arrays.pop(p)) for p in new}
-            stored = {stored_path(records[name][path], path): path for path in arrays}
+            stored = {stored_path(records[name][path]): path for path in arrays}
             tree = reader.restore(
                 directory / str(step) / name,
                 args=ocp.args.PyTreeRestore(
-                    item=nest(dict.fromkeys(stored, 0)),
-                    restore_args=nest({p: _restore_args(arrays[stored[p]]) for p in stored}),
+                    item=unflatten(dict.fromkeys(stored, 0)),
+                    restore_args=unflatten({p: _restore_args(arrays[stored[p]]) for p in stored}),
                     partial_restore=True,
                 ),
             )
@@ -410,7 +411,7 @@ def _verify(read: _Step) -> None:
             record = read.records[name][path]
             if record.get("zeros"):
                 continue
-            where = f"{name}/{'/'.join(path)}"
+            where = f"{name}/{path}"
             if checksums[name][path] != record["checksum"]:
                 raise CheckpointDamagedError(f"checksum of {where} differs")
             if record.get("key_impl"):
@@ -436,7 +437,7 @@ def _alone() -> ocp.options.MultiprocessingOptions:
     return ocp.options.MultiprocessingOptions(primary_host=index, active_processes={index})
 
 
-def _batches(records: Mapping[tuple[str, ...], dict]) -> Iterator[list[tuple[str, ...]]]:
+def _batches(records: Mapping[str, dict]) -> Iterator[list[str]]:
     """Paths in batches of BATCH_BYTES, or of one array that is larger: what is read at once is in
     memory twice."""
     batch, held = [], 0

@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 
+from lapa_jax.parallel.trees import path_name
+
 LISTED = 8  # parameters that an error names
 
 
@@ -78,11 +80,6 @@ def assign(groups: Mapping[str, Group], paths: Collection[str]) -> dict[str, str
     if empty:
         raise ValueError(f"groups {empty} of optimizer.groups match no parameter; {patterns}")
     return group_of
-
-
-def path_name(path: tuple) -> str:
-    """The slash-separated name of a parameter, from its path in a nested dict."""
-    return "/".join(entry.key for entry in path)
 
 
 def split(params: Any, frozen: Collection[str]) -> tuple[Any, Any]:

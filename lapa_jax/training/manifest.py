@@ -33,8 +33,8 @@ OWN_KEYS = ("format_version", "step", "arrays")
 ITEMS = ("params", "ema", "variables")  # fields of TrainState stored apart; the rest is "state"
 DIFF_LINES = 20
 
-ArrayPaths = dict[tuple[str, ...], Any]
-Records = dict[str, dict[tuple[str, ...], dict]]  # item -> path -> {dtype, shape, checksum}
+ArrayPaths = dict[str, Any]  # by slash-separated path
+Records = dict[str, dict[str, dict]]  # item -> path -> {dtype, shape, checksum}
 
 
 class CheckpointError(RuntimeError):
@@ -69,39 +69,31 @@ def _part(entry: Any) -> str:
 def paths_of(tree: Any) -> ArrayPaths:
     """Leaves by path, in the order of the tree; containers of any type become names."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    arrays = {tuple(_part(entry) for entry in path): leaf for path, leaf in leaves}
+    arrays = {"/".join(_part(entry) for entry in path): leaf for path, leaf in leaves}
     if len(arrays) != len(leaves):
         raise ValueError("checkpoints cannot hold two leaves of one name, such as keys 1 and '1'")
     return arrays
+
+
+def _item(path: str) -> tuple[str, str]:
+    """(the item that stores a leaf of a state, its path in there)."""
+    name, _, rest = path.partition("/")
+    return (name, rest) if name in ITEMS else ("state", path)
 
 
 def split_items(state: TrainState) -> dict[str, ArrayPaths]:
     """Arrays of a state by the item that stores them."""
     items: dict[str, ArrayPaths] = {}
     for path, leaf in paths_of(state).items():
-        name, rest = (path[0], path[1:]) if path[0] in ITEMS else ("state", path)
+        name, rest = _item(path)
         items.setdefault(name, {})[rest] = leaf
     return items
 
 
 def join_items(like: TrainState, items: Mapping[str, ArrayPaths]) -> TrainState:
     """Undoes `split_items`, with the containers of `like`."""
-    leaves = [
-        items[path[0]][path[1:]] if path[0] in ITEMS else items["state"][path]
-        for path in paths_of(like)
-    ]
+    leaves = [items[name][rest] for name, rest in map(_item, paths_of(like))]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-
-def nest(arrays: ArrayPaths) -> dict:
-    """Nested dicts of leaves by path."""
-    nested: dict = {}
-    for path, leaf in arrays.items():
-        node = nested
-        for part in path[:-1]:
-            node = node.setdefault(part, {})
-        node[path[-1]] = leaf
-    return nested
 
 
 def check_same(
@@ -110,9 +102,7 @@ def check_same(
     """Raises a readable difference between what is stored and what is asked for."""
 
     def describe(items: Mapping[str, Mapping], of: Any) -> dict[str, str]:
-        return {
-            "/".join((name, *path)): of(x) for name, xs in items.items() for path, x in xs.items()
-        }
+        return {f"{name}/{path}": of(x) for name, xs in items.items() for path, x in xs.items()}
 
     stored = describe(records, lambda r: f"{r['dtype']}{list(r['shape'])}")
     asked = describe(wanted, lambda x: f"{x.dtype}{list(x.shape)}")
@@ -140,15 +130,15 @@ def is_key(x: Any) -> bool:
     return jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
-def storable(item: str, path: tuple[str, ...], x: Any) -> Any:
+def storable(where: str, x: Any) -> Any:
     """The array as stored: keys as their integers."""
     if not isinstance(x, jax.Array | np.ndarray | np.generic):
-        raise ValueError(f"{item}/{'/'.join(path)} is a {type(x).__name__}, not an array")
+        raise ValueError(f"{where} is a {type(x).__name__}, not an array")
     if x.size == 0:
-        raise ValueError(f"{item}/{'/'.join(path)} of shape {x.shape} is empty: leave it out")
+        raise ValueError(f"{where} of shape {x.shape} is empty: leave it out")
     x = jax.random.key_data(x) if is_key(x) else x
     if x.dtype.itemsize > 4:
-        raise ValueError(f"{item}/{'/'.join(path)} is {x.dtype}: checkpoints hold 32 bits at most")
+        raise ValueError(f"{where} is {x.dtype}: checkpoints hold 32 bits at most")
     return x
 
 
@@ -171,7 +161,7 @@ def encode_meta(
         arrays[name] = []
         for path, original in xs.items():
             record = {
-                "path": list(path),
+                "path": path.split("/"),
                 "dtype": str(original.dtype),
                 "shape": list(original.shape),
                 "checksum": checksums[name][path],
@@ -197,9 +187,9 @@ def encode_meta(
     return {"payload": payload, "xxh3_64": xxhash.xxh3_64_hexdigest(payload.encode())}
 
 
-def stored_path(record: Mapping[str, Any], path: tuple[str, ...]) -> tuple[str, ...]:
+def stored_path(record: Mapping[str, Any]) -> str:
     """Where the array of a record is on disk: elsewhere than at its path after an upgrade."""
-    return tuple(record.get("stored_path", path))
+    return "/".join(record.get("stored_path", record["path"]))
 
 
 def decode_meta(document: Mapping[str, Any]) -> tuple[dict, Records]:
@@ -220,7 +210,7 @@ def decode_meta(document: Mapping[str, Any]) -> tuple[dict, Records]:
         )
     meta["assets"] = {name: base64.b64decode(data) for name, data in meta["assets"].items()}
     records: Records = {
-        name: {tuple(record["path"]): record for record in entries}
+        name: {"/".join(record["path"]): record for record in entries}
         for name, entries in meta.pop("arrays").items()
     }
     return meta, records

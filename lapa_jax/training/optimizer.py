@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from lapa_jax.parallel.trees import flatten, flatten_names, path_name
 from lapa_jax.training.groups import (
     Group,
     assign,
     group_settings,
-    path_name,
     read_groups,
     split,
 )
@@ -66,9 +66,9 @@ class Optimizer:
     def table(self, params: Any) -> str:
         """The groups, a line each: parameters, values, scales."""
         lines = [f"{'group':<16}{'arrays':>8}{'values':>16}{'lr_scale':>10}{'decay_scale':>13}"]
-        leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+        leaves = flatten(params)
         for name, group in self.groups.items():
-            sizes = [x.size for path, x in leaves if self.group_of[path_name(path)] == name]
+            sizes = [x.size for path, x in leaves.items() if self.group_of[path] == name]
             scales = (
                 f"{'frozen':>10}{'frozen':>13}"
                 if group.frozen
@@ -95,12 +95,7 @@ def make_optimizer(config: Mapping[str, Any], total_steps: int, axes: Any) -> Op
         if config[key] < 0:
             raise ValueError(f"optimizer.{key}={config[key]} must be positive, or 0: none")
     schedule = make_schedule(config, total_steps)
-    axes = {
-        path_name(path): names
-        for path, names in jax.tree_util.tree_flatten_with_path(
-            axes, is_leaf=lambda x: isinstance(x, tuple)
-        )[0]
-    }
+    axes = flatten_names(axes)
     groups = read_groups(config["groups"])
     group_of = assign(groups, axes)
     if all(groups[group].frozen for group in group_of.values()):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lapa_jax.parallel.sharding import ShardingError, replicated
+from lapa_jax.parallel.trees import flatten, path_name
 from lapa_jax.training.optimizer import Optimizer
 
 
@@ -60,27 +61,19 @@ def state_shardings(abstract_state: TrainState, param_shardings: Any, mesh: Mesh
     Single values and what belongs to no parameter are replicated.
     """
     everywhere = replicated(mesh)
-    shapes = {
-        _dict_keys(path): leaf.shape
-        for path, leaf in jax.tree_util.tree_flatten_with_path(abstract_state.params)[0]
-    }
-    sharding_of = {
-        _dict_keys(path): sharding
-        for path, sharding in jax.tree_util.tree_flatten_with_path(
-            param_shardings, is_leaf=lambda x: isinstance(x, NamedSharding)
-        )[0]
-    }
+    shapes = {path: leaf.shape for path, leaf in flatten(abstract_state.params).items()}
+    sharding_of = flatten(param_shardings)
     if set(shapes) != set(sharding_of):
         raise ShardingError(
             f"parameters and their shardings differ in {sorted(set(shapes) ^ set(sharding_of))}"
         )
 
     def of_optimizer(path: tuple, leaf: Any) -> NamedSharding:
-        keys = _dict_keys(path)
-        if not keys or leaf.size == 1:
+        name = _parameter(path)
+        if not name or leaf.size == 1:
             return everywhere
-        if keys in shapes:
-            found = _reduced(leaf.shape, shapes[keys], sharding_of[keys])
+        if name in shapes:
+            found = _reduced(leaf.shape, shapes[name], sharding_of[name])
             if found is not None:
                 return found
         raise ShardingError(
@@ -93,7 +86,7 @@ def state_shardings(abstract_state: TrainState, param_shardings: Any, mesh: Mesh
         params=param_shardings,
         opt_state=jax.tree_util.tree_map_with_path(of_optimizer, abstract_state.opt_state),
         ema=jax.tree_util.tree_map_with_path(
-            lambda path, _: sharding_of[_dict_keys(path)], abstract_state.ema
+            lambda path, _: sharding_of[_parameter(path)], abstract_state.ema
         ),
         variables=jax.tree.map(lambda _: everywhere, abstract_state.variables),
         seed=everywhere,
@@ -127,11 +120,9 @@ def _reduced(
     return NamedSharding(mesh, PartitionSpec(*specs.pop())) if len(specs) == 1 else replicated(mesh)
 
 
-def _dict_keys(path: tuple) -> tuple[str, ...]:
+def _parameter(path: tuple) -> str:
     """The dict keys that end a path: the path of the parameter inside an optimizer's state."""
-    keys: list[str] = []
-    for entry in reversed(path):
-        if not isinstance(entry, jax.tree_util.DictKey):
-            break
-        keys.append(entry.key)
-    return tuple(reversed(keys))
+    first = len(path)
+    while first and isinstance(path[first - 1], jax.tree_util.DictKey):
+        first -= 1
+    return path_name(path[first:])
