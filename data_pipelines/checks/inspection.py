@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ MAX_EXAMPLES = 12  # instructions and file names that are shown
 STRIP_EPISODES = 6
 STRIP_FRAMES = 8
 HISTOGRAM_BINS = 24
+_EPISODES = 1000  # whose actions are taken at once
 
 
 def inspect_corpus(
@@ -106,8 +107,11 @@ class _Scan:
             self.kinds.setdefault(key, feature.kind)
         steps = _num_steps(where, features, record)
         self.lengths.append(steps)
-        key = self.instruction_key
-        texts = self._read(where, fields.texts, record, features, steps, key) or [""]
+        try:
+            texts = fields.texts(features, record, steps, self.instruction_key) or [""]
+            actions = fields.numbers(features, record, steps, self.action_key)
+        except fields.FieldError as error:
+            raise ValueError(f"{where}: {error}") from error
         self.instructions[texts[0]] += 1
         self.mixed_instructions += len(set(texts)) > 1
         metadata = {
@@ -120,22 +124,12 @@ class _Scan:
         self.cameras[metadata["camera"] or ""] += 1
         self.sources[metadata["source"] or ""] += 1
         self._add_images(where, record, features, texts[0], metadata["episode_id"])
-        actions = self._read(where, fields.numbers, record, features, steps, self.action_key)
         if actions is not None:
             # RLDS: the action of the last step is invalid.
             actions = actions[: max(1, steps - 1)]
-            self.actions.add(actions)
+            self.actions.add(where, actions)
             if self.strips and self.strips[-1]["number"] == self.episodes:
                 self.strips[-1]["actions"] = actions.T.tolist()
-
-    @staticmethod
-    def _read(
-        where: str, read: Callable, record: bytes, features: dict, steps: int, key: str
-    ) -> Any:
-        try:
-            return read(features, record, steps, key)
-        except fields.FieldError as error:
-            raise ValueError(f"{where}: {error}") from error
 
     def summary(self) -> dict[str, Any]:
         if not self.episodes:
@@ -221,27 +215,26 @@ class _Actions:
     def __init__(self) -> None:
         self._sketch: Sketch | None = None
         self._waiting: list[np.ndarray] = []
-        self._steps = 0
         self.not_finite = 0  # steps
 
-    def add(self, values: np.ndarray) -> None:
+    def add(self, where: str, values: np.ndarray) -> None:
+        if self._sketch is None:
+            self._sketch = Sketch.empty(values.shape[1])
+        if values.shape[1] != len(self._sketch.mean):
+            raise ValueError(
+                f"{where}: actions of {values.shape[1]} dimensions after some of "
+                f"{len(self._sketch.mean)}"
+            )
         finite = np.isfinite(values).all(axis=1)
         self.not_finite += int((~finite).sum())
         self._waiting.append(values[finite])
-        self._steps += len(values)
-        dimensions = {values.shape[1], self._waiting[0].shape[1]}
-        if self._sketch:
-            dimensions.add(len(self._sketch.mean))
-        if len(dimensions) > 1:
-            raise ValueError(f"actions of {values.shape[1]} dimensions after some of others")
-        if self._steps > 2**16:
+        if len(self._waiting) > _EPISODES:
             self._take()
 
     def _take(self) -> None:
         if self._waiting:
-            part = Sketch.of(np.concatenate(self._waiting))
-            self._sketch = self._sketch.merge(part) if self._sketch else part
-        self._waiting, self._steps = [], 0
+            self._sketch = self._sketch.merge(Sketch.of(np.concatenate(self._waiting)))
+        self._waiting = []
 
     def summary(self) -> list[dict[str, Any]]:
         self._take()

@@ -54,14 +54,8 @@ def action_statistics(index: CorpusIndex) -> dict[str, Any]:
         column = index.actions[rows, dimension].astype(np.float64)
         q01, q99 = np.quantile(column, [0.01, 0.99])
         low, high = float(column.min()), float(column.max())
-        for name, value in (
-            ("mean", column.mean()),
-            ("std", column.std()),
-            ("min", low),
-            ("max", high),
-            ("q01", q01),
-            ("q99", q99),
-        ):
+        values = dict(mean=column.mean(), std=column.std(), min=low, max=high, q01=q01, q99=q99)
+        for name, value in values.items():
             found[name].append(float(value))
         found["constant"].append(low == high)
     _warn_of_constant(index, found)

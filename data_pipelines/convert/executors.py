@@ -90,20 +90,21 @@ def _run_on_beam(
         | "Spread" >> beam.Reshuffle()
         | "Work" >> beam.Map(functools.partial(_work_on_beam, work, folder))
     )
-    running = _Pipeline(pipeline)
+    end, handles = _start(pipeline)
     left = {job.manifest.name: job for job in jobs}
     try:
         while left:
-            ended = running.wait(_POLL_SECONDS)
+            ended = bool(futures.wait([end], _POLL_SECONDS).done)
             _raise_final(folder)
             for name in sorted(left.keys() & set(os.listdir(folder))):
                 yield sidecar.read_json(left.pop(name).manifest)
             if ended and left:
-                running.result()
+                end.result()
                 raise RuntimeError(f"{runner} ended without {next(iter(left))}")
-        running.result()
+        end.result()
     finally:
-        running.cancel()
+        if handles and not end.done():
+            handles[0].cancel()
 
 
 Place = tuple[int, int, str]  # offset, length, digest
@@ -143,33 +144,19 @@ def _raise_final(folder: Path) -> None:
         raise _FINAL[name](message)
 
 
-class _Pipeline:
-    """A pipeline that runs; local runners keep their thread busy until they end."""
+def _start(pipeline: Any) -> tuple[futures.Future, list]:
+    """Its end, and what it can be cancelled by once it runs; local runners keep their thread busy
+    until they end."""
+    end, handles = futures.Future(), []
 
-    def __init__(self, pipeline: Any):
-        self._handle: Any = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(pipeline,), daemon=True)
-        self._thread.start()
-
-    def _run(self, pipeline: Any) -> None:
+    def run() -> None:
         try:
-            self._handle = pipeline.run()
-            self._handle.wait_until_finish()
+            handles.append(pipeline.run())
+            handles[0].wait_until_finish()
         except BaseException as error:
-            self._error = error
+            end.set_exception(error)
+        else:
+            end.set_result(None)
 
-    def wait(self, seconds: float) -> bool:
-        """Whether it has ended."""
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
-
-    def result(self) -> None:
-        """Waits for its end; raises what it raised."""
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-
-    def cancel(self) -> None:
-        if self._thread.is_alive() and self._handle is not None:
-            self._handle.cancel()
+    threading.Thread(target=run, daemon=True).start()
+    return end, handles
