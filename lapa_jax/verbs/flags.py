@@ -72,6 +72,13 @@ def add(to: argparse.ArgumentParser, options: type) -> None:
             to.add_argument(f"--{field.name}", required=required, **how)
 
 
+def option(default: Any = dataclasses.MISSING, **metadata: Any) -> Any:
+    """A field with metadata for its flag; a list as default is made anew each time."""
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
 def parse(of: argparse.ArgumentParser, argv: list[str] | None, options: type) -> Any:
     """The dataclass, by flags of its fields alone."""
     add(of, options)

@@ -8,6 +8,7 @@ from typing import Any
 
 from data_pipelines import storage
 from data_pipelines.rlds import open_x, writer
+from lapa_jax.verbs import flags
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,7 @@ class Corpus:
     sidecar_dir: where index and label sets lie, if elsewhere
     """
 
-    directory: str = dataclasses.field(metadata={"positional": True})
+    directory: str = flags.option(positional=True)
     split: str | None = None
     action_key: str | None = None
     instruction_key: str | None = None
@@ -65,7 +66,7 @@ class View:
     sidecar_dir: where the index lies, if elsewhere
     """
 
-    directory: str = dataclasses.field(metadata={"positional": True})
+    directory: str = flags.option(positional=True)
     split: str = "train"
     image_key: str = ""
     sidecar_dir: str | None = None

@@ -28,10 +28,8 @@ class Options(Corpus):
     image_key: str | None = None
     fps: float | None = None
     workers: int | None = None
-    exclude: list[str] = dataclasses.field(
-        default_factory=list, metadata={"metavar": "SHARD:RECORD"}
-    )
-    exclude_file: str | None = dataclasses.field(default=None, metadata={"metavar": "FILE"})
+    exclude: list[str] = flags.option([], metavar="SHARD:RECORD")
+    exclude_file: str | None = flags.option(None, metavar="FILE")
 
 
 def main(argv: list[str]) -> int:

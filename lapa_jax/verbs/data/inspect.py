@@ -25,7 +25,7 @@ class Options(Corpus):
 
     max_episodes: int = 0
     json: bool = False
-    html: str | None = dataclasses.field(default=None, metadata={"metavar": "FILE"})
+    html: str | None = flags.option(None, metavar="FILE")
 
 
 def main(argv: list[str]) -> int:

@@ -33,8 +33,8 @@ class Options(View):
 
     bins: int = 256
     approximate: bool = False
-    json: str | None = dataclasses.field(default=None, metadata={"metavar": "FILE"})
-    csv: str | None = dataclasses.field(default=None, metadata={"metavar": "FILE"})
+    json: str | None = flags.option(None, metavar="FILE")
+    csv: str | None = flags.option(None, metavar="FILE")
 
 
 def main(argv: list[str]) -> int:

@@ -21,9 +21,9 @@ class Options(Corpus):
     json: print JSON
     """
 
-    image_key: list[str] = dataclasses.field(default_factory=list)
-    allow: list[str] = dataclasses.field(default_factory=list, metadata={"metavar": "FAULT"})
-    exclude_file: str | None = dataclasses.field(default=None, metadata={"metavar": "FILE"})
+    image_key: list[str] = flags.option([])
+    allow: list[str] = flags.option([], metavar="FAULT")
+    exclude_file: str | None = flags.option(None, metavar="FILE")
     workers: int | None = None
     json: bool = False
 
