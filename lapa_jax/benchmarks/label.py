@@ -17,9 +17,8 @@ import numpy as np
 
 from data_pipelines.bench import corpus as bench_corpus
 from data_pipelines.index.labels import LabelSetWriter
-from experiments import base
 from lapa_jax import stages
-from lapa_jax.benchmarks.quantizer import MODELS
+from lapa_jax.benchmarks.quantizer import CONFIGS, quantizer_config
 from lapa_jax.runs import examples, label
 from lapa_jax.runs.loaded import LoadedQuantizer
 from lapa_jax.version import __version__
@@ -30,7 +29,7 @@ SHARD_BYTES = 512 << 20  # as corpora have them: the last batch of a shard is pa
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", choices=sorted(MODELS), default="demo")
+    parser.add_argument("--config", choices=sorted(CONFIGS), default="demo")
     parser.add_argument("--batch", type=int, default=examples.BATCH, help="pairs in a batch")
     parser.add_argument(
         "--workdir", default="runs/bench_label", help="keeps the corpus (default: runs/bench_label)"
@@ -72,10 +71,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _quantizer(name: str, dtype: str) -> LoadedQuantizer:
     """A quantizer of random parameters."""
-    config = base.stage_defaults("quantizer")
-    model, pixels = MODELS[name]
-    config.model, config.data.image_size = model(), (pixels, pixels)
-    config.compute_dtype = dtype
+    config = quantizer_config(name, dtype)
     stage = stages.build(config, {})
     params, variables = stage.init(jax.random.key(0))
     return LoadedQuantizer(config, stage, params, variables, params_hash="random")

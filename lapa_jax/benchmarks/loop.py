@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines.bench import corpus as bench_corpus
 from data_pipelines.loader import Loader
-from experiments import base
+from experiments.quantizer import tabletop
 from lapa_jax import stages, train
-from lapa_jax.parallel import sharding
-from lapa_jax.parallel.mesh import make_mesh
-from lapa_jax.runs import program as programs
+from lapa_jax.benchmarks import measure
+from lapa_jax.settings import corpus_settings
 from lapa_jax.training.metrics import read_metrics
 
 STEPS = 20  # of an interval, for each of --steps
@@ -61,11 +61,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _config(args: argparse.Namespace, corpus: Path, interval: int) -> ConfigDict:
-    config = base.stage_defaults("quantizer")
-    config.data.corpora.bench = base.corpus(str(corpus), window_seconds=0.5)
-    config.data.image_size = (PIXELS, PIXELS)
-    config.model, config.compute_dtype = base.quantizer_model(), args.dtype
-    config.global_batch = args.batch
+    config = tabletop.get_config()
+    config.data.corpora = ConfigDict({"bench": corpus_settings(str(corpus), window_seconds=0.5)})
+    config.compute_dtype, config.global_batch = args.dtype, args.batch
     config.steps, config.log_every_steps = INTERVALS * interval, interval
     config.checkpoint.every_steps, config.optimizer.warmup_steps = config.steps, 1
     return config
@@ -73,18 +71,17 @@ def _config(args: argparse.Namespace, corpus: Path, interval: int) -> ConfigDict
 
 def _alone(config: ConfigDict, number: int) -> float:
     """Seconds of a step on one batch, mean of `number`."""
-    mesh = make_mesh(config.mesh)
-    stage = stages.build(config, {})
-    program = programs.build(config, stage, mesh)
-    state = program.init(jax.random.key(config.seed))
-    shared = dict(global_batch=config.global_batch, seed=config.seed, prepare=stage.prepare)
-    with Loader(config.data, fields=stage.fields_of(config), **shared) as loader:
-        batch = sharding.put_batch(loader.batch(0), mesh)
-    state, _ = program.step(state, batch)
-    jax.block_until_ready(state)
+
+    def first(stage: stages.Stage) -> dict[str, np.ndarray]:
+        shared = dict(global_batch=config.global_batch, seed=config.seed, prepare=stage.prepare)
+        with Loader(config.data, fields=stage.fields_of(config), **shared) as loader:
+            return loader.batch(0)
+
+    step = measure.Training(config, first, jax.devices())
+    jax.block_until_ready(step())
     start = time.perf_counter()
     for _ in range(number):
-        state, metrics = program.step(state, batch)
+        _, metrics = step()
         jax.block_until_ready(metrics)  # as the loop does, a step late
-    jax.block_until_ready(state)
+    jax.block_until_ready(step.state)
     return (time.perf_counter() - start) / number

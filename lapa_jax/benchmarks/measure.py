@@ -3,18 +3,20 @@
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
+import numpy as np
+from ml_collections import ConfigDict
 
-from lapa_jax.nn import flops
-from lapa_jax.nn.module import Functional
-from lapa_jax.training import state as states
-from lapa_jax.training.optimizer import Optimizer
-from lapa_jax.training.step import make_train_step
+from lapa_jax import stages
+from lapa_jax.aot.assess import stand_in_assets
+from lapa_jax.parallel import sharding
+from lapa_jax.parallel.mesh import make_mesh
+from lapa_jax.runs import program as programs
+from lapa_jax.training.state import TrainState
 
 
 def seconds(function: Callable[[], Any], repeats: int, warm_up: int = 1) -> list[float]:
@@ -60,37 +62,26 @@ def memory_bandwidth() -> float:
 
 
 class Training:
-    """Training steps on one device: each call is one, and returns (state, metrics)."""
+    """Steps of a config's program on one batch: each call is one, and returns (state, metrics).
+
+    `batch`: host arrays, or a function of the stage that gives them. `devices`: the first alone,
+    unless said otherwise.
+    """
 
     def __init__(
         self,
-        model: Functional,
-        loss: Callable,
-        tx: optax.GradientTransformation,
-        batch: dict[str, jax.Array],
-        microbatches: int = 1,
+        config: ConfigDict,
+        batch: dict[str, np.ndarray] | Callable[[stages.Stage], dict[str, np.ndarray]],
+        devices: Sequence[jax.Device] | None = None,
     ):
-        optimizer = Optimizer(tx, schedule=lambda step: 1e-4)
-        step = jax.jit(
-            make_train_step(
-                loss,
-                optimizer,
-                microbatches=microbatches,
-                ema_decay=0.0,
-                after_update=model.after_update,
-            ),
-            donate_argnums=0,
-        )
-        create = jax.jit(lambda key: states.create(*model.init(key), optimizer, 0, ema=False))
-        self.state = jax.tree.map(lambda x: x.astype(x.dtype), create(jax.random.key(0)))
-        self._batch = batch
-        gradient = jax.grad(lambda *given: loss(*given)[0])
-        given = (self.state.params, self.state.variables, batch, jax.random.key(0))
-        self.flops = flops.counted(gradient, *given)  # of one step
-        self._step = step.lower(self.state, batch).compile()
+        mesh = make_mesh(config.mesh, jax.devices()[:1] if devices is None else devices)
+        stage = stages.build(config, stand_in_assets(config))
+        self.stage, self.program = stage, programs.build(config, stage, mesh)
+        self.state = self.program.init(jax.random.key(config.seed))
+        self._batch = sharding.put_batch(batch(stage) if callable(batch) else batch, mesh)
 
-    def __call__(self) -> tuple[states.TrainState, dict[str, jax.Array]]:
-        self.state, metrics = self._step(self.state, self._batch)
+    def __call__(self) -> tuple[TrainState, dict[str, jax.Array]]:
+        self.state, metrics = self.program.step(self.state, self._batch)
         return self.state, metrics
 
     def seconds(self, repeats: int) -> list[float]:

@@ -7,23 +7,22 @@ import argparse
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
-from experiments import base
+from experiments.latent_vla import paper, tabletop
+from lapa_jax import stages
+from lapa_jax.aot.assess import stand_in_assets
 from lapa_jax.benchmarks import measure
 from lapa_jax.nn import flops
 from lapa_jax.nn.module import Functional
-from lapa_jax.policy import decoding, heads
-from lapa_jax.policy.heads.tokens import cross_entropy
-from lapa_jax.policy.modality import IMAGE, LATENT, TEXT
+from lapa_jax.policy import decoding
+from lapa_jax.policy.front_end import front_end_settings
+from lapa_jax.policy.modality import IMAGE, LATENT, MODALITIES, TEXT
 from lapa_jax.policy.vla import SIZES, VLA, VLAConfig
-from lapa_jax.stages.policy import LAYOUT_KEYS
+from lapa_jax.stages.policy import PolicyStage
 
 TEXT_TOKENS, IMAGE_TOKENS, TARGETS = 28, 256, 4
-VOCAB = 8  # of the latent tokens
 ROW = TEXT_TOKENS + IMAGE_TOKENS + TARGETS
 # Of these, the vocabularies are small: with LWM's, most of their weights would be tables.
 SMALL = {
@@ -43,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `workload` reads."""
+    """What `policy_config` reads."""
     sizes = [*SMALL, *(name for name in SIZES if name not in SMALL)]
     parser.add_argument("--size", choices=sizes, action="append", default=[])
     parser.add_argument("--batch", type=int, default=0, help="rows of a training step")
@@ -67,71 +66,49 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def policy_config(size: str, args: argparse.Namespace) -> VLAConfig:
+def policy_config(size: str, args: argparse.Namespace) -> ConfigDict:
     """`demo`: the tabletop's policy; others by their size. Large ones as they train on one device:
     scanned, with remat, parameters in the compute dtype."""
-    settings = base.lwm_policy_model(latent_vocab=VOCAB).to_dict()
     if size in SMALL:
-        settings = base.policy_model(latent_vocab=VOCAB).to_dict()
-        settings["front_end"] = base.front_end("cached_tokens").to_dict()
-        settings |= {"image_vocab": 1024, "unroll": args.unroll} | SMALL[size]
+        config = tabletop.get_config()
+        config.model.front_end = front_end_settings("cached_tokens")
+        config.model.update(image_vocab=1024, unroll=args.unroll, **SMALL[size])
     else:
-        settings |= {"param_dtype": args.dtype, "legacy": False} | SIZES[size]
-    settings = {key: x for key, x in settings.items() if key not in LAYOUT_KEYS}
-    settings |= {"attention": args.attention, "remat": args.remat or settings["remat"]}
-    return VLAConfig(**settings, compute_dtype=args.dtype)
+        config = paper.get_config("legacy=False")
+        config.model.update(param_dtype=args.dtype, **SIZES[size])
+    config.model.update(text_length=TEXT_TOKENS, sequence_length=ROW, attention=args.attention)
+    config.model.remat = args.remat or config.model.remat
+    config.compute_dtype, config.code_length = args.dtype, TARGETS
+    batch, microbatches = TRAIN.get(size, (8, 1))
+    config.global_batch = args.batch or batch
+    config.microbatches = args.microbatches or microbatches
+    return config
 
 
-def predicted() -> dict[str, heads.Head]:
-    """The head of latent tokens."""
-    model = {"targets": heads.token_settings(latent=VOCAB)}
-    return heads.build(ConfigDict({"model": model, "code_length": TARGETS}), {})
-
-
-def rows(config: VLAConfig, number: int) -> dict[str, jax.Array]:
+def rows(stage: PolicyStage, number: int) -> dict[str, np.ndarray]:
     """Random tokens of whole rows, with the slots that predict the targets."""
     modality = np.repeat([TEXT, IMAGE, LATENT], [TEXT_TOKENS, IMAGE_TOKENS, TARGETS])
-    sizes = np.array([config.text_vocab, config.image_vocab, VOCAB])
-    tokens = np.random.default_rng(0).integers(0, sizes[modality], (number, ROW))
-    slots = np.arange(ROW - TARGETS - 1, ROW - 1)
+    sizes = np.array([stage.vocabularies[name] for name in MODALITIES])
+    tokens = np.random.default_rng(0).integers(0, sizes[modality], (number, ROW), np.int32)
+    slots = np.arange(ROW - TARGETS - 1, ROW - 1, dtype=np.int32)
     return {
-        "tokens": jnp.asarray(tokens, jnp.int32),
-        "modality": jnp.asarray(np.tile(modality, (number, 1)), jnp.int8),
-        "segments": jnp.ones((number, ROW), jnp.int32),
-        "slots": jnp.asarray(np.tile(slots, (number, 1)), jnp.int32),
-        "targets": jnp.asarray(tokens[:, -TARGETS:], jnp.int32),
-    }
-
-
-def workload(size: str, args: argparse.Namespace) -> tuple[VLAConfig, dict[str, Any]]:
-    """(config, what `measure.Training` takes)."""
-    config = policy_config(size, args)
-    batch, microbatches = TRAIN.get(size, (8, 1))
-    model = Functional(lambda rngs: VLA(config, predicted(), rngs=rngs))
-
-    def loss(params, variables, batch, rng):
-        given = (batch["tokens"], batch["modality"], batch["segments"], None)
-        slots = {"latent": batch["slots"]}
-        logits, variables = model.apply(params, variables, "outputs", *given, slots=slots)
-        return cross_entropy(logits["latent"], batch["targets"])[0], {}, variables
-
-    return config, {
-        "model": model,
-        "loss": loss,
-        "tx": optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-4, b2=0.95)),
-        "batch": rows(config, args.batch or batch),
-        "microbatches": args.microbatches or microbatches,
+        "tokens": tokens,
+        "modality": np.tile(modality.astype(np.int8), (number, 1)),
+        "segments": np.ones((number, ROW), np.int32),
+        "latent_slots": np.tile(slots, (number, 1)),
+        "latent_targets": tokens[:, -TARGETS:],
     }
 
 
 def _train(size: str, args: argparse.Namespace, peak: float) -> dict[str, Any]:
     """Forward, backward, clip, AdamW."""
-    config, given = workload(size, args)
-    batch, microbatches = len(given["batch"]["tokens"]), given["microbatches"]
-    train = measure.Training(**given)
+    config = policy_config(size, args)
+    batch, microbatches = config.global_batch, config.microbatches
+    train = measure.Training(config, lambda stage: rows(stage, batch))
     times = train.seconds(args.steps)
-    row = measure.timing_row(times, train.flops, peak)
-    alone = measure.product_rate(_products(config, batch // microbatches), args.dtype)
+    row = measure.timing_row(times, train.program.work.flops, peak)
+    shapes = _products(train.stage.model_config, batch // microbatches)
+    alone = measure.product_rate(shapes, args.dtype)
     return {
         "size": size,
         "parameters": train.parameters,
@@ -156,9 +133,11 @@ def _decode(size: str, args: argparse.Namespace, bandwidth: float) -> dict[str, 
     """One prompt, greedy, the fastest of the timed calls. The time of a token is what more of them
     take."""
     config = policy_config(size, args)
-    model = Functional(lambda rngs: VLA(config, predicted(), rngs=rngs, stacked=False))
+    stage = stages.build(config, stand_in_assets(config))
+    model = Functional(lambda rngs: VLA(stage.model_config, stage.parts, rngs=rngs, stacked=False))
     params, variables = jax.jit(model.init)(jax.random.key(0))
-    prompt = {key: rows(config, 1)[key][:, :-TARGETS] for key in ("tokens", "modality", "segments")}
+    given = rows(stage, 1)
+    prompt = {key: given[key][:, :-TARGETS] for key in ("tokens", "modality", "segments")}
 
     def decode(number):
         return decoding.decode(model, params, variables, prompt, None, "latent", number)

@@ -34,8 +34,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _save(size: str, args: argparse.Namespace) -> dict[str, Any]:
-    _, given = policy.workload(size, args)
-    train = measure.Training(**given)
+    config = policy.policy_config(size, args)
+    train = measure.Training(config, lambda stage: policy.rows(stage, config.global_batch))
     alone = statistics.median(train.seconds(args.steps))
     calls, saves, meanwhile = [], [], []
     with (
@@ -61,7 +61,7 @@ def _save(size: str, args: argparse.Namespace) -> dict[str, Any]:
     return {
         "size": size,
         "parameters": train.parameters,
-        "rows": len(given["batch"]["tokens"]),
+        "rows": config.global_batch,
         "state_mib": round(bytes_saved / 2**20, 1),
         "step_ms": round(1e3 * alone, 2),
         "call_ms": round(1e3 * call, 2),

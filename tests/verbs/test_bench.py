@@ -61,11 +61,11 @@ def test_the_loop_beside_its_step(tmp_path, monkeypatch):
 def test_the_released_shape_has_its_parameters():
     import jax
 
-    from lapa_jax.latent import Quantizer
-    from lapa_jax.nn.module import Functional
+    from lapa_jax import stages
 
-    config = quantizer.quantizer_config("released", "bfloat16")
-    params = Functional(lambda rngs: Quantizer(config, rngs=rngs)).abstract()[0]
+    params = stages.build(quantizer.quantizer_config("released", "bfloat16"), {}).model.abstract()[
+        0
+    ]
     # The original's 343,796,080 less what it never uses: the context norms of self-attention.
     # (Its constant beta buffers are no parameters.)
     count = sum(x.size for x in jax.tree.leaves(params))
