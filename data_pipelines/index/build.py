@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -31,19 +31,15 @@ from data_pipelines.storage import Location, Lock
 
 FORMAT = 1
 REBUILD = "run `lapa data index`"
-_EPISODE = np.dtype(
-    [
-        ("record_of_episode", np.int32),
-        ("episode_length", np.int64),
-        ("fps", np.float32),
-        ("record_offset", np.uint64),
-        ("record_length", np.uint64),
-        ("instruction_of_episode", np.int32),
-    ]
-)
-_FRAME = np.dtype(
-    [("frame_offset", np.uint64), ("frame_length", np.uint32), ("frame_crc", np.uint32)]
-)
+_EPISODE = [  # of each, in the order in which a shard is read
+    ("record_of_episode", np.int32),
+    ("episode_length", np.int64),
+    ("fps", np.float32),
+    ("record_offset", np.uint64),
+    ("record_length", np.uint64),
+    ("instruction_of_episode", np.int32),
+]
+_FRAME = [("frame_offset", np.uint64), ("frame_length", np.uint32), ("frame_crc", np.uint32)]
 _IN_PROCESS_BYTES = 2**30  # about a second; worker processes take as long to start
 
 
@@ -71,8 +67,8 @@ def build_index(
     """
     directory = storage.locate(directory)
     shards = find_shards(directory, split)
-    exclude = {(str(name), int(number)) for name, number in exclude or ()}
-    unknown = {name for name, _ in exclude} - {path.name for path in shards}
+    left_out = sorted({(str(name), int(number)) for name, number in exclude or ()})
+    unknown = {name for name, _ in left_out} - {path.name for path in shards}
     if unknown:
         raise ValueError(
             f"exclude names {sorted(unknown)}, which are no shards of {directory}, split {split!r}"
@@ -83,6 +79,7 @@ def build_index(
         "action_key": action_key,
         "instruction_key": instruction_key,
         "fps": float(fps),
+        "exclude": [list(episode) for episode in left_out],
     }
     fields.parts(action_key)
     if not (np.isfinite(fps) and fps >= 0):
@@ -90,72 +87,65 @@ def build_index(
     folder = Path(index_folder(directory, image_key, split, sidecar_dir))  # local, or an error
     unfinished = folder.with_name(f"{split}.incomplete")
     with Lock(folder.with_name(f".{split}.lock"), f"index {folder}"):
-        jobs = _jobs(directory, shards, unfinished, settings, exclude)
-        parts = [_load_part(*job) for job in jobs]
-        todo = [number for number, part in enumerate(parts) if part is None]
-        if len(todo) < len(jobs):
+        jobs = _jobs(directory, shards, unfinished, settings)
+        parts = {job.target: _load_part(job) for job in jobs}
+        todo = [job for job in jobs if parts[job.target] is None]
+        if done := len(jobs) - len(todo):
             logging.info(
-                "Index of %s: %d of %d shards were finished before.",
-                directory,
-                len(jobs) - len(todo),
-                len(jobs),
+                "Index of %s: %d of %d shards were finished before.", directory, done, len(jobs)
             )
-        size = sum(jobs[number][2]["shard"]["bytes"] for number in todo)
+        size = sum(job.settings["shard"]["bytes"] for job in todo)
         workers = workers or (1 if size < _IN_PROCESS_BYTES else os.cpu_count() or 1)
         title = f"index {directory.name} {split} {image_key}"
         with tqdm(total=size, unit="B", unit_scale=True, disable=not progress, desc=title) as bar:
-            for place in _written([jobs[number] for number in todo], workers):
-                number = todo[place]
-                parts[number] = _load_part(*jobs[number])
-                bar.update(jobs[number][2]["shard"]["bytes"])
-        _join_parts(folder, shards, parts, settings, exclude)
+            for job in _written(todo, min(workers, len(todo))):
+                parts[job.target] = _load_part(job)
+                bar.update(job.settings["shard"]["bytes"])
+        _join_parts(folder, shards, list(parts.values()), settings)
         shutil.rmtree(unfinished)
     return folder
 
 
-Job = tuple[Location, Path, dict[str, Any]]  # a shard, where its part goes, what it is made with
+class _Job(NamedTuple):
+    """A shard, where its part goes, and what decides the part."""
+
+    shard: Location
+    target: Path
+    settings: dict[str, Any]
 
 
 def _jobs(
-    directory: Location,
-    shards: list[Location],
-    folder: Path,
-    settings: dict[str, Any],
-    exclude: Collection[tuple[str, int]],
-) -> list[Job]:
+    directory: Location, shards: list[Location], folder: Path, settings: dict[str, Any]
+) -> list[_Job]:
     announced = announced_lengths(directory, settings["split"]) or [None] * len(shards)
     if len(announced) != len(shards):
         raise ValueError(
             f"{directory}/dataset_info.json announces {len(announced)} shards of "
             f"split {settings['split']!r}, the folder has {len(shards)}"
         )
-    return [
-        (
-            path,
-            folder / f"{number:05d}.npz",
-            {
-                **settings,
-                "format": FORMAT,
-                "shard": shard_fingerprint(path),
-                "exclude": sorted(record for name, record in exclude if name == path.name),
-                "announced": announced[number],
-            },
-        )
-        for number, path in enumerate(shards)
-    ]
+    found = []
+    for number, path in enumerate(shards):
+        own = {
+            "format": FORMAT,
+            "shard": shard_fingerprint(path),
+            "exclude": [record for name, record in settings["exclude"] if name == path.name],
+            "announced": announced[number],
+        }
+        found.append(_Job(path, folder / f"{number:05d}.npz", settings | own))
+    return found
 
 
-def _written(jobs: list[Job], workers: int) -> Iterator[int]:
-    """Reads shards and writes their parts; yields the numbers of the jobs as they finish."""
-    if min(workers, len(jobs)) <= 1:
-        for number, job in enumerate(jobs):
-            _write_part(*job)
-            yield number
+def _written(jobs: list[_Job], workers: int) -> Iterator[_Job]:
+    """Reads shards and writes their parts; yields the jobs as they finish."""
+    if workers <= 1:
+        for job in jobs:
+            _write_part(job)
+            yield job
         return
     # spawn: the parent may run threads of JAX or TensorFlow, which a fork would break.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
-        futures = {pool.submit(_write_part, *job): number for number, job in enumerate(jobs)}
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        futures = {pool.submit(_write_part, job): job for job in jobs}
         try:
             for future in as_completed(futures):
                 future.result()
@@ -164,25 +154,25 @@ def _written(jobs: list[Job], workers: int) -> Iterator[int]:
             pool.shutdown(cancel_futures=True)
 
 
-def _write_part(path: Location, target: Path, settings: dict[str, Any]) -> None:
-    part = read_shard(path, settings)
+def _write_part(job: _Job) -> None:
+    part = read_shard(job.shard, job.settings)
     part["info"] = np.frombuffer(json.dumps(part["info"]).encode(), np.uint8)
-    with storage.atomic_path(target) as temporary, open(temporary, "wb") as file:
+    with storage.atomic_path(job.target) as temporary, open(temporary, "wb") as file:
         np.savez(file, allow_pickle=False, **part)
 
 
-def _load_part(shard: Location, path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+def _load_part(job: _Job) -> dict[str, Any] | None:
     """A finished shard's part, if it was made with these settings and from this very shard."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with np.load(job.target, allow_pickle=False) as stored:
             part: dict[str, Any] = {name: stored[name] for name in stored.files}
         part["info"] = json.loads(part["info"].tobytes())
     except FileNotFoundError:
         return None
     except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        logging.warning("%s is damaged (%s); %s is read again.", path, error, shard)
+        logging.warning("%s is damaged (%s); its shard is read again.", job.target, error)
         return None
-    return part if part["info"]["settings"] == settings else None
+    return part if part["info"]["settings"] == job.settings else None
 
 
 # ---------------------------------------------------------------- one shard
@@ -341,11 +331,7 @@ class _EpisodeReader:
 
 
 def _join_parts(
-    folder: Path,
-    shards: list[Location],
-    parts: list[dict],
-    settings: dict,
-    exclude: Collection[tuple[str, int]],
+    folder: Path, shards: list[Location], parts: list[dict], settings: dict[str, Any]
 ) -> None:
     """Writes the index of a split from its shards' parts."""
     with_actions = {
@@ -365,10 +351,7 @@ def _join_parts(
         table = np.array([texts[text] for text in part["info"]["instructions"]] + [-1], np.int32)
         part["instruction_of_episode"] = table[part["instruction_of_episode"]]
     episodes = [len(part["episode_length"]) for part in parts]
-    arrays = {
-        name: np.concatenate([part[name] for part in parts])
-        for name in (*_EPISODE.names, *_FRAME.names)
-    }
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name, _ in _EPISODE + _FRAME}
     arrays["shard_of_episode"] = np.repeat(np.arange(len(parts), dtype=np.int32), episodes)
     lengths = arrays["episode_length"]
     arrays["episode_start"] = np.cumsum(lengths) - lengths
@@ -387,13 +370,10 @@ def _join_parts(
         "format": FORMAT,
         **settings,
         "shards": fingerprints,
-        "exclude": sorted([name, number] for name, number in exclude),
         "num_frames": len(arrays["frame_offset"]),
         "num_episodes": len(lengths),
-        "keys": next(part["info"]["keys"] for part in parts if part["info"]["keys"]),
-        "image_size": next(
-            (part["info"]["image_size"] for part in parts if part["info"]["image_size"]), None
-        ),
+        "keys": next(filter(None, (part["info"]["keys"] for part in parts))),
+        "image_size": next(filter(None, (part["info"]["image_size"] for part in parts)), None),
         "instructions": list(texts),
         "digests": {name: sidecar.array_digest(array) for name, array in arrays.items()},
         "hash": sidecar.value_hash(

@@ -1,7 +1,7 @@
 """`config.data` as typed settings, which check themselves: what a `Loader` is made from."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any
 
 # Keys that have few values.
@@ -19,11 +19,15 @@ def _require(valid: bool, key: str, value: Any, wanted: str) -> None:
         raise ValueError(f"{key} is {value!r}; it must {wanted}")
 
 
-def _require_known(kind: type, keys: Iterable[str], prefix: str) -> None:
-    known = [field.name for field in fields(kind)]
+def _require_keys(kind: type, keys: Iterable[str], prefix: str) -> None:
+    """No others than settings have, and all those without a default."""
+    known = [field.name for field in fields(kind) if field.name != "name"]
     for key in keys:
         if key not in known:
             raise ValueError(f"{prefix}{key} is no key; known are {known}")
+    for field in fields(kind):
+        if field.default is MISSING and field.name not in ("name", *keys):
+            raise ValueError(f"{prefix}{field.name} is missing")
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class CorpusSettings:
 
     @classmethod
     def of(cls, name: str, keys: Mapping[str, Any]) -> "CorpusSettings":
-        _require_known(cls, keys, f"data.corpora.{name}.")
+        _require_keys(cls, keys, f"data.corpora.{name}.")
         return cls(name, **keys)
 
     def as_dict(self) -> dict[str, Any]:
@@ -109,7 +113,7 @@ class DataSettings:
             return data
         values = data.to_dict() if hasattr(data, "to_dict") else dict(data)
         values = {key: value for key, value in values.items() if key not in _BESIDE}
-        _require_known(cls, values, "data.")
+        _require_keys(cls, values, "data.")
         corpora = sorted(values["corpora"].items())
         values["corpora"] = tuple(CorpusSettings.of(name, keys) for name, keys in corpora)
         values["image_size"] = tuple(values["image_size"])

@@ -95,6 +95,11 @@ def test_mistakes_are_named(corpora):
     assert "data.max_bad_fraction is 2.0; it must be 0 to 1" in refused(max_bad_fraction=2)
     assert "data.num_framez is no key; known are ['image_size'," in refused(num_framez=2)
     assert "data.corpora.a.window is no key" in refused(a__window=2)
+    for data, key in (({"corpora": {}}, "image_size"), ({"image_size": (8, 8)}, "corpora")):
+        with pytest.raises(ValueError, match=f"data.{key} is missing"):
+            DataSettings.of(data)
+    with pytest.raises(ValueError, match="data.corpora.a.path is missing"):
+        DataSettings.of({"image_size": (8, 8), "corpora": {"a": {"fps": 1.0}}})
 
 
 def test_like_the_first_corpus_but_there(corpora):
