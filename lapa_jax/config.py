@@ -32,6 +32,9 @@ ADDED: dict[str, Any] = {
     "data.action_absolute": [],
     "data.corpora.*.action_fraction": 1.0,
     "evaluation.env.name": "tabletop",
+    "evaluation.env.horizon": 40,
+    "evaluation.env.combinations": "all",
+    "evaluation.env.min_gap": 0.016,
 }
 
 

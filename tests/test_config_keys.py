@@ -69,9 +69,10 @@ def test_a_file_may_use_the_old_name(keys, spec):
 def test_the_environment_of_earlier_runs():
     """What `lapa evaluate` and --config.evaluation.blocks=2 of earlier code meant."""
     old = {"evaluation": {"episodes": 3, "families": ["reach"], "blocks": 2}}
-    env = {"name": "tabletop", "families": ["reach"], "blocks": 2}
+    env = {"name": "tabletop", "families": ["reach"], "blocks": 2, "horizon": 40}
+    env |= {"combinations": "all", "min_gap": 0.016}
     assert configs.upgrade(old) == {"evaluation": {"episodes": 3, "env": env}}
-    assert envs.make(env) == envs.make({**env, "horizon": 40, "combinations": "all"})
+    assert envs.make(env) == envs.make({"name": "tabletop", "families": ["reach"], "blocks": 2})
     spec = f"{tiny.ROOT}/experiments/action_vla/tabletop.py"
     flags = ["--config.evaluation.blocks=2", "--config.evaluation.families=('separate_blocks',)"]
     config = configs.load(spec, flags)
