@@ -93,6 +93,23 @@ def quantile_edges(actions: np.ndarray, bins: int) -> list[np.ndarray]:
     ]
 
 
+def gripper_edges(index: CorpusIndex, bins: int, gripper: int) -> list[np.ndarray]:
+    """Bin edges of a corpus as the original has them: `quantile_edges`, but [-0.5, 0.5, 1.5] of the
+    dimension `gripper`, which must hold 0 and 1 alone (-1: there is none)."""
+    actions = index.actions[valid_action_rows(index)]
+    edges = quantile_edges(actions, bins)
+    if gripper != -1:
+        if not 0 <= gripper < len(edges):
+            raise ValueError(f"--gripper {gripper}: actions have dimensions 0 to {len(edges) - 1}")
+        other = set(np.unique(actions[:, gripper])) - {0.0, 1.0}
+        if other:
+            raise ValueError(
+                f"--gripper {gripper}: that dimension holds {float(min(other)):g}, not 0 and 1 only"
+            )
+        edges[gripper] = np.array([-0.5, 0.5, 1.5])
+    return edges
+
+
 def _edge_probabilities(bins: int) -> np.ndarray:
     """As pandas does: a probability that is not representable is rounded up, so that a sample which
     lies exactly on an edge falls into the bin below it."""

@@ -142,12 +142,12 @@ class RowsSource:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(conversion.Options):
-    """Of `convert_lapa_jsonl`. `images`: the folder that the paths of `image` start from; None
-    writes a black placeholder for each frame, for training from image tokens alone. Corpora of a
-    mixture must agree in quantizer and image_tokenizer.
+    """Of `convert_lapa_jsonl`. Corpora of a mixture must agree in quantizer and image_tokenizer.
 
     file: .jsonl
     fps: rows of an episode per second
+    images: folder that the paths of `image` start from
+    no_images: black placeholders, for training from the image tokens of the rows alone
     window_seconds: of the quantizer that made `delta`
     codebook_size: of that quantizer
     quantizer: what to call it (default: hash of the file)
@@ -158,13 +158,19 @@ class Options(conversion.Options):
 
     file: str | Path = conversion.option(positional=True)
     fps: float
-    images: str | Path | None = conversion.option(flag=False)
+    images: str | Path | None = None
+    no_images: bool = False
     window_seconds: float = 0.0
     codebook_size: int = 8
     quantizer: str = ""
     image_tokenizer: str = ""
     label_set: str = "lapa"
     image_token_set: str = "lapa"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.images) == self.no_images:
+            raise ValueError("give either the folder of the images (--images) or --no_images")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,13 +26,21 @@ from typing import Any
 _PASSED = ("choices", "metavar", "type", "nargs", "const")
 
 
-def parser(prog: str, description: str | None, example: str = "") -> argparse.ArgumentParser:
-    """A parser whose help keeps the lines of `description`, with an example below the flags."""
-    return argparse.ArgumentParser(
-        prog=prog,
+def parser(
+    prog: str,
+    description: str | None,
+    example: str = "",
+    make: Callable = argparse.ArgumentParser,
+    **more: Any,
+) -> argparse.ArgumentParser:
+    """A parser whose help keeps the lines of `description`, with an example below the flags. make,
+    more: `add_parser` of subparsers, and what it takes."""
+    return make(
+        prog,
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"example:\n  {example}" if example else None,
+        **more,
     )
 
 

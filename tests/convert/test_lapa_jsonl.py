@@ -60,6 +60,7 @@ def write_images(root, found):
 
 def convert(file, out, **changes):
     values = OPTIONS | dict(images=None, window_seconds=0.6, per_shard=2) | changes
+    values["no_images"] = values["images"] is None
     options = lapa_jsonl.Options(file=file, out=out, **values)
     return lapa_jsonl.convert_lapa_jsonl(options, prompt=TEMPLATE)
 
@@ -282,3 +283,9 @@ def test_the_verb(tmp_path, capsys):
     _, latent, tokens = code_sets(tmp_path / "out")
     assert latent.provenance["quantizer_hash"] == "laq_openx"
     assert tokens.provenance["image_size"] == [256, 256]
+
+
+@pytest.mark.parametrize("given", [{}, {"images": "folder", "no_images": True}])
+def test_images_or_none_must_be_chosen(given):
+    with pytest.raises(ValueError, match="either the folder.*--images.*or --no_images"):
+        lapa_jsonl.Options(file="rows.jsonl", out="out", fps=5.0, **given)

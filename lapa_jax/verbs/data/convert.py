@@ -5,12 +5,10 @@ The module of each source (data_pipelines/convert) does the work and has its fla
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from data_pipelines.checks import statistics
 from data_pipelines.convert import lapa_jsonl, lerobot, rlds, ssv2, to_lapa_jsonl, video
@@ -35,11 +33,18 @@ class Bins:
     gripper: int = -1
 
 
-def from_lapa_jsonl(options: lapa_jsonl.Options) -> Any:
-    return lapa_jsonl.convert_lapa_jsonl(
-        options, prompt=LEGACY_PROMPT, code_version=version.__version__
-    )
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Index:
+    """sidecar_dir: where the index goes (default: with the shards)"""
 
+    sidecar_dir: str | None = None
+
+
+# Of the original's prompt, and of this code as what made label sets.
+from_lapa_jsonl = functools.partial(
+    lapa_jsonl.convert_lapa_jsonl, prompt=LEGACY_PROMPT, code_version=version.__version__
+)
+to_rows = functools.partial(to_lapa_jsonl.export_lapa_jsonl, prompt=LEGACY_PROMPT)
 
 # source → (its module, what converts it, what it is, its examples)
 SOURCES = {
@@ -80,21 +85,12 @@ def main(argv: list[str]) -> int:
     parser = data.parser("convert", "Foreign recordings to RLDS corpora.")
     sources = parser.add_subparsers(dest="format", required=True, metavar="SOURCE")
     for name, (module, _, summary, example) in SOURCES.items():
-        one = sources.add_parser(
-            name,
-            help=summary,
-            description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            epilog=f"example:\n  lapa data convert {name} {example}",
-        )
+        example = f"lapa data convert {name} {example}"
+        one = flags.parser(name, module.__doc__, example, sources.add_parser, help=summary)
         one.add_argument("--json", action="store_true", help="print the report as JSON")
         flags.add(one, module.Options)
         if name in INDEXED:
-            one.add_argument(
-                "--sidecar_dir", help="where the index goes (default: with the shards)"
-            )
-        if name == "lapa_jsonl":
-            _add_images(one)
+            flags.add(one, Index)
         if name == "to_lapa_jsonl":
             flags.add(one, Bins)
     args = parser.parse_args(argv)
@@ -109,44 +105,15 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _add_images(one: argparse.ArgumentParser) -> None:
-    images = one.add_mutually_exclusive_group(required=True)
-    images.add_argument("--images", help="folder that the paths of `image` start from")
-    images.add_argument(
-        "--no_images",
-        dest="images",
-        action="store_const",
-        const=None,
-        help="black placeholders, for training from the image tokens of the rows alone",
-    )
-
-
 def _export(options: to_lapa_jsonl.Options, bins: Bins) -> Any:
     """Fine-tuning rows get bins: those of a csv, or computed and written beside the rows."""
     if options.label_set:
-        return to_lapa_jsonl.export_lapa_jsonl(options, prompt=LEGACY_PROMPT)
+        return to_rows(options)
     if bins.bins_csv:
         tokenizer = codecs.Bins.from_csv(Path(bins.bins_csv).read_text())
     else:
-        tokenizer = _bins(options.index(), bins.bins, bins.gripper)
-    report = to_lapa_jsonl.export_lapa_jsonl(
-        options, prompt=LEGACY_PROMPT, action_ids=tokenizer.encode
-    )
+        edges = statistics.gripper_edges(options.index(), bins.bins, bins.gripper)
+        tokenizer = codecs.Bins(edges)
+    report = to_rows(options, action_ids=tokenizer.encode)
     Path(options.out).with_suffix(".csv").write_text(tokenizer.to_csv())
     return report
-
-
-def _bins(found: Any, bins: int, gripper: int) -> codecs.Bins:
-    """The original's: quantiles, but [-0.5, 0.5, 1.5] of the gripper."""
-    actions = found.actions[statistics.valid_action_rows(found)]
-    edges = statistics.quantile_edges(actions, bins)
-    if gripper != -1:
-        if not 0 <= gripper < len(edges):
-            raise ValueError(f"--gripper {gripper}: actions have dimensions 0 to {len(edges) - 1}")
-        other = set(np.unique(actions[:, gripper])) - {0.0, 1.0}
-        if other:
-            raise ValueError(
-                f"--gripper {gripper}: that dimension holds {float(min(other)):g}, not 0 and 1 only"
-            )
-        edges[gripper] = np.array([-0.5, 0.5, 1.5])
-    return codecs.Bins(edges)

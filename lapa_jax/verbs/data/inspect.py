@@ -50,8 +50,8 @@ def main(argv: list[str]) -> int:
 
 def to_text(report: dict[str, Any]) -> str:
     """The report for a terminal."""
-    lines = [f"{report['directory']}: {report['name'] or 'unnamed'} {report['version']}".rstrip()]
-    lines.append("features")
+    title = f"{report['directory']}: {report['name'] or 'unnamed'} {report['version']}".rstrip()
+    lines = [title, "features"]
     lines += [f"  {key:<40} {kind}" for key, kind in report["features"].items()]
     for name, split in report["splits"].items():
         lengths, texts = split["lengths"], split["instructions"]
@@ -76,20 +76,14 @@ def to_text(report: dict[str, Any]) -> str:
             )
         if any(split["cameras"]):
             lines.append(f"  cameras: {_counts(split['cameras'])}")
+        changing = texts["changing_within_episode"]
         lines.append(
             f"  instructions: {texts['coverage']:.1%} of the episodes, {texts['distinct']} distinct"
-            + (
-                f", {texts['changing_within_episode']} episodes change theirs"
-                if texts["changing_within_episode"]
-                else ""
-            )
+            + (f", {changing} episodes change theirs" if changing else "")
         )
         lines += [f"    {count:>7} x {text}" for text, count in texts["most_common"]]
-        lines.append(
-            f"  actions: {len(split['actions'])} dimensions"
-            if split["actions"]
-            else "  actions: none"
-        )
+        dimensions = f"{len(split['actions'])} dimensions" if split["actions"] else "none"
+        lines.append(f"  actions: {dimensions}")
         lines += map(_action, split["actions"])
         if split["actions_not_finite"]:
             lines.append(f"    {split['actions_not_finite']} steps are NaN or infinite: left out")
