@@ -96,17 +96,11 @@ class CorpusIndex:
         number = int(self.instruction_of_episode[episode])
         return "" if number < 0 else self.instructions[number]
 
-    def record(self, episode: int) -> bytes:
-        """The serialised tf.train.Example of an episode (for inspection, not for training)."""
-        start = int(self.record_offset[episode])
-        stop = start + int(self.record_length[episode])
-        return storage.read_range(self.shards[int(self.shard_of_episode[episode])], start, stop)
-
     def metadata(self, episode: int) -> dict[str, Any]:
         """episode_metadata of an episode, read from its shard."""
-        record, found = self.record(episode), {}
-        number = int(self.record_of_episode[episode])
-        path = self.shards[int(self.shard_of_episode[episode])]
+        path, found = self.shards[int(self.shard_of_episode[episode])], {}
+        start, number = int(self.record_offset[episode]), int(self.record_of_episode[episode])
+        record = storage.read_range(path, start, start + int(self.record_length[episode]))
         for key, feature in tfrecord.parse_example(record, path=path, number=number).items():
             if key.startswith(schema.METADATA):
                 values = [

@@ -6,6 +6,7 @@ t + window lies beyond the episode, its last frame stands in.
 """
 
 import os
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -81,21 +82,21 @@ def write_motion(
         kind=MOTION,
     )
     reader, missing = FrameReader(index, index.image_size), writer.missing_shards()
+    rows = [index.rows_of_shard(shard) for shard in missing]
+    total = sum(part.stop - part.start for part in rows)
 
     def measure(episode: int) -> np.ndarray:
         return _differences(index, reader, episode, int(steps[episode]))
 
     with (
         ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool,
-        tqdm(total=index.num_frames, unit="frame", disable=not progress, desc="motion") as bar,
+        tqdm(total=total, unit="frame", disable=not progress, desc="motion") as bar,
     ):
-        for shard in range(len(index.shards)):
-            rows = index.rows_of_shard(shard)
-            if shard in missing:
-                episodes = np.flatnonzero(index.shard_of_episode == shard).tolist()
-                found = [np.zeros(0, np.int64), *pool.map(measure, episodes)]
-                writer.write_shard(shard, np.concatenate(found)[:, None])
-            bar.update(rows.stop - rows.start)
+        for shard in missing:
+            episodes = np.flatnonzero(index.shard_of_episode == shard).tolist()
+            found = np.concatenate([np.zeros(0, np.int64), *pool.map(measure, episodes)])
+            writer.write_shard(shard, found[:, None])
+            bar.update(len(found))
     reader.close()
     writer.finish()
     return writer.folder
@@ -105,16 +106,14 @@ def _differences(index: CorpusIndex, reader: FrameReader, episode: int, window: 
     """int64 (steps of the episode,), -1 where a frame of the pair cannot be decoded."""
     first, length = int(index.episode_start[episode]), int(index.episode_length[episode])
     values = np.full(length, -1, np.int64)
-    kept: list[np.ndarray | None] = [None] * (window + 1)  # the latest frames; None: undecodable
-    frame = None
+    kept: deque[np.ndarray | None] = deque(maxlen=window + 1)  # the latest; None: undecodable
     for step in range(length):
         frames, bad = reader.read(np.array([first + step]))
-        frame = None if bad else frames[0]
+        kept.append(None if bad else frames[0])
         if step >= window:
-            values[step - window] = _difference(kept[(step - window) % len(kept)], frame)
-        kept[step % len(kept)] = frame
-    for step in range(max(0, length - window), length):
-        values[step] = _difference(kept[step % len(kept)], frame)
+            values[step - window] = _difference(kept[0], kept[-1])
+    for back in range(1, min(window, length) + 1):
+        values[-back] = _difference(kept[-back], kept[-1])
     return values
 
 
