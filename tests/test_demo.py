@@ -44,6 +44,9 @@ def test_tiny_demo_runs_whole_and_continues(tmp_path, capsys):
     for arm in ("lapa", "scratch"):
         counts = summary["policy"][arm]
         assert 0 <= counts["successes"] <= counts["episodes"] == 16
+    gap, policy = summary["lapa_minus_scratch"], summary["policy"]
+    assert gap["low"] <= gap["estimate"] <= gap["high"]
+    assert 16 * gap["estimate"] == policy["lapa"]["successes"] - policy["scratch"]["successes"]
 
     page = Page()
     page.feed((workdir / "report.html").read_text())
