@@ -27,7 +27,7 @@ from lapa_jax.diagnostics.probes import (
     split_episodes,
     split_in_time,
 )
-from lapa_jax.diagnostics.statistics import bootstrap_ratio
+from lapa_jax.diagnostics.statistics import means
 from lapa_jax.diagnostics.threads import one_thread
 
 # Inverse penalties of the logistic regression; 0, the marginal, is always tried as well.
@@ -87,11 +87,11 @@ def code_report(
         _score(_probabilities(candidates, x[~test], slot[~test], held, x[test]), slot[test])
         for slot in z.T
     ]
-    slots = [_summary(score, episode[test], seed) for score in scores]
+    slots = [means(score, episode[test], seed=seed) for score in scores]
     total = {name: sum(score[name] for score in scores) for name in scores[0]}
     for name in ("accuracy", "modal_accuracy"):
         total[name] = total[name] / len(scores)
-    return _summary(total, episode[test], seed) | {
+    return means(total, episode[test], seed=seed) | {
         "slots": slots,
         "train_rows": int((~test).sum()),
         "test_rows": int(test.sum()),
@@ -169,11 +169,3 @@ def _score(probability: np.ndarray, code: np.ndarray) -> dict[str, np.ndarray]:
         "accuracy": hit,
         "modal_accuracy": modal_hit,
     }
-
-
-def _summary(score: dict[str, np.ndarray], episode: np.ndarray, seed: int) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, values in score.items():
-        mean = bootstrap_ratio(values, np.ones(len(values)), episode, seed=seed)
-        found |= {name: mean.estimate, f"{name}_interval": [mean.low, mean.high]}
-    return found

@@ -11,38 +11,26 @@ from lapa_jax.diagnostics.controls import controls_table, fit_motion_codes, rand
 from lapa_jax.diagnostics.label_efficiency import label_efficiency
 from lapa_jax.diagnostics.leakage import code_given_scene, scene_probe
 from lapa_jax.diagnostics.probes import feature_sets, one_hot_codes
+from lapa_jax.diagnostics.sample import Sample
 
 
-def content_report(
-    z: np.ndarray | None,
-    latents: np.ndarray,
-    first: np.ndarray,
-    last: np.ndarray,
-    actions: np.ndarray | None,
-    episode: np.ndarray,
-    codebook_size: int,
-    *,
-    seed: int,
-) -> dict[str, Any]:
-    """What N frame pairs, in order of time within each episode, show of their latent actions.
+def content_report(sample: Sample, *, seed: int = 0) -> dict[str, Any]:
+    """What frame pairs show of their latent actions; H and W are divisible by 8.
 
-    `z` int (N, L), or None where the latent stays continuous and is the latent action itself;
-    `latents` float (N, L, D) before the bottleneck, `first` and `last` frames (N, H, W, C) with H,
-    W divisible by 8, `actions` (N, A) over the window or None. Needs 2 episodes, with actions 3.
-    Keys: with codes `code_given_scene`; `scene_probe`, None where fewer than 2 episodes have 2
-    rows; `controls`; with actions `label_efficiency`, and with both `action_to_code`.
+    Needs 2 episodes, with actions 3. Keys: with codes `code_given_scene`; `scene_probe`, None where
+    fewer than 2 episodes have 2 rows; `controls`; with actions `label_efficiency`, and with both
+    `action_to_code`.
     """
-    shape = latents.shape[:2]
-    latents = latents.reshape(len(latents), -1)
+    z, first, last, actions = sample.z, sample.first, sample.last, sample.actions
+    episode, codebook_size = sample.episode, sample.codebook_size
     motion = fit_motion_codes(first, last, episode, codebook_size, seed=seed)
     codes = {} if z is None else {"latent_action": z}
-    codes["random_codes"] = random_codes(*shape, codebook_size, seed=seed)
+    codes["random_codes"] = random_codes(*sample.latents.shape[:2], codebook_size, seed=seed)
     codes["motion_kmeans"] = motion(first, last)
     one_hot = {name: one_hot_codes(value, codebook_size) for name, value in codes.items()}
-    latent_action = one_hot.pop("latent_action", latents)
-    extra = {} if z is None else {"continuous_latent": latents}
-    sets = feature_sets(latent_action, seed=seed, first_frames=first, extra=extra)
-    compared = {name: sets[name] for name in ("latent_action", *extra, "first_frame")} | one_hot
+    latent_action = one_hot.pop("latent_action", sample.flat_latents)
+    sets = feature_sets(latent_action, seed=seed, first_frames=first, extra=sample.extra)
+    compared = {k: sets[k] for k in ("latent_action", *sample.extra, "first_frame")} | one_hot
 
     report: dict[str, Any] = {"scene_probe": None}
     if z is not None:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from lapa_jax.diagnostics.statistics import bootstrap_ratio
+from lapa_jax.diagnostics.sample import Sample
+from lapa_jax.diagnostics.statistics import bootstrap_ratio, means
 
 # Wang et al. 2004, section III.C, for images in [0, 1].
 SSIM_SIGMA, SSIM_RADIUS = 1.5, 5
@@ -108,14 +109,12 @@ def reconstruction_report(
     episode: np.ndarray,
     *,
     seed: int,
-    ssim: np.ndarray | None = None,
-    ssim_copy: np.ndarray | None = None,
+    **more: np.ndarray,
 ) -> dict[str, Any]:
     """From the errors of `image_errors` (N,), with episode-bootstrap 95 % intervals.
 
-    `ssim` and `ssim_copy` (N,): the `structural_similarity` of the reconstruction, and of the first
-    frame, with the later frame; where given, their means are in the report, too. PSNR is that of
-    the mean MSE, so that one perfect image cannot rule it.
+    `more`: values (N,) whose means are in the report, too. PSNR is that of the mean MSE, so that
+    one perfect image cannot rule it.
     """
     mse, mse_copy = float(error.mean()), float(copy_error.mean())
     mean = bootstrap_ratio(error, np.ones(len(error)), episode, seed=seed)
@@ -133,8 +132,23 @@ def reconstruction_report(
     if mse_copy > 0:
         ratio = bootstrap_ratio(error, copy_error, episode, seed=seed)
         report["skill_interval"] = [1 - ratio.high, 1 - ratio.low]
-    for name, values in (("ssim", ssim), ("ssim_copy", ssim_copy)):
-        if values is not None:
-            mean = bootstrap_ratio(values, np.ones(len(error)), episode, seed=seed)
-            report |= {name: mean.estimate, f"{name}_interval": [mean.low, mean.high]}
-    return report
+    return report | means(more, episode, seed=seed)
+
+
+def of_sample(sample: Sample) -> dict[str, Any]:
+    """The `reconstruction_report` of what the decoder drew."""
+    # In parts: large frames as float64 would take gigabytes.
+    parts = np.array_split(np.arange(len(sample.first)), -(-len(sample.first) // 256))
+    errors = [image_errors(sample.first[i], sample.last[i], sample.recon[i]) for i in parts]
+    error, copy_error = np.concatenate(errors, axis=1)
+    return reconstruction_report(error, copy_error, sample.episode, seed=0)
+
+
+def similarity(sample: Sample) -> dict[str, Any]:
+    """Means of `structural_similarity` with the later frame, of what the decoder drew (`ssim`) and
+    of the first frame (`ssim_copy`)."""
+    values = {
+        "ssim": structural_similarity(sample.recon, sample.last),
+        "ssim_copy": structural_similarity(sample.first, sample.last),
+    }
+    return means(values, sample.episode, seed=0)

@@ -8,7 +8,7 @@ episodes, because frames of one episode are not independent.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -100,25 +100,6 @@ def _newcombe(a: Interval, b: Interval, correlation: float, confidence: float) -
     return Interval(estimate, low, high, confidence)
 
 
-def _episodes(episode: np.ndarray, rows: int, resamples: int) -> tuple[np.ndarray, int]:
-    episode = np.asarray(episode)
-    if episode.shape != (rows,) or rows == 0:
-        raise ValueError(
-            f"episode must name the episode of each of {rows} rows (at least 1), "
-            f"got shape {episode.shape}"
-        )
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, got {resamples}")
-    names, index = np.unique(episode, return_inverse=True)
-    return index.reshape(-1), len(names)
-
-
-def _percentiles(estimate: float, values: np.ndarray, confidence: float) -> Interval:
-    _quantile(confidence)
-    low, high = np.quantile(values, [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return Interval(float(estimate), float(low), float(high), confidence)
-
-
 def bootstrap_ratio(
     numerator: np.ndarray,
     denominator: np.ndarray,
@@ -136,7 +117,17 @@ def bootstrap_ratio(
             "numerator and denominator must be two arrays of one length, got "
             f"{numerator.shape} and {denominator.shape}"
         )
-    index, count = _episodes(episode, len(numerator), resamples)
+    episode = np.asarray(episode)
+    if episode.shape != numerator.shape or not len(numerator):
+        raise ValueError(
+            f"episode must name the episode of each of {len(numerator)} rows (at least 1), "
+            f"got shape {episode.shape}"
+        )
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    _quantile(confidence)
+    names, index = np.unique(episode, return_inverse=True)
+    count = len(names)
     above = np.bincount(index, numerator, count)
     below = np.bincount(index, denominator, count)
     rng = np.random.default_rng(seed)
@@ -147,28 +138,16 @@ def bootstrap_ratio(
             f"the denominator sums to zero over some resamples of {count} episodes: "
             "drop episodes that carry none of it, or use more episodes"
         )
-    return _percentiles(above.sum() / below.sum(), draws @ above / divisors, confidence)
+    ends = np.quantile(draws @ above / divisors, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    return Interval(float(above.sum() / below.sum()), *ends.tolist(), confidence)
 
 
-def bootstrap_episodes(
-    statistic: Callable[[np.ndarray], float],
-    episode: np.ndarray,
-    *,
-    seed: int,
-    resamples: int = 1000,
-    confidence: float = 0.95,
-) -> Interval:
-    """Any statistic(rows) of row numbers, with whole episodes resampled with replacement."""
-    index, count = _episodes(episode, len(np.asarray(episode)), resamples)
-    order = np.argsort(index, kind="stable")
-    groups = np.split(order, np.cumsum(np.bincount(index, minlength=count))[:-1])
-    rng = np.random.default_rng(seed)
-    values = np.array(
-        [
-            statistic(np.concatenate([groups[i] for i in rng.integers(count, size=count)]))
-            for _ in range(resamples)
-        ]
-    )
-    if not np.isfinite(values).all():
-        raise ValueError("the statistic is not finite on some resample of episodes")
-    return _percentiles(statistic(np.arange(len(index))), values, confidence)
+def means(
+    values: Mapping[str, np.ndarray], episode: np.ndarray, *, seed: int
+) -> dict[str, float | list[float]]:
+    """{NAME: mean, NAME_interval: [low, high]} of values (N,), with episodes resampled."""
+    found: dict[str, float | list[float]] = {}
+    for name, rows in values.items():
+        mean = bootstrap_ratio(rows, np.ones(len(rows)), episode, seed=seed)
+        found |= {name: mean.estimate, f"{name}_interval": [mean.low, mean.high]}
+    return found

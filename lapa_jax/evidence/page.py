@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from lapa_jax.diagnostics.codebook import actions_per_code
+from lapa_jax.evidence import measures
 from lapa_jax.evidence.quantizer import QuantizerEvaluation
 from lapa_jax.machine.environment import describe_environment
 from lapa_jax.report import figures
@@ -50,6 +51,7 @@ def write(
             f"{evaluation.report['pairs']:,} pairs, {evaluation.report['window_seconds']:g} s "
             "apart. Intervals are 95 %, by resampling episodes.",
         )
+        _numbers(section, evaluation.report)
         quantizer_pictures(section, evaluation, Path(name).name)
         if model.has_codes:
             section.figure(
@@ -64,6 +66,15 @@ def write(
     closing.settings("Versions and hardware", describe_environment())
     closing.settings("Config of the run", run.config.to_dict())
     report.write(path)
+
+
+def _numbers(section: Section, report: Mapping[str, Any]) -> None:
+    found = [row for row in measures.rows(report) if row["value"] is not None]
+    section.table(
+        ["measure", "value"],
+        [[r["measure"], estimate(r["value"], r["low"], r["high"])] for r in found],
+        "Every measure in short; docs/evidence.md says what they are.",
+    )
 
 
 def _content(section: Section, report: Mapping[str, Any]) -> None:
@@ -223,32 +234,33 @@ def _interval(found: Mapping[str, float]) -> Any:
 
 def quantizer_pictures(section: Section, found: QuantizerEvaluation, view: str) -> None:
     report = found.report
-    shown = np.linspace(0, len(found.first) - 1, 8).astype(int)
+    sample = found.sample
+    shown = np.linspace(0, len(sample.first) - 1, 8).astype(int)
     section.figure(
         figures.reconstruction_grid(
-            found.first[shown],
-            found.last[shown],
-            found.recon[shown],
-            labels=() if found.z is None else [f"z = {_name(z)}" for z in found.z[shown]],
+            sample.first[shown],
+            sample.last[shown],
+            sample.recon[shown],
+            labels=() if sample.z is None else [f"z = {_name(z)}" for z in sample.z[shown]],
         ),
         f"{view}: pairs {report['window_seconds']:g} s apart and the later frame as predicted from "
         f"the first frame and z. Skill {report['reconstruction']['skill']:.2f}, PSNR "
         f"{report['reconstruction']['psnr']:.1f} dB.",
     )
-    if found.z is not None:
+    if sample.z is not None:
         section.figure(
             figures.code_usage(report["codes"]["histogram"]),
             f"{view}: how often each code is used. Perplexity "
             f"{report['codes']['mean_perplexity']:.2f}.",
         )
-    if found.z is not None and found.actions is not None:
-        rows = actions_per_code(found.z, found.actions, found.codebook_size)
+    if sample.z is not None and sample.actions is not None:
+        rows = actions_per_code(sample.z, sample.actions, sample.codebook_size)
         section.figure(
             figures.code_meaning(rows, names=("x, metres a window", "y, metres a window")),
             f"{view}: the true motion under each latent action, which the quantizer never saw: "
             "arrows to the mean, ellipses of one standard deviation.",
         )
-    if found.actions is not None:
+    if sample.actions is not None:
         section.table(
             ["features", "R² x", "R² y", "mean R²"],
             [[name, *p["r2"], p["r2_mean"]] for name, p in report["probe"].items()],
@@ -263,14 +275,14 @@ def _name(z: np.ndarray) -> str:
 
 def atlas(quantizer: Model, heldout: dict[str, QuantizerEvaluation]) -> Any:
     """Common latent actions decoded from a few start frames of every view."""
-    everything = np.concatenate([found.z for found in heldout.values()])
+    everything = np.concatenate([found.sample.z for found in heldout.values()])
     codes, counts = np.unique(everything, axis=0, return_counts=True)
     codes = codes[np.sort(np.argsort(-counts, kind="stable")[:MAX_CODES])]
     per_view = 3 if len(heldout) == 1 else 2
     starts = np.concatenate(
         [
-            found.first[np.linspace(0, len(found.first) - 1, per_view + 2).astype(int)[1:-1]]
-            for found in heldout.values()
+            first[np.linspace(0, len(first) - 1, per_view + 2).astype(int)[1:-1]]
+            for first in (found.sample.first for found in heldout.values())
         ]
     )
     repeated = np.repeat(starts, len(codes), axis=0)

@@ -13,23 +13,16 @@ import optax
 
 from lapa_jax.diagnostics.probes import fit_ridge, split_episodes
 from lapa_jax.diagnostics.reconstruction import image_errors, reconstruction_report
-from lapa_jax.runs.loaded import Model
+from lapa_jax.diagnostics.sample import Sample
 
 HIDDEN, STEPS, BATCH, LEARNING_RATE = 64, 400, 64, 3e-3
 
 
-def decoder_given_true_action(
-    run: Model,
-    first: np.ndarray,
-    last: np.ndarray,
-    actions: np.ndarray,
-    latents: np.ndarray,
-    episode: np.ndarray,
-    *,
-    seed: int,
-) -> dict[str, Any]:
-    """The `reconstruction_report` of N pairs: frames uint8 (N, H, W, 3), actions float (N, A) over
-    the window, latents float (N, L, Q) as the encoder gives them, where the map starts from."""
+def decoder_given_true_action(sample: Sample, *, seed: int = 0) -> dict[str, Any]:
+    """The `reconstruction_report` of pairs whose actions are known; the map starts from the latents
+    as the encoder gives them."""
+    first, last, actions, latents = sample.first, sample.last, sample.actions, sample.latents
+    episode = sample.episode
     test = split_episodes(episode, test_fraction=0.25, seed=seed)
     train = np.flatnonzero(~test)
     scale = actions[train].std(axis=0)
@@ -44,12 +37,10 @@ def decoder_given_true_action(
         z = (start + hidden @ weights["out"]).reshape(-1, *shape)
         return z
 
-    decode = run.stage.decode_latent
-
     @jax.jit
-    def step(weights, state, params, variables, first, last, x, start):
+    def step(weights, state, decode, first, last, x, start):
         def loss(weights):
-            drawn = decode(params, variables, first, predict(weights, x, start))
+            drawn = decode(first, predict(weights, x, start))
             return jnp.mean(jnp.square(drawn - last.astype(jnp.float32) / 255.0))
 
         updates, state = optimizer.update(jax.grad(loss)(weights), state)
@@ -66,13 +57,13 @@ def decoder_given_true_action(
     for _ in range(STEPS):
         rows = rng.choice(train, BATCH)
         batch = (first[rows], last[rows], inputs[rows], start[rows])
-        weights, state = step(weights, state, run.params, run.variables, *batch)
+        weights, state = step(weights, state, sample.decode, *batch)
 
-    draw = jax.jit(lambda p, v, first, x, start: decode(p, v, first, predict(weights, x, start)))
+    draw = jax.jit(lambda decode, first, x, start: decode(first, predict(weights, x, start)))
     errors = []
     for part in np.array_split(np.flatnonzero(test), -(-int(test.sum()) // 256)):
         rows = np.resize(part, 256)  # one shape, one program
-        drawn = draw(run.params, run.variables, first[rows], inputs[rows], start[rows])
+        drawn = draw(sample.decode, first[rows], inputs[rows], start[rows])
         drawn = np.asarray(drawn)[: len(part)]
         errors.append(np.stack(image_errors(first[part], last[part], drawn), axis=1))
     return reconstruction_report(*np.concatenate(errors).T, episode[test], seed=seed)

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from lapa_jax.diagnostics.statistics import Interval, paired_difference_of_proportions
 from lapa_jax.envs.env import Environment
 from lapa_jax.envs.rollout import render_states
+from lapa_jax.evidence.measures import rows
 from lapa_jax.evidence.page import atlas, quantizer_pictures
 from lapa_jax.evidence.policy import SuccessEvaluation
 from lapa_jax.evidence.quantizer import QuantizerEvaluation
@@ -67,10 +68,11 @@ def write(
         quantizer_pictures(section, found, view)
     views = list(heldout)
     if len(views) == 2:
-        agree = float((heldout[views[0]].z == heldout[views[1]].z).all(axis=1).mean())
+        one, other = (found.sample.z for found in heldout.values())
+        agree = float((one == other).all(axis=1).mean())
         section.text(
             f"The same motion seen as {views[0]} and as {views[1]} gets the same latent action in "
-            f"{agree:.0%} of {len(heldout[views[0]].z):,} held-out pairs."
+            f"{agree:.0%} of {len(one):,} held-out pairs."
         )
     section.figure(atlas(quantizer, heldout), "Every latent action applied to the same frames.")
     _policy_section(report, workdir, env, arms, config)
@@ -108,14 +110,10 @@ def _quantizer_numbers(
 ) -> dict[str, float]:
     """Means over the views."""
     model = quantizer.stage.model_config
-    reports = [found.report for found in heldout.values()]
-    mean = {
-        "perplexity": [r["codes"]["mean_perplexity"] for r in reports],
-        "psnr": [r["reconstruction"]["psnr"] for r in reports],
-        "skill": [r["reconstruction"]["skill"] for r in reports],
-    }
+    names = ("perplexity", "psnr", "skill")
+    found = [{r["measure"]: r["value"] for r in rows(one.report)} for one in heldout.values()]
     return {"codebook_size": model.codebook_size, "code_length": model.code_length} | {
-        name: round(float(np.mean(values)), 4) for name, values in mean.items()
+        name: round(float(np.mean([one[name] for one in found])), 4) for name in names
     }
 
 
@@ -147,7 +145,7 @@ def _cards(report: Report, summary: dict[str, Any], seconds: dict[str, float]) -
 
 
 def _pipeline(report, config, heldout, arms, summary) -> None:
-    shown = next(iter(heldout.values()))
+    shown = next(iter(heldout.values())).sample
     model = config.quantizer.model
     rate = {arm: f"{c['successes'] / c['episodes']:.0%}" for arm, c in summary["policy"].items()}
     last = next(iter(arms.values()))[0]

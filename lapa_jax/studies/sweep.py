@@ -20,22 +20,13 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from lapa_jax import config as configs
+from lapa_jax.evidence import measures
 from lapa_jax.evidence.quantizer import evaluate_quantizer
 from lapa_jax.report import figures
 from lapa_jax.report.html import Report, estimate
 from lapa_jax.runs import program as programs
 from lapa_jax.runs import run as runs
 from lapa_jax.train import EXIT_RESTART, train
-
-# column → path in an evaluation's report; NAME_interval lies beside NAME
-MEASURES = {
-    "perplexity": ("codes", "mean_perplexity"),
-    "perplexity_fraction": ("codes", "mean_perplexity_fraction"),
-    "joint_entropy_bits": ("codes", "joint_entropy_bits"),
-    "psnr": ("reconstruction", "psnr"),
-    "skill": ("reconstruction", "skill"),
-    "probe_r2": ("probe", "latent_action", "r2_mean"),
-}
 
 
 def main(argv: list[str]) -> int:
@@ -147,7 +138,7 @@ def write_results(workdir: Path, points: list[Point]) -> int:
             missing.append(point.name)
             continue
         for corpus, report in json.loads(path.read_text()).items():
-            rows.append({"corpus": corpus, **point.values, **measures(report)})
+            rows.append({"corpus": corpus, **point.values, **measured(report)})
     if missing:
         sys.stdout.write(f"{len(missing)} points are not done yet, the first: {missing[0]}\n")
         return 0
@@ -160,24 +151,21 @@ def write_results(workdir: Path, points: list[Point]) -> int:
     return 0
 
 
-def measures(report: dict[str, Any]) -> dict[str, float | None]:
+def measured(report: dict[str, Any]) -> dict[str, float | None]:
     """One row's numbers, with intervals where the evaluation gives them."""
     row: dict[str, float | None] = {}
-    for name, path in MEASURES.items():
-        value, parent = report, {}
-        for key in path:
-            parent, value = value or {}, (value or {}).get(key)
-        row[name] = value
-        interval = parent.get(f"{path[-1]}_interval")
-        if interval is not None:
-            row[f"{name}_low"], row[f"{name}_high"] = interval
+    for found in measures.rows(report, deep=False):
+        row[found["measure"]] = found["value"]
+        if found["low"] is not None:
+            row |= {f"{found['measure']}_{end}": found[end] for end in ("low", "high")}
     return row
 
 
 def write_report(workdir: Path, points: list[Point], rows: list[dict[str, Any]]) -> None:
     keys = list(points[0].values)
     report = Report("Sweep", f"{len(points)} points over {', '.join(keys)}.")
-    names = [n for n in MEASURES if any(row[n] is not None for row in rows)]
+    shown = [row["measure"] for row in measures.rows({}, deep=False)]
+    names = [n for n in shown if any(row[n] is not None for row in rows)]
     for corpus in dict.fromkeys(row["corpus"] for row in rows):
         found = [row for row in rows if row["corpus"] == corpus]
         section = report.section(corpus, "Every point was trained and evaluated alike.")

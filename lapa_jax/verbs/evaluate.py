@@ -15,7 +15,7 @@ from absl import logging
 from lapa_jax import envs
 from lapa_jax.evidence import page
 from lapa_jax.evidence.policy import evaluate_success, evaluate_tokens
-from lapa_jax.evidence.quantizer import evaluate_paired_views, evaluate_quantizer, in_depth
+from lapa_jax.evidence.quantizer import evaluate_paired_views, evaluate_quantizer
 from lapa_jax.evidence.simulated import evaluate_distractors, evaluate_transfer
 from lapa_jax.runs.examples import trained_window
 from lapa_jax.runs.loaded import Model, load
@@ -117,11 +117,10 @@ def _quantizer(run: Model, corpora: dict[str, dict], args: argparse.Namespace) -
         logging.info("=== %s ===", name)
         if args.window_seconds:
             corpus = corpus | {"window_seconds": args.window_seconds}
-        shallow = evaluate_quantizer(run, corpus, max_pairs=args.max_examples)
-        found[name] = in_depth(run, shallow)
+        found[name] = evaluate_quantizer(run, corpus, max_pairs=args.max_examples, deep=True)
     result: dict[str, Any] = {name: one.report for name, one in found.items()}
     if args.paired:
-        result["paired_views"] = evaluate_paired_views(*found.values())
+        result["paired_views"] = evaluate_paired_views(*(one.sample for one in found.values()))
     if args.simulate:
         logging.info("=== simulator ===")
         env = _environment(run, args)

@@ -6,6 +6,7 @@ import pytest
 from lapa_jax.diagnostics.content import content_report
 from lapa_jax.diagnostics.controls import controls_table, fit_motion_codes, random_codes
 from lapa_jax.diagnostics.embodiment import code_agreement
+from lapa_jax.diagnostics.sample import Sample
 
 pytestmark = pytest.mark.filterwarnings("error::UserWarning", "error::RuntimeWarning")
 
@@ -81,7 +82,7 @@ def report():
     first, last, motion = world()
     actions = PLACES[motion] / 8.0 + 0.02 * np.random.default_rng(1).normal(size=(len(motion), 2))
     latents = np.repeat(actions, 3, axis=1).reshape(-1, 2, 3)
-    return content_report(motion[:, None], latents, first, last, actions, EPISODE, 4, seed=0)
+    return content_report(Sample(first, last, motion[:, None], latents, actions, EPISODE, 4))
 
 
 def test_controls_stand_beside_the_code(report):
@@ -120,9 +121,8 @@ def test_report_is_whole_and_plain(report):
 def test_videos_without_actions_and_with_one_pair_each_have_a_report():
     first, last, motion = world()
     pairs = np.arange(len(motion))
-    report = content_report(
-        motion[:, None], last.reshape(len(last), -1), first, last, None, pairs, 4, seed=0
-    )
+    latents = last.reshape(len(last), -1)
+    report = content_report(Sample(first, last, motion[:, None], latents, None, pairs, 4))
     assert set(report) == {"code_given_scene", "scene_probe", "controls"}
     assert report["scene_probe"] is None
     assert report["code_given_scene"]["later_in_episode"] is None

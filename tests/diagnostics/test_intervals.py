@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from lapa_jax.diagnostics.statistics import (
-    bootstrap_episodes,
     bootstrap_ratio,
     difference_of_proportions,
     paired_difference_of_proportions,
@@ -119,17 +118,6 @@ def test_frames_of_one_episode_do_not_count_as_independent():
         np.repeat(values, 25), np.ones(1000), np.repeat(np.arange(40), 25), seed=0
     )
     assert (many.low, many.high) == pytest.approx((once.low, once.high))
-
-
-def test_general_bootstrap_agrees_with_the_ratio():
-    rng = np.random.default_rng(2)
-    values, episode = rng.random(80), rng.integers(0, 20, 80)
-    general = bootstrap_episodes(lambda rows: values[rows].mean(), episode, seed=0, resamples=800)
-    ratio = bootstrap_ratio(values, np.ones(80), episode, seed=1, resamples=800)
-    assert general.estimate == pytest.approx(ratio.estimate)
-    width = ratio.high - ratio.low
-    assert general.low == pytest.approx(ratio.low, abs=0.15 * width)
-    assert general.high == pytest.approx(ratio.high, abs=0.15 * width)
 
 
 def test_zero_denominator_is_an_error():

@@ -1,0 +1,127 @@
+"""What is measured of a quantizer's latent actions on a corpus: a registry.
+
+A measure is a function of a `Sample` in a file of lapa_jax/diagnostics, and a line here. What it
+returns stands under its key in the JSON of `lapa evaluate`; of that, the numbers that `rows` names
+stand in the report, and in the table and CSV of a sweep.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lapa_jax.diagnostics import codebook, content, probes, reconstruction
+from lapa_jax.diagnostics.sample import Sample
+from lapa_jax.evidence.true_action import decoder_given_true_action
+
+MIN_EPISODES = 3  # to fit, to choose settings, and to test
+
+
+def always(sample: Sample) -> bool:
+    del sample
+    return True
+
+
+def has_codes(sample: Sample) -> bool:
+    return sample.z is not None
+
+
+def has_actions(sample: Sample) -> bool:
+    return sample.actions is not None
+
+
+def enough_episodes(sample: Sample) -> bool:
+    return sample.episodes >= MIN_EPISODES
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """key: in the report; measures of one key add to it. of: JSON values of a sample.
+
+    rows: name → path in them, with dots; NAME_interval and `chance` beside the number belong to it.
+    applies: to which samples. deep: takes minutes, so that only `lapa evaluate` has it.
+    """
+
+    key: str
+    of: Callable[[Sample], dict[str, Any]]
+    rows: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    applies: Callable[[Sample], bool] = always
+    deep: bool = False
+
+
+def codes(sample: Sample) -> dict[str, Any]:
+    """Code usage, perplexity, joint entropy."""
+    z, size = sample.z, sample.codebook_size
+    intervals = codebook.codebook_intervals(z, size, sample.episode, seed=0)
+    return codebook.codebook_report(z, size) | intervals
+
+
+def probe(sample: Sample) -> dict[str, Any]:
+    """R² of linear probes to the true action, beside controls."""
+    return probes.probe_latent_actions(
+        sample.latent_action,
+        sample.actions,
+        sample.episode,
+        seed=0,
+        first_frames=sample.first,
+        extra=sample.extra,
+    )
+
+
+MEASURES = (
+    Measure(
+        "codes",
+        codes,
+        {
+            "perplexity": "mean_perplexity",
+            "perplexity_fraction": "mean_perplexity_fraction",
+            "joint_entropy_bits": "joint_entropy_bits",
+        },
+        applies=has_codes,
+    ),
+    Measure("reconstruction", reconstruction.of_sample, {"psnr": "psnr", "skill": "skill"}),
+    Measure("reconstruction", reconstruction.similarity, {"ssim": "ssim"}, deep=True),
+    Measure("probe", probe, {"probe_r2": "latent_action.r2_mean"}, applies=has_actions),
+    Measure(
+        "content",
+        content.content_report,
+        {
+            "network_r2": "controls.latent_action.r2_mlp",
+            "scene_accuracy": "controls.latent_action.scene_accuracy",
+        },
+        applies=enough_episodes,
+        deep=True,
+    ),
+    Measure(
+        "true_action",
+        decoder_given_true_action,
+        {"true_action_skill": "skill"},
+        applies=lambda sample: has_actions(sample) and enough_episodes(sample),
+        deep=True,
+    ),
+)
+
+
+def measure(sample: Sample, *, deep: bool) -> dict[str, Any]:
+    """The report on a sample, by key: all that applies to it, without `deep` only what is quick."""
+    report: dict[str, Any] = {}
+    for one in MEASURES:
+        if (deep or not one.deep) and one.applies(sample):
+            report[one.key] = report.get(one.key, {}) | one.of(sample)
+    return report
+
+
+def rows(report: Mapping[str, Any], *, deep: bool = True) -> list[dict[str, Any]]:
+    """The numbers to show of a report: {measure, value, low, high, chance}, with None for what it
+    does not have; without `deep` only those that every report may have."""
+    found = []
+    for one in MEASURES:
+        if one.deep and not deep:
+            continue
+        for name, path in one.rows.items():
+            value, beside = report.get(one.key), {}
+            for key in path.split("."):
+                beside, value = value or {}, (value or {}).get(key)
+            low, high = beside.get(f"{key}_interval") or (None, None)
+            chance = beside.get("chance")
+            found.append(dict(measure=name, value=value, low=low, high=high, chance=chance))
+    return found
