@@ -9,7 +9,7 @@ from collections.abc import Callable
 # verb → (module, what it does, an example)
 VERBS = {
     "demo": (
-        "lapa_jax.studies.demo",
+        "lapa_jax.verbs.demo",
         "the whole method on the tabletop world, small, with a report",
         "lapa demo",
     ),
@@ -34,7 +34,7 @@ VERBS = {
         "lapa serve --workdir runs/action_vla",
     ),
     "sweep": (
-        "lapa_jax.studies.sweep",
+        "lapa_jax.verbs.sweep",
         "a grid of quantizer runs, with a table, CSV and heat maps",
         "lapa sweep experiments/sweeps/codebook.py --workdir runs/sweep --dry_run",
     ),

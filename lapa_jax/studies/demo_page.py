@@ -3,32 +3,28 @@
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from lapa_jax.diagnostics.statistics import Interval, paired_difference_of_proportions
-from lapa_jax.envs.env import Environment
-from lapa_jax.envs.rollout import render_states
-from lapa_jax.evidence.measures import rows
+from lapa_jax.evidence.measures import rows as measured
 from lapa_jax.evidence.page import atlas, quantizer_pictures
-from lapa_jax.evidence.policy import SuccessEvaluation
 from lapa_jax.evidence.quantizer import QuantizerEvaluation
 from lapa_jax.machine.environment import describe_environment
 from lapa_jax.report import figures
-from lapa_jax.report.html import Report
-from lapa_jax.runs import run
+from lapa_jax.report.html import Report, Section
+from lapa_jax.runs.loaded import Model
+from lapa_jax.studies.study import contrast
 
 ARM_NAMES = {"lapa": "LAPA", "scratch": "Scratch"}
+Rows = list[dict[str, Any]]  # of demo._success: one for each arm and family
 
 
 def write(
     workdir: Path,
     config: ConfigDict,
-    env: Environment,
-    quantizer: run.Run,
+    quantizer: Model,
     heldout: dict[str, QuantizerEvaluation],
-    arms: dict[str, list[SuccessEvaluation]],
+    rows: Rows,
     seconds: dict[str, float],
 ) -> dict[str, Any]:
     """Writes report.html; returns the numbers of summary.json."""
@@ -36,12 +32,12 @@ def write(
         "quantizer": _quantizer_numbers(quantizer, heldout),
         "policy": {
             arm: {
-                "successes": sum(e.report["successes"] for e in found),
-                "episodes": sum(e.report["episodes"] for e in found),
+                key: sum(row[key] for row in rows if row["arm"] == arm)
+                for key in ("successes", "episodes")
             }
-            for arm, found in arms.items()
+            for arm in ARM_NAMES
         },
-        "lapa_minus_scratch": _lapa_minus_scratch(arms).as_dict(),
+        "lapa_minus_scratch": contrast(rows, "lapa", "scratch").as_dict(),
     }
     report = Report(
         "Latent action pretraining on a tabletop",
@@ -49,33 +45,21 @@ def write(
         "robot episodes teach it how. The same policy without the videos is the comparison.",
     )
     _cards(report, summary, seconds)
-    _pipeline(report, config, heldout, arms, summary)
-    _data_section(report, config, env)
+    _pipeline(report, config, heldout, rows, summary)
+    _data_section(report, config)
     section = report.section(
         "Quantizer: what happens between two frames",
         "Trained on frame pairs alone. Everything here is measured on held-out episodes.",
     )
-    section.figure(
-        figures.loss_curves(
-            {"training": figures.read_metrics(workdir / "quantizer" / "metrics.jsonl")},
-            "loss",
-            log=True,
-            smooth=5,
-        ),
-        "Mean squared error of the predicted later frame.",
-    )
-    for view, found in heldout.items():
-        quantizer_pictures(section, found, view)
-    views = list(heldout)
-    if len(views) == 2:
+    _quantizer_figures(section, workdir, quantizer, heldout)
+    if len(heldout) == 2:
         one, other = (found.sample.z for found in heldout.values())
-        agree = float((one == other).all(axis=1).mean())
+        agree, views = float((one == other).all(axis=1).mean()), list(heldout)
         section.text(
             f"The same motion seen as {views[0]} and as {views[1]} gets the same latent action in "
             f"{agree:.0%} of {len(one):,} held-out pairs."
         )
-    section.figure(atlas(quantizer, heldout), "Every latent action applied to the same frames.")
-    _policy_section(report, workdir, env, arms, config)
+    _policy_section(report, workdir, rows, summary, config)
     _closing(report, config, seconds)
     report.write(workdir / "report.html")
     return summary
@@ -84,7 +68,7 @@ def write(
 def write_videos(
     workdir: Path,
     config: ConfigDict,
-    quantizer: run.Run,
+    quantizer: Model,
     found: QuantizerEvaluation,
     seconds: dict[str, float],
 ) -> dict[str, Any]:
@@ -96,22 +80,32 @@ def write_videos(
     section = report.section(
         "Quantizer", "Measured on the clips that it was trained on: there is no held-out part."
     )
-    rows = figures.read_metrics(workdir / "quantizer" / "metrics.jsonl")
-    section.figure(figures.loss_curves({"training": rows}, "loss", log=True, smooth=5))
-    quantizer_pictures(section, found, "videos")
-    section.figure(atlas(quantizer, heldout), "Every latent action applied to the same frames.")
+    _quantizer_figures(section, workdir, quantizer, heldout)
     _closing(report, config, seconds)
     report.write(workdir / "report.html")
     return numbers
 
 
+def _quantizer_figures(
+    section: Section, workdir: Path, quantizer: Model, found: dict[str, QuantizerEvaluation]
+) -> None:
+    rows = figures.read_metrics(workdir / "quantizer" / "metrics.jsonl")
+    section.figure(
+        figures.loss_curves({"training": rows}, "loss", log=True, smooth=5),
+        "Mean squared error of the predicted later frame.",
+    )
+    for name, one in found.items():
+        quantizer_pictures(section, one, name)
+    section.figure(atlas(quantizer, found), "Every latent action applied to the same frames.")
+
+
 def _quantizer_numbers(
-    quantizer: run.Run, heldout: dict[str, QuantizerEvaluation]
+    quantizer: Model, heldout: dict[str, QuantizerEvaluation]
 ) -> dict[str, float]:
     """Means over the views."""
     model = quantizer.stage.model_config
     names = ("perplexity", "psnr", "skill")
-    found = [{r["measure"]: r["value"] for r in rows(one.report)} for one in heldout.values()]
+    found = [{r["measure"]: r["value"] for r in measured(one.report)} for one in heldout.values()]
     return {"codebook_size": model.codebook_size, "code_length": model.code_length} | {
         name: round(float(np.mean([one[name] for one in found])), 4) for name in names
     }
@@ -144,11 +138,10 @@ def _cards(report: Report, summary: dict[str, Any], seconds: dict[str, float]) -
     report.cards(cards)
 
 
-def _pipeline(report, config, heldout, arms, summary) -> None:
+def _pipeline(report, config, heldout, rows, summary) -> None:
     shown = next(iter(heldout.values())).sample
     model = config.quantizer.model
     rate = {arm: f"{c['successes'] / c['episodes']:.0%}" for arm, c in summary["policy"].items()}
-    last = next(iter(arms.values()))[0]
     report.figure(
         figures.pipeline_diagram(
             {
@@ -165,12 +158,12 @@ def _pipeline(report, config, heldout, arms, summary) -> None:
             },
             {"videos": shown.first[0], "quantizer": np.clip(shown.recon[0], 0, 1)},
         ),
-        f"What was run, from left to right; success over {last.report['episodes']} episodes "
+        f"What was run, from left to right; success over {rows[0]['episodes']} episodes "
         "a family and arm.",
     )
 
 
-def _data_section(report: Report, config: ConfigDict, env: Environment) -> None:
+def _data_section(report: Report, config: ConfigDict) -> None:
     section = report.section(
         "Data",
         "A planar tabletop written for this project; its scores are not Language Table scores.",
@@ -198,11 +191,7 @@ def _data_section(report: Report, config: ConfigDict, env: Environment) -> None:
 
 
 def _policy_section(
-    report: Report,
-    workdir: Path,
-    env: Environment,
-    arms: dict[str, list[SuccessEvaluation]],
-    config: ConfigDict,
+    report: Report, workdir: Path, rows: Rows, summary: dict[str, Any], config: ConfigDict
 ) -> None:
     section = report.section(
         "Policy: does it act?",
@@ -218,7 +207,7 @@ def _policy_section(
                     f"fine-tuning, {ARM_NAMES[arm]}": figures.read_metrics(
                         workdir / arm / "metrics.jsonl"
                     )
-                    for arm in arms
+                    for arm in ARM_NAMES
                 },
             },
             "token_accuracy",
@@ -227,8 +216,8 @@ def _policy_section(
         "Accuracy of the predicted tokens in training; latent and action tokens have different "
         "vocabularies, so only the two fine-tuning curves compare.",
     )
-    rows = [e.report | {"arm": ARM_NAMES[arm]} for arm, found in arms.items() for e in found]
-    section.figure(figures.success_chart(rows), "Closed-loop success with 95 % Wilson intervals.")
+    named = [row | {"arm": ARM_NAMES[row["arm"]]} for row in rows]
+    section.figure(figures.success_chart(named), "Closed-loop success with 95 % Wilson intervals.")
     section.table(
         ["family", "arm", "successes", "episodes", "rate", "95 % interval"],
         [
@@ -240,48 +229,32 @@ def _policy_section(
                 f"{r['estimate']:.1%}",
                 f"{r['low']:.1%} to {r['high']:.1%}",
             ]
-            for r in rows
+            for r in named
         ],
         f"Fixed start states (seed {config.seed}), at most {config.scene.horizon} steps.",
     )
-    gap = _lapa_minus_scratch(arms)
+    gap = summary["lapa_minus_scratch"]
     section.text(
-        f"LAPA minus Scratch, all families: {gap.estimate:+.1%} (95 %: {gap.low:+.1%} to "
-        f"{gap.high:+.1%}; a paired interval, as both act from the same start states)."
+        f"LAPA minus Scratch, all families: {gap['estimate']:+.1%} (95 %: {gap['low']:+.1%} to "
+        f"{gap['high']:+.1%}; a paired interval, as both act from the same start states)."
     )
     section.figure(
-        figures.film_strips(_strips(env, arms, config)),
+        figures.film_strips(_strips(workdir, rows)),
         "The same start states, both arms: the first of each family.",
     )
 
 
-def _lapa_minus_scratch(arms: dict[str, list[SuccessEvaluation]]) -> Interval:
-    """Episode i of both arms starts from the same state."""
-    outcomes = (
-        np.concatenate([np.asarray(e.rollouts.success) for e in arms[arm]])
-        for arm in ("lapa", "scratch")
-    )
-    return paired_difference_of_proportions(*outcomes)
-
-
-def _strips(env: Environment, arms: dict[str, list[SuccessEvaluation]], config: ConfigDict) -> list:
-    size = config.action_finetuning.data.image_size
+def _strips(workdir: Path, rows: Rows) -> list[figures.Strip]:
+    """By family and episode, all arms of one below each other."""
     strips = []
-    families = len(config.scene.families)
-    for number in range(families):
-        for episode in range(3 if families == 1 else 1):
-            for arm, found in arms.items():
-                rollouts = found[number].rollouts
-                states = jax.tree.map(lambda x, i=episode: x[i], rollouts.states)
-                frames = np.asarray(render_states(env, states, size, "robot"))
-                strips.append(
-                    figures.Strip(
-                        frames[: int(rollouts.length[episode]) + 1],
-                        found[number].instructions[episode],
-                        bool(rollouts.success[episode]),
-                        ARM_NAMES[arm],
-                    )
-                )
+    films = {arm: np.load(workdir / arm / "films.npz") for arm in ARM_NAMES}
+    for film in films["lapa"].files:
+        family, number = film.rsplit(" ", 1)
+        for row in rows:
+            if row["family"] == family:
+                asked, done = row["asked"][int(number)], row["outcomes"][int(number)]
+                frames = films[row["arm"]][film]
+                strips.append(figures.Strip(frames, asked, done, ARM_NAMES[row["arm"]]))
     return strips
 
 

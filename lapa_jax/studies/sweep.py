@@ -1,22 +1,17 @@
-"""`lapa sweep`: a grid of quantizer runs, each an ordinary run, and what came of them.
+"""A grid of quantizer runs, each an ordinary run, and what came of them.
 
-A sweep file has `get_sweep(arg)`: {config, grid: {config key: values}}. Point i of n is run by the
-machine with i mod COUNT = INDEX; the same command continues. Whoever finds all points done writes
-the table, sweep.csv and the heat maps of sweep.html.
+A sweep file has `get_sweep(arg)`: {config, grid: {config key: values}}. Whoever finds all points
+done writes the table, sweep.csv and the heat maps of sweep.html.
 """
 
-import argparse
-import csv
 import dataclasses
 import importlib.util
 import itertools
-import json
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-from absl import logging
 from ml_collections import ConfigDict
 
 from lapa_jax import config as configs
@@ -24,44 +19,9 @@ from lapa_jax.evidence import measures
 from lapa_jax.evidence.quantizer import evaluate_quantizer
 from lapa_jax.report import figures
 from lapa_jax.report.html import Report, estimate
-from lapa_jax.runs import program as programs
 from lapa_jax.runs import run as runs
-from lapa_jax.train import EXIT_RESTART, train
-
-
-def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="lapa sweep",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: lapa sweep experiments/sweeps/codebook.py:quick=True --workdir runs/sweep",
-    )
-    parser.add_argument("sweep", metavar="FILE.py[:args]", help="shipped ones: experiments/sweeps")
-    parser.add_argument("--workdir", required=True, help="point i goes to WORKDIR/points/<name>")
-    parser.add_argument("--corpus", action="append", help="evaluate on these directories instead")
-    parser.add_argument("--max_pairs", type=int, default=2000, help="of the evaluation, per corpus")
-    parser.add_argument("--index", type=int, default=0, help="this machine's number (from 0)")
-    parser.add_argument("--count", type=int, default=1, help="machines that share the sweep")
-    parser.add_argument("--dry_run", action="store_true", help="only list the points")
-    args = parser.parse_args(argv)
-    if not 0 <= args.index < args.count:
-        raise ValueError(f"--index {args.index} must be from 0 to --count {args.count} - 1")
-    points = read_points(args.sweep)
-    mine = points[args.index :: args.count]
-    workdir = Path(args.workdir)
-    if args.dry_run:
-        for point in mine:
-            sys.stdout.write(f"{point.name}\n")
-        sys.stdout.write(f"{len(mine)} of {len(points)} points\n")
-        return 0
-    # Points that differ in a seed or a window run the same programs.
-    programs.keep_compiled(workdir)
-    for number, point in enumerate(mine, 1):
-        logging.info("=== point %d of %d: %s ===", number, len(mine), point.name)
-        if not run_point(point, workdir / "points" / point.name, args.corpus, args.max_pairs):
-            return EXIT_RESTART
-        jax.clear_caches()  # the next point is another program
-    return write_results(workdir, points)
+from lapa_jax.runs.loaded import load
+from lapa_jax.studies.study import Cell, Part, Study, name_of, text_of, train_part, write_csv
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +31,7 @@ class Point:
 
     @property
     def name(self) -> str:
-        return ",".join(f"{key.split('.')[-1]}={_text(v)}" for key, v in self.values.items())
+        return name_of(self.values)
 
 
 def read_points(spec: str) -> list[Point]:
@@ -108,47 +68,34 @@ def _set(config: ConfigDict, key: str, value: Any, known: dict, path: str) -> No
         node[last] = value
 
 
-def run_point(point: Point, directory: Path, corpora: list[str] | None, max_pairs: int) -> bool:
-    """Trains and evaluates a point that is not done; False if a signal stopped it."""
-    done = directory / "evaluation.json"
-    if done.exists():
-        runs.claim(directory, point.config)  # another sweep's point is an error
-        return True
-    if not train(point.config, directory):
-        return False
-    run = runs.load(directory)
-    if corpora:
-        chosen = {path: {"path": path} for path in corpora}
-    else:
-        chosen = {name: c.to_dict() for name, c in point.config.data.corpora.items()}
-    reports = {
-        name: evaluate_quantizer(run, corpus, max_pairs=max_pairs).report
-        for name, corpus in chosen.items()
-    }
-    runs.write_json(done, reports)
-    return True
+def open_sweep(
+    points: Sequence[Point], workdir: Path, corpora: Sequence[str] | None, max_pairs: int
+) -> Study:
+    """The study of these points, whose runs are in WORKDIR/points; raises ValueError where another
+    sweep's point is there."""
 
+    def cell(point: Point) -> Cell:
+        directory = workdir / "points" / point.name
+        if directory.exists():
+            runs.claim(directory, point.config)
 
-def write_results(workdir: Path, points: list[Point]) -> int:
-    """The table, CSV and heat maps, if every point is done."""
-    rows, missing = [], []
-    for point in points:
-        path = workdir / "points" / point.name / "evaluation.json"
-        if not path.exists():
-            missing.append(point.name)
-            continue
-        for corpus, report in json.loads(path.read_text()).items():
-            rows.append({"corpus": corpus, **point.values, **measured(report)})
-    if missing:
-        sys.stdout.write(f"{len(missing)} points are not done yet, the first: {missing[0]}\n")
-        return 0
-    with open(workdir / "sweep.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    write_report(workdir, points, rows)
-    sys.stdout.write(_table(rows) + f"\n\n{workdir}/sweep.csv, {workdir}/sweep.html\n")
-    return 0
+        def evaluate() -> list[dict[str, Any]]:
+            run = load(directory)
+            chosen = {path: {"path": path} for path in corpora or ()} or {
+                name: c.to_dict() for name, c in point.config.data.corpora.items()
+            }
+            reports = {
+                name: evaluate_quantizer(run, corpus, max_pairs=max_pairs).report
+                for name, corpus in chosen.items()
+            }
+            runs.write_json(directory / "evaluation.json", reports)
+            jax.clear_caches()  # the next point is another program
+            return [{"corpus": name, **measured(report)} for name, report in reports.items()]
+
+        trained = train_part(f"{point.name} trained", point.config, directory)
+        return Cell(point.values, (trained, Part(point.name, evaluate)))
+
+    return Study(workdir, [cell(point) for point in points])
 
 
 def measured(report: dict[str, Any]) -> dict[str, float | None]:
@@ -161,11 +108,14 @@ def measured(report: dict[str, Any]) -> dict[str, float | None]:
     return row
 
 
-def write_report(workdir: Path, points: list[Point], rows: list[dict[str, Any]]) -> None:
-    keys = list(points[0].values)
-    report = Report("Sweep", f"{len(points)} points over {', '.join(keys)}.")
+def write_results(study: Study) -> list[dict[str, Any]]:
+    """Writes sweep.csv and sweep.html of a study that is done; returns its rows."""
+    rows = [{"corpus": row["corpus"], **row} for row in study.rows()]
+    write_csv(study.workdir / "sweep.csv", rows)
+    keys = list(study.cells[0].values)
+    report = Report("Sweep", f"{len(study.cells)} points over {', '.join(keys)}.")
     shown = [row["measure"] for row in measures.rows({}, deep=False)]
-    names = [n for n in shown if any(row[n] is not None for row in rows)]
+    names = [name for name in shown if any(row[name] is not None for row in rows)]
     for corpus in dict.fromkeys(row["corpus"] for row in rows):
         found = [row for row in rows if row["corpus"] == corpus]
         section = report.section(corpus, "Every point was trained and evaluated alike.")
@@ -174,25 +124,10 @@ def write_report(workdir: Path, points: list[Point], rows: list[dict[str, Any]])
         section.table(
             [*keys, *names],
             [
-                [_text(r[k]) for k in keys]
+                [text_of(r[k]) for k in keys]
                 + [estimate(r[n], r.get(f"{n}_low"), r.get(f"{n}_high")) for n in names]
                 for r in found
             ],
         )
-    report.write(workdir / "sweep.html")
-
-
-def _text(value: Any) -> str:
-    return "x".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
-
-
-def _table(rows: list[dict[str, Any]]) -> str:
-    cells = [list(rows[0])] + [
-        [f"{v:.4g}" if isinstance(v, float) else "–" if v is None else _text(v) for v in r.values()]
-        for r in rows
-    ]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in cells
-    )
+    report.write(study.workdir / "sweep.html")
+    return rows

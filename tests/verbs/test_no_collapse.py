@@ -27,6 +27,7 @@ def robot(tmp_path_factory):
 def test_half_of_eight_codes_are_used(recipe, robot, tmp_path):
     point = sweep.read_points(f"{SWEEP}:recipe={recipe},data={robot}")[0]
     assert point.values == {"model.codebook_size": 8, "seed": 0}
-    assert sweep.run_point(point, tmp_path, None, max_pairs=2000)
-    found = json.loads((tmp_path / "evaluation.json").read_text())["corpus"]
+    sweep.open_sweep([point], tmp_path, None, max_pairs=2000).run()
+    path = tmp_path / "points" / point.name / "evaluation.json"
+    found = json.loads(path.read_text())["corpus"]
     assert found["codes"]["mean_perplexity"] >= 0.5 * 8

@@ -1,0 +1,137 @@
+"""Several runs that answer one question: cells of parts, each part done once, and rows of results.
+
+A cell is what is compared: an arm, a seed, a point of a grid. Its parts are done in order, and the
+last one gives its rows; a part that several cells name is done by the first of them. A part that is
+done leaves a file, so that the same command continues, and machines may share the cells (not the
+parts of several cells: one machine does these first).
+"""
+
+import csv
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from lapa_jax.diagnostics.statistics import Interval, paired_difference_of_proportions
+from lapa_jax.runs import run as runs
+from lapa_jax.train import train
+
+
+class Interrupted(Exception):
+    """A signal stopped a training run after it saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """name: of its file. work: gives its result, as JSON values."""
+
+    name: str
+    work: Callable[[], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """values: what tells it from other cells, as {"arm": "lapa", "seed": 0}."""
+
+    values: dict[str, Any]
+    parts: Sequence[Part]
+
+
+def name_of(values: dict[str, Any]) -> str:
+    """A cell's name, for files and tables."""
+    return ",".join(f"{key.split('.')[-1]}={text_of(value)}" for key, value in values.items())
+
+
+def text_of(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
+
+
+def train_part(name: str, config: ConfigDict, workdir: Path) -> Part:
+    """A part that trains; `Interrupted` where a signal stopped it."""
+
+    def work() -> None:
+        if not train(config, workdir):
+            raise Interrupted
+
+    return Part(name, work)
+
+
+class Study:
+    """The cells of a study under a directory, the files of whose parts are in WORKDIR/parts."""
+
+    def __init__(self, workdir: Path, cells: Sequence[Cell]):
+        self.workdir, self.cells = workdir, cells
+        (workdir / "parts").mkdir(parents=True, exist_ok=True)
+
+    def run(self, index: int = 0, count: int = 1) -> None:
+        """Does what is not done of every `count`-th cell from `index` on."""
+        for cell in self.cells[index::count]:
+            for part in cell.parts:
+                self.do(part)
+
+    def do(self, part: Part) -> None:
+        before = self._read(part.name)
+        if before["done"]:
+            return
+        logging.info("=== %s ===", part.name)
+        start, result, done = time.monotonic(), None, False
+        try:
+            result = part.work()
+            done = True
+        finally:
+            # An interrupted part keeps its time: the sum is what the study cost.
+            seconds = before["seconds"] + time.monotonic() - start
+            found = {"done": done, "seconds": seconds, "result": result}
+            runs.write_json(self._path(part.name), found)
+
+    def result(self, name: str) -> Any:
+        return self._read(name)["result"]
+
+    def missing(self) -> list[Cell]:
+        """Cells that have no rows yet."""
+        return [cell for cell in self.cells if not self._read(cell.parts[-1].name)["done"]]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of all cells, with the cells' values."""
+        return [
+            cell.values | row for cell in self.cells for row in self.result(cell.parts[-1].name)
+        ]
+
+    def seconds(self) -> dict[str, float]:
+        """What each part took, in the order in which they were done."""
+        files = sorted((self.workdir / "parts").glob("*.json"), key=lambda x: x.stat().st_mtime)
+        return {path.stem: self._read(path.stem)["seconds"] for path in files}
+
+    def _path(self, name: str) -> Path:
+        return self.workdir / "parts" / f"{name}.json"
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path = self._path(name)
+        if not path.exists():
+            return {"done": False, "seconds": 0.0, "result": None}
+        return json.loads(path.read_text())
+
+
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Rows with the columns of all of them; lists are left out."""
+    plain = [{k: v for k, v in row.items() if not isinstance(v, list)} for row in rows]
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(key for row in plain for key in row)))
+        writer.writeheader()
+        writer.writerows(plain)
+
+
+def contrast(rows: Sequence[dict[str, Any]], one: str, other: str) -> Interval:
+    """Success of arm `one` less that of arm `other`, whose rows have `outcomes` from the same start
+    states in the same order."""
+    outcomes = (
+        np.concatenate([np.array(row["outcomes"], bool) for row in rows if row["arm"] == arm])
+        for arm in (one, other)
+    )
+    return paired_difference_of_proportions(*outcomes)
