@@ -9,8 +9,6 @@ Probabilities are smoothed as if the n training rows had one more, spread evenly
 many. scikit-learn is imported when a classifier is fitted.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -80,8 +78,8 @@ def code_report(
         test = split_in_time(episode)
         held = split_in_time(episode[~test])
     else:
-        test = split_episodes(episode, test_fraction=0.25, seed=seed)
-        held = held_episodes(episode[~test], 0.25, seed=seed)
+        test = split_episodes(episode, seed=seed)
+        held = held_episodes(episode[~test], seed=seed)
     candidates = partial(kinds[kind], codebook_size=codebook_size)
     scores = [
         _score(_probabilities(candidates, x[~test], slot[~test], held, x[test]), slot[test])

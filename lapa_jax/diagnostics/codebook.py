@@ -4,8 +4,6 @@ Inputs are latent actions z, int (N, L) with values in [0, codebook_size); outpu
 and lists that go to JSON as they are. Entropies are plug-in estimates in bits.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """All about what a latent action holds, in one report: the action, the scene, and the controls."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

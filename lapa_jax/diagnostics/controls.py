@@ -4,8 +4,6 @@ They are latent actions in form, int (N, L), so that every other diagnostic take
 should beat the motion codes. scikit-learn is imported where it is used.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +52,7 @@ def fit_motion_codes(
     from sklearn.cluster import KMeans
 
     change = _pooled_change(first, last, size)
-    change = change[~split_episodes(episode, test_fraction=0.25, seed=seed)]
+    change = change[~split_episodes(episode, seed=seed)]
     clusters = min(codebook_size, len(np.unique(change, axis=0)))
     found = KMeans(clusters, n_init=4, random_state=seed).fit(change)
     return MotionCodes(found.cluster_centers_, size)

@@ -3,13 +3,12 @@
 Row i of both views is the same window of the same state trajectory. NumPy only.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
 
 from lapa_jax.diagnostics.codebook import check_codes
+from lapa_jax.diagnostics.networks import standardise
 from lapa_jax.diagnostics.probes import fit_probe, r2_report, split_episodes
 from lapa_jax.diagnostics.statistics import bootstrap_ratio
 
@@ -49,7 +48,7 @@ def retrieval(one: np.ndarray, other: np.ndarray, episode: np.ndarray, *, seed: 
     Latents (N, D) are standardised per view, so that a constant offset between views costs
     nothing.
     """
-    one, other = _standardise(one), _standardise(other)
+    (one,), (other,) = (standardise(np.asarray(x, np.float64)) for x in (one, other))
     hits = np.empty(len(one))
     for start in range(0, len(one), 1024):
         block = one[start : start + 1024]
@@ -81,15 +80,9 @@ def cross_view_probe(
 ) -> dict[str, Any]:
     """R² of a linear probe from latent actions (N, D) to actions that is fitted in the first view
     and tested in the other, on other episodes; beside the same probe tested in its own view."""
-    test = split_episodes(episode, test_fraction=0.25, seed=seed)
+    test = split_episodes(episode, seed=seed)
     probe = fit_probe(one[~test], actions[~test], episode[~test], seed=seed)
     return {
         name: r2_report(probe(features[test]), actions[test], episode[test], seed=seed)
         for name, features in (("same_view", one), ("other_view", other))
     }
-
-
-def _standardise(x: np.ndarray) -> np.ndarray:
-    x = np.asarray(x, np.float64)
-    scale = x.std(axis=0)
-    return (x - x.mean(axis=0)) / np.where(scale > 0, scale, 1.0)

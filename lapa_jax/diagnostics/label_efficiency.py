@@ -5,8 +5,6 @@ labels include the fewer. All label counts and feature sets are tested on the sa
 are those of `probes.linear_probe`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,7 +32,6 @@ def label_efficiency(
     *,
     seed: int,
     counts: Sequence[int] = COUNTS,
-    test_fraction: float = 0.25,
     resamples: int = 1000,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """{feature set: {"linear" | "mlp": {"10", "100", "1000", "all": R² on held-out episodes}}}.
@@ -48,7 +45,7 @@ def label_efficiency(
         raise ValueError("features holds no feature set: give at least one (N, D) array by name")
     if any(count < 2 for count in counts):
         raise ValueError(f"counts must be at least 2 labels each, got {list(counts)}")
-    test = split_episodes(episode, test_fraction=test_fraction, seed=seed)
+    test = split_episodes(episode, seed=seed)
     train = np.flatnonzero(~test)
     order = np.random.default_rng(seed).permutation(train)
     labelled = {str(n): np.sort(order[:n]) for n in sorted(counts) if n < len(train)}
@@ -58,9 +55,9 @@ def label_efficiency(
         x, y, episode = check_rows(values, actions, episode)
         for count, rows in labelled.items():
             if count == "all":
-                folds = [held_episodes(episode[rows], test_fraction, seed=seed)]
+                folds = [held_episodes(episode[rows], seed=seed)]
             else:
-                folds = label_folds(episode[rows], test_fraction, seed=seed)
+                folds = label_folds(episode[rows], seed=seed)
             size = {
                 "features": x.shape[1],
                 "train_rows": len(rows),
@@ -75,15 +72,15 @@ def label_efficiency(
     return report
 
 
-def label_folds(episode: np.ndarray, fraction: float, *, seed: int) -> list[np.ndarray]:
+def label_folds(episode: np.ndarray, *, seed: int) -> list[np.ndarray]:
     """Bool masks (N,) of the labels to choose a probe's settings on.
 
-    From FEW labels on, `fraction` of their episodes once; of fewer, every label once, in at most
+    From FEW labels on, a quarter of their episodes once; of fewer, every label once, in at most
     five folds of episodes. Labels of an only episode are split row by row.
     """
     names, group = np.unique(episode, return_inverse=True)
     if len(episode) >= FEW and len(names) > 1:
-        return [held_episodes(episode, fraction, seed=seed)]
+        return [held_episodes(episode, seed=seed)]
     if len(names) == 1:
         group = np.arange(len(episode))
     count = group.max() + 1

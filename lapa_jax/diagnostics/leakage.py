@@ -3,8 +3,6 @@
 Rows must be in order of time within each episode. scikit-learn is imported where it is used.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

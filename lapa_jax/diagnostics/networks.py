@@ -6,8 +6,6 @@ can choose one on held-out rows, as a ridge is chosen; 0 updates predict the mea
 scikit-learn is imported when a network is trained.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any

@@ -6,8 +6,6 @@ R^2 is per action dimension on test episodes. NumPy and SciPy only. `label_effic
 network and fewer labels, `code_probes` goes the other way round.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +38,7 @@ def pooled_frames(images: np.ndarray, size: int = 8) -> np.ndarray:
     return blocks.mean((2, 4), dtype=np.float64).reshape(n, -1)
 
 
-def split_episodes(episode: np.ndarray, *, test_fraction: float, seed: int) -> np.ndarray:
+def split_episodes(episode: np.ndarray, *, seed: int, test_fraction: float = 0.25) -> np.ndarray:
     """Bool (N,): True where the row's episode was drawn for the test; no episode is in both."""
     names, index = np.unique(np.asarray(episode), return_inverse=True)
     if not 0.0 < test_fraction < 1.0:
@@ -126,9 +124,7 @@ def linear_probe(
     episode: np.ndarray,
     *,
     seed: int,
-    test_fraction: float = 0.25,
     resamples: int = 1000,
-    confidence: float = 0.95,
 ) -> dict[str, Any]:
     """R^2 per action dimension on held-out episodes, with bootstrap intervals over them.
 
@@ -136,17 +132,10 @@ def linear_probe(
     intervals resample test episodes around the fixed test mean and the fixed probe.
     """
     x, y, episode = check_rows(features, actions, episode)
-    test = split_episodes(episode, test_fraction=test_fraction, seed=seed)
+    test = split_episodes(episode, seed=seed)
     train = ~test
-    probe = fit_probe(x[train], y[train], episode[train], seed=seed, test_fraction=test_fraction)
-    scores = r2_report(
-        probe(x[test]),
-        y[test],
-        episode[test],
-        seed=seed,
-        resamples=resamples,
-        confidence=confidence,
-    )
+    probe = fit_probe(x[train], y[train], episode[train], seed=seed)
+    scores = r2_report(probe(x[test]), y[test], episode[test], seed=seed, resamples=resamples)
     return scores | {
         "ridge": list(probe.ridges),
         "features": x.shape[1],
@@ -166,18 +155,16 @@ class Probe:
         return np.stack([one(x)[:, dim] for dim, one in enumerate(self.maps)], 1)
 
 
-def fit_probe(
-    x: np.ndarray, y: np.ndarray, episode: np.ndarray, *, seed: int, test_fraction: float = 0.25
-) -> Probe:
+def fit_probe(x: np.ndarray, y: np.ndarray, episode: np.ndarray, *, seed: int) -> Probe:
     """A ridge regression whose ridges are chosen on part of the episodes."""
-    return fit_probe_by_folds(x, y, [held_episodes(episode, test_fraction, seed=seed)])
+    return fit_probe_by_folds(x, y, [held_episodes(episode, seed=seed)])
 
 
-def held_episodes(episode: np.ndarray, fraction: float, *, seed: int) -> np.ndarray:
+def held_episodes(episode: np.ndarray, *, seed: int) -> np.ndarray:
     """Bool (N,): the training rows that a probe's settings are chosen on, whole episodes."""
     if len(np.unique(episode)) < 2:
         raise ValueError("the probe needs at least 3 episodes: train, validation and test")
-    return split_episodes(episode, test_fraction=fraction, seed=seed + 1)
+    return split_episodes(episode, seed=seed + 1)
 
 
 def fit_probe_by_folds(x: np.ndarray, y: np.ndarray, folds: Sequence[np.ndarray]) -> Probe:
@@ -199,7 +186,6 @@ def r2_report(
     *,
     seed: int,
     resamples: int = 1000,
-    confidence: float = 0.95,
 ) -> dict[str, Any]:
     """R^2 per dimension and their mean, with intervals over episodes.
 
@@ -207,7 +193,7 @@ def r2_report(
     """
     residual = (prediction - actual) ** 2
     total = (actual - actual.mean(0)) ** 2
-    options = dict(seed=seed, resamples=resamples, confidence=confidence)
+    options = dict(seed=seed, resamples=resamples)
     moving = total.any(axis=0)
     r2: list[float | None] = []
     intervals: list[list[float] | None] = []
@@ -232,7 +218,7 @@ def r2_report(
         "r2_interval": intervals,
         "r2_mean": mean,
         "r2_mean_interval": mean_interval,
-        "confidence": confidence,
+        "confidence": 0.95,
         "test_rows": len(actual),
         "test_episodes": len(np.unique(episode)),
     }

@@ -5,8 +5,6 @@ error. Reconstructions may overshoot [0, 1] and are scored as they are. `skill` 
 1 - MSE / MSE(copy the first frame): 0 for a model that copies, 1 for a perfect one.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What is measured: frame pairs, and what a quantizer makes of them."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 

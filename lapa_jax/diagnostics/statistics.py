@@ -5,14 +5,14 @@ difference of two proportions, independent or paired; a seeded percentile bootst
 episodes, because frames of one episode are not independent.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
 from scipy.special import ndtri
+
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def _check_count(successes: int, trials: int) -> None:
         )
 
 
-def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) -> Interval:
+def wilson_interval(successes: int, trials: int, *, confidence: float = CONFIDENCE) -> Interval:
     """Score interval of a proportion; stays inside [0, 1] and is sound for small counts."""
     _check_count(successes, trials)
     quantile = _quantile(confidence)
@@ -56,7 +56,12 @@ def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) ->
 
 
 def difference_of_proportions(
-    successes_a: int, trials_a: int, successes_b: int, trials_b: int, *, confidence: float = 0.95
+    successes_a: int,
+    trials_a: int,
+    successes_b: int,
+    trials_b: int,
+    *,
+    confidence: float = CONFIDENCE,
 ) -> Interval:
     """Rate a - rate b of two independent sets of trials."""
     a = wilson_interval(successes_a, trials_a, confidence=confidence)
@@ -65,7 +70,7 @@ def difference_of_proportions(
 
 
 def paired_difference_of_proportions(
-    outcomes_a: np.ndarray, outcomes_b: np.ndarray, *, confidence: float = 0.95
+    outcomes_a: np.ndarray, outcomes_b: np.ndarray, *, confidence: float = CONFIDENCE
 ) -> Interval:
     """Rate a - rate b where trial i of both starts from the same initial state."""
     a, b = np.asarray(outcomes_a), np.asarray(outcomes_b)
@@ -107,9 +112,8 @@ def bootstrap_ratio(
     *,
     seed: int,
     resamples: int = 2000,
-    confidence: float = 0.95,
 ) -> Interval:
-    """sum(numerator) / sum(denominator) with episodes resampled; ones below give a mean."""
+    """sum(numerator) / sum(denominator) with episodes resampled, 95 %; ones below give a mean."""
     numerator = np.asarray(numerator, np.float64)
     denominator = np.asarray(denominator, np.float64)
     if numerator.ndim != 1 or numerator.shape != denominator.shape:
@@ -125,7 +129,6 @@ def bootstrap_ratio(
         )
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, got {resamples}")
-    _quantile(confidence)
     names, index = np.unique(episode, return_inverse=True)
     count = len(names)
     above = np.bincount(index, numerator, count)
@@ -138,8 +141,8 @@ def bootstrap_ratio(
             f"the denominator sums to zero over some resamples of {count} episodes: "
             "drop episodes that carry none of it, or use more episodes"
         )
-    ends = np.quantile(draws @ above / divisors, [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return Interval(float(above.sum() / below.sum()), *ends.tolist(), confidence)
+    ends = np.quantile(draws @ above / divisors, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
+    return Interval(float(above.sum() / below.sum()), *ends.tolist(), CONFIDENCE)
 
 
 def means(

@@ -1,7 +1,5 @@
 """scikit-learn on one thread."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

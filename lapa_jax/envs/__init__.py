@@ -1,7 +1,5 @@
 """Closed-loop environments by name, and how policies run in them."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any

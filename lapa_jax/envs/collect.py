@@ -5,8 +5,6 @@ Every view shows the same trajectories under the same episode ids. Episode k is 
 is stopped leaves no corpus, and the same command starts it again.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import zlib

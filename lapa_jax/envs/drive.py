@@ -4,8 +4,6 @@ The same protocol, the same keys and the same chunks of actions as in envs/rollo
 environment that has both gives the same successes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -6,8 +6,6 @@ and jit as they wish (envs/rollout.py). Of any other a state is what the simulat
 from there, a batch is a list, and envs/drive.py steps it in Python.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable

@@ -4,8 +4,6 @@ Everything is a scan over time of a vmap over episodes. Trajectories come back t
 (N, T, ...), as state pytrees: render them afterwards in any view.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any

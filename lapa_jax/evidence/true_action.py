@@ -23,7 +23,7 @@ def decoder_given_true_action(sample: Sample, *, seed: int = 0) -> dict[str, Any
     as the encoder gives them."""
     first, last, actions, latents = sample.first, sample.last, sample.actions, sample.latents
     episode = sample.episode
-    test = split_episodes(episode, test_fraction=0.25, seed=seed)
+    test = split_episodes(episode, seed=seed)
     train = np.flatnonzero(~test)
     scale = actions[train].std(axis=0)
     inputs = (actions - actions[train].mean(axis=0)) / np.where(scale > 0, scale, 1.0)

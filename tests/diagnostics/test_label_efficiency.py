@@ -94,14 +94,14 @@ def test_few_labels_from_an_only_episode_still_choose_a_ridge():
 
 def test_every_label_validates_once_and_with_its_episode():
     episode = np.array([4, 4, 7, 9, 9, 9, 1, 3, 3, 8, 5])
-    folds = label_folds(episode, 0.25, seed=0)
+    folds = label_folds(episode, seed=0)
     assert len(folds) == 5
     np.testing.assert_array_equal(np.sum(folds, axis=0), 1)
     for held in folds:
         assert held.any() and not set(episode[held]) & set(episode[~held])
-    rows = label_folds(np.zeros(7), 0.25, seed=0)  # an only episode: row by row
+    rows = label_folds(np.zeros(7), seed=0)  # an only episode: row by row
     np.testing.assert_array_equal(np.sum(rows, axis=0), 1)
-    (held,) = label_folds(np.repeat(np.arange(20), 15), 0.25, seed=0)
+    (held,) = label_folds(np.repeat(np.arange(20), 15), seed=0)
     assert held.sum() == 75
 
 

@@ -4,8 +4,6 @@
 one unbatched State (vmap them); only languages and seeds run on the host.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 

@@ -5,8 +5,6 @@ the other blocks, soft cost for coming near them); the effector walks round bloc
 planner to the place behind block a. It rests once the task is done.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

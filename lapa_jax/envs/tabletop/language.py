@@ -3,8 +3,6 @@
 Strings exist on the host only. A string names one task: `parse` inverts `instruction`.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple

@@ -5,8 +5,6 @@ the effector and the lip) is taken from the effector, which stalls. Commands bey
 saturate per axis, as an actuator's do.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

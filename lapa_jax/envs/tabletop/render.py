@@ -4,8 +4,6 @@ Every block shape is one formula with per-shape numbers, so that a pixel costs t
 operations whatever is drawn and the loop over pixels vectorises: no gathers, no branches.
 """
 
-from __future__ import annotations
-
 import functools
 
 import jax

@@ -6,8 +6,6 @@ drawn at reset. Blocks live inside the lip of the board; the effector passes ove
 that it always fits between a block and the edge.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

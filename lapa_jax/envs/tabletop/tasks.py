@@ -5,8 +5,6 @@ function of the state alone and false at reset: tasks are drawn among candidates
 solved, and among those whose goal is free and reachable.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -4,8 +4,6 @@ A view is a static name. Views change pixels only: the state, the actions and th
 are the same in all of them.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np
