@@ -20,7 +20,8 @@ import sys
 from typing import Any
 
 from launch import xla_flags
-from launch.shell import Shell, checked_env_file, needed, refuse_secrets, run_tool, supervised
+from launch.shell import Shell, checked_env_file, given, needed, run_tool, supervised
+from launch.tpu_shapes import SLICES
 
 MOUNT = "/mnt/lapa"
 CHIPS_PER_HOST = 4
@@ -30,21 +31,6 @@ ACCELERATORS = {
     "v5p": "tpu-v5p-slice",
     "v6e": "tpu-v6e-slice",
     "tpu7x": "tpu7x",
-}
-# Cloud TPU's names of these count TensorCores, two to a chip.
-_TWO_CORES = ("v4", "v5p", "tpu7x")
-_PLANE = {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
-_CUBE = {
-    4: "2x2x1",
-    8: "2x2x2",
-    16: "2x2x4",
-    32: "2x4x4",
-    64: "4x4x4",
-    128: "4x4x8",
-    256: "4x8x8",
-    512: "8x8x8",
-    1024: "8x8x16",
-    2048: "8x16x16",
 }
 
 
@@ -108,24 +94,21 @@ def shape(accelerator: str) -> tuple[str, str, int, int]:
     Slices of one host with eight chips, and those below four chips, are not among them.
     """
     chip = xla_flags.chip_of(accelerator)
-    if chip not in ACCELERATORS:
+    if chip not in SLICES:
         raise ValueError(f"--accelerator {accelerator} is no TPU")
     count = accelerator.rpartition("-")[2]
     if not count.isdecimal():
         raise ValueError(f"--accelerator {accelerator}: give the size too, for example {chip}-64")
-    chips, rest = divmod(int(count), 2 if chip in _TWO_CORES else 1)
-    known = _CUBE if chip in _TWO_CORES else _PLANE
-    if rest or chips not in known:
-        sizes = [f"{chip}-{n * (2 if chip in _TWO_CORES else 1)}" for n in known]
-        raise ValueError(f"--accelerator {accelerator}: known are {', '.join(sizes)}")
-    topology = known[chips]
-    assert math.prod(map(int, topology.split("x"))) == chips
+    topology = SLICES[chip].get(int(count))
+    if topology is None:
+        sizes = ", ".join(f"{chip}-{size}" for size in SLICES[chip])
+        raise ValueError(f"--accelerator {accelerator}: known are {sizes}")
+    chips = math.prod(map(int, topology.split("x")))
     return ACCELERATORS[chip], topology, chips // CHIPS_PER_HOST, CHIPS_PER_HOST
 
 
 def jobset(args: argparse.Namespace, command: list[str]) -> dict[str, Any]:
     """The JobSet: one replicated job of as many indexed pods as a slice has hosts."""
-    refuse_secrets(command)
     accelerator, topology, hosts, chips = shape(args.accelerator)
     variables = xla_flags.environment(args.accelerator, slices=args.slices)
     selector = {
@@ -137,7 +120,7 @@ def jobset(args: argparse.Namespace, command: list[str]) -> dict[str, Any]:
     container = {
         "name": "lapa",
         "image": args.image,
-        "command": supervised(command, "--drain_seconds", f"{max(30, args.save_seconds - 30)}"),
+        "command": supervised(command, args.save_seconds),
         "env": [{"name": name, "value": value} for name, value in variables.items()],
         # For JAX to find the others of its slice, and of other slices.
         "ports": [{"containerPort": port} for port in (8471, 8080)],
@@ -197,7 +180,7 @@ def jobset(args: argparse.Namespace, command: list[str]) -> dict[str, Any]:
 
 def _xpk(args: argparse.Namespace, command: list[str]) -> list[str]:
     variables = xla_flags.environment(args.accelerator, slices=args.slices)
-    words = supervised(command, "--drain_seconds", f"{max(30, args.save_seconds - 30)}")
+    words = supervised(command, args.save_seconds)
     exports = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
     line = " ".join([*exports, shlex.join(words)])
     return [
@@ -206,7 +189,7 @@ def _xpk(args: argparse.Namespace, command: list[str]) -> list[str]:
         "create",
         f"--workload={args.job}",
         f"--cluster={args.cluster}",
-        *(f"--{name}={value}" for name in ("zone", "project") if (value := getattr(args, name))),
+        *given(args, "zone", "project"),
         f"--tpu-type={args.accelerator.replace('v5e-', 'v5litepod-')}",
         f"--num-slices={args.slices}",
         *(["--spot"] if args.spot else []),

@@ -11,7 +11,7 @@ import shlex
 import sys
 
 from launch import supervise, xla_flags
-from launch.shell import Shell, needed, refuse_secrets, run_tool
+from launch.shell import Shell, needed, run_tool
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,7 +35,6 @@ def _run(args: argparse.Namespace, command: list[str], shell: Shell) -> int:
         raise ValueError(f"--hardware {args.hardware} is a TPU: see launch/tpu_pod.py")
     if args.processes < 1 or args.gpus % args.processes:
         raise ValueError(f"--gpus {args.gpus} must divide by --processes {args.processes}")
-    refuse_secrets(command)
     variables = xla_flags.environment(args.hardware, exact=args.exact)
     job = ["--", *needed(command)]
     if args.processes > 1:

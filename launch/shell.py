@@ -80,11 +80,19 @@ def split(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Na
     return parser.parse_args(argv[:at]), argv[at + 1 :]
 
 
-def supervised(command: list[str], *flags: str) -> list[str]:
-    """`lapa train` under launch/supervise.py; any other command as it is."""
+def given(args: argparse.Namespace, *names: str) -> list[str]:
+    """Those of the flags that have a value, for a program that has them too."""
+    values = {name: getattr(args, name) for name in names}
+    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value]
+
+
+def supervised(command: list[str], save_seconds: int) -> list[str]:
+    """`lapa train` under launch/supervise.py, which must have saved after so long; any other
+    command as it is."""
     if command[:2] != ["lapa", "train"]:
         return command
-    return ["python", "-m", "launch.supervise", *flags, "--", *command]
+    drain = ["--drain_seconds", f"{max(30, save_seconds - 30)}"]
+    return ["python", "-m", "launch.supervise", *drain, "--", *command]
 
 
 def run_tool(
@@ -110,7 +118,8 @@ def run_tool(
 
 
 def needed(command: list[str]) -> list[str]:
-    """The command behind `--`, which must be there."""
+    """The command behind `--`, which must be there and carry no secret."""
     if not command:
         raise ValueError("give the command behind --, for example: -- lapa train --config ...")
+    refuse_secrets(command)
     return command

@@ -14,7 +14,7 @@ import shlex
 import sys
 
 from launch import xla_flags
-from launch.shell import Shell, checked_env_file, needed, refuse_secrets, run_tool, supervised
+from launch.shell import Shell, checked_env_file, needed, run_tool, supervised
 from launch.supervise import EXIT_RESTART
 
 
@@ -54,7 +54,6 @@ def script(args: argparse.Namespace, command: list[str]) -> str:
     """The batch script, which sbatch reads from its standard input."""
     if xla_flags.is_tpu(args.hardware):
         raise ValueError(f"--hardware {args.hardware} is a TPU: see launch/tpu_pod.py")
-    refuse_secrets(command)
     per_node = args.gpus_per_node if args.process_per == "gpu" else 1
     settings = {
         "job-name": args.name,
@@ -85,7 +84,7 @@ def script(args: argparse.Namespace, command: list[str]) -> str:
         # Under Slurm JAX shows each process one GPU unless told otherwise.
         variables["JAX_LOCAL_DEVICE_IDS"] = ",".join(map(str, range(args.gpus_per_node)))
     lines += [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
-    job = supervised(command, "--drain_seconds", f"{max(30, args.save_seconds - 30)}")
+    job = supervised(command, args.save_seconds)
     lines += [
         # Supervisors outlive the end of one of them: each starts its own process again.
         f"srun --kill-on-bad-exit=0 {shlex.join(job)}",

@@ -20,7 +20,7 @@ import sys
 import time
 
 from launch import xla_flags
-from launch.shell import Shell, checked_env_file, needed, run_tool, supervised
+from launch.shell import Shell, checked_env_file, given, needed, run_tool, supervised
 
 RUNTIMES = {
     "v4": "tpu-ubuntu2204-base",
@@ -91,7 +91,7 @@ class Pod:
 
     def __init__(self, args: argparse.Namespace, shell: Shell):
         self._args, self.shell = args, shell
-        self._where = [f"--{k}={v}" for k in ("zone", "project") if (v := getattr(args, k))]
+        self._where = given(args, "zone", "project")
 
     def create(self) -> None:
         """Asks for the machines, and returns when they are there."""
@@ -102,21 +102,19 @@ class Pod:
                 f"--accelerator {args.accelerator}: queued resources offer {', '.join(RUNTIMES)}; "
                 f"TPU7x is on GKE only (launch/gke.py)"
             )
-        nodes = [f"--node-id={args.pod}"]
-        if args.slices > 1:
-            nodes = [f"--node-count={args.slices}", f"--node-prefix={args.pod}"]
-        command = [
-            *_queued("create"),
-            args.pod,
-            *self._where,
-            f"--accelerator-type={args.accelerator.replace('v5e-', 'v5litepod-')}",
-            f"--runtime-version={RUNTIMES[chip]}",
-            *nodes,
-        ]
-        command += ["--spot"] if args.spot else []
-        command += [f"--service-account={args.service_account}"] if args.service_account else []
-        command += [f"--network={args.network}"] if args.network else []
-        self.shell.run(command)
+        several = [f"--node-count={args.slices}", f"--node-prefix={args.pod}"]
+        self.shell.run(
+            [
+                *_queued("create"),
+                args.pod,
+                *self._where,
+                f"--accelerator-type={args.accelerator.replace('v5e-', 'v5litepod-')}",
+                f"--runtime-version={RUNTIMES[chip]}",
+                *(several if args.slices > 1 else [f"--node-id={args.pod}"]),
+                *(["--spot"] if args.spot else []),
+                *given(args, "service_account", "network"),
+            ]
+        )
         while not self.shell.dry_run and (state := self.state()) != "ACTIVE":
             if state in GONE or state == "":
                 raise ValueError(
@@ -142,7 +140,8 @@ class Pod:
             self._on_all(" && ".join(steps))
         if args.env_file:
             self._on_all(f"umask 077 && touch {ENV_FILE}")
-            self._copy(checked_env_file(args.env_file), ENV_FILE)
+            copied = checked_env_file(args.env_file), f"{args.pod}:{ENV_FILE}"
+            self.shell.run(self._to("scp", "all", *copied))
         # The first component of an Artifact Registry image is the server to log in to.
         server = shlex.quote(args.image.partition("/")[0])
         self._on_all(
@@ -162,7 +161,7 @@ class Pod:
         docker += [f"--volume={MOUNT}:{MOUNT}", "--env-file", ENV_FILE]
         for name, value in variables.items():
             docker += ["--env", f"{name}={value}"]
-        job = supervised(command, "--drain_seconds", f"{DRAIN_SECONDS - 30}")
+        job = supervised(command, DRAIN_SECONDS)
         self._on_all(
             f"umask 077 && touch {ENV_FILE}; sudo docker rm {CONTAINER} >/dev/null 2>&1; "
             + shlex.join([*docker, args.image, *job])
@@ -172,11 +171,11 @@ class Pod:
         """`absent`, `running 0`, `exited 75`, ...; None where the first host does not answer."""
         fields = "'{{.State.Status}} {{.State.ExitCode}}'"
         ask = f"sudo docker inspect --format {fields} {CONTAINER} 2>/dev/null || echo absent"
-        return self.shell.read(self._ssh(ask, worker="0", node="0"))
+        return self.shell.read(self._ssh(ask, "0"))
 
     def tail(self) -> None:
         """Follows what process 0 prints."""
-        self.shell.run(self._ssh(f"sudo docker logs --follow --tail 100 {CONTAINER}", "0", "0"))
+        self.shell.run(self._ssh(f"sudo docker logs --follow --tail 100 {CONTAINER}", "0"))
 
     def stop(self) -> None:
         """SIGTERM to every supervisor, and time to save."""
@@ -187,25 +186,17 @@ class Pod:
         self.shell.run([*_queued("delete"), self._args.pod, *self._where, "--force", "--quiet"])
 
     def _on_all(self, command: str) -> None:
-        self.shell.run(self._ssh(command, worker="all", node="all"))
+        self.shell.run(self._ssh(command, "all"))
 
-    def _ssh(self, command: str, worker: str, node: str) -> list[str]:
-        target = [self._args.pod, *self._where, f"--worker={worker}"]
-        if self._args.slices > 1:
-            program = ["gcloud", "alpha", "compute", "tpus", "queued-resources", "ssh"]
-            target.append(f"--node={node}")
-        else:
-            program = ["gcloud", "compute", "tpus", "tpu-vm", "ssh"]
-        return [*program, *target, f"--command={command}"]
+    def _ssh(self, command: str, host: str) -> list[str]:
+        return [*self._to("ssh", host, self._args.pod), f"--command={command}"]
 
-    def _copy(self, source: str, destination: str) -> None:
-        target = [source, f"{self._args.pod}:{destination}", *self._where, "--worker=all"]
-        if self._args.slices > 1:
-            program = ["gcloud", "alpha", "compute", "tpus", "queued-resources", "scp"]
-            target.append("--node=all")
-        else:
-            program = ["gcloud", "compute", "tpus", "tpu-vm", "scp"]
-        self.shell.run([*program, *target])
+    def _to(self, action: str, host: str, *targets: str) -> list[str]:
+        """Of hosts: "all", or "0", the first of the first slice."""
+        where = [action, *targets, *self._where, f"--worker={host}"]
+        if self._args.slices == 1:
+            return ["gcloud", "compute", "tpus", "tpu-vm", *where]
+        return ["gcloud", "alpha", "compute", "tpus", "queued-resources", *where, f"--node={host}"]
 
 
 def keep(pod: Pod, command: list[str]) -> None:

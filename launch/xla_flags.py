@@ -14,10 +14,6 @@ import shlex
 import sys
 from dataclasses import dataclass
 
-_XLA = "openxla.org/xla/flags_guidance"
-_TOOLBOX = "docs.nvidia.com/jax-toolbox/performance-profiling/gpu-performance"
-_MAXTEXT = "github.com/AI-Hypercomputer/maxtext, benchmarks/xla_flags_library.py"
-
 
 @dataclass(frozen=True)
 class Flag:
@@ -32,89 +28,73 @@ class Flag:
         return f"--{self.name}={self.value}"
 
 
+def _flags(source: str, does: dict[str, str]) -> tuple[Flag, ...]:
+    """Of "NAME=VALUE" → what it does, all from one source."""
+    return tuple(Flag(*setting.split("="), text, source) for setting, text in does.items())
+
+
 _GPU = (
-    Flag(
-        "xla_gpu_enable_latency_hiding_scheduler",
-        "true",
-        "orders the program so that collectives run beside computation",
-        _XLA,
+    *_flags(
+        "openxla.org/xla/flags_guidance",
+        {
+            "xla_gpu_enable_latency_hiding_scheduler=true": "orders the program so that "
+            "collectives run beside computation",
+        },
     ),
-    Flag(
-        "xla_gpu_enable_pipelined_all_gather",
-        "true",
-        "gathers the weights of the next layer of a scan while this one computes (FSDP)",
-        _TOOLBOX,
-    ),
-    Flag(
-        "xla_gpu_enable_pipelined_reduce_scatter",
-        "true",
-        "the same for the gradients that a layer scatters",
-        _TOOLBOX,
-    ),
-    Flag(
-        "xla_gpu_enable_while_loop_double_buffering",
-        "true",
-        "two buffers for what a scan carries, without which pipelined collectives copy",
-        _TOOLBOX,
-    ),
-    Flag(
-        "XLA_PYTHON_CLIENT_MEM_FRACTION",
-        "0.9",
-        "JAX takes 90 % of the memory instead of 75 %; the rest is for NCCL and cuDNN",
-        _TOOLBOX,
+    *_flags(
+        "docs.nvidia.com/jax-toolbox/performance-profiling/gpu-performance",
+        {
+            "xla_gpu_enable_pipelined_all_gather=true": "gathers the weights of the next layer of "
+            "a scan while this one computes (FSDP)",
+            "xla_gpu_enable_pipelined_reduce_scatter=true": "the same for the gradients that a "
+            "layer scatters",
+            "xla_gpu_enable_while_loop_double_buffering=true": "two buffers for what a scan "
+            "carries, without which pipelined collectives copy",
+            "XLA_PYTHON_CLIENT_MEM_FRACTION=0.9": "JAX takes 90 % of the memory instead of 75 %; "
+            "the rest is for NCCL and cuDNN",
+        },
     ),
 )
 
 FLAGS: dict[str, tuple[Flag, ...]] = {
     "v4": (),
-    "v5e": (
-        Flag(
-            "xla_tpu_enable_async_collective_fusion_fuse_all_reduce",
-            "true",
-            "all-reduces run beside computation on v5e, as all-gathers do by default",
-            _XLA,
-        ),
+    "v5e": _flags(
+        "openxla.org/xla/flags_guidance",
+        {
+            "xla_tpu_enable_async_collective_fusion_fuse_all_reduce=true": "all-reduces run beside "
+            "computation on v5e, as all-gathers do by default",
+        },
     ),
     "v5p": (),
-    "v6e": (
-        Flag(
-            "xla_tpu_scoped_vmem_limit_kib",
-            "98304",
-            "VMEM that one operation may use, for programs bound by computation; the rest is for "
-            "prefetching",
-            _MAXTEXT,
-        ),
+    "v6e": _flags(
+        "github.com/AI-Hypercomputer/maxtext, benchmarks/xla_flags_library.py",
+        {
+            "xla_tpu_scoped_vmem_limit_kib=98304": "VMEM that one operation may use, for programs "
+            "bound by computation; the rest is for prefetching",
+        },
     ),
     "tpu7x": (),
-    "h100": _GPU,
-    "h200": _GPU,
-    "b200": _GPU,
+    **dict.fromkeys(("h100", "h200", "b200"), _GPU),
 }
 
 # TPU slices that meet over the data-centre network.
-SLICES = (
-    Flag(
-        "xla_tpu_enable_data_parallel_all_reduce_opt",
-        "true",
-        "more overlap for the all-reduces between slices",
-        _XLA,
-    ),
-    Flag(
-        "xla_tpu_data_parallel_opt_different_sized_ops",
-        "true",
-        "pipelines data-parallel operations over iterations also where sizes differ; more memory",
-        _XLA,
-    ),
+SLICES = _flags(
+    "openxla.org/xla/flags_guidance",
+    {
+        "xla_tpu_enable_data_parallel_all_reduce_opt=true": "more overlap for the all-reduces "
+        "between slices",
+        "xla_tpu_data_parallel_opt_different_sized_ops=true": "pipelines data-parallel operations "
+        "over iterations also where sizes differ; more memory",
+    },
 )
 
 # For runs that must give the same bits each time, on GPUs. TPUs do without.
-EXACT = (
-    Flag(
-        "xla_gpu_exclude_nondeterministic_ops",
-        "true",
-        "deterministic scatter, matrix products and attention, maybe slower",
-        "openxla.org/xla/determinism",
-    ),
+EXACT = _flags(
+    "openxla.org/xla/determinism",
+    {
+        "xla_gpu_exclude_nondeterministic_ops=true": "deterministic scatter, matrix products and "
+        "attention, maybe slower",
+    },
 )
 
 

@@ -50,7 +50,7 @@ ALLOWED = {
     "lapa_jax.latent": MODELS,
     "lapa_jax.policy": (*MODELS, "data_pipelines.checks.statistics"),  # where codecs are fitted
     "lapa_jax.stages": STAGES,
-    "lapa_jax.aot": USES,
+    "lapa_jax.aot": ("launch.tpu_shapes", *USES),
     "lapa_jax.runs": (*RUNS, "launch.run_files"),
     "lapa_jax.evidence": EVIDENCE,
     "lapa_jax.serving": ("lapa_jax.envs", *USES),

@@ -18,32 +18,14 @@ import jax
 from jax.experimental import topologies
 
 from lapa_jax.machine.chips import CHIPS, Chip
+from launch.tpu_shapes import SLICES
 
-# Chips of a slice → their arrangement (docs.cloud.google.com/tpu/docs/VERSION, "configurations").
-_PLANE = {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
-_CUBE = {
-    4: "2x2x1",
-    8: "2x2x2",
-    16: "2x2x4",
-    32: "2x4x4",
-    64: "4x4x4",
-    128: "4x4x8",
-    256: "4x8x8",
-    512: "8x8x8",
-    1024: "8x8x16",
-    2048: "8x16x16",
-    4096: "16x16x16",
-}
 _HOSTS = {8 * hosts: f"{hosts}x8" for hosts in (1, 2, 4, 8, 16, 32, 64, 128)}
-# prefix of a name with a count → (chip, what it counts per chip, arrangements)
+# Prefix of a name with a count → the count → the arrangement.
 _NAMES = {
-    "v4": ("v4", 2, _CUBE),
-    "v5litepod": ("v5e", 1, _PLANE),
-    "v5e": ("v5e", 1, _PLANE),
-    "v5p": ("v5p", 2, _CUBE),
-    "v6e": ("v6e", 1, _PLANE),
-    "tpu7x": ("tpu7x", 2, _CUBE),
-    **{gpu: (gpu, 1, _HOSTS) for gpu in ("h100", "h200", "b200")},
+    "v5litepod": SLICES["v5e"],
+    **SLICES,
+    **dict.fromkeys(("h100", "h200", "b200"), _HOSTS),
 }
 
 
@@ -133,11 +115,10 @@ def parse(name: str, num_slices: int = 1) -> Topology:
         return Topology(chip, shape, num_slices)
     match = re.fullmatch(r"([a-z0-9]+)-(\d+)", name)
     if match and match[1] in _NAMES:
-        chip, per_chip, shapes = _NAMES[match[1]]
-        chips, rest = divmod(int(match[2]), per_chip)
-        if not rest and chips in shapes:
-            return parse(f"{chip}:{shapes[chips]}", num_slices)
-        known = ", ".join(f"{match[1]}-{chips * per_chip}" for chips in shapes)
+        chip, shapes = match[1].replace("v5litepod", "v5e"), _NAMES[match[1]]
+        if int(match[2]) in shapes:
+            return parse(f"{chip}:{shapes[int(match[2])]}", num_slices)
+        known = ", ".join(f"{match[1]}-{count}" for count in shapes)
         raise ValueError(f"topology {name!r} is unknown; known: {known}, or {chip}:SHAPE")
     raise ValueError(
         f"topology {name!r} is unknown; known: {', '.join(f'{n}-COUNT' for n in _NAMES)} and "

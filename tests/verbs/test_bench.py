@@ -63,9 +63,8 @@ def test_the_released_shape_has_its_parameters():
 
     from lapa_jax import stages
 
-    params = stages.build(quantizer.quantizer_config("released", "bfloat16"), {}).model.abstract()[
-        0
-    ]
+    stage = stages.build(quantizer.quantizer_config("released", "bfloat16"), {})
+    params = stage.model.abstract()[0]
     # The original's 343,796,080 less what it never uses: the context norms of self-attention.
     # (Its constant beta buffers are no parameters.)
     count = sum(x.size for x in jax.tree.leaves(params))
