@@ -23,7 +23,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from data_pipelines import index, sidecar
-from data_pipelines.convert import conversion, decode
+from data_pipelines.convert import conversion, decode, reading
 from data_pipelines.index import labels
 from data_pipelines.rlds import schema, shards, writer
 
@@ -107,7 +107,7 @@ class RowsSource:
         with self.file.open("rb") as file:
             for offset, line in zip(offsets, lines, strict=True):
                 file.seek(offset)
-                row = conversion.json_object(self.file, line, file.readline())
+                row = reading.json_object(self.file, line, file.readline())
                 form = Form.of(row)
                 if form != self.form:
                     raise conversion.RecordingError(
@@ -281,7 +281,7 @@ def scan(file: Path) -> tuple[list[conversion.Unit], Form]:
             if not line.strip():
                 continue
             try:
-                row = conversion.json_object(file, number, line)
+                row = reading.json_object(file, number, line)
                 episode, step = place_of(row)
                 form = form or Form.of(row)
             except ValueError as error:

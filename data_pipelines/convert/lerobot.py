@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipelines.convert import conversion, decode
+from data_pipelines.convert import conversion, decode, reading
 from data_pipelines.rlds import schema
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
@@ -211,7 +211,7 @@ def convert_lerobot(options: Options) -> conversion.Report:
     for video, ones in by_video.items():
         name = video if len(ones) > 1 else ones[0].name
         work = tuple(sorted(ones, key=lambda one: one.start))
-        units.append(conversion.Unit(name, work, len(ones), conversion.size_of(root / video)))
+        units.append(conversion.Unit(name, work, len(ones), reading.size_of(root / video)))
     report = conversion.convert(
         LeRobotSource(root, camera, action_key, state_key, tasks, settings, spec),
         units,
@@ -221,9 +221,9 @@ def convert_lerobot(options: Options) -> conversion.Report:
             "camera": camera,
             "action_key": action_key,
             "state_key": state_key,
-            "tasks_hash": conversion.hash_of(tasks.items()),
-            "episodes_hash": conversion.hash_of(map(dataclasses.astuple, recordings)),
-            "source_hash": conversion.hash_of_files(
+            "tasks_hash": reading.hash_of(tasks.items()),
+            "episodes_hash": reading.hash_of(map(dataclasses.astuple, recordings)),
+            "source_hash": reading.hash_of_files(
                 root, {file: None for one in recordings for file in (one.video, one.data)}
             ),
         },
@@ -311,7 +311,7 @@ def _recordings(root: Path, info: dict[str, Any], camera: str) -> list[Recording
 
 def _read_lines(path: Path, *keys: str) -> Iterator[tuple]:
     """These values of every line of a .jsonl file."""
-    for number, row in conversion.json_lines(path):
+    for number, row in reading.json_lines(path):
         missing = [key for key in keys if key not in row]
         if missing:
             raise ValueError(f"{path}, line {number} lacks {missing}")

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from data_pipelines.convert import conversion, decode
+from data_pipelines.convert import conversion, decode, reading
 from data_pipelines.rlds import fields, open_x, schema, shards, tfrecord
 
 
@@ -170,7 +170,7 @@ def convert_rlds(options: Options) -> conversion.Report:
             **dataclasses.asdict(settings),
             **named,
             "source_split": split,
-            "source_hash": conversion.hash_of_files(directory, [path.name for path in files]),
+            "source_hash": reading.hash_of_files(directory, [path.name for path in files]),
         },
     )
     report.notes |= {

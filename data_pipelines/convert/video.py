@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.convert import conversion, decode
+from data_pipelines.convert import conversion, decode, reading
 from data_pipelines.rlds import schema
 
 
@@ -109,15 +109,15 @@ def convert_files(
     return conversion.convert(
         kind(root, settings, options.spec(settings.fps, language=language)),
         [
-            conversion.Unit(file, caption, size=conversion.size_of(root / file))
+            conversion.Unit(file, caption, size=reading.size_of(root / file))
             for file, caption in captions.items()
         ],
         options,
         {
             **dataclasses.asdict(settings),
             "videos": len(captions),
-            "source_hash": conversion.hash_of_files(root, captions),
-            "captions_hash": conversion.hash_of(captions.items()),
+            "source_hash": reading.hash_of_files(root, captions),
+            "captions_hash": reading.hash_of(captions.items()),
         },
     )
 
@@ -147,7 +147,7 @@ def read_captions(path: str | Path) -> dict[str, str]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file))
     elif path.suffix == ".jsonl":
-        rows = [row for _, row in conversion.json_lines(path)]
+        rows = [row for _, row in reading.json_lines(path)]
     else:
         raise ValueError(f"captions {path} must end in .csv or .jsonl")
     captions: dict[str, str] = {}
