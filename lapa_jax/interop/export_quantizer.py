@@ -10,7 +10,6 @@ from lapa_jax.interop import laq_torch, safetensors_files, torch_code
 from lapa_jax.interop.parity import LIMIT, Parity, clearly_different, difference, real_examples
 from lapa_jax.interop.staged import exported_config, plain_stage, staged
 from lapa_jax.latent import QuantizerConfig
-from lapa_jax.nn.module import flatten
 from lapa_jax.runs.loaded import LoadedQuantizer, Model, require
 
 PAIRS = 4  # random ones, and as many real ones
@@ -40,8 +39,8 @@ class Reference:
                 z = np.arange(self.z.size).reshape(self.z.shape) % self.config.codebook_size
                 frames = jax.jit(stage.decode)(*weights, self.first, z)
                 self.decoded["frames_of_given_codes"] = (z, np.asarray(frames))
-                held = flatten(run.params) | flatten(run.variables)
-                self.place, self.points = nearness(self.config, held, self.latent)
+                found, _ = stage.model.apply(*weights, "nearness", self.latent)
+                self.place, self.points = (np.asarray(x) for x in found)
 
 
 def write(run: Model, out: Path, args: argparse.Namespace) -> str:
@@ -82,20 +81,3 @@ def check(parity: Parity, directory: Path, exact: Reference, rough: Reference | 
     for name, (z, ours) in exact.decoded.items():
         found = model.decode(exact.first, z).numpy()
         parity.at_most(name, difference(found, ours, at_least=1.0), LIMIT)
-
-
-def nearness(
-    config: QuantizerConfig, held: dict[str, jax.Array], latent_BLQ: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """(where latents are (B, L, G), where codes are (K, G)): the nearest code is chosen. `held`:
-    parameters and variables by path."""
-    if "bottleneck/codebook" in held:
-        return latent_BLQ, np.array(held["bottleneck/codebook"])
-    found = laq_torch.torch_config(config)
-    levels = np.array(found["levels"])
-    place = latent_BLQ @ np.asarray(held["bottleneck/into/kernel"])
-    strides = np.cumprod(levels) // levels
-    cells = np.arange(config.codebook_size)[:, None] // strides % levels
-    if found["bottleneck"] == "fsq":
-        return 0.5 * (levels - 1) * (np.tanh(place) + 1.0), cells
-    return place, 2.0 * cells - 1.0

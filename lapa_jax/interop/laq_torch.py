@@ -15,7 +15,7 @@ from lapa_jax.interop import safetensors_files, torch_code
 from lapa_jax.interop.mapping import Rule
 from lapa_jax.interop.safetensors_files import Tensor
 from lapa_jax.latent import Quantizer, QuantizerConfig
-from lapa_jax.latent.bottlenecks import CONTINUOUS
+from lapa_jax.latent.bottlenecks import BOTTLENECKS, bottleneck_config
 from lapa_jax.latent.legacy import CONVOLUTIONS
 from lapa_jax.nn.module import Functional, flatten
 
@@ -80,13 +80,9 @@ def torch_config(config: QuantizerConfig) -> dict[str, Any]:
     )  # fmt: skip
     settings = dataclasses.asdict(config)
     found = {"model_type": "lapa_quantizer"} | {key: settings[key] for key in same}
-    name = config.bottleneck["name"]
     found["normalize"] = config.normalize_decay > 0
-    found["bottleneck"] = "continuous" if name in CONTINUOUS else "codebook"
-    if name in ("fsq", "lfq"):
-        found["bottleneck"] = name
-        bits = config.codebook_size.bit_length() - 1
-        found["levels"] = list(config.bottleneck["levels"] if name == "fsq" else (2,) * bits)
+    name, bottleneck = bottleneck_config(config.bottleneck)
+    found |= BOTTLENECKS[name][1].torch_form(bottleneck, config.codebook_size)
     if config.legacy:
         found["convolutions"] = CONVOLUTIONS[config.code_length][1]
     else:

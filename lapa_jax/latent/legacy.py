@@ -11,6 +11,7 @@ Shape suffixes: as in parts.py; Q latent width.
 """
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,9 @@ from flax import nnx
 
 from lapa_jax.nn.layers import Dense, truncated_normal
 from lapa_jax.nn.module import param
+
+if TYPE_CHECKING:
+    from lapa_jax.latent.config import QuantizerConfig
 
 # code_length: (patch grid side, then kernel (rows, columns), stride and padding of the
 # convolutions).
@@ -66,14 +70,16 @@ def mix_channels(z_BLQ: jax.Array) -> jax.Array:
 class ConvCodeProjection(nnx.Module):
     """The cells → code slots, by a linear map and strided convolutions with a ReLU between."""
 
-    def __init__(self, dim: int, quant_dim: int, code_length: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: "QuantizerConfig", *, rngs: nnx.Rngs):
+        quant_dim = config.quant_dim
+
         def dense(inputs, outputs):
             return Dense(
                 (inputs,), (outputs,), ("embed", None), bias=True, dtype=jnp.float32, rngs=rngs
             )
 
-        self.project = dense(dim, quant_dim)
-        self.layers = CONVOLUTIONS[code_length][1]
+        self.project = dense(config.dim, quant_dim)
+        self.layers = CONVOLUTIONS[config.code_length][1]
         kernels, biases = {}, {}
         for i, (size, _, _) in enumerate(self.layers):
             std = (size[0] * size[1] * quant_dim) ** -0.5

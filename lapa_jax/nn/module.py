@@ -39,6 +39,16 @@ def freeze(module: nnx.Module) -> None:
                     setattr(node, name, Frozen(value[...], **value.get_metadata()))
 
 
+def follow(average: nnx.Module, module: nnx.Module, decay: float | jax.Array) -> None:
+    """Moves every variable of `average` to decay · itself + (1 − decay) · the one at the same path
+    of `module`, in place. Frozen, it is what `module` was in the last 1 / (1 − decay) steps."""
+    followed = dict(nnx.iter_graph(module))
+    for path, variable in nnx.iter_graph(average):
+        if isinstance(variable, nnx.Variable):
+            now = followed[path][...]
+            variable[...] = (decay * variable[...] + (1.0 - decay) * now).astype(now.dtype)
+
+
 class Functional:
     """`constructor(rngs) -> nnx.Module`, as pure functions.
 

@@ -7,7 +7,7 @@ lists each. Anything beyond what the patterns allow is an error that names the p
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,20 @@ from lapa_jax.nn.module import Functional, Tree, flatten, unflatten
 
 HEADS = ("embeddings/*", "heads/*", "front_end/*")
 ADAPTERS = ("*/lora_a", "*/lora_b")  # may be new; never dropped, since kernels lack what they know
+
+
+class Borrowed(NamedTuple):
+    """Frozen weights of a model that are those of another run: where a config names the run, what
+    that run must be, and whose weights are taken."""
+
+    key: str  # of the config
+    run: str  # the workdir that stands there
+    hint: str  # what to name there
+    stage: str  # of the run
+    settings_key: str  # where the config has the `settings` that its model must have (JSON values)
+    settings: Mapping[str, Any]
+    theirs: str  # a branch of its parameters
+    ours: str  # path of a branch of the variables
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from lapa_jax.nn.layers import Dense, LayerNorm, truncated_normal
 from lapa_jax.nn.module import freeze, param
 from lapa_jax.nn.registry import default_settings, named_config, named_settings, typed_config
+from lapa_jax.nn.surgery import Borrowed
 from lapa_jax.parallel.sharding import constrain
 from lapa_jax.policy.image_tokenizer import ImageEncoder, ImageTokenizerConfig
 
@@ -30,6 +31,7 @@ class PatchesConfig:
     patches."""
 
     column: ClassVar[str] = "frames"
+    borrowed: ClassVar[Borrowed | None] = None  # frozen weights that are another run's
 
     image_size: tuple[int, int]
     patch_size: int = 16
@@ -88,12 +90,26 @@ class VqganConfig:
         rows, columns = self.tokenizer.grid(self.image_size)
         return rows * columns
 
+    @property
+    def borrowed(self) -> Borrowed:
+        return Borrowed(
+            key="model.front_end.weights",
+            run=self.weights,
+            hint="an image tokenizer (lapa import --format vqgan_pickle)",
+            stage="image_tokenizer",
+            settings_key=self.tokenizer.KEY,
+            settings=self.tokenizer.architecture(),
+            theirs="encoder",
+            ours="front_end/encoder",
+        )
+
 
 @dataclass(frozen=True)
 class CachedTokensConfig:
     """Images come as `num_tokens` ids of the image vocabulary, among the tokens of a row."""
 
     column: ClassVar[str] = "image_tokens"
+    borrowed: ClassVar[Borrowed | None] = None
 
     num_tokens: int = 256
 

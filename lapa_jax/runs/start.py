@@ -24,6 +24,7 @@ from lapa_jax.runs import run as runs
 from lapa_jax.runs.loaded import Model, averages, digest, load, open_checkpoints
 from lapa_jax.runs.program import Program
 from lapa_jax.runs.sources import OfCorpora
+from lapa_jax.stages.stage import frozen_source, with_borrowed
 from lapa_jax.training import checkpoint, memory
 from lapa_jax.training import state as states
 from lapa_jax.version import __version__
@@ -184,13 +185,13 @@ def _adopt_frozen(
     Only a fresh run needs them: from then on they are in its checkpoints.
     """
     stage = program.stage
-    source = stage.frozen_from()
+    source = frozen_source(stage.borrowed)
     if source is None:
         return state, None
     key, workdir = source
     try:
         run = load(workdir)
-        variables = stage.adopt(state.variables, run.config, run.params)
+        variables = with_borrowed(stage.borrowed, state.variables, run.config, run.params)
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"{key}={workdir!r}: {error}") from error
     logging.info("%s %s: step %d, parameters %s", key, workdir, run.step, run.params_hash)

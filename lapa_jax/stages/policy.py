@@ -22,14 +22,13 @@ from lapa_jax.nn.registry import default_settings, typed_config
 from lapa_jax.nn.stack import unstack
 from lapa_jax.policy import heads
 from lapa_jax.policy.decoding import extend
-from lapa_jax.policy.front_end import front_end_column
+from lapa_jax.policy.front_end import front_end_column, front_end_config
 from lapa_jax.policy.heads.tokens import cross_entropy
 from lapa_jax.policy.layout import Layout, LegacyLayout, Slots, by_row, left_pad, pack
 from lapa_jax.policy.modality import MODALITIES
 from lapa_jax.policy.text import TextTokenizer, train
 from lapa_jax.policy.vla import VLA, VLAConfig
 from lapa_jax.stages import augmentation
-from lapa_jax.stages.image_tokenizer import adopt_tokenizer, tokenizer_source
 from lapa_jax.stages.stage import Assets, Batch, Metrics, Params, Sources, Stage, Variables
 
 TOKENIZER = "tokenizer.model"
@@ -69,6 +68,7 @@ class PolicyStage(Stage):
             model["front_end"] |= {"image_size": config.data.image_size}
         model["compute_dtype"] = config.compute_dtype
         self.model_config = typed_config(VLAConfig, model, "model")
+        self.borrowed = front_end_config(self.model_config.front_end)[1].borrowed
         if self.tokenizer.vocab_size > self.model_config.text_vocab:
             raise ValueError(
                 f"model.text_vocab={self.model_config.text_vocab} is too small: "
@@ -227,12 +227,6 @@ class PolicyStage(Stage):
     def eval_metrics(self, params: Params, variables: Variables, batch: Batch) -> Metrics:
         loss, metrics, _ = self.loss(params, variables, batch, jax.random.key(0))
         return metrics | {"loss": loss}
-
-    def frozen_from(self) -> tuple[str, str] | None:
-        return tokenizer_source(self.model_config.front_end)
-
-    def adopt(self, variables: Variables, config: ConfigDict, params: Params) -> Variables:
-        return adopt_tokenizer(self.model_config.front_end, variables, config, params)
 
     def for_decoding(self, params: Params) -> tuple["PolicyStage", Params]:
         """(this stage, its parameters) with the layers apart: decodes faster, and cannot train.

@@ -1,5 +1,6 @@
 """Stage 1: learn latent actions from frame pairs (x_t, x_t+H) by predicting the later frame."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,8 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lapa_jax.latent import Quantizer, QuantizerConfig, Reading
-from lapa_jax.latent.objectives import FeaturesConfig, objective_config
-from lapa_jax.nn import surgery
+from lapa_jax.latent.objectives import OBJECTIVES, Objective, objective_config
 from lapa_jax.nn.module import Functional
 from lapa_jax.nn.registry import typed_config
 from lapa_jax.stages import augmentation
@@ -20,14 +20,12 @@ from lapa_jax.stages.stage import (
     Params,
     Stage,
     Variables,
-    require_source,
 )
 
 
 class QuantizerStage(Stage):
-    """Batch: frames uint8 (B, num_frames, H, W, 3)."""
+    """Batch: frames uint8 (B, num_frames, H, W, 3), and the columns of the objective."""
 
-    fields = ("frames",)
     image_column = "frames"
     alarms = {
         "collapsed": "few codes are in use (perplexity_recent is under model.collapse_fraction of "
@@ -45,53 +43,43 @@ class QuantizerStage(Stage):
         }
         self.model_config = typed_config(QuantizerConfig, settings, "model")
         self.model = Functional(lambda rngs: Quantizer(self.model_config, rngs=rngs))
+        objective, settings = objective_of(config.model)
+        self._columns, self.borrowed = objective.columns(settings), objective.borrowed(settings)
+
+    @classmethod
+    def fields_of(cls, config: ConfigDict) -> tuple[str, ...]:
+        objective, settings = objective_of(config.model)
+        return ("frames", *objective.columns(settings))
 
     def prepare(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {"frames": batch["frames"]} | augmentation.column(self.config.data, batch)
+        given = {name: batch[name] for name in ("frames", *self._columns)}
+        return given | augmentation.column(self.config.data, batch)
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         data, rows = self.config.data, self.config.global_batch
         shape = (rows, data.num_frames, *data.image_size, 3)
-        frames = {"frames": jax.ShapeDtypeStruct(shape, jnp.uint8)}
-        return frames | augmentation.column_spec(data, rows)
-
-    def frozen_from(self) -> tuple[str, str] | None:
-        settings = self._objective()[1]
-        if not isinstance(settings, FeaturesConfig):
-            return None
-        if not settings.weights:
-            raise ValueError(
-                "model.objective.weights is empty: name the run of a teacher "
-                "(experiments/teacher/tabletop.py, or lapa import --format dinov2)"
-            )
-        return "model.objective.weights", settings.weights
-
-    def adopt(self, variables: Variables, config: ConfigDict, params: Params) -> Variables:
-        teacher = self._objective()[1].teacher
-        require_source(config, "teacher", teacher.KEY, teacher.architecture())
-        here = self.model.abstract()[1]["objective"]["teacher"]
-        surgery.plan_swap(params["encoder"], here, may_change=())
-        return variables | {"objective": variables["objective"] | {"teacher": params["encoder"]}}
+        spec = {"frames": jax.ShapeDtypeStruct(shape, jnp.uint8)}
+        spec |= {name: x.update(shape=(rows, *x.shape)) for name, x in self._columns.items()}
+        return spec | augmentation.column_spec(data, rows)
 
     def loss(
         self, params: Params, variables: Variables, batch: Batch, rng: jax.Array
     ) -> tuple[jax.Array, Metrics, Variables]:
-        out, variables = self.model.apply(
-            params, variables, "__call__", batch["frames"], train=True, rng=rng
-        )
+        out, variables = self._outcome(params, variables, batch, train=True, rng=rng)
         return out["loss"], _with_skill(out["metrics"]), variables
 
     def eval_metrics(self, params: Params, variables: Variables, batch: Batch) -> Metrics:
-        out, _ = self.model.apply(params, variables, "__call__", batch["frames"], train=False)
-        return _with_skill(out["metrics"])
+        return _with_skill(self._outcome(params, variables, batch, train=False)[0]["metrics"])
+
+    def _outcome(self, params, variables, batch, **options):
+        given = {name: batch[name] for name in self._columns}
+        frames = batch["frames"]
+        return self.model.apply(params, variables, "__call__", frames, **given, **options)
 
     def after_update(
         self, params: Params, variables: Variables, step: jax.Array, rng: jax.Array
     ) -> tuple[Params, Variables]:
         return self.model.after_update(params, variables, step, rng)
-
-    def _objective(self) -> tuple[str, Any]:
-        return objective_config(self.model_config.objective)
 
     # What the labeller, the evaluator and the report use; pure functions of the parameters.
 
@@ -119,6 +107,12 @@ class QuantizerStage(Stage):
     ) -> jax.Array:
         """The same from what the decoder receives, float32 (B, code_length, quant_dim)."""
         return self.model.apply(params, variables, "decode_latent", first, received)[0]
+
+
+def objective_of(model: Mapping[str, Any]) -> tuple[type[Objective], Any]:
+    """(class, its settings) of config.model."""
+    name, settings = objective_config(model["objective"])
+    return OBJECTIVES[name][1], settings
 
 
 def _with_skill(metrics: Metrics) -> Metrics:

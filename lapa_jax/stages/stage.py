@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 
 from lapa_jax.nn import flops
 from lapa_jax.nn.attention import plain_attention
-from lapa_jax.nn.module import Functional
+from lapa_jax.nn.module import Functional, flatten, unflatten
+from lapa_jax.nn.surgery import Borrowed, plan_swap
 from lapa_jax.policy.heads import Sources
 
 Params = dict[str, Any]
@@ -19,18 +20,36 @@ Batch = dict[str, jax.Array]
 Assets = Mapping[str, bytes]
 
 
-def require_source(config: ConfigDict, stage: str, key: str, wanted: Mapping[str, Any]) -> None:
-    """Whether frozen weights may come from a run of this config: of that stage, its model with the
-    settings `wanted` (JSON values), which stand under `key`. Raises ValueError."""
-    if config.stage != stage:
-        raise ValueError(f"it is of stage {config.stage!r}, not {stage!r}")
+def frozen_source(borrowed: Borrowed | None) -> tuple[str, str] | None:
+    """(config key, workdir in it) of the run that has these weights."""
+    if borrowed is None:
+        return None
+    if not borrowed.run:
+        raise ValueError(f"{borrowed.key} is empty: name the run of {borrowed.hint}")
+    return borrowed.key, borrowed.run
+
+
+def with_borrowed(
+    borrowed: Borrowed, variables: Variables, config: ConfigDict, params: Params
+) -> Variables:
+    """Fresh `variables` with the weights of that run, given its config and parameters.
+
+    Raises ValueError for a run that does not fit, with the keys that differ.
+    """
+    if config.stage != borrowed.stage:
+        raise ValueError(f"it is of stage {config.stage!r}, not {borrowed.stage!r}")
     differing = [
-        f"{key}.{name}={value!r}, which is {config.model[name]!r} there"
-        for name, value in wanted.items()
+        f"{borrowed.settings_key}.{name}={value!r}, which is {config.model[name]!r} there"
+        for name, value in borrowed.settings.items()
         if config.model[name] != value
     ]
     if differing:
         raise ValueError("; ".join(differing))
+    flat, branch = flatten(variables), f"{borrowed.ours}/"
+    theirs = params[borrowed.theirs]
+    here = {path.removeprefix(branch): flat[path] for path in flat if path.startswith(branch)}
+    plan_swap(theirs, unflatten(here), may_change=())
+    return unflatten(flat | {branch + path: leaf for path, leaf in flatten(theirs).items()})
 
 
 class Stage(Protocol):
@@ -46,6 +65,7 @@ class Stage(Protocol):
     # metric that is 1 while something is wrong → what to tell the user
     alarms: Mapping[str, str] = {}
     model: Functional  # the module as pure functions
+    borrowed: Borrowed | None = None  # frozen weights that are another run's
     config: ConfigDict
     assets: Assets
 
@@ -76,17 +96,6 @@ class Stage(Protocol):
     def axes(self) -> dict[str, Any]:
         """Logical axis names, a tuple per parameter, in the structure of the parameters."""
         return self.model.axes()
-
-    def frozen_from(self) -> tuple[str, str] | None:
-        """(config key, workdir in it) of the run that gives this one's frozen weights."""
-        return None
-
-    def adopt(self, variables: Variables, config: ConfigDict, params: Params) -> Variables:
-        """Fresh `variables` with the frozen weights of that run, given its config and parameters.
-
-        Raises ValueError for a run that does not fit, with the keys that differ.
-        """
-        raise TypeError(f"{type(self).__name__} has no frozen weights")
 
     def loss(
         self, params: Params, variables: Variables, batch: Batch, rng: jax.Array

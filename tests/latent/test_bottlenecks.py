@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from experiments import base
 from lapa_jax.latent import Quantizer
-from lapa_jax.latent.bottlenecks import BOTTLENECKS, CONTINUOUS, bottleneck_config
+from lapa_jax.latent.bottlenecks import BOTTLENECKS, bottleneck_config
 from lapa_jax.latent.objectives import OBJECTIVES
 from lapa_jax.nn.module import Functional
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 SIZE, WIDTH = 8, 6
+CONTINUOUS = ("gaussian", "none")
 DISCRETE = sorted(set(BOTTLENECKS) - set(CONTINUOUS))
 
 
@@ -69,6 +70,10 @@ def test_the_decoder_receives_what_lookup_gives(name):
     codes = jnp.arange(SIZE)[:, None]
     vectors = np.asarray(model.apply(params, variables, "lookup", codes)[0][:, 0])
     assert len(np.unique(vectors.round(5), axis=0)) == SIZE  # no two codes are one vector
+    places, points = model.apply(params, variables, "nearness", 2 * latents())[0]
+    assert points.shape == (SIZE, places.shape[-1])
+    distance = np.square(np.asarray(places)[..., None, :] - np.asarray(points)).sum(-1)
+    np.testing.assert_array_equal(distance.argmin(-1), out.codes_BL)
 
 
 @pytest.mark.parametrize("name", CONTINUOUS)

@@ -1,14 +1,15 @@
 """Clips of more than two frames, and objectives that constrain more than neighbours."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from helpers import moving_squares, quantizer_config
 
 from lapa_jax.latent import Quantizer
-from lapa_jax.latent import objectives as registry
+from lapa_jax.latent.objectives import OBJECTIVES, Objective
+from lapa_jax.latent.objectives.base import mean_squared_error
+from lapa_jax.latent.objectives.pixels import PixelsConfig
 from lapa_jax.nn.module import Functional
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -54,32 +55,39 @@ def test_frames_before_a_pair_may_change_its_latent():
     frames = clips(4, 3)
 
     def latents(frames):
-        embedded = model.apply(params, variables, "patches", frames)[0]
-        return model.apply(params, variables, "_encode", embedded, train=False)[0]
+        return model.apply(params, variables, "pairs", frames, train=False)[0].latent_MLQ
 
     z, other = latents(frames), latents(frames.at[:, 0].set(0.0))
     assert z.shape == (8, 1, 8)
     assert not np.allclose(z.reshape(4, 2, 8)[:, 1], other.reshape(4, 2, 8)[:, 1], atol=1e-4)
 
 
-class Additive(registry.Pixels):
+class Additive(Objective):
     """z of the first and third frame should be the sum of those of the two steps, and that sum
     should draw the third frame from the first."""
 
-    def __call__(self, clip):
-        loss, metrics = super().__call__(clip)
-        first, third = clip.frames_BTIJC[:, 0], clip.frames_BTIJC[:, 2]
+    def __call__(self, model, batch, *, train, rng=None):
+        frames = batch["frames"][:, :3]
+        pairs = model.pairs(frames, train=train)
+        out = model.bottleneck(pairs.latent_MLQ, rng=rng, train=train)
+        recon = model.draw(pairs.first_MIJC, model.tokens(pairs.embedded_MHWD, out.z_q_BLD))
+        loss = mean_squared_error(recon, pairs.last_MIJC)
+        first, third = frames[:, 0], frames[:, 2]
         latents, received = (
             x.reshape(len(first), 2, *x.shape[1:]).sum(axis=1)
-            for x in (clip.latent_MLQ, clip.received_MLQ)
+            for x in (pairs.latent_MLQ, out.z_q_BLD)
         )
-        gap = jnp.mean(jnp.square(clip.encode_pair(first, third) - latents))
-        drawn = jnp.mean(jnp.square(clip.decode(first, received) - third))
-        return loss + gap + drawn, metrics | {"gap": gap, "drawn": drawn}
+        gap = mean_squared_error(model.encode(first, third), latents)
+        drawn = mean_squared_error(model.decode_latent(first, received), third)
+        metrics = {"gap": gap, "drawn": drawn}
+        return model.outcome(
+            pairs, out, recon, loss=loss + gap + drawn, bottleneck_loss=out.loss, train=train,
+            metrics=metrics,
+        )  # fmt: skip
 
 
 def test_a_triplet_objective_is_one_more_class(monkeypatch):
-    monkeypatch.setitem(registry.OBJECTIVES, "additive", (registry.PixelsConfig, Additive))
+    monkeypatch.setitem(OBJECTIVES, "additive", (PixelsConfig, Additive))
     model, params, variables = build(3, objective={"name": "additive"})
     frames = clips(16, 3)
     optimizer = optax.adam(1e-3)

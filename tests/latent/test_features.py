@@ -1,13 +1,16 @@
 """Quantizers that predict the features of a frozen teacher."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import Training, moving_squares, quantizer_config
 
-from lapa_jax.latent.objectives import Clip, FeaturesConfig, objective_config
-from lapa_jax.latent.objectives.features import Features, patches_of_cell
+from lapa_jax.latent.bottlenecks import BottleneckOutput
+from lapa_jax.latent.objectives import objective_config
+from lapa_jax.latent.objectives.features import Features, FeaturesConfig, patches_of_cell
 from lapa_jax.nn.module import Functional, flatten, paths
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -39,6 +42,31 @@ def test_training_predicts_features_and_leaves_the_teacher_as_it_is():
         np.testing.assert_array_equal(after[path], value, err_msg=path)
 
 
+class Toolbox:
+    """Of a quantizer that draws the first frame, from any tokens."""
+
+    def __init__(self, first, last, tokens):
+        self.drawn_from = SimpleNamespace(
+            first_MIJC=first, last_MIJC=last, latent_MLQ=None, embedded_MHWD=None
+        )
+        self.given = tokens
+
+    def pairs(self, frames, *, train):
+        return self.drawn_from
+
+    def bottleneck(self, z, **options):
+        return BottleneckOutput(None, None, 0.0, {})
+
+    def tokens(self, embedded, z):
+        return self.given
+
+    def draw(self, first, tokens):
+        return first
+
+    def outcome(self, pairs, out, recon, *, loss, bottleneck_loss, train, metrics):
+        return loss, metrics
+
+
 @pytest.mark.parametrize("predict", ["residual", "frame"])
 def test_a_residual_is_added_to_the_features_of_the_first_frame(predict):
     config = quantizer_config(objective=objective(), predict=predict)
@@ -48,8 +76,10 @@ def test_a_residual_is_added_to_the_features_of_the_first_frame(predict):
     frames, _ = moving_squares(jax.random.key(2), 4)
     first, last = frames[:, 0], frames[:, 1]
     tokens = jax.random.normal(jax.random.key(3), (4, 4, 4, 48))
-    clip = Clip(frames, first, last, None, None, tokens, first, None, None, None)
-    loss, metrics = model.apply(params, variables, "__call__", clip)[0]
+    toolbox = Toolbox(first, last, tokens)
+    loss, metrics = model.apply(
+        params, variables, "__call__", toolbox, {"frames": frames}, train=False
+    )[0]
     if predict == "residual":
         assert metrics["feature_skill"] == pytest.approx(0.0, abs=1e-6), "nothing is added yet"
     else:

@@ -71,7 +71,7 @@ def test_activations_codes_and_reconstructions(name):
     frames = frames_of(io["video_u8"])
 
     def forward(net, frames):
-        embedded = net.patches(net._frames(frames))
+        embedded = net.patches(net.frames(frames))
         spatial = net.spatial(embedded, net.bias())
         tokens = net.temporal(spatial)
         z = [net.code_projection(tokens[:, t]) for t in (0, 1)]

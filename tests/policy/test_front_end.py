@@ -14,7 +14,7 @@ from experiments import base
 from lapa_jax.interop import vqgan
 from lapa_jax.nn.module import Functional, flatten, param, paths
 from lapa_jax.policy.front_end import FRONT_ENDS, front_end_column, front_end_config
-from lapa_jax.stages.image_tokenizer import adopt_tokenizer, tokenizer_source
+from lapa_jax.stages.stage import frozen_source, with_borrowed
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 GOLDEN = Path(__file__).parents[1] / "golden" / "vqgan"
@@ -53,6 +53,10 @@ def build(settings, vocab=70):
     return Functional(lambda rngs: Policy(settings, vocab, rngs=rngs))
 
 
+def borrowed(front_end):
+    return front_end_config(front_end)[1].borrowed
+
+
 @pytest.fixture(scope="module")
 def source():
     """(config, parameters) of a run of an image tokenizer."""
@@ -65,7 +69,7 @@ def adopted(source, quick_compile):
     """(model, parameters, variables with the tokenizer of the run)."""
     model = build(VQGAN)
     params, variables = jax.jit(model.init)(jax.random.key(0))
-    return model, params, adopt_tokenizer(VQGAN, variables, *source)
+    return model, params, with_borrowed(borrowed(VQGAN), variables, *source)
 
 
 def test_a_tokenizer_in_the_model_gives_what_cached_tokens_give(adopted, source):
@@ -112,9 +116,8 @@ def test_a_source_that_does_not_fit(source):
 
     def refused(changes=None, front_end=VQGAN):
         with pytest.raises(ValueError) as info:
-            adopt_tokenizer(
-                front_end, variables, ConfigDict(config.to_dict() | (changes or {})), params
-            )
+            config_there = ConfigDict(config.to_dict() | (changes or {}))
+            with_borrowed(borrowed(front_end), variables, config_there, params)
         return str(info.value)
 
     assert refused({"stage": "quantizer"}) == "it is of stage 'quantizer', not 'image_tokenizer'"
@@ -123,10 +126,10 @@ def test_a_source_that_does_not_fit(source):
         "model.front_end.tokenizer.blocks=2, which is 1 there; "
         "model.front_end.tokenizer.codebook_size=32, which is 64 there"
     )
-    assert tokenizer_source(VQGAN) == ("model.front_end.weights", "runs/vqgan")
-    assert tokenizer_source(CACHED) is None
+    assert frozen_source(borrowed(VQGAN)) == ("model.front_end.weights", "runs/vqgan")
+    assert frozen_source(borrowed(CACHED)) is None
     with pytest.raises(ValueError, match="model.front_end.weights is empty: name the run of an"):
-        tokenizer_source(VQGAN | {"weights": ""})
+        frozen_source(borrowed(VQGAN | {"weights": ""}))
 
 
 def test_settings_and_images_that_cannot_be():

@@ -1,15 +1,15 @@
 """What every bottleneck gives, and what those with a codebook share.
 
-A bottleneck is called as `bottleneck(z_e, rng=..., train=...)` and returns a `BottleneckOutput`.
-Whatever it keeps beside its parameters is a `BottleneckState` variable: part of the train state,
-never of the gradient, and computed from the global batch, so that every replica holds the same.
+Whatever a bottleneck keeps beside its parameters is a `BottleneckState` variable: part of the train
+state, never of the gradient, and computed from the global batch, so that every replica holds the
+same.
 
 Shape suffixes: B batch, L code slots, M = B·L vectors, D latent width, K codes, R recent vectors
-kept.
+kept, G dimensions in which codes are compared.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,41 @@ class BottleneckOutput(NamedTuple):
     codes_BL: jax.Array | None  # int32; None for a continuous bottleneck
     loss: jax.Array  # scalar added to the training loss
     metrics: dict[str, jax.Array]
+
+
+class Bottleneck(nnx.Module):
+    """Built as `(config, codebook_size, dim, rngs=...)`."""
+
+    continuous: ClassVar[bool] = False  # no codes: `lookup` and `nearness` are missing
+
+    @classmethod
+    def defaults(cls, codebook_size: int) -> dict[str, Any]:
+        """Settings of a new config that depend on the codebook's size."""
+        return {}
+
+    @classmethod
+    def torch_form(cls, config: Any, codebook_size: int) -> dict[str, Any]:
+        """The keys "bottleneck" and, of a grid, "levels" of the config of torch_files'
+        modeling_laq.py, by which it knows what to compute with the exported weights."""
+        return {"bottleneck": "codebook"}
+
+    def __call__(
+        self, z_e_BLD: jax.Array, *, train: bool, rng: jax.Array | None = None
+    ) -> BottleneckOutput:
+        """`rng`: in training."""
+        raise NotImplementedError
+
+    def lookup(self, codes_BL: jax.Array) -> jax.Array:
+        """What the decoder receives, float32 (B, L, D), for codes in range (checked where they
+        enter from outside)."""
+        raise NotImplementedError
+
+    def nearness(self, z_BLD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(where latents are (B, L, G), where codes are (K, G)): the nearest code is chosen."""
+        raise NotImplementedError
+
+    def after_update(self, step: jax.Array, rng: jax.Array) -> None:
+        """What follows optimizer step `step` (from 0) without a gradient."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +93,7 @@ class CodebookConfig:
                 )
 
 
-class CodebookBottleneck(nnx.Module):
+class CodebookBottleneck(Bottleneck):
     """A codebook that serves all slots. A subclass has `train_output(z_BLD, hard_BLD, error_BL,
     rng)`, of the latents, their nearest codes and the squared distances between them: (what the
     decoder receives in training (B, L, D), loss).
@@ -116,9 +151,10 @@ class CodebookBottleneck(nnx.Module):
         return BottleneckOutput(z_q_BLD, codes_BL, loss, jax.lax.stop_gradient(metrics))
 
     def lookup(self, codes_BL: jax.Array) -> jax.Array:
-        """The vectors of `codes`, which must be in range (checked where they enter from
-        outside)."""
         return self.codebook[...][codes_BL]
+
+    def nearness(self, z_BLD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return z_BLD, self.codebook[...]
 
     def after_update(self, step: jax.Array, rng: jax.Array) -> None:
         """Initialises the codebook after step 0, replaces dead codes every

@@ -9,8 +9,16 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lapa_jax.latent.bottlenecks.base import BottleneckOutput
+from lapa_jax.latent.bottlenecks.base import Bottleneck, BottleneckOutput
 from lapa_jax.nn.layers import Dense
+
+
+class Continuous(Bottleneck):
+    continuous = True
+
+    @classmethod
+    def torch_form(cls, config, codebook_size):
+        return {"bottleneck": "continuous"}
 
 
 @dataclass(frozen=True)
@@ -18,7 +26,7 @@ class NoneConfig:
     """Nothing to set."""
 
 
-class NoBottleneck(nnx.Module):
+class NoBottleneck(Continuous):
     """The latent as it is."""
 
     def __init__(self, config: NoneConfig, codebook_size: int, dim: int, *, rngs: nnx.Rngs):
@@ -30,9 +38,6 @@ class NoBottleneck(nnx.Module):
         del rng, train
         return BottleneckOutput(z_e_BLD.astype(jnp.float32), None, jnp.zeros(()), {})
 
-    def after_update(self, step: jax.Array, rng: jax.Array) -> None:
-        del step, rng
-
 
 @dataclass(frozen=True)
 class GaussianConfig:
@@ -41,7 +46,7 @@ class GaussianConfig:
     kl_weight: float = 1e-4
 
 
-class Gaussian(nnx.Module):
+class Gaussian(Continuous):
     """A normal whose mean is the latent and whose variance is learned from it, kept near the unit
     normal (β-VAE, Higgins et al. 2017). The decoder receives a sample in training, the mean in
     evaluation."""
@@ -66,6 +71,3 @@ class Gaussian(nnx.Module):
         kl = 0.5 * jnp.mean(jnp.square(mean) + jnp.exp(log_variance) - 1.0 - log_variance)
         metrics = {"kl": jax.lax.stop_gradient(kl)}
         return BottleneckOutput(sample, None, self.config.kl_weight * kl, metrics)
-
-    def after_update(self, step: jax.Array, rng: jax.Array) -> None:
-        del step, rng

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lapa_jax.latent.bottlenecks.base import (
+    Bottleneck,
     BottleneckOutput,
     BottleneckState,
     CodebookBottleneck,
@@ -49,7 +50,7 @@ class LegacyNSVQConfig:
     """Nothing can be set: the schedule and the threshold are the original's."""
 
 
-class LegacyNSVQ(nnx.Module):
+class LegacyNSVQ(Bottleneck):
     """NSVQ with the original implementation's codebook: never initialised from data; unused codes
     become copies of used ones, which no argmin can choose before a gradient parts them. Training
     with it collapses; it is for parity.
@@ -92,6 +93,9 @@ class LegacyNSVQ(nnx.Module):
 
     def lookup(self, codes_BL: jax.Array) -> jax.Array:
         return self.codebook[...][codes_BL]
+
+    def nearness(self, z_BLD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return z_BLD, self.codebook[...]
 
     def after_update(self, step: jax.Array, rng: jax.Array) -> None:
         """The original's schedule: steps 10..90, 100..900, 1000..4500 by 10, 100 and 500."""

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lapa_jax.latent.bottlenecks.base import BottleneckOutput
+from lapa_jax.latent.bottlenecks.base import Bottleneck, BottleneckOutput
 from lapa_jax.latent.bottlenecks.vq import straight_through
 from lapa_jax.nn.layers import Dense
 
@@ -26,16 +26,6 @@ class FSQConfig:
         object.__setattr__(self, "levels", tuple(self.levels))
         if not self.levels or min(self.levels) < 2:
             raise ValueError(f"model.bottleneck.levels={self.levels} must be numbers from 2 on")
-
-
-def fsq_levels(codebook_size: int) -> tuple[int, ...]:
-    """Levels whose product is `codebook_size`: of a power of two, at most eight each and at least
-    two dimensions."""
-    bits = codebook_size.bit_length() - 1
-    if codebook_size != 2**bits or bits < 2:
-        return (codebook_size,)
-    dimensions = max(2, -(-bits // 3))
-    return tuple(2 ** (-(-(bits - i) // dimensions)) for i in range(dimensions))
 
 
 @dataclass(frozen=True)
@@ -53,7 +43,7 @@ class LFQConfig:
             raise ValueError(f"model.bottleneck.temperature={self.temperature} must be positive")
 
 
-class GridBottleneck(nnx.Module):
+class GridBottleneck(Bottleneck):
     """Latents are projected to the G dimensions of a grid, rounded to it with a straight-through
     gradient, and projected back. Code ids count the grid's cells, the first dimension fastest.
 
@@ -82,14 +72,14 @@ class GridBottleneck(nnx.Module):
         return BottleneckOutput(self.out(grid_BLG), codes_BL, loss, {})
 
     def lookup(self, codes_BL: jax.Array) -> jax.Array:
-        """The vectors of `codes`, which must be in range (checked where they enter from
-        outside)."""
         levels = np.array(self.levels)
         ids_BLG = (codes_BL[..., None] // self._strides()) % levels
         return self.out(2.0 * ids_BLG / (levels - 1) - 1.0)
 
-    def after_update(self, step: jax.Array, rng: jax.Array) -> None:
-        del step, rng
+    def _cells(self) -> np.ndarray:
+        """Level ids int (K, G) of every code."""
+        codes = np.arange(math.prod(self.levels))[:, None]
+        return codes // self._strides() % np.array(self.levels)
 
     def _strides(self) -> np.ndarray:
         return np.cumprod((1, *self.levels[:-1]))
@@ -98,6 +88,20 @@ class GridBottleneck(nnx.Module):
 class FSQ(GridBottleneck):
     """Finite scalar quantisation (Mentzer et al. 2023): each dimension is squashed by a tanh and
     rounded to one of its levels."""
+
+    @classmethod
+    def defaults(cls, codebook_size):
+        """Levels whose product is `codebook_size`: of a power of two, at most eight each and at
+        least two dimensions."""
+        bits = codebook_size.bit_length() - 1
+        if codebook_size != 2**bits or bits < 2:
+            return {"levels": (codebook_size,)}
+        dimensions = max(2, -(-bits // 3))
+        return {"levels": tuple(2 ** (-(-(bits - i) // dimensions)) for i in range(dimensions))}
+
+    @classmethod
+    def torch_form(cls, config, codebook_size):
+        return {"bottleneck": "fsq", "levels": list(config.levels)}
 
     def __init__(self, config: FSQConfig, codebook_size: int, dim: int, *, rngs: nnx.Rngs):
         if math.prod(config.levels) != codebook_size:
@@ -109,14 +113,25 @@ class FSQ(GridBottleneck):
 
     def round(self, z_BLG):
         top = np.array(self.levels, np.float32) - 1.0
-        place = 0.5 * top * (jnp.tanh(z_BLG) + 1.0)  # in [0, levels − 1]
+        place = self._place(z_BLG)
         ids = jnp.round(place)
         return ids.astype(jnp.int32), 2.0 * straight_through(place, ids) / top - 1.0
+
+    def nearness(self, z_BLD):
+        return self._place(self.into(z_BLD)), jnp.asarray(self._cells(), jnp.float32)
+
+    def _place(self, z_BLG: jax.Array) -> jax.Array:
+        """In [0, levels − 1]."""
+        return 0.5 * (np.array(self.levels, np.float32) - 1.0) * (jnp.tanh(z_BLG) + 1.0)
 
 
 class LFQ(GridBottleneck):
     """Lookup-free quantisation (Yu et al. 2023): one bit a dimension, kept in use by an entropy
     loss."""
+
+    @classmethod
+    def torch_form(cls, config, codebook_size):
+        return {"bottleneck": "lfq", "levels": [2] * (codebook_size.bit_length() - 1)}
 
     def __init__(self, config: LFQConfig, codebook_size: int, dim: int, *, rngs: nnx.Rngs):
         bits = codebook_size.bit_length() - 1
@@ -130,6 +145,9 @@ class LFQ(GridBottleneck):
     def round(self, z_BLG):
         ids = (z_BLG > 0.0).astype(jnp.int32)
         return ids, straight_through(z_BLG, 2.0 * ids - 1.0)
+
+    def nearness(self, z_BLD):
+        return self.into(z_BLD), jnp.asarray(self._codes())
 
     def train_loss(self, z_BLG, grid_BLG):
         """Both entropies are over whole codes, whose soft probabilities are a softmax of their
@@ -145,5 +163,4 @@ class LFQ(GridBottleneck):
 
     def _codes(self) -> np.ndarray:
         """Grid coordinates (K, G) of every code."""
-        ids = np.arange(2 ** len(self.levels))[:, None] // self._strides() % 2
-        return (2.0 * ids - 1.0).astype(np.float32)
+        return (2.0 * self._cells() - 1.0).astype(np.float32)

@@ -1,6 +1,6 @@
 """Telling the true later frame from others, instead of drawing it.
 
-Shape suffixes: as in pixels.py; E embedding width.
+Shape suffixes: see base.py; E embedding width.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,8 @@ from flax import nnx
 
 from lapa_jax.latent.attention import l2_normalize
 from lapa_jax.latent.config import QuantizerConfig
-from lapa_jax.latent.objectives.pixels import Pixels
+from lapa_jax.latent.encoder import Encoder, Pairs
+from lapa_jax.latent.objectives.base import Objective, mean_squared_error
 from lapa_jax.nn.layers import Dense
 
 
@@ -31,12 +32,10 @@ class ContrastiveConfig:
             )
 
 
-class Contrastive(Pixels):
+class Contrastive(Objective):
     """InfoNCE (van den Oord et al. 2018): the prediction must be nearer to its true later frame
     than to those of the other pairs and to its own first frame. Without that last candidate the
     scene alone would tell the pair, and the latent nothing."""
-
-    draws_with_gradient = False
 
     def __init__(self, settings: ContrastiveConfig, config: QuantizerConfig, *, rngs: nnx.Rngs):
         def dense():
@@ -47,19 +46,33 @@ class Contrastive(Pixels):
         self.predicted, self.true = dense(), dense()
         self.temperature = settings.temperature
 
-    def __call__(self, clip):
+    def __call__(self, model, batch, *, train, rng=None):
+        pairs = model.pairs(batch["frames"], train=train)
+        out = model.bottleneck(pairs.latent_MLQ, rng=rng, train=train)
+        tokens_MHWD = model.tokens(pairs.embedded_MHWD, out.z_q_BLD)
+        recon = model.draw(pairs.first_MIJC, jax.lax.stop_gradient(tokens_MHWD))
+        loss, metrics = self.compare(model, pairs, tokens_MHWD)
+        loss = loss + mean_squared_error(recon, pairs.last_MIJC)
+        return model.outcome(
+            pairs, out, recon, loss=loss, bottleneck_loss=out.loss, train=train, metrics=metrics
+        )
+
+    def compare(
+        self, model: Encoder, pairs: Pairs, tokens_MHWD: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """(InfoNCE, metrics)."""
+
         def embed(head, tokens_MHWD):
             return l2_normalize(head(jnp.mean(tokens_MHWD.astype(jnp.float32), axis=(1, 2))))
 
-        predicted_ME = embed(self.predicted, clip.tokens_MHWD)
-        first_ME = embed(self.true, clip.encode_frame(clip.first_MIJC))
-        last_ME = embed(self.true, clip.encode_frame(clip.last_MIJC))
+        predicted_ME = embed(self.predicted, tokens_MHWD)
+        first_ME = embed(self.true, model.encode_frame(pairs.first_MIJC))
+        last_ME = embed(self.true, model.encode_frame(pairs.last_MIJC))
         others_MM = predicted_ME @ last_ME.T
         own_M1 = jnp.sum(predicted_ME * first_ME, axis=-1, keepdims=True)
         logits = jnp.concatenate([others_MM, own_M1], axis=1) / self.temperature
         labels = jnp.arange(len(logits))
         loss = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
         accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == labels)
-        draw = jnp.mean(jnp.square(clip.recon_MIJC - clip.last_MIJC))
         metrics = {"info_nce": loss, "retrieval_accuracy": accuracy}
-        return loss + draw, jax.lax.stop_gradient(metrics)
+        return loss, jax.lax.stop_gradient(metrics)

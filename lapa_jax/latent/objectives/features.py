@@ -4,7 +4,7 @@ Pixels ask for the look of everything, features for what things are and where (U
 2025, predicts those of DINOv2). A cell of the quantizer is a square of the teacher's patches, a
 whole number of them: frames are resized to that, and no feature is averaged away.
 
-Shape suffixes: as in pixels.py; N frames, F the features of a cell's patches.
+Shape suffixes: see base.py; N frames, F the features of a cell's patches.
 """
 
 from collections.abc import Mapping
@@ -16,11 +16,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lapa_jax.latent.config import QuantizerConfig
-from lapa_jax.latent.objectives.pixels import Pixels
+from lapa_jax.latent.encoder import flat
+from lapa_jax.latent.objectives.base import Objective, mean_squared_error
 from lapa_jax.nn.layers import Dense, dtype_of
 from lapa_jax.nn.module import freeze
 from lapa_jax.nn.patches import to_patches
 from lapa_jax.nn.registry import typed_config
+from lapa_jax.nn.surgery import Borrowed
 from lapa_jax.nn.vit import ViT, ViTConfig, vit_settings
 
 
@@ -41,14 +43,12 @@ class FeaturesConfig:
         object.__setattr__(self, "teacher", teacher)
 
 
-class Features(Pixels):
+class Features(Objective):
     """Mean squared error of the teacher's patch features, each scaled to mean 0 and variance 1.
 
     With model.predict="residual" the head's output is added to the features of the first frame, as
     the pixels' is.
     """
-
-    draws_with_gradient = False
 
     def __init__(self, settings: FeaturesConfig, config: QuantizerConfig, *, rngs: nnx.Rngs):
         teacher, dtype = settings.teacher, dtype_of(config.compute_dtype)
@@ -67,21 +67,47 @@ class Features(Pixels):
             rngs=rngs,
         )
 
-    def __call__(self, clip):
-        B, T, *image = clip.frames_BTIJC.shape
-        features = self._features(clip.frames_BTIJC.reshape(B * T, *image))
-        features = features.reshape(B, T, *features.shape[1:])
-        first_MHWF, last_MHWF = (
-            x.reshape(-1, *x.shape[2:]) for x in (features[:, :-1], features[:, 1:])
+    @classmethod
+    def borrowed(cls, settings):
+        return Borrowed(
+            key="model.objective.weights",
+            run=settings.weights,
+            hint="a teacher (experiments/teacher/tabletop.py, or lapa import --format dinov2)",
+            stage="teacher",
+            settings_key=TeacherConfig.KEY,
+            settings=settings.teacher.architecture(),
+            theirs="encoder",
+            ours="objective/teacher",
         )
-        predicted_MHWF = self.head(clip.tokens_MHWD)
+
+    def __call__(self, model, batch, *, train, rng=None):
+        pairs = model.pairs(batch["frames"], train=train)
+        out = model.bottleneck(pairs.latent_MLQ, rng=rng, train=train)
+        tokens_MHWD = model.tokens(pairs.embedded_MHWD, out.z_q_BLD)
+        recon = model.draw(pairs.first_MIJC, jax.lax.stop_gradient(tokens_MHWD))
+        error, copy = self._errors(batch["frames"], tokens_MHWD)
+        drawn = mean_squared_error(recon, pairs.last_MIJC)
+        metrics = {"feature_loss": error, "feature_skill": 1.0 - error / jnp.maximum(copy, 1e-12)}
+        return model.outcome(
+            *(pairs, out, recon),
+            loss=error + drawn,
+            bottleneck_loss=out.loss,
+            train=train,
+            metrics=jax.lax.stop_gradient(metrics),
+        )
+
+    def _errors(
+        self, frames_BTIJC: jax.Array, tokens_MHWD: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Mean squared errors of features: of those predicted, of the first frame's."""
+        features = self._features(flat(frames_BTIJC))
+        features = features.reshape(*frames_BTIJC.shape[:2], *features.shape[1:])
+        first_MHWF, last_MHWF = flat(features[:, :-1]), flat(features[:, 1:])
+        predicted_MHWF = self.head(tokens_MHWD)
         if self.residual:
             predicted_MHWF = first_MHWF + predicted_MHWF
-        loss = jnp.mean(jnp.square(predicted_MHWF - last_MHWF))
-        copy = jnp.mean(jnp.square(first_MHWF - last_MHWF))
-        draw = jnp.mean(jnp.square(clip.recon_MIJC - clip.last_MIJC))
-        metrics = {"feature_loss": loss, "feature_skill": 1.0 - loss / jnp.maximum(copy, 1e-12)}
-        return loss + draw, jax.lax.stop_gradient(metrics)
+        error = mean_squared_error(predicted_MHWF, last_MHWF)
+        return error, mean_squared_error(first_MHWF, last_MHWF)
 
     def _features(self, frames_NIJC: jax.Array) -> jax.Array:
         """(N, H, W, F) of frames."""

@@ -1,0 +1,62 @@
+"""The interface of objectives.
+
+An objective owns the forward pass of training: it reads its columns of a batch, uses the quantizer
+as its toolbox (quantizer.py names the tools) and says what is compared with what. It may have
+parameters, further bottlenecks, decoders and encoders of its own, and frozen weights. Where it is
+not about pixels, the pixel head still learns to draw, from tokens that carry no gradient:
+reconstructions stay comparable.
+
+Shape suffixes of all objectives: B clips, T frames, M = B·(T−1) pairs of neighbouring frames, I
+image rows, J image columns, H and W grid rows and columns, D width, L code slots, Q latent width.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lapa_jax.latent.config import QuantizerConfig
+from lapa_jax.nn.surgery import Borrowed
+
+if TYPE_CHECKING:
+    from lapa_jax.latent.quantizer import Quantizer
+
+
+class Objective(nnx.Module):
+    """Built last, after the model's own parts."""
+
+    def __init__(self, settings: Any, config: QuantizerConfig, *, rngs: nnx.Rngs):
+        del settings, config, rngs
+
+    @classmethod
+    def columns(cls, settings: Any) -> dict[str, jax.ShapeDtypeStruct]:
+        """The loader's columns that it reads beside "frames", each as it is of one example:
+        {"action": float32 (D,), "action_known": bool ()}."""
+        return {}
+
+    @classmethod
+    def borrowed(cls, settings: Any) -> Borrowed | None:
+        """Which of its variables ("objective/teacher") are weights that another run trained."""
+        return None
+
+    def __call__(
+        self,
+        model: "Quantizer",
+        batch: Mapping[str, jax.Array],
+        *,
+        train: bool,
+        rng: jax.Array | None = None,
+    ) -> dict[str, Any]:
+        """What `model.outcome` gives, of clips batch["frames"], float32 (B, T, I, J, C) in [0, 1],
+        and of the other columns. Without `train` there is no `rng`, and nothing changes."""
+        raise NotImplementedError
+
+    def after_update(self, model: "Quantizer", step: jax.Array, rng: jax.Array) -> None:
+        """What follows optimizer step `step` (from 0) without a gradient: targets that are moving
+        averages (`nn.module.follow`), codes of further bottlenecks that are replaced."""
+
+
+def mean_squared_error(a: jax.Array, b: jax.Array) -> jax.Array:
+    return jnp.mean(jnp.square(a - b))
