@@ -1,0 +1,152 @@
+"""An objective of one's own: a class and a line of the registry, nothing elsewhere."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from data_pipelines.loader import Loader
+from lapa_jax import stages
+from lapa_jax.latent.encoder import Encoder
+from lapa_jax.latent.objectives import OBJECTIVES, Objective
+from lapa_jax.latent.objectives.base import mean_squared_error
+from lapa_jax.nn.layers import Dense
+from lapa_jax.nn.module import flatten, follow, freeze
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+@dataclass(frozen=True)
+class TargetConfig:
+    action_dim: int = 2
+    decay: float = 0.5
+
+
+class Target(Objective):
+    """The latent predicts what a slow copy of the encoder says of the pair (as LAOM does, Nikulin
+    et al. 2025) and, where it is known, the action."""
+
+    def __init__(self, settings, config, *, rngs):
+        def dense(outputs):
+            inputs, axes = (config.code_length, config.quant_dim), (None, None, None)
+            return Dense(inputs, outputs, axes[: 2 + len(outputs)], dtype=jnp.float32, rngs=rngs)
+
+        self.decay = settings.decay
+        self.action = dense((settings.action_dim,))
+        self.target = Encoder(config, rngs=rngs)
+        freeze(self.target)
+
+    @classmethod
+    def columns(cls, settings):
+        return {
+            "action": jax.ShapeDtypeStruct((settings.action_dim,), jnp.float32),
+            "action_known": jax.ShapeDtypeStruct((), bool),
+        }
+
+    def __call__(self, model, batch, *, train, rng=None):
+        pairs = model.pairs(batch["frames"], train=train)
+        out = model.bottleneck(pairs.latent_MLQ, rng=rng, train=train)
+        recon = model.draw(pairs.first_MIJC, model.tokens(pairs.embedded_MHWD, out.z_q_BLD))
+        wanted = self.target.encode(pairs.first_MIJC, pairs.last_MIJC)
+        apart = mean_squared_error(pairs.latent_MLQ, wanted)
+        known = batch["action_known"].astype(jnp.float32)
+        error = jnp.mean(jnp.square(self.action(pairs.latent_MLQ) - batch["action"]), axis=-1)
+        action = jnp.sum(known * error) / jnp.maximum(jnp.sum(known), 1.0)
+        metrics = {"apart": apart, "action_error": action, "known": jnp.mean(known)}
+        return model.outcome(
+            *(pairs, out, recon),
+            loss=apart + action,
+            bottleneck_loss=out.loss,
+            train=train,
+            metrics=jax.lax.stop_gradient(metrics),
+        )
+
+    def after_update(self, model, step, rng):
+        follow(self.target, model, jnp.where(step == 0, 0.0, self.decay))
+
+
+@pytest.fixture
+def stage(monkeypatch, tiny_data):
+    monkeypatch.setitem(OBJECTIVES, "target", (TargetConfig, Target))
+    config = tiny.config("quantizer", tiny_data)
+    config.data.corpora.robot.action_fraction = 0.5
+    with config.unlocked():
+        config.model.objective = {"name": "target", "action_dim": 2, "decay": 0.5}
+    return stages.build(config, {})
+
+
+def trained(stage, batches, state):
+    """State (params, variables, optimizer's) and metrics after a step on each (number, batch)."""
+    optimizer = optax.adam(1e-2)
+    params, variables, opt_state = state if len(state) == 3 else (*state, optimizer.init(state[0]))
+
+    @jax.jit
+    def update(params, variables, opt_state, batch, i):
+        def loss(params):
+            value, metrics, new = stage.loss(params, variables, batch, jax.random.key(i))
+            return value, (metrics, new)
+
+        gradient, (metrics, new) = jax.grad(loss, has_aux=True)(params)
+        updates, opt_state = optimizer.update(gradient, opt_state)
+        params = optax.apply_updates(params, updates)
+        return *stage.after_update(params, new, i, jax.random.key(i)), opt_state, metrics
+
+    for i, batch in batches:
+        *state, metrics = update(params, variables, opt_state, batch, jnp.int32(i))
+        params, variables, opt_state = state
+    return state, metrics
+
+
+def test_a_target_that_follows_and_actions_that_are_known_in_part(stage):
+    config = stage.config
+    fields = stage.fields_of(config)
+    assert fields == ("frames", "action", "action_known")
+    options = dict(fields=fields, global_batch=config.global_batch, seed=0, prepare=stage.prepare)
+    with Loader(config.data, **options) as loader:
+        batches = [(step, loader.batch(step)) for step in range(3)]
+    for name, spec in stage.batch_spec().items():
+        given = batches[0][1][name]
+        assert (given.shape, given.dtype) == (spec.shape, spec.dtype), name
+    assert 0 < np.mean([batch["action_known"] for _, batch in batches]) < 1
+
+    start = jax.jit(stage.init)(jax.random.key(0))
+    first, _ = trained(stage, batches[:1], start)
+    encoder = flatten(first[0])
+    target = flatten(first[1]["objective"]["target"])
+    assert not any("target" in path for path in encoder), "no parameter, so no moments"
+    for path in ("spatial/norm/scale", "code_projection/out/kernel", "patches/project/bias"):
+        np.testing.assert_array_equal(target[path], encoder[path], err_msg=path)
+
+    whole, metrics = trained(stage, batches[1:], first)
+    path = "code_projection/out/kernel"
+    second, _ = trained(stage, batches[1:2], first)
+    expected = 0.5 * target[path] + 0.5 * flatten(second[0])[path]
+    np.testing.assert_allclose(flatten(second[1]["objective"]["target"])[path], expected, rtol=1e-6)
+    assert metrics["apart"] > 0 and {"mse", "skill", "known", "action_error"} <= set(metrics)
+
+    # Resumed from what a checkpoint holds: plain arrays.
+    kept = jax.tree.map(np.asarray, second)
+    resumed, _ = trained(stage, batches[2:], kept)
+    jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+
+
+def test_unknown_actions_do_not_count(stage):
+    rng = np.random.default_rng(0)
+    batch = {
+        name: rng.integers(0, 256, spec.shape).astype(spec.dtype)
+        for name, spec in stage.batch_spec().items()
+    }
+    half = np.arange(len(batch["frames"])) % 2 == 0
+    other = batch["action"] + 100.0 * ~half[:, None]
+    state = jax.jit(stage.init)(jax.random.key(0))
+    evaluate = jax.jit(stage.eval_metrics)
+    found, same = (
+        evaluate(*state, batch | {"action": action, "action_known": half})
+        for action in (batch["action"], other)
+    )
+    assert found["known"] == 0.5
+    np.testing.assert_array_equal(found["action_error"], same["action_error"])
