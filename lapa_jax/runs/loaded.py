@@ -31,7 +31,7 @@ class Model:
     """A trained model, and where it comes from. What LoRA has learned is in the kernels: `config`,
     `stage` and `params` are without its factors."""
 
-    of: ClassVar[type] = stages.Stage  # the stage of its runs
+    of: ClassVar[type] = object  # the stage of its runs; here any
     what: ClassVar[str] = "a model"
 
     config: ConfigDict
