@@ -5,12 +5,15 @@ What cannot be known here is None, never a guess. No host name, user or path is 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 PACKAGES = (
     "jax",
@@ -34,10 +37,8 @@ def package_versions(names: tuple[str, ...] = PACKAGES) -> dict[str, str]:
     """Installed versions; packages that are not installed are absent."""
     found = {}
     for name in names:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -49,13 +50,6 @@ def _cpu_model() -> str | None:
     except OSError:
         pass  # not Linux
     return platform.processor() or None
-
-
-def _memory_gib() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (ValueError, OSError, AttributeError):
-        return None
 
 
 def _cores() -> int | None:
@@ -116,7 +110,7 @@ def describe_environment() -> dict[str, Any]:
         "hardware": {
             "cpu": _cpu_model(),
             "cores": _cores(),
-            "memory_gib": _memory_gib(),
+            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
             "devices": _devices(),
         },
         "code": code_revision(),

@@ -8,8 +8,7 @@ import jax
 import pytest
 import tiny
 
-from lapa_jax.machine import devices
-from lapa_jax.verbs import doctor
+from lapa_jax.machine import devices, host
 from launch import supervise
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -17,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("quick_compile")
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr(doctor, "DISK_BYTES", 2**23)
+    monkeypatch.setattr(host, "DISK_BYTES", 2**23)
 
 
 @pytest.fixture
@@ -124,7 +123,7 @@ TWO = """
 import json, os, sys
 from pathlib import Path
 import jax
-from lapa_jax import doctor_devices
+from lapa_jax.machine import devices
 from lapa_jax.parallel import distributed
 me = os.environ["JAX_PROCESS_ID"]
 distributed.initialize(
@@ -132,8 +131,8 @@ distributed.initialize(
     num_processes=int(os.environ["JAX_NUM_PROCESSES"]),
     process_id=int(me),
 )
-found = [doctor_devices._arithmetic(), doctor_devices._collectives(jax.devices())]
-found += doctor_devices._clocks()
+found = [devices._arithmetic(), devices._collectives(jax.devices())]
+found += devices._clocks()
 (Path(sys.argv[2]) / f"{me}.json").write_text(json.dumps(found))
 """
 
