@@ -287,6 +287,33 @@ def test_latent_actions_come_with_their_frames(tmp_path):
         )
 
 
+def test_vectors_come_with_their_frames(tmp_path):
+    values = np.random.default_rng(0).normal(size=(sum(LENGTHS), 2, 5)).astype(np.float32)
+    values[[3, 31]] = np.nan
+    provenance = {key: value for key, value in PROVENANCE.items() if key != "codebook_size"}
+    for name in "ab":
+        write_corpus(tmp_path / name, shards=1)
+        index = load_index(tmp_path / name)
+        made = provenance | {"width": 5}
+        writer = LabelSetWriter(index.sidecar_dir, "v", index, provenance=made)
+        writer.write_shard(0, values)
+        writer.finish()
+    label(tmp_path / "b")
+    found = {name: tmp_path / name for name in "ab"}, None
+    keys = dict(num_frames=1, fields=("latent_action",), a__label_set="v")
+    loader = make(found, b__label_set="v", **keys)
+    assert loader.mixture.sizes == [sum(LENGTHS) - 2] * 2
+    index = loader.mixture.corpora[0].index
+    for step in range(10):
+        got = loader.batch(step)["latent_action"]
+        assert got.dtype == np.float32 and got.shape == (6, 2, 5)
+        where = loader.describe(step)
+        rows = [index.episode_start[one["episode"]] + one["steps"][0] for one in where]
+        np.testing.assert_array_equal(got, values[rows])
+    with pytest.raises(ValueError, match="agree in codebook_size: a has None, b has 8"):
+        make(found, b__label_set="z", **keys)
+
+
 HISTORY = {"num_frames": 2, "history_seconds": 0.4}  # two steps
 
 
