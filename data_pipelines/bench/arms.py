@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,6 @@ def ours(
     loader = Loader(data, fields=fields, global_batch=setting.batch, seed=0)
     for batch in loader.iterate(start_step):
         yield batch["frames"]
-
-
-def tfdata(setting: Setting) -> Batches:
-    return ours(setting, "tf")
-
-
-def threads(setting: Setting) -> Batches:
-    return ours(setting, "threads")
 
 
 # ---------------------------------------------------------------- the decoders alone
@@ -147,10 +140,6 @@ def octo(setting: Setting, resize: bool = True) -> Batches:
         num_parallel_calls=tf.data.AUTOTUNE,
     )
     return (batch["image"] for batch in _batches(setting, decoded))
-
-
-def octo_no_resize(setting: Setting) -> Batches:
-    return octo(setting, resize=False)
 
 
 def whole_episode(setting: Setting) -> Batches:
@@ -262,10 +251,12 @@ class Arm:
 
 
 ARMS = {
-    "tfdata": Arm("ours, data.decode=tf", tfdata, ("tensorflow",)),
-    "threads": Arm("ours, data.decode=threads", threads, ("simplejpeg",)),
+    "tfdata": Arm("ours, data.decode=tf", partial(ours, decode="tf"), ("tensorflow",)),
+    "threads": Arm("ours, data.decode=threads", partial(ours, decode="threads"), ("simplejpeg",)),
     "octo": Arm("octo/OpenVLA style: decode, Lanczos resize, shuffle", octo, ("tensorflow",)),
-    "octo_no_resize": Arm("the same without its resize", octo_no_resize, ("tensorflow",)),
+    "octo_no_resize": Arm(
+        "the same without its resize", partial(octo, resize=False), ("tensorflow",)
+    ),
     "tfdata_limit": Arm("tf.io.decode_jpeg of frames in memory", tfdata_limit, ("tensorflow",)),
     "threads_limit": Arm("simplejpeg of frames in memory", threads_limit, ("simplejpeg",)),
     "grain": Arm("Grain, ArrayRecord of frames, simplejpeg", grain, ("grain", "array_record")),

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from data_pipelines import index, sidecar
+from data_pipelines import index, storage
 from data_pipelines.convert.conversion import option
 from data_pipelines.index import labels
 
@@ -117,81 +116,82 @@ def export_lapa_jsonl(
                 f"image token set {image_token_set!r} has {sets['vision'].code_length} tokens a "
                 f"frame; the original reads {IMAGE_TOKENS_PER_FRAME}"
             )
-    names: set[str] = set()
     report = Report(str(out), "pre-training" if label_set else "fine-tuning")
-    with sidecar.atomic_path(out) as temporary, temporary.open("w", encoding="utf-8") as file:
+    rows = _Rows(found, sets, prompt, action_ids, options.images, report)
+    with storage.atomic_path(out) as temporary, temporary.open("w", encoding="utf-8") as file:
         bar = tqdm(range(found.num_episodes), unit="episode", disable=not options.progress)
         for episode in bar:
-            for row in _rows(
-                found, episode, sets, action_ids, prompt, options.images, names, report
-            ):
+            for row in rows.of(episode):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         if not report.rows:
             raise ValueError(f"{corpus}, split {options.split!r}, gives no row: {report.to_json()}")
     return report
 
 
-def _rows(
-    found: index.CorpusIndex,
-    episode: int,
-    sets: dict[str, labels.LabelSet],
-    action_ids: Callable[[np.ndarray], np.ndarray] | None,
-    prompt: str,
-    images: str | Path | None,
-    names: set[str],
-    report: Report,
-) -> list[dict]:
-    instruction = found.instruction(episode)
-    if not instruction:
-        report.episodes_without_instruction += 1
-        return []
-    start, length = int(found.episode_start[episode]), int(found.episode_length[episode])
-    if "delta" not in sets:
-        length -= 1
-        report.rows_without_action += 1
-    name = _name(found, episode, names, report)
-    last = "delta" if "delta" in sets else "action"
-    fields = ",".join(["[instruction]", "[vision]", last])
-    codes = {key: one.labels(np.arange(start, start + length)) for key, one in sets.items()}
-    rows = []
-    for step in range(length):
-        if any(values[step, 0] < 0 for values in codes.values()):
-            report.rows_without_label += 1
-            continue
-        image = f"{episode:06d}/img_{step:05d}.jpg"
-        row = {
-            "id": f"{name}_{step}",
-            "image": image,
-            "instruction": "<s> " + prompt.format(instruction=instruction),
-            **{key: [str(code) for code in values[step]] for key, values in codes.items()},
-            "fields": fields,
-        }
+@dataclasses.dataclass
+class _Rows:
+    """Rows by episode; counts in the report."""
+
+    found: index.CorpusIndex
+    sets: dict[str, labels.LabelSet]  # by what they become: delta, vision
+    prompt: str
+    action_ids: Callable[[np.ndarray], np.ndarray] | None
+    images: str | Path | None
+    report: Report
+    names: set[str] = dataclasses.field(default_factory=set)
+
+    def of(self, episode: int) -> list[dict]:
+        found, report = self.found, self.report
+        instruction = found.instruction(episode)
+        if not instruction:
+            report.episodes_without_instruction += 1
+            return []
+        start, length = int(found.episode_start[episode]), int(found.episode_length[episode])
+        last = "delta" if "delta" in self.sets else "action"
         if last == "action":
-            action = found.actions[start + step]
-            row["raw_actions"] = [float(value) for value in action]
-            row["action"] = action_ids(action).tolist()
-        rows.append(row)
-        if images:
-            _copy_image(found, episode, start + step, Path(images) / image)
-            report.images += 1
-    report.rows += len(rows)
-    report.episodes += bool(rows)
-    return rows
+            length -= 1
+            report.rows_without_action += 1
+        name = self._name(episode)
+        steps = np.arange(start, start + length)
+        codes = {key: one.labels(steps) for key, one in self.sets.items()}
+        rows = []
+        for step in range(length):
+            if any(values[step, 0] < 0 for values in codes.values()):
+                report.rows_without_label += 1
+                continue
+            image = f"{episode:06d}/img_{step:05d}.jpg"
+            row = {
+                "id": f"{name}_{step}",
+                "image": image,
+                "instruction": "<s> " + self.prompt.format(instruction=instruction),
+                **{key: [str(code) for code in values[step]] for key, values in codes.items()},
+                "fields": f"[instruction],[vision],{last}",
+            }
+            if last == "action":
+                action = found.actions[start + step]
+                row["raw_actions"] = [float(value) for value in action]
+                row["action"] = self.action_ids(action).tolist()
+            rows.append(row)
+            if self.images:
+                self._copy_image(episode, start + step, Path(self.images) / image)
+        report.rows += len(rows)
+        report.episodes += bool(rows)
+        return rows
 
+    def _name(self, episode: int) -> str:
+        """Its id, made unique: foreign corpora may give none, or one twice."""
+        standard = f"{self.found.split}_{episode:06d}"
+        name = str(self.found.metadata(episode).get("episode_id", standard))
+        if name in self.names:
+            self.report.episode_ids_repeated += 1
+            name = f"{name}#{episode:06d}"
+        self.names.add(name)
+        return name
 
-def _name(found: index.CorpusIndex, episode: int, names: set[str], report: Report) -> str:
-    """The id of an episode, made unique: foreign corpora may give none, or one twice."""
-    name = str(found.metadata(episode).get("episode_id", f"{found.split}_{episode:06d}"))
-    if name in names:
-        report.episode_ids_repeated += 1
-        name = f"{name}#{episode:06d}"
-    names.add(name)
-    return name
-
-
-def _copy_image(found: index.CorpusIndex, episode: int, row: int, path: Path) -> None:
-    shard = found.shards[int(found.shard_of_episode[episode])]
-    with open(shard, "rb") as file:
-        jpeg = os.pread(file.fileno(), int(found.frame_length[row]), int(found.frame_offset[row]))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(jpeg)
+    def _copy_image(self, episode: int, row: int, path: Path) -> None:
+        shard = self.found.shards[int(self.found.shard_of_episode[episode])]
+        start = int(self.found.frame_offset[row])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stop = start + int(self.found.frame_length[row])
+        path.write_bytes(storage.read_range(shard, start, stop))
+        self.report.images += 1

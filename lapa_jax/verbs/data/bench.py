@@ -74,6 +74,7 @@ def main(argv: list[str]) -> int:
     memories = [start.memory(setting, name, args.minutes) for name in backends if args.minutes]
     if args.json:
         about = {"machine": platform.machine(), "cores": compare.cores(), **vars(args)}
+        about["arms"] = ",".join(args.arms)
         lines = [about, *rows, *starts, *memories, {"state_bytes": state}, found]
         text.show("\n".join(json.dumps(line) for line in lines))
     else:
