@@ -93,7 +93,7 @@ def test_a_run_needs_only_its_checkpoints(latent_run, tmp_path):
     assert older.step == 2 and older.params_hash != run.params_hash
     prompts = run.stage.prompts(["move the red square to place 1"])
     image = np.zeros((1, 1, tiny.SIZE, tiny.SIZE, 3), np.uint8)
-    z, _ = run.stage.predict(run.params, run.variables, prompts, image)
+    z = run.stage.predict(run.params, run.variables, prompts, image).ids
     assert z.shape == (1, 1) and 0 <= int(z[0, 0]) < 8
 
 
