@@ -20,9 +20,7 @@ from lapa_jax.parallel import distributed
 from lapa_jax.runs import program as programs
 from lapa_jax.runs import start
 from lapa_jax.training.saves import Keeper
-from lapa_jax.training.session import Clock, Session, parse_profile
-
-EXIT_RESTART = 75  # stopped by a signal after saving: the same command continues
+from lapa_jax.training.session import EXIT_RESTART, Clock, Session, parse_profile
 
 
 def main(argv: list[str]) -> int:

@@ -7,23 +7,30 @@ import json
 from pathlib import Path
 from typing import Any, BinaryIO
 
-METRICS_FILE = "metrics.jsonl"
-COMMITTED = "commit_success.txt"
+METRICS_FILE, EVALUATION_FILE = "metrics.jsonl", "evaluation.jsonl"
 GUARD_FILE = "guard.jsonl"  # of steps that were skipped or rolled back
+COMMITTED = "commit_success.txt"  # which Orbax writes last into a step behind a URL
+EXIT_RESTART = 75  # of lapa train: stopped by a signal after saving, the same command continues
 TAIL_BYTES = 1 << 16
 SMALL_BYTES = 1 << 20  # files that are read whole
 
 
-def saved_steps(workdir: Path) -> list[int]:
-    """Steps with a complete checkpoint, in order; one that is being written has another name, or
-    behind a URL lacks the file that is written last."""
-    try:
-        found = [p for p in (workdir / "checkpoints").iterdir() if p.name.isdecimal()]
-    except FileNotFoundError:
+def saved_steps(checkpoints: Path) -> list[int]:
+    """Complete steps in a directory of checkpoints, oldest first; one that is being written has
+    another name, or behind a URL lacks the file that is written last."""
+    if not checkpoints.is_dir():
         return []
-    if not isinstance(workdir, Path):
+    found = [p for p in checkpoints.iterdir() if p.name.isdecimal()]
+    if not isinstance(checkpoints, Path):
         found = [p for p in found if (p / COMMITTED).exists()]
     return sorted(int(p.name) for p in found)
+
+
+def all_metrics(path: Path) -> list[dict[str, Any]]:
+    """All lines of metrics.jsonl or evaluation.jsonl; not one that was torn by a kill."""
+    with path.open("rb") as file:
+        lines = [line for line in file if line.endswith(b"\n")]
+    return [row_of(line, path, number) for number, line in enumerate(lines, 1)]
 
 
 def last_metrics(workdir: Path) -> dict[str, Any] | None:
@@ -36,7 +43,7 @@ def last_metrics(workdir: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     lines = tail[: tail.rfind(b"\n") + 1].splitlines()  # what follows was torn by a kill
-    return _row(lines[-1], workdir) if lines else None
+    return row_of(lines[-1], workdir / METRICS_FILE) if lines else None
 
 
 def sampled_metrics(workdir: Path, count: int) -> list[dict[str, Any]]:
@@ -53,7 +60,7 @@ def sampled_metrics(workdir: Path, count: int) -> list[dict[str, Any]]:
                 lines = [_line_after(file, size * i // count) for i in range(count)]
     except FileNotFoundError:
         return []
-    return [_row(line, workdir) for line in lines if line.endswith(b"\n")]
+    return [row_of(line, workdir / METRICS_FILE) for line in lines if line.endswith(b"\n")]
 
 
 def _line_after(file: BinaryIO, offset: int) -> bytes:
@@ -64,12 +71,13 @@ def _line_after(file: BinaryIO, offset: int) -> bytes:
     return file.readline()
 
 
-def _row(line: bytes, workdir: Path) -> dict[str, Any]:
-    """NaN and infinities, which the file has as strings, are floats again."""
+def row_of(line: bytes, path: Path, number: int = 0) -> dict[str, Any]:
+    """NaN and infinities, which the file has as strings, are floats again. `number`: of the line,
+    from 1, where it is known."""
     try:
         row = json.loads(line)
         row["step"] = int(row["step"])
     except (ValueError, KeyError, TypeError) as error:
-        path = workdir / METRICS_FILE
-        raise ValueError(f"{path} has a line that is no line of metrics: {line[:80]!r}") from error
+        where = f"{path}:{number} is not a" if number else f"{path} has a line that is no"
+        raise ValueError(f"{where} line of metrics: {line[:80]!r}") from error
     return {k: float(v) if isinstance(v, str) else v for k, v in row.items()}

@@ -14,8 +14,8 @@ import shlex
 import sys
 
 from launch import xla_flags
+from launch.run_files import EXIT_RESTART
 from launch.shell import Shell, checked_env_file, needed, run_tool, supervised
-from launch.supervise import EXIT_RESTART
 
 
 def main(argv: list[str] | None = None) -> int:

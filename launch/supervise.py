@@ -36,10 +36,9 @@ from pathlib import Path
 from typing import Any
 
 from launch.job import Job
-from launch.run_files import METRICS_FILE, last_metrics, saved_steps
+from launch.run_files import EXIT_RESTART, METRICS_FILE, last_metrics, saved_steps
 from launch.shell import split
 
-EXIT_RESTART = 75  # of lapa train: saved, the same command continues
 EXIT_MISTAKE = 2  # of lapa: a command or config that cannot run
 POLL_SECONDS = 0.1
 DUMP_SECONDS = 10.0  # for writing stacks
@@ -123,7 +122,7 @@ class Watch:
             # A file system that fails for a moment, or a bad line (of which training will tell),
             # is no reason for the supervisor to end.
             with contextlib.suppress(OSError, ValueError):
-                saved = max(saved_steps(self._workdir), default=-1)
+                saved = max(saved_steps(self._workdir / "checkpoints"), default=-1)
                 size = metrics.stat().st_size if metrics.exists() else 0
                 logged = (last_metrics(self._workdir) or {"step": -1})["step"]
         self.step = max(self.step, saved, logged, *beaten)

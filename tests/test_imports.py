@@ -45,7 +45,7 @@ ALLOWED = {
     "lapa_jax.envs": DATA,
     "lapa_jax.machine": ("lapa_jax.parallel",),
     "lapa_jax.nn": ("lapa_jax.parallel",),
-    "lapa_jax.training": ("lapa_jax.parallel", "data_pipelines.storage"),
+    "lapa_jax.training": ("lapa_jax.parallel", "data_pipelines.storage", "launch.run_files"),
     "lapa_jax.config": ("data_pipelines.storage",),
     "lapa_jax.latent": MODELS,
     "lapa_jax.policy": (*MODELS, "data_pipelines.checks.statistics"),  # where codecs are fitted

@@ -89,7 +89,6 @@ def initialize(
     num_processes: int | None = None,
     process_id: int | None = None,
     multihost: bool | None = None,
-    require_accelerator: bool = False,
     heartbeat_seconds: int = HEARTBEAT_SECONDS,
 ) -> None:
     """Connects the processes of a run; a second call is an error unless it has nothing to do.
@@ -137,11 +136,6 @@ def initialize(
         devices[0].device_kind,
         devices[0].platform,
     )
-    if require_accelerator and devices[0].platform == "cpu":
-        raise RuntimeError(
-            "require_accelerator is set, but JAX sees only CPU devices: install the jax[cuda12] or "
-            "jax[tpu] extra, check JAX_PLATFORMS, or unset require_accelerator"
-        )
 
 
 def initialize_from(args: argparse.Namespace) -> None:

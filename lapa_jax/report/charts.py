@@ -7,9 +7,7 @@ follow the reader's light or dark setting. The same input gives the same bytes.
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -34,21 +32,6 @@ from lapa_jax.report.picture import (
 # Matplotlib knows no CSS variables: these stand in for them until the SVG is text.
 _INK, _MUTED, _GRID = "#010203", "#040506", "#070809"
 _STAND_INS = {_INK: INK, _MUTED: MUTED, _GRID: GRID}
-
-
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a line that is no JSON object is an error that names it."""
-    rows = []
-    with open(path, encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{number}: not JSON ({error})") from error
-            if not isinstance(row, dict) or "step" not in row:
-                raise ValueError(f"{path}:{number}: expected an object with the key 'step'")
-            rows.append(row)
-    return rows
 
 
 def _plain(text: str) -> str:

@@ -6,7 +6,6 @@ from lapa_jax.report.charts import (
     heat_map,
     label_curves,
     loss_curves,
-    read_metrics,
     success_chart,
 )
 from lapa_jax.report.frames import Strip, atlas, film_strips, frame_columns, reconstruction_grid
@@ -26,7 +25,6 @@ __all__ = [
     "loss_curves",
     "picture_of_frame",
     "pipeline_diagram",
-    "read_metrics",
     "reconstruction_grid",
     "success_chart",
 ]

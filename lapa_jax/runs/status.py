@@ -71,7 +71,7 @@ def _look(workdir: Path, now: float) -> Status:
     for row in rows:  # a line need not have every field
         newest |= row
     step, steps = newest.get("step", 0), config["steps"]
-    saved = max(saved_steps(workdir), default=None)
+    saved = max(saved_steps(workdir / "checkpoints"), default=None)
     since = workdir / (METRICS_FILE if rows else "config.json")
     written = _written(since)
     age = now - written

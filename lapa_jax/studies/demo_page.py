@@ -13,6 +13,7 @@ from lapa_jax.machine.environment import describe_environment
 from lapa_jax.report import figures
 from lapa_jax.report.html import Report, Section
 from lapa_jax.runs.loaded import Model
+from lapa_jax.training.metrics import read_metrics
 from lapa_jax.studies.study import contrast
 
 ARM_NAMES = {"lapa": "LAPA", "scratch": "Scratch"}
@@ -89,7 +90,7 @@ def write_videos(
 def _quantizer_figures(
     section: Section, workdir: Path, quantizer: Model, found: dict[str, QuantizerEvaluation]
 ) -> None:
-    rows = figures.read_metrics(workdir / "quantizer" / "metrics.jsonl")
+    rows = read_metrics(workdir / "quantizer")
     section.figure(
         figures.loss_curves({"training": rows}, "loss", log=True, smooth=5),
         "Mean squared error of the predicted later frame.",
@@ -202,11 +203,9 @@ def _policy_section(
     section.figure(
         figures.loss_curves(
             {
-                "latent VLA": figures.read_metrics(workdir / "latent_vla" / "metrics.jsonl"),
+                "latent VLA": read_metrics(workdir / "latent_vla"),
                 **{
-                    f"fine-tuning, {ARM_NAMES[arm]}": figures.read_metrics(
-                        workdir / arm / "metrics.jsonl"
-                    )
+                    f"fine-tuning, {ARM_NAMES[arm]}": read_metrics(workdir / arm)
                     for arm in ARM_NAMES
                 },
             },

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from absl import logging
 
 from data_pipelines.storage import places
+from launch.run_files import GUARD_FILE
 
-GUARD_FILE = "guard.jsonl"
 ACTIONS = ("stop", "skip", "rollback")
 
 

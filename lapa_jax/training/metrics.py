@@ -20,8 +20,8 @@ import tqdm
 from absl import logging
 
 from data_pipelines.storage import places
+from launch.run_files import EVALUATION_FILE, METRICS_FILE, all_metrics
 
-METRICS_FILE, EVALUATION_FILE = "metrics.jsonl", "evaluation.jsonl"
 # The fields that differ between two runs of the same work.
 TIMING_KEYS = (
     "data_wait_fraction",
@@ -170,35 +170,17 @@ def _start_wandb(workdir: Path, project: str, config: Mapping[str, Any]) -> Any:
 def read_metrics(workdir: str | Path, file: str = METRICS_FILE) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, or of evaluation.jsonl, which there need not be; NaN and
     infinities are floats again."""
-    rows: list[dict[str, Any]] = []
     path = places.directory(workdir) / file
-    if file == EVALUATION_FILE and not path.exists():
-        return rows
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            if line.endswith("\n"):  # else torn by a kill
-                row = json.loads(line)
-                rows.append({k: float(v) if isinstance(v, str) else v for k, v in row.items()})
-    return rows
+    return all_metrics(path) if file == METRICS_FILE or path.exists() else []
 
 
 def _keep_until(path: Path, step: int) -> int:
     """Drops the lines after `step` and a torn last line, atomically; returns the last step kept."""
     if not path.exists():
         return -1
-    with path.open(encoding="utf-8") as file:
-        lines = file.readlines()
-    kept, last = [], -1
-    for number, line in enumerate(lines, start=1):
-        if not line.endswith("\n"):
-            break
-        try:
-            line_step = json.loads(line)["step"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}:{number} is not a line of metrics: {line[:80]!r}") from error
-        if line_step <= step:
-            kept.append(line)
-            last = line_step
+    lines = path.read_bytes().splitlines(keepends=True)
+    steps = [row["step"] for row in all_metrics(path)]
+    kept = [line for line, line_step in zip(lines, steps, strict=False) if line_step <= step]
     if len(kept) < len(lines):
         logging.info(
             "%s: dropped %d lines after step %d, where this run starts",
@@ -206,8 +188,8 @@ def _keep_until(path: Path, step: int) -> int:
             len(lines) - len(kept),
             step,
         )
-        places.replace(path, "".join(kept), durable=True)
-    return last
+        places.replace(path, b"".join(kept).decode(), durable=True)
+    return max((x for x in steps if x <= step), default=-1)
 
 
 def _number(key: str, value: Any) -> int | float:

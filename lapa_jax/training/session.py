@@ -15,8 +15,9 @@ from lapa_jax.training.guard import Guard
 from lapa_jax.training.metrics import Alarms, LateMetrics, MetricWriter, Progress
 from lapa_jax.training.profiling import Profiler
 from lapa_jax.training.profiling import parse as parse_profile
+from launch.run_files import EXIT_RESTART
 
-__all__ = ["Clock", "Session", "parse_profile"]
+__all__ = ["EXIT_RESTART", "Clock", "Session", "parse_profile"]  # what the loop takes
 
 
 class Session:

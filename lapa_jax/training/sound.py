@@ -10,20 +10,14 @@ from absl import logging
 from data_pipelines.storage import places
 from lapa_jax.parallel import distributed
 from lapa_jax.training.manifest import CheckpointDamagedError, CheckpointMismatchError
+from launch.run_files import saved_steps
 
 T = TypeVar("T")
-COMMITTED = "commit_success.txt"  # which Orbax writes last into a step behind a URL
 
 
 def list_steps(directory: str | Path) -> list[int]:
     """Complete steps in a checkpoint directory, oldest first."""
-    directory = places.directory(directory)
-    if not directory.is_dir():
-        return []
-    found = [path for path in directory.iterdir() if path.name.isdecimal()]
-    if places.is_remote(directory):
-        found = [path for path in found if (path / COMMITTED).exists()]
-    return sorted(int(path.name) for path in found)
+    return saved_steps(places.directory(directory))
 
 
 def newest_sound(

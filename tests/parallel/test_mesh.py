@@ -43,8 +43,6 @@ def test_sizes_that_do_not_fit_are_named(sizes, words):
 def test_start_up_on_one_process():
     distributed.initialize()  # starts nothing, also after JAX has been used
     assert jax.process_count() == 1
-    with pytest.raises(RuntimeError, match="require_accelerator"):
-        distributed.initialize(require_accelerator=True)
     with pytest.raises(ValueError, match="num_processes"):
         distributed.initialize(coordinator_address="localhost:1")
     with pytest.raises(ValueError, match="process_id=3: give all three"):

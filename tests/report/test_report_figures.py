@@ -1,6 +1,5 @@
 import base64
 import io
-import json
 import re
 import subprocess
 import sys
@@ -222,18 +221,6 @@ def test_code_meaning_says_how_much_it_shows():
     assert "2 latent actions" in picture.alt
     with pytest.raises(ValueError, match="dimensions"):
         figures.code_meaning([row], dims=(0, 2))
-
-
-def test_metrics_rows_and_their_faults(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps({"step": i, "loss": i}) + "\n" for i in range(3)))
-    assert [row["step"] for row in figures.read_metrics(path)] == [0, 1, 2]
-    path.write_text('{"step": 1, "loss": 2}\n{"step": 2, "lo')
-    with pytest.raises(ValueError, match=":2: not JSON"):
-        figures.read_metrics(path)
-    path.write_text('{"loss": 2}\n')
-    with pytest.raises(ValueError, match=":1: expected"):
-        figures.read_metrics(path)
 
 
 def test_imports_stay_light():

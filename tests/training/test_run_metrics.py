@@ -76,6 +76,18 @@ def test_lines_are_standard_json_and_on_disk_at_once(tmp_path):
         MetricWriter(tmp_path, 1)
 
 
+def test_rows_and_their_faults(tmp_path):
+    path = tmp_path / METRICS_FILE
+    path.write_text("".join(json.dumps({"step": i, "loss": i}) + "\n" for i in range(3)))
+    assert [row["step"] for row in read_metrics(tmp_path)] == [0, 1, 2]
+    path.write_text('{"step": 1, "loss": 2}\n{"step": 2, "lo\n')
+    with pytest.raises(ValueError, match=":2 is not a line of metrics"):
+        read_metrics(tmp_path)
+    path.write_text('{"loss": 2}\n')
+    with pytest.raises(ValueError, match=":1 is not a line of metrics"):
+        read_metrics(tmp_path)
+
+
 def test_metrics_come_one_push_late_and_none_is_lost():
     late = LateMetrics()
     seen = []
