@@ -8,8 +8,6 @@ from ml_collections import ConfigDict
 
 from data_pipelines.storage import places
 from lapa_jax import config as configs
-from lapa_jax.runs.loaded import Model as Run  # noqa: F401  until all have moved
-from lapa_jax.runs.loaded import load  # noqa: F401
 
 # Keys that may differ when a run is continued: none of them changes what is computed, those of
 # the guard not before a step that it is for.

@@ -25,7 +25,7 @@ from lapa_jax.runs.loaded import Model, averages, digest, load, open_checkpoints
 from lapa_jax.runs.program import Program
 from lapa_jax.runs.sources import OfCorpora
 from lapa_jax.stages.stage import frozen_source, with_borrowed
-from lapa_jax.training import checkpoint, memory
+from lapa_jax.training import checkpoint
 from lapa_jax.training import state as states
 from lapa_jax.version import __version__
 
@@ -201,7 +201,7 @@ def _adopt_frozen(
 
 def _log_size(state: states.TrainState, program: Program) -> None:
     count = sum(x.size for x in jax.tree.leaves(state.params))
-    held = memory.held_bytes(state.params, program.optimizer, ema=state.ema is not None)
+    held = states.held_bytes(state.params, program.optimizer, ema=state.ema is not None)
     gib = ", ".join(f"{name} {size / 2**30:.3g} GiB" for name, size in held.items())
     mesh = dict(program.mesh.shape)
     logging.info("%.2f M parameters, mesh %s, preset %s", count / 1e6, mesh, program.preset)

@@ -13,8 +13,8 @@ from lapa_jax.machine.environment import describe_environment
 from lapa_jax.report import figures
 from lapa_jax.report.html import Report, Section
 from lapa_jax.runs.loaded import Model
-from lapa_jax.training.metrics import read_metrics
 from lapa_jax.studies.study import contrast
+from lapa_jax.training.metrics import read_metrics
 
 ARM_NAMES = {"lapa": "LAPA", "scratch": "Scratch"}
 Rows = list[dict[str, Any]]  # of demo._success: one for each arm and family

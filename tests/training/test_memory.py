@@ -11,9 +11,8 @@ from experiments import base
 from lapa_jax.nn.module import Functional
 from lapa_jax.policy.vla import SIZES, VLA, VLAConfig
 from lapa_jax.stages.policy import LAYOUT_KEYS
-from lapa_jax.training.memory import held_bytes, tree_bytes
 from lapa_jax.training.optimizer import OPTIMIZERS, make_optimizer
-from lapa_jax.training.state import create
+from lapa_jax.training.state import create, held_bytes, tree_bytes
 
 DOCS = Path(__file__).parents[2] / "docs" / "training.md"
 AXES = {

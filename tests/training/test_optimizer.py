@@ -7,8 +7,7 @@ import optax
 import pytest
 
 from experiments import base
-from lapa_jax.training.optimizer import OPTIMIZERS, make_optimizer, matrix_dims
-from lapa_jax.training.schedules import make_schedule
+from lapa_jax.training.optimizer import OPTIMIZERS, make_optimizer, make_schedule, matrix_dims
 
 SHARED = dict(peak_lr=1e-2, end_lr=1e-3, warmup_steps=0, schedule="constant", clip_norm=0.0)
 AXES = {

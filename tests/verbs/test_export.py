@@ -25,7 +25,7 @@ from lapa_jax.interop import (
 )
 from lapa_jax.nn.module import flatten
 from lapa_jax.policy import text
-from lapa_jax.runs import run as runs
+from lapa_jax.runs import loaded
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -57,7 +57,7 @@ def test_plain_arrays_come_back_bit_for_bit(policy, tmp_path, monkeypatch):
     )
     back = tmp_path / "back"
     succeed("import", "--format", "safetensors", "--source", tmp_path / "plain", "--out", back)
-    old, new = runs.load(policy), runs.load(back)
+    old, new = loaded.load(policy), loaded.load(back)
     assert new.params_hash == old.params_hash == told["params_hash"]
     assert new.assets == old.assets and new.config.model == old.config.model
 
@@ -71,7 +71,7 @@ def assert_rounded(policy, source, form):
     """Every parameter comes back as bfloat16 holds it."""
     back = source.with_name("back")
     succeed("import", "--format", form, "--source", source, "--out", back)
-    new, old = (flatten(runs.load(x).params) for x in (back, policy))
+    new, old = (flatten(loaded.load(x).params) for x in (back, policy))
     for path, x in old.items():
         expected = np.asarray(x).astype(ml_dtypes.bfloat16)
         np.testing.assert_array_equal(np.asarray(new[path]), expected)
@@ -89,7 +89,7 @@ def test_a_run_keeps_its_variables(tmp_path):
     export(run, tmp_path / "plain", "safetensors")
     back = tmp_path / "back"
     succeed("import", "--format", "safetensors", "--source", tmp_path / "plain", "--out", back)
-    old, new = runs.load(run), runs.load(back)
+    old, new = loaded.load(run), loaded.load(back)
     assert new.params_hash == old.params_hash and flatten(old.variables)
     jax.tree.map(np.testing.assert_array_equal, new.variables, old.variables)
     code, _, error = lapa(
@@ -167,7 +167,7 @@ def test_a_policy_in_torch(name, tiny_data, tmp_path):
     if settings.get("compute_dtype") == "bfloat16":
         assert told["stated"]["bfloat16_latent"]["argmax_agreement"] > 0.9
     succeed("import", "--format", "hf", "--source", tmp_path / "hf", "--out", tmp_path / "back")
-    old, new = runs.load(run), runs.load(tmp_path / "back")
+    old, new = loaded.load(run), loaded.load(tmp_path / "back")
     assert new.params_hash == old.params_hash
     jax.tree.map(np.testing.assert_array_equal, new.variables, old.variables)
 
@@ -253,7 +253,7 @@ def test_a_policy_of_cached_tokens_with_its_tokenizer(tmp_path):
         found = model.predict_action(given, INSTRUCTIONS[0])
         np.testing.assert_allclose(found, expected, rtol=1e-6)
     succeed("import", "--format", "hf", "--source", tmp_path / "hf", "--out", tmp_path / "back")
-    assert runs.load(tmp_path / "back").params_hash == runs.load(run).params_hash
+    assert loaded.load(tmp_path / "back").params_hash == loaded.load(run).params_hash
 
 
 @needs_torch

@@ -19,7 +19,7 @@ from lapa_jax.interop.imported import Imported, write_run
 from lapa_jax.latent.bottlenecks import BOTTLENECKS
 from lapa_jax.latent.objectives import OBJECTIVES
 from lapa_jax.nn.module import flatten, unflatten
-from lapa_jax.runs import run as runs
+from lapa_jax.runs import loaded
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "laq"
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -101,7 +101,7 @@ def test_a_quantizer_in_torch(bottleneck, objective, tiny_data, tmp_path):
     succeed(
         "import", "--format", "laq_torch", "--source", tmp_path / "laq", "--out", tmp_path / "back"
     )
-    old, new = runs.load(run), runs.load(tmp_path / "back")
+    old, new = loaded.load(run), loaded.load(tmp_path / "back")
     assert new.params_hash == old.params_hash == told["params_hash"]
     jax.tree.map(np.testing.assert_array_equal, new.variables, old.variables)
     assert new.config.model == old.config.model
@@ -199,7 +199,7 @@ def test_the_state_dict_is_checked_too(original, tmp_path, monkeypatch):
 
 @needs_torch
 def test_a_state_dict_has_no_normaliser(original, tmp_path):
-    config = runs.load(original).config
+    config = loaded.load(original).config
     with config.unlocked():
         config.model.normalize_decay = 0.5
     run, out = make_quantizer(tmp_path / "run", config), tmp_path / "laq.pt"

@@ -18,7 +18,7 @@ from lapa_jax import stages
 from lapa_jax.interop import msgpack_stream
 from lapa_jax.interop.imported import Imported, write_run
 from lapa_jax.nn.module import flatten, unflatten
-from lapa_jax.runs import run as runs
+from lapa_jax.runs import loaded
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "lm"
 STREAM = GOLDEN / "lm_tiny_delta_scan.streaming_params"
@@ -87,12 +87,12 @@ def test_the_originals_checkpoint_gives_the_originals_logits(policy, files):
     assert sorted(found) == ["image", "latent", "text"]
     for ours, theirs in (("image", "vision"), ("text", "text"), ("latent", "delta")):
         np.testing.assert_allclose(found[ours], io[f"{theirs}_logits"], atol=2e-5)
-    params = flatten(runs.load(files / "run").params)
+    params = flatten(loaded.load(files / "run").params)
     assert {str(x.dtype) for x in params.values()} == {"bfloat16"}
 
 
 def test_what_lora_learned_is_merged_on_loading(files, tmp_path):
-    run = runs.load(files / "run")
+    run = loaded.load(files / "run")
     config = configs.from_dict(configs.to_dict(run.config))
     config.model.update(param_dtype="float32", lora_rank=2, lora_alpha=6.0, lora_pattern=".*/q")
     stage, rng = stages.build(config, run.assets), np.random.default_rng(0)

@@ -14,8 +14,7 @@ from data_pipelines.index import load_index
 from data_pipelines.index.labels import LabelSet, LabelSetWriter
 from experiments import base
 from lapa_jax import train
-from lapa_jax.runs import examples
-from lapa_jax.runs import run as runs
+from lapa_jax.runs import examples, loaded
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compile")]
 
@@ -70,7 +69,7 @@ def action_vla(latent_vla, data, tmp_path_factory):
 def test_labels_are_what_the_quantizer_says(quantizer, labelled):
     index = load_index(labelled / "robot", split="train")
     labels = LabelSet.open(index.sidecar_dir, tiny.LABEL_SET, index)
-    run = runs.load(quantizer)
+    run = loaded.load(quantizer)
     assert labels.provenance["quantizer_hash"] == run.params_hash
     window = run.config.data.corpora.robot.window_seconds
     assert labels.provenance["window_seconds"] == window
@@ -149,7 +148,7 @@ def test_what_is_measured_of_a_continuous_latent(data, tmp_path):
 
 
 def _labels_are_what_the_decoder_receives(data, tmp_path):
-    run, corpus = runs.load(tmp_path / "run"), {"path": str(data / "robot")}
+    run, corpus = loaded.load(tmp_path / "run"), {"path": str(data / "robot")}
     index = load_index(corpus["path"])
     succeed("label", "--workdir", tmp_path / "run", "--corpus", index.directory, "--name", "mean")
     labels = LabelSet.open(index.sidecar_dir, "mean", index)
@@ -248,10 +247,10 @@ def test_hosts_that_share_a_corpus_write_what_one_writes(quantizer, tmp_path):
 
 
 def test_where_a_policy_comes_from_is_written(quantizer, latent_vla, action_vla):
-    latent, action = runs.load(latent_vla), runs.load(action_vla)
+    latent, action = loaded.load(latent_vla), loaded.load(action_vla)
     assert latent.provenance["label_sets"].keys() == {"human", "robot"}
     for made_by in latent.provenance["label_sets"].values():
-        assert made_by["quantizer_hash"] == runs.load(quantizer).params_hash
+        assert made_by["quantizer_hash"] == loaded.load(quantizer).params_hash
     assert action.provenance["init_from"] == latent.params_hash
     report = json.loads((action_vla / "init_from.json").read_text())
     assert set(report) == {"taken", "dropped", "initialised", "widened"} and not report["widened"]

@@ -9,7 +9,7 @@ from tiny import succeed
 
 from data_pipelines.index import load_index
 from data_pipelines.index.labels import LabelSet
-from lapa_jax.runs import run as runs
+from lapa_jax.runs import loaded
 
 pytestmark = [
     pytest.mark.real_data,
@@ -26,7 +26,7 @@ def train_arguments(path, **corpus) -> list[str]:
 
 def check_labels(index, workdir) -> None:
     labels = LabelSet.open(index.sidecar_dir, "laq", index)
-    run = runs.load(workdir)
+    run = loaded.load(workdir)
     assert labels.provenance["quantizer_hash"] == run.params_hash
     codes = labels.labels(np.flatnonzero(labels.valid))
     assert len(codes) and codes.min() >= 0 and codes.max() < run.config.model.codebook_size

@@ -167,6 +167,6 @@ def test_sparklines_and_durations():
 
 
 def test_files_have_one_name():
-    """launch/ imports nothing of ours, and so has the names again."""
+    """launch/ imports nothing of ours: what trains takes them from there."""
     assert run_files.METRICS_FILE == metrics.METRICS_FILE
     assert run_files.GUARD_FILE == guard.GUARD_FILE

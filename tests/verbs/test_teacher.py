@@ -11,7 +11,7 @@ import tiny
 from tiny import lapa, succeed
 
 from lapa_jax.nn.module import flatten
-from lapa_jax.runs import run as runs
+from lapa_jax.runs import loaded
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -49,7 +49,7 @@ def test_a_run_needs_its_teacher_once(teacher, tiny_data, tmp_path):
     stopped = tiny.result(tmp_path / "stopped")
     assert stopped["arrays"] == whole["arrays"] and stopped["meta"] == whole["meta"]
 
-    source, run = runs.load(teacher), runs.load(tmp_path / "whole")
+    source, run = loaded.load(teacher), loaded.load(tmp_path / "whole")
     assert run.provenance["frozen_from"] == source.params_hash
     found = flatten(run.variables["objective"]["teacher"])
     expected = flatten(source.params["encoder"])
@@ -96,7 +96,7 @@ def imported(quick_compile, tmp_path_factory):
 
 
 def test_an_imported_teacher(imported, tiny_data, tmp_path):
-    run = runs.load(imported / "run")
+    run = loaded.load(imported / "run")
     assert run.config.stage == "teacher" and run.config.data.image_size == (20, 20)
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
     found = jax.jit(run.stage.features)(run.params, run.variables, images)
@@ -110,13 +110,13 @@ def test_an_imported_teacher(imported, tiny_data, tmp_path):
 
 @pytest.mark.slow
 def test_an_imported_teacher_is_predicted(imported, tiny_data, tmp_path):
-    encoder = runs.load(imported / "run").stage.model_config.architecture()
+    encoder = loaded.load(imported / "run").stage.model_config.architecture()
     changes = {
         f"model__objective__teacher__{key}": str(value).replace(" ", "")
         for key, value in encoder.items()
     }
     arguments = features(tiny_data, imported / "run", steps=2, **changes)
     succeed("train", *arguments, "--workdir", tmp_path / "run")
-    run = runs.load(tmp_path / "run")
+    run = loaded.load(tmp_path / "run")
     assert run.variables["objective"]["teacher"]["positions"].shape == (26, 128)
     assert tiny.result(tmp_path / "run")["metrics"][-1]["feature_loss"] > 0.0
