@@ -5,6 +5,8 @@ are explained where their defaults are: beside the parts (docs/design.md), and i
 lapa_jax/settings.py.
 """
 
+from collections.abc import Collection
+
 from ml_collections import ConfigDict
 
 from lapa_jax.latent.bottlenecks import bottleneck_settings as bottleneck
@@ -20,28 +22,6 @@ from lapa_jax.stages.augmentation import augment_settings as augment
 from lapa_jax.stages.policy import policy_settings as policy_model
 from lapa_jax.training.groups import group_settings as group
 from lapa_jax.training.optimizer import optimizer_settings as optimizer
-
-__all__ = [
-    "augment",
-    "bottleneck",
-    "corpus",
-    "front_end",
-    "group",
-    "head_and_rest",
-    "legacy_quantizer_model",
-    "lwm_policy_model",
-    "make_lwm_policy_quick",
-    "make_policy_quick",
-    "make_vit_quick",
-    "objective",
-    "optimizer",
-    "parse_arg",
-    "policy_model",
-    "quantizer_model",
-    "stage_defaults",
-    "teacher_model",
-    "vit",
-]
 
 
 def parse_arg(arg: str | None, **defaults) -> ConfigDict:
@@ -59,6 +39,25 @@ def parse_arg(arg: str | None, **defaults) -> ConfigDict:
         else:
             values[key] = kind(text)
     return ConfigDict(values)
+
+
+def require(name: str, value: str, known: Collection[str]) -> None:
+    """Raises ValueError where the value of an argument is not known."""
+    if value not in known:
+        raise ValueError(f"{name}={value!r} must be one of {sorted(known)}")
+
+
+def views(arg: ConfigDict, **changes) -> ConfigDict:
+    """A corpus for each of the views that `arg.views` joins by "+", below the directory
+    `arg.data`."""
+    names = arg.views.split("+")
+    return ConfigDict({name: corpus(f"{arg.data}/{name}", **changes) for name in names})
+
+
+def constant(config: ConfigDict, learning_rate: float) -> None:
+    """Trains without warm-up or decay."""
+    config.optimizer.update(schedule="constant", warmup_steps=0)
+    config.optimizer.update(peak_lr=learning_rate, end_lr=learning_rate)
 
 
 def head_and_rest(head: str, **rest) -> ConfigDict:
@@ -85,6 +84,15 @@ def legacy_quantizer_model() -> ConfigDict:
     )
 
 
+def make_quantizer_quick(config: ConfigDict) -> None:
+    """Shrinks a quantizer experiment to a minute on a CPU."""
+    config.steps, config.log_every_steps, config.checkpoint.every_steps = 60, 10, 30
+    config.model.update(dim=32, mlp_dim=64, heads=2, head_dim=16)
+    if not config.model.legacy:
+        config.model.bottleneck.update(continuous_steps=10, ramp_steps=20)
+        config.model.normalize_decay = 0.5  # at this rate evaluation lags behind training else
+
+
 def teacher_model(encoder: str = "tabletop") -> ConfigDict:
     """A masked autoencoder around an image encoder."""
     return default_settings(MaskedAutoencoderConfig, **vit(encoder))
@@ -109,9 +117,8 @@ def lwm_policy_model(**vocabularies: int) -> ConfigDict:
 
 def make_policy_quick(config: ConfigDict) -> None:
     """Shrinks a policy experiment to a minute on a CPU."""
-    config.steps, config.global_batch = 60, 16
-    config.log_every_steps, config.optimizer.warmup_steps = 10, 10
-    config.checkpoint.every_steps = 30
+    config.steps, config.log_every_steps, config.checkpoint.every_steps = 60, 10, 30
+    config.global_batch, config.optimizer.warmup_steps = 16, 10
     config.model.update(dim=32, mlp_dim=64, depth=2, heads=2, head_dim=16)
 
 

@@ -10,9 +10,11 @@ Figures beside the rules are compiled ahead of time (docs/sharding.md says how a
 device, what of it is free, the bound on model FLOPs utilisation and what sets it.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from ml_collections import ConfigDict
+
+from experiments import base
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,9 @@ def use(config: ConfigDict, rules: dict[str, Rule], accelerator: str) -> None:
     """Lays a config out for an accelerator, in place; an empty name leaves it as it is."""
     if not accelerator:
         return
-    if accelerator not in rules:
-        raise ValueError(f"hardware={accelerator!r} must be one of {sorted(rules)}")
+    base.require("hardware", accelerator, rules)
     rule = rules[accelerator]
-    config.mesh.update(data=rule.data, fsdp=rule.fsdp, seq=rule.seq, tensor=rule.tensor)
-    config.mesh.preset = rule.preset
-    config.model.remat, config.model.unroll = rule.remat, rule.unroll
-    config.microbatches = rule.microbatches
+    settings = asdict(rule)
+    config.microbatches = settings.pop("microbatches")
+    config.model.update(remat=settings.pop("remat"), unroll=settings.pop("unroll"))
+    config.mesh.update(settings)

@@ -47,8 +47,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         hardware="",
         optimizer="adamw",
     )
-    if arg.task not in TASKS:
-        raise ValueError(f"task={arg.task!r} must be one of {sorted(TASKS)}")
+    base.require("task", arg.task, TASKS)
     config = base.stage_defaults("action_finetuning")
     config.data.image_size = (256, 256)
     augmented = arg.task == "real"
@@ -61,8 +60,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.steps, vocabulary = TASKS[arg.task]
     config.checkpoint.every_steps = 100
     config.optimizer = base.optimizer(arg.optimizer)
-    config.optimizer.schedule, config.optimizer.warmup_steps = "constant", 0
-    config.optimizer.peak_lr = config.optimizer.end_lr = 2e-5
+    base.constant(config, 2e-5)
     config.model = base.lwm_policy_model(action_vocab=vocabulary)
     if augmented:
         config.data.augment = base.augment("crop_and_colour")

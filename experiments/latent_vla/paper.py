@@ -49,8 +49,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         hardware="",
         optimizer="adamw",
     )
-    if arg.corpus not in CORPORA:
-        raise ValueError(f"corpus={arg.corpus!r} must be one of {sorted(CORPORA)}")
+    base.require("corpus", arg.corpus, CORPORA)
     config = base.stage_defaults("latent_pretraining")
     cached = arg.front_end == "cached_tokens"
     config.data.image_size = (256, 256)
@@ -65,13 +64,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.checkpoint.every_steps = 1000
     config.code_length = 4
     config.optimizer = base.optimizer(arg.optimizer)
-    config.optimizer.schedule, config.optimizer.warmup_steps = "constant", 0
-    config.optimizer.peak_lr = config.optimizer.end_lr = 2e-5
+    base.constant(config, 2e-5)
     config.model = base.lwm_policy_model(latent_vocab=8)
     config.model.front_end = base.front_end(arg.front_end)
     if not arg.legacy:
-        config.model.legacy, config.model.text_length = False, 64
-        config.model.sequence_length = 0
+        config.model.update(legacy=False, text_length=64, sequence_length=0)
     hardware.use(config, hardware.POLICY_7B, arg.hardware)
     if arg.quick:
         base.make_lwm_policy_quick(config)

@@ -28,11 +28,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     config = base.stage_defaults("latent_pretraining")
     config.optimizer = base.optimizer(arg.optimizer)
-    for view in arg.views.split("+"):
-        config.data.corpora[view] = base.corpus(f"{arg.data}/{view}", label_set=arg.label_set)
-    config.compute_dtype = "float32"
-    config.global_batch = 128
-    config.steps = 1400
+    config.data.corpora = base.views(arg, label_set=arg.label_set)
+    config.compute_dtype, config.global_batch, config.steps = "float32", 128, 1400
     config.code_length = 1  # of the label set
     config.model = base.policy_model(latent_vocab=8)
     if arg.quick:

@@ -48,16 +48,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
         encoder="dinov2_base",
         hardware="",
     )
-    if arg.corpus not in CORPORA:
-        raise ValueError(f"corpus={arg.corpus!r} must be one of {sorted(CORPORA)}")
+    base.require("corpus", arg.corpus, CORPORA)
     config = base.stage_defaults("quantizer")
     config.data.image_size = (256, 256)
-    corpus = base.corpus(arg.data, window_seconds=CORPORA[arg.corpus])
-    config.data.corpora[arg.corpus] = corpus
+    window = CORPORA[arg.corpus]
+    config.data.corpora[arg.corpus] = base.corpus(arg.data, window_seconds=window)
     config.compute_dtype = "float32" if arg.legacy or arg.quick else "bfloat16"
     config.global_batch, config.steps = 64, 100_005
-    config.optimizer.schedule, config.optimizer.warmup_steps = "constant", 0
-    config.optimizer.peak_lr = config.optimizer.end_lr = 1e-4
+    base.constant(config, 1e-4)
     config.optimizer.clip_norm, config.optimizer.b2 = 0.5, 0.99
     config.checkpoint.every_steps = 5000
     config.data.sampling = "per_video" if arg.legacy else "per_frame"
@@ -73,12 +71,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.model.bottleneck.update(continuous_steps=2000, ramp_steps=8000)
     hardware.use(config, hardware.QUANTIZER, arg.hardware)
     if arg.quick:
-        if not arg.legacy:
-            config.model.bottleneck.update(continuous_steps=10, ramp_steps=20)
-            config.model.normalize_decay = 0.5  # at this rate evaluation lags behind training else
-        config.steps, config.log_every_steps, config.checkpoint.every_steps = 60, 10, 30
-        config.optimizer.peak_lr = config.optimizer.end_lr = 2e-3
-        config.model.dim, config.model.mlp_dim = 32, 64
-        config.model.heads, config.model.head_dim, config.model.quant_dim = 2, 16, 2
-        config.model.spatial_depth = config.model.temporal_depth = config.model.decoder_depth = 1
+        base.make_quantizer_quick(config)
+        base.constant(config, 2e-3)
+        config.model.update(quant_dim=2, spatial_depth=1, temporal_depth=1, decoder_depth=1)
     return config

@@ -35,23 +35,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     config = base.stage_defaults("quantizer")
     config.data.augment = base.augment(arg.augment)
-    for view in arg.views.split("+"):
-        config.data.corpora[view] = base.corpus(f"{arg.data}/{view}", window_seconds=0.2)
-    config.compute_dtype = "float32"
-    config.global_batch = 64
-    config.steps = 900
+    config.data.corpora = base.views(arg, window_seconds=0.2)
+    config.compute_dtype, config.global_batch, config.steps = "float32", 64, 900
     config.optimizer.peak_lr = 8e-3
     config.model = base.quantizer_model()
     config.model.objective = base.objective(arg.objective)
     config.model.bottleneck.update(continuous_steps=300, ramp_steps=400)
     if arg.quick:
-        config.model.bottleneck.update(continuous_steps=10, ramp_steps=20)
-        config.model.normalize_decay = 0.5  # at this rate evaluation lags behind training else
-        config.steps, config.log_every_steps, config.checkpoint.every_steps = 60, 10, 30
-        config.optimizer.warmup_steps = 10
-        config.model.dim, config.model.mlp_dim = 32, 64
-        config.model.heads, config.model.head_dim = 2, 16
-        config.model.patch_size = 16
+        base.make_quantizer_quick(config)
+        config.optimizer.warmup_steps, config.model.patch_size = 10, 16
         if arg.objective == "features":
             base.make_vit_quick(config.model.objective.teacher)
     return config

@@ -20,13 +20,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """`quick`: a minute on a CPU. `data`, `views` as for the quantizer."""
     arg = base.parse_arg(arg, quick=False, data="data/tabletop", views="human+robot")
     config = base.stage_defaults("teacher")
-    for view in arg.views.split("+"):
-        config.data.corpora[view] = base.corpus(f"{arg.data}/{view}")
-    config.compute_dtype = "float32"
-    config.global_batch = 128
-    config.steps = 1000
-    config.optimizer.peak_lr = 1e-3
-    config.optimizer.weight_decay = 0.05
+    config.data.corpora = base.views(arg)
+    config.compute_dtype, config.global_batch, config.steps = "float32", 128, 1000
+    config.optimizer.update(peak_lr=1e-3, weight_decay=0.05)
     config.model = base.teacher_model()
     if arg.quick:
         base.make_vit_quick(config.model)
