@@ -34,7 +34,7 @@ class Evaluation:
                 f"{settings.episodes} must not be negative, and evaluation.batches="
                 f"{settings.batches} must be at least 1"
             )
-        if settings.episodes and config.stage != "action_finetuning":
+        if settings.episodes and not program.stage.acts:
             raise ValueError(
                 f"evaluation.episodes={settings.episodes} is for stage action_finetuning: a run of "
                 f"stage {config.stage!r} has no actions to take"

@@ -67,7 +67,7 @@ def evaluate_success(
     that takes several images an example.
     """
     config, stage = policy.config, policy.stage
-    if config.stage != "action_finetuning":
+    if not stage.acts:
         raise ValueError(f"{policy.workdir} is a run of stage {config.stage!r}: it has no actions")
     if stage.num_images > 1:
         raise ValueError(

@@ -72,8 +72,8 @@ def decode(
 
     def step(carry, i):
         token, cache = carry
-        logits, cache = call("step", token, tokens.shape[1] + i, cache, head)
-        token, logits = choose(logits, i + 1)
+        logits, cache = call("step", token[:, None], tokens.shape[1] + i, cache, head)
+        token, logits = choose(logits[:, 0], i + 1)
         return (token, cache), (token, logits)
 
     _, rest = jax.lax.scan(step, (first[0], cache), jnp.arange(num_tokens - 1))

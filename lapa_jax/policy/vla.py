@@ -2,8 +2,9 @@
 
 Every modality has its own embedding and its own head; ids start at 0 in each. Text and images have
 tables and vocabularies; what is predicted brings its own modules (policy/heads). A row holds one
-example or several (packing), told apart by segment ids; segment 0 is padding. Image tokens are ids
-of the image table or, where the id is FILL, what the front-end makes of the images, in order.
+example or several (packing), told apart by segment ids; segment 0 is padding. A token is an id of
+its modality's table or, where the id is FILL, what the front-end makes of the images, or the
+embedding of what a head is fed, in order.
 Heads give something only where they are asked: at given slots.
 
 Shape suffixes: B rows, T sequence, S keys, n slots, N images of a row, K heads, C head width, D
@@ -134,24 +135,26 @@ class Layer(nnx.Module):
                 rngs=rngs,
             )
 
-    def __call__(self, x_BTD: jax.Array, tables, segments_BT: jax.Array) -> jax.Array:
-        return self.prefill(x_BTD, tables, segments_BT, None)[0]
+    def __call__(self, x_BTD: jax.Array, tables, segments_BT, blocks_BT) -> jax.Array:
+        return self.prefill(x_BTD, tables, segments_BT, blocks_BT, None)[0]
 
-    def prefill(self, x_BTD, tables, segments_BT, _):
+    def prefill(self, x_BTD, tables, segments_BT, blocks_BT, _):
         """As a call, and returns this layer's (keys, values)."""
         q, k, v = self.attention.heads(self.attention_norm(x_BTD), tables)
-        segments = dict(q_segments_BT=segments_BT, kv_segments_BS=segments_BT)
-        return self._finish(x_BTD, q, k, v, causal=True, **segments), (k, v)
+        mask = dict(q_segments_BT=segments_BT, kv_segments_BS=segments_BT, blocks_BT=blocks_BT)
+        return self._finish(x_BTD, q, k, v, causal=True, **mask), (k, v)
 
-    def step(self, x_B1D, tables, segments_BS, slot, cache):
-        """One token whose keys and values enter the cache at `slot`; returns the new cache."""
-        q, k, v = self.attention.heads(self.attention_norm(x_B1D), tables)
+    def step(self, x_BnD, tables, segments_BS, slot, cache):
+        """Tokens that see each other, whose keys and values enter the cache from `slot` on; returns
+        the new cache."""
+        q, k, v = self.attention.heads(self.attention_norm(x_BnD), tables)
         k, v = (
             jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=1)
             for old, new in zip(cache, (k, v), strict=True)
         )
-        segments = dict(q_segments_BT=jnp.ones_like(segments_BS[:, :1]), kv_segments_BS=segments_BS)
-        return self._finish(x_B1D, q, k, v, **segments), (k, v)
+        own = jnp.ones_like(segments_BS[:, : x_BnD.shape[1]])
+        mask = dict(q_segments_BT=own, kv_segments_BS=segments_BS)
+        return self._finish(x_BnD, q, k, v, **mask), (k, v)
 
     def _finish(self, x, q, k, v, **mask) -> jax.Array:
         x = x + self.attention.attend(q, k, v, **mask)
@@ -190,6 +193,7 @@ class VLA(nnx.Module):
                 embeddings[name] = Embedding(given[name], config, "vocab", rngs)
                 heads[name] = readout(given[name], config, "vocab", rngs)
         self.embeddings, self.heads = nnx.data(embeddings), nnx.data(heads)
+        self.blocks = tuple(MODALITIES.index(m) for m, head in predicted.items() if head.one_block)
         name, settings = front_end_config(config.front_end)
         module = FRONT_ENDS[name][1]
         self.front_end = module and module(
@@ -219,11 +223,13 @@ class VLA(nnx.Module):
         images_BNHWC: jax.Array | None = None,
         *,
         slots: Mapping[str, jax.Array | None],
+        fed: Mapping[str, jax.Array] | None = None,
     ) -> dict[str, jax.Array]:
         """What the heads that `slots` names give, float32 (B, n, V), at its slots int (B, n), or at
-        all where they are None. Of a vocabulary it is the logits of the token after the slot."""
-        x = self.embed(tokens_BT, modality_BT, images_BNHWC)
-        x, _ = self._run(x, segments_BT, positions(segments_BT))
+        all where they are None. Of a vocabulary it is the logits of the token after the slot.
+        `fed`: by modality, (B, m, ...) for its m slots of FILL."""
+        x = self.embed(tokens_BT, modality_BT, images_BNHWC, fed)
+        x, _ = self._run(x, positions(segments_BT), segments_BT, self._blocks(modality_BT))
         found = {}
         for name, at_Bn in slots.items():
             chosen = x if at_Bn is None else jnp.take_along_axis(x, at_Bn[..., None], axis=1)
@@ -235,8 +241,10 @@ class VLA(nnx.Module):
         tokens_BT: jax.Array,
         modality_BT: jax.Array,
         images_BNHWC: jax.Array | None = None,
+        fed: Mapping[str, jax.Array] | None = None,
     ) -> jax.Array:
-        """(B, T, D): each token from the table of its modality, FILL from the front-end."""
+        """(B, T, D): each token from the table of its modality, FILL from the front-end or from
+        what is fed."""
         x = jnp.zeros((), self.dtype)
         for name, table in self.embeddings.items():
             mine = modality_BT == MODALITIES.index(name)
@@ -244,19 +252,31 @@ class VLA(nnx.Module):
         if images_BNHWC is not None:
             B, N = images_BNHWC.shape[:2]
             images = images_BNHWC.reshape(B * N, *images_BNHWC.shape[2:])
-            filled = self.front_end(images).astype(self.dtype).reshape(B, -1, x.shape[-1])
-            fill = (modality_BT == IMAGE) & (tokens_BT == FILL)
-            at = jnp.maximum(jnp.cumsum(fill, axis=1) - 1, 0)
-            x = jnp.where(fill[..., None], jnp.take_along_axis(filled, at[..., None], axis=1), x)
+            filled = {MODALITIES[IMAGE]: self.front_end(images).reshape(B, -1, x.shape[-1])}
+        else:
+            filled = {}
+        filled |= {name: self.embeddings[name](values) for name, values in (fed or {}).items()}
+        for name, y_BmD in filled.items():
+            fill = (modality_BT == MODALITIES.index(name)) & (tokens_BT == FILL)
+            at = jnp.maximum(jnp.cumsum(fill, axis=1) - 1, 0)[..., None]
+            y = jnp.take_along_axis(y_BmD.astype(self.dtype), at, axis=1)
+            x = jnp.where(fill[..., None], y, x)
         return x
 
-    def _run(self, x_BTD, segments_BT, positions_BT, *shared, **options) -> tuple[jax.Array, Any]:
+    def _blocks(self, modality_BT: jax.Array) -> jax.Array | None:
+        """The slots of heads whose slots see each other, for attention; None where there are
+        none."""
+        if not self.blocks:
+            return None
+        return jnp.where(jnp.isin(modality_BT, jnp.array(self.blocks)), modality_BT, 0)
+
+    def _run(self, x_BTD, positions_BT, *shared, **options) -> tuple[jax.Array, Any]:
         """The backbone: embeddings → hidden states before the last norm."""
         x = constrain(x_BTD, "batch", "length", "embed")
         config = self.config
         rounded = dtype_of(config.compute_dtype) if config.legacy else jnp.float32
         tables = rope_tables(positions_BT, config.head_dim, config.rope_theta, rounded)
-        return self.backbone(x, tables, segments_BT, *shared, **options)
+        return self.backbone(x, tables, *shared, **options)
 
     def _head(self, hidden_BnD: jax.Array, name: str) -> jax.Array:
         if name not in self.heads:
@@ -266,7 +286,7 @@ class VLA(nnx.Module):
             )
         return self.heads[name](hidden_BnD).astype(jnp.float32)
 
-    # --- Decoding: a prompt once, then token by token (see decoding.py) ---
+    # --- Decoding: a prompt once, then what follows it (see decoding.py) ---
 
     def prefill(
         self,
@@ -284,7 +304,8 @@ class VLA(nnx.Module):
         """
         x, where = self.embed(tokens_BT, modality_BT, images_BNHWC), positions(segments_BT)
         depth = jnp.arange(self.config.depth)
-        x, kv = self._run(x, segments_BT, where, per_layer=depth, method="prefill")
+        mask = segments_BT, self._blocks(modality_BT)
+        x, kv = self._run(x, where, *mask, per_layer=depth, method="prefill")
         room = num_tokens - 1
         wide = ((0, 0), (0, room), (0, 0), (0, 0))  # and an axis of layers where they are stacked
         kv = jax.tree.map(lambda y: jnp.pad(y, ((0, 0), *wide)[-y.ndim :]), kv)
@@ -293,15 +314,18 @@ class VLA(nnx.Module):
         return output, Cache(kv, segments, where[:, -1] + 1)
 
     def step(
-        self, token_B: jax.Array, slot: jax.Array, cache: Cache, head: str
+        self, fed_Bn: jax.Array, slot: jax.Array, cache: Cache, head: str
     ) -> tuple[jax.Array, Cache]:
-        """Feeds one token at cache slot `slot`; returns what the head gives there (B, V), and the
+        """Feeds n tokens (ids, or values (B, n, ...) of a head that embeds those) that see each
+        other, from cache slot `slot` on; returns what the head gives there (B, n, V), and the
         cache."""
-        x = self.embeddings[head](token_B[:, None])
-        segments, where = cache.segments_BS.at[:, slot].set(1), cache.position_B
+        x, n = self.embeddings[head](fed_Bn), fed_Bn.shape[1]
+        own = jnp.ones((len(x), n), cache.segments_BS.dtype)
+        segments = jax.lax.dynamic_update_slice_in_dim(cache.segments_BS, own, slot, axis=1)
+        where = cache.position_B[:, None] + jnp.arange(n)
         layers = dict(per_layer=cache.keys_and_values, method="step")
-        x, kv = self._run(x, segments, where[:, None], slot, **layers)
-        return self._head(self.norm(x), head)[:, 0], Cache(kv, segments, where + 1)
+        x, kv = self._run(x, where, segments, slot, **layers)
+        return self._head(self.norm(x), head), Cache(kv, segments, cache.position_B + n)
 
 
 def positions(segments_BT: jax.Array) -> jax.Array:

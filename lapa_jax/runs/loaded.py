@@ -265,6 +265,9 @@ class LoadedPolicy(Model):
         instruction of more than `model.text_length` tokens."""
         if (seed is None) == (temperature > 0):
             raise ValueError(f"{temperature=} and {seed=}: sampling takes both")
+        options = {"top_k": top_k} if top_k else {}  # heads without tokens have none
+        if seed is not None:
+            options |= {"temperature": temperature, "key": jax.random.key(seed)}
         single = isinstance(instruction, str)
         texts = [instruction] if single else list(instruction)
         images = self._images(np.asarray(image), len(texts), single)
@@ -276,9 +279,7 @@ class LoadedPolicy(Model):
             self.variables,
             self.stage.prompts(texts, ids),
             images,
-            temperature=temperature,
-            top_k=top_k,
-            key=None if seed is None else jax.random.key(seed),
+            **options,
         )
         return jax.tree.map(lambda x: x[0], found) if single else found
 

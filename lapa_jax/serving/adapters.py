@@ -56,14 +56,17 @@ class LeRobotPolicy:
                 f"{data.history_seconds} s apart, and needs the rate at which it is asked"
             )
         self._seen: deque[np.ndarray] = deque(maxlen=(data.num_frames - 1) * self._apart + 1)
+        self._planned: deque[np.ndarray] = deque()  # actions (B, action_dim) of the steps to come
         self._reformatter = VideoReformatter()
 
     def reset(self) -> None:
         """Begins an episode: forgets what was seen."""
         self._seen.clear()
+        self._planned.clear()
 
     def select_action(self, observation: Mapping[str, Any]) -> Any:
         """The action float32 (action_dim,), or (B, action_dim), in the units of the training data.
+        A policy that answers with those of several steps is asked when the last one was taken.
 
         observation: "task", a text or B texts, and an image of each camera: uint8 (H, W, 3) or
         (B, H, W, 3), or float in [0, 1] with channels first, (3, H, W) or (B, 3, H, W), as LeRobot
@@ -84,16 +87,23 @@ class LeRobotPolicy:
         if self._seen and self._seen[-1].shape != frame.shape:
             raise ValueError("another number of images than before: call reset() between episodes")
         self._seen.append(frame)
-        times = range(len(self._seen) - self._seen.maxlen, len(self._seen), self._apart)
-        seen = np.stack([self._seen[max(0, t)] for t in times], axis=1)  # (B, frames, cameras, ...)
-        seen = seen.reshape(len(frame), -1, *frame.shape[2:])
-        if self.policy.stage.num_images == 1:
-            seen = seen[:, 0]
-        actions = np.array(self.policy.predict_action(seen, texts))
+        if not self._planned:
+            self._planned.extend(np.moveaxis(self._chunk(texts), 1, 0))
+        actions = self._planned.popleft()
         found = actions[0] if single else actions
         if hasattr(given[0], "detach"):  # a tensor, so torch is there
             return sys.modules["torch"].as_tensor(found, device=given[0].device)
         return found
+
+    def _chunk(self, texts: list[str]) -> np.ndarray:
+        """Actions (B, n, action_dim) of the steps from here on."""
+        times = range(len(self._seen) - self._seen.maxlen, len(self._seen), self._apart)
+        seen = np.stack([self._seen[max(0, t)] for t in times], axis=1)  # (B, frames, cameras, ...)
+        seen = seen.reshape(len(texts), -1, *seen.shape[3:])
+        if self.policy.stage.num_images == 1:
+            seen = seen[:, 0]
+        actions = np.array(self.policy.predict_action(seen, texts))
+        return actions.reshape(len(texts), self.policy.stage.head.horizon, -1)
 
     def _keys(self, observation: Mapping[str, Any]) -> Sequence[str]:
         if not self.cameras:

@@ -107,6 +107,10 @@ class PolicyStage(Stage):
         return self.heads[-1]
 
     @property
+    def acts(self) -> bool:
+        return bool(self.heads) and self.head.acts
+
+    @property
     def vocabularies(self) -> dict[str, int]:
         """How many ids each modality has; 0 where the model has none of it."""
         found = {"text": self.model_config.text_vocab, "image": self.model_config.image_vocab}
@@ -195,7 +199,11 @@ class PolicyStage(Stage):
         """The losses of the heads, summed by their weights, and that of the text after the image
         where text is trained on. The metrics of several heads have the modality before their
         names."""
-        asked = [head.modality for head in self.heads] + ["text"] * self.with_text
+        targets = {}
+        for number, head in enumerate(self.heads):
+            given = {name: batch[f"{head.modality}_{name}"] for name in head.spec()}
+            targets[head.modality] = given | head.draw(given, jax.random.fold_in(rng, number))
+        asked = [*targets, "text"] if self.with_text else list(targets)
         outputs, variables = self.model.apply(
             params,
             variables,
@@ -205,18 +213,16 @@ class PolicyStage(Stage):
             batch["segments"],
             batch.get("images"),
             slots={name: batch[f"{name}_slots"] for name in asked},
+            fed={m: given["fed"] for m, given in targets.items() if "fed" in given},
         )
-        losses, metrics = [], {}
-        several = len(asked) > 1
-        for number, head in enumerate(self.heads):
-            m = head.modality
-            targets = {name: batch[f"{m}_{name}"] for name in head.spec()}
-            key = jax.random.fold_in(rng, number)
-            loss, found = head.loss(outputs[m], targets, key)
-            losses.append(head.settings.loss_weight * loss)
-            metrics |= {f"{m}_{n}": x for n, x in found.items()} if len(self.heads) > 1 else found
-            metrics |= {f"{m}_loss": loss} if several else {}
-        total = sum(losses[1:], losses[0])
+        total, metrics = 0.0, {}
+        for head in self.heads:
+            loss, found = head.loss(outputs[head.modality], targets[head.modality])
+            total += head.settings.loss_weight * loss
+            prefix = f"{head.modality}_" if len(self.heads) > 1 else ""
+            metrics |= {prefix + name: value for name, value in found.items()}
+            if len(asked) > 1:
+                metrics[f"{head.modality}_loss"] = loss
         if self.with_text:
             text_loss, correct = cross_entropy(outputs["text"], batch["text_targets"])
             metrics |= {"text_loss": text_loss, "text_accuracy": correct.mean()}

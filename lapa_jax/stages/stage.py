@@ -64,6 +64,7 @@ class Stage(Protocol):
     image_column: str  # of the device batch: what data.augment changes
     # metric that is 1 while something is wrong → what to tell the user
     alarms: Mapping[str, str] = {}
+    acts = False  # whether it says what a robot does
     model: Functional  # the module as pure functions
     borrowed: Borrowed | None = None  # frozen weights that are another run's
     config: ConfigDict

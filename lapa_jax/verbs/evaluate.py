@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
         result |= _quantizer(run, corpora, args)
     else:
         result["tokens"] = evaluate_tokens(run, corpora, max_examples=args.max_examples)
-    if run.config.stage == "action_finetuning" and args.episodes:
+    if run.stage.acts and args.episodes:
         env = _environment(run, args)
         result["success"] = {
             family: evaluate_success(

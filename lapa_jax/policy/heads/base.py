@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from lapa_jax.nn.layers import Dense, dtype_of
 from lapa_jax.nn.module import Functional, Tree, param
+from lapa_jax.policy.modality import ACTION, MODALITIES
 
 COLUMNS = {"latent": "latent_action", "action": "action"}  # of the loader
 SYMBOLS = {"latent": "z", "action": "a"}  # of answers
@@ -67,11 +68,13 @@ class Head:
 
     An example has `num_slots` slots of the modality in its row. What the head gives at slot i is
     seen at the token before it where `next_token`, so that tokens are predicted one after the
-    other; else at the slot itself.
+    other; else at the slot itself. Where they are `one_block`, the slots of an example see each
+    other.
     """
 
     Config: type[HeadConfig] = HeadConfig
     next_token = False
+    one_block = False
 
     modality: str  # "latent" or "action": a name of `modality.MODALITIES`
     settings: HeadConfig
@@ -81,6 +84,11 @@ class Head:
     horizon: int = 1  # steps of time that an answer is for
 
     def __init__(self, modality: str, settings: HeadConfig, config: ConfigDict, assets: Assets): ...
+
+    @property
+    def acts(self) -> bool:
+        """Whether its values are a robot's actions."""
+        return self.modality == MODALITIES[ACTION]
 
     # --- On the host ---
 
@@ -110,18 +118,25 @@ class Head:
     # --- In the model ---
 
     def embedding(self, model: Backbone, rngs: nnx.Rngs) -> nnx.Module:
-        """Ids int (B, T) → (B, T, D): at embeddings/MODALITY of the parameters."""
+        """Ids int (B, T) → (B, T, D): at embeddings/MODALITY of the parameters. Of a head that is
+        fed, its values, too."""
         return Embedding(self.vocab, model, None, rngs)
 
     def output(self, model: Backbone, rngs: nnx.Rngs) -> nnx.Module:
         """Hidden states (B, n, D) → (B, n, V): at heads/MODALITY of the parameters."""
         return readout(self.num_outputs, model, None, rngs)
 
+    def draw(self, targets: Mapping[str, jax.Array], rng: jax.Array) -> dict[str, jax.Array]:
+        """What a loss needs besides `targets`, as noise; "fed" (R, n, ...) is what the slots hold
+        where their ids are FILL."""
+        del targets, rng
+        return {}
+
     def loss(
-        self, outputs_RnV: jax.Array, targets: Mapping[str, jax.Array], rng: jax.Array
+        self, outputs_RnV: jax.Array, targets: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """(mean over examples, metrics), of rows of whole examples; `targets`: as `rows` gives
-        them, (R, n, ...)."""
+        them, (R, n, ...), and what `draw` adds."""
         raise NotImplementedError
 
     def decode(
@@ -133,8 +148,8 @@ class Head:
         images: jax.Array | None,
         **options: Any,
     ) -> Decoded:
-        """What the model says after `prompts`; see policy/decoding.py. ValueError for `options`
-        that it does not have."""
+        """What the model says after `prompts`; see policy/decoding.py. TypeError for `options` that
+        it does not have."""
         raise NotImplementedError
 
     # --- For others ---

@@ -74,7 +74,7 @@ class TokenHead(Head):
 
     def rows(self, batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         values = batch[COLUMNS[self.modality]]
-        if self.modality == "action" and values.ndim != 2:
+        if self.acts and values.ndim != 2:
             raise ValueError(
                 f"data.action_horizon is {values.shape[1]}, but this head predicts one action: set "
                 "it to 1"
@@ -86,10 +86,9 @@ class TokenHead(Head):
         return {"targets": jax.ShapeDtypeStruct((self.num_slots,), jnp.int32)}
 
     def loss(
-        self, outputs_RnV: jax.Array, targets: Mapping[str, jax.Array], rng: jax.Array
+        self, outputs_RnV: jax.Array, targets: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Cross entropy, mean over tokens (every row has as many)."""
-        del rng
         loss, correct = cross_entropy(outputs_RnV, targets["targets"])
         return loss, {
             "token_accuracy": correct.mean(),
