@@ -38,8 +38,6 @@ class PatchesConfig:
     stem_channels: tuple[int, ...] = ()  # slow on CPUs
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "image_size", tuple(self.image_size))
-        object.__setattr__(self, "stem_channels", tuple(self.stem_channels))
         if any(side % self.patch_size for side in self.image_size):
             raise ValueError(
                 f"model.front_end.image_size={self.image_size} must be a multiple of "
@@ -80,7 +78,6 @@ class VqganConfig:
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "image_size", tuple(self.image_size))
         tokenizer = typed_config(TokenizerConfig, self.tokenizer, TokenizerConfig.KEY)
         object.__setattr__(self, "tokenizer", tokenizer)
         tokenizer.grid(self.image_size)
@@ -150,12 +147,7 @@ class Patches(nnx.Module):
         )
 
     def __call__(self, images_BIJC: jax.Array) -> jax.Array:
-        expected = (*self.config.image_size, 3)
-        if images_BIJC.shape[1:] != expected:
-            raise ValueError(
-                f"images of shape {images_BIJC.shape} are not (batch, {expected}): "
-                f"model.front_end.image_size is {self.config.image_size}"
-            )
+        _check_size(images_BIJC, self.config.image_size)
         x = images_BIJC.astype(jnp.float32)
         x = standardize(x / 255.0 if images_BIJC.dtype == jnp.uint8 else x)
         for name in sorted(self.stem):
@@ -222,16 +214,20 @@ class Vqgan(nnx.Module):
 
     def tokens(self, images_BIJC: jax.Array) -> jax.Array:
         """Ids int32 (B, num_tokens), row by row of the image."""
-        expected = (*self.config.image_size, 3)
-        if images_BIJC.shape[1:] != expected:
-            raise ValueError(
-                f"images of shape {images_BIJC.shape} are not (batch, {expected}): "
-                f"model.front_end.image_size is {self.config.image_size}"
-            )
+        _check_size(images_BIJC, self.config.image_size)
         return self.encoder(images_BIJC).reshape(len(images_BIJC), -1)
 
     def __call__(self, images_BIJC: jax.Array) -> jax.Array:
         return self.embed(self.tokens(images_BIJC))
+
+
+def _check_size(images_BIJC: jax.Array, image_size: tuple[int, int]) -> None:
+    expected = (*image_size, 3)
+    if images_BIJC.shape[1:] != expected:
+        raise ValueError(
+            f"images of shape {images_BIJC.shape} are not (batch, {expected}): "
+            f"model.front_end.image_size is {image_size}"
+        )
 
 
 def _with_table(embed_image: nnx.Module | None, name: str) -> nnx.Module:

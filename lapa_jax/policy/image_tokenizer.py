@@ -40,7 +40,6 @@ class ImageTokenizerConfig:
     codebook_size: int = 8192
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "multipliers", tuple(self.multipliers))
         for name in ("dim", "blocks", "latent_dim", "code_dim", "codebook_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{self.KEY}.{name}={getattr(self, name)} must be at least 1")
@@ -104,16 +103,10 @@ class ImageEncoder(nnx.Module):
         inputs = (config.dim, *config.widths)
         last = len(config.widths) - 1
         self.stem = Conv(3, config.dim, dtype=dtype, rngs=rngs)
+        resize = ["halve"] * last + [None]
         self.levels = _numbered(
-            Level(
-                inputs[i],
-                config.widths[i],
-                config.blocks,
-                "halve" if i < last else None,
-                dtype=dtype,
-                rngs=rngs,
-            )
-            for i in range(last + 1)
+            Level(*of_level, config.blocks, how, dtype=dtype, rngs=rngs)
+            for *of_level, how in zip(inputs, config.widths, resize, strict=False)
         )
         self.middle = Level(inputs[-1], inputs[-1], 2, None, dtype=dtype, rngs=rngs)
         self.norm = GroupNorm(inputs[-1])
@@ -155,16 +148,10 @@ class ImageDecoder(nnx.Module):
         self.from_code = Conv(config.code_dim, config.latent_dim, size=1, dtype=dtype, rngs=rngs)
         self.stem = Conv(config.latent_dim, widths[0], dtype=dtype, rngs=rngs)
         self.middle = Level(widths[0], widths[0], 2, None, dtype=dtype, rngs=rngs)
+        resize = ["double"] * last + [None]
         self.levels = _numbered(
-            Level(
-                inputs[i],
-                widths[i],
-                config.blocks + 1,
-                "double" if i < last else None,
-                dtype=dtype,
-                rngs=rngs,
-            )
-            for i in range(last + 1)
+            Level(*of_level, config.blocks + 1, how, dtype=dtype, rngs=rngs)
+            for *of_level, how in zip(inputs, widths, resize, strict=False)
         )
         self.norm = GroupNorm(widths[-1])
         self.out = Conv(widths[-1], 3, dtype=dtype, rngs=rngs)

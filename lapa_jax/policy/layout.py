@@ -159,7 +159,7 @@ class LegacyLayout(Layout):
 
     @property
     def example_length(self) -> int:
-        return self.prompt_length + sum(own.count for own in self.slots) + len(self.closing)
+        return super().example_length + len(self.closing)
 
     def prompt(self, instruction: str, image_ids: np.ndarray | None = None) -> Example:
         text, vision_closing = self.text(instruction), self._tags("vision")[1]
@@ -175,16 +175,16 @@ class LegacyLayout(Layout):
         bos, opening = self.tokenizer.bos, self._tags("vision")[0]
         return self._checked(np.concatenate([[bos, bos], ids, opening]), instruction)
 
+    _only_predicted = 0  # after the targets comes their closing tag
+
     def example(
         self, instruction: str, image_ids: np.ndarray | None, ids: Sequence[np.ndarray]
     ) -> Example:
-        prompt, (own,), (tokens,) = self.prompt(instruction, image_ids), self.slots, ids
-        targets = (tokens, MODALITIES.index(own.modality))
-        joined = _join([prompt, targets, (self.closing, TEXT)])
-        at = len(prompt.tokens)
-        text = at - 1 - len(self.opening) + np.arange(len(self.text_targets), dtype=np.int32)
-        slots = at - own.next_token + np.arange(len(tokens), dtype=np.int32)
-        return Example(joined.tokens, joined.modality, {own.modality: slots, "text": text})
+        whole = super().example(instruction, image_ids, ids)
+        text = np.arange(len(self.text_targets), dtype=np.int32)
+        text += len(whole.tokens) - sum(map(len, ids)) - 1 - len(self.opening)
+        joined = _join([whole, (self.closing, TEXT)])
+        return Example(joined.tokens, joined.modality, whole.slots | {"text": text})
 
     def _tags(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         return self.tokenizer.ids(f"<{name}>"), self.tokenizer.ids(f"</{name}>")

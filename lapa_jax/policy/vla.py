@@ -74,7 +74,6 @@ class VLAConfig:
     lora_pattern: str = "attention/(q|k|v|out)|mlp/(gate|up|down)"  # paths inside of a layer
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "front_end", dict(self.front_end))
         front_end_config(self.front_end)
         dtype_of(self.compute_dtype)
         dtype_of(self.param_dtype, "param_dtype")

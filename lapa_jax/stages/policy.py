@@ -9,6 +9,7 @@ front-end computes image tokens, text_slots, text_targets int32 (R, k·M) where 
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -137,8 +138,7 @@ class PolicyStage(Stage):
                 )
             return sources.inherited[TOKENIZER]
         if path:
-            with open(path, "rb") as file:
-                return file.read()
+            return Path(path).read_bytes()
         return train(sources.instructions(), config.model.text_vocab)
 
     def prepare(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -167,31 +167,28 @@ class PolicyStage(Stage):
         return self.layout.text_loss_weight > 0
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        k, T = self.examples_per_row, self.row_length
-        if self.config.global_batch % k:
+        k, T, data = self.examples_per_row, self.row_length, self.config.data
+        R, rest = divmod(self.config.global_batch, k)
+        if rest:
             raise ValueError(
                 f"global_batch={self.config.global_batch} must be a multiple of "
                 f"model.examples_per_row={k}"
             )
-        R = self.config.global_batch // k
-        shapes = {
-            "tokens": ((R, T), jnp.int32),
-            "modality": ((R, T), jnp.int8),
-            "segments": ((R, T), jnp.int32),
-        }
+
+        def rows(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((R, *shape), dtype)
+
+        spec = {"tokens": rows(T), "modality": rows(T, dtype=jnp.int8), "segments": rows(T)}
         for head in self.heads:
-            shapes[f"{head.modality}_slots"] = ((R, k * head.num_slots), jnp.int32)
+            spec[f"{head.modality}_slots"] = rows(k * head.num_slots)
             for name, x in head.spec().items():
-                shape = (R, k * x.shape[0], *x.shape[1:])
-                shapes[f"{head.modality}_{name}"] = (shape, x.dtype)
+                of_rows = rows(k * x.shape[0], *x.shape[1:], dtype=x.dtype)
+                spec[f"{head.modality}_{name}"] = of_rows
         if self.with_text:
-            text = ((R, k * len(self.layout.text_targets)), jnp.int32)
-            shapes |= {"text_slots": text, "text_targets": text}
+            spec["text_slots"] = spec["text_targets"] = rows(k * len(self.layout.text_targets))
         if self.from_pixels:
-            frames = (R, k * self.num_images, *self.config.data.image_size, 3)
-            shapes["images"] = (frames, jnp.uint8)
-        spec = {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
-        return spec | augmentation.column_spec(self.config.data, R, k)
+            spec["images"] = rows(k * self.num_images, *data.image_size, 3, dtype=jnp.uint8)
+        return spec | augmentation.column_spec(data, R, k)
 
     def loss(
         self, params: Params, variables: Variables, batch: Batch, rng: jax.Array
@@ -230,10 +227,6 @@ class PolicyStage(Stage):
             total = (1.0 - weight) * total + weight * text_loss
         return total, metrics, variables
 
-    def eval_metrics(self, params: Params, variables: Variables, batch: Batch) -> Metrics:
-        loss, metrics, _ = self.loss(params, variables, batch, jax.random.key(0))
-        return metrics | {"loss": loss}
-
     def for_decoding(self, params: Params) -> tuple["PolicyStage", Params]:
         """(this stage, its parameters) with the layers apart: decodes faster, and cannot train.
 
@@ -269,14 +262,7 @@ class PolicyStage(Stage):
             prompts = extend(prompts, head.modality, said.ids)
         return self.head.decode(self.model, params, variables, prompts, images, **options)
 
-    def act(
-        self,
-        params: Params,
-        variables: Variables,
-        prompts: Mapping[str, jax.Array],
-        images: jax.Array | None,
-        **options: Any,
-    ) -> jax.Array:
-        """The values of `predict`: actions float32 (B, action_dim) in the units of the data, or (B,
-        n, action_dim) of a head whose answers are for n steps."""
-        return self.predict(params, variables, prompts, images, **options).values
+    def act(self, *given: Any, **options: Any) -> jax.Array:
+        """The values of `predict`, which takes the same: actions float32 (B, action_dim) in the
+        units of the data, or (B, n, action_dim) of a head whose answers are for n steps."""
+        return self.predict(*given, **options).values

@@ -105,7 +105,10 @@ class Stage(Protocol):
         differently, metrics["loss_weight"] is the sum of what they count."""
         ...
 
-    def eval_metrics(self, params: Params, variables: Variables, batch: Batch) -> Metrics: ...
+    def eval_metrics(self, params: Params, variables: Variables, batch: Batch) -> Metrics:
+        """The metrics and the loss, without randomness."""
+        loss, metrics, _ = self.loss(params, variables, batch, jax.random.key(0))
+        return metrics | {"loss": loss}
 
     def after_update(
         self, params: Params, variables: Variables, step: jax.Array, rng: jax.Array

@@ -44,10 +44,6 @@ class TeacherStage(Stage):
         )
         return loss, metrics, variables
 
-    def eval_metrics(self, params: Params, variables: Variables, batch: Batch) -> Metrics:
-        loss, metrics, _ = self.loss(params, variables, batch, jax.random.key(0))
-        return metrics | {"loss": loss}
-
     def features(self, params: Params, variables: Variables, images: jax.Array) -> jax.Array:
         """Features float32 (B, patch rows, patch columns, dim) of images (B, H, W, 3)."""
         return self.model.apply(params, variables, "features", images)[0]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lapa_jax.policy.codecs.codec import ActionCodec, check_actions, check_last
+from lapa_jax.policy.codecs.codec import ActionCodec, check_actions
 
 
 class Bins(ActionCodec):
@@ -16,7 +16,7 @@ class Bins(ActionCodec):
     Dimensions may have different numbers of bins (equal quantiles are merged).
     """
 
-    kind = "bins"
+    kind, token = "bins", "dimension"
 
     def __init__(self, edges: Sequence[np.ndarray]):
         self.edges = [np.asarray(e, np.float64) for e in edges]
@@ -58,19 +58,6 @@ class Bins(ActionCodec):
             # The inner edges only: everything outside falls into the first or the last bin.
             ids[..., dimension] = np.searchsorted(e[1:-1], values[..., dimension], side="right")
         return ids
-
-    def decode(self, ids: np.ndarray) -> np.ndarray:
-        """Ids int (..., action_dim) → bin centres float32. An id without a bin: ValueError."""
-        ids = np.asarray(ids)
-        check_last(ids, self.action_dim)
-        bad = np.argwhere((ids < 0) | (ids >= self.sizes))
-        if len(bad):
-            dimension = int(bad[0][-1])
-            raise ValueError(
-                f"action id {ids[tuple(bad[0])]} of dimension {dimension} is out of range: the "
-                f"dimension has {self.sizes[dimension]} bins"
-            )
-        return self.values(ids)
 
     def values(self, ids: Any, xp: Any = np) -> Any:
         return xp.asarray(self.centres)[xp.arange(self.action_dim), ids]

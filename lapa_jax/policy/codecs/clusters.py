@@ -43,18 +43,6 @@ class Clusters(ActionCodec):
         away = (values[..., None, :] - self.centres) / self.scale
         return np.square(away).sum(-1).argmin(-1).astype(np.int32)[..., None]
 
-    def decode(self, ids: np.ndarray) -> np.ndarray:
-        """Ids int (..., 1) → centres float32 (..., action_dim). An id without a cluster:
-        ValueError."""
-        ids = np.asarray(ids)
-        bad = ids[(ids < 0) | (ids >= len(self.centres))]
-        if bad.size or ids.shape[-1:] != (1,):
-            raise ValueError(
-                f"action ids {bad[:4].tolist()} of shape {ids.shape} are out of range: one of "
-                f"{len(self.centres)} clusters each"
-            )
-        return self.values(ids)
-
     def values(self, ids: Any, xp: Any = np) -> Any:
         return xp.asarray(self.centres)[ids[..., 0]]
 

@@ -10,6 +10,7 @@ class Codec:
     """A value is `len(sizes)` tokens; the ids of token i run from 0 to sizes[i] - 1."""
 
     kind: str  # its name in configs and in its JSON
+    token = "token"  # what one is of, in messages
     sizes: np.ndarray  # int32 (tokens,)
 
     def encode(self, values: np.ndarray) -> np.ndarray:
@@ -19,7 +20,16 @@ class Codec:
     def decode(self, ids: np.ndarray) -> np.ndarray:
         """Ids int (..., tokens) → the values that they stand for. ValueError for an id out of
         range."""
-        raise NotImplementedError
+        ids = np.asarray(ids)
+        check_last(ids, len(self.sizes), "ids of")
+        bad = np.argwhere((ids < 0) | (ids >= self.sizes))
+        if len(bad):
+            at, token = tuple(bad[0]), int(bad[0][-1])
+            raise ValueError(
+                f"of the ids {ids[at[:-1]].tolist()}, id {ids[at]} of {self.token} {token} is out "
+                f"of range: one of {self.sizes[token]} {self.kind}"
+            )
+        return self.values(ids)
 
     def values(self, ids: Any, xp: Any = np) -> Any:
         """As `decode`, for ids in range; `xp` may be jax.numpy."""
@@ -63,9 +73,9 @@ class ActionCodec(Codec):
         }
 
 
-def check_last(array: np.ndarray, action_dim: int) -> None:
-    if array.ndim < 1 or array.shape[-1] != action_dim:
-        raise ValueError(f"shape {array.shape} does not end in the action dimension {action_dim}")
+def check_last(array: np.ndarray, size: int, what: str = "actions of") -> None:
+    if array.ndim < 1 or array.shape[-1] != size:
+        raise ValueError(f"{what} shape {array.shape}: the last dimension must be {size}")
 
 
 def check_actions(actions: np.ndarray, action_dim: int) -> np.ndarray:

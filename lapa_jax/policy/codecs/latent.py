@@ -35,9 +35,6 @@ class Codes(Codec):
             )
         return values
 
-    def decode(self, ids: np.ndarray) -> np.ndarray:
-        return self.encode(np.asarray(ids))
-
     def values(self, ids: Any, xp: Any = np) -> Any:
         return ids
 
