@@ -5,7 +5,23 @@ Importing this package is cheap: no TensorFlow, no torch, no simulator.
 
 from lapa_jax.version import __version__
 
-__all__ = ["__version__", "load_image_tokenizer", "load_policy", "load_quantizer"]
+__all__ = [
+    "LeRobotPolicy",
+    "__version__",
+    "load_image_tokenizer",
+    "load_policy",
+    "load_quantizer",
+    "rollout",
+]
+
+
+def __getattr__(name):
+    """`LeRobotPolicy` and `rollout`: see lapa_jax.serving.adapters."""
+    if name in ("LeRobotPolicy", "rollout"):
+        from lapa_jax.serving import adapters
+
+        return getattr(adapters, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def load_quantizer(directory):

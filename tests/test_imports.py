@@ -32,7 +32,9 @@ ALLOWED = {
     "data_pipelines.convert": ("data_pipelines.loader",),
     "data_pipelines.checks": ("data_pipelines.loader",),
     "data_pipelines.bench": ("data_pipelines.loader",),
-    "lapa_jax.__init__": ("lapa_jax.version", "lapa_jax.runs.loaded"),
+    "lapa_jax.__init__": (
+        *("lapa_jax.version", "lapa_jax.runs.loaded", "lapa_jax.serving.adapters"),
+    ),
     "lapa_jax.__main__": ("lapa_jax.cli",),
     "lapa_jax.version": (),
     "lapa_jax.settings": (

@@ -160,10 +160,10 @@ def rollout(
     """One episode of a Gymnasium environment, whose actions must be those of the training data.
 
         import gymnasium, lapa_jax
-        from lapa_jax.serving.adapters import rollout
 
         policy, env = lapa_jax.load_policy("runs/action_vla"), gymnasium.make("MyRobot-v0")
-        print(rollout(policy, env, "push the red block", images=["front"], seed=0).rewards.sum())
+        found = lapa_jax.rollout(policy, env, "push the red block", images=["front"], seed=0)
+        print(found.rewards.sum())
 
     images: keys of the observation, a dict, that hold the cameras; () where the observation is the
     image. They are uint8 (H, W, 3); control_hz and resizing as of `LeRobotPolicy`. Actions go to

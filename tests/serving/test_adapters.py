@@ -10,8 +10,8 @@ from tiny_policy import make_policy
 
 import lapa_jax
 from data_pipelines.convert.decode import fit_image
+from lapa_jax import LeRobotPolicy, rollout
 from lapa_jax.envs.tabletop import SceneConfig, Tabletop
-from lapa_jax.serving.adapters import LeRobotPolicy, rollout
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 TOP = "observation.images.top"
