@@ -112,24 +112,12 @@ class Server:
     async def act(self, request: Request) -> Response:
         """One observation as JSON. An image that came as json-numpy is answered as OpenVLA does:
         the array alone, in that form."""
-        start, status = time.perf_counter(), 500
-        try:
-            self.rate.spend(_address(request))
-            with self._slot(), self.engine.request():
-                body = await self._body(request)
-                observation, encoded = await self._read(self.reader.from_json, body)
-                answer = await self.engine.predict(observation)
-                found = await self._rest(observation, answer)
-            status = 200
-            return JSONResponse(json.dumps(found) if encoded else found)
-        except Refused as error:
-            status = error.status
-            raise
-        except ClientDisconnect as error:
-            status = 400
-            raise Refused(400, "the client left") from error
-        finally:
-            self.metrics.request("rest", status, time.perf_counter() - start)
+        with self._counted("rest", request), self._slot(), self.engine.request():
+            body = await self._body(request)
+            observation, encoded = await self._read(self.reader.from_json, body)
+            answer = await self.engine.predict(observation)
+            found = await self._rest(observation, answer)
+        return JSONResponse(json.dumps(found) if encoded else found)
 
     async def _body(self, request: Request) -> bytes:
         limit, length = self.limits.request_bytes, request.headers.get("content-length", "0")
@@ -145,6 +133,8 @@ class Server:
                         raise Refused(413, f"a body of more than {limit} bytes")
         except TimeoutError as error:
             raise Refused(408, f"no whole body in {self.limits.read_seconds:g} s") from error
+        except ClientDisconnect as error:
+            raise Refused(400, "the client left") from error
         return bytes(body)
 
     async def _rest(self, observation: Observation, answer: Answer) -> dict[str, Any]:
@@ -182,30 +172,39 @@ class Server:
         await websocket.close(_RESTART, "the server stops")
 
     async def _reply(self, websocket: WebSocket, data: bytes | None) -> None:
-        start, status = time.perf_counter(), 500
         try:
-            self.rate.spend(_address(websocket))
-            if data is None:
-                raise Refused(400, "a text frame: messages are msgpack in binary frames")
-            observation = await self._read(self.reader.from_msgpack, data)
-            answer = await self.engine.predict(observation)
-            found: dict[str, Any] = dict(answer.reply)
-            if "a" in found:
-                found = {"actions": found["a"].reshape(self.metadata["chunk"], -1)}
-            if observation.picture:
-                found["picture"] = await self.engine.picture(observation, answer.values)
-            status = 200
+            with self._counted("websocket", websocket):
+                if data is None:
+                    raise Refused(400, "a text frame: messages are msgpack in binary frames")
+                observation = await self._read(self.reader.from_msgpack, data)
+                answer = await self.engine.predict(observation)
+                found: dict[str, Any] = dict(answer.reply)
+                if "a" in found:
+                    found = {"actions": found["a"].reshape(self.metadata["chunk"], -1)}
+                if observation.picture:
+                    found["picture"] = await self.engine.picture(observation, answer.values)
             await websocket.send_bytes(_pack(found | {"server_timing": _timing(answer)}))
         except Refused as error:
-            status = error.status
             await websocket.send_text(f"{error.status}: {error.reason}")
         except WebSocketDisconnect:
             raise
         except Exception:
             logging.exception("a request failed")
             await websocket.send_text("500: the server failed; its log says how")
+
+    @contextlib.contextmanager
+    def _counted(self, protocol: str, connection: Request | WebSocket) -> Iterator[None]:
+        """Around a request: raises Refused where its address asks too often, and counts it."""
+        start, status = time.perf_counter(), 500
+        try:
+            self.rate.spend(connection.client.host if connection.client else "")
+            yield
+            status = 200
+        except Refused as error:
+            status = error.status
+            raise
         finally:
-            self.metrics.request("websocket", status, time.perf_counter() - start)
+            self.metrics.request(protocol, status, time.perf_counter() - start)
 
     @contextlib.contextmanager
     def _slot(self) -> Iterator[None]:
@@ -256,10 +255,6 @@ async def _refused(request: Request | WebSocket, error: Exception) -> Response:
 
 async def _failed(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": "the server failed; its log says how"}, 500)
-
-
-def _address(connection: Request | WebSocket) -> str:
-    return connection.client.host if connection.client else ""
 
 
 def _timing(answer: Answer) -> dict[str, float]:
