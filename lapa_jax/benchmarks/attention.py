@@ -42,7 +42,7 @@ def _compare(args: argparse.Namespace, peak: float) -> list[dict[str, Any]]:
         examples = max(1, TOKENS[where] // length)
         arrays = _arrays(examples, length, heads, head_dim, args.dtype)
         exact = _gradients("xla", head_dim)(*(x.astype(jnp.float32) for x in arrays))
-        call = _call(length, head_dim, args.dtype)
+        call = attentions.call_of(*arrays[:3], causal=True, segments=True, bias=False)
         # Scores and weighted sum, forward and both gradients of each; half of them are masked.
         flops = 3 * 2 * 2 * examples * heads * length * length * head_dim / 2
         times = {}
@@ -100,21 +100,6 @@ def _gradients(name: str, head_dim: int) -> Callable[..., tuple[jax.Array, ...]]
         return y, *back(dy)
 
     return jax.jit(run)
-
-
-def _call(length: int, head_dim: int, dtype: str) -> attentions.Call:
-    return attentions.Call(
-        platform=jax.devices()[0].platform,
-        seq_shards=1,
-        queries=length,
-        keys=length,
-        head_dim=head_dim,
-        dtype=dtype,
-        causal=True,
-        segments=True,
-        bias=False,
-        compiles_cudnn=jax.default_backend() == "gpu",
-    )
 
 
 def _difference(found: tuple[jax.Array, ...], exact: tuple[jax.Array, ...]) -> float:

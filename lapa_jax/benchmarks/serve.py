@@ -23,15 +23,12 @@ import numpy as np
 import psutil
 
 from experiments.action_vla import tabletop
-from lapa_jax import envs, stages
+from lapa_jax import stages
+from lapa_jax.aot.assess import stand_in_assets
 from lapa_jax.benchmarks import measure
 from lapa_jax.interop.imported import Imported, write_run
-from lapa_jax.policy import text
-from lapa_jax.policy.codecs import Clusters
-from lapa_jax.policy.heads.tokens import CODEC
 from lapa_jax.runs import loaded
 from lapa_jax.serving.limits import BATCH_SIZES
-from lapa_jax.stages.policy import TOKENIZER
 
 REQUESTS = 100  # for each of --steps
 _START_SECONDS = 300.0
@@ -47,14 +44,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     number = REQUESTS * args.steps
     with tempfile.TemporaryDirectory() as folder:
         policy = Path(folder) / "run"
-        instructions = make_policy(policy, args.dtype)
-        alone = _alone(policy, instructions, number, args.clients)
+        make_policy(policy, args.dtype)
+        alone = _alone(policy, number, args.clients)
         sizes = [size for size in BATCH_SIZES if size <= args.clients]
         with serving(policy, "--batch_sizes", ",".join(map(str, sizes))) as (port, server):
-            asyncio.run(_ask(port, args.clients, instructions, number))  # warm
-            one, _ = asyncio.run(_ask(port, 1, instructions, number))
+            asyncio.run(_ask(port, args.clients, number))  # warm
+            one, _ = asyncio.run(_ask(port, 1, number))
             before = _cpu_seconds(server), time.process_time()
-            many, batches = asyncio.run(_ask(port, args.clients, instructions, 4 * number))
+            many, batches = asyncio.run(_ask(port, args.clients, 4 * number))
             spent = _cpu_seconds(server) - before[0], time.process_time() - before[1]
     added = np.array(one) - alone["call_ms_p50"]
     one_rate, many_rate = 1e3 / np.mean(one), 1e3 * args.clients / np.mean(many)
@@ -76,29 +73,21 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {"serve": [{key: round(float(value), 3) for key, value in row.items()}]}
 
 
-def make_policy(out: Path, dtype: str) -> list[str]:
-    """Writes a run of the tabletop's action VLA with random weights; instructions for it."""
-    instructions = envs.make({"name": "tabletop"}).all_instructions()
+def make_policy(out: Path, dtype: str) -> None:
+    """Writes a run of the tabletop's action VLA with random weights."""
     config = tabletop.get_config()
     config.compute_dtype = dtype
-    rng = np.random.default_rng(0)
-    clusters = Clusters(rng.normal(size=(config.model.targets.action.vocab, 2)), np.ones(2))
-    assets = {
-        TOKENIZER: text.train(instructions, config.model.text_vocab),
-        CODEC: clusters.to_json(),
-    }
-    stage = stages.build(config.lock(), assets)
-    params, variables = jax.jit(stage.model.init)(jax.random.key(0))
+    assets = stand_in_assets(config)
+    params, variables = jax.jit(stages.build(config.lock(), assets).init)(jax.random.key(0))
     made = Imported(config, params, assets, variables)
     write_run(out, made, source="random", source_format="random")
-    return instructions
 
 
-def _alone(run: Path, instructions: list[str], number: int, most: int) -> dict[str, float]:
+def _alone(run: Path, number: int, most: int) -> dict[str, float]:
     """The jitted call of this process: of one observation, and how many a second in batches."""
     policy = loaded.load_policy(run)
     images = _images(most, policy.image_size)
-    texts = [instructions[i % len(instructions)] for i in range(most)]
+    texts = _texts(most)
 
     def call(size: int) -> list[float]:
         def ask() -> Any:
@@ -155,13 +144,15 @@ def _images(number: int, size: tuple[int, int]) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (number, *size, 3), np.uint8)
 
 
-async def _ask(
-    port: int, clients: int, instructions: list[str], number: int
-) -> tuple[list[float], list[int]]:
+def _texts(number: int) -> list[str]:
+    return [f"push block {i} to the wall" for i in range(number)]
+
+
+async def _ask(port: int, clients: int, number: int) -> tuple[list[float], list[int]]:
     """(round trips in ms, sizes of the batches that they were in) of `number` requests."""
     from websockets.asyncio.client import connect
 
-    async def client(i: int) -> list[tuple[float, int]]:
+    async def client(text: str) -> list[tuple[float, int]]:
         found = []
         async with connect(f"ws://127.0.0.1:{port}", compression=None) as connection:
             metadata = msgpack.unpackb(await connection.recv())
@@ -172,7 +163,6 @@ async def _ask(
                 b"dtype": image.dtype.str,
                 b"shape": image.shape,
             }
-            text = instructions[i % len(instructions)]
             for _ in range(number // clients):
                 start = time.perf_counter()
                 await connection.send(msgpack.packb({"image": array, "prompt": text}))
@@ -181,5 +171,5 @@ async def _ask(
                 found.append((milliseconds, answer["server_timing"]["batch"]))
         return found
 
-    found = [x for one in await asyncio.gather(*map(client, range(clients))) for x in one]
+    found = [x for one in await asyncio.gather(*map(client, _texts(clients))) for x in one]
     return [x for x, _ in found], [batch for _, batch in found]

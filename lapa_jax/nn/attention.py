@@ -78,19 +78,14 @@ def attention(
         raise ValueError(f"causal attention needs as many queries as keys, got {T} and {S}")
     if blocks_BT is not None and not causal:
         raise ValueError("blocks_BT are of causal attention: set causal=True")
-    platform, seq_shards = placement()
-    call = Call(
-        platform=platform,
-        seq_shards=seq_shards,
-        queries=T,
-        keys=S,
-        head_dim=q_BTKC.shape[3],
-        dtype=jnp.result_type(q_BTKC, k_BSKC, v_BSKC).name,
+    call = call_of(
+        q_BTKC,
+        k_BSKC,
+        v_BSKC,
         causal=causal,
         segments=q_segments_BT is not None,
         bias=bias_KTS is not None,
         blocks=blocks_BT is not None,
-        compiles_cudnn=jax.default_backend() == "gpu",
     )
     if _PLAIN.get():
         implementation = "xla"
@@ -165,6 +160,21 @@ class Call:
     bias: bool
     compiles_cudnn: bool
     blocks: bool = False
+
+
+def call_of(q_BTKC: jax.Array, k_BSKC: jax.Array, v_BSKC: jax.Array, **masks: bool) -> Call:
+    """Of attention between these, where it is traced; `masks`: causal, segments, bias, blocks."""
+    platform, seq_shards = placement()
+    return Call(
+        platform=platform,
+        seq_shards=seq_shards,
+        queries=q_BTKC.shape[1],
+        keys=k_BSKC.shape[1],
+        head_dim=q_BTKC.shape[3],
+        dtype=jnp.result_type(q_BTKC, k_BSKC, v_BSKC).name,
+        compiles_cudnn=jax.default_backend() == "gpu",
+        **masks,
+    )
 
 
 def choose(call: Call) -> tuple[str, str]:
