@@ -5,21 +5,37 @@ positions, r registers.
 """
 
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from lapa_jax.interop.mapping import Constant, Rule, to_ours
-from lapa_jax.nn.module import Functional, Tree
+from lapa_jax.interop.imported import Imported
+from lapa_jax.interop.mapping import Constant, Rule, Shapes, functional, linear, norm, to_ours
+from lapa_jax.latent.teacher import MaskedAutoencoderConfig
+from lapa_jax.nn.module import Tree
+from lapa_jax.nn.registry import default_settings
 from lapa_jax.nn.vit import ViT, ViTConfig
+from lapa_jax.settings import stage_settings
 
 HEAD_DIM = 64  # of every DINOv2; the shapes do not tell it
 PREFIXES = ("dinov2.", "dinov2_with_registers.")  # in files that hold a classifier, too
 CLASSIFIER = ("classifier.weight", "classifier.bias")
 MASK_TOKEN = "embeddings.mask_token"  # of the self-supervised training
+
+
+def read(source: Path, options: Any) -> Imported:
+    """`lapa import --format dinov2`: a teacher."""
+    encoder, params = from_tensors(load_file(source))
+    config = stage_settings("teacher")
+    config.data.image_size = tuple(side * encoder.patch_size for side in encoder.grid)
+    config.compute_dtype = "float32"
+    config.model = default_settings(MaskedAutoencoderConfig)
+    config.model.update(encoder.architecture())
+    config.model.decoder_depth, config.model.unroll = 0, 1
+    return Imported(config.lock(), {"encoder": params})
 
 
 def rules(config: ViTConfig) -> list[Rule | Constant]:
@@ -36,38 +52,26 @@ def rules(config: ViTConfig) -> list[Rule | Constant]:
         Rule("embeddings.position_embeddings", "positions", "1 n d -> n d"),
         Rule(f"{projection}.weight", "project/kernel", "d rgb i j -> (rgb i j) d"),
         Rule(f"{projection}.bias", "project/bias"),
-        *_norm(f"{t}.norm1", f"{o}/attention_norm", n),
+        *norm(f"{t}.norm1", f"{o}/attention_norm", n),
     ]
     for theirs, ours in (("query", "q"), ("key", "k"), ("value", "v")):
         one = f"{t}.attention.attention.{theirs}", f"{o}/attention/{ours}"
-        found += _linear(*one, n, "(k c) d -> d k c", "(k c) -> k c")
-    found += _linear(f"{t}.attention.output.dense", f"{o}/attention/out", n, "d (k c) -> k c d")
+        found += linear(*one, "(k c) d -> d k c", "(k c) -> k c", n)
+    found += linear(
+        f"{t}.attention.output.dense", f"{o}/attention/out", "d (k c) -> k c d", layers=n
+    )
     found.append(Rule(f"{t}.layer_scale1.lambda1", f"{o}/attention_scale", layers=n))
-    found += _norm(f"{t}.norm2", f"{o}/mlp_norm", n)
+    found += norm(f"{t}.norm2", f"{o}/mlp_norm", n)
     wi, wo = f"{o}/mlp/wi", f"{o}/mlp/wo"
     if config.swiglu:
         gate = "(two f) d -> d two f", "(two f) -> two f"
-        found += _linear(f"{t}.mlp.weights_in", wi, n, *gate)
-        found += _linear(f"{t}.mlp.weights_out", wo, n, "d f -> f d")
+        found += linear(f"{t}.mlp.weights_in", wi, *gate, n)
+        found += linear(f"{t}.mlp.weights_out", wo, layers=n)
     else:
-        found += _linear(f"{t}.mlp.fc1", wi, n, "f d -> d f")
-        found += _linear(f"{t}.mlp.fc2", wo, n, "d f -> f d")
+        found += linear(f"{t}.mlp.fc1", wi, layers=n)
+        found += linear(f"{t}.mlp.fc2", wo, layers=n)
     found.append(Rule(f"{t}.layer_scale2.lambda1", f"{o}/mlp_scale", layers=n))
-    return found + _norm("layernorm", "norm")
-
-
-def _linear(theirs: str, ours: str, layers: int, weight: str, bias: str = "") -> list[Rule]:
-    return [
-        Rule(f"{theirs}.weight", f"{ours}/kernel", weight, layers),
-        Rule(f"{theirs}.bias", f"{ours}/bias", bias, layers),
-    ]
-
-
-def _norm(theirs: str, ours: str, layers: int = 0) -> list[Rule]:
-    return [
-        Rule(f"{theirs}.weight", f"{ours}/scale", layers=layers),
-        Rule(f"{theirs}.bias", f"{ours}/bias", layers=layers),
-    ]
+    return found + norm("layernorm", "norm")
 
 
 def sizes(config: ViTConfig) -> dict[str, int]:
@@ -76,31 +80,19 @@ def sizes(config: ViTConfig) -> dict[str, int]:
     return {"k": config.heads, "c": config.head_dim, "two": 2, "rgb": 3, "i": p, "j": p}
 
 
-def read(tensors: Mapping[str, np.ndarray]) -> tuple[ViTConfig, Tree]:
+def from_tensors(tensors: Mapping[str, np.ndarray]) -> tuple[ViTConfig, Tree]:
     """Config and parameters of a state dict: of the model alone, or with a classifier, which is
     dropped. Raises ValueError."""
     tensors = _without_classifier(tensors)
     config = infer_config(tensors)
     tensors = {MASK_TOKEN: np.zeros((1, config.dim), np.float32)} | tensors  # some lack it
-    expected = Functional(lambda rngs: ViT(config, dtype=jnp.float32, rngs=rngs)).abstract()[0]
+    expected = functional(ViT, config, dtype=jnp.float32).abstract()[0]
     return config, to_ours(tensors, rules(config), sizes(config), expected)
 
 
 def infer_config(tensors: Mapping[str, np.ndarray]) -> ViTConfig:
     """The config that the shapes of a state dict tell."""
-
-    def shape(name: str, *known: int | None) -> tuple[int, ...]:
-        if name not in tensors:
-            raise ValueError(f"tensor {name!r} is missing: not a DINOv2")
-        found = tuple(tensors[name].shape)
-        fits = len(found) == len(known) and all(
-            k in (None, n) for n, k in zip(found, known, strict=True)
-        )
-        if not fits:
-            wanted = ", ".join("?" if k is None else str(k) for k in known)
-            raise ValueError(f"tensor {name!r} of shape {found} should be ({wanted})")
-        return found
-
+    shape = Shapes(tensors, "a DINOv2")
     projection = "embeddings.patch_embeddings.projection.weight"
     dim, _, patch_size, _ = shape(projection, None, 3, None, None)
     if dim % HEAD_DIM:
@@ -121,21 +113,13 @@ def infer_config(tensors: Mapping[str, np.ndarray]) -> ViTConfig:
         grid=(side, side),
         patch_size=patch_size,
         dim=dim,
-        depth=_depth(tensors),
+        depth=shape.count("encoder.layer.{i}."),
         heads=dim // HEAD_DIM,
         head_dim=HEAD_DIM,
         mlp_dim=shape(wo, dim, None)[1],
         registers=registers,
         swiglu=swiglu,
     )
-
-
-def _depth(tensors: Mapping[str, np.ndarray]) -> int:
-    pattern = re.compile(r"encoder\.layer\.(\d+)\.")
-    layers = {int(m[1]) for name in tensors if (m := pattern.match(name))}
-    if layers != set(range(len(layers))) or not layers:
-        raise ValueError(f"layers of 'encoder' are {sorted(layers)}: not 0, 1, ...")
-    return len(layers)
 
 
 def _without_classifier(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

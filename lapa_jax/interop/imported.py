@@ -1,14 +1,18 @@
 """A foreign model as a run: what an import reads, and the run directory that it becomes."""
 
 import dataclasses
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from lapa_jax import config as configs
 from lapa_jax import stages
-from lapa_jax.nn.module import Tree
+from lapa_jax.interop.mapping import Rule, to_ours
+from lapa_jax.nn.module import Tree, flatten, unflatten
 from lapa_jax.runs import run
 from lapa_jax.training import state as states
 from lapa_jax.training.checkpoint import Checkpoints
@@ -21,6 +25,26 @@ class Imported:
     params: Tree
     assets: dict[str, bytes] = dataclasses.field(default_factory=dict)
     variables: Tree | None = None  # None: fresh ones
+
+
+def run_config(path: Path) -> ConfigDict:
+    """The config of the run that `lapa export` wrote. Raises ValueError for other files."""
+    found = json.loads(path.read_text()) if path.exists() else {}
+    if "stage" not in found:
+        raise ValueError(
+            f"{path} is not the config of a run: {path.parent} is not from lapa export"
+        )
+    return configs.from_dict(found)
+
+
+def exported(
+    stage: stages.Stage, theirs: Mapping[str, Any], rules: Iterable[Rule], sizes: Mapping[str, int]
+) -> Imported:
+    """A run that `lapa export` wrote: its parameters and its variables."""
+    params, variables = (flatten(tree) for tree in stage.model.abstract())
+    found = flatten(to_ours(theirs, rules, sizes, unflatten(params | variables)))
+    params, variables = (unflatten({p: found[p] for p in one}) for one in (params, variables))
+    return Imported(stage.config, params, dict(stage.assets), variables)
 
 
 def write_run(out: Path, imported: Imported, *, source: str, source_format: str) -> None:

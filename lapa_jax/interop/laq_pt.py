@@ -4,17 +4,38 @@ Axis names of the patterns: d width, k heads, c head width, f feed-forward width
 patch, q latent width, t i j a kernel's frames, rows and columns.
 """
 
+import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from lapa_jax.interop.mapping import Constant, Rule, to_ours, to_theirs
+from lapa_jax.interop import laq_torch, torch_code
+from lapa_jax.interop.imported import Imported
+from lapa_jax.interop.mapping import (
+    Constant,
+    Rule,
+    Shapes,
+    arrays,
+    functional,
+    linear,
+    norm,
+    to_ours,
+    to_theirs,
+)
+from lapa_jax.interop.parity import differing
+from lapa_jax.interop.staged import staged
 from lapa_jax.latent import Quantizer, QuantizerConfig
 from lapa_jax.latent.legacy import CONVOLUTIONS
-from lapa_jax.nn.module import Functional, Tree
+from lapa_jax.nn.module import Tree, flatten
+from lapa_jax.runs.loaded import LoadedQuantizer, Model, require
+from lapa_jax.settings import stage_settings
 
 _TRANSFORMERS = {
     "enc_spatial_transformer": "spatial",
@@ -23,48 +44,74 @@ _TRANSFORMERS = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Of `read`.
+
+    image_size: pixels a side
+    code_length: codes of a latent action
+    """
+
+    image_size: int = dataclasses.field(metadata={"why": "the shapes do not tell it"})
+    code_length: int | None = None
+
+
+def read(source: Path, options: Options) -> Imported:
+    """`lapa import --format laq_pt`."""
+    model, params = from_tensors(load_file(source), options.image_size, options.code_length)
+    config = stage_settings("quantizer")
+    config.data.image_size = model.image_size
+    config.compute_dtype = model.compute_dtype
+    settings = dataclasses.asdict(model)
+    for key in ("image_size", "num_frames", "compute_dtype"):  # of the data and of the stage
+        del settings[key]
+    config.model = ConfigDict(settings)
+    return Imported(config.lock(), params)
+
+
+def write(run: Model, out: Path, options: Any) -> int:
+    """`lapa export --format laq_pt`: what is written is imported, and compared with the run."""
+    require(run, LoadedQuantizer)
+    torch_code.require_torch()
+    model, params = run.stage.model_config, jax.tree.map(np.asarray, run.params)
+    tensors = to_tensors(model, params)
+    with staged(out, run, one_file=True) as (directory, parity):
+        path = directory / out.name
+        save_file(path, tensors)
+        found = load_file(path)
+        parity.at_most("tensors_that_differ", differing(found, tensors), 0)
+        imported, back = from_tensors(found, model.image_size[0], model.code_length)
+        different = differing(flatten(back), flatten(params))
+        parity.at_most("parameters_that_differ_when_imported", different, 0)
+        # What decides codes and frames, and a state dict may not hold: a normaliser, above all.
+        ours, theirs = (laq_torch.torch_config(config) for config in (model, imported))
+        different = [key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key)]
+        parity.at_most("settings_that_differ_when_imported", len(different), 0)
+    return len(tensors)
+
+
 def rules(config: QuantizerConfig) -> list[Rule | Constant]:
     """In the order of the original's state dict."""
-    depths = {
-        "spatial": config.spatial_depth,
-        "temporal": config.temporal_depth,
-        "decoder": config.decoder_depth,
-    }
     found: list[Rule | Constant] = []
     for theirs, ours in (("0.0", "first"), ("1.0", "second"), ("2", "third")):
-        found += _linear(f"spatial_rel_pos_bias.net.{theirs}", f"bias/{ours}")
-    found += _norm("to_patch_emb_first_frame.1", "patches/norm_in")
-    found += _linear("to_patch_emb_first_frame.2", "patches/project")
-    found += _norm("to_patch_emb_first_frame.3", "patches/norm_out")
-    transformers = [_transformer(t, o, depths[o], config) for t, o in _TRANSFORMERS.items()]
+        found += linear(f"spatial_rel_pos_bias.net.{theirs}", f"bias/{ours}")
+    found += norm("to_patch_emb_first_frame.1", "patches/norm_in")
+    found += linear("to_patch_emb_first_frame.2", "patches/project")
+    found += norm("to_patch_emb_first_frame.3", "patches/norm_out")
+    transformers = [_transformer(t, o, config) for t, o in _TRANSFORMERS.items()]
     found += transformers[0] + transformers[1]
     found.append(Rule("vq.codebooks", "bottleneck/codebook"))
-    found += _linear("vq.project_in", "code_projection/project")
-    found += _linear("vq.project_out", "context")
+    found += linear("vq.project_in", "code_projection/project")
+    found += linear("vq.project_out", "context")
     for i in range(len(CONVOLUTIONS[config.code_length][1])):
         conv, ours = f"vq.cnn_encoder.{2 * i}", "code_projection"
         found.append(Rule(f"{conv}.weight", f"{ours}/kernels/{i}", "o q i j -> i j q o"))
         found.append(Rule(f"{conv}.bias", f"{ours}/biases/{i}"))
-    return found + transformers[2] + _linear("to_pixels_first_frame.0", "pixels")
+    return found + transformers[2] + linear("to_pixels_first_frame.0", "pixels")
 
 
-def _linear(theirs: str, ours: str) -> list[Rule]:
-    return [
-        Rule(f"{theirs}.weight", f"{ours}/kernel", "o d -> d o"),
-        Rule(f"{theirs}.bias", f"{ours}/bias"),
-    ]
-
-
-def _norm(theirs: str, ours: str, layers: int = 0) -> list[Rule]:
-    return [
-        Rule(f"{theirs}.weight", f"{ours}/scale", layers=layers),
-        Rule(f"{theirs}.bias", f"{ours}/bias", layers=layers),
-    ]
-
-
-def _transformer(
-    theirs: str, ours: str, depth: int, config: QuantizerConfig
-) -> list[Rule | Constant]:
+def _transformer(theirs: str, ours: str, config: QuantizerConfig) -> list[Rule | Constant]:
+    depth = getattr(config, f"{ours}_depth")
     t, o = f"{theirs}.layers.{{i}}", f"{ours}/stack/layers"
     found: list[Rule | Constant] = [
         Rule(f"{t}.0.dsconv.weight", f"{o}/position/kernel", "d one t i j -> t i j (d one)", depth),
@@ -73,7 +120,7 @@ def _transformer(
     ]
     if ours == "decoder":
         found += _attention(f"{t}.2", f"{o}/cross", depth, config, cross=True)
-    found += _norm(f"{t}.3.0", f"{o}/mlp/norm", depth)
+    found += norm(f"{t}.3.0", f"{o}/mlp/norm", depth)
     found += [
         Rule(f"{t}.3.1.weight", f"{o}/mlp/wi/kernel", "(two f) d -> d two f", depth),
         Rule(f"{t}.3.4.weight", f"{o}/mlp/wo/kernel", "d f -> f d", depth),
@@ -113,11 +160,7 @@ def _zeros(theirs: str, width: int, layers: int = 0) -> Constant:
     return Constant(theirs, np.zeros(width, np.float32), lambda x: not x.any(), layers)
 
 
-def _sizes(config: QuantizerConfig) -> dict[str, int]:
-    return {"k": config.heads, "c": config.head_dim, "two": 2, "one": 1}
-
-
-def read(
+def from_tensors(
     tensors: Mapping[str, np.ndarray], image_size: int, code_length: int | None = None
 ) -> tuple[QuantizerConfig, Tree]:
     """Config and parameters of a state dict (also with a `module.` prefix).
@@ -126,18 +169,18 @@ def read(
     """
     tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     config = infer_config(tensors, image_size, code_length)
-    expected = Functional(lambda rngs: Quantizer(config, rngs=rngs)).abstract()[0]
-    return config, to_ours(tensors, rules(config), _sizes(config), expected)
+    expected = functional(Quantizer, config).abstract()[0]
+    return config, to_ours(tensors, rules(config), laq_torch.sizes(config), expected)
 
 
-def write(config: QuantizerConfig, params: Tree) -> dict[str, np.ndarray]:
+def to_tensors(config: QuantizerConfig, params: Tree) -> dict[str, np.ndarray]:
     """The state dict of a legacy quantizer, in the original's order."""
     if not config.legacy:
         raise ValueError(
             "the original's state dict holds legacy quantizers only: this one has model.legacy="
             "False"
         )
-    tensors = to_theirs(params, rules(config), _sizes(config))
+    tensors = arrays(to_theirs(params, rules(config), laq_torch.sizes(config)))
     return {name: tensors[name] for name in _order(list(tensors))}
 
 
@@ -145,39 +188,27 @@ def infer_config(
     tensors: Mapping[str, np.ndarray], image_size: int, code_length: int | None
 ) -> QuantizerConfig:
     """The config that the shapes of a state dict tell."""
-
-    def shape(name: str, dimensions: int) -> tuple[int, ...]:
-        if name not in tensors:
-            raise ValueError(f"tensor {name!r} is missing: not a quantizer of the original")
-        if len(tensors[name].shape) != dimensions:
-            raise ValueError(
-                f"tensor {name!r} of shape {tensors[name].shape} should have {dimensions} "
-                "dimensions"
-            )
-        return tuple(tensors[name].shape)
-
-    dim, pixels = shape("to_patch_emb_first_frame.2.weight", 2)
+    shape = Shapes(tensors, "a quantizer of the original")
+    dim, pixels = shape("to_patch_emb_first_frame.2.weight", None, None)
     patch_size = math.isqrt(pixels // 3)
     if 3 * patch_size**2 != pixels:
         raise ValueError(
             f"tensor 'to_patch_emb_first_frame.2.weight' takes {pixels} values, which are no "
             "square RGB patch"
         )
-    codebook_size, quant_dim = shape("vq.codebooks", 2)
+    codebook_size, quant_dim = shape("vq.codebooks", None, None)
     first = "enc_spatial_transformer.layers.0"
-    heads, _, head_dim = shape(f"{first}.1.null_kv", 3)
-    depth = {ours: _depth(tensors, theirs) for theirs, ours in _TRANSFORMERS.items()}
+    heads, _, head_dim = shape(f"{first}.1.null_kv", None, None, None)
+    depths = {f"{o}_depth": shape.count(f"{t}.layers.{{i}}.") for t, o in _TRANSFORMERS.items()}
     return QuantizerConfig(
         image_size=(image_size, image_size),
         num_frames=2,
         patch_size=patch_size,
         dim=dim,
-        mlp_dim=shape(f"{first}.3.4.weight", 2)[1],
+        mlp_dim=shape(f"{first}.3.4.weight", None, None)[1],
         heads=heads,
         head_dim=head_dim,
-        spatial_depth=depth["spatial"],
-        temporal_depth=depth["temporal"],
-        decoder_depth=depth["decoder"],
+        **depths,
         quant_dim=quant_dim,
         codebook_size=codebook_size,
         code_length=_code_length(tensors, image_size // patch_size, code_length),
@@ -192,14 +223,6 @@ def infer_config(
         remat="none",
         unroll=1,
     )
-
-
-def _depth(tensors: Mapping[str, np.ndarray], transformer: str) -> int:
-    pattern = re.compile(rf"{transformer}\.layers\.(\d+)\.")
-    layers = {int(m[1]) for name in tensors if (m := pattern.match(name))}
-    if layers != set(range(len(layers))) or not layers:
-        raise ValueError(f"layers of {transformer!r} are {sorted(layers)}: not 0, 1, ...")
-    return len(layers)
 
 
 def _code_length(tensors: Mapping[str, np.ndarray], side: int, given: int | None) -> int:
@@ -224,23 +247,14 @@ def _code_length(tensors: Mapping[str, np.ndarray], side: int, given: int | None
 
 
 def _order(names: list[str]) -> list[str]:
-    """Layer by layer, where the rules go tensor by tensor through the layers."""
-    ordered: list[str] = []
-    block: dict[int, list[str]] = {}
+    """Layer by layer, where the rules go tensor by tensor through the layers of a transformer."""
 
-    def flush() -> None:
-        ordered.extend(name for layer in sorted(block) for name in block[layer])
-        block.clear()
-
-    for name in names:
+    def layer(name: str) -> int:
         match = re.search(r"_transformer\.layers\.(\d+)\.", name)
-        if match:
-            block.setdefault(int(match[1]), []).append(name)
-        else:
-            flush()
-            ordered.append(name)
-    flush()
-    return ordered
+        return int(match[1]) if match else -1
+
+    runs = itertools.groupby(names, key=lambda name: layer(name) >= 0)
+    return [name for _, together in runs for name in sorted(together, key=layer)]
 
 
 def load_file(path: str | Path) -> dict[str, np.ndarray]:

@@ -7,18 +7,27 @@ config of the run.
 
 import dataclasses
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
+from lapa_jax import stages
 from lapa_jax.interop import safetensors_files, torch_code
-from lapa_jax.interop.mapping import Rule
-from lapa_jax.interop.safetensors_files import Tensor
+from lapa_jax.interop.imported import Imported, exported, run_config
+from lapa_jax.interop.mapping import Rule, functional, to_theirs
+from lapa_jax.interop.parity import LIMIT, Parity, clearly_different, difference, real_examples
+from lapa_jax.interop.safetensors_files import SafetensorsDirectory
+from lapa_jax.interop.staged import Options, exported_config, plain_stage, staged, take_over
 from lapa_jax.latent import Quantizer, QuantizerConfig
 from lapa_jax.latent.bottlenecks import BOTTLENECKS, bottleneck_config
 from lapa_jax.latent.legacy import CONVOLUTIONS
-from lapa_jax.nn.module import Functional, flatten
+from lapa_jax.nn.module import flatten
+from lapa_jax.runs.loaded import LoadedQuantizer, Model, require
+from lapa_jax.stages.quantizer import QuantizerStage
 
+PAIRS = 4  # random ones, and as many real ones, are compared
 MODELING = "modeling_laq.py"
 
 _TRAINING = re.compile(r"(objective|health)/|bottleneck/(?!(codebook|into/kernel|out/kernel)$)")
@@ -39,29 +48,48 @@ _LEAVES = [
 ]  # fmt: skip
 
 
-def model(config: QuantizerConfig) -> Functional:
-    return Functional(lambda rngs: Quantizer(config, rngs=rngs))
+def read(source: Path, options: object) -> Imported:
+    """`lapa import --format laq_torch`."""
+    stage = stages.build(run_config(source / torch_code.RUN_CONFIG), {})
+    model = stage.model_config
+    return exported(stage, SafetensorsDirectory(source), rules(model), sizes(model))
+
+
+def write(run: Model, out: Path, options: Options) -> int:
+    """`lapa export --format laq_torch`. Takes the model over (`take_over`)."""
+    require(run, LoadedQuantizer)
+    torch_code.require_torch()
+    config, dtype = exported_config(run, options.precision)
+    model = run.stage.model_config
+    tensors = to_theirs(run.params, rules(model), sizes(model), run.variables, dtype)
+    count = len(tensors)
+    with staged(out, run) as (directory, parity):
+        safetensors_files.write(directory, tensors)
+        documents = {"config.json": torch_config(model), torch_code.RUN_CONFIG: config}
+        torch_code.write(directory, documents, [MODELING])
+        del tensors
+        references = take_over(
+            run, dtype, lambda compute: Reference(run, plain_stage(run, config, compute))
+        )
+        check(parity, load(directory), *references)
+    return count
 
 
 def rules(config: QuantizerConfig) -> list[Rule]:
     """Of all parameters and variables."""
-    depths = {
-        "spatial": config.spatial_depth,
-        "temporal": config.temporal_depth,
-        "decoder": config.decoder_depth,
-    }
-    params, variables = model(config).abstract()
-    return [_rule(path, depths) for path in (*flatten(params), *flatten(variables))]
+    params, variables = functional(Quantizer, config).abstract()
+    return [_rule(path, config) for path in (*flatten(params), *flatten(variables))]
 
 
-def _rule(path: str, depths: Mapping[str, int]) -> Rule:
+def _rule(path: str, config: QuantizerConfig) -> Rule:
     if _TRAINING.match(path):
         return Rule(f"training.{path.replace('/', '.')}", path)
     for end, theirs, pattern in _LEAVES:
         match = re.search(rf"(?<![^/])(?:{end})$", path)
         if match:
             before = path[: match.start()].replace("stack/layers/", "layers/{i}/").replace("/", ".")
-            layers = depths[path.split("/")[0]] if "stack/layers/" in path else 0
+            part = path.split("/")[0]
+            layers = getattr(config, f"{part}_depth") if "stack/layers/" in path else 0
             return Rule(before + match.expand(theirs), path, pattern, layers)
     raise ValueError(f"parameter {path!r} has no form in PyTorch")
 
@@ -90,18 +118,53 @@ def torch_config(config: QuantizerConfig) -> dict[str, Any]:
     return found
 
 
-def write(
-    directory: Path,
-    config: QuantizerConfig,
-    run_config: Mapping[str, Any],
-    tensors: Mapping[str, Tensor],
-) -> None:
-    safetensors_files.write(directory, tensors)
-    documents = {"config.json": torch_config(config), torch_code.RUN_CONFIG: run_config}
-    torch_code.write(directory, documents, [MODELING])
-
-
 def load(directory: Path) -> Any:
     """The directory's own model in PyTorch, on the CPU. Runs the modeling_laq.py in it: only for
     what was written here."""
     return torch_code.load(directory, MODELING).load(directory)
+
+
+class Reference:
+    """Frame pairs, and what our quantizer makes of them, in a compute dtype."""
+
+    def __init__(self, run: Model, stage: QuantizerStage):
+        self.config: QuantizerConfig = stage.model_config
+        rng, shape = np.random.default_rng(0), (PAIRS, 2, *self.config.image_size, 3)
+        frames = rng.integers(0, 256, shape, dtype=np.uint8)
+        real, self.real_inputs = real_examples(run.config.data, ("frames",), PAIRS)
+        if real is not None:
+            frames = np.concatenate([frames, real["frames"][:, :2]])
+        self.first, self.last = frames[:, 0], frames[:, 1]
+        weights = (run.params, run.variables)
+        with jax.default_matmul_precision("highest"):
+            found = jax.jit(stage.read)(*weights, self.first, self.last)
+            self.latent, received = (np.asarray(x) for x in found[1:])
+            self.z = self.latent if found.z_BL is None else np.asarray(found.z_BL)
+            frames = jax.jit(stage.decode_latent)(*weights, self.first, received)
+            self.decoded = {"frames": (self.z, np.asarray(frames))}
+            if self.config.has_codes:
+                # Codes in a row, whatever the frames give.
+                z = np.arange(self.z.size).reshape(self.z.shape) % self.config.codebook_size
+                frames = jax.jit(stage.decode)(*weights, self.first, z)
+                self.decoded["frames_of_given_codes"] = (z, np.asarray(frames))
+                found, _ = stage.model.apply(*weights, "nearness", self.latent)
+                self.place, self.points = (np.asarray(x) for x in found)
+
+
+def check(parity: Parity, model: Any, exact: Reference, rough: Reference | None) -> None:
+    """In float32 codes (or latents) and frames must agree; how often codes in bfloat16 do is
+    told."""
+    apart = difference(model.latent(exact.first, exact.last).numpy(), exact.latent)
+    parity.stated |= {"random_inputs": PAIRS, "real_inputs": exact.real_inputs}
+    if not exact.config.has_codes:
+        parity.at_most("latents", apart, LIMIT)
+    else:
+        z = model.encode(exact.first, exact.last).numpy()
+        different = clearly_different(z, exact.z, exact.place, exact.points)
+        parity.at_most("codes_that_differ", different, 0)
+        parity.stated |= {"latents": apart, "equal_codes": float((z == exact.z).mean())}
+        if rough is not None:
+            parity.stated["codes_equal_to_those_in_bfloat16"] = float((z == rough.z).mean())
+    for name, (z, ours) in exact.decoded.items():
+        found = model.decode(exact.first, z).numpy()
+        parity.at_most(name, difference(found, ours, at_least=1.0), LIMIT)

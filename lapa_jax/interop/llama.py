@@ -1,158 +1,85 @@
-"""LLaMA backbones ↔ our policy: the original's checkpoints and Hugging Face's.
+"""What the formats of LLaMA backbones share: policies whose images are given as tokens.
 
 Axis names of the patterns: l layers, d width, k heads, c head width, f feed-forward width, v
 vocabulary.
 """
 
-import json
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lapa_jax.interop.mapping import Rule
-from lapa_jax.policy.vla import SIZES
+import jax
+import numpy as np
 
-# our modality → the original's table and head
-_ORIGINAL = {
-    "text": ("wte", "lm_head"),
-    "image": ("vte", "vision_head"),
-    "latent": ("dte", "delta_head"),
-    "action": ("ate", "action_head"),
-}
-# the original's configuration key → ours
-_ORIGINAL_KEYS = {
-    "vocab_size": "text_vocab",
-    "vision_vocab_size": "image_vocab",
-    "delta_vocab_size": "latent_vocab",
-    "action_vocab_size": "action_vocab",
-    "hidden_size": "dim",
-    "intermediate_size": "mlp_dim",
-    "num_hidden_layers": "depth",
-    "num_attention_heads": "heads",
-    "rms_norm_eps": "norm_eps",
-    "theta": "rope_theta",
-    "initializer_range": "init_std",
-}
-LWM = {"norm_eps": 1e-6, "rope_theta": 5e7, "init_std": 0.02}  # of LWM-Chat-1M and of LAPA
+from lapa_jax import stages
+from lapa_jax.interop.imported import Imported
+from lapa_jax.interop.mapping import Rules, to_ours
+from lapa_jax.nn.layers import DTYPES
+from lapa_jax.nn.module import flatten
+from lapa_jax.parallel import sharding
+from lapa_jax.parallel.mesh import make_mesh
+from lapa_jax.policy.front_end import front_end_settings
+from lapa_jax.policy.heads.tokens import CODEC
+from lapa_jax.settings import stage_settings
+from lapa_jax.stages.policy import TOKENIZER, policy_settings
 
 
-def original_shape(size: str | None, model_json: str | None) -> dict[str, Any]:
-    """Settings of `VLAConfig` from a size's name, or from a file with the original's keys."""
-    if (size is None) == (model_json is None):
-        raise ValueError("give the model's shape: one of --size and --model_json")
-    if size is not None:
-        if size not in SIZES:
-            raise ValueError(f"--size {size!r} must be one of {sorted(SIZES)}")
-        return SIZES[size] | LWM
-    values = json.loads(Path(model_json).read_text())
-    found = {ours: values[theirs] for theirs, ours in _ORIGINAL_KEYS.items() if theirs in values}
-    missing = [k for k in ("dim", "mlp_dim", "depth", "heads") if k not in found]
-    if missing:
-        theirs = [k for k, ours in _ORIGINAL_KEYS.items() if ours in missing]
-        raise ValueError(f"{model_json} lacks the keys {theirs}")
-    if found["dim"] % found["heads"]:
-        raise ValueError(
-            f"{model_json}: hidden_size={found['dim']} is no multiple of "
-            f"num_attention_heads={found['heads']}"
-        )
-    return LWM | found | {"head_dim": found["dim"] // found["heads"]}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """Of imports.
 
+    tokenizer: the SentencePiece .model that the weights belong to
+    compute_dtype: default: bfloat16
+    """
 
-def original_vocabularies(tensors: Mapping[str, Any]) -> dict[str, int]:
-    """{text_vocab, ...}: how many rows each table has; 0 where there is none."""
-    found = {}
-    for modality, (table, _) in _ORIGINAL.items():
-        tensor = tensors.get(f"transformer/{table}/embedding")
-        found[f"{modality}_vocab"] = 0 if tensor is None else tensor.shape[0]
-    return found
-
-
-def original_rules(depth: int, modalities: list[str], *, stacked: bool) -> list[Rule]:
-    """The original's names; `stacked`: with its layers in one array each (scan_layers)."""
-    rules = []
-    for modality in modalities:
-        table, head = _ORIGINAL[modality]
-        rules.append(Rule(f"transformer/{table}/embedding", f"embeddings/{modality}/table"))
-        rules.append(Rule(f"{head}/kernel", f"heads/{modality}/kernel"))
-    rules.append(Rule("transformer/ln_f/kernel", "norm/scale"))
-    layer = {
-        "attention_norm/kernel": ("attention_norm/scale", ""),
-        "ffn_norm/kernel": ("mlp_norm/scale", ""),
-        "feed_forward/w1/kernel": ("mlp/gate/kernel", ""),
-        "feed_forward/w3/kernel": ("mlp/up/kernel", ""),
-        "feed_forward/w2/kernel": ("mlp/down/kernel", ""),
-        "attention/wo/kernel": ("attention/out/kernel", "(k c) d -> k c d"),
-    } | {f"attention/w{x}/kernel": (f"attention/{x}/kernel", "d (k c) -> d k c") for x in "qkv"}
-    for theirs, (ours, pattern) in layer.items():
-        ours = f"backbone/layers/{ours}"
-        if stacked:
-            pattern = " -> ".join(f"l {side}" for side in pattern.split(" -> ")) if pattern else ""
-            rules.append(Rule(f"transformer/h/scan_decoder/{theirs}", ours, pattern))
-        else:
-            rules.append(Rule(f"transformer/h/{{i}}/{theirs}", ours, pattern, depth))
-    return rules
-
-
-def is_stacked(tensors: Mapping[str, Any]) -> bool:
-    return any("/scan_decoder/" in name for name in tensors)
-
-
-def hf_shape(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of `VLAConfig` from a Hugging Face LlamaConfig (config.json)."""
-    if config.get("model_type") != "llama":
-        raise ValueError(f"config.json has model_type={config.get('model_type')!r}, not 'llama'")
-    heads, dim = config["num_attention_heads"], config["hidden_size"]
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    odd = {
-        "num_key_value_heads": config.get("num_key_value_heads", heads) != heads,
-        "attention_bias": config.get("attention_bias", False),
-        "mlp_bias": config.get("mlp_bias", False),
-        "tie_word_embeddings": config.get("tie_word_embeddings", False),
-        "rope_scaling": rope.get("rope_type", rope.get("type", "default")) != "default",
-        "hidden_act": config.get("hidden_act", "silu") != "silu",
-    }
-    if any(odd.values()):
-        wrong = {name: config.get(name) for name, is_odd in odd.items() if is_odd}
-        raise ValueError(f"config.json asks for what this model does not have: {wrong}")
-    return {
-        "text_vocab": config["vocab_size"],
-        "dim": dim,
-        "mlp_dim": config["intermediate_size"],
-        "depth": config["num_hidden_layers"],
-        "heads": heads,
-        "head_dim": config.get("head_dim") or dim // heads,
-        "norm_eps": config["rms_norm_eps"],
-        "rope_theta": float(rope.get("rope_theta", config.get("rope_theta", 10_000.0))),
-        "init_std": config.get("initializer_range", 0.02),
-    }
-
-
-def hf_rules(depth: int) -> list[Rule]:
-    """Hugging Face's names. Its rotary embedding turns halves of a head (i, i + c/2), ours pairs
-    (2i, 2i + 1): queries and keys are reordered."""
-    rules = [
-        Rule("model.embed_tokens.weight", "embeddings/text/table"),
-        Rule("lm_head.weight", "heads/text/kernel", "v d -> d v"),
-        Rule("model.norm.weight", "norm/scale"),
-    ]
-    layer = {
-        "input_layernorm.weight": ("attention_norm/scale", ""),
-        "post_attention_layernorm.weight": ("mlp_norm/scale", ""),
-        "self_attn.q_proj.weight": ("attention/q/kernel", "(k two half) d -> d k (half two)"),
-        "self_attn.k_proj.weight": ("attention/k/kernel", "(k two half) d -> d k (half two)"),
-        "self_attn.v_proj.weight": ("attention/v/kernel", "(k c) d -> d k c"),
-        "self_attn.o_proj.weight": ("attention/out/kernel", "d (k c) -> k c d"),
-        "mlp.gate_proj.weight": ("mlp/gate/kernel", "f d -> d f"),
-        "mlp.up_proj.weight": ("mlp/up/kernel", "f d -> d f"),
-        "mlp.down_proj.weight": ("mlp/down/kernel", "d f -> f d"),
-    }
-    for theirs, (ours, pattern) in layer.items():
-        rules.append(
-            Rule(f"model.layers.{{i}}.{theirs}", f"backbone/layers/{ours}", pattern, depth)
-        )
-    return rules
+    tokenizer: str = dataclasses.field(metadata={"why": "it belongs to the weights"})
+    compute_dtype: str = dataclasses.field(default="bfloat16", metadata={"choices": sorted(DTYPES)})
 
 
 def sizes(heads: int, head_dim: int) -> dict[str, int]:
     """Axes of the patterns that shapes alone do not tell."""
     return {"k": heads, "c": head_dim, "two": 2, "half": head_dim // 2}
+
+
+def policy(
+    options: Options,
+    tensors: Mapping[str, Any],
+    rules: Rules,
+    model: Mapping[str, Any],
+    *,
+    code_length: int = 4,
+    codec: bytes | None = None,
+) -> Imported:
+    """A policy that predicts codes, or actions by a codec (JSON); tensor by tensor to where it is
+    kept. `model`: as of `policy_settings`."""
+    assets = {TOKENIZER: Path(options.tokenizer).read_bytes()}
+    config = stage_settings("action_finetuning" if codec else "latent_pretraining")
+    config.data.image_size = (256, 256)
+    config.compute_dtype = options.compute_dtype
+    config.model = policy_settings(
+        front_end=front_end_settings("cached_tokens"),
+        param_dtype=str(next(iter(tensors.values())).dtype),
+        unroll=1,
+        **model,
+    )
+    if codec:
+        assets[CODEC] = codec
+    else:
+        config.code_length = code_length
+    for modality, head in config.model.targets.items():  # one of them is what the policy predicts
+        head.loss_weight = float((modality == "action") == bool(codec))
+    stage = stages.build(config.lock(), assets)
+    mesh = make_mesh({"data": 1, "fsdp": -1, "seq": 1, "tensor": 1}, jax.local_devices())
+    expected = stage.model.abstract()[0]
+    places = flatten(
+        sharding.tree_shardings(stage.axes(), expected, mesh, "fsdp"),
+        is_leaf=lambda x: isinstance(x, jax.sharding.Sharding),
+    )
+
+    def place(path: str, array: np.ndarray) -> jax.Array:
+        placed = jax.make_array_from_callback(array.shape, places[path], lambda index: array[index])
+        return placed.block_until_ready()  # else several tensors are on this host twice
+
+    axes = sizes(config.model.heads, config.model.head_dim)
+    return Imported(config, to_ours(tensors, rules, axes, expected, place), assets)

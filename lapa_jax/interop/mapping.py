@@ -5,14 +5,16 @@ notation; the way back is the same pattern read from right to left. Every tensor
 must be met by exactly one rule.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import einops
+import jax
 import numpy as np
 
-from lapa_jax.nn.module import Tree, flatten, unflatten
+from lapa_jax.nn.module import Functional, Tree, flatten, unflatten
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,7 @@ class Rule:
             stacked[i] = found
         return stacked
 
-    def to_theirs(self, array: np.ndarray, sizes: Mapping[str, int]) -> list[np.ndarray]:
-        parts = list(array) if self.layers else [array]
-        return [self.one_to_theirs(x, sizes) for x in parts]
-
-    def one_to_theirs(self, array: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
+    def to_theirs(self, array: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
         """Of one layer, where the rule has layers."""
         back = " -> ".join(reversed(self.pattern.split(" -> ")))
         return np.asarray(self._rearrange(array, back, sizes), order="C")
@@ -75,6 +73,58 @@ class Constant:
 
 
 Rules = Iterable[Rule | Constant]
+
+
+def linear(
+    theirs: str, ours: str, weight: str = "o d -> d o", bias: str = "", layers: int = 0
+) -> list[Rule]:
+    """PyTorch's weight and bias ↔ a kernel and a bias."""
+    return [
+        Rule(f"{theirs}.weight", f"{ours}/kernel", weight, layers),
+        Rule(f"{theirs}.bias", f"{ours}/bias", bias, layers),
+    ]
+
+
+def norm(theirs: str, ours: str, layers: int = 0) -> list[Rule]:
+    """PyTorch's weight and bias ↔ a scale and a bias."""
+    return [
+        Rule(f"{theirs}.weight", f"{ours}/scale", layers=layers),
+        Rule(f"{theirs}.bias", f"{ours}/bias", layers=layers),
+    ]
+
+
+def functional(kind: type, config: Any, **options: Any) -> Functional:
+    """The module `kind(config, rngs=..., **options)`."""
+    return Functional(lambda rngs: kind(config, rngs=rngs, **options))
+
+
+class Shapes:
+    """What the shapes of foreign tensors tell of a config. `what`: should be in the file."""
+
+    def __init__(self, tensors: Mapping[str, Any], what: str):
+        self._tensors, self._what = tensors, what
+
+    def __call__(self, name: str, *sizes: int | None) -> tuple[int, ...]:
+        """The shape of a tensor, which must be `sizes`; None is any size."""
+        if name not in self._tensors:
+            raise ValueError(f"tensor {name!r} is missing: not {self._what}")
+        found = tuple(self._tensors[name].shape)
+        if len(found) != len(sizes) or any(
+            size not in (None, n) for n, size in zip(found, sizes, strict=True)
+        ):
+            wanted = ", ".join("?" if size is None else str(size) for size in sizes)
+            raise ValueError(
+                f"tensor {name!r} of shape {found} should have {len(sizes)} dimensions: ({wanted})"
+            )
+        return found
+
+    def count(self, numbered: str) -> int:
+        """How many modules there are: `numbered` is how names begin, {i} the number."""
+        pattern = re.compile(re.escape(numbered).replace(r"\{i\}", r"(\d+)"))
+        found = {int(m[1]) for name in self._tensors if (m := pattern.match(name))}
+        if found != set(range(len(found))) or not found:
+            raise ValueError(f"modules {numbered!r} are numbered {sorted(found)}: not 0, 1, ...")
+        return len(found)
 
 
 def names(rule: Rule | Constant) -> list[str]:
@@ -134,21 +184,54 @@ def _check_constant(name: str, array: np.ndarray, rule: Constant) -> None:
         )
 
 
-def to_theirs(params: Tree, rules: Rules, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """Their tensors in the order of the rules, layer by layer where rules have layers."""
-    flat = {path: np.asarray(x) for path, x in flatten(params).items()}
-    rules = list(rules)
+class Tensor(NamedTuple):
+    """One that is made when it is asked for."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    make: Callable[[], np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+def to_theirs(
+    params: Tree,
+    rules: Rules,
+    sizes: Mapping[str, int],
+    variables: Tree | None = None,
+    dtype: np.dtype | None = None,
+) -> dict[str, Tensor]:
+    """Their tensors in the order of the rules, layer by layer where rules have layers; parameters
+    in `dtype` (None: as they are), variables as they are."""
+    flat, frozen, rules = flatten(params), flatten(variables or {}), list(rules)
     known = {rule.ours for rule in rules if isinstance(rule, Rule)}
-    if known != set(flat):
-        raise ValueError(
-            f"parameters without a rule: {sorted(set(flat) - known)}, without a parameter: "
-            f"{sorted(known - set(flat))}"
-        )
-    found: dict[str, np.ndarray] = {}
+    if known != flat.keys() | frozen.keys():
+        odd = sorted(known ^ (flat.keys() | frozen.keys()))
+        raise ValueError(f"the model and the rules differ in {odd}")
+    found: dict[str, Tensor] = {}
     for rule in rules:
         if isinstance(rule, Constant):
-            found |= {name: rule.value for name in names(rule)}
-        else:
-            parts = rule.to_theirs(flat[rule.ours], sizes)
-            found |= dict(zip(names(rule), parts, strict=True))
+            value = rule.value
+            found |= {x: Tensor(value.shape, value.dtype, lambda x=value: x) for x in names(rule)}
+            continue
+        array = frozen.get(rule.ours, flat.get(rule.ours))
+        if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+            raise ValueError(f"{rule.ours} is a random key: the format has only numbers")
+        out = np.dtype(array.dtype if dtype is None or rule.ours in frozen else dtype)
+        one = array.shape[1:] if rule.layers else array.shape
+        shape = rule.to_theirs(np.broadcast_to(np.False_, one), sizes).shape
+        for i, name in enumerate(names(rule)):
+
+            def make(rule=rule, array=array, i=i, out=out) -> np.ndarray:
+                part = np.asarray(array[i] if rule.layers else array)
+                return rule.to_theirs(part, sizes).astype(out, copy=False)
+
+            found[name] = Tensor(shape, out, make)
     return found
+
+
+def arrays(tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """All of them, made."""
+    return {name: one.make() for name, one in tensors.items()}

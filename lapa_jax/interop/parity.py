@@ -1,7 +1,7 @@
 """What an export was compared in, and whether it passed."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import storage
 from data_pipelines.loader import DataSettings, Loader
+from lapa_jax.interop.mapping import Tensor
 
 LIMIT = 1e-4  # of differences in float32, relative to the largest value
 
@@ -47,6 +48,19 @@ class Parity:
 def difference(found: np.ndarray, ours: np.ndarray, at_least: float = 0.0) -> float:
     """The largest, relative to the largest of ours (or to `at_least`)."""
     return float(np.abs(found - ours).max() / max(np.abs(ours).max(), at_least))
+
+
+def differing(found: Mapping[str, Any], ours: Mapping[str, Any]) -> int:
+    """Names that one side alone has, or that have other bits. Of `ours` a Tensor is made only for
+    its comparison."""
+
+    def same(name: str) -> bool:
+        a, b = found[name], ours[name]
+        b = b.make() if isinstance(b, Tensor) else b
+        return (a.shape, a.dtype) == (b.shape, b.dtype) and a.tobytes() == b.tobytes()
+
+    names = set(found), set(ours)
+    return len(names[0] ^ names[1]) + sum(not same(name) for name in names[0] & names[1])
 
 
 def clearly_different(

@@ -5,67 +5,17 @@ Written tensor by tensor, each made when its turn comes; read when asked for.
 
 import json
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import ml_dtypes
 import numpy as np
 
-from lapa_jax.interop.mapping import Rule, names
-from lapa_jax.nn.module import Tree, flatten
+from lapa_jax.interop.mapping import Tensor
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
 _CODES = {"float32": "F32", "bfloat16": "BF16", "int32": "I32", "uint32": "U32", "bool": "BOOL"}
-
-
-class Tensor(NamedTuple):
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    make: Callable[[], np.ndarray]
-
-    @property
-    def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
-
-
-def tensor(array: jax.Array | np.ndarray, dtype: np.dtype | None = None) -> Tensor:
-    """The array as it is, or its floats in another dtype."""
-    dtype = np.dtype(dtype or array.dtype)
-    return Tensor(array.shape, dtype, lambda: np.asarray(array).astype(dtype, copy=False))
-
-
-def mapped(
-    params: Tree, variables: Tree, rules: Iterable[Rule], sizes: Mapping[str, int], dtype: np.dtype
-) -> dict[str, Tensor]:
-    """What `rules` make of a model, each tensor when it is asked for; parameters in `dtype`,
-    variables as they are."""
-    flat, rules, found = flatten(params), list(rules), {}
-    dtypes = dict.fromkeys(flat, dtype)
-    flat |= flatten(variables)
-    if {rule.ours for rule in rules} != set(flat):
-        odd = sorted({rule.ours for rule in rules} ^ set(flat))
-        raise ValueError(f"the model and the rules differ in {odd}")
-    for rule in rules:
-        array = flat[rule.ours]
-        out = np.dtype(dtypes.get(rule.ours, array.dtype))
-        one = array.shape[1:] if rule.layers else array.shape
-        shape = rule.one_to_theirs(np.broadcast_to(np.False_, one), sizes).shape
-        for i, name in enumerate(names(rule)):
-
-            def make(rule=rule, array=array, i=i, out=out) -> np.ndarray:
-                part = np.asarray(array[i] if rule.layers else array)
-                return rule.one_to_theirs(part, sizes).astype(out, copy=False)
-
-            found[name] = Tensor(shape, out, make)
-    return found
-
-
-def float_dtype(precision: str) -> np.dtype:
-    """The dtype that `--precision` names."""
-    return np.dtype({"fp32": np.float32, "bf16": ml_dtypes.bfloat16}[precision])
 
 
 def write(

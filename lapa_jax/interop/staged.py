@@ -1,45 +1,84 @@
-"""What exports share: their config, and the directory that gets its name once it is checked."""
+"""What exports share: their flags and config, what they are compared with, and the directory that
+gets its name once it is checked."""
 
 import contextlib
+import dataclasses
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import jax.numpy as jnp
 import numpy as np
 
 from lapa_jax import config as configs
 from lapa_jax import stages
 from lapa_jax.interop.parity import Parity
-from lapa_jax.interop.safetensors_files import float_dtype
 from lapa_jax.runs import run as runs
 from lapa_jax.runs.loaded import Model
 
 PARITY = "parity.json"
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
+Reference = TypeVar("Reference")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Of an export.
+
+    precision: of the weights of a policy; default: as the run has them
+    """
+
+    precision: str | None = dataclasses.field(default=None, metadata={"choices": PRECISIONS})
 
 
 def exported_config(run: Model, precision: str | None) -> tuple[dict[str, Any], np.dtype]:
     """The config that describes what is exported, and the dtype of its parameters."""
     config = configs.to_dict(run.config)
     config["optimizer"]["ema_decay"] = 0.0  # where there was an average, it is what is exported
-    dtype = config["model"].get("param_dtype", "float32")
-    if precision:
-        dtype = float_dtype(precision).name
+    dtype = PRECISIONS.get(precision, config["model"].get("param_dtype", "float32"))
     if "param_dtype" in config["model"]:
         config["model"]["param_dtype"] = dtype
     elif dtype != "float32":
         raise ValueError(f"--precision {precision}: a run of stage {run.config.stage!r} is float32")
-    return config, float_dtype({"float32": "fp32", "bfloat16": "bf16"}[dtype])
+    return config, np.dtype(dtype)
 
 
-def plain_stage(run: Model, compute_dtype: str, **model: str) -> stages.Stage:
-    """The run's stage as references compute, with attention by plain products. `model`: keys of
-    config.model that are other than the run's."""
-    config = configs.from_dict(configs.to_dict(run.config))
-    config.compute_dtype = compute_dtype
-    config.model.update(attention="xla", remat="none", **model)
-    return stages.build(config, run.assets)
+def plain_stage(run: Model, config: dict[str, Any], compute_dtype: str) -> stages.Stage:
+    """The run's stage, of an exported config, as references compute: attention by plain
+    products."""
+    plain = configs.from_dict(config)
+    plain.compute_dtype = compute_dtype
+    plain.model.update(attention="xla", remat="none")
+    return stages.build(plain, run.assets)
+
+
+def take_over(
+    run: Model, dtype: np.dtype, make: Callable[[str], Reference]
+) -> tuple[Reference, Reference | None]:
+    """What `make(compute_dtype)` gives of the run in float32, and in bfloat16 where it computes or
+    is exported in it.
+
+    Takes the model over, so that it is in memory once: its parameters are rounded to `dtype`, as
+    they are exported, and afterwards the run has none.
+    """
+    _round(run.params, dtype)
+    exact = make("float32")
+    in_bfloat16 = "bfloat16" in (run.config.compute_dtype, dtype.name)
+    rough = make("bfloat16") if in_bfloat16 else None
+    run.params.clear()
+    run.variables.clear()
+    return exact, rough
+
+
+def _round(tree: dict[str, Any], dtype: np.dtype) -> None:
+    """Leaf by leaf and in place."""
+    for name, one in tree.items():
+        if isinstance(one, dict):
+            _round(one, dtype)
+        else:
+            tree[name] = jnp.asarray(one, dtype)
 
 
 @contextlib.contextmanager

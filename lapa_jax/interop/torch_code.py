@@ -2,12 +2,13 @@
 
 import importlib
 import importlib.resources
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+from lapa_jax.runs.run import write_json
 
 RUN_CONFIG = "lapa_run.json"  # the config of the run: the way back needs no other
 _PACKAGE = "lapa_exported"
@@ -16,7 +17,7 @@ _PACKAGE = "lapa_exported"
 def write(directory: Path, documents: Mapping[str, Any], sources: Sequence[str]) -> None:
     """JSON documents by file name, and files of torch_files/."""
     for name, document in documents.items():
-        (directory / name).write_text(json.dumps(document, indent=1) + "\n")
+        write_json(directory / name, document)
     for name in sources:
         source = importlib.resources.files("lapa_jax.interop") / "torch_files" / name
         (directory / name).write_text(source.read_text())

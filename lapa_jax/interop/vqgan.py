@@ -1,19 +1,28 @@
 """LWM's VQGAN, a pickle of Flax's parameters ↔ our image tokenizer."""
 
-import re
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from lapa_jax.interop.array_pickle import load_arrays
-from lapa_jax.interop.mapping import Rule, to_ours, to_theirs
-from lapa_jax.nn.module import Functional, Tree
+from lapa_jax.interop.imported import Imported
+from lapa_jax.interop.mapping import Rule, Shapes, arrays, functional, to_ours, to_theirs
+from lapa_jax.nn.module import Tree
 from lapa_jax.policy.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from lapa_jax.settings import stage_settings
 
-__all__ = ["infer_config", "load_file", "read", "rules", "write"]
 
-load_file = load_arrays
+def read(source: Path, options: Any) -> Imported:
+    """`lapa import --format vqgan_pickle`."""
+    model, params = from_tensors(load_arrays(source))
+    config = stage_settings("image_tokenizer")
+    config.compute_dtype = "float32"
+    config.model = ConfigDict(model.architecture())
+    return Imported(config.lock(), params)
 
 
 def rules(config: ImageTokenizerConfig) -> list[Rule]:
@@ -61,56 +70,37 @@ def _block(theirs: str, ours: str, changes: bool = False) -> list[Rule]:
     return found + (_conv(f"{theirs}/Conv_2", f"{ours}/shortcut") if changes else [])
 
 
-def read(tensors: Mapping[str, np.ndarray]) -> tuple[ImageTokenizerConfig, Tree]:
+def from_tensors(tensors: Mapping[str, np.ndarray]) -> tuple[ImageTokenizerConfig, Tree]:
     """Config and parameters of {slash-separated path: array}. Raises ValueError."""
     config = infer_config(tensors)
-    model = Functional(lambda rngs: ImageTokenizer(config, dtype=jnp.float32, rngs=rngs))
-    return config, to_ours(tensors, rules(config), {}, model.abstract()[0])
+    expected = functional(ImageTokenizer, config, dtype=jnp.float32).abstract()[0]
+    return config, to_ours(tensors, rules(config), {}, expected)
 
 
-def write(config: ImageTokenizerConfig, params: Tree) -> dict[str, np.ndarray]:
+def to_tensors(config: ImageTokenizerConfig, params: Tree) -> dict[str, np.ndarray]:
     """The way back."""
-    return to_theirs(params, rules(config), {})
+    return arrays(to_theirs(params, rules(config), {}))
 
 
 def infer_config(tensors: Mapping[str, np.ndarray]) -> ImageTokenizerConfig:
     """The config that the shapes tell."""
-
-    def shape(name: str, dimensions: int) -> tuple[int, ...]:
-        if name not in tensors:
-            raise ValueError(f"tensor {name!r} is missing: not a VQGAN of LWM")
-        if len(tensors[name].shape) != dimensions:
-            raise ValueError(
-                f"tensor {name!r} of shape {tensors[name].shape} should have {dimensions} "
-                "dimensions"
-            )
-        return tuple(tensors[name].shape)
-
-    dim = shape("encoder/Conv_0/kernel", 4)[3]
-    level = "encoder/DownsamplingBlock_{}/ResnetBlock_{}/Conv_0/kernel"
+    shape = Shapes(tensors, "a VQGAN of LWM")
+    dim = shape("encoder/Conv_0/kernel", *[None] * 4)[3]
     widths = [
-        shape(level.format(i, 0), 4)[3]
-        for i in range(_count(tensors, r"encoder/DownsamplingBlock"))
+        shape(f"encoder/DownsamplingBlock_{i}/ResnetBlock_0/Conv_0/kernel", *[None] * 4)[3]
+        for i in range(shape.count("encoder/DownsamplingBlock_{i}/"))
     ]
     if dim < 1 or any(width % dim for width in widths):
         raise ValueError(
             f"the levels of the encoder are {widths} wide: not multiples of its first "
             f"convolution's {dim}"
         )
-    codebook_size, code_dim = shape("quantize/embeddings", 2)
+    codebook_size, code_dim = shape("quantize/embeddings", None, None)
     return ImageTokenizerConfig(
         dim=dim,
         multipliers=tuple(width // dim for width in widths),
-        blocks=_count(tensors, r"encoder/DownsamplingBlock_0/ResnetBlock"),
-        latent_dim=shape("encoder/Conv_1/kernel", 4)[3],
+        blocks=shape.count("encoder/DownsamplingBlock_0/ResnetBlock_{i}/"),
+        latent_dim=shape("encoder/Conv_1/kernel", *[None] * 4)[3],
         code_dim=code_dim,
         codebook_size=codebook_size,
     )
-
-
-def _count(tensors: Mapping[str, np.ndarray], prefix: str) -> int:
-    """How many modules `prefix`_0, `prefix`_1, ... there are."""
-    numbers = {int(m[1]) for name in tensors if (m := re.match(rf"{prefix}_(\d+)/", name))}
-    if numbers != set(range(len(numbers))) or not numbers:
-        raise ValueError(f"modules {prefix}_* are numbered {sorted(numbers)}: not 0, 1, ...")
-    return len(numbers)

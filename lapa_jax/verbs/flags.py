@@ -19,7 +19,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 # Of a field's metadata, what goes to argparse as it is; "help" and "positional" are known too.
@@ -97,6 +97,45 @@ def read(args: argparse.Namespace, options: type) -> Any:
     """The dataclass of what was given. Raises what its own checks raise."""
     names = [field.name for field in dataclasses.fields(options) if hasattr(args, field.name)]
     return options(**{name: getattr(args, name) for name in names})
+
+
+def add_choice(
+    to: argparse.ArgumentParser, name: str, choices: Mapping[str, tuple[str, type]]
+) -> None:
+    """--NAME, one of `choices` (name → what it is, a dataclass of its options), and a flag for each
+    field of all these dataclasses, whose help says which choices take it."""
+    what = "; ".join(f"{choice}: {text}" for choice, (text, _) in choices.items())
+    to.add_argument(f"--{name}", required=True, choices=sorted(choices), help=what)
+    found: dict[str, tuple[Any, dict[str, Any]]] = {}
+    takers: dict[str, list[str]] = {}
+    for choice, (_, options) in choices.items():
+        texts, hints = _texts(options), typing.get_type_hints(options)
+        for field in dataclasses.fields(options):
+            help_ = {"help": texts.get(field.name, "")}
+            found.setdefault(field.name, (hints[field.name], help_ | dict(field.metadata)))
+            takers.setdefault(field.name, []).append(choice)
+    fields = []
+    for flag, (hint, metadata) in found.items():
+        metadata["help"] += f" ({', '.join(takers[flag])})"
+        fields.append((flag, hint, dataclasses.field(default=None, metadata=metadata)))
+    add(to, dataclasses.make_dataclass("Options", fields))
+
+
+def read_choice(
+    args: argparse.Namespace, name: str, choices: Mapping[str, tuple[str, type]]
+) -> Any:
+    """The options of the choice. ValueError for one that is missing, with the `why` of its field's
+    metadata, or that is of another choice."""
+    choice, given = getattr(args, name), vars(args)
+    fields = {field.name: field for field in dataclasses.fields(choices[choice][1])}
+    for _, options in choices.values():
+        for flag in (field.name for field in dataclasses.fields(options)):
+            if given[flag] is not None and flag not in fields:
+                raise ValueError(f"--{name} {choice} does not take --{flag}")
+    for flag, field in fields.items():
+        if field.default is dataclasses.MISSING and given[flag] is None:
+            raise ValueError(f"--{name} {choice} needs --{flag}: {field.metadata['why']}")
+    return choices[choice][1](**{f: given[f] for f in fields if given[f] is not None})
 
 
 def _shown(value: Any) -> str:

@@ -34,7 +34,7 @@ def state_dict(name):
 @functools.cache
 def load(name):
     """(config, model, params, variables) of a recorded state dict."""
-    config, params = laq_pt.read(state_dict(name), image_size=64)
+    config, params = laq_pt.from_tensors(state_dict(name), image_size=64)
     model = Functional(lambda rngs: Quantizer(config, rngs=rngs))
     variables = jax.jit(model.init)(jax.random.key(0))[1]
     return config, model, jax.tree.map(jnp.asarray, params), variables
@@ -130,7 +130,7 @@ def test_training_loss_gradients_and_use_counter(name, monkeypatch):
     assert_same_codes(out["z"], io["train_indices"], io["inference_margin"])
     np.testing.assert_array_equal(after["bottleneck"]["used"], io["codebooks_used_after_3"])
     np.testing.assert_allclose(optax.global_norm(found), io["grad_global_norm"], rtol=1e-4)
-    theirs = laq_pt.write(config, jax.tree.map(np.asarray, found))
+    theirs = laq_pt.to_tensors(config, jax.tree.map(np.asarray, found))
     for key, expected in grads.items():
         # The softmax ignores a constant: this gradient is zero but for rounding.
         noise = key == "spatial_rel_pos_bias.net.2.bias"
@@ -213,7 +213,7 @@ def test_training_trajectory_with_replacements(monkeypatch):
                 variables["bottleneck"]["used"], golden["codebooks_used"][i]
             )
     final = arrays("laq_tiny4_trajectory_final_params")
-    theirs = laq_pt.write(config, jax.tree.map(np.asarray, params))
+    theirs = laq_pt.to_tensors(config, jax.tree.map(np.asarray, params))
     # What never gets a gradient keeps its value there; here it is not kept at all.
     unused = set(arrays("laq_tiny4_io")["grad_none_keys"])
     differences = np.concatenate(
@@ -251,8 +251,8 @@ def test_state_dict_round_trip_and_released_shapes():
     for name in NAMES:
         original = state_dict(name)
         prefixed = {f"module.{key}": x for key, x in original.items()}
-        config, params = laq_pt.read(prefixed, image_size=64)
-        written = laq_pt.write(config, params)
+        config, params = laq_pt.from_tensors(prefixed, image_size=64)
+        written = laq_pt.to_tensors(config, params)
         assert list(written) == list(original)
         dead = set(arrays(f"{name}_io")["grad_none_keys"])
         for key, x in original.items():
@@ -276,7 +276,7 @@ def test_a_state_dict_that_does_not_fit_is_refused():
 
     def read(changes=None, drop=None, image_size=64, code_length=None):
         tensors = {k: x for k, x in original.items() if k != drop} | (changes or {})
-        return laq_pt.read(tensors, image_size, code_length)
+        return laq_pt.from_tensors(tensors, image_size, code_length)
 
     scale = "enc_spatial_transformer.layers.1.1.q_scale"
     with pytest.raises(ValueError, match=f"missing: .'{scale}'"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lapa_jax.interop import dinov2
-from lapa_jax.interop.mapping import to_theirs
+from lapa_jax.interop.mapping import arrays, to_theirs
 from lapa_jax.nn.flops import counted
 from lapa_jax.nn.module import Functional
 from lapa_jax.nn.vit import ViT, ViTConfig, bicubic
@@ -28,7 +28,7 @@ def test_parity(registers, swiglu, rows, columns, tmp_path):
 
     tensors = dinov2_reference.random_tensors(registers=registers, swiglu=swiglu)
     save_file(tensors, tmp_path / "model.safetensors")
-    config, params = dinov2.read(dinov2.load_file(tmp_path / "model.safetensors"))
+    config, params = dinov2.from_tensors(dinov2.load_file(tmp_path / "model.safetensors"))
     assert (config.heads, config.depth, config.registers) == (2, 2, registers)
     assert (config.grid, config.patch_size, config.mlp_dim) == ((5, 5), 4, 96)
     model = Functional(lambda rngs: ViT(config, dtype=jnp.float32, rngs=rngs))
@@ -59,19 +59,19 @@ def test_bicubic_is_that_of_torch(inputs, outputs, antialias):
 
 def test_the_way_back_and_classifiers():
     tensors = dinov2_reference.random_tensors(registers=3)
-    config, params = dinov2.read(tensors)
-    back = to_theirs(params, dinov2.rules(config), dinov2.sizes(config))
+    config, params = dinov2.from_tensors(tensors)
+    back = arrays(to_theirs(params, dinov2.rules(config), dinov2.sizes(config)))
     assert set(back) == set(tensors)
     for name in set(tensors) - {dinov2.MASK_TOKEN}:
         np.testing.assert_array_equal(back[name], tensors[name], err_msg=name)
     for prefix in dinov2.PREFIXES:
         named = {prefix + name: x for name, x in tensors.items()}
         named |= {"classifier.weight": np.zeros((3, 256)), "classifier.bias": np.zeros(3)}
-        again = dinov2.read(named)
+        again = dinov2.from_tensors(named)
         assert again[0] == config
         jax.tree.map(np.testing.assert_array_equal, again[1], params)
     del tensors[dinov2.MASK_TOKEN]
-    assert dinov2.read(tensors)[0] == config
+    assert dinov2.from_tensors(tensors)[0] == config
 
 
 def drop(tensors, name):
@@ -97,7 +97,7 @@ def test_files_that_do_not_fit(change, message):
     tensors = dinov2_reference.random_tensors()
     change(tensors)
     with pytest.raises(ValueError, match=message):
-        dinov2.read(tensors)
+        dinov2.from_tensors(tensors)
 
 
 def test_other_files(tmp_path):

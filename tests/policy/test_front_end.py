@@ -60,7 +60,7 @@ def borrowed(front_end):
 @pytest.fixture(scope="module")
 def source():
     """(config, parameters) of a run of an image tokenizer."""
-    model, params = vqgan.read(dict(np.load(GOLDEN / "vqgan_tiny_params.npz")))
+    model, params = vqgan.from_tensors(dict(np.load(GOLDEN / "vqgan_tiny_params.npz")))
     return ConfigDict({"stage": "image_tokenizer", "model": model.architecture()}), params
 
 

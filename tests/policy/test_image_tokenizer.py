@@ -34,7 +34,7 @@ def tensors():
 @pytest.fixture(scope="module")
 def tiny(tensors, quick_compile):
     """(config, method → jitted method of the recorded weights)."""
-    config, params = vqgan.read(tensors)
+    config, params = vqgan.from_tensors(tensors)
     model = Functional(lambda rngs: ImageTokenizer(config, dtype=jnp.float32, rngs=rngs))
 
     def call(method):
@@ -71,8 +71,8 @@ def test_names_and_shapes_are_those_of_the_released_model():
 
 
 def test_the_way_back(tensors):
-    config, params = vqgan.read(tensors)
-    again = vqgan.write(config, params)
+    config, params = vqgan.from_tensors(tensors)
+    again = vqgan.to_tensors(config, params)
     assert again.keys() == tensors.keys()
     for name, value in tensors.items():
         np.testing.assert_array_equal(again[name], value, err_msg=name)
@@ -264,4 +264,4 @@ def test_files_that_do_not_fit(tensors, change, message):
     changed = dict(tensors)
     change(changed)
     with pytest.raises(ValueError, match=message):
-        vqgan.read(changed)
+        vqgan.from_tensors(changed)

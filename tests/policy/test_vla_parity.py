@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tiny_policy import token_heads
 
-from lapa_jax.interop import llama, msgpack_stream
+from lapa_jax.interop import lapa_stream, llama, msgpack_stream
 from lapa_jax.interop.mapping import to_ours
 from lapa_jax.nn.module import Functional, flatten
 from lapa_jax.nn.position import rope_tables
@@ -35,13 +35,13 @@ def golden(name: str) -> dict[str, np.ndarray]:
 
 def build(params: dict, shape: dict, dtype: str = "float32"):
     """(model, parameters) from the original's tensors."""
-    vocabularies = llama.original_vocabularies(params)
+    vocabularies = lapa_stream.vocabularies(params)
     heads = {m: vocabularies.pop(f"{m}_vocab") for m in ("latent", "action")}
     heads = token_heads(**{m: size for m, size in heads.items() if size})
     config = VLAConfig(
         **vocabularies,
         **shape,
-        **llama.LWM,
+        **lapa_stream.LWM,
         head_dim=shape["dim"] // shape["heads"],
         front_end={"name": "cached_tokens", "num_tokens": 16},
         compute_dtype=dtype,
@@ -59,9 +59,9 @@ def build(params: dict, shape: dict, dtype: str = "float32"):
 
 
 def rules_of(params: dict, config: VLAConfig) -> list:
-    vocabularies = llama.original_vocabularies(params)
+    vocabularies = lapa_stream.vocabularies(params)
     present = [name for name in HEADS if vocabularies[f"{name}_vocab"]]
-    return llama.original_rules(config.depth, present, stacked=llama.is_stacked(params))
+    return lapa_stream.rules(config.depth, present, stacked=lapa_stream.is_stacked(params))
 
 
 def read(model: Functional, tensors: dict, config: VLAConfig) -> dict:

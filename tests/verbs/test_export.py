@@ -18,10 +18,10 @@ from tiny_policy import INSTRUCTIONS, TOKENIZER_MODEL, make_policy, tokenizer, w
 import lapa_jax
 from experiments import base
 from lapa_jax.interop import (
-    llama,
+    hf,
+    hf_llama,
     safetensors_files,
     torch_code,
-    torch_policy,
 )
 from lapa_jax.nn.module import flatten
 from lapa_jax.policy import text
@@ -244,11 +244,11 @@ def test_a_policy_of_cached_tokens_with_its_tokenizer(tmp_path):
     image = np.random.default_rng(5).integers(0, 256, (32, 48, 3), dtype=np.uint8)
     ids = np.asarray(lapa_jax.load_image_tokenizer(made).encode(image[None])).reshape(-1)
     expected = np.asarray(ours.predict_action(image, INSTRUCTIONS[0]))
-    module = torch_code.load(tmp_path / "hf", torch_policy.MODELING)
+    module = torch_code.load(tmp_path / "hf", hf.MODELING)
     rounded = module.LapaPolicy.from_pretrained(tmp_path / "hf", dtype="bfloat16")
     kept = {str(x.dtype) for x in rounded.image_tokenizer.parameters()}
     assert kept == {"torch.float32"} and str(rounded.dtype) == "torch.bfloat16"
-    model = torch_policy.load(tmp_path / "hf")
+    model = hf.load(tmp_path / "hf")
     for given in (image, ids):
         found = model.predict_action(given, INSTRUCTIONS[0])
         np.testing.assert_allclose(found, expected, rtol=1e-6)
@@ -282,7 +282,7 @@ def test_a_policy_in_torch_in_bfloat16(policy, tmp_path):
 @needs_torch
 def test_wrong_weights_are_found_out(policy, tmp_path, monkeypatch):
     """Queries left as pairs, where torch rotates halves."""
-    tiny.misread(monkeypatch, llama, "hf_rules", "q_proj", "(k c) d -> d k c")
+    tiny.misread(monkeypatch, hf_llama, "rules", "q_proj", "(k c) d -> d k c")
     out = tmp_path / "hf"
     code, _, error = lapa("export", "--format", "hf", "--workdir", policy, "--out", out)
     assert code == 2 and "action_logits=" in error and "(at most 0.0001)" in error

@@ -14,8 +14,9 @@ from tiny import lapa, needs_torch, succeed
 
 from experiments import base
 from lapa_jax import stages
-from lapa_jax.interop import laq_pt, laq_torch, parity, safetensors_files, torch_code
+from lapa_jax.interop import laq_pt, laq_torch, parity, torch_code
 from lapa_jax.interop.imported import Imported, write_run
+from lapa_jax.interop.mapping import to_theirs
 from lapa_jax.latent.bottlenecks import BOTTLENECKS
 from lapa_jax.latent.objectives import OBJECTIVES
 from lapa_jax.nn.module import flatten, unflatten
@@ -121,9 +122,8 @@ def test_every_bottleneck_has_a_form_in_torch(tiny_data, tmp_path):
         stage = stages.build(quantizer_config(tiny_data, bottleneck, objective), {})
         model = stage.model_config
         rules, sizes = laq_torch.rules(model), laq_torch.sizes(model)
-        tensors = safetensors_files.mapped(
-            *stage.model.abstract(), rules, sizes, np.dtype(np.float32)
-        )
+        params, variables = stage.model.abstract()
+        tensors = to_theirs(params, rules, sizes, variables, np.dtype(np.float32))
         found = {k: v.shape for k, v in tensors.items() if not k.startswith("training.")}
         settings = json.loads(json.dumps(laq_torch.torch_config(model)))
         wanted = {k: tuple(v.shape) for k, v in torch_model(settings).state_dict().items()}

@@ -10,7 +10,8 @@ import sentencepiece
 from tiny import NO_TORCH
 from tiny_policy import INSTRUCTIONS
 
-from lapa_jax.interop import safetensors_files, torch_code, torch_policy, torch_tokenizer, vqgan
+from lapa_jax.interop import hf, torch_code, torch_tokenizer, vqgan
+from lapa_jax.interop.mapping import to_theirs
 from lapa_jax.nn.position import rope_tables
 from lapa_jax.policy import text
 
@@ -20,8 +21,8 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "vqgan"
 
 def test_the_originals_rounded_rotary_tables_in_torch(tmp_path):
     """Beyond position 256 bfloat16 angles are shared: a table that is not the same is no use."""
-    torch_code.write(tmp_path, {}, [torch_policy.MODELING, torch_policy.MODELING_VQGAN])
-    module = torch_code.load(tmp_path, torch_policy.MODELING)
+    torch_code.write(tmp_path, {}, [hf.MODELING, hf.MODELING_VQGAN])
+    module = torch_code.load(tmp_path, hf.MODELING)
     where = np.arange(600)[None]
     for ours, theirs in ((jnp.bfloat16, torch.bfloat16), (jnp.float32, torch.float32)):
         expected = rope_tables(jnp.asarray(where), 128, 5e7, ours)
@@ -31,14 +32,12 @@ def test_the_originals_rounded_rotary_tables_in_torch(tmp_path):
 
 
 def test_the_originals_image_tokens_in_torch(tmp_path):
-    config, params = vqgan.read(dict(np.load(GOLDEN / "vqgan_tiny_params.npz")))
-    torch_code.write(tmp_path, {}, [torch_policy.MODELING_VQGAN])
-    module = torch_code.load(tmp_path, torch_policy.MODELING_VQGAN)
+    config, params = vqgan.from_tensors(dict(np.load(GOLDEN / "vqgan_tiny_params.npz")))
+    torch_code.write(tmp_path, {}, [hf.MODELING_VQGAN])
+    module = torch_code.load(tmp_path, hf.MODELING_VQGAN)
     encoder, prefix = module.ImageEncoder(config.architecture()), "image_tokenizer."
-    tensors = safetensors_files.mapped(
-        {}, {"encoder": params["encoder"]}, torch_policy.tokenizer_rules(config, "encoder"), {},
-        np.dtype(np.float32),
-    )  # fmt: skip
+    rules = hf.tokenizer_rules(config, "encoder")
+    tensors = to_theirs({}, rules, {}, {"encoder": params["encoder"]})
     encoder.load_state_dict(
         {k.removeprefix(prefix): torch.tensor(x.make()) for k, x in tensors.items()}
     )

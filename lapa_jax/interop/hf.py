@@ -1,30 +1,97 @@
 """Our policy ↔ a Hugging Face directory with its own modeling_lapa.py (torch_files/).
 
-The backbone has LLaMA's names (llama.hf_rules); the other tables, heads and the front-end come
+The backbone has LLaMA's names (hf_llama.rules); the other tables, heads and the front-end come
 after it. lapa_run.json is the config of the run: the way back needs no other.
 """
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
-from lapa_jax.interop import llama, safetensors_files, torch_code
-from lapa_jax.interop.mapping import Rule
-from lapa_jax.interop.safetensors_files import Tensor
-from lapa_jax.nn.module import Functional, Tree, flatten
+from lapa_jax import stages
+from lapa_jax.interop import (
+    hf_check,
+    hf_llama,
+    llama,
+    safetensors_files,
+    staged,
+    torch_code,
+    torch_tokenizer,
+)
+from lapa_jax.interop.hf_check import IMAGE_TOKENIZER
+from lapa_jax.interop.imported import Imported, exported, run_config
+from lapa_jax.interop.mapping import Rule, linear, norm, to_theirs
+from lapa_jax.interop.safetensors_files import SafetensorsDirectory
+from lapa_jax.nn.module import flatten
 from lapa_jax.policy.front_end import front_end_config
-from lapa_jax.policy.heads.tokens import TokenHead
-from lapa_jax.policy.image_tokenizer import ImageEncoder, ImageTokenizerConfig
+from lapa_jax.policy.heads.tokens import CODEC, TokenHead
+from lapa_jax.policy.image_tokenizer import ImageTokenizerConfig
 from lapa_jax.policy.modality import MODALITIES, TEXT
 from lapa_jax.policy.vla import VLAConfig
-from lapa_jax.stages.policy import PolicyStage
+from lapa_jax.runs.loaded import LoadedPolicy, Model, require
+from lapa_jax.stages.policy import TOKENIZER, PolicyStage
 
 MODELING, MODELING_VQGAN = "modeling_lapa.py", "modeling_vqgan.py"
-IMAGE_TOKENIZER = "image_tokenizer"  # the prefix of its tensors
+
+
+@dataclasses.dataclass(frozen=True)
+class Options(staged.Options):
+    """Of `write`.
+
+    image_tokenizer: the run that made the cached tokens of a policy's images: with it the policy
+        takes pixels
+    """
+
+    image_tokenizer: str | None = dataclasses.field(default=None, metadata={"metavar": "RUN"})
+
+
+def read(source: Path, options: object) -> Imported:
+    """`lapa import --format hf`."""
+    config = run_config(source / torch_code.RUN_CONFIG)
+    names = [n for n in (TOKENIZER, CODEC) if (source / n).exists()]
+    stage = stages.build(config, {name: (source / name).read_bytes() for name in names})
+    # A tokenizer beside a policy of cached tokens is of another run.
+    beside = None if stage.from_pixels else f"{IMAGE_TOKENIZER}."
+    theirs = SafetensorsDirectory(source, without=beside)
+    return exported(stage, theirs, rules(stage), _sizes(stage))
+
+
+def write(run: Model, out: Path, options: Options) -> int:
+    """`lapa export --format hf`. Takes the model over (`take_over`)."""
+    stage = require(run, LoadedPolicy).stage
+    torch_code.require_torch()
+    config, dtype = staged.exported_config(run, options.precision)
+    tokenizer = hf_check.find_tokenizer(run, options.image_tokenizer)
+    theirs = hf_config(stage, tokenizer=tokenizer and tokenizer.config, dtype=dtype)
+    tensors = to_theirs(run.params, rules(stage), _sizes(stage), run.variables, dtype)
+    if tokenizer is not None and not stage.from_pixels:
+        beside = tokenizer_rules(tokenizer.config, "encoder")
+        tensors |= to_theirs({}, beside, {}, {"encoder": tokenizer.weights})
+    count, inputs = len(tensors), hf_check.Inputs(run, tokenizer)
+    with staged.staged(out, run) as (directory, parity):
+        safetensors_files.write(directory, tensors)
+        del tensors
+        marks = {key: theirs[key] for key in ("bos_token_id", "eos_token_id")}
+        documents = {
+            "config.json": theirs,
+            "generation_config.json": {"do_sample": False} | marks,
+            torch_code.RUN_CONFIG: config,
+        }
+        torch_code.write(directory, documents, [MODELING, MODELING_VQGAN])
+        for name, data in run.assets.items():
+            (directory / name).write_bytes(data)
+        parity.stated["tokenizer.json"] = torch_tokenizer.write(
+            directory, stage.tokenizer, inputs.instructions
+        )
+        references = staged.take_over(
+            run,
+            dtype,
+            lambda to: hf_check.Reference(run, inputs, staged.plain_stage(run, config, to)),
+        )
+        hf_check.check(parity, load(directory), inputs, *references)
+    return count
 
 
 def rules(stage: PolicyStage) -> list[Rule]:
@@ -36,7 +103,7 @@ def rules(stage: PolicyStage) -> list[Rule]:
             f"model.dim={config.dim} is no multiple of model.heads={config.heads}: LLaMA's "
             "configuration wants one"
         )
-    found = llama.hf_rules(config.depth)
+    found = hf_llama.rules(config.depth)
     for head in stage.parts.values():
         if not isinstance(head, TokenHead):
             raise ValueError(
@@ -50,31 +117,19 @@ def rules(stage: PolicyStage) -> list[Rule]:
     if name == "patches":
         for i in range(len(settings.stem_channels)):
             theirs, ours = f"front_end.stem.{i}", f"front_end/stem/stage_{i}"
-            found += [
-                Rule(f"{theirs}.conv.weight", f"{ours}/kernel", "o i h w -> h w i o"),
-                Rule(f"{theirs}.norm.weight", f"{ours}/norm/scale"),
-                Rule(f"{theirs}.norm.bias", f"{ours}/norm/bias"),
-            ]
-        found += [
-            Rule("front_end.project.weight", "front_end/project/kernel", "d p -> p d"),
-            Rule("front_end.project.bias", "front_end/project/bias"),
-            Rule("front_end.rows", "front_end/rows"),
-            Rule("front_end.columns", "front_end/columns"),
-        ]
+            found.append(Rule(f"{theirs}.conv.weight", f"{ours}/kernel", "o i h w -> h w i o"))
+            found += norm(f"{theirs}.norm", f"{ours}/norm")
+        found += linear("front_end.project", "front_end/project")
+        found += [Rule(f"front_end.{x}", f"front_end/{x}") for x in ("rows", "columns")]
     if name == "vqgan":
         found += tokenizer_rules(settings.tokenizer, "front_end/encoder")
     return found
 
 
-def encoder(config: ImageTokenizerConfig) -> Functional:
-    """The half of an image tokenizer that a policy needs."""
-    return Functional(lambda rngs: ImageEncoder(config, dtype=jnp.float32, rngs=rngs))
-
-
 def tokenizer_rules(config: ImageTokenizerConfig, ours: str) -> list[Rule]:
     """Of an encoder that is at the path `ours`."""
     found = []
-    for path in flatten(encoder(config).abstract()[0]):
+    for path in flatten(hf_check.encoder(config).abstract()[0]):
         *parents, leaf = path.split("/")
         name = {"kernel": "weight", "scale": "weight"}.get(leaf, leaf)
         pattern = "o i h w -> h w i o" if leaf == "kernel" else ""
@@ -82,13 +137,8 @@ def tokenizer_rules(config: ImageTokenizerConfig, ours: str) -> list[Rule]:
     return found
 
 
-def tensors(
-    stage: PolicyStage, params: Tree, variables: Tree, dtype: np.dtype
-) -> dict[str, Tensor]:
-    """Their tensors, each rearranged when it is asked for; parameters in `dtype`, what is frozen as
-    it is."""
-    sizes = llama.sizes(stage.model_config.heads, stage.model_config.head_dim)
-    return safetensors_files.mapped(params, variables, rules(stage), sizes, dtype)
+def _sizes(stage: PolicyStage) -> dict[str, int]:
+    return llama.sizes(stage.model_config.heads, stage.model_config.head_dim)
 
 
 def hf_config(
@@ -142,28 +192,6 @@ def hf_config(
 def _front_end(config: VLAConfig) -> dict[str, Any]:
     name, settings = front_end_config(config.front_end)
     return {"name": name} | (dataclasses.asdict(settings) if name == "patches" else {})
-
-
-def write(
-    directory: Path,
-    their_config: Mapping[str, Any],
-    run_config: Mapping[str, Any],
-    assets: Mapping[str, bytes],
-    tensors: Mapping[str, Tensor],
-) -> None:
-    safetensors_files.write(directory, tensors)
-    generation = {"do_sample": False} | {k: their_config[k] for k in _GENERATION}
-    documents = {
-        "config.json": their_config,
-        "generation_config.json": generation,
-        torch_code.RUN_CONFIG: run_config,
-    }
-    torch_code.write(directory, documents, [MODELING, MODELING_VQGAN])
-    for name, data in assets.items():
-        (directory / name).write_bytes(data)
-
-
-_GENERATION = ("bos_token_id", "eos_token_id")
 
 
 def load(directory: Path) -> Any:

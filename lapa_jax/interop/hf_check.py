@@ -1,29 +1,33 @@
-"""`lapa export --format hf`: a policy for PyTorch, compared with the policy that it was."""
+"""A policy in PyTorch (hf.py), compared with the policy that it was."""
 
-import argparse
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lapa_jax.interop import safetensors_files, torch_code, torch_policy, torch_tokenizer
+from lapa_jax.interop.mapping import functional
 from lapa_jax.interop.parity import LIMIT, Parity, clearly_different, difference, real_examples
-from lapa_jax.interop.staged import exported_config, plain_stage, staged
+from lapa_jax.nn.module import Functional
 from lapa_jax.policy.codecs import ActionCodec
 from lapa_jax.policy.front_end import VqganConfig, front_end_config
-from lapa_jax.policy.image_tokenizer import ImageTokenizerConfig, nearest
+from lapa_jax.policy.image_tokenizer import ImageEncoder, ImageTokenizerConfig, nearest
 from lapa_jax.policy.layout import LEGACY_END_OF_FRAME
 from lapa_jax.policy.modality import MODALITIES
-from lapa_jax.runs.loaded import LoadedPolicy, Model, load_image_tokenizer, require
+from lapa_jax.runs.loaded import Model, load_image_tokenizer
 from lapa_jax.stages.policy import PolicyStage
 
+IMAGE_TOKENIZER = "image_tokenizer"  # the part of the model in PyTorch, the prefix of its tensors
 INSTRUCTIONS = ("pick up the red block and put it to the left of the bowl", "go", "")
 ROWS, ROW_LENGTH = 4, 24  # of random tokens
 REAL = 4  # examples of the run's own data
 # Else XLA widens the weights of all layers before it goes through them: three times the memory.
 LAYER_BY_LAYER = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
+
+
+def encoder(config: ImageTokenizerConfig) -> Functional:
+    """The half of an image tokenizer that a policy needs."""
+    return functional(ImageEncoder, config, dtype=jnp.float32)
 
 
 class Tokenizer:
@@ -32,7 +36,7 @@ class Tokenizer:
 
     def __init__(self, config: ImageTokenizerConfig, weights: dict[str, Any]):
         self.config, self.weights = config, weights
-        self._encoder = torch_policy.encoder(config)
+        self._encoder = encoder(config)
 
     def __call__(self, images_NIJC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(codes int32 (N, tokens), latents (N, tokens, C)); image by image, whose features take
@@ -125,8 +129,7 @@ def _fits(stage: PolicyStage, instruction: str) -> bool:
 class Reference:
     """What our policy makes of the inputs, in a compute dtype."""
 
-    def __init__(self, run: Model, inputs: Inputs, param_dtype: str, compute_dtype: str):
-        stage = plain_stage(run, compute_dtype, param_dtype=param_dtype)
+    def __init__(self, run: Model, inputs: Inputs, stage: PolicyStage):
         rows = [jnp.asarray(x, jnp.int32) for x in (inputs.tokens, inputs.modality)]
         heads = {MODALITIES[i]: None for i in inputs.present}
         run_rows = jax.jit(
@@ -148,51 +151,12 @@ class Reference:
         self.actions = stage.head.codec.decode(self.ids) if acts else None
 
 
-def write(run: Model, out: Path, args: argparse.Namespace) -> str:
-    require(run, LoadedPolicy)
-    torch_code.require_torch()
-    stage = run.stage
-    config, dtype = exported_config(run, args.precision)
-    tokenizer = find_tokenizer(run, args.image_tokenizer)
-    tensors = torch_policy.tensors(stage, run.params, run.variables, dtype)
-    theirs = torch_policy.hf_config(stage, tokenizer=tokenizer and tokenizer.config, dtype=dtype)
-    if tokenizer is not None and not stage.from_pixels:
-        rules = torch_policy.tokenizer_rules(tokenizer.config, "encoder")
-        tensors |= safetensors_files.mapped({}, {"encoder": tokenizer.weights}, rules, {}, dtype)
-    count, inputs = len(tensors), Inputs(run, tokenizer)
-    with staged(out, run) as (directory, parity):
-        torch_policy.write(directory, theirs, config, run.assets, tensors)
-        parity.stated["tokenizer.json"] = torch_tokenizer.write(
-            directory, stage.tokenizer, inputs.instructions
-        )
-        # From here on the model is in memory once: as it was written, and, once we know what it
-        # does, as PyTorch's.
-        del tensors
-        _round(run.params, dtype)
-        exact = Reference(run, inputs, dtype.name, "float32")
-        in_bfloat16 = "bfloat16" in (run.config.compute_dtype, dtype.name)
-        rough = Reference(run, inputs, dtype.name, "bfloat16") if in_bfloat16 else None
-        run.params.clear()
-        check(parity, directory, inputs, exact, rough)
-    return f"{count} tensors"
-
-
-def _round(tree: dict[str, Any], dtype: np.dtype) -> None:
-    """Leaf by leaf and in place."""
-    for name, one in tree.items():
-        if isinstance(one, dict):
-            _round(one, dtype)
-        else:
-            tree[name] = jnp.asarray(one, dtype)
-
-
 def check(
-    parity: Parity, directory: Path, inputs: Inputs, exact: Reference, rough: Reference | None
+    parity: Parity, model: Any, inputs: Inputs, exact: Reference, rough: Reference | None
 ) -> None:
     """In float32 everything must agree; in bfloat16 how often the likeliest token does is told."""
     import torch
 
-    model = torch_policy.load(directory)
     rounding = model.config.lapa["rope_rounding"]
     model.config.lapa["rope_rounding"] = "float32"  # as ours where it computes in float32
     model.compute_dtype = torch.float32
@@ -225,7 +189,7 @@ def check(
         return
     model.config.lapa["rope_rounding"], model.compute_dtype = rounding, None
     for name, part in model.named_children():
-        if name != torch_policy.IMAGE_TOKENIZER:
+        if name != IMAGE_TOKENIZER:
             part.to(torch.bfloat16)
     for name, found in _logits(model, inputs).items():
         ours = rough.logits[name]

@@ -1,0 +1,135 @@
+"""The original implementation's policy, streaming msgpack ↔ our policy. Axis names: llama.py."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lapa_jax.interop import llama, msgpack_stream
+from lapa_jax.interop.imported import Imported
+from lapa_jax.interop.mapping import Rule
+from lapa_jax.policy.codecs import Bins
+from lapa_jax.policy.modality import MODALITIES
+from lapa_jax.policy.vla import SIZES
+
+# our modality → its table and head
+_TABLES = {
+    "text": ("wte", "lm_head"),
+    "image": ("vte", "vision_head"),
+    "latent": ("dte", "delta_head"),
+    "action": ("ate", "action_head"),
+}
+# its configuration key → ours
+_KEYS = {
+    "vocab_size": "text_vocab",
+    "vision_vocab_size": "image_vocab",
+    "delta_vocab_size": "latent_vocab",
+    "action_vocab_size": "action_vocab",
+    "hidden_size": "dim",
+    "intermediate_size": "mlp_dim",
+    "num_hidden_layers": "depth",
+    "num_attention_heads": "heads",
+    "rms_norm_eps": "norm_eps",
+    "theta": "rope_theta",
+    "initializer_range": "init_std",
+}
+LWM = {"norm_eps": 1e-6, "rope_theta": 5e7, "init_std": 0.02}  # of LWM-Chat-1M and of LAPA
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(llama.Options):
+    """Of `read`.
+
+    size: the name of the model's shape, such as 7b
+    model_json: a file with the model's shape, in the original's configuration keys
+    code_length: codes of a latent action
+    action_bins: the original's csv of bin edges: the policy gives actions
+    """
+
+    size: str | None = None
+    model_json: str | None = None
+    code_length: int | None = None
+    action_bins: str | None = None
+
+
+def read(source: Path, options: Options) -> Imported:
+    """`lapa import --format lapa_stream`."""
+    tensors = msgpack_stream.read(source)
+    model, told = shape(options.size, options.model_json), vocabularies(tensors)
+    for name, size in told.items():
+        if size and model.get(name, size) != size:
+            raise ValueError(
+                f"{options.model_json} gives {name}={model[name]}, the file holds {size}"
+            )
+    present = [name for name in MODALITIES if told[f"{name}_vocab"]]
+    bins = options.action_bins
+    return llama.policy(
+        options,
+        tensors,
+        rules(model["depth"], present, stacked=is_stacked(tensors)),
+        model | told | {"legacy": True, "text_length": 128, "sequence_length": 384},
+        code_length=options.code_length or 4,
+        codec=Bins.from_csv(Path(bins).read_text()).to_json() if bins else None,
+    )
+
+
+def shape(size: str | None, model_json: str | None) -> dict[str, Any]:
+    """Settings of `VLAConfig` from a size's name, or from a file with the original's keys."""
+    if (size is None) == (model_json is None):
+        raise ValueError("give the model's shape: one of --size and --model_json")
+    if size is not None:
+        if size not in SIZES:
+            raise ValueError(f"--size {size!r} must be one of {sorted(SIZES)}")
+        return SIZES[size] | LWM
+    values = json.loads(Path(model_json).read_text())
+    found = {ours: values[theirs] for theirs, ours in _KEYS.items() if theirs in values}
+    missing = [k for k in ("dim", "mlp_dim", "depth", "heads") if k not in found]
+    if missing:
+        theirs = [k for k, ours in _KEYS.items() if ours in missing]
+        raise ValueError(f"{model_json} lacks the keys {theirs}")
+    if found["dim"] % found["heads"]:
+        raise ValueError(
+            f"{model_json}: hidden_size={found['dim']} is no multiple of "
+            f"num_attention_heads={found['heads']}"
+        )
+    return LWM | found | {"head_dim": found["dim"] // found["heads"]}
+
+
+def vocabularies(tensors: Mapping[str, Any]) -> dict[str, int]:
+    """{text_vocab, ...}: how many rows each table has; 0 where there is none."""
+    found = {}
+    for modality, (table, _) in _TABLES.items():
+        tensor = tensors.get(f"transformer/{table}/embedding")
+        found[f"{modality}_vocab"] = 0 if tensor is None else tensor.shape[0]
+    return found
+
+
+def rules(depth: int, modalities: list[str], *, stacked: bool) -> list[Rule]:
+    """The original's names; `stacked`: with its layers in one array each (scan_layers)."""
+    found = []
+    for modality in modalities:
+        table, head = _TABLES[modality]
+        found.append(Rule(f"transformer/{table}/embedding", f"embeddings/{modality}/table"))
+        found.append(Rule(f"{head}/kernel", f"heads/{modality}/kernel"))
+    found.append(Rule("transformer/ln_f/kernel", "norm/scale"))
+    layer = {
+        "attention_norm/kernel": ("attention_norm/scale", ""),
+        "ffn_norm/kernel": ("mlp_norm/scale", ""),
+        "feed_forward/w1/kernel": ("mlp/gate/kernel", ""),
+        "feed_forward/w3/kernel": ("mlp/up/kernel", ""),
+        "feed_forward/w2/kernel": ("mlp/down/kernel", ""),
+        "attention/wo/kernel": ("attention/out/kernel", "(k c) d -> k c d"),
+    } | {f"attention/w{x}/kernel": (f"attention/{x}/kernel", "d (k c) -> d k c") for x in "qkv"}
+    for theirs, (ours, pattern) in layer.items():
+        ours = f"backbone/layers/{ours}"
+        if stacked:
+            pattern = " -> ".join(f"l {side}" for side in pattern.split(" -> ")) if pattern else ""
+            found.append(Rule(f"transformer/h/scan_decoder/{theirs}", ours, pattern))
+        else:
+            found.append(Rule(f"transformer/h/{{i}}/{theirs}", ours, pattern, depth))
+    return found
+
+
+def is_stacked(tensors: Mapping[str, Any]) -> bool:
+    return any("/scan_decoder/" in name for name in tensors)
