@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import simplejpeg
 
 from data_pipelines.rlds import tfrecord
 
@@ -115,7 +116,7 @@ def images_per_example(data: Any) -> int:
 
 
 def picture_kind(data: tfrecord.Buffer) -> str:
-    """ "jpeg" or "png" by how bytes start, "" where they do as neither."""
+    """Whether bytes start as a JPEG or a PNG does: "jpeg", "png", or "" for neither."""
     head = bytes(data[:4])
     return "jpeg" if head[:2] == b"\xff\xd8" else "png" if head == b"\x89PNG" else ""
 
@@ -124,25 +125,11 @@ def jpeg_size(jpeg: bytes) -> tuple[int, int, int]:
     """(height, width, channels) from the JPEG header; raises ValueError if there is none."""
     if picture_kind(jpeg) != "jpeg":
         raise ValueError(f"not a JPEG: it starts with {jpeg[:2].hex(' ') or 'nothing'}, not ff d8")
-    at = 2
-    while at + 9 < len(jpeg):
-        if jpeg[at] != 0xFF:
-            raise ValueError(f"damaged JPEG header at byte {at}")
-        marker = jpeg[at + 1]
-        if marker == 0xFF:  # fill byte
-            at += 1
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return (
-                int.from_bytes(jpeg[at + 5 : at + 7]),
-                int.from_bytes(jpeg[at + 7 : at + 9]),
-                jpeg[at + 9],
-            )
-        if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # markers without a length
-            at += 2
-            continue
-        at += 2 + int.from_bytes(jpeg[at + 2 : at + 4])
-    raise ValueError("truncated JPEG: it has no frame header")
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(jpeg)
+    except ValueError as error:
+        raise ValueError(f"damaged JPEG header: {error}") from error
+    return height, width, {"Gray": 1, "CMYK": 4, "YCCK": 4}.get(colours, 3)
 
 
 def check_episode(episode: Episode, spec: EpisodeSpec) -> None:
