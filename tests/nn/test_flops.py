@@ -13,6 +13,7 @@ from lapa_jax import config as configs
 from lapa_jax import stages
 from lapa_jax.nn.attention import attention, plain_attention
 from lapa_jax.nn.flops import counted
+from lapa_jax.nn.vit import ViTConfig
 from lapa_jax.policy.text import train
 from lapa_jax.stages.policy import TOKENIZER
 
@@ -127,7 +128,7 @@ def test_of_a_quantizer_within_the_position_convolutions():
 def test_of_a_frozen_teacher_once():
     pixels = stage_of("quantizer/tabletop.py").model_flops()
     features = stage_of("quantizer/tabletop.py:objective=features")
-    teacher = features._objective()[1].teacher
+    teacher = ViTConfig()
     tokens = 1 + math.prod(teacher.grid)
     forward = teacher.depth * tokens * block(64, 64, 256, tokens, matrices=2)
     forward += (tokens - 1) * 3 * teacher.patch_size**2 * teacher.dim
