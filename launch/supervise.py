@@ -53,29 +53,18 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
         usage="%(prog)s [flags] -- COMMAND --workdir DIR ...",
         description="Keeps a job running through crashes, hangs and preemptions.",
     )
-    add = parser.add_argument
-    add("--processes", type=int, default=1, help="on this machine, joined into one run if > 1")
-    add(
-        "--devices_per_process",
-        type=int,
-        help="of this machine's GPUs, by number; all see all without it",
-    )
-    add("--hang_seconds", type=float, default=1200.0, help="without progress (default 1200)")
-    add(
-        "--start_seconds",
-        type=float,
-        default=3600.0,
-        help="to the first progress: restoring, compiling (default 3600)",
-    )
-    add("--max_failures", type=int, default=5, help="in a row, with no new step (default 5)")
-    add("--backoff_seconds", type=float, default=10.0, help="after a crash, then twice as long ...")
-    add(
-        "--drain_seconds",
-        type=float,
-        default=600.0,
-        help="for saving after SIGTERM, before what is left is killed (default 600)",
-    )
-    add("--dry_run", action="store_true", help="print what would be started")
+    for name, kind, default, text in (
+        ("processes", int, 1, "on this machine, joined into one run if > 1"),
+        ("devices_per_process", int, None, "of this machine's GPUs, by number; else all see all"),
+        ("hang_seconds", float, 1200.0, "without progress"),
+        ("start_seconds", float, 3600.0, "to the first progress: restoring, compiling"),
+        ("max_failures", int, 5, "in a row, with no new step"),
+        ("backoff_seconds", float, 10.0, "after a crash, then twice as long ..."),
+        ("drain_seconds", float, 600.0, "for saving after SIGTERM; then the rest is killed"),
+    ):
+        text += f" (default {default:g})" if default else ""
+        parser.add_argument(f"--{name}", type=kind, default=default, help=text)
+    parser.add_argument("--dry_run", action="store_true", help="print what would be started")
     options, command = split(parser, argv)
     if not command:
         parser.error("give the command behind --, for example: -- lapa train --config ...")
