@@ -104,11 +104,11 @@ def rules(stage: PolicyStage) -> list[Rule]:
             "configuration wants one"
         )
     found = hf_llama.rules(config.depth)
-    for head in stage.parts.values():
-        if not isinstance(head, TokenHead):
-            raise ValueError(
-                f"model.targets.{head.modality}: PyTorch's LapaPolicy has heads of tokens alone"
-            )
+    if len(stage.heads) > 1 or not all(isinstance(x, TokenHead) for x in stage.parts.values()):
+        raise ValueError(
+            f"model.targets={stage.config.model.targets.to_dict()}: PyTorch's LapaPolicy has heads "
+            "of tokens, of which one is trained"
+        )
     for modality, size in stage.vocabularies.items():
         if size and modality != MODALITIES[TEXT]:
             table, kernel = f"embeddings/{modality}/table", f"heads/{modality}/kernel"

@@ -62,7 +62,7 @@ function bar(name, start, end, text, chosen) {
 
 function showAction(a) {
   $("what").textContent = "Action a = (" + a.map((x) => x.toFixed(4)).join(", ") + ")";
-  const { low, high, names, units } = metadata.action;
+  const { low = a, high = a, names, units } = metadata.action;
   a.forEach((x, i) => {
     const least = Math.min(0, low[i]), most = Math.max(0, high[i]), span = most - least || 1;
     const name = names ? names[i] : "dimension " + i;
@@ -103,7 +103,7 @@ async function predict(event) {
   if (!found.ok) return say(answer.error, true);
   say("");
   $("bars").replaceChildren();
-  if (answer.a) showAction(answer.a);
+  if (answer.a) showAction(metadata.chunk > 1 ? answer.a[0] : answer.a);
   else showLatent(answer.z, answer.probabilities);
   $("figure").hidden = !answer.picture;
   if (answer.picture) $("picture").src = answer.picture;

@@ -15,6 +15,7 @@ from tiny_policy import BINS, tokenizer
 import lapa_jax
 from lapa_jax import stages
 from lapa_jax.aot.assess import stand_in_assets
+from lapa_jax.interop import hf
 from lapa_jax.nn.layers import Dense
 from lapa_jax.policy import heads
 from lapa_jax.policy.decoding import in_one_pass
@@ -82,8 +83,6 @@ class FlowConfig(HeadConfig):
 class Flow(Chunk):
     """... by the way from noise to them, in some steps; its slots are fed where it is on it."""
 
-    Config = FlowConfig
-
     def rows(self, batch):
         ids, targets = super().rows(batch)
         return np.full_like(ids, FILL), targets
@@ -133,8 +132,8 @@ class Fed(nnx.Module):
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    monkeypatch.setitem(heads.HEADS, "chunk", Chunk)
-    monkeypatch.setitem(heads.HEADS, "flow", Flow)
+    monkeypatch.setitem(heads.HEADS, "chunk", (HeadConfig, Chunk))
+    monkeypatch.setitem(heads.HEADS, "flow", (FlowConfig, Flow))
 
 
 def config_of(name: str, data, **changes) -> ConfigDict:
@@ -268,6 +267,8 @@ def test_two_heads_train_together_and_speak_in_turn(tiny_data):
     ids = BINS.encode(columns["action"])
     tokens, slots = batch["tokens"], batch["action_slots"]
     assert [tokens[r, slots[r]].tolist() for r in (0, 1)] == [[2, ids[0, 0]], [4, ids[1, 0]]]
+    with pytest.raises(ValueError, match="of tokens, of which one is trained"):
+        hf.rules(stage)
     prompts = stage.prompts(list(columns["instruction"]))
     said = stage.predict(params, variables, prompts, frames)
     assert said.values.shape == (2, 2) and stage.head.modality == "action"

@@ -13,12 +13,11 @@ __all__ = ["CODECS", "ActionCodec", "Bins", "Clusters", "Codec", "Codes", "from_
 CODECS: dict[str, type[Codec]] = {kind.kind: kind for kind in (Codes, Bins, Clusters)}
 
 
-def from_json(data: bytes) -> ActionCodec:
+def from_json(data: bytes) -> Codec:
     """The codec of what its `to_json` gave."""
     values = json.loads(data)
     # Earlier code wrote no kind, and had two.
-    kind = values.get("kind", "bins" if "edges" in values else "clusters")
-    found = CODECS.get(kind)
-    if found is None or not issubclass(found, ActionCodec):
+    kind = values.pop("kind", "bins" if "edges" in values else "clusters")
+    if kind not in CODECS:
         raise ValueError(f"a codec of kind {kind!r}: this code knows {sorted(CODECS)}")
-    return found.from_values(values)
+    return CODECS[kind](**values)

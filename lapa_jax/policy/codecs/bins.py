@@ -65,12 +65,8 @@ class Bins(ActionCodec):
     def describe(self) -> dict[str, Any]:
         return self._described([row[np.isfinite(row)] for row in self.centres])
 
-    def to_json(self) -> bytes:
-        return self._json(edges=[e.tolist() for e in self.edges])
-
-    @classmethod
-    def from_values(cls, values: dict[str, Any]) -> "Bins":
-        return cls([np.array(e) for e in values["edges"]])
+    def settings(self) -> dict[str, Any]:
+        return {"edges": [e.tolist() for e in self.edges]}
 
     def to_csv(self) -> str:
         """The original's bin edges, as `from_csv` reads them."""

@@ -49,9 +49,5 @@ class Clusters(ActionCodec):
     def describe(self) -> dict[str, Any]:
         return self._described(list(self.centres.T))
 
-    def to_json(self) -> bytes:
-        return self._json(centres=self.centres.tolist(), scale=self.scale.tolist())
-
-    @classmethod
-    def from_values(cls, values: dict[str, Any]) -> "Clusters":
-        return cls(np.array(values["centres"]), np.array(values["scale"]))
+    def settings(self) -> dict[str, Any]:
+        return {"centres": self.centres.tolist(), "scale": self.scale.tolist()}

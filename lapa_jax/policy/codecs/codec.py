@@ -39,8 +39,12 @@ class Codec:
         """Plain values, for clients of a server."""
         raise NotImplementedError
 
-    def _json(self, **values: Any) -> bytes:
-        return json.dumps({"kind": self.kind} | values).encode()
+    def settings(self) -> dict[str, Any]:
+        """What its class makes it of again, as plain values."""
+        raise NotImplementedError
+
+    def to_json(self) -> bytes:
+        return json.dumps({"kind": self.kind} | self.settings()).encode()
 
 
 class ActionCodec(Codec):
@@ -51,14 +55,6 @@ class ActionCodec(Codec):
     @classmethod
     def fit(cls, actions: np.ndarray, size: int) -> "ActionCodec":
         """The codec of actions (N, action_dim), with at most `size` ids a token."""
-        raise NotImplementedError
-
-    def to_json(self) -> bytes:
-        """What `from_values` makes it of again, and its kind."""
-        raise NotImplementedError
-
-    @classmethod
-    def from_values(cls, values: dict[str, Any]) -> "ActionCodec":
         raise NotImplementedError
 
     def _described(self, centres: list[np.ndarray]) -> dict[str, Any]:

@@ -38,5 +38,8 @@ class Codes(Codec):
     def values(self, ids: Any, xp: Any = np) -> Any:
         return ids
 
+    def settings(self) -> dict[str, Any]:
+        return {"vocab": self.vocab, "length": self.length}
+
     def describe(self) -> dict[str, Any]:
         return {"code_length": self.length, "codebook_size": self.vocab}

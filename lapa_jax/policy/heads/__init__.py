@@ -7,17 +7,18 @@ from ml_collections import ConfigDict
 
 from lapa_jax.nn.registry import named_config, named_settings
 from lapa_jax.policy.heads.base import COLUMNS, Assets, Decoded, Head, HeadConfig, Sources
-from lapa_jax.policy.heads.tokens import TokenHead
+from lapa_jax.policy.heads.tokens import TokenHead, TokensConfig
 from lapa_jax.policy.modality import MODALITIES
 
 __all__ = ["HEADS", "Decoded", "Head", "Sources", "build", "columns", "make_assets"]
 
-HEADS: dict[str, type[Head]] = {"tokens": TokenHead}
+# name → (config, head)
+HEADS: dict[str, tuple[type[HeadConfig], type[Head]]] = {"tokens": (TokensConfig, TokenHead)}
 
 
 def head_settings(name: str, **changes: Any) -> ConfigDict:
     """The settings of a head for a new config."""
-    return named_settings(name, _registry(), "head", **changes)
+    return named_settings(name, HEADS, "head", **changes)
 
 
 def token_settings(*, latent: int = 0, action: int = 0) -> ConfigDict:
@@ -57,14 +58,10 @@ def _chosen(config: ConfigDict) -> dict[str, tuple[type[Head], HeadConfig]]:
     found = {}
     for modality in (m for m in MODALITIES if m in targets):
         settings = targets[modality]
-        name, typed = named_config(settings, _registry(), f"model.targets.{modality}")
-        found[modality] = HEADS[name], typed
+        name, typed = named_config(settings, HEADS, f"model.targets.{modality}")
+        found[modality] = HEADS[name][1], typed
     return found
 
 
 def _trained(config: ConfigDict) -> dict[str, tuple[type[Head], HeadConfig]]:
     return {m: found for m, found in _chosen(config).items() if found[1].loss_weight}
-
-
-def _registry() -> dict[str, tuple[type, type]]:
-    return {name: (head.Config, head) for name, head in HEADS.items()}

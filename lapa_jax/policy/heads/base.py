@@ -72,7 +72,6 @@ class Head:
     other.
     """
 
-    Config: type[HeadConfig] = HeadConfig
     next_token = False
     one_block = False
 

@@ -42,7 +42,6 @@ class TokensConfig(HeadConfig):
 
 
 class TokenHead(Head):
-    Config = TokensConfig
     next_token = True
 
     def __init__(self, modality: str, settings: TokensConfig, config: ConfigDict, assets: Assets):
