@@ -81,29 +81,28 @@ class ShardReader:
     ) -> ShardReport:
         """Everything about a shard. announced: its records by dataset_info.json. indexes: by image
         key, to compare with."""
-        found = ShardReport([], [])
-        data, position, crcs = tfrecord.map_file(path), 0, {}
-        while position < len(data):
-            number = found.episodes
-            try:
-                offset, length = tfrecord.read_record(data, position, record=number, verify=False)
-            except tfrecord.RecordError as error:
-                reason = f"from record {number} on: {error.reason}"
-                found.faults.append(Fault("shard", self.split, path.name, None, reason))
-                break
-            position = offset + length + tfrecord.FOOTER_BYTES
-            found.episodes += 1
-            for kind, why in self._record(path, data, number, offset, length, found, crcs):
-                found.faults.append(Fault(kind, self.split, path.name, number, why))
+        found, crcs = ShardReport([], []), {}
+        data = tfrecord.map_file(path)
+
+        def fault(kind: str, number: int | None, reason: str) -> None:
+            found.faults.append(Fault(kind, self.split, path.name, number, reason))
+
+        try:
+            for number, offset, length in tfrecord.iterate_records(data, verify=False):
+                found.episodes += 1
+                for kind, why in self._record(path, data, number, offset, length, found, crcs):
+                    fault(kind, number, why)
+        except tfrecord.RecordError as error:
+            fault("shard", None, f"from record {found.episodes} on: {error.reason}")
         else:
             if announced is not None and announced != found.episodes:
-                reason = f"{found.episodes} records, dataset_info.json announces {announced}"
-                found.faults.append(Fault("shard", self.split, path.name, None, reason))
+                told = f"{found.episodes} records, dataset_info.json announces {announced}"
+                fault("shard", None, told)
         for key, index in indexes.items():
             number = _unlike_index(index, path, crcs, key)
             if number is not None:
-                reason = f"image_key {key}: the images of record {number} are not those indexed"
-                found.faults.append(Fault("index", self.split, path.name, None, reason))
+                told = f"image_key {key}: the images of record {number} are not those indexed"
+                fault("index", None, told)
         return found
 
     def _record(
@@ -140,10 +139,8 @@ class ShardReader:
             sizes += [(key, size) for size in seen]
             if bad:
                 step, reason = bad[0]
-                yield (
-                    "image",
-                    f"{len(bad)} of {len(jpegs)} of {key}; the first at step {step}: {reason}",
-                )
+                told = f"{len(bad)} of {len(jpegs)} of {key}; the first at step {step}: {reason}"
+                yield "image", told
         if not steps:
             return
         lengths = list(self._lengths(features, record, steps))
@@ -161,17 +158,9 @@ class ShardReader:
                 yield "action", str(error)
         if actions is not None:
             yield from _action_faults(actions)
-        found.records.append(
-            Record(
-                self.split,
-                path.name,
-                number,
-                _id(features, record),
-                bool(texts),
-                action_dim,
-                tuple(sizes),
-            )
-        )
+        name, seen = _id(features, record), tuple(sizes)
+        of = (self.split, path.name, number)
+        found.records.append(Record(*of, name, bool(texts), action_dim, seen))
 
     def _lengths(
         self, features: dict[str, tfrecord.Feature], record: memoryview, steps: int
@@ -222,11 +211,8 @@ def _action_faults(values: np.ndarray) -> Iterator[tuple[str, str]]:
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         step, dimension = bad[0]
-        yield (
-            "action",
-            f"{len(bad)} values are not finite; the first at step {step}, dimension {dimension}: "
-            f"{values[step, dimension]}",
-        )
+        where = f"step {step}, dimension {dimension}: {values[step, dimension]}"
+        yield "action", f"{len(bad)} values are not finite; the first at {where}"
     elif len(values) > MIN_CONSTANT and (values[:-1] == values[0]).all():
         yield "constant_action", f"{values[0].tolist()} at all of {len(values) - 1} steps"
 
