@@ -21,7 +21,7 @@ from data_pipelines.convert.decode import encode_jpeg
 from data_pipelines.rlds import schema
 from data_pipelines.rlds.writer import RldsWriter
 from lapa_jax.envs.env import Environment, Size
-from lapa_jax.envs.rollout import Demonstrations, collect_expert, render_states
+from lapa_jax.envs.rollout import Episodes, collect_expert, render_states
 
 _RENDER_BATCH = 256  # frames per call of the renderer
 _ATTEMPTS_PER_EPISODE = 4
@@ -147,7 +147,7 @@ def collect(
 
 def _episodes(
     env: Environment,
-    found: Demonstrations,
+    found: Episodes,
     ids: dict[int, str],
     phrasings: Sequence[int],
     spec: schema.EpisodeSpec,

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from lapa_jax.envs.env import Environment, Size
-from lapa_jax.envs.rollout import Act, Rollouts, as_chunks, rollout
+from lapa_jax.envs.rollout import Act, Episodes, as_chunks, rollout
 
 
 def drive(
@@ -25,7 +25,7 @@ def drive(
     view: str = "",
     size: Size | None = None,
     execute: int = 1,
-) -> Rollouts:
+) -> Episodes:
     """Run a policy from start states, N of them, each for `steps` actions or until its success.
 
     Images are what `env.render` gives, stacked leaf by leaf, always all N of them: an episode that
@@ -55,12 +55,13 @@ def drive(
     actions = np.zeros((len(states), steps, dim), np.float32)
     for t, action in enumerate(taken):
         actions[:, t] = action
-    return Rollouts(success=done, length=length.astype(np.int32), states=None, actions=actions)
+    by_then = done[:, None] & (np.arange(steps + 1) >= length[:, None])
+    return Episodes(None, actions, done, length.astype(np.int32), by_then)
 
 
 def closed_loop(
     env: Environment, act: jax.tree_util.Partial, states: Any, prompts: Any, key: jax.Array, **how
-) -> Rollouts:
+) -> Episodes:
     """`rollout` where the environment is traceable, `drive` where it is not; `act` can be."""
     if env.spec.traceable:
         return rollout(env, act, states, prompts, key, **how)

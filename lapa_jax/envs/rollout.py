@@ -19,40 +19,15 @@ Act = Callable[[jax.Array, Any, jax.Array], jax.Array]
 
 
 @struct.dataclass
-class Demonstrations:
-    """N expert episodes of T actions. Episode i is steps [0, length[i]); the rest is padding
-    (after success the expert rests)."""
+class Episodes:
+    """N episodes of T actions. Episode i is steps [0, length[i]); a demonstration rests after its
+    success, a policy goes on."""
 
-    states: Any  # State, (N, T+1, ...): state t, and what action t led to at t+1
+    states: Any  # State, (N, T+1, ...): state t, and what action t led to at t+1; None if stepped
     actions: jax.Array  # (N, T, A) f32, as executed (noise included)
-    success: jax.Array  # (N,) bool
+    success: jax.Array  # (N,) bool, at any time
     length: jax.Array  # (N,) int32, actions up to and with the one that succeeded; T if none
     done: jax.Array  # (N, T+1) bool, success at that or an earlier state
-
-
-@struct.dataclass
-class Rollouts:
-    """N closed-loop episodes of T actions."""
-
-    success: jax.Array  # (N,) bool, at any time
-    length: jax.Array  # (N,) int32, actions until success; T if none
-    states: Any  # State, (N, T+1, ...); None of environments that are not traceable
-    actions: jax.Array  # (N, T, A)
-
-
-def _time_second(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tree)
-
-
-def _trajectory(first: Any, rest: Any) -> Any:
-    return jax.tree.map(
-        lambda x, y: jnp.concatenate([x[:, None], jnp.swapaxes(y, 0, 1)], 1), first, rest
-    )
-
-
-def _summary(done_t1: jax.Array, steps: int) -> tuple[jax.Array, jax.Array]:
-    success = done_t1[:, -1]
-    return success, jnp.where(success, jnp.argmax(done_t1, 1), steps).astype(jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnames=("env", "size", "view"))
@@ -68,7 +43,7 @@ def collect_expert(
     families: jax.Array | None,
     steps: int,
     noise: float | jax.Array = 0.0,
-) -> Demonstrations:
+) -> Episodes:
     """Expert episodes from reset keys (N,), family indices (N,) or None for any of the scene's.
 
     noise: standard deviation of Gaussian exploration added to the executed action, as a part
@@ -77,33 +52,16 @@ def collect_expert(
     """
     if not env.spec.traceable or env.expert is None:
         raise ValueError(f"{env.spec.name}: demonstrations take a traceable world with an expert")
-    if families is None:
-        states = jax.vmap(env.reset)(keys)
-    else:
-        states = jax.vmap(env.reset)(keys, families)
+    given = (keys,) if families is None else (keys, families)
     low, high = jnp.asarray(env.spec.action_low), jnp.asarray(env.spec.action_high)
 
-    def body(carry, t):
-        state, done = carry
+    def choose(state, done, t, held):
         action = jax.vmap(env.expert)(state)
         draw = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, t), (len(low),)))(keys)
         moving = (~done)[:, None]
-        action = jnp.clip(action + moving * noise * 0.5 * (high - low) * draw, low, high)
-        state = jax.vmap(env.step)(state, action)
-        done = done | jax.vmap(env.success)(state)
-        return (state, done), (state, action, done)
+        return jnp.clip(action + moving * noise * 0.5 * (high - low) * draw, low, high), held
 
-    none_done = jnp.zeros(keys.shape[0], bool)
-    _, (rest, actions, done) = jax.lax.scan(body, (states, none_done), jnp.arange(steps))
-    done = jnp.concatenate([none_done[:, None], _time_second(done)], 1)
-    success, length = _summary(done, steps)
-    return Demonstrations(
-        states=_trajectory(states, rest),
-        actions=_time_second(actions),
-        success=success,
-        length=length,
-        done=done,
-    )
+    return _scan(env, jax.vmap(env.reset)(*given), jnp.zeros(len(keys), bool), choose, (), steps)
 
 
 def rollout(
@@ -117,7 +75,7 @@ def rollout(
     view: str = "",
     size: Size | None = None,
     execute: int = 1,
-) -> Rollouts:
+) -> Episodes:
     """Run a policy in a traceable environment from start states (N,) for `steps` actions.
 
     `act` is traced: give `jax.tree_util.Partial(fn, params)` to pass parameters as arguments, not
@@ -128,6 +86,24 @@ def rollout(
         act = jax.tree_util.Partial(act)
     view, size = view or env.spec.views[0], size or env.spec.image_size
     return _rollout(env, act, states0, prompts, key, steps, view, size, execute)
+
+
+@functools.partial(jax.jit, static_argnames=("env", "steps", "view", "size", "execute"))
+def _rollout(env, act, states0, prompts, key, steps, view, size, execute) -> Episodes:
+    def ask(state, t):
+        images = render_states(env, state, size, view)
+        return as_chunks(act(images, prompts, jax.random.fold_in(key, t)), execute)
+
+    def choose(state, done, t, chunks):
+        if execute == 1:
+            chunks = ask(state, t)
+        else:
+            chunks = jax.lax.cond(t % execute == 0, ask, lambda *_: chunks, state, t)
+        return chunks[:, t % execute], chunks
+
+    chunks = jax.eval_shape(ask, states0, 0)
+    none_yet = jnp.zeros(chunks.shape, chunks.dtype)
+    return _scan(env, states0, jax.vmap(env.success)(states0), choose, none_yet, steps)
 
 
 def as_chunks(actions: Any, execute: int) -> Any:
@@ -142,32 +118,21 @@ def as_chunks(actions: Any, execute: int) -> Any:
     return chunks.astype("float32")
 
 
-@functools.partial(jax.jit, static_argnames=("env", "steps", "view", "size", "execute"))
-def _rollout(env, act, states0, prompts, key, steps, view, size, execute) -> Rollouts:
-    def ask(state, t):
-        images = render_states(env, state, size, view)
-        return as_chunks(act(images, prompts, jax.random.fold_in(key, t)), execute)
+def _scan(env, states0, done0, choose, held0, steps) -> Episodes:
+    """choose(state, done, t, held) -> (actions (N, A), held)."""
 
     def body(carry, t):
-        state, done, chunks = carry
-        if execute == 1:
-            chunks = ask(state, t)
-        else:
-            chunks = jax.lax.cond(t % execute == 0, ask, lambda *_: chunks, state, t)
-        action = chunks[:, t % execute]
+        state, done, held = carry
+        action, held = choose(state, done, t, held)
         state = jax.vmap(env.step)(state, action)
         done = done | jax.vmap(env.success)(state)
-        return (state, done, chunks), (state, action, done)
+        return (state, done, held), (state, action, done)
 
-    done0 = jax.vmap(env.success)(states0)
-    chunks = jax.eval_shape(ask, states0, 0)
-    first = (states0, done0, jnp.zeros(chunks.shape, chunks.dtype))
-    _, (rest, actions, done) = jax.lax.scan(body, first, jnp.arange(steps))
-    done = jnp.concatenate([done0[:, None], _time_second(done)], 1)
-    success, length = _summary(done, steps)
-    return Rollouts(
-        success=success,
-        length=length,
-        states=_trajectory(states0, rest),
-        actions=_time_second(actions),
+    _, rest = jax.lax.scan(body, (states0, done0, held0), jnp.arange(steps))
+    states, actions, done = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rest)
+    states, done = jax.tree.map(
+        lambda x, y: jnp.concatenate([x[:, None], y], 1), (states0, done0), (states, done)
     )
+    success = done[:, -1]
+    length = jnp.where(success, jnp.argmax(done, 1), steps).astype(jnp.int32)
+    return Episodes(states, actions, success, length, done)

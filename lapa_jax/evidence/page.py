@@ -78,19 +78,18 @@ def _numbers(section: Section, report: Mapping[str, Any]) -> None:
 
 
 def _content(section: Section, report: Mapping[str, Any]) -> None:
-    rows = [["decoded from z", report["reconstruction"]]]
-    if "true_action" in report:
-        rows.append(["the same decoder given the true action", report["true_action"]])
-    section.table(
-        ["later frame", "skill", "PSNR, dB", "SSIM"],
-        [
-            [name, *(_with_interval(r, key) for key in ("skill", "psnr", "ssim"))]
-            for name, r in rows
-        ],
-        f"Copying the first frame has skill 0, PSNR {report['reconstruction']['psnr_copy']:.1f} dB "
-        f"and SSIM {report['reconstruction']['ssim_copy']:.3f}. The true action bounds what this "
-        "decoder could do with a perfect latent of its size; it is measured on a quarter of the "
-        "episodes.",
+    drawn = report["reconstruction"]
+    _table(
+        section,
+        "later frame",
+        {"skill": "skill", "PSNR, dB": "psnr", "SSIM": "ssim"},
+        {
+            "decoded from z": drawn,
+            "the same decoder given the true action": report.get("true_action"),
+        },
+        f"Copying the first frame has skill 0, PSNR {drawn['psnr_copy']:.1f} dB and SSIM "
+        f"{drawn['ssim_copy']:.3f}. The true action bounds what this decoder could do with a "
+        "perfect latent of its size; it is measured on a quarter of the episodes.",
     )
     content = report.get("content")
     if content is None:
@@ -102,51 +101,57 @@ def _content(section: Section, report: Mapping[str, Any]) -> None:
             figures.label_curves(curves, {k: v for k, v in FEATURES.items() if k in curves}),
             "How many labels it takes to read the true action off, tested on other episodes.",
         )
-    columns = ("perplexity", "r2_linear", "r2_mlp", "scene_accuracy")
-    section.table(
-        ["codes or features", "perplexity", "R² linear", "R² network", "tells the episode"],
-        [
-            [CONTROLS.get(name, name), *(_with_interval(row, key) for key in columns)]
-            for name, row in content["controls"].items()
-        ],
+    controls = content["controls"]
+    _table(
+        section,
+        "codes or features",
+        {
+            "perplexity": "perplexity",
+            "R² linear": "r2_linear",
+            "R² network": "r2_mlp",
+            "tells the episode": "scene_accuracy",
+        },
+        {CONTROLS.get(name, name): row for name, row in controls.items()},
         "z beside what it should beat (codes that nobody learnt) and what it should not be (the "
         "scene). Chance to tell the episode: "
-        + ", ".join({estimate(row["scene_chance"]) or "–" for row in content["controls"].values()})
+        + ", ".join({estimate(row["scene_chance"]) or "–" for row in controls.values()})
         + ".",
     )
-    bits = [
-        [f"true action → z, {kind}", found]
-        for kind, found in content.get("action_to_code", {}).items()
-    ]
     given = content.get("code_given_scene", {})
-    bits += [
-        [f"first frame → z, {name}", given[key]]
-        for key, name in (("other_episodes", "new scene"), ("later_in_episode", "known scene"))
-        if given.get(key) is not None
-    ]
-    if not bits:
-        return
-    section.table(
-        ["classifier", "bits left", "bits of z", "explained", "accuracy", "most common code"],
-        [
-            [
-                name,
-                *(
-                    _with_interval(r, key)
-                    for key in (
-                        "bits",
-                        "marginal_bits",
-                        "explained_bits",
-                        "accuracy",
-                        "modal_accuracy",
-                    )
-                ),
-            ]
-            for name, r in bits
-        ],
+    bits = {f"true action → z, {k}": row for k, row in content.get("action_to_code", {}).items()}
+    bits["first frame → z, new scene"] = given.get("other_episodes")
+    bits["first frame → z, known scene"] = given.get("later_in_episode")
+    _table(
+        section,
+        "classifier",
+        {
+            "bits left": "bits",
+            "bits of z": "marginal_bits",
+            "explained": "explained_bits",
+            "accuracy": "accuracy",
+            "most common code": "modal_accuracy",
+        },
+        bits,
         "How well z can be told from the true action, and from the first frame alone: H(z | scene) "
         "is at most the bits left there.",
     )
+
+
+def _table(
+    section: Section,
+    head: str,
+    columns: Mapping[str, str],
+    rows: Mapping[str, Mapping[str, Any] | None],
+    note: str,
+) -> None:
+    """A row per name, of the numbers at the keys of `columns`; nothing where there are no rows."""
+    cells = [
+        [name, *(_with_interval(row, key) for key in columns.values())]
+        for name, row in rows.items()
+        if row is not None
+    ]
+    if cells:
+        section.table([head, *columns], cells, note)
 
 
 def _paired_views(report: Report, paired: Mapping[str, Any]) -> None:
@@ -167,13 +172,11 @@ def _paired_views(report: Report, paired: Mapping[str, Any]) -> None:
         ["alignment of the latents (linear CKA)", estimate(paired["cka"]), "0"],
     ]
     if "probe" in paired:
-        rows.append(
-            [
-                "R² of a probe fitted in one view, tested in the other",
-                _with_interval(paired["probe"]["other_view"], "r2_mean"),
-                f"in its own view {_with_interval(paired['probe']['same_view'], 'r2_mean')}",
-            ]
+        other, own = (
+            _with_interval(paired["probe"][view], "r2_mean") for view in ("other_view", "same_view")
         )
+        name = "R² of a probe fitted in one view, tested in the other"
+        rows.append([name, other, f"in its own view {own}"])
     section.table(
         ["measure", "value", "to compare with"],
         rows,
@@ -192,36 +195,32 @@ def _simulated(report: Report, result: Mapping[str, Any], frames: Mapping[str, n
     same, note = transfer["same_code_as_own"], ""
     if same is not None:
         note = f" The other scene gives the code of the true pair in {same:.0%}."
-    section.table(
-        ["later frame decoded from", "skill", "PSNR, dB"],
-        [
-            [name, _with_interval(transfer[key], "skill"), transfer[key]["psnr"]]
-            for key, name in (
-                ("z", "z of the other scene"),
-                ("own", "z of the true pair"),
-                ("shuffled", "z of a third scene"),
-            )
-        ],
+    _table(
+        section,
+        "later frame decoded from",
+        {"skill": "skill", "PSNR, dB": "psnr"},
+        {
+            "z of the other scene": transfer["z"],
+            "z of the true pair": transfer["own"],
+            "z of a third scene": transfer["shuffled"],
+        },
         f"{transfer['episodes']:,} motions.{note}",
     )
-    shown = slice(0, 8)
     names = ("first", "later", "other scene", "simulated", "decoded from z", "decoded from own")
     section.figure(
-        figures.frame_columns({name: frames[name][shown] for name in names}),
+        figures.frame_columns({name: frames[name][:8] for name in names}),
         "One motion per column: where z is read, the other scene, what the simulator says, and "
         "what the decoder draws.",
     )
-    distractors = result["distractors"]
-    section.table(
-        ["moving distractors change z", "share", "chance"],
-        [
-            [name, _interval(distractors[key]), estimate(distractors[key]["chance"])]
-            for key, name in (
-                ("changed_still", "while nothing else moves"),
-                ("changed_moving", "while the robot moves"),
-            )
-        ],
-    )
+    if distractors := result.get("distractors"):
+        still, moving = distractors["changed_still"], distractors["changed_moving"]
+        section.table(
+            ["moving distractors change z", "share", "chance"],
+            [
+                ["while nothing else moves", _interval(still), estimate(still["chance"])],
+                ["while the robot moves", _interval(moving), estimate(moving["chance"])],
+            ],
+        )
 
 
 def _with_interval(row: Mapping[str, Any], key: str) -> Any:

@@ -11,7 +11,7 @@ from data_pipelines.loader import DataSettings, Loader
 from lapa_jax.diagnostics.statistics import wilson_interval
 from lapa_jax.envs.drive import closed_loop
 from lapa_jax.envs.env import Environment
-from lapa_jax.envs.rollout import Rollouts
+from lapa_jax.envs.rollout import Episodes
 from lapa_jax.runs.loaded import Model
 
 
@@ -41,7 +41,7 @@ def evaluate_tokens(
 @dataclasses.dataclass(frozen=True)
 class SuccessEvaluation:
     report: dict[str, Any]
-    rollouts: Rollouts
+    rollouts: Episodes
     instructions: list[str]
 
 

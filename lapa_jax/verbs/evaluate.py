@@ -1,7 +1,7 @@
 """`lapa evaluate`: what latent actions are worth; how well a policy predicts and acts.
 
 A quantizer is measured on all pairs of a corpus; a policy on tokens of a corpus and, with the
-action head, by closed-loop success on the tabletop from a fixed list of start states.
+action head, by closed-loop success from a fixed list of start states.
 """
 
 import argparse
@@ -19,54 +19,42 @@ from lapa_jax.evidence.quantizer import evaluate_paired_views, evaluate_quantize
 from lapa_jax.evidence.simulated import evaluate_distractors, evaluate_transfer
 from lapa_jax.runs.examples import trained_window
 from lapa_jax.runs.loaded import Model, load
+from lapa_jax.verbs import flags
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="lapa evaluate",
-        description="Diagnostics of a quantizer, or token metrics and closed-loop success of a "
-        "policy. The result is JSON.",
-        epilog="example: lapa evaluate --workdir runs/action_vla --families reach --blocks 4",
+    parser = flags.parser(
+        "lapa evaluate",
+        __doc__ + "\nThe result is JSON.",
+        "lapa evaluate --workdir runs/action_vla --families reach --blocks 4",
     )
-    parser.add_argument("--workdir", required=True)
-    parser.add_argument(
-        "--corpus", action="append", help="directory to evaluate on; default: the training corpora"
-    )
-    parser.add_argument("--split", default="train")
-    parser.add_argument(
-        "--window_seconds",
-        type=float,
-        default=0.0,
-        help="between the frames of a pair (quantizer); 0: that of the training",
-    )
-    parser.add_argument("--max_examples", type=int, default=2000, help="per corpus")
-    parser.add_argument(
-        "--paired", action="store_true", help="the two corpora show the same episodes (quantizer)"
-    )
-    parser.add_argument(
-        "--simulate",
-        type=int,
-        default=0,
-        help="motions of the tabletop for what needs a simulator: transfer to another scene, "
-        "distractors (quantizer); 0: none",
-    )
-    parser.add_argument("--report", default="", help="an HTML report (quantizer)")
-    loop = parser.add_argument_group(
+    add = parser.add_argument
+    add("--workdir", required=True)
+    add("--corpus", action="append", help="directory to evaluate on; default: those of training")
+    add("--split", default="train")
+    add("--max_examples", type=int, default=2000, help="per corpus")
+    add("--json", default="", help="write the result to this file, too")
+    add = parser.add_argument_group("quantizers").add_argument
+    text = "between the frames of a pair; 0: that of the training"
+    add("--window_seconds", type=float, default=0.0, help=text)
+    add("--paired", action="store_true", help="the two corpora show the same episodes")
+    text = "motions for what needs a simulator: transfer to another scene, distractors; 0: none"
+    add("--simulate", type=int, default=0, help=text)
+    add("--report", default="", help="an HTML report")
+    add = parser.add_argument_group(
         "the environment: closed loop of action policies, transfer",
         "It is evaluation.env of the run's config, and the flags change its settings.",
-    )
-    loop.add_argument("--families", help="comma-separated")
-    loop.add_argument("--blocks", type=int, help="of the tabletop")
-    loop.add_argument("--episodes", type=int, default=200, help="per family; 0: no closed loop")
-    loop.add_argument("--steps", type=int, help="of an episode")
-    loop.add_argument("--view", default="", help="that the policy sees; default: the first one")
-    loop.add_argument(
-        "--execute", type=int, default=1, help="actions of a chunk before the policy is asked again"
-    )
-    loop.add_argument("--seed", type=int, default=0, help="of the start states")
-    loop.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest tokens")
-    loop.add_argument("--top_k", type=int, default=0, help="sample among so many; 0: all")
-    parser.add_argument("--json", default="", help="write the result to this file, too")
+    ).add_argument
+    add("--families", help="comma-separated")
+    add("--blocks", type=int, help="of the tabletop")
+    add("--steps", type=int, help="of an episode")
+    add("--episodes", type=int, default=200, help="per family; 0: no closed loop")
+    add("--view", default="", help="that the policy sees; default: the first one")
+    add("--seed", type=int, default=0, help="of the start states")
+    add("--temperature", type=float, default=0.0, help="0: the likeliest tokens")
+    add("--top_k", type=int, default=0, help="sample among so many; 0: all")
+    text = "actions of a chunk that are taken before the policy is asked again"
+    add("--execute", type=int, default=1, help=text)
     args = parser.parse_args(argv)
 
     run = load(args.workdir)
@@ -86,25 +74,15 @@ def main(argv: list[str]) -> int:
         result["tokens"] = evaluate_tokens(run, corpora, max_examples=args.max_examples)
     if run.stage.acts and args.episodes:
         env = _environment(run, args)
+        names = ("episodes", "seed", "view", "temperature", "top_k", "execute")
+        how = {name: getattr(args, name) for name in names}
         result["success"] = {
-            family: evaluate_success(
-                run,
-                env,
-                family,
-                episodes=args.episodes,
-                seed=args.seed,
-                view=args.view,
-                temperature=args.temperature,
-                top_k=args.top_k,
-                execute=args.execute,
-            ).report
-            for family in env.spec.families
+            family: evaluate_success(run, env, family, **how).report for family in env.spec.families
         }
     text = json.dumps(result, indent=1)
     sys.stdout.write(text + "\n")
     if args.json:
-        with open(args.json, "w") as file:
-            file.write(text + "\n")
+        Path(args.json).write_text(text + "\n")
     return 0
 
 
