@@ -43,7 +43,7 @@ def rules(config: ViTConfig) -> list[Rule | Constant]:
     t, o, n = "encoder.layer.{i}", "blocks/layers", config.depth
     found: list[Rule | Constant] = [
         Rule("embeddings.cls_token", "cls", "1 1 d -> d"),
-        Constant(MASK_TOKEN, np.zeros((1, config.dim), np.float32), lambda x: True),
+        Constant(MASK_TOKEN, np.zeros((1, config.dim), np.float32), any_value=True),
     ]
     if config.registers:
         found.append(Rule("embeddings.register_tokens", "registers", "1 r d -> r d"))

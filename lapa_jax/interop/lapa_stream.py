@@ -10,7 +10,6 @@ from lapa_jax.interop import llama, msgpack_stream
 from lapa_jax.interop.imported import Imported
 from lapa_jax.interop.mapping import Rule
 from lapa_jax.policy.codecs import Bins
-from lapa_jax.policy.modality import MODALITIES
 from lapa_jax.policy.vla import SIZES
 
 # our modality → its table and head
@@ -62,12 +61,11 @@ def read(source: Path, options: Options) -> Imported:
             raise ValueError(
                 f"{options.model_json} gives {name}={model[name]}, the file holds {size}"
             )
-    present = [name for name in MODALITIES if told[f"{name}_vocab"]]
     bins = options.action_bins
     return llama.policy(
         options,
         tensors,
-        rules(model["depth"], present, stacked=is_stacked(tensors)),
+        rules(tensors, model["depth"]),
         model | told | {"legacy": True, "text_length": 128, "sequence_length": 384},
         code_length=options.code_length or 4,
         codec=Bins.from_csv(Path(bins).read_text()).to_json() if bins else None,
@@ -105,14 +103,14 @@ def vocabularies(tensors: Mapping[str, Any]) -> dict[str, int]:
     return found
 
 
-def rules(depth: int, modalities: list[str], *, stacked: bool) -> list[Rule]:
-    """The original's names; `stacked`: with its layers in one array each (scan_layers)."""
-    found = []
-    for modality in modalities:
-        table, head = _TABLES[modality]
-        found.append(Rule(f"transformer/{table}/embedding", f"embeddings/{modality}/table"))
-        found.append(Rule(f"{head}/kernel", f"heads/{modality}/kernel"))
-    found.append(Rule("transformer/ln_f/kernel", "norm/scale"))
+def rules(tensors: Mapping[str, Any], depth: int) -> list[Rule]:
+    """Of a file with these names, whose layers are in one array each (scan_layers) or apart."""
+    stacked = any("/scan_decoder/" in name for name in tensors)
+    found = [Rule("transformer/ln_f/kernel", "norm/scale")]
+    for modality, (table, head) in _TABLES.items():
+        if f"transformer/{table}/embedding" in tensors:
+            found.append(Rule(f"transformer/{table}/embedding", f"embeddings/{modality}/table"))
+            found.append(Rule(f"{head}/kernel", f"heads/{modality}/kernel"))
     layer = {
         "attention_norm/kernel": ("attention_norm/scale", ""),
         "ffn_norm/kernel": ("mlp_norm/scale", ""),
@@ -129,7 +127,3 @@ def rules(depth: int, modalities: list[str], *, stacked: bool) -> list[Rule]:
         else:
             found.append(Rule(f"transformer/h/{{i}}/{theirs}", ours, pattern, depth))
     return found
-
-
-def is_stacked(tensors: Mapping[str, Any]) -> bool:
-    return any("/scan_decoder/" in name for name in tensors)

@@ -139,9 +139,9 @@ def _attention(
     else:
         # Tensors that the original has and never uses, whatever they hold.
         shape = (config.heads, 0, config.head_dim)
-        null = Constant(f"{t}.null_kv", np.zeros(shape, np.float32), lambda x: True, depth)
+        null = Constant(f"{t}.null_kv", np.zeros(shape, np.float32), depth, any_value=True)
         ones = np.ones(config.dim, np.float32)
-        context = Constant(f"{t}.context_norm.gamma", ones, lambda x: True, depth)
+        context = Constant(f"{t}.context_norm.gamma", ones, depth, any_value=True)
     return [
         null,
         Rule(f"{t}.q_scale", f"{o}/q_scale", layers=depth),
@@ -157,7 +157,7 @@ def _attention(
 
 
 def _zeros(theirs: str, width: int, layers: int = 0) -> Constant:
-    return Constant(theirs, np.zeros(width, np.float32), lambda x: not x.any(), layers)
+    return Constant(theirs, np.zeros(width, np.float32), layers)
 
 
 def from_tensors(

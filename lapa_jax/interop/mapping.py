@@ -64,12 +64,12 @@ class Rule:
 
 @dataclass(frozen=True)
 class Constant:
-    """A tensor that only the foreign format has. `check`: whether a found one may be dropped."""
+    """A tensor that only the foreign format has. `any_value`: a found one may hold others."""
 
     theirs: str
     value: np.ndarray
-    check: Callable[[np.ndarray], bool]
     layers: int = 0
+    any_value: bool = False
 
 
 Rules = Iterable[Rule | Constant]
@@ -163,7 +163,13 @@ def to_ours(
     for rule in rules:
         if isinstance(rule, Constant):
             for name in names(rule):
-                _check_constant(name, np.asarray(theirs[name]), rule)
+                array = np.asarray(theirs[name])
+                same = rule.any_value or np.array_equal(array, rule.value)
+                if array.shape != rule.value.shape or not same:
+                    raise ValueError(
+                        f"tensor {name!r} of shape {array.shape} should be a constant of shape "
+                        f"{rule.value.shape}; the file is of another model"
+                    )
             continue
         array = rule.to_ours((np.asarray(theirs[name]) for name in names(rule)), sizes)
         want = wanted[rule.ours]
@@ -174,14 +180,6 @@ def to_ours(
             )
         found[rule.ours] = place(rule.ours, array)
     return unflatten(found)
-
-
-def _check_constant(name: str, array: np.ndarray, rule: Constant) -> None:
-    if array.shape != rule.value.shape or not rule.check(array):
-        raise ValueError(
-            f"tensor {name!r} of shape {array.shape} should be a constant of shape "
-            f"{rule.value.shape}; the file is of another model"
-        )
 
 
 class Tensor(NamedTuple):

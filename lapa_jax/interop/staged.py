@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,8 +16,8 @@ import numpy as np
 from lapa_jax import config as configs
 from lapa_jax import stages
 from lapa_jax.interop.parity import Parity
-from lapa_jax.runs import run as runs
 from lapa_jax.runs.loaded import Model
+from lapa_jax.runs.run import write_json
 
 PARITY = "parity.json"
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16"}
@@ -87,31 +88,24 @@ def staged(out: Path, run: Model, one_file: bool = False) -> Iterator[tuple[Path
     checks passed; else it is removed, or, for those who want to look, renamed to OUT.failed. With
     `one_file` the file in it that is called like `out` gets that name, and parity.json one beside
     it."""
-    staging, failed = (out.with_name(f"{out.name}.{x}") for x in ("incomplete", "failed"))
-    for leftover in (staging, failed):
-        if leftover.exists():
-            shutil.rmtree(leftover)
-    staging.mkdir(parents=True)
-    parity = Parity()
-    try:
-        yield staging, parity
-    except BaseException:
-        shutil.rmtree(staging)
-        raise
-    runs.write_json(
-        staging / PARITY,
-        {"run": run.workdir.name, "step": run.step, "params_hash": run.params_hash}
-        | parity.to_json(),
-    )
-    if not parity.passed:
-        os.replace(staging, failed)
-        raise ValueError(
-            f"what was written does not do what the run does, and is kept as {failed}: "
-            f"{parity.failures()}"
-        )
-    if one_file:
-        os.replace(staging / PARITY, out.with_name(f"{out.name}.{PARITY}"))
-        os.replace(staging / out.name, out)
-        staging.rmdir()
-    else:
-        os.replace(staging, out)
+    failed, parity = out.with_name(f"{out.name}.failed"), Parity()
+    shutil.rmtree(failed, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    beside = dict(dir=out.parent, prefix=f".{out.name}.", suffix=".incomplete")
+    with tempfile.TemporaryDirectory(**beside) as made:
+        folder = Path(made) / "export"  # with the rights of any other
+        folder.mkdir()
+        yield folder, parity
+        origin = {"run": run.workdir.name, "step": run.step, "params_hash": run.params_hash}
+        write_json(folder / PARITY, origin | parity.to_json())
+        if not parity.passed:
+            os.replace(folder, failed)
+            raise ValueError(
+                f"what was written does not do what the run does, and is kept as {failed}: "
+                f"{parity.failures()}"
+            )
+        if one_file:
+            os.replace(folder / PARITY, out.with_name(f"{out.name}.{PARITY}"))
+            os.replace(folder / out.name, out)
+        else:
+            os.replace(folder, out)

@@ -111,14 +111,16 @@ def add_choice(
     for choice, (_, options) in choices.items():
         texts, hints = _texts(options), typing.get_type_hints(options)
         for field in dataclasses.fields(options):
-            help_ = {"help": texts.get(field.name, "")}
-            found.setdefault(field.name, (hints[field.name], help_ | dict(field.metadata)))
+            metadata = {"help": texts.get(field.name, ""), **field.metadata}
+            found.setdefault(field.name, (hints[field.name], metadata))
             takers.setdefault(field.name, []).append(choice)
-    fields = []
-    for flag, (hint, metadata) in found.items():
+    for flag, (_, metadata) in found.items():
         metadata["help"] += f" ({', '.join(takers[flag])})"
-        fields.append((flag, hint, dataclasses.field(default=None, metadata=metadata)))
-    add(to, dataclasses.make_dataclass("Options", fields))
+    union = [
+        (flag, hint, dataclasses.field(default=None, metadata=metadata))
+        for flag, (hint, metadata) in found.items()
+    ]
+    add(to, dataclasses.make_dataclass("Options", union))
 
 
 def read_choice(
@@ -126,16 +128,18 @@ def read_choice(
 ) -> Any:
     """The options of the choice. ValueError for one that is missing, with the `why` of its field's
     metadata, or that is of another choice."""
-    choice, given = getattr(args, name), vars(args)
-    fields = {field.name: field for field in dataclasses.fields(choices[choice][1])}
-    for _, options in choices.values():
-        for flag in (field.name for field in dataclasses.fields(options)):
-            if given[flag] is not None and flag not in fields:
-                raise ValueError(f"--{name} {choice} does not take --{flag}")
+    choice = getattr(args, name)
+    options = choices[choice][1]
+    fields = {field.name: field for field in dataclasses.fields(options)}
+    flags = [field.name for _, one in choices.values() for field in dataclasses.fields(one)]
+    given = {flag: getattr(args, flag) for flag in flags if getattr(args, flag) is not None}
+    for flag in given:
+        if flag not in fields:
+            raise ValueError(f"--{name} {choice} does not take --{flag}")
     for flag, field in fields.items():
-        if field.default is dataclasses.MISSING and given[flag] is None:
+        if field.default is dataclasses.MISSING and flag not in given:
             raise ValueError(f"--{name} {choice} needs --{flag}: {field.metadata['why']}")
-    return choices[choice][1](**{f: given[f] for f in fields if given[f] is not None})
+    return options(**given)
 
 
 def _shown(value: Any) -> str:

@@ -59,9 +59,7 @@ def build(params: dict, shape: dict, dtype: str = "float32"):
 
 
 def rules_of(params: dict, config: VLAConfig) -> list:
-    vocabularies = lapa_stream.vocabularies(params)
-    present = [name for name in HEADS if vocabularies[f"{name}_vocab"]]
-    return lapa_stream.rules(config.depth, present, stacked=lapa_stream.is_stacked(params))
+    return lapa_stream.rules(params, config.depth)
 
 
 def read(model: Functional, tensors: dict, config: VLAConfig) -> dict:

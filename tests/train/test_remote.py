@@ -9,7 +9,7 @@ from fake_gcs import FakeStorage
 
 from data_pipelines.storage import places
 from lapa_jax import train
-from lapa_jax.runs import run
+from lapa_jax.runs.loaded import load
 from lapa_jax.training import checkpoint, clock
 
 STEPS = 6
@@ -67,7 +67,7 @@ def test_a_run_that_is_stopped_crashes_and_is_killed_in_a_save(storage, config, 
 
 
 def test_it_is_read_as_any_run(storage, whole):
-    one, other = run.load(f"gs://{RUN}"), run.load(whole)
+    one, other = load(f"gs://{RUN}"), load(whole)
     assert (one.step, one.params_hash) == (STEPS, other.params_hash)
     assert one.assets == other.assets and one.config.to_dict() == other.config.to_dict()
 
@@ -80,7 +80,7 @@ def test_a_flipped_byte_is_found_and_the_step_before_is_used(storage, config, wh
     damaged[len(damaged) // 2] ^= 16
     storage.write(key, damaged)
     before = storage.names(RUN)
-    assert run.load(f"gs://{RUN}").step == 4
+    assert load(f"gs://{RUN}").step == 4
     assert f"DAMAGED CHECKPOINT: gs://{RUN}/checkpoints/{STEPS}" in caplog.text
     assert storage.names(RUN) == before, "reading changes nothing"
 

@@ -9,7 +9,7 @@ from tiny import lapa, needs_torch, succeed
 
 import lapa_jax
 from lapa_jax.interop import laq_pt
-from lapa_jax.runs import run
+from lapa_jax.runs.loaded import load
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "laq"
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -57,7 +57,7 @@ def test_export_is_the_way_back(imported, tmp_path):
     assert list(again) == list(original.files)
     out = tmp_path / "again"
     succeed("import", "--format", "laq_pt", "--source", path, "--image_size", 64, "--out", out)
-    assert run.load(out).params_hash == run.load(imported).params_hash
+    assert load(out).params_hash == load(imported).params_hash
     code, _, error = lapa("export", "--format", "laq_pt", "--workdir", imported, "--out", path)
     assert code == 2 and "exists" in error
     code, _, error = lapa(
@@ -68,7 +68,7 @@ def test_export_is_the_way_back(imported, tmp_path):
 
 @needs_torch
 def test_imported_weights_can_be_trained_on(imported, tiny_data, tmp_path):
-    model = {f"model__{k}": v for k, v in run.load(imported).config.model.items()
+    model = {f"model__{k}": v for k, v in load(imported).config.model.items()
              if k not in ("bottleneck", "objective")}  # fmt: skip
     arguments = [
         a for a in tiny.arguments("quantizer", tiny_data, init_from=imported, **model)
