@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lapa_jax.nn.layers import Dense, truncated_normal
+from lapa_jax.nn.layers import Dense, convolve, truncated_normal
 from lapa_jax.nn.module import param
 
 if TYPE_CHECKING:
@@ -91,12 +91,7 @@ class ConvCodeProjection(nnx.Module):
     def __call__(self, x_BHWD: jax.Array) -> jax.Array:
         x = self.project(x_BHWD)
         for i, (_, stride, padding) in enumerate(self.layers):
-            x = jax.lax.conv_general_dilated(
-                x if i == 0 else jax.nn.relu(x),
-                self.kernels[f"{i}"][...],
-                (stride, stride),
-                [(padding, padding)] * 2,
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
+            x = x if i == 0 else jax.nn.relu(x)
+            x = convolve(x, self.kernels[f"{i}"][...], stride, [(padding, padding)] * 2)
             x = x + self.biases[f"{i}"][...]
         return x.reshape(x.shape[0], -1, x.shape[-1])

@@ -3,7 +3,8 @@
 Parameters are float32; a layer computes in its `dtype`, norms in float32. Kernels keep their heads
 and gate dimensions apart, so that a sharding rule can name them.
 
-Shape suffixes: B batch, N tokens, D model width, F feed-forward width.
+Shape suffixes: B batch, N tokens, D model width, F feed-forward width, H and W rows and columns, C
+channels.
 """
 
 import math
@@ -118,6 +119,40 @@ def _dot(a: jax.Array, b: jax.Array, a_axes: Sequence[int], b_axes: Sequence[int
 def truncated_normal(key: jax.Array, shape: Sequence[int], std: float) -> jax.Array:
     """A normal truncated at two sigmas, rescaled so that `std` is its standard deviation."""
     return jax.random.truncated_normal(key, -2.0, 2.0, shape) * (std / 0.87962566103423978)
+
+
+class Conv(nnx.Module):
+    """A two-dimensional convolution; kernel shape (size, size, inputs, outputs)."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        size: int = 3,
+        bias: bool = True,
+        dtype: jnp.dtype,
+        rngs: nnx.Rngs,
+    ):
+        shape = (size, size, inputs, outputs)
+        kernel = truncated_normal(rngs.params(), shape, (size**2 * inputs) ** -0.5)
+        self.kernel = param(kernel, None, None, None, None)
+        self.bias = param(jnp.zeros(outputs), None) if bias else None
+        self.dtype = dtype
+
+    def __call__(
+        self, x_BHWC: jax.Array, stride: int = 1, padding: str | list[tuple[int, int]] = "SAME"
+    ) -> jax.Array:
+        kernel = self.kernel[...].astype(self.dtype)
+        y = convolve(x_BHWC.astype(self.dtype), kernel, stride, padding)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+def convolve(
+    x_BHWC: jax.Array, kernel: jax.Array, stride: int, padding: str | list[tuple[int, int]]
+) -> jax.Array:
+    strides, layout = (stride, stride), ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x_BHWC, kernel, strides, padding, dimension_numbers=layout)
 
 
 class LayerNorm(nnx.Module):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
-from lapa_jax.nn.layers import Dense, LayerNorm, truncated_normal
+from lapa_jax.nn.layers import Conv, Dense, LayerNorm, truncated_normal
 from lapa_jax.nn.module import freeze, param
 from lapa_jax.nn.registry import default_settings, named_config, named_settings, typed_config
 from lapa_jax.nn.surgery import Borrowed
@@ -169,24 +169,15 @@ def standardize(images_BIJC: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.square(x).mean(axis=(1, 2, 3), keepdims=True) + 1e-4)
 
 
-class ConvStage(nnx.Module):
+class ConvStage(Conv):
     """3x3 convolution of stride 2, norm, GELU."""
 
     def __init__(self, inputs: int, outputs: int, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        kernel = truncated_normal(rngs.params(), (3, 3, inputs, outputs), (9 * inputs) ** -0.5)
-        self.kernel = param(kernel, None, None, None, None)
+        super().__init__(inputs, outputs, bias=False, dtype=dtype, rngs=rngs)
         self.norm = LayerNorm(outputs, axis=None, bias=True)
-        self.dtype = dtype
 
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        x = jax.lax.conv_general_dilated(
-            x_BHWC.astype(self.dtype),
-            self.kernel[...].astype(self.dtype),
-            (2, 2),
-            "SAME",
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        return jax.nn.gelu(self.norm(x))
+        return jax.nn.gelu(self.norm(super().__call__(x_BHWC, stride=2)))
 
 
 class Vqgan(nnx.Module):

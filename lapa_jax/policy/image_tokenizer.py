@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lapa_jax.nn.layers import truncated_normal
+from lapa_jax.nn.layers import Conv, truncated_normal
 from lapa_jax.nn.module import param
 from lapa_jax.parallel.sharding import constrain
 
@@ -210,29 +210,6 @@ class ResidualBlock(nnx.Module):
         y = self.conv_0(jax.nn.silu(self.norm_0(x_BHWC)))
         y = self.conv_1(jax.nn.silu(self.norm_1(y)))
         return y + (x_BHWC if self.shortcut is None else self.shortcut(x_BHWC))
-
-
-class Conv(nnx.Module):
-    def __init__(
-        self, inputs: int, outputs: int, *, size: int = 3, dtype: jnp.dtype, rngs: nnx.Rngs
-    ):
-        shape = (size, size, inputs, outputs)
-        kernel = truncated_normal(rngs.params(), shape, (size**2 * inputs) ** -0.5)
-        self.kernel = param(kernel, None, None, None, None)
-        self.bias = param(jnp.zeros(outputs), None)
-        self.dtype = dtype
-
-    def __call__(
-        self, x_BHWC: jax.Array, stride: int = 1, padding: str | list[tuple[int, int]] = "SAME"
-    ) -> jax.Array:
-        y = jax.lax.conv_general_dilated(
-            x_BHWC,
-            self.kernel[...].astype(self.dtype),
-            (stride, stride),
-            padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
-        return y + self.bias[...].astype(self.dtype)
 
 
 class GroupNorm(nnx.Module):
