@@ -76,21 +76,14 @@ def plan_swap(
     pretrained: Tree,
     target: Tree,
     *,
-    reinit: Sequence[str] = (),
     may_change: Sequence[str] = HEADS,
 ) -> SwapReport:
-    """What of `pretrained` becomes of `target`; both trees may be abstract.
-
-    Paths matching `reinit` (shell patterns) are initialised anew even if the pretrained tree has
-    them. Only paths matching `may_change` may be dropped or missing.
-    """
+    """What of `pretrained` becomes of `target`; both trees may be abstract. Only paths matching
+    `may_change` (shell patterns) may be dropped or missing."""
     have, want = flatten(pretrained), flatten(target)
-    unused = [p for p in reinit if not any(fnmatchcase(path, p) for path in want)]
-    if unused:
-        raise ValueError(f"reinit patterns {unused} match no parameter of the target model")
     taken, initialised, widened = [], [], []
     for path, leaf in want.items():
-        if path not in have or _matches(path, reinit):
+        if path not in have:
             initialised.append(path)
             continue
         if (have[path].dtype, leaf.dtype) == (jnp.bfloat16, jnp.float32):
@@ -104,13 +97,13 @@ def plan_swap(
             raise ValueError(
                 f"parameter {path} is {have[path].dtype}{list(have[path].shape)} in the "
                 f"checkpoint and {leaf.dtype}{list(leaf.shape)} in the model: change the "
-                f"model's config, or name it in reinit to start it anew"
+                "model's config"
             )
         taken.append(path)
     dropped = [path for path in have if path not in want]
     for what, names, allowed in (
-        ("lacks", initialised, (*may_change, *reinit, *ADAPTERS)),
-        ("has unused", dropped, (*may_change, *reinit)),
+        ("lacks", initialised, (*may_change, *ADAPTERS)),
+        ("has unused", dropped, may_change),
     ):
         wrong = [path for path in names if not _matches(path, allowed)]
         if wrong:

@@ -201,13 +201,9 @@ def test_head_swap_refuses_what_was_not_named():
     pretrained, net = build().init(jax.random.key(1))[0], build(text_vocab=40).abstract()[0]
     with pytest.raises(ValueError, match="embeddings/text/table is float32.32, 32.*40, 32"):
         plan_swap(pretrained, net)
-    report = plan_swap(pretrained, net, reinit=("*/text/*",))
-    assert set(report.initialised) == {"embeddings/text/table", "heads/text/kernel"}
     del pretrained["norm"]
     with pytest.raises(ValueError, match="lacks .'norm/scale'"):
         plan_swap(pretrained, build().abstract()[0])
-    with pytest.raises(ValueError, match="'heads/typo/.' *.* match no"):
-        plan_swap(pretrained, build().abstract()[0], reinit=("heads/typo/*",))
 
 
 def test_image_ids_and_missing_heads():
