@@ -21,7 +21,7 @@ from lapa_jax.interop.parity import LIMIT, Parity, clearly_different, difference
 from lapa_jax.interop.safetensors_files import SafetensorsDirectory
 from lapa_jax.interop.staged import Options, exported_config, plain_stage, staged, take_over
 from lapa_jax.latent import Quantizer, QuantizerConfig
-from lapa_jax.latent.bottlenecks import BOTTLENECKS, bottleneck_config
+from lapa_jax.latent.bottlenecks import bottleneck_config
 from lapa_jax.latent.legacy import CONVOLUTIONS
 from lapa_jax.nn.module import flatten
 from lapa_jax.runs.loaded import LoadedQuantizer, Model, require
@@ -109,8 +109,10 @@ def torch_config(config: QuantizerConfig) -> dict[str, Any]:
     settings = dataclasses.asdict(config)
     found = {"model_type": "lapa_quantizer"} | {key: settings[key] for key in same}
     found["normalize"] = config.normalize_decay > 0
-    name, bottleneck = bottleneck_config(config.bottleneck)
-    found |= BOTTLENECKS[name][1].torch_form(bottleneck, config.codebook_size)
+    bottleneck, chosen = bottleneck_config(config.bottleneck)
+    found["bottleneck"] = bottleneck.form
+    if levels := bottleneck.grid(chosen, config.codebook_size):
+        found["levels"] = list(levels)
     if config.legacy:
         found["convolutions"] = CONVOLUTIONS[config.code_length][1]
     else:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from lapa_jax.latent.bottlenecks import BOTTLENECKS, bottleneck_config, bottleneck_settings
+from lapa_jax.latent.bottlenecks import bottleneck_config, bottleneck_settings
 from lapa_jax.latent.legacy import check_shapes
 from lapa_jax.nn.layers import dtype_of
 
@@ -84,7 +84,7 @@ class QuantizerConfig:
     @property
     def has_codes(self) -> bool:
         """False for a bottleneck that stays continuous."""
-        return not BOTTLENECKS[self.bottleneck["name"]][1].continuous
+        return bottleneck_config(self.bottleneck)[0].form != "continuous"
 
     def require_codes(self) -> None:
         if not self.has_codes:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lapa_jax.latent.bottlenecks import BottleneckState
+from lapa_jax.latent.bottlenecks.base import BottleneckState
 
 DECAY = 0.95  # of the usage average, per step: about the last 20 steps
 MOST_SLOTS = 16  # with more, only the worst slot and the mean are metrics of their own

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from lapa_jax.latent.attention import CosineAttention
-from lapa_jax.latent.bottlenecks import BottleneckState
+from lapa_jax.latent.bottlenecks.base import BottleneckState
 from lapa_jax.latent.config import QuantizerConfig
 from lapa_jax.latent.legacy import scrambled
 from lapa_jax.nn.layers import GEGLU, Dense, LayerNorm, dtype_of

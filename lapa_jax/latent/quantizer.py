@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lapa_jax.latent.bottlenecks import BottleneckOutput, make_bottleneck
+from lapa_jax.latent.bottlenecks import bottleneck_config
+from lapa_jax.latent.bottlenecks.base import BottleneckOutput
 from lapa_jax.latent.config import QuantizerConfig
 from lapa_jax.latent.encoder import Encoder, Pairs
 from lapa_jax.latent.health import CodeHealth
 from lapa_jax.latent.legacy import mix_channels
-from lapa_jax.latent.objectives import make_objective
+from lapa_jax.latent.objectives import objective_config
 from lapa_jax.latent.parts import Transformer
 from lapa_jax.nn.layers import Dense, dtype_of, truncated_normal
 from lapa_jax.nn.module import param
@@ -39,9 +40,8 @@ class Quantizer(Encoder):
     def __init__(self, config: QuantizerConfig, *, rngs: nnx.Rngs):
         super().__init__(config, rngs=rngs)
         dtype = dtype_of(config.compute_dtype)
-        self.bottleneck = make_bottleneck(
-            config.bottleneck, config.codebook_size, config.quant_dim, rngs=rngs
-        )
+        bottleneck, settings = bottleneck_config(config.bottleneck)
+        self.bottleneck = bottleneck(settings, config.codebook_size, config.quant_dim, rngs=rngs)
         health = CodeHealth(config.code_length, config.codebook_size, config.collapse_fraction)
         self.health = health if config.has_codes else None
         self.context = Dense(
@@ -61,7 +61,8 @@ class Quantizer(Encoder):
             dtype=dtype,
             rngs=rngs,
         )
-        self.objective = make_objective(config, rngs=rngs)
+        objective, settings = objective_config(config.objective)
+        self.objective = objective(settings, config, rngs=rngs)
 
     def __call__(
         self,
@@ -109,16 +110,18 @@ class Quantizer(Encoder):
         recon_MIJC: jax.Array,
         *,
         loss: jax.Array,
-        bottleneck_loss: jax.Array,
         train: bool,
+        bottleneck_loss: jax.Array | None = None,
         metrics: dict[str, jax.Array] | None = None,
     ) -> dict[str, Any]:
         """{loss, recon (M, I, J, C), z int32 (M, L) or None, metrics {name: scalar}} of pairs:
-        what an objective gives, its metrics beside those that all have.
+        what an objective gives, its metrics beside those that all have. The bottleneck's loss is
+        added to the objective's; unless given, it is what `out` says.
 
         In training `recon` is drawn from what the decoder receives then (with NSVQ: with noise); in
         evaluation it is drawn from the codes, or from the latent of a continuous bottleneck.
         """
+        bottleneck_loss = out.loss if bottleneck_loss is None else bottleneck_loss
         mse = jnp.mean(jnp.square(recon_MIJC - pairs.last_MIJC))
         copy = jnp.mean(jnp.square(pairs.first_MIJC - pairs.last_MIJC))
         metrics = {**out.metrics, **(metrics or {}), "mse": mse, "copy_mse": copy}

@@ -1,15 +1,12 @@
 """Stage 1: learn latent actions from frame pairs (x_t, x_t+H) by predicting the later frame."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from lapa_jax.latent import Quantizer, QuantizerConfig, Reading
-from lapa_jax.latent.objectives import OBJECTIVES, Objective, objective_config
+from lapa_jax.latent.objectives import objective_config
 from lapa_jax.nn.module import Functional
 from lapa_jax.nn.registry import typed_config
 from lapa_jax.stages import augmentation
@@ -43,12 +40,12 @@ class QuantizerStage(Stage):
         }
         self.model_config = typed_config(QuantizerConfig, settings, "model")
         self.model = Functional(lambda rngs: Quantizer(self.model_config, rngs=rngs))
-        objective, settings = objective_of(config.model)
+        objective, settings = objective_config(config.model.objective)
         self._columns, self.borrowed = objective.columns(settings), objective.borrowed(settings)
 
     @classmethod
     def fields_of(cls, config: ConfigDict) -> tuple[str, ...]:
-        objective, settings = objective_of(config.model)
+        objective, settings = objective_config(config.model.objective)
         return ("frames", *objective.columns(settings))
 
     def prepare(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -107,12 +104,6 @@ class QuantizerStage(Stage):
     ) -> jax.Array:
         """The same from what the decoder receives, float32 (B, code_length, quant_dim)."""
         return self.model.apply(params, variables, "decode_latent", first, received)[0]
-
-
-def objective_of(model: Mapping[str, Any]) -> tuple[type[Objective], Any]:
-    """(class, its settings) of config.model."""
-    name, settings = objective_config(model["objective"])
-    return OBJECTIVES[name][1], settings
 
 
 def _with_skill(metrics: Metrics) -> Metrics:

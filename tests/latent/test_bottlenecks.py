@@ -26,7 +26,7 @@ DISCRETE = sorted(set(BOTTLENECKS) - set(CONTINUOUS))
 @functools.cache
 def bottleneck(name, size=SIZE):
     kind, config = bottleneck_config(base.bottleneck(name, codebook_size=size).to_dict())
-    return Functional(lambda rngs: BOTTLENECKS[kind][1](config, size, WIDTH, rngs=rngs))
+    return Functional(lambda rngs: kind(config, size, WIDTH, rngs=rngs))
 
 
 def latents(batch=32, length=2):
@@ -94,7 +94,7 @@ def test_continuous_bottlenecks_have_no_codes(name):
 def test_quantising_late(name):
     settings = base.bottleneck(name, codebook_size=SIZE).to_dict()
     kind, config = bottleneck_config(settings | {"continuous_steps": 2, "ramp_steps": 1})
-    model = Functional(lambda rngs: BOTTLENECKS[kind][1](config, SIZE, WIDTH, rngs=rngs))
+    model = Functional(lambda rngs: kind(config, SIZE, WIDTH, rngs=rngs))
     params, variables = model.init(jax.random.key(0))
     z, shares = latents(), []
     for step in range(4):
@@ -149,7 +149,7 @@ def test_fsq_codes_are_its_grid(levels, seed):
     size = int(np.prod(levels))
     config = dict(name="fsq", levels=tuple(levels))
     kind, typed = bottleneck_config(config)
-    module = BOTTLENECKS[kind][1](typed, size, WIDTH, rngs=nnx.Rngs(params=seed))
+    module = kind(typed, size, WIDTH, rngs=nnx.Rngs(params=seed))
     codes = jnp.arange(size)[:, None]
     ids = (codes[..., None] // module._strides()) % np.array(levels)
     # From the middle of every cell, rounding gives that cell back.
@@ -162,7 +162,7 @@ def test_fsq_codes_are_its_grid(levels, seed):
 def test_settings_that_cannot_be_are_refused():
     def make(name, size, **changes):
         kind, config = bottleneck_config(base.bottleneck(name, codebook_size=8).to_dict() | changes)
-        BOTTLENECKS[kind][1](config, size, WIDTH, rngs=nnx.Rngs(params=0))
+        kind(config, size, WIDTH, rngs=nnx.Rngs(params=0))
 
     with pytest.raises(ValueError, match=r"levels=\(4, 2\) make 8 codes, model.codebook_size is 9"):
         make("fsq", 9, levels=(4, 2))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import Training, moving_squares, quantizer_config
 
-from lapa_jax.latent.bottlenecks import BottleneckOutput
+from lapa_jax.latent.bottlenecks.base import BottleneckOutput
 from lapa_jax.latent.objectives import objective_config
 from lapa_jax.latent.objectives.features import Features, FeaturesConfig, patches_of_cell
 from lapa_jax.nn.module import Functional, flatten, paths
@@ -63,7 +63,7 @@ class Toolbox:
     def draw(self, first, tokens):
         return first
 
-    def outcome(self, pairs, out, recon, *, loss, bottleneck_loss, train, metrics):
+    def outcome(self, pairs, out, recon, *, loss, train, metrics):
         return loss, metrics
 
 

@@ -12,8 +12,8 @@ import tiny
 from data_pipelines.loader import Loader
 from lapa_jax import stages
 from lapa_jax.latent.encoder import Encoder
-from lapa_jax.latent.objectives import OBJECTIVES, Objective
-from lapa_jax.latent.objectives.base import mean_squared_error
+from lapa_jax.latent.objectives import OBJECTIVES
+from lapa_jax.latent.objectives.base import Objective, mean_squared_error
 from lapa_jax.nn.layers import Dense
 from lapa_jax.nn.module import flatten, follow, freeze
 
@@ -60,7 +60,6 @@ class Target(Objective):
         return model.outcome(
             *(pairs, out, recon),
             loss=apart + action,
-            bottleneck_loss=out.loss,
             train=train,
             metrics=jax.lax.stop_gradient(metrics),
         )

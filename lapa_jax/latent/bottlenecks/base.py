@@ -30,9 +30,12 @@ class BottleneckOutput(NamedTuple):
 
 
 class Bottleneck(nnx.Module):
-    """Built as `(config, codebook_size, dim, rngs=...)`."""
+    """Built as `(config, codebook_size, dim, rngs=...)`. One that is of another form than a
+    `codebook` (K, D) says so, and what `lookup` and `nearness` are."""
 
-    continuous: ClassVar[bool] = False  # no codes: `lookup` and `nearness` are missing
+    # "codebook", "continuous" (no codes), or that of a grid: what torch_files' modeling_laq.py
+    # needs to know to compute with exported weights
+    form: ClassVar[str] = "codebook"
 
     @classmethod
     def defaults(cls, codebook_size: int) -> dict[str, Any]:
@@ -40,10 +43,9 @@ class Bottleneck(nnx.Module):
         return {}
 
     @classmethod
-    def torch_form(cls, config: Any, codebook_size: int) -> dict[str, Any]:
-        """The keys "bottleneck" and, of a grid, "levels" of the config of torch_files'
-        modeling_laq.py, by which it knows what to compute with the exported weights."""
-        return {"bottleneck": "codebook"}
+    def grid(cls, config: Any, codebook_size: int) -> tuple[int, ...]:
+        """Levels of each dimension of a grid whose cells are the codes; () without one."""
+        return ()
 
     def __call__(
         self, z_e_BLD: jax.Array, *, train: bool, rng: jax.Array | None = None
@@ -54,11 +56,11 @@ class Bottleneck(nnx.Module):
     def lookup(self, codes_BL: jax.Array) -> jax.Array:
         """What the decoder receives, float32 (B, L, D), for codes in range (checked where they
         enter from outside)."""
-        raise NotImplementedError
+        return self.codebook[...][codes_BL]
 
     def nearness(self, z_BLD: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(where latents are (B, L, G), where codes are (K, G)): the nearest code is chosen."""
-        raise NotImplementedError
+        return z_BLD, self.codebook[...]
 
     def after_update(self, step: jax.Array, rng: jax.Array) -> None:
         """What follows optimizer step `step` (from 0) without a gradient."""
@@ -149,12 +151,6 @@ class CodebookBottleneck(Bottleneck):
             "dead_codes": jnp.sum(self._dead()).astype(jnp.float32),
         }
         return BottleneckOutput(z_q_BLD, codes_BL, loss, jax.lax.stop_gradient(metrics))
-
-    def lookup(self, codes_BL: jax.Array) -> jax.Array:
-        return self.codebook[...][codes_BL]
-
-    def nearness(self, z_BLD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return z_BLD, self.codebook[...]
 
     def after_update(self, step: jax.Array, rng: jax.Array) -> None:
         """Initialises the codebook after step 0, replaces dead codes every

@@ -13,21 +13,15 @@ from lapa_jax.latent.bottlenecks.base import Bottleneck, BottleneckOutput
 from lapa_jax.nn.layers import Dense
 
 
-class Continuous(Bottleneck):
-    continuous = True
-
-    @classmethod
-    def torch_form(cls, config, codebook_size):
-        return {"bottleneck": "continuous"}
-
-
 @dataclass(frozen=True)
 class NoneConfig:
     """Nothing to set."""
 
 
-class NoBottleneck(Continuous):
+class NoBottleneck(Bottleneck):
     """The latent as it is."""
+
+    form = "continuous"
 
     def __init__(self, config: NoneConfig, codebook_size: int, dim: int, *, rngs: nnx.Rngs):
         del config, codebook_size, dim, rngs
@@ -46,10 +40,12 @@ class GaussianConfig:
     kl_weight: float = 1e-4
 
 
-class Gaussian(Continuous):
+class Gaussian(Bottleneck):
     """A normal whose mean is the latent and whose variance is learned from it, kept near the unit
     normal (β-VAE, Higgins et al. 2017). The decoder receives a sample in training, the mean in
     evaluation."""
+
+    form = "continuous"
 
     def __init__(self, config: GaussianConfig, codebook_size: int, dim: int, *, rngs: nnx.Rngs):
         del codebook_size

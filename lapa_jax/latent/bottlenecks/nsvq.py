@@ -91,12 +91,6 @@ class LegacyNSVQ(Bottleneck):
         """Bool (K,): codes that count as unused since the last replacement."""
         return self.used[...] / self.batch_size[...] < 0.1
 
-    def lookup(self, codes_BL: jax.Array) -> jax.Array:
-        return self.codebook[...][codes_BL]
-
-    def nearness(self, z_BLD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return z_BLD, self.codebook[...]
-
     def after_update(self, step: jax.Array, rng: jax.Array) -> None:
         """The original's schedule: steps 10..90, 100..900, 1000..4500 by 10, 100 and 500."""
         due = (step % 10 == 0) & (step < 100) | (step % 100 == 0) & (step < 1000)

@@ -5,6 +5,7 @@ Shape suffixes: see base.py; G grid dimensions.
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,9 @@ class GridBottleneck(Bottleneck):
     gradient).
     """
 
-    def __init__(self, config, levels: tuple[int, ...], dim: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: Any, codebook_size: int, dim: int, *, rngs: nnx.Rngs):
+        levels = self.grid(config, codebook_size)
+
         def dense(inputs, outputs):
             return Dense((inputs,), (outputs,), (None, None), dtype=jnp.float32, rngs=rngs)
 
@@ -89,6 +92,8 @@ class FSQ(GridBottleneck):
     """Finite scalar quantisation (Mentzer et al. 2023): each dimension is squashed by a tanh and
     rounded to one of its levels."""
 
+    form = "fsq"
+
     @classmethod
     def defaults(cls, codebook_size):
         """Levels whose product is `codebook_size`: of a power of two, at most eight each and at
@@ -100,16 +105,13 @@ class FSQ(GridBottleneck):
         return {"levels": tuple(2 ** (-(-(bits - i) // dimensions)) for i in range(dimensions))}
 
     @classmethod
-    def torch_form(cls, config, codebook_size):
-        return {"bottleneck": "fsq", "levels": list(config.levels)}
-
-    def __init__(self, config: FSQConfig, codebook_size: int, dim: int, *, rngs: nnx.Rngs):
+    def grid(cls, config, codebook_size):
         if math.prod(config.levels) != codebook_size:
             raise ValueError(
                 f"model.bottleneck.levels={config.levels} make {math.prod(config.levels)} codes, "
                 f"model.codebook_size is {codebook_size}"
             )
-        super().__init__(config, config.levels, dim, rngs=rngs)
+        return config.levels
 
     def round(self, z_BLG):
         top = np.array(self.levels, np.float32) - 1.0
@@ -129,18 +131,17 @@ class LFQ(GridBottleneck):
     """Lookup-free quantisation (Yu et al. 2023): one bit a dimension, kept in use by an entropy
     loss."""
 
-    @classmethod
-    def torch_form(cls, config, codebook_size):
-        return {"bottleneck": "lfq", "levels": [2] * (codebook_size.bit_length() - 1)}
+    form = "lfq"
 
-    def __init__(self, config: LFQConfig, codebook_size: int, dim: int, *, rngs: nnx.Rngs):
+    @classmethod
+    def grid(cls, config, codebook_size):
         bits = codebook_size.bit_length() - 1
         if codebook_size != 2**bits:
             raise ValueError(
                 f"model.codebook_size={codebook_size} must be a power of two for "
                 "model.bottleneck.name='lfq', which has one bit a dimension"
             )
-        super().__init__(config, (2,) * bits, dim, rngs=rngs)
+        return (2,) * bits
 
     def round(self, z_BLG):
         ids = (z_BLG > 0.0).astype(jnp.int32)

@@ -53,9 +53,7 @@ class Contrastive(Objective):
         recon = model.draw(pairs.first_MIJC, jax.lax.stop_gradient(tokens_MHWD))
         loss, metrics = self.compare(model, pairs, tokens_MHWD)
         loss = loss + mean_squared_error(recon, pairs.last_MIJC)
-        return model.outcome(
-            pairs, out, recon, loss=loss, bottleneck_loss=out.loss, train=train, metrics=metrics
-        )
+        return model.outcome(pairs, out, recon, loss=loss, train=train, metrics=metrics)
 
     def compare(
         self, model: Encoder, pairs: Pairs, tokens_MHWD: jax.Array

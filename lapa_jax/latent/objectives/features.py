@@ -88,13 +88,8 @@ class Features(Objective):
         error, copy = self._errors(batch["frames"], tokens_MHWD)
         drawn = mean_squared_error(recon, pairs.last_MIJC)
         metrics = {"feature_loss": error, "feature_skill": 1.0 - error / jnp.maximum(copy, 1e-12)}
-        return model.outcome(
-            *(pairs, out, recon),
-            loss=error + drawn,
-            bottleneck_loss=out.loss,
-            train=train,
-            metrics=jax.lax.stop_gradient(metrics),
-        )
+        metrics = jax.lax.stop_gradient(metrics)
+        return model.outcome(pairs, out, recon, loss=error + drawn, train=train, metrics=metrics)
 
     def _errors(
         self, frames_BTIJC: jax.Array, tokens_MHWD: jax.Array

@@ -23,7 +23,7 @@ class Pixels(Objective):
         out = model.bottleneck(pairs.latent_MLQ, rng=rng, train=train)
         recon = model.draw(pairs.first_MIJC, model.tokens(pairs.embedded_MHWD, out.z_q_BLD))
         loss = mean_squared_error(recon, pairs.last_MIJC)
-        return model.outcome(pairs, out, recon, loss=loss, bottleneck_loss=out.loss, train=train)
+        return model.outcome(pairs, out, recon, loss=loss, train=train)
 
 
 class PixelsNoBottleneck(Objective):
