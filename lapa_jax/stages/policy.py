@@ -84,6 +84,12 @@ class PolicyStage(Stage):
         self.num_cameras = self.num_images // config.data.num_frames
         self.parts = heads.build(config, assets)  # of the model, by modality
         self.heads = [head for head in self.parts.values() if head.settings.loss_weight]
+        for head in self.heads[:-1]:
+            if not head.next_token:
+                raise ValueError(
+                    f"model.targets.{head.modality} has no tokens that {self.heads[-1].modality}, "
+                    "which comes after it, could see: it must be the last"
+                )
         self.layout = (LegacyLayout if config.model.legacy else Layout)(
             self.tokenizer,
             slots=[Slots(h.modality, h.num_slots, h.next_token) for h in self.heads],

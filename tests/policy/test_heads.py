@@ -295,6 +295,16 @@ def test_what_cannot_be_is_named(tiny_data):
     with pytest.raises(ValueError, match=r"model.targets has \['force'\]: known are"):
         stages.get(config.stage).fields_of(config)
     with config.unlocked():
+        config.model.targets = heads.token_settings(latent=8)
+    with pytest.raises(ValueError, match="config.code_length is missing"):
+        stages.build(config, {TOKENIZER: tokenizer()})
+    with config.unlocked():
+        config.model.targets = heads.token_settings(action=8)
+        config.model.targets.latent = heads.head_settings("chunk")
+    assets = {TOKENIZER: tokenizer(), SCALE: b"[[0.0], [1.0]]", CODEC: BINS.to_json()}
+    with pytest.raises(ValueError, match="targets.latent has no tokens that action, which comes"):
+        stages.build(config, assets)
+    with config.unlocked():
         config.model.targets = ConfigDict()
     stage = stages.build(config, {TOKENIZER: tokenizer()})
     with pytest.raises(ValueError, match="model.targets names no head"):

@@ -50,6 +50,8 @@ class TokenHead(Head):
         self.vocab = self.num_outputs = settings.vocab
         self.codec = None  # of a head that is only kept: what its codec needs may be missing
         if settings.loss_weight and settings.codec == codecs.Codes.kind:
+            if "code_length" not in config:
+                raise ValueError("config.code_length is missing: how many codes a z has")
             self.codec = codecs.Codes(settings.vocab, config.code_length)
         elif settings.loss_weight:
             self.codec = codecs.from_json(assets[CODEC])
