@@ -42,8 +42,7 @@ class Layout:
     def apply(self, config: ConfigDict) -> ConfigDict:
         """A copy of the config that is laid out so."""
         config = config.copy_and_resolve_references()
-        config.mesh.update(dict(zip(MESH_AXES, self.mesh, strict=True)), preset=self.preset)
-        config.model.remat, config.microbatches = self.remat, self.microbatches
+        config.update_from_flattened_dict(self._values())
         return config
 
     def flags(self, base: "Layout") -> str:

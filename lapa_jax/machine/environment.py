@@ -16,20 +16,8 @@ from typing import Any
 import psutil
 
 PACKAGES = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "ml-collections",
-    "numpy",
-    "scipy",
-    "tensorflow",
-    "tensorflow-cpu",
-    "tensorflow-datasets",
-    "sentencepiece",
-    "simplejpeg",
-    "av",
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "ml-collections", "numpy", "scipy"),
+    *("tensorflow", "tensorflow-cpu", "tensorflow-datasets", "sentencepiece", "simplejpeg", "av"),
 )
 
 

@@ -192,10 +192,10 @@ def test_pretrained_run_that_does_not_exist(tmp_path, tiny_data):
 def test_batch_that_the_devices_do_not_divide(tmp_path, tiny_data, monkeypatch):
     import jax
 
-    from lapa_jax import train as loop
     from lapa_jax.parallel.mesh import make_mesh
+    from lapa_jax.runs import start
 
-    monkeypatch.setattr(loop, "make_mesh", lambda config: make_mesh(config, jax.devices()))
+    monkeypatch.setattr(start, "make_mesh", lambda config: make_mesh(config, jax.devices()))
     told = train(tmp_path, "action_finetuning", tiny_data, global_batch=6)
     assert "global_batch" in told and "8" in told
 
