@@ -25,16 +25,19 @@ RENAMED: dict[str, str] = {
     "action_tokens": "model.targets.action.codec",
 }
 # Keys that came later ("*": under every name there is), with the value that says what was done
-# before: what runs of earlier code have.
+# before: what runs of earlier code have. Of a part that a name chooses, all that it lacked until it
+# had one.
 ADDED: dict[str, Any] = {
     "data.action_horizon": 1,
     "data.action_padding": "repeat",
     "data.action_absolute": [],
     "data.corpora.*.action_fraction": 1.0,
-    "evaluation.env.name": "tabletop",
-    "evaluation.env.horizon": 40,
-    "evaluation.env.combinations": "all",
-    "evaluation.env.min_gap": 0.016,
+    "evaluation.env": {
+        "name": "tabletop",
+        "horizon": 40,
+        "combinations": "all",
+        "min_gap": 0.016,
+    },
 }
 
 
@@ -119,7 +122,9 @@ def upgrade(values: dict[str, Any]) -> dict[str, Any]:
     for key, value in ADDED.items():
         *path, name = key.split(".")
         for holder in _holders(values, path):
-            holder.setdefault(name, copy.deepcopy(value))
+            there = holder.setdefault(name, copy.deepcopy(value))
+            if isinstance(value, dict) and "name" not in there:
+                there |= copy.deepcopy(value)
     if old:
         logging.warning("config keys of earlier code: %s", ", ".join(old))
         _complete_targets(values)

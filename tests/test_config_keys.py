@@ -73,6 +73,8 @@ def test_the_environment_of_earlier_runs():
     env |= {"combinations": "all", "min_gap": 0.016}
     assert configs.upgrade(old) == {"evaluation": {"episodes": 3, "env": env}}
     assert envs.make(env) == envs.make({"name": "tabletop", "families": ["reach"], "blocks": 2})
+    other = {"evaluation": {"env": {"name": "another", "goal": 3}}}
+    assert configs.upgrade(other) == other
     spec = f"{tiny.ROOT}/experiments/action_vla/tabletop.py"
     flags = ["--config.evaluation.blocks=2", "--config.evaluation.families=('separate_blocks',)"]
     config = configs.load(spec, flags)

@@ -65,5 +65,9 @@ def closed_loop(
     """`rollout` where the environment is traceable, `drive` where it is not; `act` can be."""
     if env.spec.traceable:
         return rollout(env, act, states, prompts, key, **how)
-    call = jax.jit(lambda act, *seen: act(*seen))
-    return drive(env, lambda *seen: call(act, *seen), states, prompts, key, **how)
+    return drive(env, lambda *seen: _call(act, *seen), states, prompts, key, **how)
+
+
+@jax.jit
+def _call(act: jax.tree_util.Partial, *seen: Any) -> jax.Array:
+    return act(*seen)

@@ -1,7 +1,8 @@
 """What a policy is worth: its target tokens on a corpus, and its success in closed loop."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from lapa_jax.envs.drive import closed_loop
 from lapa_jax.envs.env import Environment
 from lapa_jax.envs.rollout import Episodes
 from lapa_jax.runs.loaded import Model
+from lapa_jax.stages.stage import Stage
 
 
 def evaluate_tokens(
@@ -77,14 +79,9 @@ def evaluate_success(
     states = env.evaluation_states(seed, family, episodes)
     known = np.array(env.phrasings(phrasings))
     instructions = env.instructions(states, known[np.arange(episodes) % len(known)])
-
-    def act(params, variables, images, prompts, key):
-        options = dict(temperature=temperature, top_k=top_k, key=key) if temperature else {}
-        return stage.act(params, variables, prompts, images[:, None], **options)
-
     found = closed_loop(
         env,
-        jax.tree_util.Partial(act, policy.params, policy.variables),
+        jax.tree_util.Partial(_acting(stage, temperature, top_k), policy.params, policy.variables),
         states,
         stage.prompts(instructions),
         jax.random.key(seed),
@@ -105,3 +102,14 @@ def evaluate_success(
         **wilson_interval(successes, episodes).as_dict(),
     }
     return SuccessEvaluation(report, found, instructions)
+
+
+@functools.lru_cache(maxsize=4)
+def _acting(stage: Stage, temperature: float, top_k: int) -> Callable[..., jax.Array]:
+    """One function for all families and evaluations, so that it is compiled once."""
+
+    def act(params, variables, images, prompts, key):
+        options = dict(temperature=temperature, top_k=top_k, key=key) if temperature else {}
+        return stage.act(params, variables, prompts, images[:, None], **options)
+
+    return act

@@ -113,28 +113,21 @@ def _quantizer_numbers(
 
 
 def _cards(report: Report, summary: dict[str, Any], seconds: dict[str, float]) -> None:
-    cards = []
-    for arm, counts in summary.get("policy", {}).items():
-        cards.append(
-            {
-                "label": f"Success, {ARM_NAMES[arm]}",
-                "value": f"{counts['successes'] / counts['episodes']:.0%}",
-                "note": f"{counts['successes']} of {counts['episodes']} episodes",
-            }
-        )
+    cards = [
+        {
+            "label": f"Success, {ARM_NAMES[arm]}",
+            "value": f"{counts['successes'] / counts['episodes']:.0%}",
+            "note": f"{counts['successes']} of {counts['episodes']} episodes",
+        }
+        for arm, counts in summary.get("policy", {}).items()
+    ]
     numbers = summary["quantizer"]
+    codes = f"of {numbers['codebook_size']} codes; {numbers['code_length']} a pair"
+    minutes = f"{sum(seconds.values()) / 60:.1f} min"
     cards += [
-        {
-            "label": "Code perplexity",
-            "value": f"{numbers['perplexity']:.1f}",
-            "note": f"of {numbers['codebook_size']} codes; {numbers['code_length']} a pair",
-        },
+        {"label": "Code perplexity", "value": f"{numbers['perplexity']:.1f}", "note": codes},
         {"label": "Skill", "value": f"{numbers['skill']:.2f}", "note": "0: copies; 1: perfect"},
-        {
-            "label": "Wall time",
-            "value": f"{sum(seconds.values()) / 60:.1f} min",
-            "note": "all parts; see below",
-        },
+        {"label": "Wall time", "value": minutes, "note": "all parts; see below"},
     ]
     report.cards(cards)
 
@@ -200,34 +193,23 @@ def _policy_section(
         f"{config.action_finetuning.steps:,} fine-tuning steps. LAPA starts from the latent VLA, "
         "Scratch from random parameters.",
     )
+    runs = {"latent VLA": "latent_vla"}
+    runs |= {f"fine-tuning, {name}": arm for arm, name in ARM_NAMES.items()}
+    curves = {
+        name: figures.read_metrics(workdir / run / "metrics.jsonl") for name, run in runs.items()
+    }
     section.figure(
-        figures.loss_curves(
-            {
-                "latent VLA": read_metrics(workdir / "latent_vla"),
-                **{
-                    f"fine-tuning, {ARM_NAMES[arm]}": read_metrics(workdir / arm)
-                    for arm in ARM_NAMES
-                },
-            },
-            "token_accuracy",
-            smooth=3,
-        ),
+        figures.loss_curves(curves, "token_accuracy", smooth=3),
         "Accuracy of the predicted tokens in training; latent and action tokens have different "
         "vocabularies, so only the two fine-tuning curves compare.",
     )
     named = [row | {"arm": ARM_NAMES[row["arm"]]} for row in rows]
     section.figure(figures.success_chart(named), "Closed-loop success with 95 % Wilson intervals.")
+    columns = ["family", "arm", "successes", "episodes"]
     section.table(
-        ["family", "arm", "successes", "episodes", "rate", "95 % interval"],
+        [*columns, "rate", "95 % interval"],
         [
-            [
-                r["family"],
-                r["arm"],
-                r["successes"],
-                r["episodes"],
-                f"{r['estimate']:.1%}",
-                f"{r['low']:.1%} to {r['high']:.1%}",
-            ]
+            [r[c] for c in columns] + [f"{r['estimate']:.1%}", f"{r['low']:.1%} to {r['high']:.1%}"]
             for r in named
         ],
         f"Fixed start states (seed {config.seed}), at most {config.scene.horizon} steps.",
