@@ -57,6 +57,16 @@ def require(model: Model, kind: type[Kind]) -> Kind:
     return model
 
 
+def _of_model(name: str) -> Any:
+    """A setting of the model, as an attribute of what is loaded."""
+    return property(lambda self: getattr(self.stage.model_config, name))
+
+
+def _jitted(method: str) -> Any:
+    """A method of the stage, compiled when it is first called."""
+    return cached_property(lambda self: jax.jit(getattr(self.stage, method)))
+
+
 class LoadedQuantizer(Model):
     """A trained quantizer; its methods are jitted and take NumPy or JAX arrays.
 
@@ -66,25 +76,10 @@ class LoadedQuantizer(Model):
     of = QuantizerStage
     what = "a quantizer"
 
-    @property
-    def image_size(self) -> tuple[int, int]:
-        return self.stage.model_config.image_size
-
-    @property
-    def codebook_size(self) -> int:
-        return self.stage.model_config.codebook_size
-
-    @property
-    def code_length(self) -> int:
-        return self.stage.model_config.code_length
-
-    @cached_property
-    def _quantize(self) -> Any:
-        return jax.jit(self.stage.quantize)
-
-    @cached_property
-    def _decode(self) -> Any:
-        return jax.jit(self.stage.decode)
+    image_size: tuple[int, int] = _of_model("image_size")
+    codebook_size: int = _of_model("codebook_size")
+    code_length: int = _of_model("code_length")
+    _quantize, _decode = _jitted("quantize"), _jitted("decode")
 
     def encode(self, first: np.ndarray | jax.Array, last: np.ndarray | jax.Array) -> jax.Array:
         """The latent actions z int32 (B, code_length) of frame pairs."""
@@ -129,21 +124,9 @@ class LoadedImageTokenizer(Model):
     of = ImageTokenizerStage
     what = "an image tokenizer"
 
-    @property
-    def codebook_size(self) -> int:
-        return self.stage.model_config.codebook_size
-
-    @property
-    def factor(self) -> int:
-        return self.stage.model_config.factor
-
-    @cached_property
-    def _encode(self) -> Any:
-        return jax.jit(self.stage.encode)
-
-    @cached_property
-    def _decode(self) -> Any:
-        return jax.jit(self.stage.decode)
+    codebook_size: int = _of_model("codebook_size")
+    factor: int = _of_model("factor")
+    _encode, _decode = _jitted("encode"), _jitted("decode")
 
     def encode(self, images: np.ndarray | jax.Array) -> jax.Array:
         """The codes int32 (B, h, w) of images uint8 (B, H, W, 3), row by row."""
