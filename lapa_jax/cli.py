@@ -38,6 +38,11 @@ VERBS = {
         "a grid of quantizer runs, with a table, CSV and heat maps",
         "lapa sweep experiments/sweeps/codebook.py --workdir runs/sweep --dry_run",
     ),
+    "study": (
+        "lapa_jax.verbs.study",
+        "several runs that answer one question, as a file says: arms, seeds, rows of results",
+        "lapa study my_study.py --workdir runs/my_study",
+    ),
     "bench": (
         "lapa_jax.verbs.bench",
         "how fast training steps and decoding run, beside what the device can do",

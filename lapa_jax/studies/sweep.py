@@ -5,7 +5,6 @@ done writes the table, sweep.csv and the heat maps of sweep.html.
 """
 
 import dataclasses
-import importlib.util
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +20,16 @@ from lapa_jax.report import figures
 from lapa_jax.report.html import Report, estimate
 from lapa_jax.runs import run as runs
 from lapa_jax.runs.loaded import load
-from lapa_jax.studies.study import Cell, Part, Study, name_of, text_of, train_part, write_csv
+from lapa_jax.studies.study import (
+    Cell,
+    Part,
+    Study,
+    from_file,
+    name_of,
+    text_of,
+    train_part,
+    write_csv,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,22 +44,14 @@ class Point:
 
 def read_points(spec: str) -> list[Point]:
     """The points of a sweep file, the last key of its grid fastest."""
-    path, _, arg = spec.partition(":")
-    if not Path(path).is_file():
-        raise FileNotFoundError(
-            f"sweep file {path} does not exist; shipped ones are in experiments/sweeps"
-        )
-    module_spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    sweep = module.get_sweep(arg or None)
+    sweep = from_file(spec, "get_sweep")
     points = []
     for values in itertools.product(*sweep["grid"].values()):
         config = ConfigDict(sweep["config"].to_dict())
         chosen = dict(zip(sweep["grid"], values, strict=True))
         known = configs.to_dict(config)
         for key, value in chosen.items():
-            _set(config, key, value, known, path)
+            _set(config, key, value, known, spec)
         points.append(Point(chosen, config.lock()))
     return points
 

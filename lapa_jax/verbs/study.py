@@ -1,0 +1,71 @@
+"""`lapa study`: several runs that answer one question, as a file says.
+
+A study file has `get_study(arg, workdir)`, which gives a Study (lapa_jax/studies/study.py): its
+cells, and their parts, each done once. Cell i is done by the machine with i mod COUNT = INDEX; the
+same command continues. Whoever finds all cells done writes the rows of all to rows.csv.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from lapa_jax.runs import program as programs
+from lapa_jax.studies.study import Interrupted, Study, from_file, name_of, text_of, write_csv
+from lapa_jax.train import EXIT_RESTART
+from lapa_jax.verbs import flags, text
+
+
+def main(argv: list[str]) -> int:
+    parser = flags.parser("lapa study", __doc__, "lapa study my_study.py --workdir runs/my_study")
+    parser.add_argument("study", metavar="FILE.py[:args]", help="a file with get_study")
+    add_flags(parser, "files of the study, and its runs")
+    args = parser.parse_args(argv)
+    check_flags(args)
+    workdir = Path(args.workdir)
+    study = from_file(args.study, "get_study", workdir)
+    if not isinstance(study, Study):
+        raise ValueError(f"get_study of {args.study} gives a {type(study).__name__}, not a Study")
+    code = run(study, args)
+    if code or study.missing():
+        return code
+    rows = study.rows()
+    write_csv(workdir / "rows.csv", rows)
+    show_rows(rows)
+    text.show(f"\n{workdir}/rows.csv")
+    return 0
+
+
+def add_flags(parser: argparse.ArgumentParser, workdir: str) -> None:
+    """Those of everything that machines share."""
+    parser.add_argument("--workdir", required=True, help=workdir)
+    parser.add_argument("--index", type=int, default=0, help="this machine's number (from 0)")
+    parser.add_argument("--count", type=int, default=1, help="machines that share the work")
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    if not 0 <= args.index < args.count:
+        raise ValueError(f"--index {args.index} must be from 0 to --count {args.count} - 1")
+
+
+def run(study: Study, args: argparse.Namespace) -> int:
+    """Does this machine's cells, and says what others have not done yet; the exit code."""
+    programs.keep_compiled(study.workdir)  # cells that differ in a seed run the same programs
+    try:
+        study.run(args.index, args.count)
+    except Interrupted:
+        sys.stderr.write("lapa: interrupted; the same command continues where it was\n")
+        return EXIT_RESTART
+    if missing := study.missing():
+        first = name_of(missing[0].values)
+        text.show(f"{len(missing)} points are not done yet, the first: {first}")
+    return 0
+
+
+def show_rows(rows: list[dict[str, Any]]) -> None:
+    keys = [key for key in rows[0] if not isinstance(rows[0][key], list)] if rows else []
+    text.show(text.table([keys, *([_cell(row.get(key)) for key in keys] for row in rows)]))
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else "–" if value is None else text_of(value)

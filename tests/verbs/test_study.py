@@ -1,0 +1,65 @@
+"""A study that a file describes: parts done once, interruption, sharing, rows."""
+
+import csv
+
+import pytest
+from tiny import lapa, succeed
+
+STUDY = """
+from lapa_jax.studies.study import Cell, Interrupted, Part, Study
+
+def get_study(arg, workdir):
+    def note(name, result=None):
+        def work():
+            with open(workdir / "log", "a") as file:
+                file.write(name + " ")
+            if (workdir / "signal").exists() and name == "b":
+                raise Interrupted
+            return result
+        return Part(name, work)
+
+    shared = note("shared")
+    rows = {arm: [{"value": value, "arm": arm}] for arm, value in (("a", 0.25), ("b", 1.0))}
+    return Study(workdir, [Cell({"arm": x, "seed": 0}, (shared, note(x, rows[x]))) for x in "ab"])
+"""
+
+
+@pytest.fixture
+def study(tmp_path):
+    path = tmp_path / "two_arms.py"
+    path.write_text(STUDY)
+    return path
+
+
+def test_an_interrupted_study_continues_and_tells(study, tmp_path):
+    workdir = tmp_path / "study"
+    workdir.mkdir()
+    (workdir / "signal").touch()
+    assert lapa("study", study, "--workdir", workdir)[0] == 75
+    (workdir / "signal").unlink()
+    out = succeed("study", study, "--workdir", workdir)
+    assert (workdir / "log").read_text() == "shared a b b "
+    assert out.split("\n")[:3] == ["arm  seed  value", "  a     0   0.25", "  b     0      1"]
+    with open(workdir / "rows.csv") as file:
+        assert [row["value"] for row in csv.DictReader(file)] == ["0.25", "1.0"]
+
+
+def test_machines_share_the_cells(study, tmp_path):
+    workdir = tmp_path / "study"
+    out = succeed("study", study, "--workdir", workdir, "--index", 1, "--count", 2)
+    assert "1 points are not done yet, the first: arm=a,seed=0" in out
+    assert not (workdir / "rows.csv").exists()
+    succeed("study", study, "--workdir", workdir, "--index", 0, "--count", 2)
+    assert (workdir / "log").read_text() == "shared b a "
+    assert (workdir / "rows.csv").exists()
+
+
+def test_files_that_are_none(study, tmp_path):
+    study.write_text("def get_study(arg, workdir):\n    return []\n")
+    for path, message in (
+        (study, "gives a list, not a Study"),
+        (tmp_path / "gone.py", "gone.py does not exist"),
+        (__file__, "has no function get_study"),
+    ):
+        code, _, error = lapa("study", path, "--workdir", tmp_path / "out")
+        assert code == 2 and message in error
