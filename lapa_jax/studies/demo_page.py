@@ -195,9 +195,7 @@ def _policy_section(
     )
     runs = {"latent VLA": "latent_vla"}
     runs |= {f"fine-tuning, {name}": arm for arm, name in ARM_NAMES.items()}
-    curves = {
-        name: figures.read_metrics(workdir / run / "metrics.jsonl") for name, run in runs.items()
-    }
+    curves = {name: read_metrics(workdir / run) for name, run in runs.items()}
     section.figure(
         figures.loss_curves(curves, "token_accuracy", smooth=3),
         "Accuracy of the predicted tokens in training; latent and action tokens have different "
