@@ -20,8 +20,8 @@ _DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16)} | {
 }
 _ARRAY = 1  # flax's extension type
 _CHUNKED = "__msgpack_chunked_array__"
-_UNSIGNED = {0xCC: ">B", 0xCD: ">H", 0xCE: ">I", 0xCF: ">Q"}
-_SIGNED = {0xD0: ">b", 0xD1: ">h", 0xD2: ">i", 0xD3: ">q"}
+_CONSTANTS = {0xC0: None, 0xC2: False, 0xC3: True}
+_NUMBERS = {0xCC + i: f">{form}" for i, form in enumerate("BHIQbhiq")}
 _STRINGS = {0xD9: ">B", 0xDA: ">H", 0xDB: ">I"}
 _BYTES = {0xC4: ">B", 0xC5: ">H", 0xC6: ">I"}
 _ARRAYS = {0xDC: ">H", 0xDD: ">I"}
@@ -58,11 +58,10 @@ class _Reader:
             return [self.value() for _ in range(head & 0x0F)]
         if head < 0xC0:
             return bytes(self.take(head & 0x1F)).decode()
-        if head in (0xC0, 0xC2, 0xC3):
-            return {0xC0: None, 0xC2: False, 0xC3: True}[head]
-        for table in (_UNSIGNED, _SIGNED):
-            if head in table:
-                return self.number(table[head])
+        if head in _CONSTANTS:
+            return _CONSTANTS[head]
+        if head in _NUMBERS:
+            return self.number(_NUMBERS[head])
         if head in _STRINGS:
             return bytes(self.take(self.number(_STRINGS[head]))).decode()
         if head in _BYTES:
