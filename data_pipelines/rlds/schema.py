@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import simplejpeg
 
 from data_pipelines.rlds import tfrecord
 
@@ -122,14 +121,29 @@ def picture_kind(data: tfrecord.Buffer) -> str:
 
 
 def jpeg_size(jpeg: bytes) -> tuple[int, int, int]:
-    """(height, width, channels) from the JPEG header; raises ValueError if there is none."""
+    """(height, width, channels) from the JPEG header; raises ValueError if there is none. The
+    decoder's own reader wants more of a file than that: it knows no size of one that is cut off."""
     if picture_kind(jpeg) != "jpeg":
         raise ValueError(f"not a JPEG: it starts with {jpeg[:2].hex(' ') or 'nothing'}, not ff d8")
-    try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(jpeg)
-    except ValueError as error:
-        raise ValueError(f"damaged JPEG header: {error}") from error
-    return height, width, {"Gray": 1, "CMYK": 4, "YCCK": 4}.get(colours, 3)
+    at = 2
+    while at + 9 < len(jpeg):
+        if jpeg[at] != 0xFF:
+            raise ValueError(f"damaged JPEG header at byte {at}")
+        marker = jpeg[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return (
+                int.from_bytes(jpeg[at + 5 : at + 7]),
+                int.from_bytes(jpeg[at + 7 : at + 9]),
+                jpeg[at + 9],
+            )
+        if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # markers without a length
+            at += 2
+            continue
+        at += 2 + int.from_bytes(jpeg[at + 2 : at + 4])
+    raise ValueError("truncated JPEG: it has no frame header")
 
 
 def check_episode(episode: Episode, spec: EpisodeSpec) -> None:
