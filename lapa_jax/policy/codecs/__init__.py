@@ -1,6 +1,7 @@
 """Values of a loader column as tokens, and back. A new codec is a file here and a line in
 `CODECS`."""
 
+import inspect
 import json
 
 from lapa_jax.policy.codecs.bins import Bins
@@ -20,4 +21,6 @@ def from_json(data: bytes) -> Codec:
     kind = values.pop("kind", "bins" if "edges" in values else "clusters")
     if kind not in CODECS:
         raise ValueError(f"a codec of kind {kind!r}: this code knows {sorted(CODECS)}")
-    return CODECS[kind](**values)
+    # Beside them `lapa data stats --json` tells where they are from.
+    names = inspect.signature(CODECS[kind]).parameters
+    return CODECS[kind](**{name: values[name] for name in names if name in values})
