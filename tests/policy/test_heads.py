@@ -299,6 +299,10 @@ def test_what_cannot_be_is_named(tiny_data):
     with pytest.raises(ValueError, match="config.code_length is missing"):
         stages.build(config, {TOKENIZER: tokenizer()})
     with config.unlocked():
+        config.model.targets.latent.codec = "bins"
+    with pytest.raises(ValueError, match="targets.latent.codec='bins' is of actions"):
+        stages.build(config, {TOKENIZER: tokenizer()})
+    with config.unlocked():
         config.model.targets = heads.token_settings(action=8)
         config.model.targets.latent = heads.head_settings("chunk")
     assets = {TOKENIZER: tokenizer(), SCALE: b"[[0.0], [1.0]]", CODEC: BINS.to_json()}

@@ -48,6 +48,10 @@ class TokenHead(Head):
         self.modality, self.settings = modality, settings
         # Small vocabularies of any size: neither the table nor the head is split.
         self.vocab = self.num_outputs = settings.vocab
+        if not self.acts and issubclass(codecs.CODECS[settings.codec], codecs.ActionCodec):
+            raise ValueError(
+                f"model.targets.{modality}.codec={settings.codec!r} is of actions: set 'codes'"
+            )
         self.codec = None  # of a head that is only kept: what its codec needs may be missing
         if settings.loss_weight and settings.codec == codecs.Codes.kind:
             if "code_length" not in config:
