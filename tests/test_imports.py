@@ -123,6 +123,18 @@ def test_every_file_has_a_rule():
     assert {str(path.relative_to(ROOT)) for path in bare} <= {"data_pipelines/__init__.py"}
 
 
+def test_the_loop_is_short_and_has_few_collaborators():
+    path = ROOT / "lapa_jax/train.py"
+    modules = set()
+    for name, _ in imports_of(path):
+        if name.split(".")[0] in TOP:
+            file = ROOT / name.replace(".", "/")
+            own = file.is_dir() or file.with_suffix(".py").is_file()
+            modules.add(name if own else name.rpartition(".")[0])
+    assert len(modules) <= 7, modules
+    assert len(path.read_text().splitlines()) <= 250
+
+
 @pytest.mark.parametrize(
     "heavy", ["tensorflow", "tensorflow_datasets", "torch", "mujoco", "apache_beam"]
 )
