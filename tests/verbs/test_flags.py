@@ -88,6 +88,43 @@ def test_the_dataclass_checks_itself():
         parse("in", "--out", "o", "--fps", "0")
 
 
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """length: of what is left"""
+
+    length: int = dataclasses.field(metadata={"why": "nobody else knows"})
+    slowly: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Mark:
+    """length: of the mark"""
+
+    length: int = 5
+    colour: str | None = None
+
+
+def choose(*argv):
+    parser = flags.parser("lapa test", "A test.")
+    choices = {"cut": ("shorter", Cut), "mark": ("seen", Mark)}
+    flags.add_choice(parser, "how", choices)
+    return flags.read_choice(parser.parse_args(argv), "how", choices)
+
+
+def test_each_choice_has_its_own_flags(capsys):
+    assert choose("--how", "cut", "--length", "3", "--slowly") == Cut(3, True)
+    assert choose("--how", "mark", "--colour", "red") == Mark(5, "red")
+    with pytest.raises(ValueError, match="--how cut needs --length: nobody else knows"):
+        choose("--how", "cut")
+    with pytest.raises(ValueError, match="--how mark does not take --slowly"):
+        choose("--how", "mark", "--slowly")
+    with pytest.raises(SystemExit):
+        choose("--help")
+    told = " ".join(capsys.readouterr().out.split())
+    assert "cut: shorter; mark: seen" in told
+    assert "of what is left (cut, mark)" in told and "--colour COLOUR (mark)" in told
+
+
 def test_table():
     assert text.table([("name", "n"), ("a", 10), ("long one", 2)], left=(0,)) == (
         "name       n\na         10\nlong one   2"
