@@ -20,7 +20,16 @@ import sys
 from typing import Any
 
 from launch import xla_flags
-from launch.shell import Shell, checked_env_file, given, needed, run_tool, supervised
+from launch.shell import (
+    NEEDED,
+    Action,
+    Shell,
+    assignments,
+    checked_env_file,
+    given,
+    run_tool,
+    supervised,
+)
 from launch.tpu_shapes import SLICES
 
 MOUNT = "/mnt/lapa"
@@ -34,50 +43,43 @@ ACCELERATORS = {
 }
 
 
+_MACHINE = "--accelerator --slices --spot --image --restarts --save_seconds"
+ACTIONS = {
+    "run": Action(
+        "starts the command behind -- as a JobSet",
+        f"job --namespace {_MACHINE} --claim --secret",
+        takes_command=True,
+    ),
+    "tail": Action("follows the output of the first host", "job --namespace"),
+    "delete": Action("ends the job; its nodes are free", "job --namespace"),
+    "xpk": Action(
+        "starts the command behind -- through xpk",
+        f"job {_MACHINE} --cluster --zone --project --env_file",
+        takes_command=True,
+    ),
+}
+FLAGS = {
+    "job": {"help": "its name"},
+    "--namespace": {"default": "default"},
+    "--restarts": {"type": int, "default": 100, "help": "of all pods (default 100)"},
+    "--claim": {**NEEDED, "help": f"PersistentVolumeClaim, mounted at {MOUNT}"},
+    "--secret": {"help": "Kubernetes secret whose entries become variables"},
+    "--cluster": NEEDED,
+}
+
+
 def main(argv: list[str] | None = None) -> int:
     """One of the actions above."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.gke", description="Runs a job on TPU slices of a GKE cluster."
-    )
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    job = argparse.ArgumentParser(add_help=False)
-    job.add_argument("job", help="its name")
-    job.add_argument("--dry_run", action="store_true", help="print the commands")
-    namespace = argparse.ArgumentParser(add_help=False)
-    namespace.add_argument("--namespace", default="default")
-    machine = argparse.ArgumentParser(add_help=False)
-    machine.add_argument("--accelerator", required=True, help="v5p-64, v6e-256, tpu7x-64, ...")
-    machine.add_argument("--slices", type=int, default=1)
-    machine.add_argument("--spot", action="store_true", help="on nodes that may be taken away")
-    machine.add_argument("--image", required=True, help="built from launch/docker/tpu.Dockerfile")
-    machine.add_argument("--restarts", type=int, default=100, help="of all pods (default 100)")
-    machine.add_argument("--save_seconds", type=int, default=300, help="for saving at the end")
-    volume = argparse.ArgumentParser(add_help=False)
-    volume.add_argument("--claim", required=True, help=f"PersistentVolumeClaim, mounted at {MOUNT}")
-    volume.add_argument("--secret", help="Kubernetes secret whose entries become variables")
-    xpk = argparse.ArgumentParser(add_help=False)
-    xpk.add_argument("--cluster", required=True)
-    xpk.add_argument("--zone")
-    xpk.add_argument("--project")
-    xpk.add_argument("--env_file", help="NAME=VALUE lines, secrets too")
-    for name, parents, does in (
-        ("run", [job, namespace, machine, volume], "starts the command behind -- as a JobSet"),
-        ("tail", [job, namespace], "follows the output of the first host"),
-        ("delete", [job, namespace], "ends the job; its nodes are free"),
-        ("xpk", [job, machine, xpk], "starts the command behind -- through xpk"),
-    ):
-        actions.add_parser(name, parents=parents, help=does, description=does)
-    return run_tool(parser, _work, argv)
+    does = "Runs a job on TPU slices of a GKE cluster."
+    return run_tool("gke", does, ACTIONS, FLAGS, _work, argv)
 
 
 def _work(args: argparse.Namespace, command: list[str], shell: Shell) -> None:
     if args.action == "run":
-        manifest = json.dumps(jobset(args, needed(command)), indent=1)
+        manifest = json.dumps(jobset(args, command), indent=1)
         shell.run(["kubectl", "apply", "-f", "-"], stdin=manifest)
     elif args.action == "xpk":
-        shell.run(_xpk(args, needed(command)))
-    elif command:
-        raise ValueError(f"{args.action} takes no command, got {shlex.join(command)!r}")
+        shell.run(_xpk(args, command))
     elif args.action == "tail":
         pods = (
             f"jobset.sigs.k8s.io/jobset-name={args.job},batch.kubernetes.io/job-completion-index=0"
@@ -137,68 +139,47 @@ def jobset(args: argparse.Namespace, command: list[str]) -> dict[str, Any]:
         "containers": [container],
         "volumes": [{"name": "shared", "persistentVolumeClaim": {"claimName": args.claim}}],
     }
+    # Where a supervisor has given up, or the command was wrong, nothing is started again.
+    given_up = {"containerName": "lapa", "operator": "In", "values": [1, 2]}
     job = {
         "completionMode": "Indexed",
         "parallelism": hosts,
         "completions": hosts,
         "backoffLimit": 0,  # one pod lost: the job fails, and the JobSet starts all again
-        # But not where a supervisor has given up, or the command was wrong.
-        "podFailurePolicy": {
-            "rules": [
-                {
-                    "action": "FailJob",
-                    "onExitCodes": {"containerName": "lapa", "operator": "In", "values": [1, 2]},
-                }
-            ]
-        },
+        "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": given_up}]},
         "template": {"spec": pod},
     }
+    slices = {"name": "slice", "replicas": args.slices, "template": {"spec": job}}
+    rule = {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    pools = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
-        "metadata": {
-            "name": args.job,
-            "namespace": args.namespace,
-            # One slice to a node pool.
-            "annotations": {
-                "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
-            },
-        },
+        # One slice to a node pool.
+        "metadata": {"name": args.job, "namespace": args.namespace, "annotations": pools},
         "spec": {
-            "failurePolicy": {
-                "maxRestarts": args.restarts,
-                "rules": [
-                    {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]},
-                ],
-            },
-            "replicatedJobs": [
-                {"name": "slice", "replicas": args.slices, "template": {"spec": job}}
-            ],
+            "failurePolicy": {"maxRestarts": args.restarts, "rules": [rule]},
+            "replicatedJobs": [slices],
         },
     }
 
 
 def _xpk(args: argparse.Namespace, command: list[str]) -> list[str]:
-    variables = xla_flags.environment(args.accelerator, slices=args.slices)
-    words = supervised(command, args.save_seconds)
-    exports = [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
-    line = " ".join([*exports, shlex.join(words)])
+    variables = assignments(xla_flags.environment(args.accelerator, slices=args.slices))
+    job = shlex.join(supervised(command, args.save_seconds))
     return [
-        "xpk",
-        "workload",
-        "create",
+        *("xpk", "workload", "create"),
         f"--workload={args.job}",
-        f"--cluster={args.cluster}",
-        *given(args, "zone", "project"),
+        *given(args, "cluster", "zone", "project"),
         f"--tpu-type={args.accelerator.replace('v5e-', 'v5litepod-')}",
         f"--num-slices={args.slices}",
-        *(["--spot"] if args.spot else []),
+        *given(args, "spot"),
         f"--docker-image={args.image}",
         f"--max-restarts={args.restarts}",
         "--restart-on-user-code-failure",
         f"--termination-grace-period-seconds={args.save_seconds}",
         *([f"--env-file={checked_env_file(args.env_file)}"] if args.env_file else []),
-        f"--command={line}",
+        f"--command={' '.join([*variables, job])}",
     ]
 
 

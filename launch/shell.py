@@ -1,6 +1,6 @@
 """Commands of other programs: shown exactly, then run, or with --dry_run only shown.
 
-What a dry run prints is a shell script that does the same.
+What a dry run prints is a shell script that does the same. Below: what the tools have in common.
 """
 
 import argparse
@@ -10,9 +10,25 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 # A word that carries the value of a secret: HF_TOKEN=..., --api_key=...
 _SECRET = re.compile(r"(?i)(?:^|[-_.\s])(\w*(?:token|secret|password|api_?key|credentials?))=\S")
+
+NEEDED, SWITCH = {"required": True}, {"action": "store_true"}
+Flags = dict[str, dict[str, Any]]  # flag, or word without a flag → what argparse is told of it
+FLAGS: Flags = {  # of more than one tool
+    "--accelerator": {**NEEDED, "help": "v5p-64, v5e-256, v6e-256, on GKE tpu7x-64 too, ..."},
+    "--slices": {"type": int, "default": 1, "help": "that make one machine (default 1)"},
+    "--spot": {**SWITCH, "help": "cheaper, and taken away at any time"},
+    "--image": {**NEEDED, "help": "built from launch/docker/tpu.Dockerfile"},
+    "--zone": {"help": "default: that of gcloud's configuration"},
+    "--project": {"help": "default: that of gcloud's configuration"},
+    "--hardware": {**NEEDED, "help": "h100, h200 or b200"},
+    "--exact": {**SWITCH, "help": "the same bits each time, maybe slower"},
+    "--env_file": {"help": "NAME=VALUE lines, secrets too; readable by you alone"},
+    "--save_seconds": {"type": int, "default": 300, "help": "to save, at the end (default 300)"},
+}
 
 
 class Shell:
@@ -52,14 +68,12 @@ class Shell:
 
 def refuse_secrets(words: list[str]) -> None:
     """Raises ValueError where a word gives a secret its value: all users of a machine see it."""
-    for word in words:
-        found = _SECRET.search(word)
-        if found:
-            raise ValueError(
-                f"{found[1]}=... on a command line can be read by everybody on the machine: put it "
-                f"into a file of lines NAME=VALUE, and name that with --env_file (on GKE: into a "
-                f"Kubernetes secret, with --secret)"
-            )
+    for found in filter(None, map(_SECRET.search, words)):
+        raise ValueError(
+            f"{found[1]}=... on a command line can be read by everybody on the machine: put it "
+            f"into a file of lines NAME=VALUE, and name that with --env_file (on GKE: into a "
+            f"Kubernetes secret, with --secret)"
+        )
 
 
 def checked_env_file(path: str) -> str:
@@ -82,8 +96,13 @@ def split(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Na
 
 def given(args: argparse.Namespace, *names: str) -> list[str]:
     """Those of the flags that have a value, for a program that has them too."""
-    values = {name: getattr(args, name) for name in names}
-    return [f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value]
+    values = {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
+    return [flag if value is True else f"{flag}={value}" for flag, value in values.items() if value]
+
+
+def assignments(variables: dict[str, str]) -> list[str]:
+    """NAME=VALUE words of a shell."""
+    return [f"{name}={shlex.quote(value)}" for name, value in variables.items()]
 
 
 def supervised(command: list[str], save_seconds: int) -> list[str]:
@@ -95,17 +114,50 @@ def supervised(command: list[str], save_seconds: int) -> list[str]:
     return ["python", "-m", "launch.supervise", *drain, "--", *command]
 
 
+class Action(NamedTuple):
+    """One thing that a tool does."""
+
+    does: str
+    flags: str  # in one line: those of FLAGS and of the tool
+    takes_command: bool = False  # behind `--`; without one it must not be given
+
+
 def run_tool(
-    parser: argparse.ArgumentParser,
+    name: str,
+    does: str,
+    actions: dict[str, Action],
+    flags: Flags,
     work: Callable[[argparse.Namespace, list[str], Shell], int | None],
     argv: list[str] | None,
 ) -> int:
     """Parses and works; wrong values and failed commands become one line and an exit code.
 
-    The parser must have --dry_run.
+    `args.action` names one of the actions, which is not written where there is only one.
     """
+    parser = argparse.ArgumentParser(prog=f"python -m launch.{name}", description=does)
+    several = None
+    if len(actions) > 1:
+        several = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    for key, action in actions.items():
+        one = (
+            several.add_parser(key, help=action.does, description=action.does)
+            if several
+            else parser
+        )
+        one.set_defaults(action=key)
+        for flag in action.flags.split():
+            one.add_argument(flag, **(FLAGS | flags)[flag])
+        one.add_argument("--dry_run", action="store_true", help="print the commands")
+        if action.takes_command:
+            one.usage = one.format_usage().removeprefix("usage: ").rstrip() + " -- COMMAND ..."
     args, command = split(parser, sys.argv[1:] if argv is None else argv)
     try:
+        if not actions[args.action].takes_command:
+            if command:
+                raise ValueError(f"{args.action} takes no command, got {shlex.join(command)!r}")
+        elif not command:
+            raise ValueError("give the command behind --, for example: -- lapa train --config ...")
+        refuse_secrets(command)
         return work(args, command, Shell(args.dry_run)) or 0
     except ValueError as error:
         sys.stderr.write(f"{parser.prog}: {error}\n")
@@ -115,11 +167,3 @@ def run_tool(
         return 1
     except KeyboardInterrupt:
         return 130
-
-
-def needed(command: list[str]) -> list[str]:
-    """The command behind `--`, which must be there and carry no secret."""
-    if not command:
-        raise ValueError("give the command behind --, for example: -- lapa train --config ...")
-    refuse_secrets(command)
-    return command

@@ -15,45 +15,37 @@ import sys
 
 from launch import xla_flags
 from launch.run_files import EXIT_RESTART
-from launch.shell import Shell, checked_env_file, needed, run_tool, supervised
+from launch.shell import Action, Shell, assignments, checked_env_file, run_tool, supervised
+
+FLAGS = {
+    "--nodes": {"type": int, "default": 1},
+    "--gpus_per_node": {"type": int, "default": 8},
+    "--process_per": {
+        "choices": ("gpu", "node"),
+        "default": "gpu",
+        "help": "one process for each GPU (default), or one for all GPUs of a node",
+    },
+    "--time": {"default": "24:00:00", "help": "limit of one turn; the job then queues again"},
+    "--name": {"default": "lapa"},
+    "--partition": {},
+    "--account": {},
+    "--env_file": {"help": "NAME=VALUE lines, secrets too; on storage that the nodes share"},
+}
+SUBMIT = Action("", f"--hardware --exact --save_seconds {' '.join(FLAGS)}", takes_command=True)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Submits the job; with --dry_run prints the script."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.slurm",
-        usage="%(prog)s --hardware CHIP --nodes N [flags] -- COMMAND --workdir DIR ...",
-        description="Submits a supervised job on GPU nodes.",
-    )
-    add = parser.add_argument
-    add("--hardware", required=True, help="h100, h200 or b200")
-    add("--nodes", type=int, default=1)
-    add("--gpus_per_node", type=int, default=8)
-    add(
-        "--process_per",
-        choices=("gpu", "node"),
-        default="gpu",
-        help="one process for each GPU (default), or one for all GPUs of a node",
-    )
-    add("--time", default="24:00:00", help="limit of one turn; the job then queues again")
-    add("--save_seconds", type=int, default=300, help="SIGTERM comes so long before the limit")
-    add("--name", default="lapa")
-    add("--partition")
-    add("--account")
-    add("--env_file", help="NAME=VALUE lines, secrets too; on storage that the nodes share")
-    add("--exact", action="store_true", help="the same bits each time, maybe slower")
-    add("--dry_run", action="store_true", help="print the command and the script")
-    return run_tool(parser, _submit, argv)
+    does = "Submits a supervised job on GPU nodes."
+    return run_tool("slurm", does, {"submit": SUBMIT}, FLAGS, _submit, argv)
 
 
 def _submit(args: argparse.Namespace, command: list[str], shell: Shell) -> None:
-    shell.run(["sbatch"], stdin=script(args, needed(command)))
+    shell.run(["sbatch"], stdin=script(args, command))
 
 
 def script(args: argparse.Namespace, command: list[str]) -> str:
     """The batch script, which sbatch reads from its standard input."""
-    if xla_flags.is_tpu(args.hardware):
-        raise ValueError(f"--hardware {args.hardware} is a TPU: see launch/tpu_pod.py")
     per_node = args.gpus_per_node if args.process_per == "gpu" else 1
     settings = {
         "job-name": args.name,
@@ -69,25 +61,19 @@ def script(args: argparse.Namespace, command: list[str]) -> str:
     }
     lines = ["#!/bin/bash"]
     lines += [f"#SBATCH --{name}={value}" for name, value in settings.items() if value]
-    lines += [
-        "#SBATCH --exclusive",
-        "#SBATCH --requeue",
-        "",
-        f"cd {shlex.quote(os.getcwd())} || exit",
-    ]
+    lines += ["#SBATCH --exclusive", "#SBATCH --requeue", ""]
+    lines += [f"cd {shlex.quote(os.getcwd())} || exit"]
     if args.env_file:
         path = shlex.quote(os.path.abspath(checked_env_file(args.env_file)))
-        lines += ["set -a", "# shellcheck source=/dev/null", f". {path}"]
-        lines += ["set +a"]
-    variables = xla_flags.environment(args.hardware, exact=args.exact)
+        lines += ["set -a", "# shellcheck source=/dev/null", f". {path}", "set +a"]
+    variables = xla_flags.gpu_environment(args.hardware, args.exact)
     if args.process_per == "node":
         # Under Slurm JAX shows each process one GPU unless told otherwise.
         variables["JAX_LOCAL_DEVICE_IDS"] = ",".join(map(str, range(args.gpus_per_node)))
-    lines += [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
-    job = supervised(command, args.save_seconds)
+    lines += [f"export {variable}" for variable in assignments(variables)]
     lines += [
         # Supervisors outlive the end of one of them: each starts its own process again.
-        f"srun --kill-on-bad-exit=0 {shlex.join(job)}",
+        f"srun --kill-on-bad-exit=0 {shlex.join(supervised(command, args.save_seconds))}",
         "code=$?",
         f'if [ "$code" -eq {EXIT_RESTART} ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
         'exit "$code"',

@@ -68,10 +68,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     options, command = split(parser, argv)
     if not command:
         parser.error("give the command behind --, for example: -- lapa train --config ...")
-    for name in ("processes", "max_failures"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} {getattr(options, name)}: at least 1")
-    for name in ("hang_seconds", "start_seconds"):
+    for name in ("processes", "max_failures", "hang_seconds", "start_seconds"):
         if getattr(options, name) <= 0:
             parser.error(f"--{name} {getattr(options, name)}: must be positive")
     return options, command

@@ -20,7 +20,7 @@ import sys
 import time
 
 from launch import xla_flags
-from launch.shell import Shell, checked_env_file, given, needed, run_tool, supervised
+from launch.shell import Action, Shell, checked_env_file, given, run_tool, supervised
 
 RUNTIMES = {
     "v4": "tpu-ubuntu2204-base",
@@ -29,6 +29,7 @@ RUNTIMES = {
     "v6e": "v2-alpha-tpuv6e",
 }
 MOUNT = "/mnt/lapa"
+QUEUED = ["gcloud", "compute", "tpus", "queued-resources"]
 CONTAINER = "lapa"
 ENV_FILE = ".lapa.env"  # on the hosts, in the home directory
 DRAIN_SECONDS = 600  # for saving, when the container is stopped
@@ -36,61 +37,45 @@ POLL_SECONDS = 60.0
 GONE = ("SUSPENDED", "SUSPENDING", "FAILED")  # states of a queued resource without machines
 
 
+_WHERE = "pod --zone --project --slices"
+_MACHINE = "--accelerator --spot --service_account --network"
+_HOSTS = "--image --nfs --env_file"
+ACTIONS = {
+    "create": Action("asks for machines, waits until they are there", f"{_WHERE} {_MACHINE}"),
+    "install": Action("storage, environment file, image, on every host", f"{_WHERE} {_HOSTS}"),
+    "run": Action(
+        "starts the command behind -- on every host", f"{_WHERE} --accelerator --image", True
+    ),
+    "tail": Action("follows the output of the first host", _WHERE),
+    "stop": Action("the run saves its state and ends; the machines stay", _WHERE),
+    "delete": Action("gives the machines back", _WHERE),
+    "keep": Action(
+        "create, install, run; again when taken away", f"{_WHERE} {_MACHINE} {_HOSTS}", True
+    ),
+}
+FLAGS = {
+    "pod": {"help": "its name; also that of the queued resource"},
+    "--service_account": {"help": "that the machines act as"},
+    "--network": {"help": "default: the project's default network"},
+    "--nfs": {"help": f"SERVER:/SHARE to mount at {MOUNT} on every host"},
+}
+
+
 def main(argv: list[str] | None = None) -> int:
     """One of the actions above."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.tpu_pod",
-        description="Creates a TPU pod, runs a job on it, follows it, takes it down.",
-    )
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    where = argparse.ArgumentParser(add_help=False)
-    where.add_argument("pod", help="its name; also that of the queued resource")
-    where.add_argument("--zone", help="default: that of gcloud's configuration")
-    where.add_argument("--project", help="default: that of gcloud's configuration")
-    where.add_argument("--slices", type=int, default=1, help="that make one machine (default 1)")
-    where.add_argument("--dry_run", action="store_true", help="print the commands")
-    machine = argparse.ArgumentParser(add_help=False)
-    machine.add_argument("--accelerator", required=True, help="v5p-64, v5e-256, v6e-256, ...")
-    machine.add_argument("--spot", action="store_true", help="cheaper, and taken away at any time")
-    machine.add_argument("--service_account", help="that the machines act as")
-    machine.add_argument("--network", help="default: the project's default network")
-    image = argparse.ArgumentParser(add_help=False)
-    image.add_argument("--image", required=True, help="built from launch/docker/tpu.Dockerfile")
-    storage = argparse.ArgumentParser(add_help=False)
-    storage.add_argument("--nfs", help=f"SERVER:/SHARE to mount at {MOUNT} on every host")
-    storage.add_argument("--env_file", help="NAME=VALUE lines, secrets too; readable by you alone")
-    hardware = argparse.ArgumentParser(add_help=False)
-    hardware.add_argument("--accelerator", required=True, help="as in create")
-    for name, parents, does in (
-        ("create", [where, machine], "asks for the machines and waits until they are there"),
-        ("install", [where, image, storage], "storage, environment file and image, on every host"),
-        ("run", [where, hardware, image], "starts the command behind -- on every host"),
-        ("tail", [where], "follows the output of the first host"),
-        ("stop", [where], "the run saves its state and ends; the machines stay"),
-        ("delete", [where], "gives the machines back"),
-        ("keep", [where, machine, image, storage], "create, install, run; again when taken away"),
-    ):
-        actions.add_parser(name, parents=parents, help=does, description=does)
-    return run_tool(parser, _work, argv)
+    does = "Creates a TPU pod, runs a job on it, follows it, takes it down."
+    return run_tool("tpu_pod", does, ACTIONS, FLAGS, _work, argv)
 
 
 def _work(args: argparse.Namespace, command: list[str], shell: Shell) -> None:
-    pod = Pod(args, shell)
-    if args.action == "keep":
-        keep(pod, needed(command))
-    elif args.action == "run":
-        pod.run(needed(command))
-    elif command:
-        raise ValueError(f"{args.action} takes no command, got {shlex.join(command)!r}")
-    else:
-        getattr(pod, args.action)()
+    getattr(Pod(args, command, shell), args.action)()
 
 
 class Pod:
     """The actions on one queued resource, as gcloud commands."""
 
-    def __init__(self, args: argparse.Namespace, shell: Shell):
-        self._args, self.shell = args, shell
+    def __init__(self, args: argparse.Namespace, command: list[str], shell: Shell):
+        self._args, self._command, self._shell = args, command, shell
         self._where = given(args, "zone", "project")
 
     def create(self) -> None:
@@ -102,20 +87,17 @@ class Pod:
                 f"--accelerator {args.accelerator}: queued resources offer {', '.join(RUNTIMES)}; "
                 f"TPU7x is on GKE only (launch/gke.py)"
             )
-        several = [f"--node-count={args.slices}", f"--node-prefix={args.pod}"]
-        self.shell.run(
-            [
-                *_queued("create"),
-                args.pod,
-                *self._where,
-                f"--accelerator-type={args.accelerator.replace('v5e-', 'v5litepod-')}",
-                f"--runtime-version={RUNTIMES[chip]}",
-                *(several if args.slices > 1 else [f"--node-id={args.pod}"]),
-                *(["--spot"] if args.spot else []),
-                *given(args, "service_account", "network"),
-            ]
+        nodes = [f"--node-id={args.pod}"]
+        if args.slices > 1:
+            nodes = [f"--node-count={args.slices}", f"--node-prefix={args.pod}"]
+        self._queued(
+            "create",
+            f"--accelerator-type={args.accelerator.replace('v5e-', 'v5litepod-')}",
+            f"--runtime-version={RUNTIMES[chip]}",
+            *nodes,
+            *given(args, "spot", "service_account", "network"),
         )
-        while not self.shell.dry_run and (state := self.state()) != "ACTIVE":
+        while not self._shell.dry_run and (state := self.state()) != "ACTIVE":
             if state in GONE or state == "":
                 raise ValueError(
                     f"{args.pod} is {state or 'gone'}: delete it, then create it again"
@@ -126,7 +108,7 @@ class Pod:
         """ACTIVE, WAITING_FOR_RESOURCES, SUSPENDED, ...; empty where there is no such resource,
         None where gcloud does not know."""
         only = [f"--filter=name~/{self._args.pod}$", "--format=value(state.state)"]
-        return self.shell.read([*_queued("list"), *self._where, *only])
+        return self._shell.read([*QUEUED, "list", *self._where, *only])
 
     def install(self) -> None:
         """Makes every host ready; doing it again changes nothing."""
@@ -141,7 +123,7 @@ class Pod:
         if args.env_file:
             self._on_all(f"umask 077 && touch {ENV_FILE}")
             copied = checked_env_file(args.env_file), f"{args.pod}:{ENV_FILE}"
-            self.shell.run(self._to("scp", "all", *copied))
+            self._shell.run(self._to("scp", "all", *copied))
         # The first component of an Artifact Registry image is the server to log in to.
         server = shlex.quote(args.image.partition("/")[0])
         self._on_all(
@@ -149,9 +131,9 @@ class Pod:
             f"sudo docker pull --quiet {shlex.quote(args.image)}"
         )
 
-    def run(self, command: list[str]) -> None:
+    def run(self) -> None:
         """Starts a container on every host, which goes on when this program ends."""
-        args = self._args
+        args, command = self._args, self._command
         if command[:2] == ["lapa", "train"] and "--multihost" not in command:
             # Only their metadata server tells TPU VMs that they are several.
             command = [*command, "--multihost"]
@@ -171,11 +153,11 @@ class Pod:
         """`absent`, `running 0`, `exited 75`, ...; None where the first host does not answer."""
         fields = "'{{.State.Status}} {{.State.ExitCode}}'"
         ask = f"sudo docker inspect --format {fields} {CONTAINER} 2>/dev/null || echo absent"
-        return self.shell.read(self._ssh(ask, "0"))
+        return self._shell.read(self._ssh(ask, "0"))
 
     def tail(self) -> None:
         """Follows what process 0 prints."""
-        self.shell.run(self._ssh(f"sudo docker logs --follow --tail 100 {CONTAINER}", "0"))
+        self._shell.run(self._ssh(f"sudo docker logs --follow --tail 100 {CONTAINER}", "0"))
 
     def stop(self) -> None:
         """SIGTERM to every supervisor, and time to save."""
@@ -183,10 +165,39 @@ class Pod:
 
     def delete(self) -> None:
         """Gives the machines back, and forgets the queued resource."""
-        self.shell.run([*_queued("delete"), self._args.pod, *self._where, "--force", "--quiet"])
+        self._queued("delete", "--force", "--quiet")
+
+    def keep(self) -> None:
+        """Has the job run, on new machines where the old were taken away, until it is finished.
+
+        Raises ValueError where the supervisor has given up: the machines stay, for a look at them.
+        """
+        while True:
+            state = self.state()
+            if state in GONE:
+                self.delete()
+            if state in GONE or state == "":
+                self.create()
+            job = None if state is None else self.job()
+            if job in ("exited 1", "exited 2"):
+                raise ValueError(
+                    f"the supervisor has given up ({job}): look with `tail`; the machines are "
+                    "still there, and paid for until `delete`"
+                )
+            if job == "exited 0":
+                return
+            if job is not None and not job.startswith("running"):
+                self.install()
+                self.run()
+            if self._shell.dry_run:
+                return
+            time.sleep(POLL_SECONDS)
+
+    def _queued(self, action: str, *flags: str) -> None:
+        self._shell.run([*QUEUED, action, self._args.pod, *self._where, *flags])
 
     def _on_all(self, command: str) -> None:
-        self.shell.run(self._ssh(command, "all"))
+        self._shell.run(self._ssh(command, "all"))
 
     def _ssh(self, command: str, host: str) -> list[str]:
         return [*self._to("ssh", host, self._args.pod), f"--command={command}"]
@@ -196,38 +207,7 @@ class Pod:
         where = [action, *targets, *self._where, f"--worker={host}"]
         if self._args.slices == 1:
             return ["gcloud", "compute", "tpus", "tpu-vm", *where]
-        return ["gcloud", "alpha", "compute", "tpus", "queued-resources", *where, f"--node={host}"]
-
-
-def keep(pod: Pod, command: list[str]) -> None:
-    """Has the job run, on new machines where the old were taken away, until it is finished.
-
-    Raises ValueError where the supervisor has given up: the machines stay, for a look at them.
-    """
-    while True:
-        state = pod.state()
-        if state in GONE:
-            pod.delete()
-        if state in GONE or state == "":
-            pod.create()
-        job = None if state is None else pod.job()
-        if job in ("exited 1", "exited 2"):
-            raise ValueError(
-                f"the supervisor has given up ({job}): look with `tail`; the machines are still "
-                f"there, and paid for until `delete`"
-            )
-        if job == "exited 0":
-            return
-        if job is not None and not job.startswith("running"):
-            pod.install()
-            pod.run(command)
-        if pod.shell.dry_run:
-            return
-        time.sleep(POLL_SECONDS)
-
-
-def _queued(action: str) -> list[str]:
-    return ["gcloud", "compute", "tpus", "queued-resources", action]
+        return ["gcloud", "alpha", *QUEUED[1:], *where, f"--node={host}"]
 
 
 if __name__ == "__main__":

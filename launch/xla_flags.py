@@ -129,6 +129,13 @@ def environment(hardware: str, *, slices: int = 1, exact: bool = False) -> dict[
     return variables
 
 
+def gpu_environment(hardware: str, exact: bool) -> dict[str, str]:
+    """The same for machines with GPUs; a TPU is a ValueError."""
+    if is_tpu(hardware):
+        raise ValueError(f"--hardware {hardware} is a TPU: see launch/tpu_pod.py")
+    return environment(hardware, exact=exact)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Prints the variables of a machine as shell assignments, with what they are for."""
     parser = argparse.ArgumentParser(prog="python -m launch.xla_flags")
