@@ -2,9 +2,10 @@
 
 [T] is docs.cloud.google.com/tpu/docs/VERSION ("key specifications"), [7] its tpu7x page, which
 compares v5p, v6e and tpu7x, [S] jax-ml.github.io/scaling-book/tpus, [H] NVIDIA's H100 and H200
-data sheets (dense figures: half of those "with sparsity"), [B] its HGX B200 data sheet, [L] the
-limit that libtpu 0.0.42.1 enforced when a program was too large (less than the chip has, since the
-runtime keeps some).
+data sheets (SXM, dense figures: half of those "with sparsity"), [B] its HGX B200 data sheet, [D]
+its DGX data sheets, [P] table 4 of arXiv 2304.01433, [L] the limit that libtpu 0.0.42.1 enforced
+when a program was too large, [N] what NVIDIA's driver reports (both less than the chip has, since
+the runtime keeps some).
 """
 
 import dataclasses
@@ -29,89 +30,26 @@ class Chip:
         return self.torus > 0
 
 
-CHIPS = {
-    chip.name: chip
-    for chip in (
-        Chip(
-            "v4",
-            bf16_tflops=275,  # [T]
-            hbm_gib=30.75,  # [L]
-            hbm_gb_per_second=1200,  # [T]
-            ici_gb_per_second=300,  # six links of 50: arXiv 2304.01433, table 4
-            dcn_gb_per_second=25,  # [S]: 6.25 a chip
-            chips_per_host=4,
-            torus=3,
-        ),
-        Chip(
-            "v5e",
-            bf16_tflops=197,  # [T]
-            hbm_gib=15.75,  # [L]
-            hbm_gb_per_second=819,  # [T]
-            ici_gb_per_second=200,  # [T]: 400 bidirectional
-            dcn_gb_per_second=25,  # [T]: 2 x 100 Gbit/s a host
-            chips_per_host=8,
-            torus=2,
-        ),
-        Chip(
-            "v5p",
-            bf16_tflops=459,  # [T]
-            hbm_gib=95.74,  # [L]
-            hbm_gb_per_second=2765,  # [T]
-            ici_gb_per_second=600,  # [T]: 1200 bidirectional
-            dcn_gb_per_second=25,  # [T]: 50 Gbit/s a chip
-            chips_per_host=4,
-            torus=3,
-        ),
-        Chip(
-            "v6e",
-            bf16_tflops=918,  # [T]
-            hbm_gib=31.25,  # [L]
-            hbm_gb_per_second=1638,  # [T]
-            ici_gb_per_second=400,  # [T]: 800 bidirectional
-            dcn_gb_per_second=100,  # [T]: 4 x 200 Gbit/s a host
-            chips_per_host=8,
-            torus=2,
-        ),
-        Chip(
-            "tpu7x",
-            bf16_tflops=2307,  # [7]
-            hbm_gib=189.5,  # [L]: 94.75 a device
-            hbm_gb_per_second=7380,  # [7]
-            ici_gb_per_second=600,  # [7]: 1200 bidirectional
-            dcn_gb_per_second=50,  # [7]: 100 Gbit/s a chip
-            chips_per_host=4,
-            torus=3,
-            devices_per_chip=2,
-        ),
-        Chip(
-            "h100",
-            bf16_tflops=989.4,  # [H], SXM
-            hbm_gib=79.1,  # what the driver reports of 80 GB
-            hbm_gb_per_second=3350,  # [H]
-            ici_gb_per_second=450,  # [H]: NVLink, 900 bidirectional
-            dcn_gb_per_second=400,  # DGX H100 data sheet: 8 x 400 Gbit/s
-            chips_per_host=8,
-        ),
-        Chip(
-            "h200",
-            bf16_tflops=989.4,  # [H], SXM
-            hbm_gib=141.0,  # what the driver reports
-            hbm_gb_per_second=4800,  # [H]
-            ici_gb_per_second=450,  # [H]
-            dcn_gb_per_second=400,  # DGX H200 data sheet: 8 x 400 Gbit/s
-            chips_per_host=8,
-        ),
-        Chip(
-            "b200",
-            bf16_tflops=2250,  # [B]
-            hbm_gib=178.4,  # what the driver reports of 180 GB
-            hbm_gb_per_second=7700,  # [B]
-            ici_gb_per_second=900,  # [B]: NVLink, 1800 bidirectional
-            dcn_gb_per_second=400,  # DGX B200 data sheet: 8 x 400 Gbit/s
-            chips_per_host=8,
-        ),
-    )
-}
+# name, TFLOP/s, HBM GiB, HBM GB/s, ICI GB/s, DCN GB/s, chips per host; sources in that order.
+_TABLE = (
+    # [T], [L], [T], [P]: six links of 50, [S]: 6.25 a chip
+    Chip("v4", 275, 30.75, 1200, 300, 25, 4, torus=3),
+    # [T], [L], [T], [T]: 400 bidirectional, [T]: 2 x 100 Gbit/s a host
+    Chip("v5e", 197, 15.75, 819, 200, 25, 8, torus=2),
+    # [T], [L], [T], [T]: 1200 bidirectional, [T]: 50 Gbit/s a chip
+    Chip("v5p", 459, 95.74, 2765, 600, 25, 4, torus=3),
+    # [T], [L], [T], [T]: 800 bidirectional, [T]: 4 x 200 Gbit/s a host
+    Chip("v6e", 918, 31.25, 1638, 400, 100, 8, torus=2),
+    # [7], [L]: 94.75 a device, [7], [7]: 1200 bidirectional, [7]: 100 Gbit/s a chip
+    Chip("tpu7x", 2307, 189.5, 7380, 600, 50, 4, torus=3, devices_per_chip=2),
+    # [H], [N] of 80 GB, [H], [H]: NVLink, 900 bidirectional, [D]: 8 x 400 Gbit/s
+    Chip("h100", 989.4, 79.1, 3350, 450, 400, 8),
+    # [H], [N], [H], [H], [D]: 8 x 400 Gbit/s
+    Chip("h200", 989.4, 141.0, 4800, 450, 400, 8),
+    # [B], [N] of 180 GB, [B], [B]: NVLink, 1800 bidirectional, [D]: 8 x 400 Gbit/s
+    Chip("b200", 2250, 178.4, 7700, 900, 400, 8),
+)
+CHIPS = {chip.name: chip for chip in _TABLE}
 
 # jax.Device.device_kind → name in CHIPS; TPUs have two spellings.
 _KINDS = {
