@@ -45,12 +45,15 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
+def _one_panel(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = _figure(width, height)
+    return figure, figure.add_subplot()
+
+
 def _dress(axes: Axes, *, x: str = "", y: str = "", title: str = "", grid: str = "y") -> None:
     axes.patch.set_alpha(0)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(_GRID)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_GRID)
     axes.tick_params(which="both", colors=_MUTED, labelsize=9, length=3)
     if grid:
         axes.grid(True, axis=grid, color=_GRID, linewidth=0.8)
@@ -97,8 +100,7 @@ def loss_curves(
     """
     if not runs:
         raise ValueError("runs is empty: give at least one run")
-    figure = _figure(640, 320)
-    axes = figure.add_subplot()
+    figure, axes = _one_panel(640, 320)
     said = []
     for number, (name, rows) in enumerate(runs.items()):
         points = [(row["step"], row[metric]) for row in rows if metric in row]
@@ -170,30 +172,26 @@ def success_chart(
     """
     if not rows:
         raise ValueError("rows is empty: give at least one (family, arm)")
-    families = list(dict.fromkeys(row["family"] for row in rows))
-    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    families, arms = (_distinct(rows, key) for key in ("family", "arm"))
     if len({(row["family"], row["arm"]) for row in rows}) < len(rows):
         raise ValueError("rows give a (family, arm) twice")
     width = 0.8 / len(arms)
-    figure = _figure(max(420, 130 + 26 * len(families) * (len(arms) + 1)), 340)
-    axes = figure.add_subplot()
+    figure, axes = _one_panel(max(420, 130 + 26 * len(families) * (len(arms) + 1)), 340)
     for number, arm in enumerate(arms):
         mine = [row for row in rows if row["arm"] == arm]
         values = np.array([[row["estimate"], row["low"], row["high"]] for row in mine], float)
         estimate, low, high = values.T
         if not ((0 <= low) & (low <= estimate) & (estimate <= high) & (high <= 1)).all():
             raise ValueError(f"rows of arm {arm!r} must have 0 <= low <= estimate <= high <= 1")
-        places = [
-            families.index(row["family"]) + (number - (len(arms) - 1) / 2) * width for row in mine
-        ]
+        shift = (number - (len(arms) - 1) / 2) * width
+        places = [families.index(row["family"]) + shift for row in mine]
         color = SERIES[number % len(SERIES)]
         axes.bar(places, estimate, width * 0.9, color=color, label=_plain(arm))
         whiskers = dict(ecolor=_INK, elinewidth=1.2, capsize=min(4.0, 14 * width))
         axes.errorbar(places, estimate, [estimate - low, high - estimate], fmt="none", **whiskers)
     room = (figure.get_figwidth() * 96 - 90) / len(families)
-    axes.set_xticks(
-        range(len(families)), [_plain("\n".join(wrap(family, room, 12.5))) for family in families]
-    )
+    names = [_plain("\n".join(wrap(family, room, 12.5))) for family in families]
+    axes.set_xticks(range(len(families)), names)
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     _dress(axes, y=label, title=title)
@@ -229,8 +227,8 @@ def code_meaning(
     means = means[:, pick]
     covariances = np.array([row["covariance"] for row in shown], np.float64)[:, pick][:, :, pick]
     shares = np.array([row["share"] for row in shown], np.float64)
-    figure = _figure(560, 520)
-    axes = figure.add_subplot()
+    figure, axes = _one_panel(560, 520)
+    said = []
     for number, (row, mean, covariance) in enumerate(zip(shown, means, covariances, strict=True)):
         color = SERIES[number % len(SERIES)]
         values, vectors = np.linalg.eigh(covariance)
@@ -245,30 +243,19 @@ def code_meaning(
         side = "center" if abs(away[0]) < 6 else "right" if away[0] < 0 else "left"
         style = dict(color=_INK, fontsize=9, va="center", ha=side)
         code = " ".join(map(str, row["code"]))
+        said.append(f"{code} → ({mean[0]:.3g}, {mean[1]:.3g})")
         axes.annotate(code, mean, textcoords="offset points", xytext=away, **style)
     spread = np.sqrt(np.maximum(np.diagonal(covariances, axis1=1, axis2=2), 0))
     reach = float((np.abs(means) + spread).max()) * 1.12 or 1.0
-    axes.set_xlim(-reach, reach)
-    axes.set_ylim(-reach, reach)
-    axes.set_aspect("equal")
+    axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
     axes.axhline(0, color=_GRID, linewidth=1)
     axes.axvline(0, color=_GRID, linewidth=1)
-    _dress(
-        axes,
-        x=names[0],
-        y=names[1],
-        grid="both",
-        title=f"{len(shown)} latent actions, {shares.sum():.0%} of the samples",
-    )
+    title = f"{len(shown)} latent actions, {shares.sum():.0%} of the samples"
+    _dress(axes, x=names[0], y=names[1], grid="both", title=title)
     return _picture(
         figure,
-        f"Arrows to the mean true action ({names[0]}, {names[1]}) of "
-        f"{len(shown)} latent actions, with one-sigma ellipses: "
-        + "; ".join(
-            f"{' '.join(map(str, row['code']))} → ({mean[0]:.3g}, {mean[1]:.3g})"
-            for row, mean in zip(shown, means, strict=True)
-        )
-        + ".",
+        f"Arrows to the mean true action ({names[0]}, {names[1]}) of {len(shown)} latent actions, "
+        f"with one-sigma ellipses: {'; '.join(said)}.",
     )
 
 
@@ -282,9 +269,8 @@ def label_curves(
     figure = _figure(720, 320)
     panels = figure.subplots(1, 2, sharey=True)
     said = []
-    for axes, (kind, title) in zip(
-        panels, (("linear", "linear probe"), ("mlp", "small network")), strict=True
-    ):
+    probes = (("linear", "linear probe"), ("mlp", "small network"))
+    for axes, (kind, title) in zip(panels, probes, strict=True):
         for number, (key, name) in enumerate(names.items()):
             points = [
                 (found["train_rows"], found["r2_mean"], *found["r2_mean_interval"])
@@ -293,8 +279,8 @@ def label_curves(
             ]
             labels, mean, low, high = np.array(sorted(points)).T
             color = SERIES[number % len(SERIES)]
-            axes.plot(labels, mean, color=color, linewidth=1.8, marker="o", markersize=3.5)
-            axes.lines[-1].set_label(_plain(name))
+            line = dict(color=color, linewidth=1.8, marker="o", markersize=3.5)
+            axes.plot(labels, mean, label=_plain(name), **line)
             axes.fill_between(labels, low, high, color=color, alpha=0.15, linewidth=0)
             said.append(f"{name}, {title}: {mean[-1]:.2f} with {labels[-1]:.0f} labels")
         axes.set_xscale("log")
@@ -305,20 +291,24 @@ def label_curves(
     return _picture(figure, f"Mean R² of the true action over labels. {'; '.join(said)}.")
 
 
+def _distinct(rows: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
+    """In the order in which they appear."""
+    return list(dict.fromkeys(row[key] for row in rows))
+
+
 def heat_map(rows: Sequence[Mapping[str, Any]], down: str, across: str, measure: str) -> Picture:
     """`measure` of every row as a cell at (row[down], row[across]), with its number.
 
     A missing combination, or one without the measure, stays empty.
     """
-    ys, xs = (list(dict.fromkeys(row[key] for row in rows)) for key in (down, across))
+    ys, xs = (_distinct(rows, key) for key in (down, across))
     values = np.full((len(ys), len(xs)), np.nan)
     for row in rows:
         if row[measure] is not None:
             values[ys.index(row[down]), xs.index(row[across])] = row[measure]
     if not np.isfinite(values).any():
         raise ValueError(f"no row has a {measure}")
-    figure = _figure(150 + 62 * len(xs), 110 + 34 * len(ys))
-    axes = figure.add_subplot()
+    figure, axes = _one_panel(150 + 62 * len(xs), 110 + 34 * len(ys))
     low, high = np.nanmin(values), np.nanmax(values)
     axes.imshow(values, cmap="viridis", aspect="auto", vmin=low, vmax=high)
     for i, j in np.argwhere(np.isfinite(values)):

@@ -46,9 +46,8 @@ def _legend(drawing: Drawing, x: float, y: float, scale: float) -> None:
         rgb = "rgb({:.0f},{:.0f},{:.0f})".format(*color)
         drawing.rect(x + offset, y - 10, 12, 12, fill=rgb, radius=2)
         drawing.text(x + offset + 17, y, label, size=12, color=MUTED)
-    drawing.text(
-        x + 154, y, f"full colour: change of {scale:.0%} of the range", size=12, color=MUTED
-    )
+    told = f"full colour: change of {scale:.0%} of the range"
+    drawing.text(x + 154, y, told, size=12, color=MUTED)
 
 
 def reconstruction_grid(
@@ -122,11 +121,7 @@ def _columns(
 
 
 def atlas(
-    starts: np.ndarray,
-    decoded: np.ndarray,
-    labels: Sequence[str],
-    *,
-    cell: int = 92,
+    starts: np.ndarray, decoded: np.ndarray, labels: Sequence[str], *, cell: int = 92
 ) -> Picture:
     """What each latent action does to each start frame.
 
@@ -149,21 +144,19 @@ def atlas(
     step_x, block = width + GAP, 2 * height + 2 + 14
     left = step_x + 14
     drawing = Drawing(left + len(labels) * step_x, top + len(starts) * block + 20)
-    drawing.text(width / 2, top - 8, "start", size=12, weight=600, anchor="middle")
+    head = dict(size=12, weight=600, anchor="middle")
+    note = dict(size=11, color=MUTED, anchor="middle")
+    drawing.text(width / 2, top - 8, "start", **head)
     for c, lines in enumerate(wrapped):
         for i, line in enumerate(lines):
             y = top - 8 - 15 * (len(lines) - 1 - i)
-            drawing.text(
-                left + c * step_x + width / 2, y, line, size=12, weight=600, anchor="middle"
-            )
+            drawing.text(left + c * step_x + width / 2, y, line, **head)
     drawing.path(f"M{step_x + 4} {top}V{top + len(starts) * block - 14}", stroke=GRID)
     for r, start in enumerate(starts):
         y = top + r * block
         drawing.image(start, 0, y, width, height)
         for i, line in enumerate(("above: decoded", "below: change")):
-            drawing.text(
-                width / 2, y + height + 20 + 15 * i, line, size=11, color=MUTED, anchor="middle"
-            )
+            drawing.text(width / 2, y + height + 20 + 15 * i, line, **note)
         for c in range(len(labels)):
             x = left + c * step_x
             drawing.image(decoded[r, c], x, y, width, height)
@@ -189,17 +182,18 @@ def film_strips(strips: Sequence[Strip], *, frames: int = 8, cell: int = 92) -> 
     """Rollouts as rows of `frames` frames spread evenly over time, first and last included."""
     if not strips or frames < 2:
         raise ValueError(f"need at least one strip and 2 frames, got {len(strips)} and {frames}")
-    shown = []
+    wide = frames * (cell + GAP)
+    shown, said = [], []
     for number, strip in enumerate(strips):
         images = to_uint8(strip.frames, f"frames of strip {number}")
         if images.ndim != 4:
             raise ValueError(f"frames of strip {number} must be (T, H, W, 3), got {images.shape}")
         picked = np.unique(np.linspace(0, len(images) - 1, frames).round().astype(int))
         height = cell * images.shape[1] / images.shape[2]
-        text = f"{strip.label}: {strip.instruction}" if strip.label else strip.instruction
-        lines = wrap(text, frames * (cell + GAP) - 100, 14)  # 14: it is set bold
+        who = f"{strip.label}: " if strip.label else ""
+        said.append(f"{who}{strip.instruction!r}, {'success' if strip.success else 'failure'}")
+        lines = wrap(who + strip.instruction, wide - 100, 14)  # 14: it is set bold
         shown.append((strip.success, picked, images[picked], height, lines))
-    wide = frames * (cell + GAP)
     drawing = Drawing(wide, sum(TITLE * len(lines) + height + 36 for *_, height, lines in shown))
     y = 0.0
     for success, picked, images, height, lines in shown:
@@ -217,12 +211,4 @@ def film_strips(strips: Sequence[Strip], *, frames: int = 8, cell: int = 92) -> 
             told = f"step {step}"
             drawing.text(x + cell / 2, y + height + 13, told, size=11, color=MUTED, anchor="middle")
         y += height + 34
-    return drawing.picture(
-        "Rollouts in rows of frames: "
-        + "; ".join(
-            f"{strip.label + ': ' if strip.label else ''}{strip.instruction!r}, "
-            f"{'success' if strip.success else 'failure'}"
-            for strip in strips
-        )
-        + "."
-    )
+    return drawing.picture(f"Rollouts in rows of frames: {'; '.join(said)}.")

@@ -121,6 +121,11 @@ def _number(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
+# Names of styles that are not SVG's own.
+_STYLES = dict(size="font-size", color="fill", anchor="text-anchor", weight="font-weight")
+_STYLES |= dict(radius="rx", dash="stroke-dasharray")
+
+
 class Drawing:
     """Collects SVG elements; every text is escaped, every image embedded."""
 
@@ -130,46 +135,25 @@ class Drawing:
 
     def _add(self, tag: str, body: str = "", **attributes: object) -> None:
         text = "".join(
-            f" {key.replace('_', '-')}="
+            f" {_STYLES.get(key, key).replace('_', '-')}="
             + quoteattr(_number(value) if isinstance(value, int | float) else str(value))
             for key, value in attributes.items()
             if value is not None
         )
         self._parts.append(f"<{tag}{text}>{body}</{tag}>")
 
-    def text(
-        self,
-        x: float,
-        y: float,
-        text: str,
-        *,
-        size: float = 13,
-        color: str = INK,
-        anchor: str = "start",
-        weight: int = 400,
-    ) -> None:
-        style = dict(font_size=size, fill=color, text_anchor=anchor, font_weight=weight)
+    def text(self, x: float, y: float, text: str, **style: object) -> None:
+        """`style`: size in px, color, anchor (start, middle, end), weight."""
+        style = dict(size=13, color=INK, anchor="start", weight=400) | style
         self._add("text", escape(printable(text)), x=x, y=y, font_family=FONT, **style)
 
-    def rect(
-        self,
-        x: float,
-        y: float,
-        width: float,
-        height: float,
-        *,
-        fill: str = "none",
-        stroke: str | None = None,
-        stroke_width: float = 1,
-        radius: float = 0,
-    ) -> None:
-        line = dict(stroke=stroke, stroke_width=stroke_width) if stroke else {}
-        self._add("rect", x=x, y=y, width=width, height=height, rx=radius, fill=fill, **line)
+    def rect(self, x: float, y: float, width: float, height: float, **style: object) -> None:
+        """`style`: radius, fill, stroke, stroke_width."""
+        place = dict(x=x, y=y, width=width, height=height)
+        self._add("rect", **place, **dict(radius=0, fill="none") | style)
 
-    def path(
-        self, commands: str, *, stroke: str = MUTED, width: float = 1.5, dash: str | None = None
-    ) -> None:
-        line = dict(stroke=stroke, stroke_width=width, stroke_dasharray=dash)
+    def path(self, commands: str, *, stroke: str = MUTED, dash: str | None = None) -> None:
+        line = dict(stroke=stroke, stroke_width=1.5, dash=dash)
         ends = dict(stroke_linejoin="round", stroke_linecap="round")
         self._add("path", d=commands, fill="none", **line, **ends)
 
