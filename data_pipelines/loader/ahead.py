@@ -8,16 +8,23 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from data_pipelines.loader.frames import decode_op, tensorflow
 
-if TYPE_CHECKING:
-    from data_pipelines.loader.loader import Plan
-
 Batch = dict[str, Any]
+
+
+class Plan(Protocol):
+    """The batch of a step while it is made: that of loader.py, which says what each does."""
+
+    frames: Any
+    chunks: Callable[[], list[tuple[int, int]]]
+    read: Callable[[], list[bytes]]
+    fill: Callable[[int, int], None]
+    finish: Callable[[], Batch]
 
 
 class Buffers:
@@ -48,7 +55,7 @@ class Buffers:
 
 
 def by_threads(
-    plan: Callable[[int], "Plan"], start_step: int, num_threads: int, prefetch: int
+    plan: Callable[[int], Plan], start_step: int, num_threads: int, prefetch: int
 ) -> Iterator[Batch]:
     """Batches from start_step on, at most `prefetch` ahead, decoded by a pool of threads. `plan`
     gives that of a step, for steps in a row."""
@@ -77,7 +84,7 @@ def _in_turn(submit: Callable[[], Future], ahead: int) -> Iterator[Batch]:
 
 
 def by_tensorflow(
-    plan: Callable[[int], "Plan"],
+    plan: Callable[[int], Plan],
     batch: Callable[[int], Batch],
     start_step: int,
     num_threads: int,
@@ -92,7 +99,7 @@ def by_tensorflow(
     """
     tf, num_images = tensorflow(), int(np.prod(shape[:2]))
 
-    def stream(first: int) -> Iterator["Plan"]:
+    def stream(first: int) -> Iterator[Plan]:
         # step → its plan, after replacements, until its frames are there
         plans: dict[int, Plan] = {}
 

@@ -11,7 +11,7 @@ Shape suffixes: as in parts.py; Q latent width.
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,6 @@ from flax import nnx
 
 from lapa_jax.nn.layers import Dense, convolve, truncated_normal
 from lapa_jax.nn.module import param
-
-if TYPE_CHECKING:
-    from lapa_jax.latent.config import QuantizerConfig
 
 # code_length: (patch grid side, then kernel (rows, columns), stride and padding of the
 # convolutions).
@@ -70,7 +67,7 @@ def mix_channels(z_BLQ: jax.Array) -> jax.Array:
 class ConvCodeProjection(nnx.Module):
     """The cells → code slots, by a linear map and strided convolutions with a ReLU between."""
 
-    def __init__(self, config: "QuantizerConfig", *, rngs: nnx.Rngs):
+    def __init__(self, config: Any, *, rngs: nnx.Rngs):  # a QuantizerConfig, which checks by us
         quant_dim = config.quant_dim
 
         def dense(inputs, outputs):

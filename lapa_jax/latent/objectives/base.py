@@ -10,18 +10,30 @@ Shape suffixes of all objectives: B clips, T frames, M = B·(T−1) pairs of nei
 image rows, J image columns, H and W grid rows and columns, D width, L code slots, Q latent width.
 """
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lapa_jax.latent.bottlenecks.base import Bottleneck
 from lapa_jax.latent.config import QuantizerConfig
+from lapa_jax.latent.encoder import Pairs
 from lapa_jax.nn.surgery import Borrowed
 
-if TYPE_CHECKING:
-    from lapa_jax.latent.quantizer import Quantizer
+
+class Tools(Protocol):
+    """The quantizer as an objective uses it; quantizer.py and encoder.py say what each does."""
+
+    config: QuantizerConfig
+    bottleneck: Bottleneck
+    pairs: Callable[..., Pairs]
+    encode: Callable[..., jax.Array]
+    encode_frame: Callable[..., jax.Array]
+    tokens: Callable[..., jax.Array]
+    draw: Callable[..., jax.Array]
+    outcome: Callable[..., dict[str, Any]]
 
 
 class Objective(nnx.Module):
@@ -43,7 +55,7 @@ class Objective(nnx.Module):
 
     def __call__(
         self,
-        model: "Quantizer",
+        model: Tools,
         batch: Mapping[str, jax.Array],
         *,
         train: bool,
@@ -53,7 +65,7 @@ class Objective(nnx.Module):
         and of the other columns. Without `train` there is no `rng`, and nothing changes."""
         raise NotImplementedError
 
-    def after_update(self, model: "Quantizer", step: jax.Array, rng: jax.Array) -> None:
+    def after_update(self, model: Tools, step: jax.Array, rng: jax.Array) -> None:
         """What follows optimizer step `step` (from 0) without a gradient: targets that are moving
         averages (`nn.module.follow`), codes of further bottlenecks that are replaced."""
 
