@@ -1,0 +1,1 @@
+"""Directories of runs: what is claimed, read back, labelled with and looked at."""
