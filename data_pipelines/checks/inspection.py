@@ -181,30 +181,19 @@ class _Scan:
         name = where if episode_id is None else str(episode_id)
         strip = {"episode": name, "number": self.episodes, "instruction": text, "views": {}}
         strip["actions"] = []
-        for key, feature in sorted(features.items()):
-            if not key.startswith(schema.OBSERVATION) or feature.kind != tfrecord.BYTES:
-                continue
-            offset, length = feature.spans[0]
-            first = record[offset : offset + length]
-            kind = size = schema.picture_kind(first)
-            if not kind:
-                continue  # text or serialised tensors
+        for name in fields.cameras(features, record):
+            images = features[schema.OBSERVATION + name].byte_items(record)
+            kind = size = schema.picture_kind(images[0])
             if kind == "jpeg":
-                size = "x".join(str(n) for n in schema.jpeg_size(first)[:2]) + " jpeg"
-            name = key.removeprefix(schema.OBSERVATION)
+                size = "x".join(map(str, schema.jpeg_size(images[0])[:2])) + " jpeg"
             self.image_sizes.setdefault(name, Counter())[size] += 1
-            self.image_bytes[name] += sum(length for _, length in feature.spans)
+            self.image_bytes[name] += sum(map(len, images))
             if self.want_strips and len(self.strips) < STRIP_EPISODES:
-                count = len(feature.spans)
-                picks = np.unique(np.linspace(0, count - 1, min(count, STRIP_FRAMES)).astype(int))
-                strip["views"][name] = {
-                    "kind": kind,
-                    "steps": picks.tolist(),
-                    "images": [
-                        base64.b64encode(record[o : o + n]).decode()
-                        for o, n in (feature.spans[pick] for pick in picks)
-                    ],
-                }
+                last = len(images) - 1
+                picks = np.linspace(0, last, min(len(images), STRIP_FRAMES)).astype(int)
+                picks = np.unique(picks).tolist()
+                shown = [base64.b64encode(images[pick]).decode() for pick in picks]
+                strip["views"][name] = {"kind": kind, "steps": picks, "images": shown}
         if strip["views"]:
             self.strips.append(strip)
 

@@ -37,6 +37,7 @@ KINDS = {
     "labels": "a label or token set does not fit the index, or is damaged: run `lapa label`",
 }
 MAX_SHOWN = 20
+_DAMAGED = (sidecar.SidecarError, FileNotFoundError)
 
 
 @dataclass
@@ -85,15 +86,21 @@ def verify_corpus(
         report.shards += len(shards)
         reader = ShardReader(split, tuple(image_keys), action_key, instruction_key)
         reader.check_keys(shards)
-        indexes = {}
+        indexes, excluded = {}, []
         for key in image_keys:
-            index, found = _open_index(directory, split, key, sidecar_dir)
-            faults += found
-            if index is not None:
-                indexes[key] = index
-            elif not found:
+            manifest = index_folder(directory, key, split, sidecar_dir) / "manifest.json"
+            if not manifest.is_file():
                 report.notes.append(f"split {split} has no index of image_key {key}")
-        report.excluded += _excluded(directory, split, image_keys, sidecar_dir)
+                continue
+            try:
+                excluded.append(set(map(tuple, sidecar.read_json(manifest)["exclude"])))
+                where = dict(split=split, sidecar_dir=sidecar_dir, image_key=key)
+                indexes[key] = load_index(directory, **where)
+                faults += _label_faults(indexes[key])
+            except _DAMAGED as error:
+                faults.append(Fault("index", split, "", None, str(error)))
+        if excluded:  # by every index
+            report.excluded += sorted(set.intersection(*excluded))
         lengths = announced_lengths(directory, split)
         if lengths is not None and len(lengths) != len(shards):
             reason = f"dataset_info.json announces {len(lengths)} shards, there are {len(shards)}"
@@ -124,49 +131,18 @@ def verify_corpus(
     return report
 
 
-def _open_index(
-    directory: Path, split: str, image_key: str, sidecar_dir: str | os.PathLike | None
-) -> tuple[CorpusIndex | None, list[Fault]]:
-    """An index if there is one that fits, and what is wrong with it and with its label sets."""
-    if not _manifest(directory, split, image_key, sidecar_dir).is_file():
-        return None, []
-    try:
-        index = load_index(directory, split=split, sidecar_dir=sidecar_dir, image_key=image_key)
-    except (sidecar.SidecarError, FileNotFoundError) as error:
-        return None, [Fault("index", split, "", None, str(error))]
-    faults = []
+def _label_faults(index: CorpusIndex) -> Iterator[Fault]:
+    """What is wrong with the label sets of an index."""
+    key, split = index.image_key, index.split
     for kind in (LATENT_ACTIONS, IMAGE_TOKENS):
-        for name in known_sets(index.sidecar_dir, kind, image_key, split):
-            path = kind.folder(index.sidecar_dir, name, image_key) / f"{split}.manifest.json"
+        for name in known_sets(index.sidecar_dir, kind, key, split):
+            path = kind.folder(index.sidecar_dir, name, key) / f"{split}.manifest.json"
             try:
                 # Label sets of all cameras lie in one folder.
-                if sidecar.read_json(path)["provenance"]["image_key"] == image_key:
+                if sidecar.read_json(path)["provenance"]["image_key"] == key:
                     LabelSet.open(index.sidecar_dir, name, index, kind)
-            except (sidecar.SidecarError, FileNotFoundError) as error:
-                faults.append(Fault("labels", split, "", None, str(error)))
-    return index, faults
-
-
-def _manifest(
-    directory: Path, split: str, image_key: str, sidecar_dir: str | os.PathLike | None
-) -> Path:
-    return index_folder(directory, image_key, split, sidecar_dir) / "manifest.json"
-
-
-def _excluded(
-    directory: Path,
-    split: str,
-    image_keys: Sequence[str],
-    sidecar_dir: str | os.PathLike | None,
-) -> list[tuple[str, int]]:
-    """(shard, record) that every index of a split leaves out."""
-    sets = []
-    for key in image_keys:
-        path = _manifest(directory, split, key, sidecar_dir)
-        if path.is_file():
-            exclude = sidecar.read_json(path)["exclude"]
-            sets.append({(name, number) for name, number in exclude})
-    return sorted(set.intersection(*sets)) if sets else []
+            except _DAMAGED as error:
+                yield Fault("labels", split, "", None, str(error))
 
 
 def _beside_the_others(records: list[Record]) -> Iterator[Fault]:

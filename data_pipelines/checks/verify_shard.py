@@ -66,7 +66,7 @@ class ShardReader:
             try:
                 for number, offset, length in tfrecord.iterate_records(data, path=path):
                     features = tfrecord.parse_example(data[offset : offset + length], number=number)
-                    missing = [key for key in self.image_keys if not _images(features, key)]
+                    missing = [key for key in self.image_keys if not fields.images(features, key)]
                     if missing:
                         raise ValueError(
                             f"{path}, record {number} has no images of image_key {missing}; keys: "
@@ -128,7 +128,7 @@ class ShardReader:
             return
         steps, sizes = 0, []
         for key in self.image_keys:
-            spans = _images(features, key)
+            spans = fields.images(features, key)
             steps = steps or len(spans)
             if not spans or len(spans) != steps:
                 yield "lengths", f"{len(spans)} images of {schema.OBSERVATION}{key}, {steps} steps"
@@ -163,7 +163,7 @@ class ShardReader:
         found.records.append(Record(*of, name, bool(texts), action_dim, seen))
 
     def _lengths(
-        self, features: dict[str, tfrecord.Feature], record: memoryview, steps: int
+        self, features: fields.Features, record: memoryview, steps: int
     ) -> Iterator[tuple[str, str]]:
         for key, feature in sorted(features.items()):
             # Ragged features have their own lengths; a list without any value is an absent one.
@@ -177,7 +177,7 @@ class ShardReader:
                 yield "lengths", f"{size} values of {key}, {steps} steps"
 
     def _texts(
-        self, features: dict[str, tfrecord.Feature], record: memoryview, steps: int
+        self, features: fields.Features, record: memoryview, steps: int
     ) -> tuple[set[str], str]:
         """The instructions, and what is wrong with them."""
         try:
@@ -185,11 +185,6 @@ class ShardReader:
         except fields.FieldError as error:
             return {""}, str(error)
         return texts, f"it changes: {sorted(texts)[:3]}" if len(texts) > 1 else ""
-
-
-def _images(features: dict[str, tfrecord.Feature], key: str) -> list[tuple[int, int]]:
-    feature = features.get(schema.OBSERVATION + key)
-    return feature.spans if feature is not None and feature.kind == tfrecord.BYTES else []
 
 
 def _decode(jpegs: list[bytes]) -> tuple[list[tuple[int, str]], list[tuple[int, int]]]:
@@ -217,7 +212,7 @@ def _action_faults(values: np.ndarray) -> Iterator[tuple[str, str]]:
         yield "constant_action", f"{values[0].tolist()} at all of {len(values) - 1} steps"
 
 
-def _id(features: dict[str, tfrecord.Feature], record: memoryview) -> str:
+def _id(features: fields.Features, record: memoryview) -> str:
     """Text identifies an episode; a number does in its file (Bridge counts them so)."""
 
     def text(key: str) -> str:

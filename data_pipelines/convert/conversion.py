@@ -12,10 +12,11 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tqdm import tqdm
 
@@ -24,6 +25,9 @@ from data_pipelines.convert import executors, staging
 from data_pipelines.convert.executors import NeedsSettingError
 from data_pipelines.convert.report import Report, printable
 from data_pipelines.rlds import schema, writer
+
+if TYPE_CHECKING:
+    from data_pipelines.convert.decode import VideoSettings
 
 __all__ = ["NeedsSettingError", "Report"]
 
@@ -73,15 +77,50 @@ class Bad:
     reason: str
 
 
-class Source(Protocol):
-    """A format; picklable, for it goes to the worker processes."""
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A format; picklable, for it goes to the worker processes. Its recordings lie in a folder or
+    file, `root`, and become episodes of `spec` with pictures of `settings`."""
 
-    noun: str  # what a recording is called: "video"
-    place: str  # where they lie, for messages
+    root: Path
+    settings: VideoSettings
     spec: schema.EpisodeSpec
+    noun: ClassVar[str] = "episode"  # what a recording is called
+
+    @property
+    def place(self) -> str:
+        """Where they lie, for messages."""
+        return f"of {self.root}"
 
     def read(self, unit: Unit) -> Iterator[Found | Bad]:
         """Raises RecordingError where the unit as a whole is bad."""
+        raise NotImplementedError
+
+
+def stretches(
+    episode: schema.Episode, labels: Sequence, texts: Sequence[str], *, all_end: bool
+) -> Iterator[Found]:
+    """An episode for each stretch of one label.
+
+    labels, texts: one of each step; a text is the instruction where it begins a stretch. all_end:
+    the task ends with each stretch, not with the last one alone.
+    """
+    steps = episode.num_steps
+    changes = [step for step in range(1, steps) if labels[step] != labels[step - 1]]
+    of_steps = {
+        key: values
+        for key in ("images", "actions", "states", "reward")
+        if (values := getattr(episode, key)) is not None
+    }
+    for part, (first, last) in enumerate(itertools.pairwise([0, *changes, steps])):
+        stretch = dataclasses.replace(
+            episode,
+            **{key: values[first:last] for key, values in of_steps.items()},
+            instruction=texts[first],
+            episode_id=episode.episode_id + (f"#{part:04d}" if changes else ""),
+            terminal=episode.terminal and (all_end or last == steps),
+        )
+        yield Found(stretch)
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -20,7 +20,7 @@ import simplejpeg
 from av.video.reformatter import VideoReformatter
 
 from data_pipelines.convert import scenes
-from data_pipelines.convert.conversion import FITS, NeedsSettingError, RecordingError
+from data_pipelines.convert.conversion import FITS, NeedsSettingError, Options, RecordingError
 from data_pipelines.rlds.schema import jpeg_size, picture_kind
 
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
@@ -79,6 +79,11 @@ class VideoSettings:
                 f"clip_seconds={self.clip_seconds} gives {self.clip_frames} frames at {self.fps}"
                 " fps; an episode needs at least 2 (--clip_seconds, 0 for whole videos)"
             )
+
+    @classmethod
+    def of(cls, options: Options, fps: float, **further: float) -> VideoSettings:
+        """As the options of a conversion say."""
+        return cls(fps, *options.size, options.fit, options.quality, **further)
 
     @property
     def is_cut(self) -> bool:

@@ -54,22 +54,14 @@ class Form:
 
 
 @dataclasses.dataclass(frozen=True)
-class RowsSource:
+class RowsSource(conversion.Source):
     """The episodes of one file; the work of a unit is int64 (rows, 3): step, offset and line number
     of each row, or the reason why a row is bad."""
 
-    file: Path
     form: Form
     codes: dict[str, int]  # of `delta` and `vision`, where there: the size of their codebook
     prompt: str
     images: Path | None
-    settings: decode.VideoSettings
-    spec: schema.EpisodeSpec
-    noun: str = "episode"
-
-    @property
-    def place(self) -> str:
-        return f"of {self.file}"
 
     def read(self, unit: conversion.Unit) -> Iterator[conversion.Found]:
         if isinstance(unit.work, str):
@@ -88,7 +80,7 @@ class RowsSource:
                 actions=actions,
                 instruction=texts.pop(),
                 episode_id=unit.name,
-                file_path=self.file.name,
+                file_path=self.root.name,
             )
         )
 
@@ -104,10 +96,10 @@ class RowsSource:
                 else f"step {before + 1} is missing (step {after} is on line {lines[jump[0] + 1]})"
             )
         rows = []
-        with self.file.open("rb") as file:
+        with self.root.open("rb") as file:
             for offset, line in zip(offsets, lines, strict=True):
                 file.seek(offset)
-                row = reading.json_object(self.file, line, file.readline())
+                row = reading.json_object(self.root, line, file.readline())
                 form = Form.of(row)
                 if form != self.form:
                     raise conversion.RecordingError(
@@ -128,7 +120,7 @@ class RowsSource:
 
     def _image(self, row: dict, reformatter: VideoReformatter) -> bytes:
         if self.images is None:
-            return _placeholder()
+            return decode.encode_jpeg(np.zeros(self.spec.image_shape, np.uint8))  # a placeholder
         name = row.get("image")
         if not isinstance(name, str) or ".." in Path(name).parts or Path(name).is_absolute():
             raise conversion.RecordingError(f"image is {name!r}, not a path below {self.images}")
@@ -223,7 +215,7 @@ def convert_lapa_jsonl(
     images = Path(options.images) if options.images else None
     if images is None:
         options = dataclasses.replace(options, size=(PLACEHOLDER_SIZE, PLACEHOLDER_SIZE))
-    settings = decode.VideoSettings(options.fps, *options.size, options.fit, options.quality)
+    settings = decode.VideoSettings.of(options, options.fps)
     units, form = scan(file)
     if form.delta and not options.window_seconds > 0:
         raise ValueError(
@@ -237,7 +229,7 @@ def convert_lapa_jsonl(
     file_hash = "lapa_jsonl:" + sidecar.value_hash(origin)
     sets = code_sets(options, form, file_hash, code_version)
     codes = {key: one.provenance["codebook_size"] for key, one in sets.items()}
-    source = RowsSource(file, form, codes, prompt, images, settings, spec)
+    source = RowsSource(file, settings, spec, form, codes, prompt, images)
     episodes = {unit.name: unit for unit in units}
     if sets and _is_published(out, options.split):
         found = _load_index(out, options)
@@ -343,10 +335,6 @@ def _integer(value: Any) -> int:
     return number
 
 
-def _placeholder() -> bytes:
-    return decode.encode_jpeg(np.zeros((PLACEHOLDER_SIZE, PLACEHOLDER_SIZE, 3), np.uint8))
-
-
 def _is_published(out: Path, split: str) -> bool:
     info = writer.read_info(out)
     return bool(info) and any(entry["name"] == split for entry in info["splits"])
@@ -385,7 +373,7 @@ def _rows_of_episode(
     name = found.metadata(episode)["episode_id"]
     if name not in episodes or len(episodes[name].work) != found.episode_length[episode]:
         raise ValueError(
-            f"episode {name!r} of {found.directory} is not one of {source.file}: choose another "
+            f"episode {name!r} of {found.directory} is not one of {source.root}: choose another "
             "output directory or split"
         )
     return source.rows(episodes[name])

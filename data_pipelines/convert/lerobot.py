@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,21 +43,13 @@ class Recording:
 
 
 @dataclasses.dataclass(frozen=True)
-class LeRobotSource:
+class LeRobotSource(conversion.Source):
     """The work of a unit is a tuple of the recordings of one mp4 by time."""
 
-    root: Path
     camera: str
     action_key: str
     state_key: str  # "": none
     tasks: dict[int, str]
-    settings: decode.VideoSettings
-    spec: schema.EpisodeSpec
-    noun: str = "episode"
-
-    @property
-    def place(self) -> str:
-        return f"of {self.root}"
 
     def read(self, unit: conversion.Unit) -> Iterator[conversion.Found | conversion.Bad]:
         frames = _Frames(decode.read_frames(self.root / unit.work[0].video, self.settings))
@@ -98,24 +89,21 @@ class LeRobotSource:
             )
         actions = _matrix(table, self.action_key, self.spec.action_dim)
         states = _matrix(table, self.state_key, self.spec.state_dim) if self.state_key else None
-        numbers = table.column("task_index").to_numpy()
-        changes = np.flatnonzero(np.diff(numbers)) + 1
-        stretches = list(itertools.pairwise([0, *changes.tolist(), one.length]))
-        unknown = sorted(set(numbers.tolist()) - self.tasks.keys())
+        numbers = table.column("task_index").to_pylist()
+        unknown = sorted(set(numbers) - self.tasks.keys())
         if unknown:
             raise conversion.RecordingError(f"task {unknown[0]} is not in the list of tasks")
-        for part, (first, last) in enumerate(stretches):
-            yield conversion.Found(
-                schema.Episode(
-                    images=images[first:last],
-                    actions=actions[first:last],
-                    states=None if states is None else states[first:last],
-                    instruction=self.tasks[int(numbers[first])],
-                    episode_id=one.name + (f"#{part:04d}" if len(stretches) > 1 else ""),
-                    file_path=one.video,
-                    camera=self.camera,
-                )
-            )
+        texts = [self.tasks[number] for number in numbers]
+        episode = schema.Episode(
+            images=images,
+            actions=actions,
+            states=states,
+            instruction=texts[0],
+            episode_id=one.name,
+            file_path=one.video,
+            camera=self.camera,
+        )
+        yield from conversion.stretches(episode, numbers, texts, all_end=True)
 
 
 class _Frames:
@@ -192,9 +180,7 @@ def convert_lerobot(options: Options) -> conversion.Report:
         )
     if state_key == "observation.state" and state_key not in features:
         state_key = ""
-    settings = decode.VideoSettings(
-        fps, *options.size, options.fit, options.quality, source_fps=fps
-    )
+    settings = decode.VideoSettings.of(options, fps, source_fps=fps)
     spec = options.spec(
         fps,
         actions=_width(root, features, action_key, "--action_key"),
@@ -213,7 +199,7 @@ def convert_lerobot(options: Options) -> conversion.Report:
         work = tuple(sorted(ones, key=lambda one: one.start))
         units.append(conversion.Unit(name, work, len(ones), reading.size_of(root / video)))
     report = conversion.convert(
-        LeRobotSource(root, camera, action_key, state_key, tasks, settings, spec),
+        LeRobotSource(root, settings, spec, camera, action_key, state_key, tasks),
         units,
         options,
         {

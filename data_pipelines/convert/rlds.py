@@ -9,7 +9,6 @@ an episode for each stretch of one instruction.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,29 +21,21 @@ from data_pipelines.rlds import fields, open_x, schema, shards, tfrecord
 
 
 @dataclasses.dataclass(frozen=True)
-class RldsSource:
+class RldsSource(conversion.Source):
     """The work of a unit is (shard file, record number, offset) of an episode, or the
     reason why the rest of a shard cannot be read."""
 
-    directory: Path
     image_key: str
     action_key: str
     state_key: str
     instruction_key: str
-    settings: decode.VideoSettings
-    spec: schema.EpisodeSpec
-    noun: str = "episode"
-
-    @property
-    def place(self) -> str:
-        return f"of {self.directory}"
 
     def read(self, unit: conversion.Unit) -> Iterator[conversion.Found]:
         if isinstance(unit.work, str):
             raise conversion.RecordingError(unit.work)
         shard, number, offset = unit.work
         try:
-            record = tfrecord.read_payload(self.directory / shard, number, offset)
+            record = tfrecord.read_payload(self.root / shard, number, offset)
             features = tfrecord.parse_example(record)
             yield from self._episodes(unit.name, shard, record, features)
         except (tfrecord.RecordError, fields.FieldError) as error:
@@ -53,15 +44,14 @@ class RldsSource:
     def _episodes(
         self, name: str, shard: str, record: bytes, features: fields.Features
     ) -> Iterator[conversion.Found]:
-        stored = features.get(schema.OBSERVATION + self.image_key)
-        if stored is None or stored.kind != tfrecord.BYTES or not stored.spans:
+        spans = fields.images(features, self.image_key)
+        if not spans:
             raise conversion.RecordingError(f"it has no images {self.image_key}")
-        steps = len(stored.spans)
-        reformatter = VideoReformatter()
-        images = []
-        for step, image in enumerate(stored.byte_items(record)):
+        steps, reformatter, images = len(spans), VideoReformatter(), []
+        for step, (start, size) in enumerate(spans):
+            picture = record[start : start + size]
             try:
-                images.append(decode.convert_picture(image, self.settings, reformatter))
+                images.append(decode.convert_picture(picture, self.settings, reformatter))
             except decode.VideoError as error:
                 raise conversion.RecordingError(
                     f"{self.image_key} of step {step}: {error}"
@@ -76,22 +66,22 @@ class RldsSource:
         ends = terminal.ints(record)[-1:] if terminal and terminal.kind == tfrecord.INT64 else ()
         path = fields.scalar(features, record, schema.METADATA + "file_path")
         fps = 0.0 if self.spec.fps else _fps(features, record)
-        stretches = _stretches(texts, steps)
-        for part, (first, last, text) in enumerate(stretches):
-            yield conversion.Found(
-                schema.Episode(
-                    images=images[first:last],
-                    actions=None if actions is None else actions[first:last],
-                    states=None if states is None else states[first:last],
-                    instruction=text,
-                    episode_id=name + (f"#{part:04d}" if len(stretches) > 1 else ""),
-                    file_path=path if path and isinstance(path, str) else shard,
-                    camera=self.image_key,
-                    fps=fps,
-                    reward=None if reward is None else reward[first:last],
-                    terminal=last == steps and bool(ends[0] if len(ends) else True),
-                )
-            )
+        different = set(texts) - {""}
+        if len(different) <= 1:  # a blank is no other instruction
+            texts = [*different, ""][:1] * steps
+        episode = schema.Episode(
+            images=images,
+            actions=actions,
+            states=states,
+            instruction=texts[0],
+            episode_id=name,
+            file_path=path if path and isinstance(path, str) else shard,
+            camera=self.image_key,
+            fps=fps,
+            reward=reward,
+            terminal=bool(ends[0] if len(ends) else True),
+        )
+        yield from conversion.stretches(episode, texts, texts, all_end=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -154,7 +144,7 @@ def convert_rlds(options: Options) -> conversion.Report:
             )
             + " (--fps)"
         )
-    settings = decode.VideoSettings(fps or 1.0, *options.size, options.fit, options.quality)
+    settings = decode.VideoSettings.of(options, fps or 1.0)
     spec = options.spec(
         fps,
         actions=widths["action"],
@@ -163,7 +153,7 @@ def convert_rlds(options: Options) -> conversion.Report:
     )
     named = {f"{what}_key": key for what, key in keys.items()}
     report = conversion.convert(
-        RldsSource(directory, **named, settings=settings, spec=spec),
+        RldsSource(directory, settings, spec, **named),
         units,
         options,
         {
@@ -180,7 +170,7 @@ def convert_rlds(options: Options) -> conversion.Report:
         "instruction": keys["instruction"] or "none",
         "fps": fps or f"of {schema.FPS}",
     }
-    if other := [key for key in _cameras(features, record) if key != keys["image"]]:
+    if other := [key for key in fields.cameras(features, record) if key != keys["image"]]:
         report.notes["other cameras"] = ", ".join(other)
     return report
 
@@ -248,10 +238,9 @@ def _check_keys(
             f"{fields.listing(features, record)}"
         )
 
-    cameras = _cameras(features, record)
-    if keys["image"] not in cameras:
+    if keys["image"] not in fields.cameras(features, record):
         raise fail("image", "no such images")
-    steps = len(features[schema.OBSERVATION + keys["image"]].spans)
+    steps = len(fields.images(features, keys["image"]))
     widths = {}
     for what in ("action", "state"):
         try:
@@ -264,25 +253,6 @@ def _check_keys(
     if keys["instruction"] and "steps/" + keys["instruction"] not in features:
         raise fail("instruction", 'no such texts ("" for none)')
     return widths
-
-
-def _cameras(features: fields.Features, record: bytes) -> list[str]:
-    found = []
-    for key, feature in sorted(features.items()):
-        if key.startswith(schema.OBSERVATION) and feature.kind == tfrecord.BYTES and feature.spans:
-            offset, length = feature.spans[0]
-            if schema.picture_kind(record[offset : offset + length]):
-                found.append(key.removeprefix(schema.OBSERVATION))
-    return found
-
-
-def _stretches(texts: list[str], steps: int) -> list[tuple[int, int, str]]:
-    """(first step, step after the last, instruction); a blank is no other instruction."""
-    different = set(texts) - {""}
-    if len(different) <= 1:
-        return [(0, steps, different.pop() if different else "")]
-    bounds = [0, *(step for step in range(1, steps) if texts[step] != texts[step - 1]), steps]
-    return [(a, b, texts[a]) for a, b in itertools.pairwise(bounds)]
 
 
 def _reward(features: fields.Features, record: bytes, steps: int) -> np.ndarray | None:

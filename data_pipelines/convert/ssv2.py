@@ -39,7 +39,7 @@ def convert_ssv2(options: Options) -> conversion.Report:
     and named. Raises ValueError for a label file without usable ids.
     """
     videos, labels = Path(options.videos), Path(options.labels)
-    settings = decode.VideoSettings(options.fps, *options.size, options.fit, options.quality)
+    settings = decode.VideoSettings.of(options, options.fps)
     if not videos.is_dir():
         raise FileNotFoundError(f"folder {videos} does not exist (the .webm files of SSv2)")
     report = video.convert_files(

@@ -19,8 +19,6 @@ from typing import Any, NamedTuple
 from data_pipelines import sidecar, storage
 from data_pipelines.rlds import tfrecord, writer
 
-_COPY_BYTES = 8 << 20
-
 
 class Piece(NamedTuple):
     """Bytes [start, stop) of a part."""
@@ -91,14 +89,10 @@ def join(job: JoinJob) -> dict[str, Any]:
     with writer.explain_full_disk(job.path), storage.atomic_path(job.path) as unfinished:
         with unfinished.open("wb") as out:
             for path, start, stop in job.pieces:
-                with path.open("rb", buffering=0) as part:
-                    part.seek(start)
-                    while start < stop:
-                        data = part.read(min(_COPY_BYTES, stop - start))
-                        if not data:
-                            raise ValueError(f"{path} ends at byte {start}, {stop} were written")
-                        out.write(data)
-                        start += len(data)
+                part = tfrecord.map_file(path)
+                if len(part) < stop:
+                    raise ValueError(f"{path} ends at byte {len(part)}, {stop} were written")
+                out.write(part[start:stop])
             size = out.tell()
     result = {"shard": job.shard, "size": size}
     sidecar.write_json(job.manifest, result)

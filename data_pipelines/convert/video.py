@@ -17,14 +17,10 @@ from data_pipelines.convert import conversion, decode, reading
 from data_pipelines.rlds import schema
 
 
-@dataclasses.dataclass(frozen=True)
-class VideoSource:
+class VideoSource(conversion.Source):
     """Video files below `root`, the names of the units."""
 
-    root: Path
-    settings: decode.VideoSettings
-    spec: schema.EpisodeSpec
-    noun: str = "video"
+    noun = "video"
 
     @property
     def place(self) -> str:
@@ -72,14 +68,12 @@ class Options(conversion.Options):
 def convert_videos(options: Options) -> conversion.Report:
     """Converts every video below a folder into one split of a corpus."""
     source, captions = Path(options.source), options.captions
-    settings = decode.VideoSettings(
+    settings = decode.VideoSettings.of(
+        options,
         options.fps,
-        *options.size,
-        options.fit,
-        options.quality,
-        options.clip_seconds,
-        options.source_fps,
-        options.split_scenes,
+        clip_seconds=options.clip_seconds,
+        source_fps=options.source_fps,
+        cut_threshold=options.split_scenes,
     )
     files = find_videos(source)
     texts = read_captions(captions) if captions else {}

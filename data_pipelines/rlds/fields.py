@@ -99,6 +99,23 @@ def _code_rows(codes: np.ndarray, steps: int, key: str) -> list[bytes]:
     return [row.tobytes().split(b"\0", 1)[0] for row in rows]
 
 
+def images(features: Features, key: str) -> list[tuple[int, int]]:
+    """Where the images of an observation lie, as `Feature.spans`; [] where there are none."""
+    feature = features.get(schema.OBSERVATION + key)
+    return feature.spans if feature is not None and feature.kind == tfrecord.BYTES else []
+
+
+def cameras(features: Features, record: tfrecord.Buffer) -> list[str]:
+    """The observations that are pictures, JPEG or PNG, sorted: not texts or serialised tensors."""
+    found, record = [], memoryview(record)
+    for key in sorted(features):
+        name = key.removeprefix(schema.OBSERVATION)
+        for start, size in images(features, name)[:1]:
+            if name != key and schema.picture_kind(record[start : start + size]):
+                found.append(name)
+    return found
+
+
 def listing(features: Features, record: tfrecord.Buffer) -> str:
     """What an episode has, by what it may serve for: for error messages."""
     record = memoryview(record)
