@@ -21,10 +21,6 @@ from data_pipelines.rlds.shards import find_shards, index_folder
 
 STEPS = (0, 10**5, 10**8)
 _MEMORY_EVERY = 1.0  # seconds
-# Arrays of an index, beside where its episodes start and how long they are.
-OF_EPISODES = ("shard_of_episode", "record_of_episode", "fps", "record_offset", "record_length")
-OF_EPISODES += ("instruction_of_episode",)
-OF_FRAMES = ("frame_offset", "frame_length", "frame_crc")
 
 
 def first_batches(setting: Setting, decode: str) -> list[dict[str, Any]]:
@@ -66,12 +62,13 @@ def many_episodes(directory: Path, episodes: int) -> Path:
     starts = np.cumsum(lengths) - lengths
     rows = np.arange(int(lengths.sum()))
     rows -= np.repeat(starts - index.episode_start[chosen], lengths)
+    manifest = sidecar.read_json(index_folder(directory, "image", "train") / "manifest.json")
     arrays = {"episode_length": lengths, "episode_start": starts}
-    for names, those in ((OF_EPISODES, chosen), (OF_FRAMES, rows)):
-        arrays |= {name: getattr(index, name)[those] for name in names}
+    for name in manifest["digests"].keys() - arrays.keys() - {"actions"}:
+        array = getattr(index, name)  # of its frames or of its episodes
+        arrays[name] = array[rows if len(array) == index.num_frames else chosen]
     for name, array in arrays.items():
         sidecar.write_array(folder / f"{name}.npy", array)
-    manifest = sidecar.read_json(index_folder(directory, "image", "train") / "manifest.json")
     counts = {"num_frames": len(rows), "num_episodes": episodes}
     digests = {name: sidecar.array_digest(array) for name, array in arrays.items()}
     found = sidecar.value_hash([manifest["hash"], counts])

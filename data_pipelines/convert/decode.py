@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
@@ -109,26 +110,24 @@ def nearest_frames(
     frames: Iterable[tuple[Fraction, object]], fps: Fraction, tolerance: Fraction
 ) -> Iterator[tuple[object, bool]]:
     """(frame, shown before) at times t0, t0 + 1/fps, ... up to the last frame's time."""
-    shown, current, start, count = False, None, None, 0
-    for time, frame in frames:
-        if start is None:
-            start = time
-        else:
-            last = current[0]
-            if time < last:
-                raise VideoError(f"time stamps go back from {float(last):g} s to {float(time):g} s")
-            if time - last > _MAX_GAP_SECONDS:
-                raise VideoError(f"gap of {float(time - last):.0f} s between two time stamps")
-            middle = (last + time) / 2
-            while start + count / fps <= middle:
-                yield current[1], shown
-                shown, count = True, count + 1
-        current, shown = (time, frame), False
-    if current is None:
+    start, count = None, 0
+    for (time, frame), after in itertools.pairwise(itertools.chain(frames, [None])):
+        start = time if start is None else start
+        last = time + tolerance
+        if after is not None:
+            gap = after[0] - time
+            if gap < 0:
+                span = f"{float(time):g} s to {float(after[0]):g} s"
+                raise VideoError(f"time stamps go back from {span}")
+            if gap > _MAX_GAP_SECONDS:
+                raise VideoError(f"gap of {float(gap):.0f} s between two time stamps")
+            last = time + gap / 2
+        shown = False
+        while start + count / fps <= last:
+            yield frame, shown
+            shown, count = True, count + 1
+    if start is None:
         raise VideoError("no frames")
-    while start + count / fps <= current[0] + tolerance:
-        yield current[1], shown
-        shown, count = True, count + 1
 
 
 def fit_frame(

@@ -118,27 +118,24 @@ class _Frames:
         """(seconds since the first frame, JPEGs) of the next frames before `end`, `length` of them
         where the video breaks there."""
         times, images, size = [], [], 0
-        while True:
-            try:
-                frame = self._waiting or (None if self._error else next(self._frames, None))
-            except decode.VideoError as error:
-                self._error, frame = error, None
-            self._waiting = None
-            if frame is None:
-                if self._error is not None and len(images) != length:
-                    raise self._error
-                break
-            if self._start is None:
-                self._start = frame[0]
-            time = frame[0] - self._start
-            if time >= end:
-                self._waiting = frame
-                break
-            times.append(time)
-            images.append(frame[1])
-            size += len(frame[1])
-            if size > MAX_JPEG_BYTES:
-                raise decode.VideoError("an episode above 1 GiB of JPEG")
+        try:
+            while frame := self._waiting or next(self._frames, None):
+                self._waiting = None
+                if self._start is None:
+                    self._start = frame[0]
+                time = frame[0] - self._start
+                if time >= end:
+                    self._waiting = frame
+                    break
+                times.append(time)
+                images.append(frame[1])
+                size += len(frame[1])
+                if size > MAX_JPEG_BYTES:
+                    raise conversion.RecordingError("an episode above 1 GiB of JPEG")
+        except decode.VideoError as error:
+            self._error = error
+        if self._error is not None and len(images) != length:
+            raise self._error
         return np.array(times), images
 
 

@@ -9,6 +9,7 @@ it in the scene, and the frame after is as far from the frame before (a flash is
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 
@@ -37,18 +38,15 @@ def numbered(
     """(time, (frame, number of its scene)) of frames in order; held back by one frame."""
     reformatter = VideoReformatter()
     scene, steps = 0, [0.0, 0.0]  # the last two distances
-    before = waiting = None  # (frame of the time, its colours)
-    for time, frame in frames:
-        colours = _colours(frame, reformatter)
-        if waiting is not None:
-            if before is not None and _is_cut(before[1], waiting[1], colours, steps, threshold):
-                scene += 1
-            yield waiting[0][0], (waiting[0][1], scene)
-        before, waiting = waiting, ((time, frame), colours)
-    if waiting is not None:
-        if before is not None and _is_cut(before[1], waiting[1], waiting[1], steps, threshold):
+    before = None  # colours of the frame before
+    coloured = ((time, frame, _colours(frame, reformatter)) for time, frame in frames)
+    for this, after in itertools.pairwise(itertools.chain(coloured, [None])):
+        time, frame, colours = this
+        next_colours = (after or this)[2]
+        if before is not None and _is_cut(before, colours, next_colours, steps, threshold):
             scene += 1
-        yield waiting[0][0], (waiting[0][1], scene)
+        yield time, (frame, scene)
+        before = colours
 
 
 def _is_cut(

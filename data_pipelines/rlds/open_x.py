@@ -17,8 +17,6 @@ from pathlib import Path
 
 from data_pipelines.rlds import shards
 
-STANDARD = ("image", "action", "language_instruction")
-
 
 @dataclasses.dataclass(frozen=True)
 class Keys:
@@ -30,9 +28,9 @@ class Keys:
     """
 
     fps: float = 0.0
-    image: str = STANDARD[0]
-    action: str = STANDARD[1]
-    instruction: str = STANDARD[2]
+    image: str = "image"
+    action: str = "action"
+    instruction: str = "language_instruction"
     others: tuple[str, ...] = ()
 
 

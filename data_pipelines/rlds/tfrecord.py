@@ -217,17 +217,14 @@ class Feature:
     spans: list[tuple[int, int]]
 
     def byte_items(self, record: Buffer) -> list[bytes]:
-        self._require(BYTES)
-        record = memoryview(record)
-        return [bytes(record[offset : offset + length]) for offset, length in self.spans]
+        return self._items(record, BYTES)
 
     def floats(self, record: Buffer) -> np.ndarray:
-        self._require(FLOAT)
-        return np.frombuffer(self._joined(record), "<f4").astype(np.float32, copy=False)
+        packed = b"".join(self._items(record, FLOAT))
+        return np.frombuffer(packed, "<f4").astype(np.float32, copy=False)
 
     def ints(self, record: Buffer) -> np.ndarray:
-        self._require(INT64)
-        return _decode_varints(self._joined(record))
+        return _decode_varints(b"".join(self._items(record, INT64)))
 
     def values(self, record: Buffer) -> list[bytes] | np.ndarray:
         """Of whatever kind they are."""
@@ -235,13 +232,11 @@ class Feature:
             return self.ints(record)
         return self.floats(record) if self.kind == FLOAT else self.byte_items(record)
 
-    def _joined(self, record: Buffer) -> bytes:
-        record = memoryview(record)
-        return b"".join(bytes(record[offset : offset + length]) for offset, length in self.spans)
-
-    def _require(self, kind: str) -> None:
+    def _items(self, record: Buffer, kind: str) -> list[bytes]:
         if self.kind not in (kind, EMPTY):
             raise ValueError(f"a {self.kind} feature was read as {kind}")
+        record = memoryview(record)
+        return [bytes(record[offset : offset + length]) for offset, length in self.spans]
 
 
 def _decode_varints(raw: bytes) -> np.ndarray:

@@ -235,14 +235,12 @@ class RldsWriter:
             if self._open is not None:
                 self._close_shard()
             self._output.publish(self._shards)
-        except BaseException:
+            self._shards = []
+        finally:
             self.abort()
-            raise
-        self._active = False
-        self._lock.release()
 
     def abort(self) -> None:
-        """Removes the unpublished shards of this writer."""
+        """Removes the unpublished shards of this writer, and lets others write."""
         if not self._active:
             return
         self._active = False

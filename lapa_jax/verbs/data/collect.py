@@ -52,20 +52,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--no-language", action="store_true", help="leave instructions empty")
     flags.add(parser, Options)
     args = parser.parse_args(argv)
-    options = flags.read(args, Options)
-    scene = {key: getattr(options, key) for key in ("families", "blocks", "horizon")}
+    options = dataclasses.asdict(flags.read(args, Options))
+    scene = {key: options.pop(key) for key in ("families", "blocks", "horizon")}
     report = collect(
         envs.make({"name": "tabletop", **scene}),
-        options.out,
-        episodes=options.episodes,
-        views=options.views,
         with_actions=not args.no_actions,
         with_language=not args.no_language,
-        seed=options.seed,
-        size=options.size,
-        split=options.split,
-        noise=options.noise,
-        only_successful=not options.keep_failures,
+        only_successful=not options.pop("keep_failures"),
+        **options,
     )
     text.show(report.table())
     return 0

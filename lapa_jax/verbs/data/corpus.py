@@ -44,16 +44,11 @@ class Corpus:
     def keys(self, split: str) -> dict[str, Any]:
         """Those that were given, or known, for who reads the corpus."""
         known = self.known(split)
-        given = (self.action_key, self.instruction_key)
-        action, instruction = (
-            key if one is None else one
-            for one, key in zip(given, (known.action, known.instruction), strict=True)
-        )
-        return {
-            "action_key": action,
-            "instruction_key": instruction,
-            "sidecar_dir": self.sidecar_dir,
-        }
+        found = {"sidecar_dir": self.sidecar_dir}
+        for what in ("action", "instruction"):
+            given = getattr(self, f"{what}_key")
+            found[f"{what}_key"] = getattr(known, what) if given is None else given
+        return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,8 +69,5 @@ class View:
     @property
     def where(self) -> dict[str, Any]:
         """For `load_index`, beside the directory."""
-        return {
-            "split": self.split,
-            "image_key": self.image_key,
-            "sidecar_dir": self.sidecar_dir,
-        }
+        keys = ("split", "image_key", "sidecar_dir")
+        return {key: getattr(self, key) for key in keys}
