@@ -10,6 +10,7 @@ sharding, so that a run could not continue on another mesh.
 """
 
 import argparse
+import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -28,74 +29,49 @@ class Flag:
         return f"--{self.name}={self.value}"
 
 
-def _flags(source: str, does: dict[str, str]) -> tuple[Flag, ...]:
-    """Of "NAME=VALUE" → what it does, all from one source."""
-    return tuple(Flag(*setting.split("="), text, source) for setting, text in does.items())
-
-
-_GPU = (
-    *_flags(
-        "openxla.org/xla/flags_guidance",
-        {
-            "xla_gpu_enable_latency_hiding_scheduler=true": "orders the program so that "
-            "collectives run beside computation",
-        },
-    ),
-    *_flags(
-        "docs.nvidia.com/jax-toolbox/performance-profiling/gpu-performance",
-        {
-            "xla_gpu_enable_pipelined_all_gather=true": "gathers the weights of the next layer of "
-            "a scan while this one computes (FSDP)",
-            "xla_gpu_enable_pipelined_reduce_scatter=true": "the same for the gradients that a "
-            "layer scatters",
-            "xla_gpu_enable_while_loop_double_buffering=true": "two buffers for what a scan "
-            "carries, without which pipelined collectives copy",
-            "XLA_PYTHON_CLIENT_MEM_FRACTION=0.9": "JAX takes 90 % of the memory instead of 75 %; "
-            "the rest is for NCCL and cuDNN",
-        },
-    ),
-)
-
-FLAGS: dict[str, tuple[Flag, ...]] = {
-    "v4": (),
-    "v5e": _flags(
-        "openxla.org/xla/flags_guidance",
-        {
-            "xla_tpu_enable_async_collective_fusion_fuse_all_reduce=true": "all-reduces run beside "
-            "computation on v5e, as all-gathers do by default",
-        },
-    ),
-    "v5p": (),
-    "v6e": _flags(
-        "github.com/AI-Hypercomputer/maxtext, benchmarks/xla_flags_library.py",
-        {
-            "xla_tpu_scoped_vmem_limit_kib=98304": "VMEM that one operation may use, for programs "
-            "bound by computation; the rest is for prefetching",
-        },
-    ),
-    "tpu7x": (),
-    **dict.fromkeys(("h100", "h200", "b200"), _GPU),
+# Where, NAME=VALUE, who says so; below it, what it does. `slices`: TPU slices that meet over the
+# data-centre network. `exact`: for runs that must give the same bits each time, on GPUs; TPUs do
+# without.
+_TABLE = """
+gpu xla_gpu_enable_latency_hiding_scheduler=true openxla.org/xla/flags_guidance
+    orders the program so that collectives run beside computation
+gpu xla_gpu_enable_pipelined_all_gather=true NVIDIA
+    gathers the weights of the next layer of a scan while this one computes (FSDP)
+gpu xla_gpu_enable_pipelined_reduce_scatter=true NVIDIA
+    the same for the gradients that a layer scatters
+gpu xla_gpu_enable_while_loop_double_buffering=true NVIDIA
+    two buffers for what a scan carries, without which pipelined collectives copy
+gpu XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 NVIDIA
+    JAX takes 90 % of the memory instead of 75 %; the rest is for NCCL and cuDNN
+v5e xla_tpu_enable_async_collective_fusion_fuse_all_reduce=true openxla.org/xla/flags_guidance
+    all-reduces run beside computation on v5e, as all-gathers do by default
+v6e xla_tpu_scoped_vmem_limit_kib=98304 MAXTEXT
+    VMEM that one operation may use, for programs bound by computation; the rest is for prefetching
+slices xla_tpu_enable_data_parallel_all_reduce_opt=true openxla.org/xla/flags_guidance
+    more overlap for the all-reduces between slices
+slices xla_tpu_data_parallel_opt_different_sized_ops=true openxla.org/xla/flags_guidance
+    pipelines data-parallel operations over iterations also where sizes differ; more memory
+exact xla_gpu_exclude_nondeterministic_ops=true openxla.org/xla/determinism
+    deterministic scatter, matrix products and attention, maybe slower
+"""
+_SOURCES = {
+    "NVIDIA": "docs.nvidia.com/jax-toolbox/performance-profiling/gpu-performance",
+    "MAXTEXT": "github.com/AI-Hypercomputer/maxtext, benchmarks/xla_flags_library.py",
 }
 
-# TPU slices that meet over the data-centre network.
-SLICES = _flags(
-    "openxla.org/xla/flags_guidance",
-    {
-        "xla_tpu_enable_data_parallel_all_reduce_opt=true": "more overlap for the all-reduces "
-        "between slices",
-        "xla_tpu_data_parallel_opt_different_sized_ops=true": "pipelines data-parallel operations "
-        "over iterations also where sizes differ; more memory",
-    },
-)
 
-# For runs that must give the same bits each time, on GPUs. TPUs do without.
-EXACT = _flags(
-    "openxla.org/xla/determinism",
-    {
-        "xla_gpu_exclude_nondeterministic_ops=true": "deterministic scatter, matrix products and "
-        "attention, maybe slower",
-    },
-)
+def _of(place: str) -> tuple[Flag, ...]:
+    found = []
+    for entry in re.findall(rf"(?m)^{place} .*\n .*$", _TABLE):
+        _, setting, source, does = entry.split(maxsplit=3)
+        found.append(Flag(*setting.split("="), does, _SOURCES.get(source, source)))
+    return tuple(found)
+
+
+_GPUS = ("h100", "h200", "b200")
+FLAGS = {chip: _of(chip) for chip in ("v4", "v5e", "v5p", "v6e", "tpu7x")}
+FLAGS |= dict.fromkeys(_GPUS, _of("gpu"))
+SLICES, EXACT = _of("slices"), _of("exact")
 
 
 def chip_of(hardware: str) -> str:
@@ -107,7 +83,7 @@ def chip_of(hardware: str) -> str:
 
 
 def is_tpu(hardware: str) -> bool:
-    return FLAGS[chip_of(hardware)] is not _GPU
+    return chip_of(hardware) not in _GPUS
 
 
 def flags(hardware: str, *, slices: int = 1, exact: bool = False) -> tuple[Flag, ...]:
