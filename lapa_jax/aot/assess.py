@@ -66,7 +66,10 @@ def assess(
     flops = executed(traced.jaxpr.jaxpr)
     start = time.monotonic()
     try:
-        compiled = traced.lower().compile(_options(topology))
+        # Without a card no kernel is tuned, and the untuned tiles of a Triton product do not exist
+        # for every shape: products of GPUs are the library's.
+        options = {} if chip.is_tpu else {"xla_gpu_enable_triton_gemm": False}
+        compiled = traced.lower().compile(options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -132,12 +135,6 @@ def stand_in_assets(config: ConfigDict) -> dict[str, bytes]:
         config.model.tokenizer = ""
         config.model.text_vocab = min(320, config.model.text_vocab)  # quickly trained
     return stages.get(config.stage).make_assets(config, StandIn())
-
-
-def _options(topology: Topology) -> dict[str, Any]:
-    """Without a card no kernel is tuned, and the untuned tiles of a Triton product do not exist for
-    every shape: products of GPUs are the library's."""
-    return {} if topology.chip.is_tpu else {"xla_gpu_enable_triton_gemm": False}
 
 
 def _upper_bound(memory: Any) -> int:

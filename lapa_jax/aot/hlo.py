@@ -176,19 +176,19 @@ def _groups(attributes: str, num_devices: int) -> np.ndarray:
         sizes = re.findall(r"'([^']+)'=(\d+)", match[1])
         names, shape = [n for n, _ in sizes], [int(s) for _, s in sizes]
         ids = _iota(match[2]) if match[2] else np.arange(math.prod(shape))
-        grid, chosen, split = ids.reshape(shape), [], []
-        for axis, before, size in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", match[3]):
-            chosen.append((names.index(axis), int(before or 1), int(size or 0)))
+        chosen = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", match[3])
+        parts = {axis: (int(before or 1), int(size or 0)) for axis, before, size in chosen}
+        if len(parts) < len(chosen) or not parts.keys() <= set(names):
+            raise ValueError(f"cannot read the groups of a collective: {match[0]}")
         places, new_shape = [], []
-        for i, full in enumerate(shape):
-            parts = [(b, s or full) for a, b, s in chosen if a == i]
-            split = [(1, full)] if not parts else parts
-            for before, size in split:
-                new_shape += [before, size, full // (before * size)] if parts else [full]
-                places += [len(new_shape) - 2] if parts else []
-            if len(parts) > 1:
-                raise ValueError(f"cannot read the groups of a collective: {match[0]}")
-        grid = grid.reshape(new_shape)
+        for name, full in zip(names, shape, strict=True):
+            if name in parts:
+                before, size = parts[name][0], parts[name][1] or full
+                places.append(len(new_shape) + 1)
+                new_shape += [before, size, full // (before * size)]
+            else:
+                new_shape.append(full)
+        grid = ids.reshape(new_shape)
         rest = [d for d in range(grid.ndim) if d not in places]
         members = math.prod(new_shape[d] for d in places)
         return grid.transpose(rest + places).reshape(-1, members)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,]*)\](?:\{([^{}]*)\})?")
 _NAME = re.compile(r"%([\w.\-]+)")
+_CALLS = {"call": ("to_apply",), "conditional": ("true_computation", "false_computation")}
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?[\w.\-]+ = ")
 
 
@@ -30,10 +31,12 @@ class Instruction:
         match = re.search(rf"\b{name}=%?([\w.\-]+)", self.attributes)
         return match and match[1]
 
-    @property
-    def op_name(self) -> str:
-        match = re.search(r'op_name="([^"]*)"', self.attributes)
-        return match[1] if match else ""
+    def called(self) -> list[str]:
+        """The computations that it runs, but for a loop's."""
+        if match := re.search(r"branch_computations=\{([^}]*)\}", self.attributes):
+            return _NAME.findall(match[1])
+        names = _CALLS.get(self.opcode, ("calls",))
+        return [name for name in map(self.attribute, names) if name]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,34 +89,20 @@ class Program:
                     )
                 )
                 continue
-            called = self._branches(instruction)
-            if instruction.opcode == "call":
-                called = [instruction.attribute("to_apply")]
-            elif name := instruction.attribute("calls"):
-                called = [name]
-            for name in called:
-                fused = place.fused or instruction.opcode == "fusion"
+            fused = place.fused or instruction.opcode == "fusion"
+            for name in instruction.called():
                 yield from self._visit(dataclasses.replace(place, computation=name, fused=fused))
-
-    def _branches(self, instruction: Instruction) -> list[str]:
-        if instruction.opcode != "conditional":
-            return []
-        match = re.search(r"branch_computations=\{([^}]*)\}", instruction.attributes)
-        if match:
-            return _NAME.findall(match[1])
-        names = ("true_computation", "false_computation")
-        return [b for b in map(instruction.attribute, names) if b]
 
     def _trips(self, loop: Instruction, computation: dict[str, Instruction]) -> int:
         match = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
         if match:
             return int(match[1])
         condition = self.computations[loop.attribute("condition")]
-        root = next(i for i in condition.values() if i.is_root)
+        root = _root(condition)
         if root.opcode == "fusion":
             given = [condition[o] for o in root.operands]
             condition = self.computations[root.attribute("calls")]
-            root = next(i for i in condition.values() if i.is_root)
+            root = _root(condition)
             condition = {
                 name: given[int(i.literal)] if i.opcode == "parameter" else i
                 for name, i in condition.items()
@@ -125,9 +114,11 @@ class Program:
             raise ValueError(f"loop {loop.name}: cannot read its trips from {root}")
         counter, bound = bounds[0]
         index = int(re.search(r"index=(\d+)", counter.attributes)[1])
-        start = _integer(self._element(computation, loop.operands[0], index)) or 0
+        given, start = computation.get(loop.operands[0]), 0
+        if given and given.opcode == "tuple":
+            start = _integer(computation.get(given.operands[index])) or 0
         body = self.computations[loop.attribute("body")]
-        new = next(i for i in body.values() if i.is_root)
+        new = _root(body)
         step = self._step(body, new.operands[index]) if new.opcode == "tuple" else 1
         return max(0, -(-(bound - start) // step))
 
@@ -143,10 +134,6 @@ class Program:
             return None
         return counter, bound
 
-    def _element(self, computation, name: str, index: int) -> Instruction | None:
-        found = computation.get(name)
-        return computation.get(found.operands[index]) if found and found.opcode == "tuple" else None
-
     def _step(self, body: dict[str, Instruction], name: str) -> int:
         """What a loop adds to its counter."""
         instruction = body[name]
@@ -154,7 +141,7 @@ class Program:
             instruction = body[instruction.operands[0]]
         if instruction.opcode == "fusion":
             body = self.computations[instruction.attribute("calls")]
-            instruction = next(i for i in body.values() if i.is_root)
+            instruction = _root(body)
         if instruction.opcode == "add":
             for operand in instruction.operands:
                 value = _integer(body.get(operand))
@@ -163,10 +150,15 @@ class Program:
         return 1
 
 
+def _root(computation: dict[str, Instruction]) -> Instruction:
+    return next(i for i in computation.values() if i.is_root)
+
+
 def _is_source_loop(loop: Instruction) -> bool:
     """Whether a loop is one of the program: a compiler's own, which overlaps a product with its
     collective, has the product's name."""
-    return not loop.op_name or loop.op_name.endswith("/while")
+    name = re.search(r'op_name="([^"]+)"', loop.attributes)
+    return not name or name[1].endswith("/while")
 
 
 def _parse(line: str) -> Instruction:

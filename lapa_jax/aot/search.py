@@ -4,6 +4,7 @@ A result is what `lapa compile --json` prints of one layout; `assess` compiles a
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -63,12 +64,8 @@ def changes_that_fit(
     assess: Assess, config: ConfigDict, topology: Topology, wanted: int = 3, compiles: int = 10
 ) -> list[Result]:
     """The first `wanted` of the changes that fit, cheapest first; at most so many compiles."""
-    found = []
-    for result in _tried(assess, config, topology, _smaller(config, topology), compiles):
-        if result["fits"]:
-            found.append(result)
-            if len(found) == wanted:
-                break
+    tried = _tried(assess, config, topology, _smaller(config, topology), compiles)
+    found = itertools.islice((result for result in tried if result["fits"]), wanted)
     return sorted(found, key=step_ms)
 
 
@@ -79,12 +76,8 @@ def search(
 
     Half are meshes, as the config recomputes and accumulates; the rest vary both on the best two.
     """
-    base, results = Layout.of(config, topology), [first]
-    meshes = [
-        dataclasses.replace(base, mesh=mesh, preset=preset)
-        for mesh, preset in _meshes(config, topology)
-    ]
-    results += _tried(assess, config, topology, meshes, compiles // 2, results)
+    results = [first]
+    results += _tried(assess, config, topology, _meshes(config, topology), compiles // 2, results)
     best = sorted(results, key=lambda r: (not r["fits"], step_ms(r)))[:2]
     variants = [
         dataclasses.replace(Layout.of_result(r), remat=remat, microbatches=microbatches)
@@ -143,9 +136,9 @@ def _smaller(config: ConfigDict, topology: Topology) -> Iterator[Layout]:
     known = base.remat in REMAT_ORDER
     more_remat = REMAT_ORDER[REMAT_ORDER.index(base.remat) + 1 :] if known else ()
     meshes = [
-        dataclasses.replace(base, mesh=mesh, preset=preset)
-        for mesh, preset in _meshes(config, topology)
-        if mesh[0] < base.mesh[0] or mesh[3] > base.mesh[3]
+        layout
+        for layout in _meshes(config, topology)
+        if layout.mesh[0] < base.mesh[0] or layout.mesh[3] > base.mesh[3]
     ]
     yield from (dataclasses.replace(base, remat=remat) for remat in more_remat)
     yield from (dataclasses.replace(base, microbatches=base.microbatches * k) for k in (2, 4))
@@ -156,17 +149,16 @@ def _smaller(config: ConfigDict, topology: Topology) -> Iterator[Layout]:
             yield dataclasses.replace(changed, remat=more_remat[-1] if more_remat else base.remat)
 
 
-def _meshes(config: ConfigDict, topology: Topology) -> list[tuple[tuple[int, ...], str]]:
-    """(sizes, preset) of the meshes worth a try: little data parallelism (the state is split
+def _meshes(config: ConfigDict, topology: Topology) -> list[Layout]:
+    """The config's layout on the meshes worth a try: little data parallelism (the state is split
     further), tensor parallelism up to 16, the sequence split as the config has it."""
-    seq = axis_sizes(config.mesh, topology.num_devices)[2]
-    found = []
-    for tensor in (1, 2, 4, 8, 16):
-        for times in (1, 2, 4):
-            data = times * topology.num_islands
-            fsdp, rest = divmod(topology.num_devices, data * seq * tensor)
-            if rest or not fsdp or config.global_batch % (data * fsdp * config.microbatches):
-                continue
-            preset = "fsdp" + ("_tp" if tensor > 1 else "") + ("_sp" if seq > 1 else "")
-            found.append(((data, fsdp, seq, tensor), preset))
-    return sorted(found, key=lambda mesh: (mesh[0][0], mesh[0][3]))
+    base, found = Layout.of(config, topology), []
+    seq = base.mesh[2]
+    for times, tensor in itertools.product((1, 2, 4), (1, 2, 4, 8, 16)):  # least data first
+        data = times * topology.num_islands
+        fsdp, rest = divmod(topology.num_devices, data * seq * tensor)
+        if rest or not fsdp or config.global_batch % (data * fsdp * config.microbatches):
+            continue
+        preset = "fsdp" + ("_tp" if tensor > 1 else "") + ("_sp" if seq > 1 else "")
+        found.append(dataclasses.replace(base, mesh=(data, fsdp, seq, tensor), preset=preset))
+    return found

@@ -69,19 +69,19 @@ class Topology:
         """
         _environment()
         if self.chip.is_tpu:
-            _require("libtpu", self.chip)
-            found = topologies.get_topology_desc(
-                platform="tpu", topology_name=self._slice, **self._options()
-            )
+            compiler, options = "libtpu", {"platform": "tpu", "topology_name": self._slice}
+            options |= self._options()
         else:
-            _require("jax_cuda12_plugin", self.chip)
+            compiler, options = "jax_cuda12_plugin", {"platform": "cuda", "topology_name": ""}
             target = Path(__file__).with_name("targets") / f"{self.chip.name}.txtpb"
-            found = topologies.get_topology_desc(
-                platform="cuda",
-                topology_name="",
-                topology=f"{self.num_islands}x1x{self.shape[1]}",
-                target_config=target.read_text(),
+            options["target_config"] = target.read_text()
+            options["topology"] = f"{self.num_islands}x1x{self.shape[1]}"
+        if importlib.util.find_spec(compiler) is None:
+            raise RuntimeError(
+                f"compiling for {self.chip.name} needs {compiler}, which is not installed: "
+                "make .venv/.aot, or pip install 'lapa_jax[aot]'"
             )
+        found = topologies.get_topology_desc(**options)
         if len(found.devices) != self.num_devices:
             raise RuntimeError(
                 f"{self.name} has {self.num_devices} devices, but the compiler describes "
@@ -135,11 +135,3 @@ def _environment() -> None:
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     jax.config.update("jax_platforms", "cpu")
-
-
-def _require(package: str, chip: Chip) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise RuntimeError(
-            f"compiling for {chip.name} needs {package}, which is not installed: "
-            "make .venv/.aot, or pip install 'lapa_jax[aot]'"
-        )
