@@ -17,9 +17,9 @@ from lapa_jax.benchmarks import measure
 from lapa_jax.nn import attention as attentions
 
 SEGMENTS = 5
-POSITIONS = {"cpu": (128, 256, 512, 1024), "elsewhere": (256, 512, 1024, 2048, 4096)}
-HEADS = {"cpu": (4, 64), "elsewhere": (32, 128)}  # heads, width
-TOKENS = {"cpu": 2048, "elsewhere": 16_384}  # of all examples
+# Positions of a row, heads, their width, tokens of all examples.
+ON_CPU = ((128, 256, 512, 1024), 4, 64, 2048)
+ELSEWHERE = ((256, 512, 1024, 2048, 4096), 32, 128, 16_384)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,25 +35,25 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _compare(args: argparse.Namespace, peak: float) -> list[dict[str, Any]]:
-    where = "cpu" if jax.default_backend() == "cpu" else "elsewhere"
-    heads, head_dim = args.heads or HEADS[where][0], args.head_dim or HEADS[where][1]
+    lengths, heads, head_dim, tokens = ON_CPU if jax.default_backend() == "cpu" else ELSEWHERE
+    heads, head_dim = args.heads or heads, args.head_dim or head_dim
     found = []
-    for length in args.positions or POSITIONS[where]:
-        examples = max(1, TOKENS[where] // length)
-        arrays = _arrays(examples, length, heads, head_dim, args.dtype)
+    for length in args.positions or lengths:
+        examples = max(1, tokens // length)
+        shape = (examples, length, heads, head_dim)
+        # q, k, v, and the gradient of the output.
+        arrays = [jax.random.normal(jax.random.key(i), shape).astype(args.dtype) for i in range(4)]
         exact = _gradients("xla", head_dim)(*(x.astype(jnp.float32) for x in arrays))
         call = attentions.call_of(*arrays[:3], causal=True, segments=True, bias=False)
         # Scores and weighted sum, forward and both gradients of each; half of them are masked.
         flops = 3 * 2 * 2 * examples * heads * length * length * head_dim / 2
-        times = {}
+        of_plain = None  # products, which come first
         for name in attentions.IMPLEMENTATIONS:
-            if not attentions.refusal(name, call):
-                gradients = partial(_gradients(name, head_dim), *arrays)
-                times[name] = (
-                    min(measure.seconds(gradients, args.steps)),
-                    _difference(gradients(), exact),
-                )
-        for name, (seconds, error) in times.items():
+            if attentions.refusal(name, call):
+                continue
+            gradients = partial(_gradients(name, head_dim), *arrays)
+            seconds = min(measure.seconds(gradients, args.steps))
+            of_plain = of_plain or seconds
             found.append(
                 {
                     "positions": length,
@@ -62,18 +62,12 @@ def _compare(args: argparse.Namespace, peak: float) -> list[dict[str, Any]]:
                     "implementation": name,
                     "auto": name == attentions.choose(call)[0],
                     "ms": round(1e3 * seconds, 3),
-                    "of_xla": round(seconds / times["xla"][0], 3),
+                    "of_xla": round(seconds / of_plain, 3),
                     "fraction_of_matmul_peak": round(flops / seconds / peak, 4),
-                    "error": float(f"{error:.2g}"),
+                    "error": float(f"{_difference(gradients(), exact):.2g}"),
                 }
             )
     return found
-
-
-def _arrays(examples: int, length: int, heads: int, head_dim: int, dtype: str) -> list[jax.Array]:
-    """q, k, v, and the gradient of the output."""
-    shape = (examples, length, heads, head_dim)
-    return [jax.random.normal(jax.random.key(i), shape).astype(dtype) for i in range(4)]
 
 
 def _gradients(name: str, head_dim: int) -> Callable[..., tuple[jax.Array, ...]]:
@@ -84,18 +78,9 @@ def _gradients(name: str, head_dim: int) -> Callable[..., tuple[jax.Array, ...]]
         ids = 1 + np.searchsorted(edges, np.arange(q.shape[1]), side="right")
         segments = jnp.broadcast_to(jnp.asarray(ids, jnp.int32), q.shape[:2])
 
-        def attend(q, k, v):
-            return attentions.attention(
-                q,
-                k,
-                v,
-                scale=head_dim**-0.5,
-                causal=True,
-                q_segments_BT=segments,
-                kv_segments_BS=segments,
-                implementation=name,
-            )
-
+        given = dict(causal=True, q_segments_BT=segments, kv_segments_BS=segments)
+        given |= dict(scale=head_dim**-0.5, implementation=name)
+        attend = partial(attentions.attention, **given)
         y, back = jax.vjp(attend, q, k, v)
         return y, *back(dy)
 

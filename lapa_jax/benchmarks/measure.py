@@ -32,7 +32,7 @@ def seconds(function: Callable[[], Any], repeats: int, warm_up: int = 1) -> list
 
 def matmul_peak(dtype: str) -> float:
     """The most FLOP/s that large square products reach on the first device."""
-    sizes = (1024, 2048) if _on_cpu() else (4096, 8192, 16384)
+    sizes = (1024, 2048) if jax.default_backend() == "cpu" else (4096, 8192, 16384)
     return max(product_rate([(n, n, n)], dtype) for n in sizes)
 
 
@@ -51,7 +51,7 @@ def product_rate(shapes: Iterable[tuple[int, int, int]], dtype: str) -> float:
 def memory_bandwidth() -> float:
     """Bytes/s that the first device reads, or reads and writes, at its best: a sum, a scaling and
     a matrix times a vector, over 256 MiB (1 GiB on accelerators)."""
-    rows = 8192 if _on_cpu() else 32_768
+    rows = 8192 if jax.default_backend() == "cpu" else 32_768
     x = jnp.ones((rows, 8192), jnp.float32)
     v = jnp.ones(8192, jnp.float32)
     best = 0.0
@@ -88,6 +88,18 @@ class Training:
         """Wall times of steps."""
         return seconds(self, repeats, warm_up=2)
 
+    def row(self, repeats: int, peak: float) -> dict[str, float]:
+        """The median and the fastest of steps, and what fraction of the matmul peak either is."""
+        times, flops = self.seconds(repeats), self.program.work.flops
+        median, fastest = statistics.median(times), min(times)
+        return {
+            "ms_per_step": round(1e3 * median, 2),
+            "fastest_ms": round(1e3 * fastest, 2),
+            "model_gflop_per_step": round(flops / 1e9, 3),
+            "fraction_of_matmul_peak": round(flops / median / peak, 4),
+            "fastest_fraction": round(flops / fastest / peak, 4),
+        }
+
     @property
     def parameters(self) -> int:
         return sum(x.size for x in jax.tree.leaves(self.state.params))
@@ -96,23 +108,5 @@ class Training:
 def peak_memory_gib() -> float:
     """Of the device where it tells, else of this process."""
     stats = jax.devices()[0].memory_stats() or {}
-    used = stats.get("peak_bytes_in_use")
-    if used is None:
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return round(used / 2**30, 3)
-
-
-def timing_row(times: list[float], flops: float, peak: float) -> dict[str, float]:
-    """The median, the fastest, and what fraction of the matmul peak either is."""
-    median, fastest = statistics.median(times), min(times)
-    return {
-        "ms_per_step": round(1e3 * median, 2),
-        "fastest_ms": round(1e3 * fastest, 2),
-        "model_gflop_per_step": round(flops / 1e9, 3),
-        "fraction_of_matmul_peak": round(flops / median / peak, 4),
-        "fastest_fraction": round(flops / fastest / peak, 4),
-    }
-
-
-def _on_cpu() -> bool:
-    return jax.devices()[0].platform == "cpu"
+    process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return round(stats.get("peak_bytes_in_use", process) / 2**30, 3)

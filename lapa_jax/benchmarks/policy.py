@@ -105,8 +105,7 @@ def _train(size: str, args: argparse.Namespace, peak: float) -> dict[str, Any]:
     config = policy_config(size, args)
     batch, microbatches = config.global_batch, config.microbatches
     train = measure.Training(config, lambda stage: rows(stage, batch))
-    times = train.seconds(args.steps)
-    row = measure.timing_row(times, train.program.work.flops, peak)
+    row = train.row(args.steps, peak)
     shapes = _products(train.stage.model_config, batch // microbatches)
     alone = measure.product_rate(shapes, args.dtype)
     return {
@@ -150,11 +149,10 @@ def _decode(size: str, args: argparse.Namespace, bandwidth: float) -> dict[str, 
     weights = [params["backbone"], params["norm"], params["heads"]["latent"]]
     size_bytes = sum(x.nbytes for x in jax.tree.leaves(weights))
     bound = size_bytes / bandwidth
-    length = ROW - TARGETS
     return {
         "size": size,
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
-        "prompt_tokens": length,
+        "prompt_tokens": ROW - TARGETS,
         "prefill_ms": round(1e3 * prefill, 3),
         "prefill_tflops": round(flops.counted(lambda: decode(1)) / prefill / 1e12, 4),
         "ms_per_token": round(1e3 * token, 3),

@@ -50,8 +50,7 @@ def _train(name: str, batch: int, args: argparse.Namespace, peak: float) -> dict
     shape = (batch, 2, *config.data.image_size, 3)
     frames = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     train = measure.Training(config, {"frames": frames})
-    times = train.seconds(args.steps)
-    row = measure.timing_row(times, train.program.work.flops, peak)
+    row = train.row(args.steps, peak)
     return {
         "config": name,
         "parameters": train.parameters,

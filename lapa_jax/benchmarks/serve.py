@@ -50,9 +50,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         with serving(policy, "--batch_sizes", ",".join(map(str, sizes))) as (port, server):
             asyncio.run(_ask(port, args.clients, number))  # warm
             one, _ = asyncio.run(_ask(port, 1, number))
-            before = _cpu_seconds(server), time.process_time()
+            before = _cpu_seconds(server)
             many, batches = asyncio.run(_ask(port, args.clients, 4 * number))
-            spent = _cpu_seconds(server) - before[0], time.process_time() - before[1]
+            spent = _cpu_seconds(server) - before
     added = np.array(one) - alone["call_ms_p50"]
     one_rate, many_rate = 1e3 / np.mean(one), 1e3 * args.clients / np.mean(many)
     row = alone | {
@@ -73,6 +73,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {"serve": [{key: round(float(value), 3) for key, value in row.items()}]}
 
 
+def _cpu_seconds(server: psutil.Process) -> np.ndarray:
+    """Of the server, and of this process, in which the clients are."""
+    return np.array([sum(p.cpu_times()[:2]) for p in (server, psutil.Process())])
+
+
 def make_policy(out: Path, dtype: str) -> None:
     """Writes a run of the tabletop's action VLA with random weights."""
     config = tabletop.get_config()
@@ -86,14 +91,12 @@ def make_policy(out: Path, dtype: str) -> None:
 def _alone(run: Path, number: int, most: int) -> dict[str, float]:
     """The jitted call of this process: of one observation, and how many a second in batches."""
     policy = loaded.load_policy(run)
-    images = _images(most, policy.image_size)
-    texts = _texts(most)
+    images, texts = _images(most, policy.image_size), _texts(most)
 
     def call(size: int) -> list[float]:
-        def ask() -> Any:
-            return jax.device_get(policy.predict(images[:size], texts[:size]))
-
-        return [1e3 * x for x in measure.seconds(ask, number, warm_up=10)]
+        given = images[:size], texts[:size]
+        times = measure.seconds(lambda: jax.device_get(policy.predict(*given)), number, warm_up=10)
+        return [1e3 * x for x in times]
 
     one, start = call(1), time.process_time()
     many = call(most)
@@ -120,11 +123,6 @@ def serving(run: Path, *flags: str) -> Iterator[tuple[int, psutil.Process]]:
             yield port, psutil.Process(process.pid)
         finally:
             process.terminate()
-
-
-def _cpu_seconds(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return times.user + times.system
 
 
 def _wait_for(port: int, process: subprocess.Popen, log: Any) -> None:

@@ -16,33 +16,21 @@ backbone and the head for every token: its bound is their bytes over the bandwid
 measured in the same process. (Weights that fit in a CPU's cache can beat it.)
 """
 
-import argparse
-import json
-import sys
 from typing import Any
 
 import jax
 
 from lapa_jax.benchmarks import attention, label, loop, policy, quantizer, save, serve
-from lapa_jax.verbs import text
+from lapa_jax.verbs import flags, text
 
 BENCHMARKS = {
-    "quantizer": quantizer,
-    "policy": policy,
-    "attention": attention,
-    "loop": loop,
-    "label": label,
-    "save": save,
-    "serve": serve,
+    module.__name__.rpartition(".")[2]: module
+    for module in (quantizer, policy, attention, loop, label, save, serve)
 }
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="lapa bench",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = flags.parser("lapa bench", __doc__)
     what = parser.add_subparsers(dest="what", required=True)
     for name, module in BENCHMARKS.items():
         one = what.add_parser(name)
@@ -58,7 +46,7 @@ def main(argv: list[str]) -> int:
         "dtype": args.dtype,
     }
     result |= BENCHMARKS[args.what].run(args)
-    sys.stdout.write((json.dumps(result, indent=1) if args.json else _tables(result)) + "\n")
+    text.show(result if args.json else _tables(result))
     return 0
 
 
