@@ -232,9 +232,7 @@ class Supervisor:
 
     def _tell(self, event: str, **details: Any) -> None:
         shown = ", ".join(f"{key} {value}" for key, value in details.items())
-        with contextlib.suppress(OSError):  # a closed terminal must not end the job
-            sys.stderr.write(f"supervise: attempt {self._attempt} {event} ({shown})\n")
-            sys.stderr.flush()
+        _say(f"attempt {self._attempt} {event} ({shown})")
         self._record(event, **details)
 
     def _record(self, event: str, **details: Any) -> None:
@@ -242,7 +240,10 @@ class Supervisor:
         ends no training."""
         if self._workdir is None:
             return
-        path = self._workdir / "supervisor" / f"{_place()}.jsonl"
+        # Slurm may have started several supervisors on a machine.
+        local = os.environ.get("SLURM_LOCALID")
+        host = socket.gethostname() + (f"-{local}" if local else "")
+        path = self._workdir / "supervisor" / f"{host}.jsonl"
         stamp = datetime.now(UTC).isoformat(timespec="seconds")
         line = {"time": stamp, "attempt": self._attempt, "event": event, **details}
         try:
@@ -250,14 +251,13 @@ class Supervisor:
             with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
-            with contextlib.suppress(OSError):
-                sys.stderr.write(f"supervise: {path} cannot be written: {error}\n")
+            _say(f"{path} cannot be written: {error}")
 
 
-def _place() -> str:
-    """Names this supervisor among those of a run: Slurm may have started several on a machine."""
-    local = os.environ.get("SLURM_LOCALID")
-    return socket.gethostname() + (f"-{local}" if local else "")
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # a closed terminal must not end the job
+        sys.stderr.write(f"supervise: {text}\n")
+        sys.stderr.flush()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -266,13 +266,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         supervisor = Supervisor(options, command)
     except ValueError as error:
-        sys.stderr.write(f"supervise: {error}\n")
+        _say(str(error))
         return EXIT_MISTAKE
     if options.dry_run:
         sys.stdout.write(f"{options.processes} x {shlex.join(command)}\n")
         return 0
     if shutil.which(command[0]) is None:
-        sys.stderr.write(f"supervise: there is no program {command[0]!r} on PATH\n")
+        _say(f"there is no program {command[0]!r} on PATH")
         return EXIT_MISTAKE
     return supervisor.run()
 
