@@ -61,20 +61,16 @@ class ShardReader:
 
     def check_keys(self, shards: Sequence[Path]) -> None:
         """Raises ValueError where the first record has no images of a key."""
-        for path in shards:
-            data = tfrecord.map_file(path)
-            try:
-                for number, offset, length in tfrecord.iterate_records(data, path=path):
-                    features = tfrecord.parse_example(data[offset : offset + length], number=number)
-                    missing = [key for key in self.image_keys if not fields.images(features, key)]
-                    if missing:
-                        raise ValueError(
-                            f"{path}, record {number} has no images of image_key {missing}; keys: "
-                            f"{sorted(features)}"
-                        )
-                    return
-            except tfrecord.RecordError:
-                continue  # a fault, which `read` reports
+        first = tfrecord.first_example(shards)
+        if first is None:
+            return  # faults, which `read` reports
+        path, number, _, features = first
+        missing = [key for key in self.image_keys if not fields.images(features, key)]
+        if missing:
+            raise ValueError(
+                f"{path}, record {number} has no images of image_key {missing}; keys: "
+                f"{sorted(features)}"
+            )
 
     def read(
         self, path: Path, announced: int | None, indexes: dict[str, CorpusIndex]

@@ -202,21 +202,16 @@ class Options:
 
 
 @dataclasses.dataclass(frozen=True)
-class _PartJob:
+class _PartJob(executors.Job):
     """All that is needed to write one part."""
 
     part: int
-    path: Path
     source: Source
     units: tuple[Unit, ...]
 
     @property
     def recordings(self) -> int:
         return sum(unit.recordings for unit in self.units)
-
-    @property
-    def manifest(self) -> Path:
-        return staging.manifest_of(self.path)
 
 
 def convert(
@@ -238,7 +233,7 @@ def convert(
         settings = {**settings, "name": output.name, "per_shard": options.per_shard}
         stage = staging.Staging(out, split, settings)
         jobs = [
-            _PartJob(part, stage.part_path(part), source, group)
+            _PartJob(stage.part_path(part), part, source, group)
             for part, group in enumerate(_groups(units, options.per_shard))
         ]
         total = sum(job.recordings for job in jobs)

@@ -6,6 +6,7 @@ is done; so the result depends on none of this, and Beam need not carry results 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import multiprocessing
@@ -16,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from data_pipelines import sidecar
 from data_pipelines.rlds import writer
@@ -33,8 +34,16 @@ class NeedsSettingError(ValueError):
 _FINAL = {error.__name__: error for error in (writer.NoSpaceError, NeedsSettingError)}
 
 
-class Job(Protocol):
-    manifest: Path  # what the work writes last
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Something that is to be written."""
+
+    path: Path
+
+    @property
+    def manifest(self) -> Path:
+        """What the work writes last."""
+        return self.path.with_suffix(".json")
 
 
 def run(

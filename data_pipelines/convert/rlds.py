@@ -122,7 +122,10 @@ def convert_rlds(options: Options) -> conversion.Report:
     known = open_x.keys_of(directory, split)
     table = known or open_x.Keys()
     units = list(find_units(files))
-    record, features = _first_record(directory, units)
+    first = tfrecord.first_example(files)
+    if first is None:
+        raise ValueError(f"{directory}: none of its {len(units)} records can be read")
+    *_, record, features = first
     keys = {
         what: getattr(table, what) if given is None else given
         for what, given in (
@@ -209,22 +212,6 @@ def find_units(files: list[Path]) -> Iterator[conversion.Unit]:
                 yield conversion.Unit(f"{path.name}:{number}", work, size=length)
         except tfrecord.RecordError as error:
             yield conversion.Unit(f"{path.name}:{number + 1} and what follows", error.reason)
-
-
-def _first_record(
-    directory: Path, units: list[conversion.Unit]
-) -> tuple[bytes, dict[str, tfrecord.Feature]]:
-    """The first episode that can be read."""
-    for unit in units:
-        if isinstance(unit.work, str):
-            continue
-        shard, number, offset = unit.work
-        try:
-            record = tfrecord.read_payload(directory / shard, number, offset)
-            return record, tfrecord.parse_example(record)
-        except tfrecord.RecordError:
-            continue
-    raise ValueError(f"{directory}: none of its {len(units)} records can be read")
 
 
 def _check_keys(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipelines import sidecar, storage
+from data_pipelines.convert import executors
 from data_pipelines.rlds import tfrecord, writer
 
 
@@ -37,21 +38,11 @@ class PlannedShard(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class JoinJob:
+class JoinJob(executors.Job):
     """All that is needed to write one shard."""
 
     shard: int
-    path: Path
     pieces: tuple[tuple[Path, int, int], ...]
-
-    @property
-    def manifest(self) -> Path:
-        return manifest_of(self.path)
-
-
-def manifest_of(path: Path) -> Path:
-    """Of a part or a shard."""
-    return path.with_suffix(".json")
 
 
 def plan_by_size(records: Sequence[tuple[int, Sequence[int]]], target: int) -> list[PlannedShard]:
@@ -154,8 +145,8 @@ class Staging:
             if not others and start == 0 and stop == part.stat().st_size:
                 os.replace(part, path)
             else:
-                manifest_of(path).unlink(missing_ok=True)
-                jobs.append(JoinJob(number, path, pieces))
+                jobs.append(JoinJob(path, number, pieces))
+                jobs[-1].manifest.unlink(missing_ok=True)
         return jobs
 
     def joined(self, shard: int) -> None:

@@ -6,8 +6,9 @@ that TensorFlow writes is accepted (packed and unpacked lists); anything damaged
 `RecordError`, which names the file, the record and the byte offset.
 """
 
+import contextlib
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -391,3 +392,15 @@ def parse_example(
                 raise parser.fail(f"feature {key!r} occurs twice", entry[0])
             features[key] = feature
     return features
+
+
+def first_example(paths: Iterable[Path]) -> tuple[Path, int, bytes, dict[str, Feature]] | None:
+    """(file, record number, payload, features) of the first record that is whole, if one is."""
+    for path in paths:
+        # Behind a damaged header no other record of its file can be found.
+        with contextlib.suppress(RecordError):
+            for number, offset, _ in iterate_records(map_file(path), path=path, verify=False):
+                with contextlib.suppress(RecordError):
+                    payload = read_payload(path, number, offset)
+                    return path, number, payload, parse_example(payload)
+    return None
