@@ -46,7 +46,7 @@ def read_json(path: storage.Location) -> Any:
     """What write_json wrote; a manifest from before there were digests, or a file of another
     program, as it is."""
     try:
-        value = json.loads(storage.read_bytes(path).decode())
+        value = json.loads(path.read_bytes().decode())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise SidecarError(
             f"{path} is not readable JSON ({error}); delete it and run the command "
@@ -75,10 +75,7 @@ def join_arrays(path: Path, parts: list[np.ndarray]) -> None:
         joined = np.lib.format.open_memmap(
             temporary, "w+", parts[0].dtype, (rows, *parts[0].shape[1:])
         )
-        start = 0
-        for part in parts:
-            joined[start : start + len(part)] = part
-            start += len(part)
+        np.concatenate(parts, out=joined)
         joined.flush()
 
 

@@ -51,14 +51,15 @@ def inspect_corpus(
     info = writer.read_info(directory) or {}
     announced = {entry["name"]: entry for entry in info.get("splits", [])}
     names = splits or list(announced) or ["train"]
+    sidecars = Path(sidecar_dir or directory)
     report: dict[str, Any] = {
         "directory": str(directory),
         "name": info.get("name", ""),
         "version": info.get("version", ""),
         "features": _read_features(directory),
-        "indexes": _indexes(Path(sidecar_dir or directory)),
-        "label_sets": _label_sets(Path(sidecar_dir or directory)),
-        "image_token_sets": _label_sets(Path(sidecar_dir or directory), "image_tokens", "*/*/"),
+        "indexes": _indexes(sidecars),
+        "label_sets": _label_sets(sidecars),
+        "image_token_sets": _label_sets(sidecars, "image_tokens", "*/*/"),
         "splits": {},
     }
     for split in names:

@@ -9,7 +9,6 @@ cannot be converted are left out and named with their reason, up to `max_bad_fra
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -293,7 +292,7 @@ def _write_parts(
 
     alone = options.workers == 1 and not options.runner
     work = functools.partial(_write_part, advance=bar.update) if alone else _write_part
-    with bar, _execute(work, todo, options) as results:
+    with bar, executors.run(work, todo, options) as results:
         check_bad()
         for result in results:
             stage.results[result["part"]] = result
@@ -307,16 +306,10 @@ def _join_parts(stage: staging.Staging, options: Options) -> None:
     jobs = stage.join_jobs()
     progress = options.progress and bool(jobs)
     bar = tqdm(total=len(jobs), unit="shard", desc="join", disable=not progress)
-    with bar, _execute(staging.join, jobs, options) as results:
+    with bar, executors.run(staging.join, jobs, options) as results:
         for result in results:
             stage.joined(result["shard"])
             bar.update()
-
-
-def _execute(work: Callable, jobs: Sequence, options: Options) -> contextlib.closing:
-    """The results as they come; what runs elsewhere is ended with the block."""
-    how = dict(workers=options.workers, runner=options.runner, options=options.beam_options)
-    return contextlib.closing(executors.run(work, jobs, **how))
 
 
 def _write_part(job: _PartJob, advance: Callable[[int], object] | None = None) -> dict:

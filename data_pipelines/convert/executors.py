@@ -6,6 +6,7 @@ is done; so the result depends on none of this, and Beam need not carry results 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -17,10 +18,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_pipelines import sidecar
 from data_pipelines.rlds import writer
+
+if TYPE_CHECKING:
+    from data_pipelines.convert.conversion import Options
 
 _POLL_SECONDS = 0.5
 _JOBS, _STOP = "jobs.pickle", "stop.json"
@@ -47,21 +51,17 @@ class Job:
 
 
 def run(
-    work: Callable[[Any], dict], jobs: Sequence[Job], *, workers: int, runner: str, options: str
-) -> Iterator[dict]:
-    """The result of each job, in the order in which they end.
-
-    runner: of Apache Beam; "" for `workers` processes of this machine. options: flags for Beam's
-    pipeline, as on a command line.
-    """
-    if not jobs:
-        return
-    if runner:
-        yield from _run_on_beam(work, jobs, runner, options)
-    elif workers == 1:
-        yield from map(work, jobs)
+    work: Callable[[Any], dict], jobs: Sequence[Job], options: Options
+) -> contextlib.closing[Iterator[dict]]:
+    """The result of each job, in the order in which they end; what runs elsewhere is ended with
+    the block."""
+    if jobs and options.runner:
+        results = _run_on_beam(work, jobs, options.runner, options.beam_options)
+    elif jobs and options.workers > 1:
+        results = _run_in_processes(work, jobs, options.workers)
     else:
-        yield from _run_in_processes(work, jobs, workers)
+        results = (work(job) for job in jobs)
+    return contextlib.closing(results)
 
 
 def _run_in_processes(

@@ -224,7 +224,7 @@ def _only_key(sidecars: Location, split: str) -> str:
     built = [
         name
         for name in storage.list_names(root) or ()
-        if storage.is_file(root / name / split / "manifest.json")
+        if (root / name / split / "manifest.json").is_file()
     ]
     if len(built) != 1:
         raise (FileNotFoundError if built else MissingIndexError)(

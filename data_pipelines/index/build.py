@@ -181,7 +181,7 @@ def _load_part(job: _Job) -> dict[str, Any] | None:
 def read_shard(path: Location, settings: dict[str, Any]) -> dict[str, Any]:
     """Episodes and frames of one shard, offsets relative to the shard."""
     local = isinstance(path, Path)
-    data = tfrecord.map_file(path) if local else memoryview(storage.read_bytes(path))
+    data = tfrecord.map_file(path) if local else memoryview(path.read_bytes())
     reader = _EpisodeReader(path, data, settings)
     exclude = set(settings["exclude"])
     position = number = 0

@@ -88,7 +88,7 @@ def index_folder(
 def announced_lengths(directory: Location, split: str) -> list[int] | None:
     """Records per shard by dataset_info.json, if there is one that knows the split."""
     path = directory / "dataset_info.json"
-    if not storage.is_file(path):
+    if not path.is_file():
         return None
     for entry in sidecar.read_json(path).get("splits", []):
         if entry.get("name") == split and entry.get("shardLengths"):

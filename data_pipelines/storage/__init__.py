@@ -39,6 +39,12 @@ class RemotePath:
     def __truediv__(self, name: str | os.PathLike) -> RemotePath:
         return RemotePath(f"{self.url}/{os.fspath(name)}")
 
+    def is_file(self) -> bool:
+        return filesystem(self).isfile(self.url)
+
+    def read_bytes(self) -> bytes:
+        return filesystem(self).cat_file(self.url)
+
     def __str__(self) -> str:
         return self.url
 
@@ -93,14 +99,6 @@ def list_names(folder: Location) -> list[str] | None:
     return sorted(str(name).rstrip("/").rpartition("/")[2] for name in found)
 
 
-def is_file(location: Location) -> bool:
-    return (
-        location.is_file()
-        if isinstance(location, Path)
-        else filesystem(location).isfile(location.url)
-    )
-
-
 def size(location: Location) -> int:
     """Bytes of a file."""
     if isinstance(location, Path):
@@ -115,14 +113,6 @@ def read_range(location: Location, start: int, stop: int) -> bytes:
             file.seek(start)
             return file.read(stop - start)
     return filesystem(location).cat_file(location.url, start=start, end=stop)
-
-
-def read_bytes(location: Location) -> bytes:
-    return (
-        location.read_bytes()
-        if isinstance(location, Path)
-        else filesystem(location).cat_file(location.url)
-    )
 
 
 def cache_folder(location: Location) -> Path:
@@ -143,7 +133,7 @@ def fetch(root: Location, folder: str) -> Path:
     local, remote = cache_folder(root), root / folder
     target = local / folder
     names = list_names(remote) or []
-    manifests = {name: read_bytes(remote / name) for name in names if name.endswith(".json")}
+    manifests = {name: (remote / name).read_bytes() for name in names if name.endswith(".json")}
     kept = all(
         (target / name).is_file() and (target / name).read_bytes() == data
         for name, data in manifests.items()

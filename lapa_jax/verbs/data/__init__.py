@@ -9,54 +9,47 @@ import sys
 from lapa_jax import cli
 from lapa_jax.verbs import flags
 
-# verb → (module, what it does, an example)
-VERBS = {
+# verb → (what it does, an example); each is the module of its name
+_TOLD = {
     "collect": (
-        "lapa_jax.verbs.data.collect",
         "expert episodes of the tabletop world, one corpus per view",
         "lapa data collect --out data/tabletop --episodes 200 --views robot,human",
     ),
     "convert": (
-        "lapa_jax.verbs.data.convert",
         "videos, Something-Something V2, LeRobot data sets and the original's files to a corpus",
         "lapa data convert video VIDEOS --out data/videos --fps 10 --size 64",
     ),
     "index": (
-        "lapa_jax.verbs.data.index",
         "the frame index that training needs",
         "lapa data index data/tabletop/robot",
     ),
     "inspect": (
-        "lapa_jax.verbs.data.inspect",
         "what is in a corpus, as text, JSON or an HTML page with film strips",
         "lapa data inspect data/tabletop/robot --html robot.html",
     ),
     "verify": (
-        "lapa_jax.verbs.data.verify",
         "whether a corpus is sound: checksums, images, actions, instructions, ids, sidecars",
         "lapa data verify data/tabletop/robot --exclude_file exclude.txt",
     ),
     "stats": (
-        "lapa_jax.verbs.data.stats",
         "statistics of the actions, and the bin edges of action tokens",
         "lapa data stats data/tabletop/robot --json stats.json --csv edges.csv",
     ),
     "motion": (
-        "lapa_jax.verbs.data.motion",
         "how much each pair of frames differs, for data.min_pair_difference",
         "lapa data motion data/tabletop/robot --window_seconds 0.6",
     ),
     "batch": (
-        "lapa_jax.verbs.data.batch",
         "the examples of any training step, as text, JSON or a picture",
         "lapa data batch --workdir runs/quantizer --step 5 --png batch.png",
     ),
     "bench": (
-        "lapa_jax.verbs.data.bench",
         "how fast the loader is, beside its decoders alone and the pipelines of others",
         "lapa data bench --workdir runs/data_bench",
     ),
 }
+# verb → (module, what it does, an example)
+VERBS = {verb: (f"{__name__}.{verb}", *told) for verb, told in _TOLD.items()}
 
 
 def main(argv: list[str] | None = None) -> int:
