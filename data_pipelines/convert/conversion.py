@@ -51,13 +51,14 @@ class Unit:
 
     name: stands in the report if it fails. recordings: how many; one is converted whole or not at
     all, several stand each for itself. work: what the source needs to know about it (picklable).
-    size: bytes in the source, 0 where that is not known.
+    size: bytes in the source, 0 where that is not known. bad: why it cannot even be read.
     """
 
     name: str
     work: Any = None
     recordings: int = 1
     size: int = 0
+    bad: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -350,6 +351,8 @@ def _write_unit(source: Source, unit: Unit, part: writer.ShardFile) -> dict:
         unit.name.encode()
     except UnicodeEncodeError as error:
         raise RecordingError("file name is not UTF-8") from error
+    if unit.bad:
+        raise RecordingError(unit.bad)
     added = _nothing()
     for found in source.read(unit):
         if isinstance(found, Bad):

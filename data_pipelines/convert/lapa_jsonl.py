@@ -56,7 +56,7 @@ class Form:
 @dataclasses.dataclass(frozen=True)
 class RowsSource(conversion.Source):
     """The episodes of one file; the work of a unit is int64 (rows, 3): step, offset and line number
-    of each row, or the reason why a row is bad."""
+    of each row."""
 
     form: Form
     codes: dict[str, int]  # of `delta` and `vision`, where there: the size of their codebook
@@ -64,8 +64,6 @@ class RowsSource(conversion.Source):
     images: Path | None
 
     def read(self, unit: conversion.Unit) -> Iterator[conversion.Found]:
-        if isinstance(unit.work, str):
-            raise conversion.RecordingError(unit.work)
         rows = self.rows(unit)
         texts = {instruction_of(row, self.prompt) for row in rows}
         if len(texts) > 1:
@@ -230,7 +228,7 @@ def convert_lapa_jsonl(
     sets = code_sets(options, form, file_hash, code_version)
     codes = {key: one.provenance["codebook_size"] for key, one in sets.items()}
     source = RowsSource(file, settings, spec, form, codes, prompt, images)
-    episodes = {unit.name: unit for unit in units}
+    episodes = {unit.name: unit for unit in units if not unit.bad}
     if sets and _is_published(out, options.split):
         found = _load_index(out, options)
         _rows_of_episode(found, 0, episodes, source)  # before anything is written
@@ -277,13 +275,13 @@ def scan(file: Path) -> tuple[list[conversion.Unit], Form]:
                 episode, step = place_of(row)
                 form = form or Form.of(row)
             except ValueError as error:
-                bad.append(conversion.Unit(f"{file.name}, line {number}", str(error)))
+                bad.append(conversion.Unit(f"{file.name}, line {number}", bad=str(error)))
                 continue
             row = (names.setdefault(episode, len(names)), step, start, number)
             for column, value in zip(columns, row, strict=True):
                 column.append(value)
     if form is None:
-        reasons = "; ".join(f"{unit.name}: {unit.work}" for unit in bad[:5])
+        reasons = "; ".join(f"{unit.name}: {unit.bad}" for unit in bad[:5])
         raise ValueError(f"{file} holds no row that can be read ({reasons or 'it is empty'})")
     episodes, *rest = (np.frombuffer(column, np.int64) for column in columns)
     order = np.lexsort((rest[2], rest[0], episodes))

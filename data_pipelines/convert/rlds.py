@@ -22,8 +22,7 @@ from data_pipelines.rlds import fields, open_x, schema, shards, tfrecord
 
 @dataclasses.dataclass(frozen=True)
 class RldsSource(conversion.Source):
-    """The work of a unit is (shard file, record number, offset) of an episode, or the
-    reason why the rest of a shard cannot be read."""
+    """The work of a unit is (shard file, record number, offset) of an episode."""
 
     image_key: str
     action_key: str
@@ -31,8 +30,6 @@ class RldsSource(conversion.Source):
     instruction_key: str
 
     def read(self, unit: conversion.Unit) -> Iterator[conversion.Found]:
-        if isinstance(unit.work, str):
-            raise conversion.RecordingError(unit.work)
         shard, number, offset = unit.work
         try:
             record = tfrecord.read_payload(self.root / shard, number, offset)
@@ -126,15 +123,9 @@ def convert_rlds(options: Options) -> conversion.Report:
     if first is None:
         raise ValueError(f"{directory}: none of its {len(units)} records can be read")
     *_, record, features = first
-    keys = {
-        what: getattr(table, what) if given is None else given
-        for what, given in (
-            ("image", options.image_key),
-            ("action", options.action_key),
-            ("instruction", options.instruction_key),
-            ("state", options.state_key),
-        )
-    }
+    whats = ("image", "action", "instruction", "state")
+    keys = {what: getattr(options, f"{what}_key") for what in whats}
+    keys |= {what: getattr(table, what) for what, key in keys.items() if key is None}
     widths = _check_keys(open_x.name_of(directory, split), keys, record, features)
     fps = float(options.fps or table.fps)
     if not fps and not _fps(features, record):
@@ -211,7 +202,7 @@ def find_units(files: list[Path]) -> Iterator[conversion.Unit]:
                 work = (path.name, number, offset)
                 yield conversion.Unit(f"{path.name}:{number}", work, size=length)
         except tfrecord.RecordError as error:
-            yield conversion.Unit(f"{path.name}:{number + 1} and what follows", error.reason)
+            yield conversion.Unit(f"{path.name}:{number + 1} and what follows", bad=error.reason)
 
 
 def _check_keys(

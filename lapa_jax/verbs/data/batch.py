@@ -28,21 +28,20 @@ def main(argv: list[str]) -> int:
     if args.step < 0 or args.max_examples < 1:
         parser.error("--step must not be negative, --max_examples at least 1")
     fields = stages.get(config.stage).fields_of(config)
-    per_host = config.global_batch // max(1, args.hosts)
     shared = dict(fields=fields, global_batch=config.global_batch, seed=config.seed)
     host, hosts = (0, 1) if args.host is None else (args.host, args.hosts)
     if args.hosts < 1 or config.global_batch % args.hosts:
         raise ValueError(
             f"config.global_batch={config.global_batch} is not a multiple of --hosts {args.hosts}"
         )
+    per_host = config.global_batch // args.hosts
     with Loader(config.data, host=host, num_hosts=hosts, **shared) as loader:
         values = loader.batch(args.step)
         records = loader.describe(args.step)
         fingerprint = loader.fingerprint(args.step)
     records = records[host * len(values["position"]) :][: len(values["position"])]
     for number, record in enumerate(records):
-        record["host"] = (host * per_host if args.host is not None else 0) + number
-        record["host"] //= per_host
+        record["host"] = host + number // per_host
         for key in ("action", "latent_action"):
             if key in values:
                 record[key] = values[key][number].tolist()
