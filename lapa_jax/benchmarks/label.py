@@ -6,9 +6,7 @@ decodes and sends them, fetches the codes and writes the label set of a corpus t
 """
 
 import argparse
-import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import numpy as np
 from data_pipelines.bench import corpus as bench_corpus
 from data_pipelines.index.labels import LabelSetWriter
 from lapa_jax import stages
+from lapa_jax.benchmarks import measure
 from lapa_jax.benchmarks.quantizer import CONFIGS, quantizer_config
 from lapa_jax.runs import examples, label
 from lapa_jax.runs.loaded import LoadedQuantizer
@@ -53,18 +52,20 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     rows = source.rows[: args.steps * batch]
     resident = encode.put(next(source.batches(rows[:batch])).frames)
     jax.block_until_ready(encode(resident))  # compiled
-    forward, labelling = [], []
-    for _ in range(ROUNDS):
-        forward.append(len(rows) / _forward_seconds(encode, resident, len(rows) // batch))
-        labelling.append(len(rows) / _label_seconds(source, rows, encode))
-    ratios = [a / b for a, b in zip(labelling, forward, strict=True)]
+
+    def forward() -> list[jax.Array]:
+        return [encode(resident) for _ in range(len(rows) // batch)]
+
+    both = (forward, lambda: _label(source, rows, encode))
+    seconds = [[measure.seconds(one, 1, warm_up=0)[0] for one in both] for _ in range(ROUNDS)]
+    alone, labelling = len(rows) / np.array(seconds).T
     row = {
         "config": args.config,
         "batch": batch,
         "pairs": len(rows),
-        "forward_pairs_per_second": round(statistics.median(forward), 2),
-        "label_pairs_per_second": round(statistics.median(labelling), 2),
-        "fraction_of_forward": round(statistics.median(ratios), 4),
+        "forward_pairs_per_second": round(float(np.median(alone)), 2),
+        "label_pairs_per_second": round(float(np.median(labelling)), 2),
+        "fraction_of_forward": round(float(np.median(labelling / alone)), 4),
     }
     return {"label": [row]}
 
@@ -77,13 +78,7 @@ def _quantizer(name: str, dtype: str) -> LoadedQuantizer:
     return LoadedQuantizer(config, stage, params, variables, params_hash="random")
 
 
-def _forward_seconds(encode: label.Encoder, resident: jax.Array, batches: int) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready([encode(resident) for _ in range(batches)])
-    return time.perf_counter() - start
-
-
-def _label_seconds(source: examples.Pairs, rows: np.ndarray, encode: label.Encoder) -> float:
+def _label(source: examples.Pairs, rows: np.ndarray, encode: label.Encoder) -> None:
     model = encode.run.stage.model_config
     provenance = {
         "quantizer_hash": encode.run.params_hash,
@@ -92,8 +87,8 @@ def _label_seconds(source: examples.Pairs, rows: np.ndarray, encode: label.Encod
         "code_length": model.code_length,
         "code_version": __version__,
     }
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        with LabelSetWriter(folder, "bench", source.index, provenance=provenance) as writer:
-            label.write(writer, source, rows, encode, max_bad_fraction=0.0)
-        return time.perf_counter() - start
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        LabelSetWriter(folder, "bench", source.index, provenance=provenance) as writer,
+    ):
+        label.write(writer, source, rows, encode, max_bad_fraction=0.0)
