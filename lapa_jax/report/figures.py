@@ -1,30 +1,16 @@
 """Every figure of the report; each function returns a `Picture` (data URI, alt text, size)."""
 
-from lapa_jax.report.charts import (
-    code_meaning,
-    code_usage,
-    heat_map,
-    label_curves,
-    loss_curves,
-    success_chart,
-)
-from lapa_jax.report.frames import Strip, atlas, film_strips, frame_columns, reconstruction_grid
-from lapa_jax.report.picture import Picture, picture_of_frame
-from lapa_jax.report.pipeline import pipeline_diagram
-
-__all__ = [
-    "Picture",
-    "Strip",
-    "atlas",
-    "code_meaning",
-    "code_usage",
-    "film_strips",
-    "frame_columns",
-    "heat_map",
-    "label_curves",
-    "loss_curves",
-    "picture_of_frame",
-    "pipeline_diagram",
-    "reconstruction_grid",
-    "success_chart",
-]
+from lapa_jax.report.charts import code_meaning as code_meaning
+from lapa_jax.report.charts import code_usage as code_usage
+from lapa_jax.report.charts import heat_map as heat_map
+from lapa_jax.report.charts import label_curves as label_curves
+from lapa_jax.report.charts import loss_curves as loss_curves
+from lapa_jax.report.charts import success_chart as success_chart
+from lapa_jax.report.frames import Strip as Strip
+from lapa_jax.report.frames import atlas as atlas
+from lapa_jax.report.frames import film_strips as film_strips
+from lapa_jax.report.frames import frame_columns as frame_columns
+from lapa_jax.report.frames import reconstruction_grid as reconstruction_grid
+from lapa_jax.report.picture import Picture as Picture
+from lapa_jax.report.picture import picture_of_frame as picture_of_frame
+from lapa_jax.report.pipeline import pipeline_diagram as pipeline_diagram
