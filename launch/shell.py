@@ -139,11 +139,9 @@ def run_tool(
     if len(actions) > 1:
         several = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     for key, action in actions.items():
-        one = (
-            several.add_parser(key, help=action.does, description=action.does)
-            if several
-            else parser
-        )
+        one = parser
+        if several:
+            one = several.add_parser(key, help=action.does, description=action.does)
         one.set_defaults(action=key)
         for flag in action.flags.split():
             one.add_argument(flag, **(FLAGS | flags)[flag])
