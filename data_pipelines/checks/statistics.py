@@ -5,6 +5,7 @@ memory; else by a `Sketch`, which takes them in parts that can be merged in any 
 `combine_fn`). Never called by training; the results travel in configs and checkpoints.
 """
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -300,10 +301,7 @@ def combine_fn(action_dim: int) -> Any:
             return accumulator.merge(Sketch.of(actions))
 
         def merge_accumulators(self, accumulators: Iterable[Sketch]) -> Sketch:
-            merged = Sketch.empty(action_dim)
-            for accumulator in accumulators:
-                merged = merged.merge(accumulator)
-            return merged
+            return functools.reduce(Sketch.merge, accumulators, self.create_accumulator())
 
         def extract_output(self, accumulator: Sketch) -> Sketch:
             return accumulator

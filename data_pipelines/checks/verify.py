@@ -101,15 +101,14 @@ def verify_corpus(
                 faults.append(Fault("index", split, "", None, str(error)))
         if excluded:  # by every index
             report.excluded += sorted(set.intersection(*excluded))
-        lengths = announced_lengths(directory, split)
-        if lengths is not None and len(lengths) != len(shards):
+        untold = [None] * len(shards)
+        lengths = announced_lengths(directory, split) or untold
+        if len(lengths) != len(shards):
             reason = f"dataset_info.json announces {len(lengths)} shards, there are {len(shards)}"
             faults.append(Fault("shard", split, "", None, reason))
-            lengths = None
-        jobs += [
-            (reader, path, None if lengths is None else lengths[number], indexes)
-            for number, path in enumerate(shards)
-        ]
+            lengths = untold
+        found = zip(shards, lengths, strict=True)
+        jobs += [(reader, path, length, indexes) for path, length in found]
     sizes = [job[1].stat().st_size for job in jobs]
     with (
         ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool,

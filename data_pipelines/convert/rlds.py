@@ -129,21 +129,16 @@ def convert_rlds(options: Options) -> conversion.Report:
     widths = _check_keys(open_x.name_of(directory, split), keys, record, features)
     fps = float(options.fps or table.fps)
     if not fps and not _fps(features, record):
+        table_says = "its name is not in the table of Open X-Embodiment"
+        if known:
+            table_says = "sources on this data set disagree"
         raise ValueError(
-            f"{directory} does not say how many steps a second has: its episodes lack {schema.FPS}"
-            + (
-                ", and sources on this data set disagree"
-                if known
-                else ", and its name is not in the table of Open X-Embodiment"
-            )
-            + " (--fps)"
+            f"{directory} does not say how many steps a second has: its episodes lack {schema.FPS},"
+            f" and {table_says} (--fps)"
         )
     settings = decode.VideoSettings.of(options, fps or 1.0)
     spec = options.spec(
-        fps,
-        actions=widths["action"],
-        states=widths["state"],
-        language=bool(keys["instruction"]),
+        fps, actions=widths["action"], states=widths["state"], language=bool(keys["instruction"])
     )
     named = {f"{what}_key": key for what, key in keys.items()}
     report = conversion.convert(

@@ -56,6 +56,9 @@ class Options:
     label_set: for `delta`; none: fine-tuning rows
     image_token_set: for `vision`
     images: copy the JPEGs of the rows to this folder, as <episode number>/img_<step>.jpg
+    bins: of each action of fine-tuning rows
+    bins_csv: take the bin edges from this csv of the original, do not compute them
+    gripper: action dimension of 0 and 1 (default: none)
     """
 
     corpus: str | Path = option(positional=True)
@@ -66,6 +69,9 @@ class Options:
     label_set: str = ""
     image_token_set: str = ""
     images: str | Path | None = None
+    bins: int = 256  # these three are for who makes `action_ids`
+    bins_csv: str | None = None
+    gripper: int = -1
     progress: bool = option(True, flag=False)
 
     def index(self) -> index.CorpusIndex:

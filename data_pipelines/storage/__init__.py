@@ -134,11 +134,9 @@ def fetch(root: Location, folder: str) -> Path:
     target = local / folder
     names = list_names(remote) or []
     manifests = {name: (remote / name).read_bytes() for name in names if name.endswith(".json")}
-    kept = all(
-        (target / name).is_file() and (target / name).read_bytes() == data
-        for name, data in manifests.items()
-    ) and all((target / name).is_file() for name in names)
-    if kept:
+    if all((target / name).is_file() for name in names) and all(
+        (target / name).read_bytes() == data for name, data in manifests.items()
+    ):
         return local
     fresh = target.with_name(f".{target.name}.{os.getpid()}.incomplete")
     fresh.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
 
 from data_pipelines.checks import statistics
 from data_pipelines.convert import lapa_jsonl, lerobot, rlds, ssv2, to_lapa_jsonl, video
@@ -17,20 +16,6 @@ from lapa_jax import version
 from lapa_jax.policy import codecs
 from lapa_jax.policy.layout import LEGACY_PROMPT
 from lapa_jax.verbs import data, flags, text
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Bins:
-    """Of the actions of fine-tuning rows.
-
-    bins: of each action
-    bins_csv: take the bin edges from this csv of the original, do not compute them
-    gripper: action dimension of 0 and 1 (default: none)
-    """
-
-    bins: int = 256
-    bins_csv: str | None = None
-    gripper: int = -1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +29,22 @@ class Index:
 from_lapa_jsonl = functools.partial(
     lapa_jsonl.convert_lapa_jsonl, prompt=LEGACY_PROMPT, code_version=version.__version__
 )
-to_rows = functools.partial(to_lapa_jsonl.export_lapa_jsonl, prompt=LEGACY_PROMPT)
+
+
+def export(options: to_lapa_jsonl.Options) -> to_lapa_jsonl.Report:
+    """Fine-tuning rows get bins: those of a csv, or computed and written beside the rows."""
+    to_rows = functools.partial(to_lapa_jsonl.export_lapa_jsonl, prompt=LEGACY_PROMPT)
+    if options.label_set:
+        return to_rows(options)
+    if options.bins_csv:
+        tokenizer = codecs.Bins.from_csv(Path(options.bins_csv).read_text())
+    else:
+        edges = statistics.gripper_edges(options.index(), options.bins, options.gripper)
+        tokenizer = codecs.Bins(edges)
+    report = to_rows(options, action_ids=tokenizer.encode)
+    Path(options.out).with_suffix(".csv").write_text(tokenizer.to_csv())
+    return report
+
 
 # source → (its module, what converts it, what it is, its examples)
 SOURCES = {
@@ -72,7 +72,8 @@ SOURCES = {
         "  lapa data convert lapa_jsonl simpler.jsonl --images simpler --out data/simpler --fps 5",
     ),
     "to_lapa_jsonl": (
-        *(to_lapa_jsonl, None, "the way back: a corpus and its label sets to the original's file"),
+        *(to_lapa_jsonl, export),
+        "the way back: a corpus and its label sets to the original's file",
         "data/bridge --label_set laq --image_token_set vqgan --out bridge.jsonl\n"
         "  lapa data convert to_lapa_jsonl robot --gripper 6 --images images --out robot.jsonl",
     ),
@@ -91,29 +92,13 @@ def main(argv: list[str]) -> int:
         flags.add(one, module.Options)
         if name in INDEXED:
             flags.add(one, Index)
-        if name == "to_lapa_jsonl":
-            flags.add(one, Bins)
     args = parser.parse_args(argv)
     module, convert, *_ = SOURCES[args.format]
     options = flags.read(args, module.Options)
-    report = convert(options) if convert else _export(options, flags.read(args, Bins))
+    report = convert(options)
     if args.format in INDEXED:
         report.notes["index"] = str(
             build_index(report.directory, split=report.split, sidecar_dir=args.sidecar_dir)
         )
     text.show(report.to_json() if args.json else report.table())
     return 0
-
-
-def _export(options: to_lapa_jsonl.Options, bins: Bins) -> Any:
-    """Fine-tuning rows get bins: those of a csv, or computed and written beside the rows."""
-    if options.label_set:
-        return to_rows(options)
-    if bins.bins_csv:
-        tokenizer = codecs.Bins.from_csv(Path(bins.bins_csv).read_text())
-    else:
-        edges = statistics.gripper_edges(options.index(), bins.bins, bins.gripper)
-        tokenizer = codecs.Bins(edges)
-    report = to_rows(options, action_ids=tokenizer.encode)
-    Path(options.out).with_suffix(".csv").write_text(tokenizer.to_csv())
-    return report
