@@ -1,6 +1,6 @@
 """Converters: foreign recordings -> standard RLDS corpora; one module per source.
 
-Each has a function convert_*(source, out, ...) that returns a report, and a `conversion.Source`
+Each has `Options`, a function convert_*(options) that returns a report, and a `conversion.Source`
 that yields episodes from units of work. `conversion.py` makes shards of them; `staging.py` keeps
 finished shards, so a stopped conversion goes on where it was.
 """
