@@ -25,7 +25,9 @@ from lapa_jax.training.optimizer import optimizer_settings as optimizer
 
 
 def parse_arg(arg: str | None, **defaults) -> ConfigDict:
-    """Parses `quick=True,views=robot+human` against typed defaults; an unknown key is an error."""
+    """Parses `quick=True,views=robot+human` against typed defaults, of which `quick` is always one;
+    an unknown key is an error."""
+    defaults = {"quick": False} | defaults
     values = dict(defaults)
     for item in filter(None, (arg or "").split(",")):
         key, _, text = item.partition("=")

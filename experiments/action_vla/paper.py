@@ -38,7 +38,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     hardware.POLICY_7B. `optimizer`: one of base.optimizer."""
     arg = base.parse_arg(
         arg,
-        quick=False,
         task="simpler",
         data="data/simpler",
         image_token_set="vqgan",

@@ -22,12 +22,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """`quick`: a minute on a CPU. `data`: the labelled corpus. `init_from`: a latent VLA's run.
     `optimizer`: one of base.optimizer. `augment`: one of base.augment."""
     arg = base.parse_arg(
-        arg,
-        quick=False,
-        data="data/labelled/robot",
-        init_from="",
-        optimizer="adamw",
-        augment="none",
+        arg, data="data/labelled/robot", init_from="", optimizer="adamw", augment="none"
     )
     config = base.stage_defaults("action_finetuning")
     config.optimizer = base.optimizer(arg.optimizer)

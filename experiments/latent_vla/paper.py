@@ -38,7 +38,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     of hardware.POLICY_7B. `optimizer`: one of base.optimizer."""
     arg = base.parse_arg(
         arg,
-        quick=False,
         corpus="bridge",
         data="data/bridge",
         label_set="laq",

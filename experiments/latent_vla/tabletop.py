@@ -19,12 +19,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """`quick`: a minute on a CPU. `data`, `views` as for the quantizer; `label_set`: its labels;
     `optimizer`: one of base.optimizer."""
     arg = base.parse_arg(
-        arg,
-        quick=False,
-        data="data/tabletop",
-        views="human+robot",
-        label_set="laq",
-        optimizer="adamw",
+        arg, data="data/tabletop", views="human+robot", label_set="laq", optimizer="adamw"
     )
     config = base.stage_defaults("latent_pretraining")
     config.optimizer = base.optimizer(arg.optimizer)

@@ -40,7 +40,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     `hardware`: one of hardware.QUANTIZER."""
     arg = base.parse_arg(
         arg,
-        quick=False,
         corpus="bridge",
         data="data/bridge",
         legacy=False,

@@ -26,12 +26,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     """`quick`: a minute on a CPU. `data`: directory with one corpus a view; `views` joined by +.
     `objective`: what is predicted, one of base.objective. `augment`: one of base.augment."""
     arg = base.parse_arg(
-        arg,
-        quick=False,
-        data="data/tabletop",
-        views="human+robot",
-        objective="pixels",
-        augment="none",
+        arg, data="data/tabletop", views="human+robot", objective="pixels", augment="none"
     )
     config = base.stage_defaults("quantizer")
     config.data.augment = base.augment(arg.augment)

@@ -17,7 +17,7 @@ from experiments.quantizer import tabletop
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """`quick`: a minute on a CPU. `data`: the converted corpus. `window`: seconds of a pair."""
-    arg = base.parse_arg(arg, quick=False, data="data/my_clips", window=0.5)
+    arg = base.parse_arg(arg, data="data/my_clips", window=0.5)
     config = tabletop.get_config(f"quick={arg.quick}")
     as_indexed = dict(image_key="", action_key="", instruction_key="")
     videos = base.corpus(arg.data, window_seconds=arg.window, **as_indexed)

@@ -22,10 +22,8 @@ RECIPES = {"tabletop": tabletop, "videos": videos, "paper": paper}
 def get_sweep(arg: str | None = None) -> dict:
     """`recipe`: of experiments/quantizer. `data`: one corpus with frames of `size` pixels a side;
     `sidecars`: where its index is, if not beside it; `fps` 0: as it says."""
-    arg = base.parse_arg(
-        arg, quick=False, recipe="tabletop", data="data/tabletop/robot", size=64, window=0.2,
-        fps=0.0, image_key="image", sidecars="",
-    )  # fmt: skip
+    corpus = dict(data="data/tabletop/robot", size=64, window=0.2, fps=0.0, image_key="image")
+    arg = base.parse_arg(arg, recipe="tabletop", sidecars="", **corpus)
     if arg.recipe not in RECIPES:
         raise ValueError(f"recipe={arg.recipe!r} must be one of {sorted(RECIPES)}")
     config = RECIPES[arg.recipe].get_config("quick=True")

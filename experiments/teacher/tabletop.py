@@ -18,7 +18,7 @@ from experiments import base
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """`quick`: a minute on a CPU. `data`, `views` as for the quantizer."""
-    arg = base.parse_arg(arg, quick=False, data="data/tabletop", views="human+robot")
+    arg = base.parse_arg(arg, data="data/tabletop", views="human+robot")
     config = base.stage_defaults("teacher")
     config.data.corpora = base.views(arg)
     config.compute_dtype, config.global_batch, config.steps = "float32", 128, 1000
