@@ -226,9 +226,8 @@ class _Pairs:
     def __getitem__(self, number: int) -> np.ndarray:
         row = int(self._first[number])
         pair = np.empty((2, *self._size, 3), np.uint8)
-        for image, jpeg in zip(
-            pair, self._source.__getitems__([row, row + self._window]), strict=True
-        ):
+        jpegs = self._source.__getitems__([row, row + self._window])
+        for image, jpeg in zip(pair, jpegs, strict=True):
             self._decode(jpeg, "RGB", buffer=image)
         return pair
 

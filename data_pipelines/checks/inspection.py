@@ -7,6 +7,7 @@ decoded) and returns plain JSON values.
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -69,7 +70,7 @@ def inspect_corpus(
         shards = find_shards(directory, split)
         expected = min(total, max_episodes) if total and max_episodes else total
         with tqdm(total=expected, unit="episode", desc=split, disable=not progress) as bar:
-            for episode in _episodes(shards, max_episodes):
+            for episode in itertools.islice(_episodes(shards), max_episodes or None):
                 scan.add(*episode)
                 bar.update(1)
         report["splits"][split] = {
@@ -102,7 +103,7 @@ class _Scan:
         self.mixed_instructions = 0
         self.strips: list[dict] = []
 
-    def add(self, where: str, record: bytes, features: dict[str, tfrecord.Feature]) -> None:
+    def add(self, where: str, record: bytes, features: fields.Features) -> None:
         self.episodes += 1
         for key, feature in features.items():
             self.kinds.setdefault(key, feature.kind)
@@ -177,7 +178,7 @@ class _Scan:
         }
 
     def _add_images(
-        self, where: str, record: bytes, features: dict, text: str, episode_id: Any
+        self, where: str, record: bytes, features: fields.Features, text: str, episode_id: Any
     ) -> None:
         name = where if episode_id is None else str(episode_id)
         strip = {"episode": name, "number": self.episodes, "instruction": text, "views": {}}
@@ -240,20 +241,16 @@ class _Actions:
         ]
 
 
-def _episodes(shards: list[Path], max_episodes: int) -> Iterator[tuple[str, bytes, dict]]:
-    number = 0
+def _episodes(shards: list[Path]) -> Iterator[tuple[str, bytes, fields.Features]]:
     for path in shards:
         data = tfrecord.map_file(path)
         for record, offset, length in tfrecord.iterate_records(data, path=path):
-            if max_episodes and number >= max_episodes:
-                return
             payload = bytes(data[offset : offset + length])
             features = tfrecord.parse_example(payload, path=path, number=record, offset=offset)
             yield f"{path}, record {record}", payload, features
-            number += 1
 
 
-def _num_steps(where: str, features: dict[str, tfrecord.Feature], record: bytes) -> int:
+def _num_steps(where: str, features: fields.Features, record: bytes) -> int:
     for key, feature in features.items():
         if key.startswith(schema.OBSERVATION) and feature.kind == tfrecord.BYTES and feature.spans:
             return len(feature.spans)

@@ -239,7 +239,7 @@ def convert(
         total = sum(job.recordings for job in jobs)
         report = Report(str(out), split, source.noun, total, resumed_parts=len(stage.results))
         if stage.plan is None:
-            _write_parts(jobs, stage, options, total)
+            _write_parts(source, jobs, stage, options)
             _summarise(report, stage)
             _require_episodes(report, source)
             records = [(part, result["records"]) for part, result in sorted(stage.results.items())]
@@ -272,22 +272,20 @@ def _groups(units: Sequence[Unit], per_shard: int) -> Iterator[tuple[Unit, ...]]
 
 
 def _write_parts(
-    jobs: Sequence[_PartJob], stage: staging.Staging, options: Options, total: int
+    source: Source, jobs: Sequence[_PartJob], stage: staging.Staging, options: Options
 ) -> None:
-    if not jobs:
-        return
-    finished = sum(job.recordings for job in jobs if job.part in stage.results)
     todo = [job for job in jobs if job.part not in stage.results]
-    noun, place = jobs[0].source.noun, jobs[0].source.place
-    bar = tqdm(total=total, initial=finished, unit=noun, disable=not options.progress)
+    total = sum(job.recordings for job in jobs)
+    finished = total - sum(job.recordings for job in todo)
+    bar = tqdm(total=total, initial=finished, unit=source.noun, disable=not options.progress)
     bad = [entry for result in stage.results.values() for entry in result["bad"]]
 
     def check_bad() -> None:
         if len(bad) > options.max_bad_fraction * total:
             listing = "; ".join(f"{printable(name)}: {reason}" for name, reason in bad[:5])
             raise TooManyBadError(
-                f"{len(bad)} of {total} {noun}s {place} cannot be converted, more than "
-                f"max_bad_fraction={options.max_bad_fraction} (--max_bad_fraction): {listing}"
+                f"{len(bad)} of {total} {source.noun}s {source.place} cannot be converted, more "
+                f"than max_bad_fraction={options.max_bad_fraction} (--max_bad_fraction): {listing}"
                 + (", ..." if len(bad) > 5 else "")
             )
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipelines import sidecar, storage
-from data_pipelines.convert import executors
+from data_pipelines.convert import executors, reading
 from data_pipelines.rlds import tfrecord, writer
 
 
@@ -108,7 +108,8 @@ class Staging:
         self.results: dict[int, dict] = {}
         for manifest in sorted(self.folder.glob("part-*.json")):
             result = sidecar.read_json(manifest)
-            if self.plan is not None or self._is_intact(result):
+            size = reading.size_of(self.part_path(result["part"]))
+            if self.plan is not None or size == result["size"]:
                 self.results[result["part"]] = result
             else:
                 manifest.unlink()
@@ -168,10 +169,6 @@ class Staging:
 
     def _shard_path(self, number: int) -> Path:
         return self.folder / f"shard-{number:05d}.tfrecord"
-
-    def _is_intact(self, result: dict) -> bool:
-        path = self.part_path(result["part"])
-        return path.exists() and path.stat().st_size == result["size"]
 
     def _check_settings(self, new: dict) -> None:
         path = self.folder / "settings.json"
