@@ -107,31 +107,30 @@ def images(features: Features, key: str) -> list[tuple[int, int]]:
 
 def cameras(features: Features, record: tfrecord.Buffer) -> list[str]:
     """The observations that are pictures, JPEG or PNG, sorted: not texts or serialised tensors."""
-    found, record = [], memoryview(record)
-    for key in sorted(features):
-        name = key.removeprefix(schema.OBSERVATION)
-        for start, size in images(features, name)[:1]:
-            if name != key and schema.picture_kind(record[start : start + size]):
-                found.append(name)
-    return found
+    return [
+        key.removeprefix(schema.OBSERVATION)
+        for key, feature in sorted(features.items())
+        if key.startswith(schema.OBSERVATION) and _use(feature, record) == "images"
+    ]
 
 
 def listing(features: Features, record: tfrecord.Buffer) -> str:
     """What an episode has, by what it may serve for: for error messages."""
-    record = memoryview(record)
-    groups: dict[str, list[str]] = {"images": [], "numbers": [], "texts": []}
+    groups = {"images": cameras(features, record), "numbers": [], "texts": []}
     for key, feature in sorted(features.items()):
-        if not key.startswith("steps/"):
-            continue
-        if feature.kind == tfrecord.BYTES and feature.spans:
-            offset, length = feature.spans[0]
-            if not schema.picture_kind(record[offset : offset + length]):
-                groups["texts"].append(key.removeprefix("steps/"))
-            elif key.startswith(schema.OBSERVATION):
-                groups["images"].append(key.removeprefix(schema.OBSERVATION))
-        elif feature.kind in (tfrecord.FLOAT, tfrecord.INT64):
-            groups["numbers"].append(key.removeprefix("steps/"))
+        if key.startswith("steps/") and (use := _use(feature, record)) in ("numbers", "texts"):
+            groups[use].append(key.removeprefix("steps/"))
     return "; ".join(f"{what}: {keys or 'none'}" for what, keys in groups.items())
+
+
+def _use(feature: tfrecord.Feature, record: tfrecord.Buffer) -> str:
+    """images, numbers or texts; "" where there is nothing."""
+    if feature.kind in (tfrecord.FLOAT, tfrecord.INT64):
+        return "numbers"
+    if not feature.spans:
+        return ""
+    start, size = feature.spans[0]
+    return "images" if schema.picture_kind(memoryview(record)[start : start + size]) else "texts"
 
 
 def scalar(features: Features, record: tfrecord.Buffer, key: str) -> str | float | int | None:
