@@ -155,4 +155,4 @@ class Quantizer(Encoder):
     def after_update(self, step: jax.Array, rng: jax.Array) -> None:
         """What changes after optimizer step `step` (from 0), beside what the gradient trains."""
         self.bottleneck.after_update(step, rng)
-        self.objective.after_update(self, step, jax.random.fold_in(rng, 1))
+        self.objective.after_update(self, step, rng)

@@ -67,7 +67,8 @@ class Objective(nnx.Module):
 
     def after_update(self, model: Tools, step: jax.Array, rng: jax.Array) -> None:
         """What follows optimizer step `step` (from 0) without a gradient: targets that are moving
-        averages (`nn.module.follow`), codes of further bottlenecks that are replaced."""
+        averages (`nn.module.follow`), codes of further bottlenecks that are replaced. The model's
+        own bottleneck draws from `rng`: what else draws folds a number into it."""
 
 
 def mean_squared_error(a: jax.Array, b: jax.Array) -> jax.Array:
