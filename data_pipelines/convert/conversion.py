@@ -15,7 +15,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from tqdm import tqdm
 
@@ -24,9 +24,6 @@ from data_pipelines.convert import executors, staging
 from data_pipelines.convert.executors import NeedsSettingError
 from data_pipelines.convert.report import Report, printable
 from data_pipelines.rlds import schema, writer
-
-if TYPE_CHECKING:
-    from data_pipelines.convert.decode import VideoSettings
 
 __all__ = ["NeedsSettingError", "Report"]
 
@@ -83,7 +80,7 @@ class Source:
     file, `root`, and become episodes of `spec` with pictures of `settings`."""
 
     root: Path
-    settings: VideoSettings
+    settings: Any  # decode.VideoSettings
     spec: schema.EpisodeSpec
     noun: ClassVar[str] = "episode"  # what a recording is called
 

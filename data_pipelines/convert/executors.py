@@ -18,13 +18,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data_pipelines import sidecar
 from data_pipelines.rlds import writer
-
-if TYPE_CHECKING:
-    from data_pipelines.convert.conversion import Options
 
 _POLL_SECONDS = 0.5
 _JOBS, _STOP = "jobs.pickle", "stop.json"
@@ -51,10 +48,10 @@ class Job:
 
 
 def run(
-    work: Callable[[Any], dict], jobs: Sequence[Job], options: Options
+    work: Callable[[Any], dict], jobs: Sequence[Job], options: Any
 ) -> contextlib.closing[Iterator[dict]]:
     """The result of each job, in the order in which they end; what runs elsewhere is ended with
-    the block."""
+    the block. `options`: those of every conversion that say where it runs."""
     if jobs and options.runner:
         results = _run_on_beam(work, jobs, options.runner, options.beam_options)
     elif jobs and options.workers > 1:
