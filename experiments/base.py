@@ -16,6 +16,7 @@ from lapa_jax.latent.teacher import MaskedAutoencoderConfig
 from lapa_jax.nn.registry import default_settings
 from lapa_jax.nn.vit import vit_settings as vit
 from lapa_jax.policy.front_end import front_end_settings as front_end
+from lapa_jax.policy.image_tokenizer import ImageTokenizerConfig
 from lapa_jax.settings import corpus_settings as corpus
 from lapa_jax.settings import stage_settings as stage_defaults
 from lapa_jax.stages.augmentation import augment_settings as augment
@@ -67,6 +68,11 @@ def head_and_rest(head: str, **rest) -> ConfigDict:
     the factors of LoRA where there are), and "rest", with these overrides of `group`."""
     new = rf"(embeddings|heads)/{head}/.*|.*/lora_[ab]"
     return ConfigDict({"head": group(new), "rest": group(rf"(?!({new})$).*", **rest)})
+
+
+def image_tokenizer() -> ConfigDict:
+    """The architecture of LWM's VQGAN, for 256 px images: 16 x 16 tokens."""
+    return default_settings(ImageTokenizerConfig)
 
 
 def quantizer_model(**changes) -> ConfigDict:

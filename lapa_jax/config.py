@@ -8,6 +8,7 @@ import argparse
 import copy
 import difflib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ RENAMED: dict[str, str] = {
     "model.latent_vocab": "model.targets.latent.vocab",
     "model.action_vocab": "model.targets.action.vocab",
     "action_tokens": "model.targets.action.codec",
+    "scene.num_blocks": "scene.blocks",  # of a demo
 }
 # Keys that came later ("*": under every name there is), with the value that says what was done
 # before: what runs of earlier code have. Of a part that a name chooses, all that it lacked until it
@@ -38,6 +40,9 @@ ADDED: dict[str, Any] = {
         "combinations": "all",
         "min_gap": 0.016,
     },
+    "scene.name": "tabletop",
+    "scene.combinations": "all",
+    "scene.min_gap": 0.016,
 }
 
 
@@ -76,42 +81,61 @@ def load(spec: str, overrides: list[str] | None = None) -> ConfigDict:
             f"config file {path} does not exist (from --config {spec}); "
             "shipped ones are under experiments/"
         )
-    overrides = list(overrides or [])
-    known = _flatten(_read(spec, []))
-    for number, override in enumerate(overrides):
+    argv = ["lapa", f"--config={spec}"]
+    config = today(_parsed(spec, argv, config_flags.DEFINE_config_file, None))
+    if not overrides:
+        return config
+    known, named, old = _flatten(config), [], []
+    for override in overrides:
         key, _, value = override.removeprefix("--config.").partition("=")
         if key in RENAMED:
-            logging.warning("config key %s is now %s", key, RENAMED[key])
+            old.append(f"{key} (now {RENAMED[key]})")
             key = RENAMED[key]
-            overrides[number] = f"--config.{key}={value}"
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"keys: {', '.join(known)}"
             raise ValueError(f"config key {key!r} ({override}) is unknown in {spec}; {hint}")
-    return _read(spec, overrides)
+        named.append(f"--config.{key}={value}")
+    _warn_of(old)
+    return _parsed(spec, ["lapa", *named], config_flags.DEFINE_config_dict, config)
 
 
-def _read(spec: str, overrides: list[str]) -> ConfigDict:
-    argv = ["lapa", f"--config={spec}", *overrides]
+def _parsed(spec: str, argv: list[str], define: Callable[..., Any], default: Any) -> ConfigDict:
+    """The locked config that a flag --config gives, which `define` makes."""
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", None, lock_config=True, flag_values=values, sys_argv=argv
-    )
+    define("config", default, lock_config=True, flag_values=values, sys_argv=argv)
     try:
         values(argv)
     except flags.Error as error:
         # An error of the file itself arrives as a traceback inside of two others.
         cause = error.__context__ and error.__context__.__context__
         raise ValueError(f"{spec}: {cause or error}") from None
-    config = values.config
+    return values.config
+
+
+def today(config: ConfigDict) -> ConfigDict:
+    """A config with today's keys: itself, where nothing of earlier code is in it."""
     known = to_dict(config)
-    return config if upgrade(known) == known else from_dict(known)
+    now = upgrade(known)
+    return config if now == known else from_dict(now)
+
+
+def _warn_of(old: list[str]) -> None:
+    if old:
+        logging.warning("config keys of earlier code: %s", ", ".join(old))
 
 
 def upgrade(values: dict[str, Any]) -> dict[str, Any]:
-    """A plain config of earlier code with today's keys; one warning names those that were renamed.
-    A config of today is returned as it is."""
+    """A plain config of earlier code with today's keys, those of the stages in it (of a demo) too;
+    one warning names those that were renamed. A config of today is returned as it is."""
     values, old = copy.deepcopy(values), []
+    _upgrade(values, old)
+    _warn_of(list(dict.fromkeys(old)))
+    return values
+
+
+def _upgrade(values: dict[str, Any], old: list[str]) -> None:
+    before = len(old)
     for key, new in RENAMED.items():
         *path, name = key.split(".")
         holder = _holders(values, path)
@@ -125,10 +149,11 @@ def upgrade(values: dict[str, Any]) -> dict[str, Any]:
             there = holder.setdefault(name, copy.deepcopy(value))
             if isinstance(value, dict) and "name" not in there:
                 there |= copy.deepcopy(value)
-    if old:
-        logging.warning("config keys of earlier code: %s", ", ".join(old))
+    if len(old) > before:
         _complete_targets(values)
-    return values
+    for one in values.values():
+        if isinstance(one, dict) and "stage" in one:
+            _upgrade(one, old)
 
 
 def _complete_targets(values: dict[str, Any]) -> None:

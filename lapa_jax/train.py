@@ -46,6 +46,7 @@ def train(config: ConfigDict, workdir: str | Path, profile: tuple[int, int] | No
 
     `profile`: the first step to trace and the one after the last.
     """
+    config = configs.today(config)
     while (done := _train(config, workdir, profile)) is None:
         logging.warning("%s goes back to its newest checkpoint", workdir)
     return done

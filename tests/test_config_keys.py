@@ -5,8 +5,10 @@ import logging
 import pytest
 import tiny
 
+from experiments import base
 from lapa_jax import config as configs
 from lapa_jax import envs
+from lapa_jax.studies import sweep
 
 FILE = """
 from ml_collections import ConfigDict
@@ -55,7 +57,7 @@ def test_an_override_may_use_the_old_name(keys, spec, caplog):
     with caplog.at_level(logging.WARNING):
         config = configs.load(spec, ["--config.old.name=7"])
     assert config.part.name == 7 and "old" not in config
-    assert "old.name is now part.name" in caplog.text
+    assert "old.name (now part.name)" in caplog.text
     with pytest.raises(ValueError, match="'old.nam' .* is unknown"):
         configs.load(spec, ["--config.old.nam=7"])
 
@@ -64,6 +66,45 @@ def test_a_file_may_use_the_old_name(keys, spec):
     config = configs.load(f"{spec}:old")
     assert config.part.name == 3 and config.is_locked
     assert config.corpora.a.fraction == 1.0 and config.corpora.b.fraction == 0.5
+
+
+def test_an_override_counts_over_a_file_that_uses_the_old_name(keys, spec, caplog):
+    for name in ("old.name", "part.name"):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            assert configs.load(f"{spec}:old", [f"--config.{name}=7"]).part.name == 7
+        assert caplog.text.count("old.name (now part.name)") == 1 + (name == "old.name")
+
+
+def test_old_keys_that_python_sets_count_where_they_are_used(tmp_path):
+    """In what `lapa_jax.train.train` is given, and in the grid of a sweep."""
+    config = base.stage_defaults("action_finetuning")
+    config.model = base.policy_model(action_vocab=16)
+    config.action_tokens, config.evaluation.blocks = "clusters", 2
+    now = configs.today(config)
+    assert now.model.targets.action.codec == "clusters" and "action_tokens" not in now
+    assert now.evaluation.env.blocks == 2 and now.evaluation.env.name == "tabletop"
+    assert configs.today(now) is now
+    (tmp_path / "sweep.py").write_text(
+        "from experiments.latent_vla import tabletop\n"
+        "def get_sweep(arg=None):\n"
+        "    return {'config': tabletop.get_config(), 'grid': {'model.latent_vocab': (4, 8)}}\n"
+    )
+    points = sweep.read_points(str(tmp_path / "sweep.py"))
+    assert [point.config.model.targets.latent.vocab for point in points] == [4, 8]
+
+
+def test_the_stages_of_a_demo_have_todays_keys(caplog):
+    stage = {"stage": "action_finetuning", "action_tokens": "bins", "evaluation": {"blocks": 2}}
+    stage["model"] = {"action_vocab": 8, "latent_vocab": 0}
+    old = {"quantizer": {"stage": "quantizer"}, "action": stage, "scene": {"num_blocks": 4}}
+    with caplog.at_level(logging.WARNING):
+        now = configs.upgrade(old)
+    scene = {"name": "tabletop", "blocks": 4, "combinations": "all", "min_gap": 0.016}
+    assert now["scene"] == scene and len(caplog.records) == 1
+    assert now["action"]["model"]["targets"]["action"]["codec"] == "bins"
+    assert now["action"]["evaluation"]["env"]["blocks"] == 2
+    assert now["quantizer"] == {"stage": "quantizer"}
 
 
 def test_the_environment_of_earlier_runs():

@@ -45,10 +45,11 @@ class Point:
 def read_points(spec: str) -> list[Point]:
     """The points of a sweep file, the last key of its grid fastest."""
     sweep = from_file(spec, "get_sweep")
-    points = []
+    base, points = configs.today(sweep["config"]), []
+    keys = [configs.RENAMED.get(key, key) for key in sweep["grid"]]
     for values in itertools.product(*sweep["grid"].values()):
-        config = ConfigDict(sweep["config"].to_dict())
-        chosen = dict(zip(sweep["grid"], values, strict=True))
+        config = ConfigDict(base.to_dict())
+        chosen = dict(zip(keys, values, strict=True))
         known = configs.to_dict(config)
         for key, value in chosen.items():
             _set(config, key, value, known, spec)

@@ -52,7 +52,7 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         if self.loss_weight < 0:
-            raise ValueError(f"loss_weight={self.loss_weight} must not be negative")
+            raise ValueError(f"model.targets.*.loss_weight={self.loss_weight} must not be negative")
 
 
 class Decoded(NamedTuple):

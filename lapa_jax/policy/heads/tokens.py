@@ -36,7 +36,7 @@ class TokensConfig(HeadConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.vocab < 1:
-            raise ValueError(f"vocab={self.vocab} must be at least 1")
+            raise ValueError(f"model.targets.*.vocab={self.vocab} must be at least 1")
         if self.codec not in codecs.CODECS:
             raise ValueError(f"codec={self.codec!r} must be one of {sorted(codecs.CODECS)}")
 
