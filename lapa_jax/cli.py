@@ -72,7 +72,7 @@ VERBS = {
     "export": (
         "lapa_jax.verbs.export",
         "a run's weights in a foreign format, checked: policies for PyTorch (hf), plain arrays "
-        "(safetensors), the original's quantizer (laq_pt)",
+        "(safetensors), quantizers for PyTorch (laq_torch) and in the original's form (laq_pt)",
         "lapa export --format hf --workdir runs/action_vla --out policy",
     ),
     "data": (

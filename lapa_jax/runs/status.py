@@ -27,11 +27,20 @@ def runs_below(top: Path) -> Iterator[Path]:
     """`top` if it is a run, else the runs below it, in order."""
     if not top.is_dir():
         raise FileNotFoundError(f"{top} is not a directory")
-    if (top / "config.json").is_file():
+    if (top / "config.json").is_file() and not _holds_runs(top / "config.json"):
         yield top
         return
     for folder in sorted(path for path in top.iterdir() if path.is_dir()):
         yield from runs_below(folder)
+
+
+def _holds_runs(config: Path) -> bool:
+    """Whether it is of a demo, whose runs lie below."""
+    try:
+        values = json.loads(config.read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        return False  # a damaged run's
+    return isinstance(values, dict) and "stage" not in values
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,15 @@ def test_a_table_of_all_runs_below(tmp_path):
     assert tiny.lapa("status", tmp_path / "a")[0] == 0
 
 
+def test_the_runs_of_a_demo_are_below_its_config(tmp_path):
+    make_run(tmp_path / "demo" / "quantizer")
+    make_run(tmp_path / "demo" / "lapa")
+    (tmp_path / "demo" / "config.json").write_text(json.dumps({"size": "tiny", "seed": 0}))
+    code, out, _ = tiny.lapa("status", tmp_path)
+    assert code == 0 and "damaged" not in out
+    assert "demo/lapa" in out and "demo/quantizer" in out
+
+
 def test_damage_is_told_of_one_run_and_hides_no_other(tmp_path):
     make_run(tmp_path / "good")
     bad = make_run(tmp_path / "bad")
