@@ -1,4 +1,4 @@
-# Two commands on a fresh machine: `make demo` and `make test`.
+# Two commands on a fresh machine: `make demo` and `make test`; `make check` while working.
 PYTHON ?= python3
 JOBS ?= 2
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -20,7 +20,7 @@ DEV := -e .[dev,serve]
 ENVIRONMENTS = $(VENV)/.dev
 endif
 
-.PHONY: demo test test-aot fuzz torture lint clean
+.PHONY: check demo test test-aot fuzz torture lint clean
 
 # Huge pages: memory that a step takes anew comes in fewer faults (docs/performance.md).
 demo: $(VENV)/.base
@@ -29,6 +29,10 @@ demo: $(VENV)/.base
 test: $(ENVIRONMENTS)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+# The inner loop: lint and the fast tests, in two minutes on two cores.
+check: lint
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow and not aot"
 
 # Every shipped config for every machine it names, ahead of time: about an hour on two cores.
 test-aot: $(VENV)/.dev $(VENV)/.aot

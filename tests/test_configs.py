@@ -84,6 +84,7 @@ def test_config_survives_json(experiment):
         again.stepz = 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 @pytest.mark.parametrize("key", ["dim", "unroll"])
 def test_a_key_that_a_config_lacks_is_an_error_though_new_configs_have_a_default(experiment, key):
@@ -100,6 +101,7 @@ def test_a_key_that_a_config_lacks_is_an_error_though_new_configs_have_a_default
         stages.build(config, {TOKENIZER: tokenizer, CODEC: clusters})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["tabletop", "dinov2_small", "dinov2_giant"])
 def test_a_quantizer_at_full_size_predicts_features(encoder):
     config = load("experiments/quantizer/paper.py", f"objective=features,encoder={encoder}")
@@ -112,6 +114,7 @@ def test_a_quantizer_at_full_size_predicts_features(encoder):
         load("experiments/quantizer/paper.py", "objective=pixel")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_policies_train_with_every_optimizer(name):
     """Adapted ones, too: every parameter is in a group and has the state that it should."""
@@ -143,6 +146,7 @@ def test_difference_names_keys_of_both_sides():
     }
 
 
+@pytest.mark.slow
 def test_golden_shardings():
     """Where every parameter of the models lies under fsdp_tp."""
     mesh = make_mesh(dict(data=1, fsdp=4, seq=1, tensor=2), jax.devices()[:8])

@@ -101,6 +101,7 @@ def sources(room: str) -> list[Path]:
     return [path for path in found if path.parent.name != "torch_files"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", sorted(ALLOWED))
 def test_room_imports_only_what_it_may(room):
     may = (room, *ALLOWED[room])
@@ -132,6 +133,7 @@ def test_the_loop_is_short_and_has_few_collaborators():
     assert len(path.read_text().splitlines()) <= 250
 
 
+@pytest.mark.slow
 def test_no_files_import_each_other_in_a_circle():
     files = {file_of(path): path for top in TOP for path in sources(top)}
     graph = {
@@ -153,6 +155,7 @@ def file_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "heavy", ["tensorflow", "tensorflow_datasets", "torch", "mujoco", "apache_beam"]
 )
@@ -167,6 +170,7 @@ def test_heavy_packages_are_imported_only_inside_functions(heavy):
     assert not bad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     [
@@ -187,6 +191,7 @@ def test_import_stays_light(module):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_configs_load_without_a_backend():
     code = (
         "import sys, importlib\n"

@@ -42,6 +42,7 @@ def test_how_much_memory_is_missing(message, gib):
     assert aot.needed_gib(message) == gib
 
 
+@pytest.mark.slow
 def test_layouts_that_cannot_be(monkeypatch):
     monkeypatch.setattr(Topology, "devices", lambda self: jax.devices())
     with pytest.raises(ShardingError, match="mesh.data=1 .* 2 hosts of h100:2x4.*cross hosts"):
@@ -58,6 +59,7 @@ def on_cpu(monkeypatch):
     monkeypatch.setattr(Topology, "devices", lambda self: jax.devices())
 
 
+@pytest.mark.slow
 def test_what_is_compiled_is_what_runs(on_cpu, tiny_data, tmp_path, monkeypatch):
     """The step of `lapa train` and that of `lapa compile` lower to the same program."""
     lowered = []
@@ -79,6 +81,7 @@ def test_what_is_compiled_is_what_runs(on_cpu, tiny_data, tmp_path, monkeypatch)
     assert lowered[0] == lowered[1]
 
 
+@pytest.mark.slow
 def test_remat_recomputes_what_it_says(on_cpu):
     """... of the products, which is most of the time: all, those of attention, or none."""
     executed = {}
@@ -93,6 +96,7 @@ def test_remat_recomputes_what_it_says(on_cpu):
     assert 1.2 < executed["full"] < 4 / 3
 
 
+@pytest.mark.slow
 def test_over_budget_exits_with_1_and_advice(on_cpu, monkeypatch):
     topology = parse("h100:2x4")
     small = dataclasses.replace(topology.chip, hbm_gib=1e-5)
@@ -112,6 +116,7 @@ def test_over_budget_exits_with_1_and_advice(on_cpu, monkeypatch):
 # --- Real compilers ---
 
 
+@pytest.mark.slow
 @needs_compilers
 def test_a_tpu_slice():
     layout = "--config.mesh.preset=fsdp --config.mesh.fsdp=4 --config.model.unroll=1".split()
@@ -125,6 +130,7 @@ def test_a_tpu_slice():
     assert "| v5e:2x2 | 1, 4, 1, 1 | fsdp | none | 1 |" in out
 
 
+@pytest.mark.slow
 @needs_compilers
 def test_gpu_hosts():
     layout = "--config.mesh.preset=fsdp --config.mesh.fsdp=2 --config.model.unroll=1".split()

@@ -68,6 +68,7 @@ def content(out):
     return {path.name: path.read_bytes() for path in sorted(out.iterdir()) if path.is_file()}
 
 
+@pytest.mark.slow
 @needs_beam
 def test_beam_writes_the_same_bytes(tmp_path, monkeypatch):
     videos = tmp_path / "clips"

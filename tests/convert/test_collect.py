@@ -59,6 +59,7 @@ def test_views_show_the_same_trajectories(corpora):
     assert len({episode[schema.EPISODE_ID][0] for episode in robot}) == 5
 
 
+@pytest.mark.slow
 def test_replaying_the_actions_gives_the_frames_and_success(corpora):
     out, _ = corpora
     for episode in episodes(out / "robot"):
@@ -104,6 +105,7 @@ def test_without_actions_and_language(tmp_path):
         assert not episode[schema.METADATA + "has_language"][0]
 
 
+@pytest.mark.slow
 def test_splits_of_equal_seed_differ(corpora, tmp_path):
     out, _ = corpora
     run(tmp_path, split="train", episodes=3)

@@ -31,6 +31,7 @@ def test_every_verb_has_help_with_an_example(capsys, verb):
     assert f"example:\n  lapa data {verb}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_collect_index_inspect_batch(tmp_path, capsys):
     out = tmp_path / "tabletop"
     code, text = run(

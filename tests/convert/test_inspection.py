@@ -129,6 +129,7 @@ def test_errors_name_the_file(tmp_path):
         inspect(tmp_path)
 
 
+@pytest.mark.slow
 def test_contact_sheet(tmp_path):
     frames = np.random.default_rng(0).integers(0, 255, (5, 2, 16, 16, 3), dtype=np.uint8)
     path = tmp_path / "sheet.png"

@@ -93,6 +93,7 @@ def test_pretraining_rows_become_placeholders_and_two_label_sets(tmp_path):
     assert latent.provenance["quantizer_hash"].startswith("lapa_jsonl:")
 
 
+@pytest.mark.slow
 def test_finetuning_rows_keep_actions_and_images(tmp_path):
     found = rows("action")
     images = write_images(tmp_path / "images", found)
@@ -211,6 +212,7 @@ def test_bad_rows_are_named_with_their_lines(tmp_path):
     assert latent.labels(np.arange(corpus.num_frames))[0].tolist() == [7, 0, 1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", ["rows", "labels"])
 def test_a_stop_anywhere_is_continued(tmp_path, monkeypatch, stop):
     file, out = write_rows(tmp_path / "rows.jsonl", rows()), tmp_path / "out"

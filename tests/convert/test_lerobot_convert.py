@@ -37,6 +37,7 @@ def check_episode(item, number, length):
     assert item["fps"][0] == lerobot.FPS and item["camera"] == [lerobot.CAMERA.encode()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", WRITERS)
 def test_episodes_come_with_frames_actions_states_and_tasks(tmp_path, version):
     root = WRITERS[version](tmp_path / "set", parts())

@@ -147,6 +147,7 @@ def test_damage_is_named_and_left_out(bridge, tmp_path):
     assert report.episodes == 1
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(bridge, tmp_path):
     for workers in (1, 2):
         out = tmp_path / str(workers)
@@ -154,6 +155,7 @@ def test_workers_change_nothing(bridge, tmp_path):
     assert content(tmp_path / "1") == content(tmp_path / "2")
 
 
+@pytest.mark.slow
 def test_a_set_by_name(bridge, tmp_path):
     with pytest.raises(FileNotFoundError, match="is no directory.*--data_dir"):
         convert("bridge", tmp_path / "out")

@@ -61,6 +61,7 @@ def read_with_tfds(tfds, directory, split):
     return builder, builder.as_dataset(split=split, decoders=decoders, read_config=config)
 
 
+@pytest.mark.slow
 def test_tfds_reads_the_same_episodes(tmp_path, tfds):
     episodes = [make_episode(i, steps=2 + i) for i in range(6)]
     # Small shards, so that there are several.
@@ -142,6 +143,7 @@ def test_corpora_without_actions_and_with_extras(tmp_path, tfds):
     assert not item["episode_metadata"]["has_action"].numpy()
 
 
+@pytest.mark.slow
 def test_rlds_transformations_work(tmp_path, tfds):
     rlds = pytest.importorskip("rlds", reason="pip install rlds==0.1.6")
     episodes = [make_episode(i, steps=3 + i) for i in range(3)]
@@ -169,6 +171,7 @@ def test_rlds_transformations_work(tmp_path, tfds):
     assert len(list(cut)) == 3
 
 
+@pytest.mark.slow
 def test_two_splits_share_a_directory(tmp_path, tfds):
     write(tmp_path, [make_episode(0), make_episode(1)])
     before = files_of(tmp_path)
@@ -323,6 +326,7 @@ def test_rollback_takes_records_back(tmp_path):
     assert shard.size == done.path.stat().st_size
 
 
+@pytest.mark.slow
 def test_writing_and_converting_load_no_tensorflow():
     code = (
         "import sys, data_pipelines.rlds.writer, data_pipelines.convert.video\n"

@@ -236,6 +236,7 @@ def test_resume_with_other_settings_or_files_is_refused(folder, tmp_path, monkey
         convert(tmp_path / "more", out, per_shard=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", ["rename", "info"])
 def test_a_stop_while_publishing_is_finished_by_the_next_run(folder, tmp_path, monkeypatch, stop):
     convert(folder, tmp_path / "whole", per_shard=2)
@@ -265,6 +266,7 @@ def test_a_stop_while_publishing_is_finished_by_the_next_run(folder, tmp_path, m
     assert report.episodes == 5 and content(out) == content(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(folder, tmp_path):
     convert(folder, tmp_path / "one", per_shard=2)
     convert(folder, tmp_path / "two", per_shard=2, workers=2)
@@ -284,6 +286,7 @@ def test_two_splits_and_a_finished_one(folder, tmp_path):
     assert content(out) == before
 
 
+@pytest.mark.slow
 def test_a_second_process_is_refused(folder, tmp_path):
     out = tmp_path / "out"
     code = (
@@ -302,6 +305,7 @@ def test_a_second_process_is_refused(folder, tmp_path):
     assert convert(folder, out).episodes == 5  # the lock of a dead process is free
 
 
+@pytest.mark.slow
 def test_killed_conversion_continues(folder, tmp_path):
     out = tmp_path / "out"
     code = (
@@ -350,6 +354,7 @@ def test_damaged_manifest_is_named(tmp_path):
         staging.Staging(tmp_path, "train", {"a": 1})
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_real_video(real_data, tmp_path):
     report = convert(real_data / "videos", tmp_path / "out", size=(48, 64), clip_seconds=2.0)

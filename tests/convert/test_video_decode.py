@@ -26,6 +26,7 @@ def read(path, **changes):
     return [image for clip in clips for image in clip.images]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("suffix", "codec", "pixels"), files.KINDS)
 def test_every_container_gives_every_second_frame_at_half_the_rate(tmp_path, suffix, codec, pixels):
     path = tmp_path / f"v{suffix}"
@@ -174,6 +175,7 @@ def refused_files(folder):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["empty", "text", "playlist", "audio", "no_frames", "no_index", "cut_off"]
 )

@@ -54,6 +54,7 @@ def reference(actions, t, horizon, padding, absolute=()):
     return np.array(chunk), np.array(mask)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "padding, absolute",
     [("repeat", ()), ("no_motion", ()), ("no_motion", (-1,)), ("no_motion", (0, 2))],
@@ -80,6 +81,7 @@ def test_chunks_are_those_of_numpy(corpora, padding, absolute, horizon):
     }
 
 
+@pytest.mark.slow
 def test_drop_draws_whole_chunks(corpora):
     seen = set()
     for where, found in drawn(make(corpora, action_horizon=4, action_padding="drop")):
@@ -107,6 +109,7 @@ def test_a_horizon_of_one_is_the_column_as_it_was(corpora):
     assert other.fingerprint(0) == loader.fingerprint(0), "there is nothing to pad"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("access", ["random", "windowed"])
 def test_hosts_and_backends_give_the_same_chunks(corpora, access):
     keys = dict(
@@ -134,6 +137,7 @@ def test_hosts_and_backends_give_the_same_chunks(corpora, access):
         stream.close()
 
 
+@pytest.mark.slow
 def test_who_asks_what_is_known_gets_examples_without_actions(corpora):
     seen = set()
     for where, found in drawn(make(corpora, "abv", fields=ASK)):
@@ -154,6 +158,7 @@ def test_who_asks_what_is_known_gets_examples_without_actions(corpora):
     assert not alone["action_known"].any()
 
 
+@pytest.mark.slow
 def test_chunks_without_actions_are_zeros(corpora):
     for padding in ("repeat", "no_motion", "drop"):
         keys = dict(fields=ASK, action_horizon=3, action_padding=padding, action_absolute=(0,))
@@ -166,6 +171,7 @@ def test_chunks_without_actions_are_zeros(corpora):
         assert told[True] == {"a"} and "v" in told[False]
 
 
+@pytest.mark.slow
 def test_a_fraction_of_the_episodes_has_actions(tmp_path):
     write_corpus(tmp_path, lengths=[3] * 200)
     corpora = {"a": tmp_path}, None

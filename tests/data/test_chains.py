@@ -17,6 +17,7 @@ from data_pipelines.loader.chains import Chains
 LENGTHS = (23, 4, 17, 30)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 5), st.integers(0, 40)), min_size=1, max_size=5), st.data()
@@ -111,6 +112,7 @@ def test_an_epoch_draws_no_pair_twice_on_any_number_of_hosts(directory):
             assert_same(whole, {k: np.concatenate([part[k] for part in parts]) for k in whole})
 
 
+@pytest.mark.slow
 def test_pairs_with_a_bad_frame_are_replaced_the_same_by_any_backend(tmp_path):
     write_undecodable(tmp_path, {9}, lengths=(20, 20), shards=1)
     loaders = [make(tmp_path, decode=d, max_bad_fraction=1.0) for d in ("threads", "tf")]

@@ -36,6 +36,7 @@ def first_batches(setting, arm):
     return list(itertools.islice(bench_arms.ARMS[arm].batches(setting), 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", bench_arms.ARMS)
 def test_every_arm_gives_frames_a_window_apart(setting, arm):
     if arm == "grain" and importlib.util.find_spec("grain") is None:
@@ -59,11 +60,13 @@ def test_every_arm_gives_frames_a_window_apart(setting, arm):
             np.testing.assert_array_equal(episodes[:, 0], episodes[:, 1])
 
 
+@pytest.mark.slow
 def test_frames_cost_what_those_of_photographs_do(tmp_path):
     directory = corpus.make(tmp_path, corpus.Shape(episodes=3, steps=4))
     assert 20_000 < load_index(directory).frame_length.mean() < 30_000
 
 
+@pytest.mark.slow
 def test_figures_belong_together(setting):
     arms = ["threads", "threads_limit"]
     rows = compare.compare(setting, arms, rounds=2, seconds=0.05)
@@ -84,6 +87,7 @@ def test_what_is_not_installed_is_skipped_by_name(setting, monkeypatch):
     assert "pip install grain" in compare.to_text([row], compare.ratios([row]))
 
 
+@pytest.mark.slow
 def test_the_verb_ends_with_the_ratios(tmp_path):
     given = "--arms threads,threads_limit --rounds 1 --seconds 0.05 --episodes 6 --size 32 --json"
     out = succeed("data", "bench", "--workdir", str(tmp_path), *given.split())

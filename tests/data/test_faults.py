@@ -63,6 +63,7 @@ def test_damage_before_indexing_is_found_by_name(corpus, tmp_path):
         assert not list(directory.rglob("manifest.json"))
 
 
+@pytest.mark.slow
 def test_verify_names_every_damage(corpus, tmp_path):
     assert not verify_corpus(corpus, progress=False).faults
     for directory, kind in damaged_copies(corpus, tmp_path, 60, seed=0):
@@ -79,6 +80,7 @@ def test_damage_after_indexing_makes_the_index_stale(corpus, tmp_path):
             load_index(directory)
 
 
+@pytest.mark.slow
 def test_damage_while_running_never_gives_a_wrong_frame(corpus, tmp_path):
     """At 600 places, read by frame and by block."""
     index = load_index(corpus)
@@ -216,6 +218,7 @@ def quiet():
     logging.set_verbosity(before)
 
 
+@pytest.mark.slow
 def test_damage_anywhere_is_harmless_or_named_and_never_a_wrong_example(labelled, quiet):
     """640 faults in shards, index and labels, half of the shards' under an open loader: what is
     given is what was written, and what is not given is reported with the name of the file."""

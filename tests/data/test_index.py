@@ -30,6 +30,7 @@ def test_index_finds_every_frame_action_and_instruction(tmp_path):
     assert [rows[0].start, rows[0].stop, rows[1].stop, rows[2].stop] == [0, 11, 21, 32]
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_index(tmp_path):
     write_corpus(tmp_path, shards=3, index=False)
     one = load_index(tmp_path, sidecar_dir=_built(tmp_path, tmp_path / "one", workers=1))
@@ -165,6 +166,7 @@ def test_hash_does_not_depend_on_the_folder(tmp_path):
     assert hashes[0] == hashes[1] != hashes[2]
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_real_bridge_data(tmp_path, real_data):
     import tensorflow as tf

@@ -268,6 +268,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_refuse_to_write_one_shard(index):
     """Whatever their shares are called; and a process that dies gives back what it claimed."""
     arguments = [str(index.directory), json.dumps(PROVENANCE), "[1, 2]"]

@@ -192,6 +192,7 @@ def test_per_video_draws_one_frame_of_each_video_anew_each_epoch(corpora):
     assert (np.bincount(longest, minlength=7) > 30).all() and longest.max() == 6
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(st.sampled_from([1, 2, 3, 4, 6, 12]), st.integers(0, 10**10))
 def test_hosts_share_one_global_batch(corpora, num_hosts, step):
@@ -226,6 +227,7 @@ def test_prefetch_is_bounded_and_close_stops_the_threads(corpora, monkeypatch):
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("lapa-data")]
 
 
+@pytest.mark.slow
 def test_backends_agree(corpora):
     """Decoders may round differently (by 2 of 255 here); all the rest is equal bit for bit."""
     threads, tensorflow = make(corpora), make(corpora, decode="tf")
@@ -384,6 +386,7 @@ def cameras(*names):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decode", ["threads", "tf"])
 def test_images_are_by_time_then_by_camera(tmp_path, decode):
     found = two_corpora(tmp_path)
@@ -453,6 +456,7 @@ def test_a_bad_image_of_any_camera_replaces_the_example(tmp_path):
     assert ["the bytes changed since the index was built (checksum)"] in told
 
 
+@pytest.mark.slow
 def test_cameras_and_tokens_that_do_not_fit(tmp_path):
     found = two_corpora(tmp_path)
 

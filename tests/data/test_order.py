@@ -80,6 +80,7 @@ def test_a_step_needs_no_history(step, seed):
         )
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**12), st.integers(0, 9), st.integers(0, 2**31))
 def test_one_order_for_1_to_512_hosts(step, exponent, seed):

@@ -67,6 +67,7 @@ def corpora(tmp_path_factory):
     return {name: root / name for name in "ab"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fields, keys, expected, drawn", CASES)
 def test_runs_of_before_see_the_same_data(corpora, fields, keys, expected, drawn):
     loader = Loader(data_config(corpora, **keys), fields=fields.split(), global_batch=4, seed=1)

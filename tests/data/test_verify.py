@@ -83,6 +83,7 @@ BAD = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, change, told", BAD)
 def test_a_fault_of_a_record_is_named_and_left_out(tmp_path, kind, change, told):
     records = [features(i) for i in range(6)]

@@ -43,6 +43,7 @@ def order_of(counts, weights=None, *, seed=0, global_batch=8, lanes=4, window_bl
 COUNTS = st.lists(st.lists(st.integers(1, 9), min_size=8, max_size=20), min_size=1, max_size=3)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(COUNTS, st.integers(0, 2**62), st.sampled_from([1, 2, 4, 8]), st.integers(1, 5), st.data())
 def test_every_epoch_holds_every_sample_once(counts, seed, lanes, window_blocks, data):
@@ -60,6 +61,7 @@ def test_every_epoch_holds_every_sample_once(counts, seed, lanes, window_blocks,
         assert all((np.diff(epoch[mine & (lane == one)]) >= 0).all() for one in range(lanes))
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**12), st.integers(0, 9), st.integers(0, 2**31))
 def test_one_order_for_1_to_512_hosts_at_any_step(step, exponent, seed):
@@ -72,6 +74,7 @@ def test_one_order_for_1_to_512_hosts_at_any_step(step, exponent, seed):
         np.testing.assert_array_equal(one, np.concatenate(other))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("global_batch, lanes", [(1024, 64), (96, 24), (64, 64), (10, 5)])
 def test_lanes_count_what_they_drew_and_draw_alike(global_batch, lanes):
     weights = [5, 2, 1, 0.1, 1 / 3]
@@ -193,6 +196,7 @@ def test_blocks_hold_every_sample_and_whole_episodes(corpora):
         assert blocks.length[number] < 4000 + index.record_length.max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decode", ["threads", "tf"])
 def test_the_same_batches_by_any_backend_place_and_start(corpora, decode):
     local, remote = corpora
@@ -276,6 +280,7 @@ def test_random_access_reads_frames_not_blocks(corpora, reads):
     assert len(reads) == 16 and loader._files.resident_bytes == 0
 
 
+@pytest.mark.slow
 def test_a_bad_frame_is_replaced_by_the_next_sample_of_its_lane(tmp_path):
     write_corpus(tmp_path / "a", lengths=(40,) * 3, shards=1, size=64)
     options = dict(size=64, num_frames=1, max_bad_fraction=0.5, lanes=2, global_batch=4)
@@ -314,6 +319,7 @@ def test_a_truncated_shard_is_named(corpora, tmp_path):
     assert {bad.episode for bad in loader.bad_examples} <= {2, 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decode", ["threads", "tf"])
 def test_a_store_that_fails_stops_the_run(corpora, decode, monkeypatch):
     """It is no bad data: nothing is replaced."""

@@ -20,6 +20,7 @@ def sectors(seed=0):
     return actions, (angle / (2 * np.pi) * 8).astype(int)[:, None]
 
 
+@pytest.mark.slow
 def test_quantised_actions_tell_nearly_all_of_the_code():
     actions, z = sectors()
     report = action_to_code(z, actions, EPISODE, 8, seed=0)
@@ -35,6 +36,7 @@ def test_quantised_actions_tell_nearly_all_of_the_code():
     json.dumps(report, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_codes_that_are_about_nothing_cost_their_entropy():
     actions, _ = sectors()
     z = np.random.default_rng(1).choice(4, (len(EPISODE), 2), p=[0.7, 0.1, 0.1, 0.1])
@@ -56,6 +58,7 @@ def test_slots_add_up():
     assert abs(other["explained_bits"]) < 0.1
 
 
+@pytest.mark.slow
 def test_the_network_tells_a_code_that_no_line_divides():
     actions = np.random.default_rng(0).uniform(-1, 1, (len(EPISODE), 2))
     z = (actions[:, :1] * actions[:, 1:] > 0).astype(int)
@@ -95,6 +98,7 @@ def test_later_rows_are_told_by_what_their_episode_did_before():
     assert new["explained_bits"] < 0.3 and new["test_episodes"] == 10
 
 
+@pytest.mark.slow
 def test_numbers_are_those_of_the_seed():
     actions, z = sectors()
     first = action_to_code(z, actions, EPISODE, 8, seed=1)

@@ -64,6 +64,7 @@ def test_all_labels_read_linearly_are_the_linear_probe(found):
     np.testing.assert_allclose(same["r2_interval"], alone["r2_interval"], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_numbers_are_those_of_the_seed():
     z, actions = world()
     features = {"z": one_hot_codes(z, 2)}
@@ -74,6 +75,7 @@ def test_numbers_are_those_of_the_seed():
     assert first["z"]["mlp"]["20"]["r2"] != other["z"]["mlp"]["20"]["r2"]
 
 
+@pytest.mark.slow
 def test_few_labels_from_an_only_episode_still_choose_a_ridge():
     # Two of three episodes hold a row or two: nearly every draw is of the third.
     rng = np.random.default_rng(0)
@@ -126,6 +128,7 @@ def test_a_feature_that_only_the_test_knows_does_not_move_the_network():
     np.testing.assert_array_equal(plain, strange)
 
 
+@pytest.mark.slow
 def test_bad_inputs_are_named():
     z, actions = world()
     with pytest.raises(ValueError, match="at least 2 labels"):

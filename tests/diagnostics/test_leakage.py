@@ -20,6 +20,7 @@ def scenes(seed=0):
     return (frames + rng.integers(0, 8, frames.shape)).astype(np.uint8), lit
 
 
+@pytest.mark.slow
 def test_a_code_that_is_a_rule_of_the_scene_has_no_entropy_left():
     frames, lit = scenes()
     report = code_given_scene(lit[:, None], frames, EPISODE, 8, seed=0)
@@ -28,6 +29,7 @@ def test_a_code_that_is_a_rule_of_the_scene_has_no_entropy_left():
     json.dumps(report, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_a_code_of_the_episode_is_found_where_the_scene_is_known():
     frames, _ = scenes()
     z = np.random.default_rng(1).integers(0, 8, (60, 2))[EPISODE]
@@ -37,6 +39,7 @@ def test_a_code_of_the_episode_is_found_where_the_scene_is_known():
     assert report["later_in_episode"]["marginal_bits"] > 5.0  # two slots, near three bits each
 
 
+@pytest.mark.slow
 def test_independent_codes_keep_their_entropy():
     frames, _ = scenes()
     z = np.random.default_rng(1).integers(0, 8, (len(EPISODE), 2))
@@ -46,6 +49,7 @@ def test_independent_codes_keep_their_entropy():
         assert low <= found["bits"] <= high
 
 
+@pytest.mark.slow
 def test_what_the_rows_cannot_tell_is_left_open():
     frames, lit = scenes()
     sparse = np.arange(len(EPISODE))  # one row per episode

@@ -47,6 +47,7 @@ def towards(images, aims, key):
     return MAX_STEP * jnp.clip(aims[:, None] * (0.5 + seen) + 0.3 * noise, -1.0, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("execute", [1, 3])
 def test_stepping_gives_the_successes_of_the_scan(execute):
     settings = {"blocks": 2, "horizon": STEPS}
@@ -160,6 +161,7 @@ def test_wrong_settings_are_named():
         envs.make({"name": "tabletop", "blocks": 1})
 
 
+@pytest.mark.slow
 def test_pictures_need_not_be_square():
     """The shorter side shows what a square does, the longer one more of its surroundings."""
     env = Tabletop()

@@ -69,6 +69,7 @@ def test_nothing_is_solved_at_reset(demonstrations):
     assert not demonstrations.done[:, 0].any()
 
 
+@pytest.mark.slow
 def test_small_scenes_and_held_out_combinations():
     few = Tabletop(SceneConfig(blocks=3, families=FAMILIES, combinations="held_out"))
     families = jnp.arange(600) % len(FAMILIES)
@@ -89,6 +90,7 @@ def test_small_scenes_and_held_out_combinations():
     assert 0.1 < np.asarray(tasks.held_out_combination(*every)).sum() / count < 0.15
 
 
+@pytest.mark.slow
 def test_contact_keeps_blocks_apart_and_on_the_board(env, demonstrations):
     blocks = demonstrations.states.blocks
     n = blocks.shape[-2]
@@ -101,6 +103,7 @@ def test_contact_keeps_blocks_apart_and_on_the_board(env, demonstrations):
     assert to_effector.min() > BLOCK_RADIUS
 
 
+@pytest.mark.slow
 def test_random_pushing_keeps_blocks_apart(env, starts):
     # A constant heading runs into blocks, walls and corners.
     states = at(starts, slice(64))
@@ -120,6 +123,7 @@ def test_random_pushing_keeps_blocks_apart(env, starts):
     assert np.abs(blocks).max() <= BLOCK_LIMIT + 1e-6
 
 
+@pytest.mark.slow
 def test_pushing_moves_a_block_and_free_space_does_not(starts, step):
     state = at(starts, 0)
     far = jnp.array([[0.0, 0.0]] + [[-0.2 + 0.08 * i, 0.2] for i in range(6)] + [[0.2, -0.2]])
@@ -133,6 +137,7 @@ def test_pushing_moves_a_block_and_free_space_does_not(starts, step):
     np.testing.assert_allclose(state.blocks[1:], far[1:], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_batched_equals_single(env, demonstrations, starts, step, reset):
     """The trajectories of one big jitted scan, state by state."""
     keys = env.training_keys(0, len(FAMILIES) * PER_FAMILY)
@@ -152,6 +157,7 @@ def test_reset_repeats(reset, env):
     assert_close(reset(keys, families), reset(keys, families), 0.0)
 
 
+@pytest.mark.slow
 def test_views_show_one_state_differently(starts, draw):
     state = at(starts, 0)
     before = jax.tree.map(np.array, state)
@@ -184,6 +190,7 @@ def test_distractors_move_by_time_alone(step, starts, draw):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("view", ["robot", "camera"])
 def test_sizes_agree(starts, draw, view):
     state = at(starts, 7)
@@ -195,6 +202,7 @@ def test_sizes_agree(starts, draw, view):
     assert len(np.unique(small.reshape(-1, 3), axis=0)) > 100
 
 
+@pytest.mark.slow
 def test_every_kind_looks_different(starts, draw):
     state = at(starts, 0)
     blocks = np.where(np.arange(8)[:, None] == 0, 0.0, 5.0).astype(np.float32)
@@ -244,6 +252,7 @@ def test_held_out_phrasings_are_disjoint(env):
     assert len(train | held) == len(env.all_instructions("all"))
 
 
+@pytest.mark.slow
 def test_language_is_necessary(env, reset):
     """One scene admits tasks with other words and other success conditions."""
     keys = jnp.stack([jax.random.key(5)] * len(FAMILIES))
@@ -268,6 +277,7 @@ def test_language_is_necessary(env, reset):
     assert judged.sum() < judged.size / 2
 
 
+@pytest.mark.slow
 def test_evaluation_states_are_fixed_and_apart_from_training(env, reset):
     first = env.evaluation_states(0, "reach", 6)
     again = env.evaluation_states(0, "reach", 6)
@@ -279,6 +289,7 @@ def test_evaluation_states_are_fixed_and_apart_from_training(env, reset):
     assert not (np.asarray(first.blocks) == np.asarray(train.blocks)).any()
 
 
+@pytest.mark.slow
 def test_collection_records_executed_actions(env, demonstrations):
     n = len(FAMILIES) * PER_FAMILY
     families = jnp.repeat(jnp.arange(len(FAMILIES)), PER_FAMILY)
@@ -300,6 +311,7 @@ def test_collection_records_executed_actions(env, demonstrations):
         assert noisy.done[i, length] and not noisy.done[i, length - 1]
 
 
+@pytest.mark.slow
 def test_rollout_runs_a_policy_and_success_is_sticky(env):
     small = Tabletop(SceneConfig(blocks=2, families=("reach",)))
     states = small.evaluation_states(0, "reach", 4)

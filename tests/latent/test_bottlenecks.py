@@ -33,6 +33,7 @@ def latents(batch=32, length=2):
     return jax.random.normal(jax.random.key(5), (batch, length, WIDTH))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(BOTTLENECKS))
 def test_training_gives_gradients_and_evaluation_is_pure(name):
     model = bottleneck(name)
@@ -57,6 +58,7 @@ def test_training_gives_gradients_and_evaluation_is_pure(name):
     jax.tree.map(np.testing.assert_array_equal, kept, variables)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DISCRETE)
 def test_the_decoder_receives_what_lookup_gives(name):
     model = bottleneck(name)
@@ -76,6 +78,7 @@ def test_the_decoder_receives_what_lookup_gives(name):
     np.testing.assert_array_equal(distance.argmin(-1), out.codes_BL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONTINUOUS)
 def test_continuous_bottlenecks_have_no_codes(name):
     model = bottleneck(name)
@@ -90,6 +93,7 @@ def test_continuous_bottlenecks_have_no_codes(name):
         net.quantize(frames, frames)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nsvq", "vq_ema", "vq_commit", "soft_vq"])
 def test_quantising_late(name):
     settings = base.bottleneck(name, codebook_size=SIZE).to_dict()
@@ -111,6 +115,7 @@ def test_quantising_late(name):
     assert int(after["step"]) == 7
 
 
+@pytest.mark.slow
 def test_dead_codes_are_told_as_they_are_replaced():
     model = bottleneck("nsvq")
     params, variables = model.init(jax.random.key(0))
@@ -128,6 +133,7 @@ def test_dead_codes_are_told_as_they_are_replaced():
     assert out.metrics["dead_codes"] == 0 and len(np.unique(out.codes_BL)) == SIZE
 
 
+@pytest.mark.slow
 def test_ema_codes_are_the_moving_means_of_their_latents():
     model = bottleneck("vq_ema", 2)
     params, variables = model.init(jax.random.key(0))
@@ -143,6 +149,7 @@ def test_ema_codes_are_the_moving_means_of_their_latents():
     np.testing.assert_array_equal(new["codebook"][1], codebook[1])
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(2, 5), min_size=1, max_size=3), st.integers(0, 2**31 - 1))
 def test_fsq_codes_are_its_grid(levels, seed):
@@ -209,6 +216,7 @@ def test_trained_objectives(name):
         assert metrics["mse"] < metrics["copy_mse"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", sorted(OBJECTIVES))
 @pytest.mark.parametrize("name", sorted(BOTTLENECKS))
 def test_any_bottleneck_goes_with_any_objective(name, objective):

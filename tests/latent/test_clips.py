@@ -27,6 +27,7 @@ def build(frames, **changes):
     return model, *jax.jit(model.init)(jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_a_clip_of_two_frames_is_a_pair_and_later_frames_do_not_matter():
     model, params, variables = build(3)
     frames = clips(4, 3)
@@ -50,6 +51,7 @@ def test_a_clip_of_two_frames_is_a_pair_and_later_frames_do_not_matter():
     np.testing.assert_allclose(out["metrics"]["copy_mse"], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_frames_before_a_pair_may_change_its_latent():
     model, params, variables = build(3)
     frames = clips(4, 3)
@@ -85,6 +87,7 @@ class Additive(Objective):
         )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_triplet_objective_is_one_more_class(monkeypatch):
     monkeypatch.setitem(OBJECTIVES, "additive", (PixelsConfig, Additive))
     model, params, variables = build(3, objective={"name": "additive"})

@@ -67,6 +67,7 @@ class Toolbox:
         return loss, metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("predict", ["residual", "frame"])
 def test_a_residual_is_added_to_the_features_of_the_first_frame(predict):
     config = quantizer_config(objective=objective(), predict=predict)
@@ -88,6 +89,7 @@ def test_a_residual_is_added_to_the_features_of_the_first_frame(predict):
     assert loss == pytest.approx(float(metrics["feature_loss"] + copy), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "patch_size, teacher, side, image_size",
     [(4, 4, 1, (16, 16)), (8, 4, 2, (16, 16)), (4, 14, 1, (56, 56)), (8, 3, 3, (18, 18))],
@@ -111,6 +113,7 @@ def test_a_cell_holds_whole_patches_of_the_teacher(patch_size, teacher, side, im
     assert image_size == tuple(n * side * teacher for n in config.grid)
 
 
+@pytest.mark.slow
 def test_features_of_a_cell_are_those_of_its_patches():
     config = quantizer_config(patch_size=8, objective=objective())
     settings = objective_config(config.objective)[1]

@@ -30,6 +30,7 @@ def watch(length, size):
     return jax.jit(step, static_argnums=2), variables
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length, size", [(1, 8), (3, 5), (20, 4)])
 def test_a_batch_is_told_as_the_diagnostics_tell_it(length, size):
     codes = np.random.default_rng(0).integers(0, size, (96, length)) // 2
@@ -46,11 +47,13 @@ def test_a_batch_is_told_as_the_diagnostics_tell_it(length, size):
     np.testing.assert_allclose(slots, report["slot_perplexity"][: len(slots)], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_many_rows_are_sampled_for_the_joint_entropy():
     codes = jnp.arange(3 * MOST_ROWS)[:, None]
     assert joint_entropy_bits(codes) == pytest.approx(np.log2(MOST_ROWS))
 
 
+@pytest.mark.slow
 def test_collapse_is_told_when_it_lasts_and_ends_when_codes_come_back():
     step, variables = watch(1, 8)
     dead, alive = jnp.zeros((64, 1), jnp.int32), jnp.arange(64)[:, None] % 8

@@ -39,6 +39,7 @@ def tiled(seed, batch):
     return jnp.tile(patterns[chosen], (1, 4, 4, 1))
 
 
+@pytest.mark.slow
 def test_hidden_patches_are_not_seen_and_the_others_not_counted():
     model, params = build()
     rng = jax.random.key(5)
@@ -65,6 +66,7 @@ def test_hidden_patches_are_not_seen_and_the_others_not_counted():
     assert set(metrics) == {"drawing_skill"}
 
 
+@pytest.mark.slow
 def test_flat_patches_stay_flat():
     frames = jnp.full((1, 8, 8, 3), 0.5).at[0, 0, 0].add(1 / 255).at[0, 4:, 4:6].add(0.4)
     patches = normalized_patches(frames, 4)[0]
@@ -72,6 +74,7 @@ def test_flat_patches_stay_flat():
     np.testing.assert_allclose(patches[3].std(), 1.0, atol=0.02)
 
 
+@pytest.mark.slow
 def test_training_draws_what_is_hidden():
     model, params = build()
     optimizer = optax.adam(5e-3)
@@ -95,6 +98,7 @@ def test_training_draws_what_is_hidden():
     assert float(skill) > 0.5
 
 
+@pytest.mark.slow
 def test_an_encoder_alone_gives_features_and_no_loss():
     model, params = build(decoder_depth=0)
     assert set(params) == {"encoder"}

@@ -100,6 +100,7 @@ def trained(stage, batches, state):
     return state, metrics
 
 
+@pytest.mark.slow
 def test_a_target_that_follows_and_actions_that_are_known_in_part(stage):
     config = stage.config
     fields = stage.fields_of(config)
@@ -133,6 +134,7 @@ def test_a_target_that_follows_and_actions_that_are_known_in_part(stage):
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
 
 
+@pytest.mark.slow
 def test_unknown_actions_do_not_count(stage):
     rng = np.random.default_rng(0)
     batch = {

@@ -63,6 +63,7 @@ def test_collapsed_codebook_recovers():
     assert metrics["perplexity"] >= 0.5 * 8
 
 
+@pytest.mark.slow
 def test_evaluation_is_deterministic_and_pure():
     params, variables = start()
     frames, _ = moving_squares(jax.random.key(3), 4)
@@ -82,6 +83,7 @@ def test_evaluation_is_deterministic_and_pure():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_encoder_is_causal_in_the_frames():
     config = quantizer_config(code_length=4, predict="frame")
     module = Quantizer(config, rngs=nnx.Rngs(params=0))
@@ -120,6 +122,7 @@ def test_impossible_configs_name_their_numbers():
         quantizer_config(bottleneck={**NSVQ, "usage": 1})
 
 
+@pytest.mark.slow
 def test_patches_round_trip_channel_first():
     x = jnp.arange(2 * 8 * 4 * 3.0).reshape(2, 8, 4, 3)
     patches = to_patches(x, 4)
@@ -127,6 +130,7 @@ def test_patches_round_trip_channel_first():
     np.testing.assert_array_equal(from_patches(patches, 4), x)
 
 
+@pytest.mark.slow
 def test_noise_substitution_has_error_length_and_finite_gradient():
     z = jnp.array([[[1.0, 2.0], [3.0, -1.0]]])
     codebook = jnp.array([[1.0, 2.0], [0.0, 0.0]])
@@ -158,6 +162,7 @@ def used(codebook, recent):
     return float(jnp.exp(-jnp.sum(share * jnp.log(share + 1e-9))))
 
 
+@pytest.mark.slow
 def test_dead_codes_split_the_code_that_most_latents_share():
     recent = jnp.concatenate([jnp.zeros((30, 2)), jnp.full((34, 2), 9.0), jnp.full((64, 2), 77.0)])
     codebook = jnp.array([[0.0, 0.0], [500.0, 0.0]])
@@ -174,6 +179,7 @@ def test_dead_codes_split_the_code_that_most_latents_share():
     assert set(np.asarray(found)[:, 0]) == {0.0, 9.0}
 
 
+@pytest.mark.slow
 def test_codes_that_leave_most_to_one_are_dead():
     """Fifteen codes with more than half of a uniform share each: none is rare, one holds half."""
     centre = 10.0 * jnp.arange(16)[:, None] * jnp.ones(2)
@@ -185,6 +191,7 @@ def test_codes_that_leave_most_to_one_are_dead():
     assert dead_codes(held(new, recent), 0.125).sum() == 0 and used(new, recent) >= 0.6 * 16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tail", [0.0, 3.0])
 def test_redrawn_codes_are_all_used_however_skewed_the_latents(tail):
     """A tight cluster of nine tenths, the rest far out: one code a cluster would leave 1.4 of 8."""
@@ -194,6 +201,7 @@ def test_redrawn_codes_are_all_used_however_skewed_the_latents(tail):
     assert used(codebook, recent) >= 0.6 * 8
 
 
+@pytest.mark.slow
 def test_normalised_latents_forget_their_scale_and_place():
     def normalised(z):
         """In training, and in evaluation once the running statistics are those of the batch."""
@@ -222,6 +230,7 @@ def test_moments_of_a_moving_feature_change_by_its_motion():
         np.testing.assert_allclose(change, np.broadcast_to(unit, change.shape), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["pixels", "contrastive"])
 def test_flops_match_the_compiler(objective):
     config = quantizer_config(

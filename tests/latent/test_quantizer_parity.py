@@ -63,6 +63,7 @@ def assert_same_codes(found, expected, margin):
     assert (margin[differs] < 1e-5).all(), margin[differs]
 
 
+@pytest.mark.slow
 @needs_torch
 @pytest.mark.parametrize("name", NAMES)
 def test_activations_codes_and_reconstructions(name):
@@ -105,6 +106,7 @@ def recorded_noise(monkeypatch, noise):
     )
 
 
+@pytest.mark.slow
 @needs_torch
 @pytest.mark.parametrize("name", NAMES)
 def test_training_loss_gradients_and_use_counter(name, monkeypatch):
@@ -142,6 +144,7 @@ def test_training_loss_gradients_and_use_counter(name, monkeypatch):
     assert all("beta" in k for k in unused - set(io["grad_none_keys"])), unused
 
 
+@pytest.mark.slow
 @needs_torch
 @pytest.mark.parametrize("name", NAMES)
 def test_every_code_of_a_spread_codebook(name):
@@ -222,6 +225,7 @@ def test_training_trajectory_with_replacements(monkeypatch):
     assert np.mean(differences <= 5e-5) >= 0.999 and differences.max() <= 2.5e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case", ["few_unused", "many_unused", "none_used", "edge_tenth", "all_used"]
 )
@@ -244,6 +248,7 @@ def test_random_order_is_a_permutation_of_the_tiled_used_codes():
     assert len({tuple(o[:6]) for o in orders}) > 10
 
 
+@pytest.mark.slow
 @needs_torch
 def test_state_dict_round_trip_and_released_shapes():
     import json
@@ -271,6 +276,7 @@ def test_state_dict_round_trip_and_released_shapes():
     assert {r.ours for r in rules if isinstance(r, laq_pt.Rule)} == set(expected)
 
 
+@pytest.mark.slow
 def test_a_state_dict_that_does_not_fit_is_refused():
     original = state_dict("laq_tiny4")
 

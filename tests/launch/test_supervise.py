@@ -85,6 +85,7 @@ def test_a_crash_is_followed_by_another_attempt(tmp_path, quickly, capfd):
     assert events(tmp_path)[1]["lines"] == {"0": ["attempt 1 was here"]}
 
 
+@pytest.mark.slow
 def test_preemption_with_a_new_step_starts_again_at_once(tmp_path, quickly):
     body = "log(attempt); sys.exit(75 if attempt < 4 else 0)"
     flags = ("--backoff_seconds", "9999", "--max_failures", "1")
@@ -92,6 +93,7 @@ def test_preemption_with_a_new_step_starts_again_at_once(tmp_path, quickly):
     assert attempts(tmp_path) == 4
 
 
+@pytest.mark.slow
 def test_a_loop_at_the_same_step_ends(tmp_path, quickly):
     # New steps in the first two attempts; from then on none, in which 75 is no better than 1.
     body = "log(min(attempt, 2)); sys.exit(75 if attempt == 4 else 1)"
@@ -102,6 +104,7 @@ def test_a_loop_at_the_same_step_ends(tmp_path, quickly):
     assert events(tmp_path)[-1]["step"] == 2
 
 
+@pytest.mark.slow
 def test_crashes_at_new_steps_never_end_it(tmp_path, quickly):
     body = "(run / 'checkpoints' / str(attempt)).mkdir(parents=True); sys.exit(attempt < 6)"
     flags = ("--backoff_seconds", "0.01", "--max_failures", "2")
@@ -114,6 +117,7 @@ def test_a_mistake_is_not_tried_again(tmp_path, quickly):
     assert attempts(tmp_path) == 1
 
 
+@pytest.mark.slow
 def test_a_hang_shows_stacks_and_is_followed_by_another_attempt(tmp_path, quickly, capfd):
     body = """
         faulthandler.enable()
@@ -132,6 +136,7 @@ def test_a_hang_shows_stacks_and_is_followed_by_another_attempt(tmp_path, quickl
     assert "the_place_where_it_hangs" in "\n".join(last["lines"]["0"])
 
 
+@pytest.mark.slow
 def test_heartbeats_are_progress(tmp_path, quickly):
     body = """
         for step in range(12):
@@ -156,6 +161,7 @@ def test_the_heartbeat_of_training_is_what_the_supervisor_reads(tmp_path, monkey
     assert not watch.advanced()
 
 
+@pytest.mark.slow
 def test_a_stopped_process_is_killed(tmp_path, quickly, monkeypatch):
     monkeypatch.setattr(supervise, "DUMP_SECONDS", 0.2)
     body = "attempt == 1 and os.kill(os.getpid(), signal.SIGSTOP)"
@@ -164,6 +170,7 @@ def test_a_stopped_process_is_killed(tmp_path, quickly, monkeypatch):
     assert next(e for e in events(tmp_path) if e["event"] == "hung")["codes"] == [-signal.SIGKILL]
 
 
+@pytest.mark.slow
 def test_all_processes_join_one_run_and_start_again_together(tmp_path, quickly):
     body = """
         names = ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "LOCAL_DEVICE_IDS")
@@ -204,6 +211,7 @@ def start(arguments: list[str]) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_stop_is_passed_on_and_what_is_being_saved_is_awaited(number, tmp_path):
     body = """
@@ -224,6 +232,7 @@ def test_a_stop_is_passed_on_and_what_is_being_saved_is_awaited(number, tmp_path
     assert attempts(tmp_path) == 1
 
 
+@pytest.mark.slow
 def test_a_worker_that_ignores_sigterm_is_killed_when_the_time_is_over(tmp_path):
     body = """
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -127,6 +127,7 @@ def program(name: str) -> str:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tool", "case"), CASES)
 def test_shellcheck_finds_nothing(tool, case, here, capsys):
     printed = printed_by(tool, case, capsys)
@@ -224,6 +225,7 @@ def programs(here, monkeypatch):
     return answers, calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("tool", "case"), [c for c in CASES if c[0] != "gpu_host"])
 def test_what_runs_is_what_the_dry_run_prints(tool, case, programs, capsys):
     answers, calls = programs
@@ -248,6 +250,7 @@ def test_what_runs_is_what_the_dry_run_prints(tool, case, programs, capsys):
         assert stdin.rstrip() == script[2].removesuffix("END\n").rstrip()
 
 
+@pytest.mark.slow
 def test_keep_makes_the_machines_again_when_they_are_taken_away(programs):
     answers, calls = programs
     answers(
@@ -272,6 +275,7 @@ def test_keep_makes_the_machines_again_when_they_are_taken_away(programs):
     assert acts == ["create", "docker run", "delete", "create", "docker run"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answer", ["exited 75", "exited 137"])
 def test_keep_starts_a_job_again_that_was_stopped(answer, programs):
     answers, calls = programs
@@ -352,6 +356,7 @@ def test_flags_add_up(capsys):
         xla_flags.environment("h100", slices=2)
 
 
+@pytest.mark.slow
 def test_jaxlib_knows_the_flags_for_gpus():
     flags = xla_flags.environment("h100", exact=True)["XLA_FLAGS"]
     done = subprocess.run(
@@ -363,6 +368,7 @@ def test_jaxlib_knows_the_flags_for_gpus():
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_libtpu_knows_the_flags_for_tpus():
     folder = Path(sys.prefix) / "aot"
     if not (folder / "libtpu").exists():

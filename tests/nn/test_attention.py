@@ -66,6 +66,7 @@ def layouts(T):
 # --- The entry point ---
 
 
+@pytest.mark.slow
 def test_masks_are_what_the_docstring_says():
     q, k, v, _ = arrays(T=6)
     ids = jnp.array([[1, 1, 0, 2, 2, 2], [0, 0, 1, 1, 1, 1]], jnp.int32)
@@ -129,6 +130,7 @@ def by_mask(seen):
     return vjp(plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["packed", "padded", "crossing", "prefix", "apart"])
 def test_blocks_see_each_other_in_both_directions(layout):
     """Against the mask written out; queries, heads and examples of `splash` split, too."""
@@ -148,6 +150,7 @@ def test_blocks_see_each_other_in_both_directions(layout):
         assert_close(actual, expected, 1e-5)
 
 
+@pytest.mark.slow
 def test_splash_blocks_across_those_of_the_kernel():
     T = 600  # two blocks of 384
     blocks, ids = block_causal(T)["crossing"]
@@ -159,6 +162,7 @@ def test_splash_blocks_across_those_of_the_kernel():
     assert_close(vjp(splash, causal=True, last_BT=last)(*given, ids, ids), expected, 1e-5)
 
 
+@pytest.mark.slow
 def test_cudnn_is_given_what_we_mean():
     """jax's own plain implementation takes the same arguments as its cuDNN kernel."""
     q, k, v, g = arrays(T=40)
@@ -178,6 +182,7 @@ def mesh_of(sizes):
     return make_mesh(dict(data=1, fsdp=1, seq=1, tensor=1) | sizes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
 @pytest.mark.parametrize("sizes", RING_MESHES, ids=lambda s: "-".join(s))
 def test_ring_is_exact(sizes, causal):
@@ -187,6 +192,7 @@ def test_ring_is_exact(sizes, causal):
         assert_close(ring(*given, ids, ids), reference(causal)(*given, ids, ids), 1e-5)
 
 
+@pytest.mark.slow
 def test_ring_without_segments_and_with_chunks_that_are_no_whole_blocks():
     """532 / 2 devices / 2 = 133 tokens in a chunk, two blocks; 526: 263 tokens, three of 88."""
     for T, causal in ((532, True), (526, False)):
@@ -195,6 +201,7 @@ def test_ring_without_segments_and_with_chunks_that_are_no_whole_blocks():
         assert_close(ring(*given), reference(causal)(*given), 1e-5)
 
 
+@pytest.mark.slow
 def test_ring_on_one_device_is_blockwise_attention():
     for causal, S in ((True, 300), (False, 200)):
         q, k, v, g = arrays(T=300, S=S)
@@ -204,6 +211,7 @@ def test_ring_on_one_device_is_blockwise_attention():
         assert_close(ring(*given), reference(causal)(*given), 1e-5)
 
 
+@pytest.mark.slow
 def test_ring_in_bfloat16():
     """Against float32 on the same rounded inputs: bfloat16 has 8 bits, two percent allow for the
     roundings of weights and of their gradients."""
@@ -216,6 +224,7 @@ def test_ring_in_bfloat16():
     assert_close([x.astype(jnp.float32) for x in actual], expected, 2e-2)
 
 
+@pytest.mark.slow
 def test_ring_over_32k_tokens():
     """With a gradient on some queries only, theirs are the only rows of a reference to compute."""
     T = 32_768
@@ -238,6 +247,7 @@ def test_ring_over_32k_tokens():
     assert not np.delete(np.asarray(dq), rows, axis=1).any()
 
 
+@pytest.mark.slow
 def test_ring_memory_grows_with_the_length_not_its_square():
     def temporary(T):
         ring = vjp(ring_attention, mesh_of(dict(seq=8)), causal=True)
@@ -251,6 +261,7 @@ def test_ring_memory_grows_with_the_length_not_its_square():
 # --- Splash ---
 
 
+@pytest.mark.slow
 def test_splash_equals_the_plain_one_in_interpret_mode():
     """Lengths that need padding; queries, heads and examples split, or one device."""
     splash = functools.partial(splash_attention, interpret=True)

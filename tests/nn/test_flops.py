@@ -79,6 +79,7 @@ def block(dim, inner, mlp_dim, keys, matrices=3):
     return 4 * dim * inner + 2 * keys * inner + matrices * dim * mlp_dim
 
 
+@pytest.mark.slow
 def test_of_a_policy_exactly():
     """Three forward passes of the whole row, attention in full; the head at the targets alone."""
     stage = stage_of("latent_vla/tabletop.py")
@@ -89,6 +90,7 @@ def test_of_a_policy_exactly():
     assert stage.model_flops() == 3 * 2 * forward
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -109,6 +111,7 @@ def test_what_does_not_count(change):
     assert stage.model_flops() == plain
 
 
+@pytest.mark.slow
 def test_of_a_quantizer_within_the_position_convolutions():
     """From the shapes, to a fiftieth: products with few terms run as sums and do not count."""
     stage = stage_of("quantizer/tabletop.py")
@@ -125,6 +128,7 @@ def test_of_a_quantizer_within_the_position_convolutions():
     assert 0.97 < stage.model_flops() / (3 * 2 * forward) < 1.0
 
 
+@pytest.mark.slow
 def test_of_a_frozen_teacher_once():
     pixels = stage_of("quantizer/tabletop.py").model_flops()
     features = stage_of("quantizer/tabletop.py:objective=features")

@@ -70,6 +70,7 @@ def trained():
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_model_starts_as_what_it_was():
     plain, adapted = fresh(0), fresh(RANK)
     assert paths(adapted) - paths(plain) == FACTORS
@@ -78,6 +79,7 @@ def test_a_model_starts_as_what_it_was():
     np.testing.assert_array_equal(logits_of(0)(plain), logits_of(RANK)(adapted))
 
 
+@pytest.mark.slow
 def test_merged_kernels_compute_what_the_factors_did():
     merged = lora.merge(trained(), ALPHA)
     assert paths(merged) == paths(build(0).abstract()[0]) and not lora.is_adapted(merged)
@@ -92,6 +94,7 @@ def test_merged_kernels_compute_what_the_factors_did():
     np.testing.assert_allclose(found, q["kernel"] + change, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_factors_are_new_in_a_swap_and_never_dropped():
     plain = fresh(0)
     report = plan_swap(plain, build().abstract()[0])

@@ -49,6 +49,7 @@ def flatten_axes(tree, prefix=""):
     return {k: v for n, t in tree.items() for k, v in flatten_axes(t, f"{prefix}{n}/").items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("remat", "unroll"),
     [("none", 0), ("dots", 2), *((name, 1) for name in REMAT if name != "none")],
@@ -67,6 +68,7 @@ def test_remat_and_unroll_change_neither_loss_nor_gradient(remat, unroll):
         np.testing.assert_allclose(leaf, flatten(gradient)[path], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_layers_differ_and_misfits_are_named():
     model = functional()
     params, variables = model.init(jax.random.key(0))
@@ -90,6 +92,7 @@ def test_offloading_is_for_tpus():
         check_remat("attention_out_offload", "cuda")
 
 
+@pytest.mark.slow
 def test_filling_up_a_width_changes_nothing(monkeypatch):
     net = Functional(lambda rngs: GEGLU(8, 27, dtype=jnp.float32, rngs=rngs))
     params, _ = net.init(jax.random.key(0))

@@ -11,6 +11,7 @@ from lapa_jax.nn.attention import attention
 from lapa_jax.nn.position import ContinuousPositionBias, depthwise_conv, rope, rope_tables
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", [1, 2, 4])
 def test_position_conv_equals_grouped_convolution(frames):
     keys = jax.random.split(jax.random.key(0), 3)
@@ -35,6 +36,7 @@ def test_position_conv_equals_grouped_convolution(frames):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_rope_depends_on_distance_only_and_rotates_pairs():
     q = jax.random.normal(jax.random.key(0), (1, 1, 1, 8))
     k = jax.random.normal(jax.random.key(1), (1, 1, 1, 8))
@@ -51,6 +53,7 @@ def test_rope_depends_on_distance_only_and_rotates_pairs():
     np.testing.assert_allclose(rotated[:, 0] + 1j * rotated[:, 1], complex_q, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_position_bias_is_the_mlp_of_the_offset():
     bias = ContinuousPositionBias((2, 3), 8, 2, rngs=nnx.Rngs(params=0))
     actual = np.asarray(bias())
@@ -62,6 +65,7 @@ def test_position_bias_is_the_mlp_of_the_offset():
         np.testing.assert_allclose(actual[:, i, j], bias.third(x), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [True, False])
 def test_frames_at_one_cell_are_an_ordinary_sequence(causal):
     q, k, v = (jax.random.normal(jax.random.key(i), (2, 4, 3, 8)) for i in range(3))

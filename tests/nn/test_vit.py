@@ -20,6 +20,7 @@ def images(rows, columns):
     return np.random.default_rng(1).uniform(0, 1, shape).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows, columns", [(20, 20), (32, 12)])
 @pytest.mark.parametrize("registers, swiglu", [(0, False), (3, False), (0, True)])
 def test_parity(registers, swiglu, rows, columns, tmp_path):
@@ -57,6 +58,7 @@ def test_bicubic_is_that_of_torch(inputs, outputs, antialias):
     np.testing.assert_allclose(weights @ x @ weights.T, y[0, 0], atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_way_back_and_classifiers():
     tensors = dinov2_reference.random_tensors(registers=3)
     config, params = dinov2.from_tensors(tensors)
@@ -127,6 +129,7 @@ def test_settings_and_images_that_cannot_be():
         )
 
 
+@pytest.mark.slow
 def test_bytes_are_floats_and_flops_are_those_of_the_compiler():
     model = Functional(lambda rngs: ViT(config(), dtype=jnp.float32, unroll=0, rngs=rngs))
     params, _ = model.init(jax.random.key(0))

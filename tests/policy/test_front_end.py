@@ -72,6 +72,7 @@ def adopted(source, quick_compile):
     return model, params, with_borrowed(borrowed(VQGAN), variables, *source)
 
 
+@pytest.mark.slow
 def test_a_tokenizer_in_the_model_gives_what_cached_tokens_give(adopted, source):
     model, params, variables = adopted
     io = dict(np.load(GOLDEN / "vqgan_tiny_io.npz"))
@@ -88,6 +89,7 @@ def test_a_tokenizer_in_the_model_gives_what_cached_tokens_give(adopted, source)
     np.testing.assert_array_equal(embedded, params["embed"]["table"][ids])
 
 
+@pytest.mark.slow
 def test_the_tokenizer_is_frozen_and_has_no_decoder(adopted, source):
     model, params, variables = adopted
     assert paths(params) == {"embed/table"}, "no parameter, so no gradient and no moments"

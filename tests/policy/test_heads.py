@@ -144,6 +144,7 @@ def config_of(name: str, data, **changes) -> ConfigDict:
     return config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["chunk", "flow"])
 def test_it_trains_acts_and_is_described(name, tiny_data, tmp_path):
     config = config_of(name, tiny_data, steps=2, model__examples_per_row=2, global_batch=16)
@@ -170,6 +171,7 @@ def test_it_trains_acts_and_is_described(name, tiny_data, tmp_path):
     np.testing.assert_allclose(played, actions[0], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_compile_builds(tiny_data):
     config = config_of("chunk", tiny_data)
     stage = stages.build(config, stand_in_assets(config))
@@ -182,6 +184,7 @@ def stage_of(name: str, tiny_data, **changes):
     return stages.build(config_of(name, tiny_data, **changes), assets)
 
 
+@pytest.mark.slow
 def test_slots_of_a_block_see_each_other_and_no_other_example(tiny_data):
     stage = stage_of("chunk", tiny_data, model__examples_per_row=2, global_batch=2)
     params, variables = stage.init(jax.random.key(0))
@@ -216,6 +219,7 @@ def test_slots_of_a_block_see_each_other_and_no_other_example(tiny_data):
     assert float(loss(batch)) == float(loss(batch | {"action_targets": other}))
 
 
+@pytest.mark.slow
 def test_steps_from_a_cache_are_those_of_one_pass(tiny_data):
     stage = stage_of("flow", tiny_data)
     params, variables = stage.init(jax.random.key(0))
@@ -238,6 +242,7 @@ def test_steps_from_a_cache_are_those_of_one_pass(tiny_data):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_heads_train_together_and_speak_in_turn(tiny_data):
     config = tiny.config("action_finetuning", tiny_data, global_batch=2)
     with config.unlocked():

@@ -43,6 +43,7 @@ def tiny(tensors, quick_compile):
     return config, call
 
 
+@pytest.mark.slow
 def test_parity(tiny):
     config, call = tiny
     io = dict(np.load(GOLDEN / "vqgan_tiny_io.npz"))
@@ -57,6 +58,7 @@ def test_parity(tiny):
     assert images.min() == -1.0 and images.max() <= 1.0, "the recording is clipped"
 
 
+@pytest.mark.slow
 def test_names_and_shapes_are_those_of_the_released_model():
     shapes = json.loads((GOLDEN / "vqgan_full_shapes.json").read_text())
     config = vqgan.infer_config({name: np.empty(shape) for name, shape in shapes.items()})
@@ -86,6 +88,7 @@ def test_nearest_takes_the_first_of_equals():
     assert nearest(codebook[7:8], codebook).tolist() == [3]
 
 
+@pytest.mark.slow
 def test_flops_are_those_of_the_compiler():
     def encoding(config, side):
         model = Functional(lambda rngs: ImageTokenizer(config, dtype=jnp.float32, rngs=rngs))
@@ -247,6 +250,7 @@ def drop(tensors, name):
 BLOCK = "decoder/UpsamplingBlock_1/ResnetBlock_0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change, message",
     [

@@ -91,6 +91,7 @@ def apply_of(head):
     return jax.jit(run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["latent", "action"])
 def test_cached_decode_is_the_argmax_of_full_forwards(head):
     net, params = model()
@@ -108,6 +109,7 @@ def test_cached_decode_is_the_argmax_of_full_forwards(head):
         np.testing.assert_allclose(found, logits, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_decode_respects_slot_vocabularies_keys_and_top_k():
     net, params = model()
     limit = jnp.array([1, 3, 11])
@@ -127,6 +129,7 @@ def test_decode_respects_slot_vocabularies_keys_and_top_k():
             decode(net, params, {}, *prompts(), "latent", 2, **wrong)
 
 
+@pytest.mark.slow
 def test_padding_and_later_targets_are_invisible():
     rows, images = prompts()
     targets = jnp.array([[1, 2, 3]] * 3)
@@ -142,6 +145,7 @@ def test_padding_and_later_targets_are_invisible():
     assert float(jnp.abs(dark - base).max()) > 1e-3
 
 
+@pytest.mark.slow
 def test_examples_of_a_row_do_not_see_each_other():
     """Two prompts in one row, without the padding, give what each gives alone."""
     net, params = model()
@@ -163,6 +167,7 @@ def test_positions_count_from_zero_in_every_segment():
     assert positions(segments).tolist() == [[0, 1, 0, 1, 2], [0, 1, 0, 1, 0]]
 
 
+@pytest.mark.slow
 def test_remat_keeps_what_attention_gives_and_no_more():
     def kept(remat):
         net = build(remat=remat)
@@ -183,6 +188,7 @@ def test_remat_keeps_what_attention_gives_and_no_more():
     assert kept("dots") - kept("attention_out") and not kept("full") - kept("dots")
 
 
+@pytest.mark.slow
 def test_head_swap_lists_every_parameter():
     pretrained = build(action=0).init(jax.random.key(1))[0]
     target = build(latent=0)
@@ -206,6 +212,7 @@ def test_head_swap_refuses_what_was_not_named():
         plan_swap(pretrained, build().abstract()[0])
 
 
+@pytest.mark.slow
 def test_image_ids_and_missing_heads():
     changes = dict(image_vocab=20, front_end=dict(name="cached_tokens", num_tokens=4))
     net = build(**changes, action=0)
@@ -220,6 +227,7 @@ def test_image_ids_and_missing_heads():
         config(front_end={**PATCHES, "stem_channels": (4, 4, 4, 4)})
 
 
+@pytest.mark.slow
 def test_parameters_in_bfloat16():
     params, _ = build(param_dtype="bfloat16").init(jax.random.key(0))
     exact = flatten(model()[1])
@@ -228,6 +236,7 @@ def test_parameters_in_bfloat16():
         np.testing.assert_array_equal(leaf, exact[path].astype(jnp.bfloat16))
 
 
+@pytest.mark.slow
 def test_flops_match_the_compiler_and_sizes_are_llama():
     changes = dict(dim=128, heads=4, head_dim=32, mlp_dim=352, unroll=0)
     rows, _ = prompts()

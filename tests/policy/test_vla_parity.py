@@ -75,6 +75,7 @@ def rows(io: dict, mask: str = "attention_mask") -> list[jax.Array]:
     return [jnp.asarray(x, jnp.int32) for x in (io["input_ids"], modality, io[mask])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, shape", [("delta_scan", DELTA), ("delta_noscan", DELTA), ("action_scan", ACTIONS)]
 )
@@ -92,6 +93,7 @@ def test_logits(name, shape):
         np.testing.assert_allclose(padded[ours][seen], expected[seen], atol=2e-5)
 
 
+@pytest.mark.slow
 def test_bfloat16_logits():
     model, params = build(golden("delta_scan_params"), DELTA, "bfloat16")
     io = golden("delta_scan_io") | golden("delta_scan_bf16_io")
@@ -101,6 +103,7 @@ def test_bfloat16_logits():
         np.testing.assert_allclose(found[ours], io[f"{HEADS[ours]}_logits"], atol=0.05)
 
 
+@pytest.mark.slow
 def test_loss_and_gradients():
     """Row by row, as rows of the recording have different numbers of text targets."""
     model, params = build(golden("delta_scan_params"), DELTA)
@@ -142,6 +145,7 @@ def _config(model: Functional) -> VLAConfig:
     return model._module().config
 
 
+@pytest.mark.slow
 def test_cached_decoding():
     model, params = build(golden("delta_scan_params"), DELTA)
     io = golden("delta_scan_decode")
@@ -153,6 +157,7 @@ def test_cached_decoding():
     np.testing.assert_allclose(logits, io["delta_logits"], atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, dtype", [("fp32", jnp.float32), ("bf16", jnp.bfloat16)])
 def test_rotary_tables(kind, dtype):
     with np.load(GOLDEN / "lm_rope_tables.npz") as file:

@@ -180,6 +180,7 @@ def charts():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["loss", "usage", "success", "meaning"])
 def test_charts_are_deterministic_offline_svg_of_the_stated_size(name):
     make = charts()[name]
@@ -223,6 +224,7 @@ def test_code_meaning_says_how_much_it_shows():
         figures.code_meaning([row], dims=(0, 2))
 
 
+@pytest.mark.slow
 def test_imports_stay_light():
     code = (
         "import sys, lapa_jax.report.html, lapa_jax.diagnostics.probes\n"

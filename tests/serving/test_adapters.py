@@ -22,6 +22,7 @@ def frames(*shape: int) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
 
 
+@pytest.mark.slow
 def test_lerobot_observations(action_policy):
     """NumPy and torch, channels last and first, one and several: the same actions."""
     torch = pytest.importorskip("torch", reason=NO_TORCH)
@@ -43,6 +44,7 @@ def test_lerobot_observations(action_policy):
     np.testing.assert_array_equal(found, action_policy.predict_action(small, TEXT))
 
 
+@pytest.mark.slow
 def test_lerobot_histories(quick_compile, tmp_path):
     """Two frames a second apart, asked twice a second: the frame before the last one, and at the
     start of an episode the first."""
@@ -107,6 +109,7 @@ class GymTabletop(gymnasium.Env):
         return self._seen(), float(success), success, self.steps == 5, {"steps": self.steps}
 
 
+@pytest.mark.slow
 def test_gymnasium(action_policy):
     env = gymnasium.wrappers.PassiveEnvChecker(GymTabletop())
     found = rollout(action_policy, env, TEXT, images=["robot"], seed=3)

@@ -175,6 +175,7 @@ def warm_up(target: Target) -> None:
         list(pool.map(large, range(4)))
 
 
+@pytest.mark.slow
 def test_fuzz(target, action_policy, capsys):
     warm_up(target)
     found: dict[str, Counter] = {"rest": Counter(), "websocket": Counter(), "http": Counter()}

@@ -61,6 +61,7 @@ def test_other_machines_need_a_token(action_run, monkeypatch):
     assert code == 2 and "set LAPA_SERVE_TOKEN" in error
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_the_policy(latent_run, quantizer_run, monkeypatch, caplog):
     code, _, error = lapa("serve", "--workdir", latent_run, "--port", 0, "--action_names", "x,y")
     assert code == 2 and "are of policies that act" in error
@@ -179,6 +180,7 @@ def test_wrong_websocket_messages(action_server):
 # --- How much ---
 
 
+@pytest.mark.slow
 def test_limits(action_run):
     flags = ("--request_mib", 0.05, "--image_pixels", 5_000, "--requests_per_second", 5)
     with serving(action_run, *flags, "--read_seconds", 0.5, "--connections", 1) as server:
@@ -219,6 +221,7 @@ def test_rate_is_of_an_address(monkeypatch):
         rate.spend("a")
 
 
+@pytest.mark.slow
 def test_too_many_wait(action_run):
     """Whoever comes when the queue is full is told to come again; the others are answered."""
     with serving(action_run, "--waiting", 2, "--batch_sizes", 1) as server:
@@ -241,6 +244,7 @@ def test_too_many_wait(action_run):
         assert sorted(found) == [200] * 3 + [429] * 3
 
 
+@pytest.mark.slow
 def test_failures_show_nothing_of_the_server(action_run):
     def fail(batch):
         raise RuntimeError("a secret of line 7")
@@ -259,6 +263,7 @@ def test_failures_show_nothing_of_the_server(action_run):
 # --- Stopping ---
 
 
+@pytest.mark.slow
 def test_sigterm_answers_what_was_asked(action_run):
     """Every request that was sent gets its answer; WebSockets are closed, the exit code is 0."""
     with socket.socket() as free:

@@ -115,6 +115,7 @@ def test_batches_are_not_mostly_padding():
     assert worthwhile(1, (4, 16)) == 1  # nothing smaller is compiled
 
 
+@pytest.mark.slow
 def test_latent_policies_tell_z_and_its_probabilities(latent_server, latent_run, quantizer_run):
     policy, image = loaded.load_policy(latent_run), picture(4)
     z = np.asarray(policy.predict_latent(image, TEXT))
@@ -140,6 +141,7 @@ def test_latent_policies_tell_z_and_its_probabilities(latent_server, latent_run,
     assert found["picture"] == "data:image/png;base64," + b64(png(answer["picture"]))
 
 
+@pytest.mark.slow
 def test_several_images(quick_compile, tmp_path):
     """Of a policy that sees a history: a list, or one array of more dimensions."""
     run = make_policy(tmp_path / "run", "action", num_frames=2)

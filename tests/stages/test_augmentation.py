@@ -56,6 +56,7 @@ def only(**changes):
     return CropAndColour(**({name: 0.0 for name in SETTINGS} | {"crop_area": 1.0} | changes))
 
 
+@pytest.mark.slow
 def test_a_place_in_the_batch_does_not_matter():
     """Neither do hosts (half of a batch each), nor other examples, nor rows of several."""
     frames = images(8)
@@ -84,6 +85,7 @@ def test_all_images_of_an_example_get_the_same():
     assert len({x.tobytes() for x in same}) == 8  # 7 and 2**32 + 7 among them
 
 
+@pytest.mark.slow
 def test_golden_draws():
     """What a key gives is fixed: a resumed run must not see other images."""
     found = jax.vmap(lambda w: draw(0, w))(words([0, 1, 2**33 + 1])[:, 0])
@@ -94,12 +96,14 @@ def test_golden_draws():
     assert np.abs(np.corrcoef(many.T) - np.eye(9)).max() < 0.08
 
 
+@pytest.mark.slow
 def test_settings_of_zero_leave_images_as_they_are():
     frames = images(4)
     found = compiled(only(colour_fraction=1.0), SEED, words(POSITIONS[:4]), frames)
     np.testing.assert_array_equal(found, frames)
 
 
+@pytest.mark.slow
 def test_crops_are_of_the_images():
     """A crop of a ramp is a ramp of as much less slope, from within."""
     ramp = np.linspace(0, 255, 32).round().astype(np.uint8)
@@ -125,6 +129,7 @@ def test_colours_shift_as_python_says():
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_brightness_and_contrast_of_some_examples():
     frames = np.full((400, 1, 4, 4, 3), 100, np.uint8)
     settings = only(brightness=0.2, contrast=0.2, colour_fraction=0.5)
@@ -176,6 +181,7 @@ def test_packing_takes_the_keys_along():
     np.testing.assert_array_equal(prepared[COLUMN].reshape(-1, 1, 2), words(POSITIONS[order]))
 
 
+@pytest.mark.slow
 def test_training_alone_sees_augmented_images():
     stage, columns = policy()
     prepared = stage.prepare(columns)
@@ -199,6 +205,7 @@ def test_training_alone_sees_augmented_images():
     assert "random_bits" not in jaxpr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", ["quantizer", "teacher"])
 def test_other_stages_carry_the_keys(task):
     config = tiny.config(task, "data")

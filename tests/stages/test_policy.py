@@ -47,6 +47,7 @@ def check_spec(stage, prepared):
     assert given == {name: (x.shape, x.dtype) for name, x in stage.batch_spec().items()}
 
 
+@pytest.mark.slow
 def test_packed_rows_have_the_loss_of_single_ones():
     single = stage_of(model__text_length=40)
     packed = stage_of(model__text_length=40, model__examples_per_row=4, model__sequence_length=170)
@@ -64,6 +65,7 @@ def test_packed_rows_have_the_loss_of_single_ones():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), packed_grads, grads)
 
 
+@pytest.mark.slow
 def test_the_originals_rows_and_loss():
     """Cached image ids, the original's tags, 0.99 of the latent loss and 0.01 of the text's."""
     stage = stage_of(
@@ -87,6 +89,7 @@ def test_the_originals_rows_and_loss():
             stage.prepare(columns | {"image_tokens": ids})
 
 
+@pytest.mark.slow
 def test_prompts_and_prediction():
     stage = stage_of()
     params, variables = stage.init(jax.random.key(0))
@@ -105,6 +108,7 @@ def test_prompts_and_prediction():
     assert len(np.unique(drawn)) > 1
 
 
+@pytest.mark.slow
 def test_a_history_is_more_images():
     """Two frames an example, two examples a row: each target sees the frames of its own."""
     stage = stage_of(
@@ -133,6 +137,7 @@ def test_a_history_is_more_images():
         assert changed.tolist() == [[image < 2, image >= 2], [False, False]]
 
 
+@pytest.mark.slow
 def test_bad_settings_are_named():
     with pytest.raises(ValueError, match="num_frames=2 with data.history_seconds=0.0 would show"):
         stage_of(data__num_frames=2, data__history_seconds=0.0)

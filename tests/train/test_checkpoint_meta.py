@@ -81,6 +81,7 @@ def test_everything_is_in_the_checkpoint(latent_run, tiny_data):
     assert tokenizer.vocab_size <= config.model.text_vocab
 
 
+@pytest.mark.slow
 def test_a_run_needs_only_its_checkpoints(latent_run, tmp_path):
     """... not even in the place where it was trained; the data may be gone."""
     workdir, config = latent_run
@@ -126,6 +127,7 @@ def test_another_config_is_refused(started, tiny_data):
     assert tiny.result(workdir) == before
 
 
+@pytest.mark.slow
 def test_changed_labels_are_refused(started):
     data, workdir = started
     shutil.rmtree(data / "robot" / "labels")
@@ -134,6 +136,7 @@ def test_changed_labels_are_refused(started):
         train.train(tiny.config("latent_pretraining", data), workdir)
 
 
+@pytest.mark.slow
 def test_changed_data_are_refused(started):
     data, workdir = started
     shutil.rmtree(data / "robot")
@@ -142,6 +145,7 @@ def test_changed_data_are_refused(started):
         train.train(tiny.config("latent_pretraining", data), workdir)
 
 
+@pytest.mark.slow
 def test_another_seed_is_refused_by_the_data_too(started):
     """Even where someone has edited the workdir's config.json."""
     data, workdir = started
@@ -151,6 +155,7 @@ def test_another_seed_is_refused_by_the_data_too(started):
         train.train(config, workdir)
 
 
+@pytest.mark.slow
 def test_a_state_that_is_not_finite_is_never_saved(tiny_data, tmp_path):
     config = tiny.config(
         "latent_pretraining", tiny_data, optimizer__peak_lr=1e16, checkpoint__every_steps=1
@@ -166,6 +171,7 @@ def test_a_state_that_is_not_finite_is_never_saved(tiny_data, tmp_path):
         train.train(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_starting_from_another_run(latent_run, tiny_data, tmp_path):
     """init_from: the report says what happened to every parameter, and the tokenizer is kept."""
     workdir, _ = latent_run
@@ -189,6 +195,7 @@ def test_starting_from_another_run(latent_run, tiny_data, tmp_path):
     assert bins.action_dim == 2 and max(bins.sizes) <= config.model.targets.action.vocab
 
 
+@pytest.mark.slow
 def test_parameters_of_a_source_are_read_split(latent_run, monkeypatch):
     """... and none whole: that would be more than a device holds."""
     run, source = loaded.load(latent_run[0]), start.find(latent_run[0])
@@ -207,6 +214,7 @@ def test_parameters_of_a_source_are_read_split(latent_run, monkeypatch):
         np.testing.assert_array_equal(x, expected[path], err_msg=path)
 
 
+@pytest.mark.slow
 def test_fine_tuning_a_head_and_factors(latent_run, tiny_data, tmp_path):
     """LoRA on a frozen backbone: nothing else moves, and nothing else has moments or an average;
     who starts from it takes the merged kernels."""

@@ -53,6 +53,7 @@ def poison(tiny_data, monkeypatch):
     monkeypatch.setattr(programs.augmentation, "training_loss", put)
 
 
+@pytest.mark.slow
 def test_skipped_and_rolled_back_runs_end_alike(tiny_data, tmp_path, poison):
     found = {}
     for action in ("skip", "rollback"):
@@ -74,6 +75,7 @@ def test_skipped_and_rolled_back_runs_end_alike(tiny_data, tmp_path, poison):
     assert train.train(config, stopped), "and goes on with another guard"
 
 
+@pytest.mark.slow
 def test_evaluation_keeps_the_best_step_and_traces_are_written(tiny_data, tmp_path, monkeypatch):
     changes = dict(
         steps=7,
@@ -115,6 +117,7 @@ def test_evaluation_keeps_the_best_step_and_traces_are_written(tiny_data, tmp_pa
     assert seconds["evaluation"] > 0 and seconds["compile"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes, told",
     [

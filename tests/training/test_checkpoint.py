@@ -115,6 +115,7 @@ def test_round_trip_of_every_kind_of_leaf(saved):
     assert load_meta(saved, 1)["step"] == 1
 
 
+@pytest.mark.slow
 def test_one_mesh_to_another_to_one_device(tmp_path):
     def on(mesh, spec):
         everywhere = NamedSharding(mesh, P())
@@ -174,6 +175,7 @@ def test_parts_are_read_and_the_log_lists_what_was_left(saved, caplog):
     assert "arrays read" not in caplog.text
 
 
+@pytest.mark.slow
 def test_state_may_be_donated_as_soon_as_save_returns(tmp_path):
     big = jnp.arange(1 << 20, dtype=jnp.float32)
     state = make_state(1).replace(params={"w": big}, ema=None)
@@ -205,6 +207,7 @@ def test_saves_by_steps_and_by_time(monkeypatch):
         SavePolicy(0, 1.0, 2)
 
 
+@pytest.mark.slow
 def test_keeps_the_newest_and_refuses_to_go_back(tmp_path):
     save(tmp_path, 1, 2, 3, 4, keep=2, keep_period_steps=3)
     with Checkpoints(tmp_path) as checkpoints:
@@ -267,6 +270,7 @@ def test_another_state_is_an_error_not_damage(saved, change, words):
 # --- Damage ---
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_anywhere_never_returns_wrong_values(saved, tmp_path, caplog):
     """Several places in every file of the newest step: found, or without effect."""
     rng = np.random.default_rng(0)
@@ -295,6 +299,7 @@ def test_a_flipped_byte_anywhere_never_returns_wrong_values(saved, tmp_path, cap
     assert "DAMAGED CHECKPOINT" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_flip_that_orbax_restores_in_silence_is_found(tmp_path):
     """Inside incompressible values, where no checksum of the storage library reaches."""
     noise = np.random.default_rng(0).integers(0, 1 << 32, 1 << 12, dtype=np.uint32)
@@ -333,6 +338,7 @@ def break_step(directory, step, how):
         shutil.copytree(directory / "1", directory / str(step))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how", ["truncated", "missing files", "missing item", "no meta", "empty", "another step"]
 )
@@ -377,6 +383,7 @@ def test_an_asked_step_has_no_substitute_and_reading_renames_nothing(copied):
     assert sorted(path.name for path in copied.iterdir()) == ["1", "2"]
 
 
+@pytest.mark.slow
 def test_a_kill_while_saving_leaves_the_step_before(copied):
     shutil.copytree(copied / "2", copied / "3.orbax-checkpoint-tmp")
     with Checkpoints(copied) as checkpoints:
@@ -413,6 +420,7 @@ def test_a_full_disk_is_told_and_earlier_steps_stay(copied, monkeypatch, name, e
     assert load_params(copied).step == 2
 
 
+@pytest.mark.slow
 def test_a_write_that_fails_in_the_background_is_not_lost(copied):
     """A real refusal by the system, below Orbax: no file may grow beyond 64 KiB."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -434,6 +442,7 @@ def test_a_write_that_fails_in_the_background_is_not_lost(copied):
     assert load_params(copied).step == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "bool"])
 def test_checksum_ignores_sharding_and_sees_single_bits(dtype, monkeypatch):
     """On the devices and by NumPy alike, with an array that is split in any way."""

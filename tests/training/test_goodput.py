@@ -30,6 +30,7 @@ def attempt(workdir, clock, start, steps, *, save_every=4):
         watch.write(step)
 
 
+@pytest.mark.slow
 def test_every_second_has_one_place(tmp_path):
     clock = Clock()
     attempt(tmp_path, clock, 0, range(1, 9))

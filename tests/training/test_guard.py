@@ -53,6 +53,7 @@ def loss_fn(params, variables, batch, rng):
     return loss, {}, {"seen": variables["seen"] + 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor, told", [(math.nan, "nonfinite"), (1e4, "spike")])
 def test_a_skipped_step_changes_nothing_but_its_number(factor, told):
     optimizer = make_optimizer(OPTIMIZER, 20, {"w": (None,)})

@@ -52,6 +52,7 @@ def test_counted_bytes_are_those_of_a_state(name, frozen):
     assert tree_bytes(state) == sum(x.nbytes for x in jax.tree.leaves(state))
 
 
+@pytest.mark.slow
 def test_the_memory_of_7b_is_what_the_docs_say():
     def policy(rank):
         settings = base.policy_model(action_vocab=256).to_dict() | SIZES["7b"]

@@ -48,6 +48,7 @@ def updates_of(optimizer, params=PARAMS, steps=3):
 # --- Groups ---
 
 
+@pytest.mark.slow
 def test_groups_scale_learning_rate_and_decay():
     plain = updates_of(make_optimizer(config(clip_norm=1.0, weight_decay=0.1), 10, AXES))
     groups = two_groups(lr_scale=0.25)
@@ -64,6 +65,7 @@ def test_groups_scale_learning_rate_and_decay():
     jax.tree.map(np.testing.assert_array_equal, found[0]["encoder"], plain[0]["encoder"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_frozen_parameters_have_no_update_no_moments_and_no_part_in_clipping(name):
     groups = two_groups(frozen=True)
@@ -171,6 +173,7 @@ MUON = optax.contrib.muon(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFERENCES)
 def test_matches_what_optax_composes(name):
     optimizer = make_optimizer(config(name, weight_decay=0.1, clip_norm=0.5), 10, WIDE)
@@ -183,6 +186,7 @@ def test_matches_what_optax_composes(name):
         )
 
 
+@pytest.mark.slow
 def test_adafactor_factors_a_layer_by_itself():
     settings = config("adafactor", min_factored_size=4)
     found = updates_of(make_optimizer(settings, 10, WIDE), WIDE_PARAMS)
@@ -197,6 +201,7 @@ def test_adafactor_factors_a_layer_by_itself():
             np.testing.assert_allclose(updates["k"], found[step]["k"][layer], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_muon_orthogonalises_every_matrix_of_a_stack():
     axes = {"wi": ("layers", "embed", None, "mlp"), "q": ("layers", "embed", "heads", "head_dim")}
     params = {"wi": jnp.ones((2, 6, 2, 8)), "q": jnp.ones((2, 6, 2, 4))}
@@ -234,6 +239,7 @@ def test_muon_takes_the_matrices_inside_of_the_network(names, sides):
 # --- Schedules and errors ---
 
 
+@pytest.mark.slow
 def test_schedules():
     def rates(name, warmup, steps=100, at=(0, 9, 10, 50, 99)):
         schedule = make_schedule(config(schedule=name, warmup_steps=warmup), steps)

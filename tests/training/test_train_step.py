@@ -48,6 +48,7 @@ def assert_same(found, expected, rtol=2e-5, atol=2e-6):
     jax.tree.map(compare, jax.device_get(found), jax.device_get(expected))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "preset, sizes",
     [
@@ -72,6 +73,7 @@ def test_eight_devices_equal_one(preset, sizes, one_device):
         assert all(m.sharding.is_equivalent_to(up.sharding, up.ndim) for m in moments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adafactor", "lion", "muon"])
 def test_every_optimizer_on_eight_devices_equals_one(name, tmp_path):
     expected, expected_metrics = train(mesh_of(), "dp", name=name)
@@ -93,6 +95,7 @@ def test_every_optimizer_on_eight_devices_equals_one(name, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, restored, state)
 
 
+@pytest.mark.slow
 def test_accumulation_weighs_microbatches_by_what_their_loss_counts():
     """Rows of unequal weight: the update is that of the whole batch, not a mean of means."""
     batch = {"x": jnp.arange(24.0).reshape(8, 3) / 9, "w": jnp.asarray([0, 0, 5, 1, 0, 0, 2, 7.0])}
@@ -113,6 +116,7 @@ def test_accumulation_weighs_microbatches_by_what_their_loss_counts():
     assert found[4][1]["loss_weight"] == 15.0
 
 
+@pytest.mark.slow
 def test_accumulation_equals_one_big_batch():
     state, metrics = train(mesh_of(), "dp", noise=0.0)
     accumulated, metrics_of_4 = train(mesh_of(data=2, fsdp=2), "fsdp", microbatches=4, noise=0.0)
@@ -121,6 +125,7 @@ def test_accumulation_equals_one_big_batch():
     np.testing.assert_array_equal(accumulated.variables["usage"], state.variables["usage"])
 
 
+@pytest.mark.slow
 def test_microbatches_cover_every_row_once_and_draw_their_own_noise():
     batch = {"x": jnp.arange(12)}
     parts = split_batch(batch, 3)["x"]
@@ -154,6 +159,7 @@ def test_a_run_is_a_function_of_its_seed(one_device):
     jax.tree.map(np.testing.assert_array_equal, again, one_device[0])
 
 
+@pytest.mark.slow
 def test_a_restored_run_is_the_uninterrupted_one(one_device, tmp_path):
     state, step = build(mesh_of(), "dp")
     abstract = jax.eval_shape(lambda: state)
@@ -168,6 +174,7 @@ def test_a_restored_run_is_the_uninterrupted_one(one_device, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, state, one_device[0])
 
 
+@pytest.mark.slow
 def test_frozen_parameters_stay_and_gradients_count_the_trained_only():
     def loss_fn(params, variables, batch, rng):
         return jnp.mean((batch["x"] @ params["frozen"] @ params["blocks"]) ** 2), {}, variables
@@ -213,6 +220,7 @@ def test_after_update_acts_before_the_ema_and_learning_rate_is_that_of_the_step(
     assert (int(state.step), int(state.variables["revived"])) == (2, 1)
 
 
+@pytest.mark.slow
 def test_nonfinite_is_flagged_and_metric_names_may_not_collide():
     def loss_fn(params, variables, batch, rng):
         return jnp.sum(jnp.sqrt(params["w"] - batch["x"])), {}, variables

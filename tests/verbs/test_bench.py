@@ -10,6 +10,7 @@ from lapa_jax.benchmarks import loop, policy, quantizer
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
+@pytest.mark.slow
 def test_bench_tells_what_it_measured():
     out = succeed(*("bench", "quantizer", "--config", "demo", "--batch", 2, "--steps", 1, "--json"))
     result = json.loads(out)
@@ -24,6 +25,7 @@ def test_bench_tells_what_it_measured():
     assert row["fraction_of_matmul_peak"] == pytest.approx(expected, rel=0.1, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_policies_beside_the_peak_and_the_bandwidth():
     given = "--size demo --batch 4 --microbatches 2 --tokens 2 --steps 1 --json"
     result = json.loads(succeed("bench", "policy", *given.split()))
@@ -43,6 +45,7 @@ def test_policies_beside_the_peak_and_the_bandwidth():
     assert decode["prefill_ms"] > 0 and decode["prompt_tokens"] == 284
 
 
+@pytest.mark.slow
 def test_attentions_agree_with_plain_products():
     given = "--positions 128 --heads 2 --head_dim 16 --steps 1 --json"
     rows = json.loads(succeed("bench", "attention", *given.split()))["attention"]
@@ -50,6 +53,7 @@ def test_attentions_agree_with_plain_products():
     assert all(row["error"] < 1e-5 and row["ms"] > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_the_loop_beside_its_step(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "STEPS", 3)
     given = f"--steps 1 --batch 8 --workdir {tmp_path} --json"
@@ -58,6 +62,7 @@ def test_the_loop_beside_its_step(tmp_path, monkeypatch):
     assert row["steps"] == 9 and row["overhead"] == pytest.approx(looped / alone - 1, abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_released_shape_has_its_parameters():
     import jax
 
@@ -71,6 +76,7 @@ def test_the_released_shape_has_its_parameters():
     assert count == 343_796_080 - 24 * 1024
 
 
+@pytest.mark.slow
 def test_labelling_beside_the_forward_pass(tmp_path):
     given = "--batch 8 --steps 2 --json"
     out = succeed("bench", "label", "--workdir", tmp_path / "bench", *given.split())
@@ -80,6 +86,7 @@ def test_labelling_beside_the_forward_pass(tmp_path):
     assert not list((tmp_path / "bench").rglob("labels"))
 
 
+@pytest.mark.slow
 def test_serving_beside_the_call(monkeypatch):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of the server's process
     out = succeed("bench", "serve", "--clients", 4, "--steps", 1, "--json")
@@ -93,6 +100,7 @@ def test_serving_beside_the_call(monkeypatch):
     assert row["server_cpu_ms"] > 0 and row["clients_cpu_ms"] > 0
 
 
+@pytest.mark.slow
 def test_a_save_beside_a_step_and_the_bytes_of_the_state(tmp_path):
     given = f"--size demo --batch 4 --microbatches 2 --steps 1 --workdir {tmp_path} --json"
     (row,) = json.loads(succeed("bench", "save", *given.split()))["save"]

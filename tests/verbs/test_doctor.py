@@ -42,6 +42,7 @@ def problem(answer: tuple[int, dict[str, dict]], name: str) -> str:
     return f"{findings[name]['found']} -> {findings[name]['do']}"
 
 
+@pytest.mark.slow
 def test_this_machine_is_ready(ask):
     code, findings = ask("--expect", "cpu", "--devices", "8")
     assert code == 0
@@ -60,6 +61,7 @@ def test_a_silent_fallback_to_the_cpu_is_a_problem(ask, monkeypatch):
     assert "expected a GPU" in told and "JAX_PLATFORMS=cpu" in told and "nvidia-smi" in told
 
 
+@pytest.mark.slow
 def test_a_missing_device_is_a_problem(ask):
     assert "expected 9" in problem(ask("--expect", "cpu", "--devices", "9"), "devices")
 
@@ -72,6 +74,7 @@ def test_a_jax_that_does_not_start_is_a_problem(ask, monkeypatch):
     assert "JAX does not start: Unable" in problem(ask("--expect", "gpu"), "devices")
 
 
+@pytest.mark.slow
 def test_a_device_that_computes_otherwise_is_found(ask, monkeypatch):
     put = jax.device_put
     bad = jax.local_devices()[3]
@@ -79,12 +82,14 @@ def test_a_device_that_computes_otherwise_is_found(ask, monkeypatch):
     assert "devices [3] give other products" in problem(ask("--expect", "cpu"), "arithmetic")
 
 
+@pytest.mark.slow
 def test_a_wrong_sum_over_the_links_is_found(ask, monkeypatch):
     psum = jax.lax.psum
     monkeypatch.setattr(jax.lax, "psum", lambda x, axis: psum(x, axis) + 1)
     assert "wrong sum" in problem(ask("--expect", "cpu"), "collectives")
 
 
+@pytest.mark.slow
 def test_packages_that_do_not_fit_are_named(ask, monkeypatch):
     wanted = ["jax>=99", "no-such-package", "numpy>=2", "torch==1; extra == 'torch'"]
     monkeypatch.setattr(importlib.metadata, "requires", lambda name: wanted)
@@ -92,6 +97,7 @@ def test_packages_that_do_not_fit_are_named(ask, monkeypatch):
     assert f"jax {jax.__version__} is not >=99; no-such-package is missing (" in told
 
 
+@pytest.mark.slow
 def test_a_directory_that_cannot_be_written_is_a_problem(tmp_path):
     code, out, _ = tiny.lapa("doctor", "--expect", "cpu", "--dir", tmp_path / "none")
     assert code == 1
@@ -99,6 +105,7 @@ def test_a_directory_that_cannot_be_written_is_a_problem(tmp_path):
     assert out.rstrip().splitlines()[-1].startswith("1 problems, ")
 
 
+@pytest.mark.slow
 def test_buckets_are_written_to_as_checkpoints_are(ask, tmp_path_factory):
     bucket = tmp_path_factory.mktemp("bucket")
     code, findings = ask("--expect", "cpu", "--bucket", f"file://{bucket}")
@@ -108,6 +115,7 @@ def test_buckets_are_written_to_as_checkpoints_are(ask, tmp_path_factory):
     assert "Invalid GCS bucket name" in told and "gcloud auth" in told
 
 
+@pytest.mark.slow
 def test_a_compile_cache_that_cannot_be_written_is_a_problem(ask, tmp_path_factory):
     file = tmp_path_factory.mktemp("cache") / "file"
     file.touch()
@@ -137,6 +145,7 @@ found += devices._clocks()
 """
 
 
+@pytest.mark.slow
 def test_links_and_clocks_of_two_supervised_processes(tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
     monkeypatch.setenv("JAX_CPU_COLLECTIVES_IMPLEMENTATION", "gloo")

@@ -164,12 +164,14 @@ def test_label_set_that_does_not_exist(tmp_path, tiny_data):
     assert "'other'" in told and tiny.LABEL_SET in told and "lapa label" in told
 
 
+@pytest.mark.slow
 def test_labels_longer_than_the_config_says(tmp_path, data):
     tiny.write_labels(data / "robot", "long", code_length=4)
     told = train(tmp_path, "latent_pretraining", data, data__corpora__robot__label_set="long")
     assert "code" in told and "4" in told and "code_length=1" in told
 
 
+@pytest.mark.slow
 def test_labels_of_a_larger_codebook(tmp_path, data):
     tiny.write_labels(data / "robot", "large", codebook_size=500)
     told = train(tmp_path, "latent_pretraining", data, data__corpora__robot__label_set="large")
@@ -228,6 +230,7 @@ def test_another_config_lists_the_keys(policy, tiny_data):
     assert "model.dim: 32 there, 64 now" in err and "seed: 0 there, 3 now" in err
 
 
+@pytest.mark.slow
 def test_full_disk_while_saving(tiny_data, tmp_path, monkeypatch):
     """The error says so and what is kept; with space again the run continues."""
     save = checkpoint.ocp.CheckpointManager.save

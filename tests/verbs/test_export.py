@@ -42,6 +42,7 @@ def export(run: Path, out: Path, form: str, *flags) -> dict:
     return json.loads((out / "parity.json").read_text())
 
 
+@pytest.mark.slow
 def test_plain_arrays_come_back_bit_for_bit(policy, tmp_path, monkeypatch):
     monkeypatch.setattr(safetensors_files.write, "__kwdefaults__", {"shard_bytes": 20_000})
     told = export(policy, tmp_path / "plain", "safetensors")
@@ -62,6 +63,7 @@ def test_plain_arrays_come_back_bit_for_bit(policy, tmp_path, monkeypatch):
     assert new.assets == old.assets and new.config.model == old.config.model
 
 
+@pytest.mark.slow
 def test_plain_arrays_in_bfloat16(policy, tmp_path):
     export(policy, tmp_path / "plain", "safetensors", "--precision", "bf16")
     assert_rounded(policy, tmp_path / "plain", "safetensors")
@@ -77,6 +79,7 @@ def assert_rounded(policy, source, form):
         np.testing.assert_array_equal(np.asarray(new[path]), expected)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_variables(tmp_path):
     """A quantizer's codebook statistics are no parameters."""
     from experiments.quantizer import tabletop
@@ -141,6 +144,7 @@ POLICIES = {
 }
 
 
+@pytest.mark.slow
 @needs_torch
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_policy_in_torch(name, tiny_data, tmp_path):
@@ -207,6 +211,7 @@ def in_torch(code: str, folder: Path) -> dict:
     return np.load(folder / "found.npz")
 
 
+@pytest.mark.slow
 @needs_torch
 def test_a_directory_is_all_that_torch_needs(policy, tmp_path):
     """By name through transformers, in a process without JAX; its LLaMA has our backbone."""
@@ -230,6 +235,7 @@ def test_a_directory_is_all_that_torch_needs(policy, tmp_path):
         assert difference < 1e-4, name
 
 
+@pytest.mark.slow
 @needs_torch
 def test_a_policy_of_cached_tokens_with_its_tokenizer(tmp_path):
     """Takes pixels then, and ids as before; the tokenizer is not rounded with the policy."""
@@ -270,6 +276,7 @@ def test_a_tokenizer_that_does_not_fit(policy, tmp_path):
     assert code == 2 and "does not take --image_tokenizer" in error
 
 
+@pytest.mark.slow
 @needs_torch
 def test_a_policy_in_torch_in_bfloat16(policy, tmp_path):
     """The check is of the rounded weights, computed with in float32; they are what comes back."""
@@ -279,6 +286,7 @@ def test_a_policy_in_torch_in_bfloat16(policy, tmp_path):
     assert_rounded(policy, tmp_path / "hf", "hf")
 
 
+@pytest.mark.slow
 @needs_torch
 def test_wrong_weights_are_found_out(policy, tmp_path, monkeypatch):
     """Queries left as pairs, where torch rotates halves."""

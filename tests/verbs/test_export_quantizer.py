@@ -80,6 +80,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.slow
 @needs_torch
 @pytest.mark.parametrize(("bottleneck", "objective"), KINDS)
 def test_a_quantizer_in_torch(bottleneck, objective, tiny_data, tmp_path):
@@ -112,6 +113,7 @@ def test_a_quantizer_in_torch(bottleneck, objective, tiny_data, tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @needs_torch
 def test_every_bottleneck_has_a_form_in_torch(tiny_data, tmp_path):
     torch_code.write(tmp_path, {}, [laq_torch.MODELING])
@@ -156,6 +158,7 @@ assert not ours, ours
 """
 
 
+@pytest.mark.slow
 @needs_torch
 def test_the_original_in_torch(original, tmp_path):
     """What the original itself gave, from a directory alone, in a process without JAX."""
@@ -178,6 +181,7 @@ def test_the_original_in_torch(original, tmp_path):
     assert "the codebook has 8" in codes and "must be integers" in kind
 
 
+@pytest.mark.slow
 @needs_torch
 def test_the_state_dict_is_checked_too(original, tmp_path, monkeypatch):
     export(original, tmp_path / "laq.pt", "laq_pt")
@@ -197,6 +201,7 @@ def test_the_state_dict_is_checked_too(original, tmp_path, monkeypatch):
     assert not (tmp_path / "x.pt").exists() and (tmp_path / "x.pt.failed" / "x.pt").exists()
 
 
+@pytest.mark.slow
 @needs_torch
 def test_a_state_dict_has_no_normaliser(original, tmp_path):
     config = loaded.load(original).config
@@ -208,6 +213,7 @@ def test_a_state_dict_has_no_normaliser(original, tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.slow
 @needs_torch
 def test_wrong_weights_are_found_out(original, tmp_path, monkeypatch):
     """Heads taken for keys and values."""

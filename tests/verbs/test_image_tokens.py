@@ -37,6 +37,7 @@ def refused(*arguments) -> str:
     return error[error.rindex("lapa: ") :]
 
 
+@pytest.mark.slow
 def test_an_imported_tokenizer_acts_as_the_original(tokenizer):
     io = dict(np.load(GOLDEN / "vqgan_tiny_io.npz"))
     loaded = lapa_jax.load_image_tokenizer(tokenizer)
@@ -58,6 +59,7 @@ def test_an_imported_tokenizer_acts_as_the_original(tokenizer):
         lapa_jax.load_quantizer(tokenizer)
 
 
+@pytest.mark.slow
 def test_what_a_tokenizer_is_not_for(tokenizer, tmp_path):
     again = ("import", "--format", "vqgan_pickle", "--out", tmp_path / "x", "--source")
     (tmp_path / "bad").write_bytes(pickle.dumps({"a": np.ones(1), "b": Path("x")}))
@@ -88,6 +90,7 @@ def corpus(tmp_path_factory):
         return tiny.write_corpus(directory, size=32, episodes=4)
 
 
+@pytest.mark.slow
 def test_the_tokens_of_every_frame(tokenizer, corpus, monkeypatch):
     arguments = ("label", "--what", "image_tokens", "--workdir", tokenizer, "--corpus", corpus)
     index, written, write = load_index(corpus), [], LabelSetWriter.write_shard
@@ -127,6 +130,7 @@ def _jpeg(index, row):
         return file.read(int(index.frame_length[row]))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_labelled(tokenizer, corpus, tmp_path):
     arguments = ("label", "--workdir", tokenizer, "--corpus", corpus, "--name", "x")
     assert "image_tokenizer', not a quantizer" in refused(*arguments)

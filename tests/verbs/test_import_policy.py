@@ -80,6 +80,7 @@ def policy(files):
     return lapa_jax.load_policy(files / "run")
 
 
+@pytest.mark.slow
 def test_the_originals_checkpoint_gives_the_originals_logits(policy, files):
     io = recording("delta_scan_io")
     modality = (io["vision_masks"] + 2 * io["delta_masks"]).astype(np.int8)
@@ -91,6 +92,7 @@ def test_the_originals_checkpoint_gives_the_originals_logits(policy, files):
     assert {str(x.dtype) for x in params.values()} == {"bfloat16"}
 
 
+@pytest.mark.slow
 def test_what_lora_learned_is_merged_on_loading(files, tmp_path):
     run = loaded.load(files / "run")
     config = configs.from_dict(configs.to_dict(run.config))
@@ -132,6 +134,7 @@ def test_bad_rows_are_named(policy):
         policy.predict_latent(np.zeros((256, 256, 3), np.uint8), "push")
 
 
+@pytest.mark.slow
 def test_actions_with_the_originals_bins(files, tmp_path):
     """A stream of layers one by one, in float32, one array in flax's pieces."""
     shape = tmp_path / "shape.json"
@@ -211,6 +214,7 @@ def test_wrong_vocabulary_and_missing_tensors(files, tmp_path):
     assert code == 2 and "missing: ['lm_head/kernel'] (1)" in error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shards", [1, 2])
 def test_hugging_face_llama_has_its_own_logits(tmp_path, files, shards):
     """Against a plain NumPy LLaMA in Hugging Face's conventions: halves are rotated, weights are

@@ -27,6 +27,7 @@ def imported(quick_compile, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 @needs_torch
 def test_an_imported_quantizer_acts_as_the_original(imported):
     io = dict(np.load(GOLDEN / "laq_tiny4_io.npz"))
@@ -49,6 +50,7 @@ def test_an_imported_quantizer_acts_as_the_original(imported):
             bad()
 
 
+@pytest.mark.slow
 @needs_torch
 def test_export_is_the_way_back(imported, tmp_path):
     path = tmp_path / "laq.pt"
@@ -66,6 +68,7 @@ def test_export_is_the_way_back(imported, tmp_path):
     assert code == 2 and "not empty" in error
 
 
+@pytest.mark.slow
 @needs_torch
 def test_imported_weights_can_be_trained_on(imported, tiny_data, tmp_path):
     model = {f"model__{k}": v for k, v in load(imported).config.model.items()
@@ -80,6 +83,7 @@ def test_imported_weights_can_be_trained_on(imported, tiny_data, tmp_path):
     assert '"initialised": []' in report
 
 
+@pytest.mark.slow
 def test_a_native_quantizer_is_not_exported_as_the_original(tiny_data, tmp_path):
     succeed("train", *tiny.arguments("quantizer", tiny_data, steps=2), "--workdir", tmp_path / "q")
     code, _, error = lapa(

@@ -38,6 +38,7 @@ def check_labels(index, workdir) -> None:
     np.testing.assert_array_equal(labels.valid, step < ends)
 
 
+@pytest.mark.slow
 def test_bridge_episodes(real_data, tmp_path):
     """RLDS as TFDS wrote it: other keys, no fps, a folder in which nothing may be written."""
     corpus, sidecars = real_data / "bridge_dataset" / "1.0.0", tmp_path / "sidecars"
@@ -68,6 +69,7 @@ def test_bridge_episodes(real_data, tmp_path):
     assert sorted(path.name for path in corpus.iterdir()) == before, "nothing was written"
 
 
+@pytest.mark.slow
 def test_a_video(real_data, tmp_path):
     corpus, workdir = tmp_path / "videos", tmp_path / "quantizer"
     succeed("data", "convert", "video", real_data / "videos", "--out", corpus, "--fps", 10)
@@ -77,6 +79,9 @@ def test_a_video(real_data, tmp_path):
     check_labels(load_index(corpus, split="train"), workdir)
     page = tmp_path / "page.html"
     succeed("data", "inspect", corpus, "--html", page)
-    assert "<h3>laq, split train</h3>" in page.read_text() and "data:image/" in page.read_text()
+    assert (
+        "<summary>laq, split train</summary>" in page.read_text()
+        and "data:image/" in page.read_text()
+    )
     result = json.loads(succeed("evaluate", "--workdir", workdir, "--max_examples", 30))
     assert "probe" not in result["robot"], "there are no actions to predict"

@@ -39,6 +39,7 @@ def test_shipped_grids():
     assert {c.window_seconds for c in windows[0].config.data.corpora.values()} == {0.1}
 
 
+@pytest.mark.slow
 def test_points_are_shared_without_gap_or_overlap(tmp_path):
     names = []
     for index in range(5):
@@ -52,6 +53,7 @@ def test_points_are_shared_without_gap_or_overlap(tmp_path):
     assert code == 2 and "--index 2" in error
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_continues_and_tells(small_sweep, tmp_path):
     workdir = tmp_path / "sweep"
     first = ("sweep", small_sweep, "--workdir", workdir, "--count", 2, "--index")

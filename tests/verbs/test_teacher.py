@@ -64,6 +64,7 @@ def test_a_run_needs_its_teacher_once(teacher, tiny_data, tmp_path):
     assert z.shape == (3, 1)
 
 
+@pytest.mark.slow
 def test_teachers_that_do_not_fit(teacher, tiny_data, tmp_path):
     def told(weights, **changes):
         arguments = features(tiny_data, weights, **changes)
@@ -95,6 +96,7 @@ def imported(quick_compile, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_an_imported_teacher(imported, tiny_data, tmp_path):
     run = loaded.load(imported / "run")
     assert run.config.stage == "teacher" and run.config.data.image_size == (20, 20)

@@ -19,6 +19,7 @@ torch = pytest.importorskip("torch", reason=NO_TORCH)
 GOLDEN = Path(__file__).parents[1] / "golden" / "vqgan"
 
 
+@pytest.mark.slow
 def test_the_originals_rounded_rotary_tables_in_torch(tmp_path):
     """Beyond position 256 bfloat16 angles are shared: a table that is not the same is no use."""
     torch_code.write(tmp_path, {}, [hf.MODELING, hf.MODELING_VQGAN])
@@ -31,6 +32,7 @@ def test_the_originals_rounded_rotary_tables_in_torch(tmp_path):
             np.testing.assert_allclose(np.asarray(a), b[:, 0].numpy(), atol=5e-5)
 
 
+@pytest.mark.slow
 def test_the_originals_image_tokens_in_torch(tmp_path):
     config, params = vqgan.from_tensors(dict(np.load(GOLDEN / "vqgan_tiny_params.npz")))
     torch_code.write(tmp_path, {}, [hf.MODELING_VQGAN])
