@@ -390,11 +390,14 @@ def _join_parts(
         ),
     }
     fresh, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{x}") for x in ("new", "old"))
-    shutil.rmtree(fresh, ignore_errors=True)
+    if fresh.exists():
+        shutil.rmtree(fresh)
     for name, array in arrays.items():
         sidecar.write_array(fresh / f"{name}.npy", array)
     sidecar.write_json(fresh / "manifest.json", manifest)
-    if folder.exists():
+    replaces = folder.exists()
+    if replaces:
         os.rename(folder, old)
     os.rename(fresh, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    if replaces:
+        shutil.rmtree(old)

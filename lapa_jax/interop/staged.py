@@ -89,7 +89,8 @@ def staged(out: Path, run: Model, one_file: bool = False) -> Iterator[tuple[Path
     `one_file` the file in it that is called like `out` gets that name, and parity.json one beside
     it."""
     failed, parity = out.with_name(f"{out.name}.failed"), Parity()
-    shutil.rmtree(failed, ignore_errors=True)
+    if failed.exists():
+        shutil.rmtree(failed)
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = dict(dir=out.parent, prefix=f".{out.name}.", suffix=".incomplete")
     with tempfile.TemporaryDirectory(**beside) as made:

@@ -106,7 +106,7 @@ class ImageEncoder(nnx.Module):
         resize = ["halve"] * last + [None]
         self.levels = _numbered(
             Level(*of_level, config.blocks, how, dtype=dtype, rngs=rngs)
-            for *of_level, how in zip(inputs, config.widths, resize, strict=False)
+            for *of_level, how in zip(inputs[:-1], config.widths, resize, strict=True)
         )
         self.middle = Level(inputs[-1], inputs[-1], 2, None, dtype=dtype, rngs=rngs)
         self.norm = GroupNorm(inputs[-1])
@@ -151,7 +151,7 @@ class ImageDecoder(nnx.Module):
         resize = ["double"] * last + [None]
         self.levels = _numbered(
             Level(*of_level, config.blocks + 1, how, dtype=dtype, rngs=rngs)
-            for *of_level, how in zip(inputs, widths, resize, strict=False)
+            for *of_level, how in zip(inputs[:-1], widths, resize, strict=True)
         )
         self.norm = GroupNorm(widths[-1])
         self.out = Conv(widths[-1], 3, dtype=dtype, rngs=rngs)

@@ -57,7 +57,7 @@ def _split(page: Report, split: Mapping[str, Any]) -> None:
                 [(_frame(shown["kind"], image, step), str(step)) for step, image in frames],
                 f"{strip['instruction'] or 'no instruction'} ({strip['episode']}{seen})",
             )
-        drawn = zip(actions, strip["actions"], strict=False)
+        drawn = zip(actions, strip["actions"], strict=True)
         page.row([(_line(values, a), f"a{a['dimension']}") for a, values in drawn])
     most = max(lengths["histogram"])
     edges = lengths["edges"]
@@ -65,7 +65,7 @@ def _split(page: Report, split: Mapping[str, Any]) -> None:
         ("from", "to", "episodes", ""),
         [
             (low, high - 1, count, _bars([count / most], f"{count} episodes"))
-            for low, high, count in zip(edges, edges[1:], lengths["histogram"], strict=False)
+            for low, high, count in zip(edges[:-1], edges[1:], lengths["histogram"], strict=True)
         ],
         f"Episode length in steps: min {lengths['min']}, median {lengths['median']:g}, mean "
         f"{lengths['mean']:.1f}, max {lengths['max']}",
