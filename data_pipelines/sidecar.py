@@ -89,8 +89,12 @@ def map_array(path: Path) -> np.ndarray:
         if size >= _LARGE_BYTES:
             array.file = open(path, "rb")  # closed with the array; `take` reads from it
         return array
+    except FileNotFoundError:
+        raise SidecarError(f"{path} is missing: delete {path.parent} and write it again") from None
     except _UNREADABLE as error:
-        raise SidecarError(f"{path} is damaged: {error}") from error
+        raise SidecarError(
+            f"{path} is damaged ({error}): delete {path.parent} and write it again"
+        ) from error
 
 
 def take(array: np.ndarray, rows: np.ndarray) -> np.ndarray:

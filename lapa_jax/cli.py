@@ -3,6 +3,7 @@
 import faulthandler
 import importlib
 import logging as py_logging
+import os
 import sys
 from collections.abc import Callable
 
@@ -123,10 +124,10 @@ def run(module: str, argv: list[str]) -> int:
     logging.get_absl_handler().python_handler.setStream(sys.stderr)
     try:
         return importlib.import_module(module).main(argv) or 0
-    except (ValueError, OSError, RuntimeError, ArithmeticError) as error:
-        if not _raised_by_us(error):
+    except (ValueError, OSError, RuntimeError, ArithmeticError, AssertionError) as error:
+        if not (message := _message(error)):
             raise
-        sys.stderr.write(f"lapa: {type(error).__name__}: {error}\n")
+        sys.stderr.write(f"lapa: {message}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("lapa: interrupted; the same command continues where it was\n")
@@ -139,13 +140,23 @@ def _not_chatter(record: py_logging.LogRecord) -> bool:
     return ours or record.levelno > py_logging.INFO
 
 
-def _raised_by_us(error: BaseException) -> bool:
-    """Whether the innermost frame is ours: then the message is meant for the user as it is."""
+def _message(error: Exception) -> str | None:
+    """What tells a user enough without a traceback; None where an error may be a fault of ours."""
     frame = error.__traceback__
     while frame.tb_next:
         frame = frame.tb_next
-    package = frame.tb_frame.f_globals.get("__name__", "").split(".")[0]
-    return package in ("lapa_jax", "data_pipelines", "experiments", "launch")
+    module = frame.tb_frame.f_globals.get("__name__", "")
+    ours = module.split(".")[0] in ("lapa_jax", "data_pipelines", "experiments", "launch")
+    if ours or (isinstance(error, OSError) and error.filename):
+        return f"{type(error).__name__}: {error}"
+    if module == "jax._src.xla_bridge":  # with nothing but "AssertionError" for cuda
+        asked = os.environ.get("JAX_PLATFORMS")
+        said = str(error).partition(" (set JAX_PLATFORMS")[0]
+        return (
+            f"JAX finds no device with JAX_PLATFORMS={asked}{said and ': '}{said}. "
+            "Unset it, or see what `lapa doctor` says"
+        )
+    return None
 
 
 if __name__ == "__main__":

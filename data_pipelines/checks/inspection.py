@@ -73,6 +73,8 @@ def inspect_corpus(
             for episode in itertools.islice(_episodes(shards), max_episodes or None):
                 scan.add(*episode)
                 bar.update(1)
+        if not scan.episodes:
+            raise ValueError(f"split {split!r} of {directory} has no episode")
         report["splits"][split] = {
             "shards": len(shards),
             "bytes": sum(path.stat().st_size for path in shards),
@@ -134,8 +136,6 @@ class _Scan:
                 self.strips[-1]["actions"] = actions.T.tolist()
 
     def summary(self) -> dict[str, Any]:
-        if not self.episodes:
-            raise ValueError("the split has no episode")
         lengths = np.array(self.lengths)
         # Whole steps per bin, at most 20 bins; a bin holds the lengths low <= length < high.
         width = -(-int(np.ptp(lengths) + 1) // 20)

@@ -44,10 +44,13 @@ def devices(args: argparse.Namespace) -> Iterator[tuple]:
     kind, number = hardware()
     expected = args.expect or kind
     try:
-        distributed.initialize(multihost=args.multihost)
+        distributed.initialize_from(args)
         found = jax.devices()
-    except (RuntimeError, ValueError) as error:
-        yield "devices", "problem", f"JAX does not start: {error}", _FIX[expected]
+    except (RuntimeError, ValueError, AssertionError) as error:  # the last one of JAX, with no word
+        asked = os.environ.get("JAX_PLATFORMS")
+        told = f"JAX does not start{f' with JAX_PLATFORMS={asked}' if asked else ''}: "
+        told += str(error) or "no such device"
+        yield "devices", "problem", told, _FIX[expected]
         return
     seen, text = found[0].platform, f"{len(found)} x {found[0].device_kind}"
     text += f", {jax.process_count()} processes" if jax.process_count() > 1 else ""

@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 T = TypeVar("T")
 
 HEARTBEAT_SECONDS = 60
+CONNECT_SECONDS = 300  # in which all processes of a run must have come
 OWN_ERROR_SECONDS = 10  # for an orderly end of a process that has failed by itself
 EXIT_ALONE = 70  # ended without the other processes: one of them, or this one, has failed
 
@@ -49,16 +50,16 @@ class OtherProcessError(RuntimeError):
 # --- Start-up ---
 
 
-def in_cluster(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether the environment says that this process is one of several."""
-    if any(environ.get(name) for name in _PRESENT):
-        return True
+def cluster_sign(environ: Mapping[str, str] = os.environ) -> str | None:
+    """The variable by which the environment says that this process is one of several, NAME=VALUE;
+    None where nothing does."""
     # A job step of Slurm has SLURM_STEP_ID; the batch script around it has not.
-    if "SLURM_NTASKS" in environ and "SLURM_STEP_ID" not in environ:
-        environ = {k: v for k, v in environ.items() if k != "SLURM_NTASKS"}
-    if any(environ.get(name, "1") not in ("", "1") for name in _COUNTS):
-        return True
-    return len(environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
+    counts = [n for n in _COUNTS if n != "SLURM_NTASKS" or "SLURM_STEP_ID" in environ]
+    hosts = environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
+    names = [n for n in counts if environ.get(n, "1") not in ("", "1")]
+    names += ["TPU_WORKER_HOSTNAMES"] if len(hosts) > 1 else []
+    names += [n for n in _PRESENT if environ.get(n)]
+    return f"{names[0]}={environ[names[0]]}" if names else None
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +68,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "several processes", "found by themselves on TPU pods and under Slurm or Open MPI"
     )
     group.add_argument("--coordinator_address", help="HOST:PORT on which process 0 will listen")
-    group.add_argument("--num_processes", type=int, help="of the run")
+    group.add_argument(
+        "--num_processes", type=int, help="of the run; 1: this one, whatever else says"
+    )
     group.add_argument("--process_id", type=int, help="of this process, from 0")
     group.add_argument(
         "--multihost",
@@ -95,36 +98,43 @@ def initialize(
 
     With no addresses given, they are those of JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
     JAX_PROCESS_ID, where all three are set; else jax.distributed finds them (Cloud TPU, GKE, Slurm,
-    Open MPI). TPU pods that announce themselves only through their metadata server need
-    multihost=True.
+    Open MPI). num_processes=1 alone connects nothing, whatever the environment says. TPU pods that
+    announce themselves only through their metadata server need multihost=True.
     """
     global _heartbeat_seconds
     given = (coordinator_address, num_processes, process_id)
+    alone = given == (None, 1, None)
     if given == (None, None, None) and all(os.environ.get(name) for name in VARIABLES):
         coordinator_address = os.environ[VARIABLES[0]]
         num_processes, process_id = (int(os.environ[name]) for name in VARIABLES[1:])
     explicit = coordinator_address is not None
-    if None in (coordinator_address, num_processes, process_id) and given != (None, None, None):
+    partly = None in (coordinator_address, num_processes, process_id)
+    if partly and given != (None, None, None) and not alone:
         raise ValueError(
             f"coordinator_address={coordinator_address!r}, num_processes={num_processes} and "
-            f"process_id={process_id}: give all three, or none where the cluster tells them"
+            f"process_id={process_id}: give all three, none where the cluster tells them, or "
+            f"num_processes=1 alone for one process"
         )
-    if multihost is False and explicit:
-        raise ValueError(f"multihost=False contradicts coordinator_address={coordinator_address!r}")
-    if explicit or multihost or (multihost is None and in_cluster()):
+    if multihost is not None and (alone or (explicit and not multihost)):
+        raise ValueError(
+            f"multihost={multihost} contradicts num_processes={num_processes}, "
+            f"coordinator_address={coordinator_address!r}"
+        )
+    sign = cluster_sign()
+    if explicit or multihost or (multihost is None and sign and not alone):
         if explicit:
-            logging.info(
-                "process %s of %s connects to %s", process_id, num_processes, coordinator_address
-            )
+            why = f"process {process_id} of {num_processes}, {coordinator_address}"
         else:
-            logging.info("connecting to the cluster that the environment describes")
-        # A dead peer shows as a stalled collective; the heartbeat is what ends the process then.
-        jax.distributed.initialize(
-            coordinator_address=coordinator_address,
-            num_processes=num_processes,
-            process_id=process_id,
-            heartbeat_timeout_seconds=heartbeat_seconds,
-        )
+            why = sign or "--multihost"
+        with _connecting(why):
+            # A dead peer shows as a stalled collective; the heartbeat is what ends it then.
+            jax.distributed.initialize(
+                coordinator_address=coordinator_address,
+                num_processes=num_processes,
+                process_id=process_id,
+                heartbeat_timeout_seconds=heartbeat_seconds,
+                initialization_timeout=CONNECT_SECONDS + 60,  # _connecting ends it before
+            )
         _heartbeat_seconds = heartbeat_seconds
     devices = jax.devices()
     logging.info(
@@ -136,6 +146,37 @@ def initialize(
         devices[0].device_kind,
         devices[0].platform,
     )
+
+
+@contextlib.contextmanager
+def _connecting(why: str) -> Iterator[None]:
+    """Tells what is awaited, and ends this process when the others do not come: JAX would abort
+    with the stacks of its service."""
+    come = threading.Event()
+    if "SLURM" in why:
+        why += "; in a shell of srun or salloc nobody starts the others"
+    logging.info(
+        "waiting for the other processes of the run, %d s at most (%s). "
+        "--num_processes 1 uses this one alone",
+        CONNECT_SECONDS,
+        why,
+    )
+
+    def watch() -> None:
+        if not come.wait(CONNECT_SECONDS):
+            logging.error(
+                "after %d s the other processes have not come (%s): start all of them, with the "
+                "same command and within that time; a proxy must not stand between them",
+                CONNECT_SECONDS,
+                why,
+            )
+            _exit()
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        come.set()
 
 
 def initialize_from(args: argparse.Namespace) -> None:
@@ -269,8 +310,12 @@ def leaving_on_error() -> Iterator[None]:
 
 
 def _leave(index: int) -> None:
+    logging.error("process %d ends without the others", index)
+    _exit()
+
+
+def _exit() -> None:
     try:
-        logging.error("process %d ends without the others", index)
         sys.stdout.flush()
         sys.stderr.flush()
     finally:

@@ -12,6 +12,7 @@ import sys
 from typing import Any, NamedTuple
 
 from lapa_jax.machine import devices, host
+from lapa_jax.parallel import distributed
 from lapa_jax.verbs import flags, text
 
 CHECKS = (host.versions, host.memory, host.disk, host.bucket, devices.devices)
@@ -34,8 +35,8 @@ def main(argv: list[str]) -> int:
     add("--devices", type=int, help="how many JAX must see, over all processes")
     add("--dir", default=".", help="where runs will be: its disk is tested (default: here)")
     add("--bucket", help="gs://BUCKET/PATH or s3://BUCKET/PATH that runs use")
-    add("--multihost", action="store_true", default=None, help="as for lapa train")
     add("--json", action="store_true", help="one JSON object instead of a table")
+    distributed.add_flags(parser)
     args = parser.parse_args(argv)
     findings = [Finding(*parts) for check in CHECKS for parts in check(args)]
     ready = all(f.state != "problem" for f in findings)

@@ -7,6 +7,7 @@ from shards import LENGTHS, write_corpus
 from data_pipelines import storage
 from data_pipelines.index import StaleIndexError, build, build_index, load_index
 from data_pipelines.rlds import tfrecord
+from data_pipelines.sidecar import SidecarError
 
 
 def test_index_finds_every_frame_action_and_instruction(tmp_path):
@@ -83,6 +84,17 @@ def test_damaged_sidecar_is_refused(tmp_path):
     path.write_bytes(data)
     with pytest.raises(StaleIndexError, match=r"actions.npy is damaged.*lapa data index"):
         load_index(tmp_path)
+
+
+def test_an_index_file_that_is_gone_is_named(tmp_path):
+    write_corpus(tmp_path / "corpus")
+    files = sorted((tmp_path / "corpus/index/image/train").glob("*.npy"))
+    assert len(files) > 10
+    for path in files:
+        path.rename(tmp_path / path.name)
+        with pytest.raises(SidecarError, match=f"{path.name} is missing: delete .*image/train and"):
+            load_index(tmp_path / "corpus")
+        (tmp_path / path.name).rename(path)
 
 
 def test_other_keys_than_the_index_was_built_with(tmp_path):

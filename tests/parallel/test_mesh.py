@@ -1,9 +1,13 @@
 """Mesh sizes, and start-up."""
 
 import argparse
+import os
+import subprocess
+import sys
 
 import jax
 import pytest
+import tiny
 from jax.sharding import AxisType
 
 from lapa_jax.parallel import distributed
@@ -59,13 +63,34 @@ def test_addresses_come_from_flags_or_from_the_environment(monkeypatch):
         monkeypatch.setenv(name, value)
     distributed.initialize_from(parser.parse_args(flags.split()))
     distributed.initialize_from(parser.parse_args([]))
+    distributed.initialize_from(parser.parse_args(["--num_processes", "1"]))  # connects nothing
     monkeypatch.delenv("JAX_NUM_PROCESSES")  # jax is left to find what is missing
     distributed.initialize_from(parser.parse_args([]))
     assert [tuple(settings.values()) for settings in asked] == [
-        ("a:1", 2, 1, 5),
-        ("b:2", 3, 2, 60),
-        (None, None, None, 60),
+        ("a:1", 2, 1, 5, 360),
+        ("b:2", 3, 2, 60, 360),
+        (None, None, None, 60, 360),
     ]
+
+
+@pytest.mark.slow
+def test_a_process_whose_others_never_come_says_so_and_ends():
+    """As in a shell of Slurm, where task 0 has the terminal and the others have ended."""
+    code = "from lapa_jax.parallel import distributed as d; d.CONNECT_SECONDS = 1; d.initialize()"
+    slurm = {"JOB_ID": "1", "STEP_ID": "0", "NTASKS": "8", "PROCID": "0", "LOCALID": "0"}
+    slurm |= {"STEP_NODELIST": "localhost", "JOB_NODELIST": "localhost", "STEP_NUM_NODES": "1"}
+    slurm = {f"SLURM_{name}": value for name, value in slurm.items()}
+    done = subprocess.run(
+        [sys.executable, "-c", f"from absl import logging; logging.set_verbosity(0); {code}"],
+        env={**os.environ, **slurm, "PYTHONPATH": str(tiny.ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == distributed.EXIT_ALONE
+    first, last = done.stderr.strip().splitlines()
+    assert "SLURM_NTASKS=8" in first and "--num_processes 1 " in first
+    assert "after 1 s the other processes have not come (SLURM_NTASKS=8" in last
 
 
 def test_what_fails_on_one_process_fails_on_all(monkeypatch):
@@ -85,6 +110,7 @@ def test_what_fails_on_one_process_fails_on_all(monkeypatch):
     [
         ({}, False),
         ({"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0"}, True),
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_ID": "0", "SLURM_PTY_PORT": "1"}, True),  # a shell
         ({"SLURM_NTASKS": "4"}, False),  # a batch script, no job step
         ({"SLURM_NTASKS": "1", "SLURM_STEP_ID": "0"}, False),
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
@@ -94,4 +120,6 @@ def test_what_fails_on_one_process_fails_on_all(monkeypatch):
     ],
 )
 def test_cluster_detection(environ, expected):
-    assert distributed.in_cluster(environ) is expected
+    sign = distributed.cluster_sign(environ)
+    assert (sign is not None) is expected
+    assert sign is None or sign in {f"{name}={value}" for name, value in environ.items()}

@@ -71,7 +71,8 @@ def test_a_jax_that_does_not_start_is_a_problem(ask, monkeypatch):
         raise RuntimeError("Unable to initialize backend 'cuda'")
 
     monkeypatch.setattr(devices.distributed, "initialize", fail)
-    assert "JAX does not start: Unable" in problem(ask("--expect", "gpu"), "devices")
+    told = problem(ask("--expect", "gpu"), "devices")
+    assert "JAX does not start with JAX_PLATFORMS=cpu: Unable" in told
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import errno
 import re
 import shutil
+import types
 
 import pytest
 import tiny
@@ -71,6 +72,25 @@ def test_unknown_flag(tiny_data, tmp_path):
     arguments = tiny.arguments("quantizer", tiny_data)
     code, _, err = tiny.lapa("train", *arguments, "--workdir", tmp_path / "run", "--stepz=3")
     assert code == 2 and "--stepz=3" in err and "--config.key=value" in err
+
+
+def test_platforms_of_jax_that_are_not_there(monkeypatch):
+    """What JAX raises has no word for CUDA, and several frames of its own for all."""
+    import jax._src.xla_bridge
+
+    def backends():
+        raise AssertionError
+
+    names = {**vars(jax._src.xla_bridge), "AssertionError": AssertionError}
+    fails = types.FunctionType(backends.__code__, names)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr("lapa_jax.verbs.status.main", lambda argv: fails())
+    assert "no device with JAX_PLATFORMS=cuda. Unset it" in refused("status")
+
+
+def test_a_file_that_a_library_cannot_open_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr("lapa_jax.verbs.status.main", lambda argv: (tmp_path / "no").read_text())
+    assert "FileNotFoundError" in (told := refused("status")) and str(tmp_path / "no") in told
 
 
 # --- The config ---
