@@ -20,7 +20,7 @@ from lapa_jax.parallel import distributed
 from lapa_jax.runs import program as programs
 from lapa_jax.runs import start
 from lapa_jax.training.saves import Keeper
-from lapa_jax.training.session import EXIT_RESTART, Clock, Session, parse_profile
+from lapa_jax.training.session import EXIT_RESTART, Clock, Session, parse_profile, tell_end
 
 
 def main(argv: list[str]) -> int:
@@ -38,7 +38,9 @@ def main(argv: list[str]) -> int:
     distributed.initialize_from(args)
     programs.keep_compiled(args.workdir)
     with distributed.leaving_on_error():
-        return 0 if train(config, args.workdir, span) else EXIT_RESTART
+        done = train(config, args.workdir, span)
+        tell_end(args.workdir, config, done)
+        return 0 if done else EXIT_RESTART
 
 
 def train(config: ConfigDict, workdir: str | Path, profile: tuple[int, int] | None = None) -> bool:

@@ -25,10 +25,13 @@ STUDIES = ("lapa_jax.train", *TRAIN, "experiments")
 
 # room or file → prefixes of ours that it may import besides itself: what lies on lower floors.
 ALLOWED = {
+    "data_pipelines.progress": (),
     "data_pipelines.storage": (),
     "data_pipelines.sidecar": ("data_pipelines.storage",),
     "data_pipelines.rlds": ("data_pipelines.sidecar", "data_pipelines.storage"),
-    "data_pipelines.index": ("data_pipelines.rlds", "data_pipelines.sidecar"),
+    "data_pipelines.index": (
+        *("data_pipelines.rlds", "data_pipelines.sidecar", "data_pipelines.progress"),
+    ),
     "data_pipelines.loader": ("data_pipelines.index",),
     "data_pipelines.convert": ("data_pipelines.loader",),
     "data_pipelines.checks": ("data_pipelines.loader",),
@@ -48,7 +51,10 @@ ALLOWED = {
     "lapa_jax.envs": DATA,
     "lapa_jax.machine": ("lapa_jax.parallel",),
     "lapa_jax.nn": ("lapa_jax.parallel",),
-    "lapa_jax.training": ("lapa_jax.parallel", "data_pipelines.storage", "launch.run_files"),
+    "lapa_jax.training": (
+        *("lapa_jax.parallel", "data_pipelines.storage", "data_pipelines.progress"),
+        "launch.run_files",
+    ),
     "lapa_jax.config": ("data_pipelines.storage",),
     "lapa_jax.latent": MODELS,
     "lapa_jax.policy": (*MODELS, "data_pipelines.checks.statistics"),  # where codecs are fitted

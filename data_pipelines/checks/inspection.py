@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from data_pipelines import sidecar
 from data_pipelines.checks.statistics import Sketch
+from data_pipelines.progress import Progress
 from data_pipelines.rlds import fields, schema, tfrecord, writer
 from data_pipelines.rlds.shards import find_shards
 from data_pipelines.storage import locate
@@ -69,7 +69,7 @@ def inspect_corpus(
         scan = _Scan(action_key, instruction_key, strips)
         shards = find_shards(directory, split)
         expected = min(total, max_episodes) if total and max_episodes else total
-        with tqdm(total=expected, unit="episode", desc=split, disable=not progress) as bar:
+        with Progress(f"inspect {split}", expected, unit="episode", show=progress) as bar:
             for episode in itertools.islice(_episodes(shards), max_episodes or None):
                 scan.add(*episode)
                 bar.update(1)

@@ -15,6 +15,7 @@ from absl import logging
 from scipy.cluster.vq import kmeans2
 
 from data_pipelines.index import CorpusIndex
+from data_pipelines.progress import Progress
 
 
 def valid_action_rows(index: CorpusIndex) -> np.ndarray:
@@ -283,8 +284,11 @@ class Sketch:
 def sketch_actions(index: CorpusIndex) -> Sketch:
     """Of the valid actions of a corpus, a part in memory at a time."""
     rows, sketch = valid_action_rows(index), Sketch.empty(index.action_dim)
-    for start in range(0, len(rows), _CHUNK):
-        sketch = sketch.merge(Sketch.of(index.actions[rows[start : start + _CHUNK]], start))
+    with Progress("statistics", len(rows), unit="action") as bar:
+        for start in range(0, len(rows), _CHUNK):
+            part = index.actions[rows[start : start + _CHUNK]]
+            sketch = sketch.merge(Sketch.of(part, start))
+            bar.update(len(part))
     _warn_of_constant(index, sketch.statistics())
     return sketch
 

@@ -13,12 +13,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from data_pipelines import sidecar
 from data_pipelines.checks.verify_shard import Fault, Record, ShardReader
 from data_pipelines.index import CorpusIndex, load_index
 from data_pipelines.index.labels import IMAGE_TOKENS, LATENT_ACTIONS, LabelSet, known_sets
+from data_pipelines.progress import Progress
 from data_pipelines.rlds.shards import announced_lengths, find_shards, index_folder
 from data_pipelines.storage import locate
 
@@ -112,7 +111,7 @@ def verify_corpus(
     sizes = [job[1].stat().st_size for job in jobs]
     with (
         ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool,
-        tqdm(total=sum(sizes), unit="B", unit_scale=True, disable=not progress) as bar,
+        Progress("verify", sum(sizes), unit="B", show=progress) as bar,
     ):
         read = pool.map(lambda job: job[0].read(*job[1:]), jobs)
         for size, one in zip(sizes, read, strict=True):

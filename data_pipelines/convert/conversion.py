@@ -17,12 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tqdm import tqdm
-
 from data_pipelines import sidecar, storage
 from data_pipelines.convert import executors, staging
 from data_pipelines.convert.executors import NeedsSettingError
 from data_pipelines.convert.report import Report, printable
+from data_pipelines.progress import Progress
 from data_pipelines.rlds import schema, writer
 
 __all__ = ["NeedsSettingError", "Report"]
@@ -274,7 +273,7 @@ def _write_parts(
     todo = [job for job in jobs if job.part not in stage.results]
     total = sum(job.recordings for job in jobs)
     finished = total - sum(job.recordings for job in todo)
-    bar = tqdm(total=total, initial=finished, unit=source.noun, disable=not options.progress)
+    bar = Progress("convert", total, unit=source.noun, done=finished, show=options.progress)
     bad = [entry for result in stage.results.values() for entry in result["bad"]]
 
     def check_bad() -> None:
@@ -301,7 +300,7 @@ def _write_parts(
 def _join_parts(stage: staging.Staging, options: Options) -> None:
     jobs = stage.join_jobs()
     progress = options.progress and bool(jobs)
-    bar = tqdm(total=len(jobs), unit="shard", desc="join", disable=not progress)
+    bar = Progress("join", len(jobs), unit="shard", show=progress)
     with bar, executors.run(staging.join, jobs, options) as results:
         for result in results:
             stage.joined(result["shard"])

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from data_pipelines import index, storage
 from data_pipelines.convert.conversion import option
 from data_pipelines.index import labels
+from data_pipelines.progress import Progress
 
 IMAGE_TOKENS_PER_FRAME = 256
 
@@ -125,10 +125,12 @@ def export_lapa_jsonl(
     report = Report(str(out), "pre-training" if label_set else "fine-tuning")
     rows = _Rows(found, sets, prompt, action_ids, options.images, report)
     with storage.atomic_path(out) as temporary, temporary.open("w", encoding="utf-8") as file:
-        bar = tqdm(range(found.num_episodes), unit="episode", disable=not options.progress)
-        for episode in bar:
-            for row in rows.of(episode):
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        count, show = found.num_episodes, options.progress
+        with Progress("export", count, unit="episode", show=show) as bar:
+            for episode in range(count):
+                for row in rows.of(episode):
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                bar.update()
         if not report.rows:
             raise ValueError(f"{corpus}, split {options.split!r}, gives no row: {report.to_json()}")
     return report

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import google_crc32c
 import numpy as np
 from absl import logging
-from tqdm import tqdm
 
 from data_pipelines import sidecar, storage
+from data_pipelines.progress import Progress
 from data_pipelines.rlds import fields, schema, tfrecord
 from data_pipelines.rlds.shards import (
     announced_lengths,
@@ -97,7 +97,7 @@ def build_index(
         size = sum(job.settings["shard"]["bytes"] for job in todo)
         workers = workers or (1 if size < _IN_PROCESS_BYTES else os.cpu_count() or 1)
         title = f"index {directory.name} {split} {image_key}"
-        with tqdm(total=size, unit="B", unit_scale=True, disable=not progress, desc=title) as bar:
+        with Progress(title, size, unit="B", show=progress) as bar:
             for job in _written(todo, min(workers, len(todo))):
                 parts[job.target] = _load_part(job)
                 bar.update(job.settings["shard"]["bytes"])

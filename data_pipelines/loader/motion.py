@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from data_pipelines import sidecar
 from data_pipelines.index import CorpusIndex, load_index
@@ -20,6 +19,7 @@ from data_pipelines.index.labels import Kind, LabelSet, LabelSetWriter
 from data_pipelines.loader.frames import FrameReader
 from data_pipelines.loader.settings import CorpusSettings
 from data_pipelines.loader.steps import window_steps
+from data_pipelines.progress import Progress
 
 STEPS_PER_LEVEL = 256
 MOTION = Kind(
@@ -90,7 +90,7 @@ def write_motion(
 
     with (
         ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool,
-        tqdm(total=total, unit="frame", disable=not progress, desc="motion") as bar,
+        Progress("motion", total, unit="frame", show=progress) as bar,
     ):
         for shard in missing:
             episodes = np.flatnonzero(index.shard_of_episode == shard).tolist()

@@ -15,9 +15,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from data_pipelines.convert.decode import encode_jpeg
+from data_pipelines.progress import Progress
 from data_pipelines.rlds import schema
 from data_pipelines.rlds.writer import RldsWriter
 from lapa_jax.envs.env import Environment, Size
@@ -107,7 +107,8 @@ def collect(
             )
             for view, path in report.directories.items()
         }
-        bar = stack.enter_context(tqdm(total=episodes, unit="episode", disable=not progress))
+        bar = stack.enter_context(Progress("collect", episodes, unit="episode", show=progress))
+        bar.waits()
         for start in range(0, limit, batch_size):
             found = collect_expert(
                 env, keys[start : start + batch_size], None, env.spec.horizon, noise

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from data_pipelines.progress import Progress
 from lapa_jax.diagnostics import codebook, content, probes, reconstruction
 from lapa_jax.diagnostics.sample import Sample
 from lapa_jax.evidence.true_action import decoder_given_true_action
@@ -104,9 +105,12 @@ MEASURES = (
 def measure(sample: Sample, *, deep: bool) -> dict[str, Any]:
     """The report on a sample, by key: all that applies to it, without `deep` only what is quick."""
     report: dict[str, Any] = {}
-    for one in MEASURES:
-        if (deep or not one.deep) and one.applies(sample):
+    chosen = [one for one in MEASURES if (deep or not one.deep) and one.applies(sample)]
+    with Progress("measure", len(chosen), unit="measure", show=deep) as bar:
+        for one in chosen:
+            bar.waits(one.key)
             report[one.key] = report.get(one.key, {}) | one.of(sample)
+            bar.update()
     return report
 
 

@@ -2,12 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 
+from data_pipelines.progress import Progress
 from lapa_jax.diagnostics.controls import fit_motion_codes
 from lapa_jax.diagnostics.embodiment import code_agreement, cross_view_probe, linear_cka, retrieval
 from lapa_jax.diagnostics.sample import Sample
@@ -43,11 +45,14 @@ def evaluate_quantizer(
         return recon, read.latent_BLQ, *(() if read.z_BL is None else (read.z_BL,))
 
     kept = []
-    for batch in source.batches(rows):
-        outputs = reconstruct(run.params, run.variables, batch.first, batch.last)
-        arrays = (batch.first, batch.last, *outputs)
-        first, last, *outputs = (np.asarray(x)[: batch.size][batch.good] for x in arrays)
-        kept.append((first, last, batch.rows[batch.good], *outputs))
+    with Progress(f"read {Path(source.index.directory).name}", len(rows), unit="pair") as bar:
+        bar.waits()
+        for batch in source.batches(rows):
+            outputs = reconstruct(run.params, run.variables, batch.first, batch.last)
+            arrays = (batch.first, batch.last, *outputs)
+            first, last, *outputs = (np.asarray(x)[: batch.size][batch.good] for x in arrays)
+            kept.append((first, last, batch.rows[batch.good], *outputs))
+            bar.update(batch.size)
     first, last, rows, recon, latents, *codes = (np.concatenate(x) for x in zip(*kept, strict=True))
     model = run.stage.model_config
     sample = Sample(

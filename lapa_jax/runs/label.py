@@ -14,10 +14,10 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import logging
-from tqdm import tqdm
 
 from data_pipelines.index import load_index
 from data_pipelines.index.labels import IMAGE_TOKENS, LabelSetWriter
+from data_pipelines.progress import Progress
 from lapa_jax.parallel import sharding
 from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.runs import examples
@@ -182,11 +182,10 @@ def write(
             )
         writer.write_shard(shard, labels.pop(shard))
 
-    with tqdm(
-        total=sum(len(batch) for *_, batch in parts),
-        unit="example",
-        desc=f"label {Path(index.directory).name}",
-    ) as bar:
+    name, total = f"label {Path(index.directory).name}", sum(len(batch) for *_, batch in parts)
+    with Progress(name, total, unit="example") as bar:
+        if parts:
+            bar.waits()
         started: tuple | None = None  # the batch that the devices work on
         batches = source.stream([batch for *_, batch in parts])
         for (shard, last, _), batch in zip(parts, batches, strict=True):

@@ -80,7 +80,7 @@ class Study:
         before = self._read(part.name)
         if before["done"]:
             return
-        logging.info("=== %s ===", part.name)
+        logging.info("=== %s%s ===", part.name, self._place(part))
         start, result, done = time.monotonic(), None, False
         try:
             result = part.work()
@@ -90,6 +90,13 @@ class Study:
             seconds = before["seconds"] + time.monotonic() - start
             found = {"done": done, "seconds": seconds, "result": result}
             runs.write_json(self._path(part.name), found)
+
+    def _place(self, part: Part) -> str:
+        """Which of all parts of the cells it is, for the reader of a log."""
+        names = list(dict.fromkeys(p.name for cell in self.cells for p in cell.parts))
+        if part.name not in names:
+            return ""
+        return f" (part {names.index(part.name) + 1} of {len(names)})"
 
     def result(self, name: str) -> Any:
         return self._read(name)["result"]

@@ -1,5 +1,5 @@
 """Metrics of a run: metrics.jsonl (one object per logged step), evaluation.jsonl, and what shows
-them (TensorBoard, Weights & Biases, a progress bar).
+them (TensorBoard, Weights & Biases).
 
 On resume from step s the lines after s are dropped, so that a killed and restarted run leaves the
 file of an uninterrupted one, TIMING_KEYS apart. Metrics are fetched one step late, so that the
@@ -8,15 +8,12 @@ device never waits for the host.
 
 import json
 import math
-import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 from absl import logging
 
 from data_pipelines.storage import places
@@ -243,52 +240,3 @@ class Alarms:
             elif not on and name in self._on:
                 logging.warning("step %d: no longer %s", step, name)
                 self._on.remove(name)
-
-
-class Progress:
-    """A bar with loss, examples/s and time left; plain lines where there is no terminal."""
-
-    def __init__(
-        self,
-        total_steps: int,
-        step: int = 0,
-        *,
-        name: str = "train",
-        line_every_seconds: float = 30.0,
-        stream: TextIO | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ):
-        self._stream = sys.stderr if stream is None else stream
-        self._total, self._first, self._step, self._name = total_steps, step, step, name
-        self._clock, self._every = clock, line_every_seconds
-        self._start = clock()
-        self._last_line = -math.inf
-        self._bar = None
-        if self._stream.isatty():
-            self._bar = tqdm.tqdm(
-                total=total_steps, initial=step, desc=name, unit="step", file=self._stream
-            )
-
-    def update(self, step: int, loss: float, examples_per_second: float | None = None) -> None:
-        """Shows that `step` is done."""
-        fields = {"loss": f"{loss:.4f}"}
-        if examples_per_second is not None:
-            fields["examples/s"] = f"{examples_per_second:.1f}"
-        if self._bar is not None:
-            self._bar.set_postfix(fields, refresh=False)
-            self._bar.update(step - self._step)
-        self._step = step
-        now = self._clock()
-        due = now - self._last_line >= self._every or step >= self._total
-        if self._bar is None and due:
-            self._last_line = now
-            per_step = (now - self._start) / max(1, step - self._first)
-            left = tqdm.tqdm.format_interval(per_step * max(0, self._total - step))
-            told = ", ".join(f"{key} {value}" for key, value in fields.items())
-            self._stream.write(f"{self._name}: step {step}/{self._total}, {told}, {left} left\n")
-            self._stream.flush()
-
-    def close(self) -> None:
-        """Ends the bar."""
-        if self._bar is not None:
-            self._bar.close()

@@ -5,20 +5,36 @@ Process 0 writes the files of the run.
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.progress import Progress
 from lapa_jax.parallel import distributed
 from lapa_jax.training import heartbeat
 from lapa_jax.training.clock import HINTS, Clock, Work, starving
 from lapa_jax.training.guard import Guard
-from lapa_jax.training.metrics import Alarms, LateMetrics, MetricWriter, Progress
+from lapa_jax.training.metrics import Alarms, LateMetrics, MetricWriter
 from lapa_jax.training.profiling import Profiler
 from lapa_jax.training.profiling import parse as parse_profile
 from launch.run_files import EXIT_RESTART
 
-__all__ = ["EXIT_RESTART", "Clock", "Session", "parse_profile"]  # what the loop takes
+# What the loop takes.
+__all__ = ["EXIT_RESTART", "Clock", "Session", "parse_profile", "tell_end"]
+
+# By stage: what a run of it is for.
+NEXT = {
+    "quantizer": (
+        "lapa evaluate --workdir {run} --report {run}/evaluation.html",
+        "lapa label --workdir {run} --corpus DATA --name NAME",
+    ),
+    "latent_pretraining": (
+        "lapa evaluate --workdir {run}",
+        "lapa train --config experiments/action_vla/FILE.py:init_from={run} --workdir OTHER",
+    ),
+    "action_finetuning": ("lapa evaluate --workdir {run}", "lapa serve --workdir {run}"),
+}
 
 
 @dataclasses.dataclass
@@ -45,8 +61,11 @@ class Session:
             if self._first:
                 writer = MetricWriter(self.workdir, self.begin, config=config, **config["logging"])
                 self._writer = stack.enter_context(writer)
-                self._progress = Progress(config["steps"], self.begin, name=config["stage"])
-                stack.callback(self._progress.close)
+                name, steps = config["stage"], config["steps"]
+                bar = Progress(name, steps, unit="step", done=self.begin)
+                self._bar = stack.enter_context(bar)
+                if self.begin < steps:
+                    self._bar.waits()
             stack.enter_context(self.profiler.on_signal())
             self.clock.begin(self.begin)
             self._stack = stack.pop_all()
@@ -64,12 +83,17 @@ class Session:
                 return
             heartbeat.beat(step)
             every, steps = self.config["log_every_steps"], self.config["steps"]
-            if self._first and (step % every == 0 or step == steps):
+            if not self._first:
+                continue
+            shown = {}
+            if step % every == 0 or step == steps:
                 speed = self.clock.report(self.work)
                 self._writer.write(step, metrics | speed)
                 self._alarms.check(step, metrics | starving(speed))
-                self._progress.update(step, float(metrics["loss"]), speed["examples_per_second"])
                 self.clock.write(step)
+                rate = f"{speed['examples_per_second']:.1f}"
+                shown = {"loss": f"{float(metrics['loss']):.4f}", "examples/s": rate}
+            self._bar.update(step - self._bar.done, **shown)  # steps that are left out are not told
 
     def tell_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Into evaluation.jsonl."""
@@ -80,3 +104,12 @@ class Session:
         """What was told is on disk: a run that restarts from here does not write it again."""
         if self._first:
             self._writer.sync()
+
+
+def tell_end(workdir: str | Path, config: Mapping[str, Any], done: bool) -> None:
+    """Says where the run is and what it is good for, or how it goes on; process 0 does."""
+    if not distributed.is_first():
+        return
+    lines = [f"run: {workdir}" + ("" if done else ", not at its end: the same command continues")]
+    lines += [f"next: {line.format(run=workdir)}" for line in NEXT.get(config["stage"], ()) if done]
+    sys.stdout.write("\n".join(lines) + "\n")

@@ -1,6 +1,5 @@
-"""metrics.jsonl through kills and restarts, late fetching, progress lines, throughput."""
+"""metrics.jsonl through kills and restarts, late fetching, throughput."""
 
-import io
 import json
 import math
 import sys
@@ -20,7 +19,6 @@ from lapa_jax.training.metrics import (
     Alarms,
     LateMetrics,
     MetricWriter,
-    Progress,
     read_metrics,
 )
 
@@ -97,31 +95,6 @@ def test_metrics_come_one_push_late_and_none_is_lost():
     seen += late.flush()
     assert [(s, float(m["loss"])) for s, m in seen] == [(1, 1.0), (2, 2.0), (3, 3.0)]
     assert late.flush() == []
-
-
-def test_progress_prints_lines_without_a_terminal():
-    clock, stream = Clock(), io.StringIO()
-    progress = Progress(100, 20, stream=stream, clock=clock, line_every_seconds=10)
-    for step in range(21, 101):
-        clock.now += 1.0
-        progress.update(step, 0.5, 64.0)
-    progress.close()
-    lines = stream.getvalue().splitlines()
-    assert len(lines) == 9
-    assert lines[0] == "train: step 21/100, loss 0.5000, examples/s 64.0, 01:19 left"
-    assert lines[-1].startswith("train: step 100/100") and lines[-1].endswith("00:00 left")
-
-
-def test_progress_draws_a_bar_on_a_terminal():
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    stream = Terminal()
-    progress = Progress(4, 2, stream=stream)
-    progress.update(4, 0.25)
-    progress.close()
-    assert "4/4" in stream.getvalue() and "loss=0.2500" in stream.getvalue()
 
 
 def test_throughput_counts_steps_waits_and_leaves_out_pauses(tmp_path):

@@ -38,7 +38,8 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def quantizer(quick_compile, data, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("quantizer")
-    succeed("train", *tiny.arguments("quantizer", data, views=VIEWS), "--workdir", workdir)
+    out = succeed("train", *tiny.arguments("quantizer", data, views=VIEWS), "--workdir", workdir)
+    assert out.startswith(f"run: {workdir}\nnext: lapa evaluate --workdir {workdir} --report")
     return workdir
 
 
