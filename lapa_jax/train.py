@@ -65,9 +65,9 @@ def _train(config: ConfigDict, workdir: str | Path, profile: tuple[int, int] | N
     # --- State: restore, or initialise (from another run's parameters where the config asks) ----
     plain = configs.to_dict(config)
     keeper = Keeper(run.workdir, plain)
+    evaluation = Evaluation(config, program)
     state, provenance = start.first_state(run, program, keeper.checkpoints)
     begin = int(state.step)
-    evaluation = Evaluation(config, program)
     keeper.begin(begin, assets=run.assets, provenance=provenance)
     guard = keeper.guard
     session = Session(

@@ -19,6 +19,7 @@ from lapa_jax import config as configs
 from lapa_jax import stages
 from lapa_jax.nn import lora
 from lapa_jax.nn.module import flatten
+from lapa_jax.parallel import distributed
 from lapa_jax.policy.modality import MODALITIES
 from lapa_jax.stages.image_tokenizer import ImageTokenizerStage
 from lapa_jax.stages.policy import PolicyStage
@@ -368,6 +369,14 @@ def open_checkpoints(workdir: str | Path, step: int | None = None) -> tuple[Path
     """(checkpoints of a run, meta)."""
     directory = places.directory(workdir) / "checkpoints"
     return directory, checkpoint.load_meta(directory, step)
+
+
+def newest_meta(workdir: str | Path) -> dict[str, Any] | None:
+    """Meta of a run's newest good checkpoint; None where no step was saved."""
+    directory = places.directory(workdir) / "checkpoints"
+    if distributed.from_first(lambda: checkpoint.latest_step(directory)) is None:
+        return None
+    return open_checkpoints(workdir)[1]
 
 
 def averages(meta: dict[str, Any]) -> bool:

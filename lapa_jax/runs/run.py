@@ -1,16 +1,24 @@
-"""Run directories: claimed by one config."""
+"""Run directories: what is written when a config claims one, and what is compared when it goes on.
+
+The checkpoints are the run. Beside them config.json and assets/ are copies, for people and for
+`lapa status`; where no step has been saved, any config may take the directory.
+"""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from data_pipelines.storage import places
 from lapa_jax import config as configs
 
+CONFIG_FILE, ASSETS, COMPLETE = "config.json", "assets", "complete"
+
 # Keys that may differ when a run is continued: none of them changes what is computed, those of
-# the guard not before a step that it is for.
+# the guard not before a step that it is for. Every other key is compared.
 MAY_CHANGE = (
     "log_every_steps",
     "checkpoint.",
@@ -24,25 +32,93 @@ MAY_CHANGE = (
 )
 
 
-def claim(workdir: str | Path, config: ConfigDict) -> Path:
-    """Makes `workdir` the directory of this config's run, or checks that it is.
+def changes(there: dict[str, Any], config: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """Keys that decide the result and differ: key → (there, now)."""
+    found = configs.difference(configs.upgrade(there), configs.to_dict(config))
+    return {key: pair for key, pair in found.items() if not key.startswith(MAY_CHANGE)}
 
-    Raises ValueError listing the keys that differ when it holds a run of another config.
+
+def check_config(where: Path, there: dict[str, Any], config: ConfigDict, what: str = "") -> None:
+    """Raises ValueError listing the keys that differ where a config is not the one `there`."""
+    if found := changes(there, config):
+        lines = [f"  {key}: {old!r} there, {new!r} now" for key, (old, new) in found.items()]
+        what = what or "is the run of another config; choose another --workdir, or restore"
+        raise ValueError(f"{where} {what}\n" + "\n".join(lines))
+
+
+def check_step(
+    where: Path, meta: Mapping[str, Any], config: ConfigDict, assets: Mapping[str, bytes]
+) -> None:
+    """Raises ValueError where a checkpoint is not of this run: of another config or other assets,
+    copied in from elsewhere."""
+    what = "is a step of another config's run; move it away, or restore"
+    check_config(where, meta["config"], config, what)
+    for name in sorted(meta["assets"].keys() | assets.keys()):
+        if meta["assets"].get(name) != assets.get(name):
+            raise ValueError(
+                f"{where} is a step of another run: its asset {name} is not that of the newest "
+                f"step there; move one of them away"
+            )
+
+
+def check_assets(workdir: Path, assets: Mapping[str, bytes]) -> None:
+    """Compares WORKDIR/assets with what the checkpoints hold, which is what is used.
+
+    Raises ValueError for a file that was changed or is missing. Without the directory, or where
+    writing it was cut short, `write` makes it anew.
+    """
+    directory = workdir / ASSETS
+    if not (directory / COMPLETE).exists():
+        return
+    for name, data in assets.items():
+        path = directory / name
+        if not _holds(path, data):
+            how = "was changed" if path.is_file() else "is missing"
+            raise ValueError(
+                f"{path} {how}: the run was trained with the one in its checkpoints. Restore it, "
+                f"or remove {directory}, which is then written anew from them; a run with another "
+                f"{name} needs another --workdir"
+            )
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == data
+
+
+def write(
+    workdir: Path,
+    config: ConfigDict,
+    assets: Mapping[str, bytes],
+    report: Mapping[str, Any] | None = None,
+) -> None:
+    """Makes a directory this config's: config.json, assets/ and, where there is a `report` of what
+    was taken from another run, init_from.json."""
+    places.make(workdir)
+    write_json(workdir / CONFIG_FILE, configs.to_dict(config))
+    directory = workdir / ASSETS
+    places.make(directory)
+    done = directory / COMPLETE
+    if not done.exists() or not all(_holds(directory / n, d) for n, d in assets.items()):
+        done.unlink(missing_ok=True)
+        for name, data in assets.items():
+            (directory / name).write_bytes(data)
+        done.touch()
+        logging.info("%s written", directory)
+    if report is not None:
+        write_json(workdir / "init_from.json", report)
+
+
+def claim(workdir: str | Path, config: ConfigDict) -> Path:
+    """Makes `workdir` the directory of this config, or checks that it is.
+
+    Raises ValueError listing the keys that differ when it is that of another.
     """
     workdir = places.absolute(workdir)
     places.make(workdir)
-    path = workdir / "config.json"
-    values = configs.to_dict(config)
+    path = workdir / CONFIG_FILE
     if path.exists():
-        changes = configs.difference(configs.upgrade(json.loads(path.read_text())), values)
-        changes = {k: v for k, v in changes.items() if not k.startswith(MAY_CHANGE)}
-        if changes:
-            lines = [f"  {k}: {old!r} there, {new!r} now" for k, (old, new) in changes.items()]
-            raise ValueError(
-                f"{workdir} is the run of another config; choose another --workdir, or restore\n"
-                + "\n".join(lines)
-            )
-    write_json(path, values)
+        check_config(workdir, json.loads(path.read_text()), config)
+    write_json(path, configs.to_dict(config))
     return workdir
 
 

@@ -1,8 +1,10 @@
-"""The start of a training: the run's directory, data, stage and small files, and where its first
-parameters come from.
+"""The start of a training: the run's data, stage and small files, and where its first parameters
+come from. Nothing is written to its directory before all of that is there.
 """
 
+import base64
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines import loader as loaders
-from data_pipelines.loader.mixture import Mixture
 from data_pipelines.storage import places
 from lapa_jax import stages
 from lapa_jax.nn import lora, surgery
@@ -21,7 +22,7 @@ from lapa_jax.nn.module import flatten, unflatten
 from lapa_jax.parallel import distributed, sharding
 from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.runs import run as runs
-from lapa_jax.runs.loaded import Model, averages, digest, load, open_checkpoints
+from lapa_jax.runs.loaded import Model, averages, digest, load, newest_meta, open_checkpoints
 from lapa_jax.runs.program import Program
 from lapa_jax.runs.sources import OfCorpora
 from lapa_jax.stages.stage import frozen_source, with_borrowed
@@ -32,7 +33,7 @@ from lapa_jax.version import __version__
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
-    """A run that is about to train: its directory is this config's, its data are open."""
+    """A run that is about to train: its directory may be this config's, its data are open."""
 
     config: ConfigDict
     workdir: Path
@@ -41,15 +42,22 @@ class Opened:
     stage: stages.Stage
     assets: dict[str, bytes]
     source: "Source | None"  # what config.init_from names
+    continues: bool  # it has steps already
 
 
 def open_run(config: ConfigDict, workdir: str | Path) -> Opened:
-    """Claims the directory, opens the data and makes the run's small files, or reads them."""
+    """Opens the data, and makes the run's small files or takes them from its newest checkpoint.
+    Writes nothing: what fails here leaves the directory as it was.
+
+    Raises ValueError where the directory is another config's run.
+    """
     workdir = places.directory(workdir)
     if places.is_remote(workdir):
         where = places.scratch(workdir)
         logging.info("%s is a URL: TensorBoard files and traces go to %s", workdir, where)
-    distributed.on_first(lambda: runs.claim(workdir, config))
+    saved = newest_meta(workdir)
+    if saved is not None:
+        runs.check_config(workdir, saved["config"], config)
     mesh = make_mesh(config.mesh)
     host, num_hosts = sharding.loader_shard(mesh)
     stage_class = stages.get(config.stage)
@@ -65,16 +73,32 @@ def open_run(config: ConfigDict, workdir: str | Path) -> Opened:
         )
     )
     source = find(config.init_from) if config.init_from else None
-    assets = _assets(workdir, config, stage_class, loader.mixture, source)
-    stage = stage_class(config, assets)
-    return Opened(config, workdir, mesh, loader, stage, assets, source)
+    if saved is not None:
+        assets = saved["assets"]
+        distributed.on_first(lambda: runs.check_assets(workdir, assets))
+    else:
+        inherited = source.assets if source else {}
+        assets = _sent_by_first(
+            lambda: stage_class.make_assets(config, OfCorpora(loader.mixture, inherited))
+        )
+    stage = stages.build(config, assets)
+    return Opened(config, workdir, mesh, loader, stage, assets, source, saved is not None)
+
+
+def _sent_by_first(make: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:
+    """The files that process 0 makes, in every process."""
+    text = distributed.from_first(
+        lambda: {name: base64.b64encode(data).decode() for name, data in make().items()}
+    )
+    return {name: base64.b64decode(data) for name, data in text.items()}
 
 
 def first_state(
     run: Opened, program: Program, checkpoints: checkpoint.Checkpoints
 ) -> tuple[states.TrainState, dict[str, Any]]:
     """(the state to train on from, provenance): of the run's newest checkpoint; else freshly drawn,
-    with the parameters of `init_from` and frozen weights taken over from where the config says."""
+    with the parameters of `init_from` and frozen weights taken over from where the config says.
+    With its state a run has all that it needs: only now its directory is claimed."""
     mixture = run.loader.mixture
     provenance = {
         "code_version": __version__,
@@ -82,11 +106,13 @@ def first_state(
         "label_sets": {c.name: c.labels.provenance for c in mixture.corpora if c.labels},
         "image_token_sets": {c.name: c.tokens[0].provenance for c in mixture.corpora if c.tokens},
     }
-    if checkpoints.latest_step() is not None:
+    report = None
+    if run.continues:
         state, meta = checkpoints.restore(program.state)
-        loaders.check_fingerprint(meta["data"], run.loader.fingerprint(int(state.step)))
-        steps = int(state.step), run.config.steps
-        logging.info("%s continues at step %d of %d", run.workdir, *steps)
+        step = int(state.step)
+        runs.check_step(checkpoints.directory / str(step), meta, run.config, run.assets)
+        loaders.check_fingerprint(meta["data"], run.loader.fingerprint(step))
+        logging.info("%s continues at step %d of %d", run.workdir, step, run.config.steps)
         provenance |= {key: meta["provenance"].get(key) for key in ("init_from", "frozen_from")}
     else:
         _check_frozen(program, run.source)
@@ -94,9 +120,9 @@ def first_state(
         provenance["init_from"] = None
         if run.source is not None:
             state, report, provenance["init_from"] = _start_from(run.source, state, program)
-            distributed.on_first(lambda: runs.write_json(run.workdir / "init_from.json", report))
         state, provenance["frozen_from"] = _adopt_frozen(state, program)
     _log_size(state, program)
+    distributed.on_first(lambda: runs.write(run.workdir, run.config, run.assets, report))
     return state, provenance
 
 
@@ -206,39 +232,3 @@ def _log_size(state: states.TrainState, program: Program) -> None:
     mesh = dict(program.mesh.shape)
     logging.info("%.2f M parameters, mesh %s, preset %s", count / 1e6, mesh, program.preset)
     logging.info("over all devices: %s\n%s", gib, program.optimizer.table(state.params))
-
-
-# --- The small files ---
-
-
-def _assets(
-    workdir: Path,
-    config: ConfigDict,
-    stage_class: type[stages.Stage],
-    mixture: Mixture,
-    source: "Source | None",
-) -> dict[str, bytes]:
-    """The run's small files: made once, from the data or the run it starts from, then kept."""
-    directory = workdir / "assets"
-    done = directory / "complete"
-
-    def make() -> None:
-        if done.exists():
-            return
-        places.make(directory)
-        inherited = source.assets if source else {}
-        made = stage_class.make_assets(config, OfCorpora(mixture, inherited))
-        for name, data in made.items():
-            (directory / name).write_bytes(data)
-        done.touch()
-
-    def read() -> dict[str, bytes]:
-        if not done.exists():
-            raise FileNotFoundError(
-                f"{done} is not here, though process 0 has made it: --workdir must be on a file "
-                f"system that all hosts share"
-            )
-        return {p.name: p.read_bytes() for p in sorted(directory.iterdir()) if p != done}
-
-    distributed.on_first(make)
-    return distributed.together(read)

@@ -24,4 +24,10 @@ def get(name: str) -> type[Stage]:
 
 
 def build(config: ConfigDict, assets: Assets) -> Stage:
-    return get(config.stage)(config, assets)
+    """The stage of a config; raises ValueError naming an asset that it needs and `assets` lacks."""
+    return get(config.stage)(config, _Assets(assets))
+
+
+class _Assets(dict):
+    def __missing__(self, name: str) -> bytes:
+        raise ValueError(f"the run has no asset {name!r}; there are: {sorted(self) or 'none'}")

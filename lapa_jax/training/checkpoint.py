@@ -222,16 +222,7 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """The newest step; None only where nothing was ever saved."""
-        saved = self.steps()
-        if saved:
-            return saved[-1]
-        damaged = sorted(path.name for path in self.directory.glob("*.damaged*"))
-        if damaged:
-            raise CheckpointDamagedError(
-                f"{self.directory} holds only damaged steps {damaged}: repair or move them away; "
-                f"a run does not start from zero over them"
-            )
-        return None
+        return latest_step(self.directory)
 
     def restore(
         self, abstract_state: TrainState, step: int | None = None
@@ -255,6 +246,20 @@ class Checkpoints:
         if self.damaged:
             self._manager.reload()
         return join_items(abstract_state, found.items), found.meta
+
+
+def latest_step(directory: Path) -> int | None:
+    """The newest complete step; None only where nothing was ever saved."""
+    saved = list_steps(directory)
+    if saved:
+        return saved[-1]
+    damaged = sorted(path.name for path in directory.glob("*.damaged*"))
+    if damaged:
+        raise CheckpointDamagedError(
+            f"{directory} holds only damaged steps {damaged}: repair or move them away; "
+            f"a run does not start from zero over them"
+        )
+    return None
 
 
 def load_meta(directory: str | Path, step: int | None = None) -> dict:
