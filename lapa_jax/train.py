@@ -19,6 +19,7 @@ from lapa_jax.evidence.in_training import Evaluation
 from lapa_jax.parallel import distributed
 from lapa_jax.runs import program as programs
 from lapa_jax.runs import start
+from lapa_jax.runs.attempt import Attempt
 from lapa_jax.training.saves import Keeper
 from lapa_jax.training.session import EXIT_RESTART, Clock, Session, parse_profile, tell_end
 
@@ -46,15 +47,23 @@ def main(argv: list[str]) -> int:
 def train(config: ConfigDict, workdir: str | Path, profile: tuple[int, int] | None = None) -> bool:
     """Trains to `config.steps`; False if a signal stopped it before (after saving).
 
-    `profile`: the first step to trace and the one after the last.
+    `profile`: the first step to trace and the one after the last. Raises LockedError where another
+    process trains there.
     """
     config = configs.today(config)
-    while (done := _train(config, workdir, profile)) is None:
-        logging.warning("%s goes back to its newest checkpoint", workdir)
+    with distributed.together(lambda: Attempt(workdir, first=distributed.is_first())) as attempt:
+        while (done := _train(config, workdir, attempt, profile)) is None:
+            logging.warning("%s goes back to its newest checkpoint", workdir)
+        attempt.end("finished" if done else "stopped")
     return done
 
 
-def _train(config: ConfigDict, workdir: str | Path, profile: tuple[int, int] | None) -> bool | None:
+def _train(
+    config: ConfigDict,
+    workdir: str | Path,
+    attempt: Attempt,
+    profile: tuple[int, int] | None,
+) -> bool | None:
     """None: the guard wants to go back."""
     # --- Data and stage; the step, with state and batch by shape --------------------------------
     clock = Clock(workdir, first=distributed.is_first())
@@ -121,6 +130,7 @@ def _train(config: ConfigDict, workdir: str | Path, profile: tuple[int, int] | N
                 saves |= keeper.best.better(step, found)
             if saves:
                 with clock.phase("checkpoint"):
+                    distributed.together(attempt.confirm)
                     session.sync()
                     keeper.save(step, state, run.loader.fingerprint(step))
                 clock.write(step, now=True)

@@ -15,6 +15,7 @@ from pathlib import Path  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 import tiny  # noqa: E402
+from fake_gcs import FakeStorage  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 from lapa_jax.parallel.mesh import make_mesh  # noqa: E402
@@ -76,3 +77,12 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny_data")
     tiny.write_labels(tiny.write_corpus(folder / "robot"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def storage() -> Iterator[FakeStorage]:
+    """A bucket, one for all tests: the clients look once in a process where the server is."""
+    with FakeStorage().serve() as fake, pytest.MonkeyPatch.context() as patch:
+        for name, value in fake.environment().items():
+            patch.setenv(name, value)
+        yield fake

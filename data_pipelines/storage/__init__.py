@@ -212,9 +212,11 @@ class Lock:
                     return
             os.close(self._descriptor)
 
-    def release(self) -> None:
+    def release(self, *, keep: bool = False) -> None:
+        """keep: the lock file stays."""
         if self._descriptor >= 0:
-            self.path.unlink(missing_ok=True)
+            if not keep:
+                self.path.unlink(missing_ok=True)
             os.close(self._descriptor)
             self._descriptor = -1
 

@@ -1,12 +1,14 @@
 """What runs are doing, from their files alone: knows no JAX."""
 
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.storage import places
+from data_pipelines.storage import lease, places
+from lapa_jax.runs import attempt as attempts
 from lapa_jax.training import clock
 from launch.run_files import (
     GUARD_FILE,
@@ -27,7 +29,9 @@ def runs_below(top: Path) -> Iterator[Path]:
     """`top` if it is a run, else the runs below it, in order."""
     if not top.is_dir():
         raise FileNotFoundError(f"{top} is not a directory")
-    if (top / "config.json").is_file() and not _holds_runs(top / "config.json"):
+    config = top / "config.json"
+    attempted = any((top / name).is_file() for name in (attempts.ENDED_FILE, attempts.LOCK_FILE))
+    if attempted or (config.is_file() and not _holds_runs(config)):
         yield top
         return
     for folder in sorted(path for path in top.iterdir() if path.is_dir()):
@@ -73,7 +77,13 @@ def look(workdir: Path, now: float) -> Status:
 
 
 def _look(workdir: Path, now: float) -> Status:
-    config = json.loads((workdir / "config.json").read_text(encoding="utf-8"))
+    holder, ended = lease.holder_of(workdir / attempts.LOCK_FILE), attempts.ended(workdir)
+    path = workdir / "config.json"
+    if not path.exists():
+        if holder is None and ended is not None:
+            return Status(workdir, ended.state, told=ended.reason)
+        return Status(workdir, "starting", told=str(holder or ""))
+    config = _config(path)
     rows = sampled_metrics(workdir, POINTS)
     rows += [last] if (last := last_metrics(workdir)) else []
     newest: dict[str, Any] = {}
@@ -81,30 +91,49 @@ def _look(workdir: Path, now: float) -> Status:
         newest |= row
     step, steps = newest.get("step", 0), config["steps"]
     saved = max(saved_steps(workdir / "checkpoints"), default=None)
-    since = workdir / (METRICS_FILE if rows else "config.json")
-    written = _written(since)
+    written = _written(workdir / (METRICS_FILE if rows else "config.json"))
     age = now - written
     per_step = newest.get("step_seconds")
     patience = START_SECONDS
     if per_step is not None:
         patience = max(AT_LEAST_SECONDS, PATIENCE * per_step * config["log_every_steps"])
-    event, told_at, attempts = _supervisor(workdir)
+    event, told_at, tries = _supervisor(workdir)
     if told_at < written and event in ("given up", "stopped"):
         event = ""  # it has been started since, by other means
+    supervised = now - told_at <= AT_LEAST_SECONDS and event not in ("given up", "stopped")
     reached = max(step, saved or 0)
-    if reached >= steps:
+    moves, told = "running" if rows else "starting", event
+    if not rows and saved == 0:
+        state, steps = "imported", 0
+    elif reached >= steps:
         state = "finished"
     elif event == "given up":
-        state = "failed"
-    elif event == "stopped" or (not rows and saved is not None):
+        state, told = "failed", f"{event}: {ended.reason}" if ended and ended.reason else event
+    elif holder is not None:
+        silent = lease.silent_seconds(workdir / attempts.LOCK_FILE)
+        dead = holder.is_gone() or silent > lease.DEAD_SECONDS
+        state = "stalled" if dead or age > patience else moves
+        if dead and event == "stopped":
+            state = event
+        elif dead:
+            state = moves if supervised else state
+            told = event or f"{holder} is gone: it was killed, or its machine"
+        elif state == "stalled":
+            told = f"{holder} lives, and tells nothing"
+    elif ended is not None:
+        state, told = ended.state, ended.reason or event
+        if supervised and state == "failed":
+            state = moves
+    # Of earlier code there is no word on how it ended.
+    elif event == "stopped":
         state = "stopped"
-    elif age <= patience or now - told_at <= AT_LEAST_SECONDS:
-        state = "running" if rows else "starting"
+    elif age <= patience or supervised:
+        state = moves
     elif saved is not None and saved >= step and saved % config["checkpoint"]["every_steps"]:
         state = "stopped"
     else:
         state = "stalled"
-    tried = clock.read_goodput(workdir)
+    tried, goodput = _goodput(workdir)
     moving = state == "running" and per_step is not None
     return Status(
         workdir=workdir,
@@ -118,11 +147,36 @@ def _look(workdir: Path, now: float) -> Status:
         seconds_left=(steps - step) * per_step if moving else None,
         saved=saved,
         age=age if rows else None,
-        attempts=max(attempts, len(tried)),
-        goodput=_split(tried),
+        attempts=max(tries, tried),
+        goodput=goodput,
         guarded=len(_lines(workdir / GUARD_FILE)),
-        told=event,
+        told=told,
     )
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """What is read of a run's config; raises ValueError naming the file where that is not there."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        for key, kind in (("steps", int), ("log_every_steps", int), ("stage", str)):
+            if not isinstance(config[key], kind):
+                raise ValueError(f"{key} is {config[key]!r}")
+        int(config["checkpoint"]["every_steps"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {error}): `lapa train` with the run's "
+            f"config writes it anew"
+        ) from error
+    return config
+
+
+def _goodput(workdir: Path) -> tuple[int, str]:
+    """(attempts, where the time went)."""
+    try:
+        tried = clock.read_goodput(workdir)
+    except ValueError as error:
+        return 0, str(error)
+    return len(tried), _split(tried)
 
 
 def _supervisor(workdir: Path) -> tuple[str, float, int]:
@@ -130,11 +184,19 @@ def _supervisor(workdir: Path) -> tuple[str, float, int]:
     newest, written, attempts = "", 0.0, 1
     for file in sorted((workdir / "supervisor").glob("*.jsonl")):
         lines = file.read_text(encoding="utf-8").splitlines()
-        events = [json.loads(line) for line in lines]
+        events = [event for line in lines if (event := _event(line))]
         attempts = max(attempts, sum(event["event"] == "started" for event in events))
         if events and _written(file) > written:
             newest, written = events[-1]["event"], _written(file)
     return newest, written, attempts
+
+
+def _event(line: str) -> dict[str, Any] | None:
+    """A line of a supervisor; None for one that was torn."""
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        event = json.loads(line)
+        return {"event": str(event["event"])}
+    return None
 
 
 def _written(path: Path) -> float:

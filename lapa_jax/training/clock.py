@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 from data_pipelines.storage import places
 
 GOODPUT_FILE = "goodput.json"
@@ -71,7 +73,7 @@ class Clock:
     ):
         self._path, self._first = places.directory(workdir) / GOODPUT_FILE, first
         self._clock, self._due = clock, 0.0
-        self._before = read_goodput(workdir)
+        self._before = _before(workdir) if first else []
         self._since = self._started = clock()
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._phase = "init"
@@ -149,6 +151,15 @@ class Clock:
         places.replace(self._path, json.dumps([*self._before, attempt]) + "\n")
 
 
+def _before(workdir: str | Path) -> list[dict[str, Any]]:
+    """The attempts so far; none where nobody can tell any more."""
+    try:
+        return read_goodput(workdir)
+    except ValueError as error:
+        logging.warning("%s", error)
+        return []
+
+
 def memory_gib() -> dict[str, float]:
     """Resident memory of this process; of its fullest device, where it tells, now and at most."""
     import jax  # not above: `lapa status` reads goodput without it
@@ -172,9 +183,18 @@ def starving(report: Mapping[str, float]) -> dict[str, float]:
 
 
 def read_goodput(workdir: str | Path) -> list[dict[str, Any]]:
-    """The attempts of a run, oldest first."""
+    """The attempts of a run, oldest first. Raises ValueError where its file is damaged."""
     path = places.directory(workdir) / GOODPUT_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    if not path.exists():
+        return []
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        split_goodput(found)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {error}): `lapa train` begins it anew"
+        ) from error
+    return found
 
 
 def split_goodput(attempts: list[Mapping[str, Any]]) -> dict[str, float]:

@@ -5,11 +5,12 @@
 
 running    its newest line of metrics is as young as the lines before let expect
 finished   it has reached its last step
-stopped    told to: its newest checkpoint is of a step between two regular ones; or never trained
-stalled    neither: it hangs, or was killed
+stopped    by a signal, after saving; the same command continues
+failed     an error ended it, which is told; or its supervisor has given up
+stalled    it lives and does not advance, or was killed
 starting   there is no line yet, and it is young
-failed     its supervisor has given up
-damaged    its files cannot be read
+imported   never trained: `lapa import` made it
+damaged    a file of it cannot be read, which is told
 
 Exit code 1 where a run is stalled, failed or damaged.
 """
@@ -45,9 +46,9 @@ def details(run: Status) -> str:
     percent = f" ({100 * run.step / run.steps:.1f} %)" if run.steps else ""
     lines = [
         ("run", str(run.workdir)),
-        ("state", run.state + (f" (supervisor: {run.told})" if run.told else "")),
-        ("stage", run.stage),
-        ("step", f"{run.step} of {run.steps}{percent}"),
+        ("state", run.state + (f": {run.told}" if run.told else "")),
+        ("stage", run.stage or "-"),
+        ("step", f"{run.step} of {run.steps}{percent}" if run.steps else "-"),
         ("loss", f"{_number(run.loss)}  {text.sparkline(run.losses)}"),
         ("examples/s", _number(run.examples_per_second)),
         ("time left", duration(run.seconds_left)),
@@ -57,20 +58,20 @@ def details(run: Status) -> str:
         ("time", run.goodput or "-"),
         ("guard", f"{run.guarded} steps skipped or rolled back" if run.guarded else "-"),
     ]
-    if run.state == "damaged":
-        lines = [*lines[:1], ("state", f"damaged: {run.told}")]
+    if not run.stage:
+        lines = lines[:2]  # nothing else is known
     return "\n".join(f"{name:<12} {value}" for name, value in lines)
 
 
 def table(runs: Sequence[Status]) -> str:
-    """A line for each run."""
+    """A line for each run, and one for what is wrong with it."""
     head = ("run", "state", "step", "of", "loss", "", "ex/s", "left", "saved", "age", "attempts")
     rows = [
         (
             str(run.workdir),
             run.state,
-            str(run.step),
-            str(run.steps),
+            str(run.step) if run.steps else "-",
+            str(run.steps) if run.steps else "-",
             _number(run.loss),
             text.sparkline(run.losses),
             _number(run.examples_per_second),
@@ -81,7 +82,8 @@ def table(runs: Sequence[Status]) -> str:
         )
         for run in runs
     ]
-    return text.table([head, *rows], left=(0, 1, 5))
+    wrong = [f"{run.workdir}: {run.told}" for run in runs if run.state in BAD and run.told]
+    return "\n".join([text.table([head, *rows], left=(0, 1, 5)), *wrong])
 
 
 def duration(seconds: float | None) -> str:

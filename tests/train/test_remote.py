@@ -1,11 +1,9 @@
 """A run behind a gs:// URL is the run that it is in a directory."""
 
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
 import tiny
-from fake_gcs import FakeStorage
 
 from data_pipelines.storage import places
 from lapa_jax import train
@@ -15,15 +13,6 @@ from lapa_jax.training import checkpoint, clock
 STEPS = 6
 RUN = "bucket/runs/one"
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compile")]
-
-
-@pytest.fixture(scope="module")
-def storage() -> Iterator[FakeStorage]:
-    """For all tests: the clients look once in a process where the server is."""
-    with FakeStorage().serve() as fake, pytest.MonkeyPatch.context() as patch:
-        for name, value in fake.environment().items():
-            patch.setenv(name, value)
-        yield fake
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import dataclasses
 import random
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import tiny
 from experiments import base
 from lapa_jax import train
 from lapa_jax.parallel import sharding
+from lapa_jax.runs import status
 from lapa_jax.training import checkpoint
 from lapa_jax.training.guard import Guard
 
@@ -93,10 +95,13 @@ def test_restart_of_a_policy_with_moving_average(tiny_data, tmp_path, monkeypatc
     tiny.disturb(monkeypatch, stop_at=3, crash_at=13)
     assert not train.train(config, stopped)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "the handler is given back"
+    assert status.look(stopped, time.time()).state == "stopped"
     saved = checkpoint.list_steps(stopped / "checkpoints")
     assert saved[-1] in (3, 4, 5)
     with pytest.raises(tiny.Crash):
         train.train(config, stopped)
+    found = status.look(stopped, time.time())
+    assert (found.state, found.told) == ("failed", "Crash: ")
     assert checkpoint.list_steps(stopped / "checkpoints")[-1] == 10
     monkeypatch.undo()
     assert train.train(config, stopped)

@@ -1,15 +1,17 @@
 """A bad input ends a verb with exit code 2 and one line that names it; nothing is started."""
 
 import errno
+import os
 import re
 import shutil
+import time
 import types
 
 import pytest
 import tiny
 
 from lapa_jax import cli
-from lapa_jax.runs import examples
+from lapa_jax.runs import attempt, examples, status
 from lapa_jax.training import checkpoint
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -29,6 +31,11 @@ def train(tmp_path, name, data, **changes) -> str:
     workdir = tmp_path / "run"
     told = refused("train", *tiny.arguments(name, data, **changes), "--workdir", workdir)
     assert not (workdir / "checkpoints").exists() or not list((workdir / "checkpoints").iterdir())
+    if workdir.exists():  # the config could be read
+        left = {path.name for path in workdir.iterdir()}
+        assert left <= {"ended.json", "compile_cache", "checkpoints"}, "nothing is claimed"
+        found = status.look(workdir, time.time())
+        assert found.state == "failed" and told.removeprefix("lapa: ").startswith(found.told[:300])
     return told
 
 
@@ -248,6 +255,17 @@ def test_another_config_lists_the_keys(policy, tiny_data):
     code, _, err = tiny.lapa("train", *arguments, "--workdir", policy)
     assert code == 2
     assert "model.dim: 32 there, 64 now" in err and "seed: 0 there, 3 now" in err
+
+
+def test_a_second_training_is_told_of_the_first(policy, tiny_data):
+    arguments = tiny.arguments("latent_pretraining", tiny_data)
+    with attempt.Attempt(policy):
+        before = {path: path.stat().st_mtime for path in policy.rglob("*")}
+        assert status.look(policy, time.time()).state == "finished"
+        told = refused("train", *arguments, "--workdir", policy)
+        assert {path: path.stat().st_mtime for path in policy.rglob("*")} == before
+    assert f"{policy} is being written by process {os.getpid()} on " in told
+    assert "choose another --workdir" in told
 
 
 @pytest.mark.slow

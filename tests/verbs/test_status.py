@@ -1,5 +1,6 @@
 """`lapa status` over directories made by hand, and over what `lapa train` leaves."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -13,6 +14,8 @@ from pathlib import Path
 import pytest
 import tiny
 
+from data_pipelines.storage import lease
+from lapa_jax.runs import attempt
 from lapa_jax.runs.status import look
 from lapa_jax.training import guard, metrics
 from lapa_jax.verbs import status, text
@@ -69,7 +72,7 @@ def make_run(
         ("finished", dict(step=1000, age=9000, saved=(1000,))),
         ("starting", dict(step=0, age=60)),
         ("stalled", dict(step=0, age=9000)),
-        ("stopped", dict(step=0, age=9000, saved=(0,))),  # imported
+        ("imported", dict(step=0, age=9000, saved=(0,))),
         ("failed", dict(step=500, age=60, events=("started", "given up"), told_age=30)),
         ("stopped", dict(step=500, age=60, saved=(400,), events=("stopped",), told_age=30)),
         ("running", dict(step=500, age=60, events=("started", "given up"), told_age=3000)),
@@ -78,6 +81,51 @@ def make_run(
 )
 def test_state(state, run, tmp_path):
     assert look(make_run(tmp_path / "run", **run), time.time()).state == state
+
+
+def hold(workdir: Path, *, age: float, **changes) -> None:
+    """The lock of a training, whose newest sign of life is `age` seconds old."""
+    found = lease.Holder("here", os.getpid(), time.time(), lease._machine(), "key")
+    file = workdir / attempt.LOCK_FILE
+    file.write_text(json.dumps(dataclasses.asdict(dataclasses.replace(found, **changes))))
+    os.utime(file, (time.time() - age,) * 2)
+
+
+@pytest.mark.parametrize(
+    ("state", "told", "run", "held", "ended"),
+    [
+        ("running", "", dict(age=290), dict(age=5), None),
+        ("stalled", "here since .* lives, and tells nothing", dict(age=310), dict(age=5), None),
+        ("stalled", "here since .* is gone", dict(age=5), dict(age=100, machine="other"), None),
+        ("stalled", "is gone", dict(age=5), dict(age=5, pid=2**30), None),
+        ("running", "crashed", dict(age=5, events=("crashed",), told_age=5), dict(age=100), None),
+        ("stopped", "", dict(age=5, saved=(400,)), None, ("stopped", "")),
+        ("failed", "ValueError: no", dict(age=5), None, ("failed", "ValueError: no")),
+        ("running", "", dict(age=5, events=("waiting",), told_age=5), None, ("failed", "x")),
+        ("failed", "given up: x", dict(events=("given up",), told_age=0), None, ("failed", "x")),
+        ("starting", "", dict(step=0, age=60), dict(age=5), ("failed", "before")),
+    ],
+)
+def test_what_the_newest_attempt_left_counts(state, told, run, held, ended, tmp_path):
+    workdir = make_run(tmp_path / "run", **run)
+    if held:
+        hold(workdir, **held)
+    if ended:
+        attempt.Attempt(workdir, first=False)._note(*ended)
+    found = look(workdir, time.time())
+    assert found.state == state and re.search(told, found.told)
+
+
+def test_a_start_that_failed_is_told_with_its_reason(tmp_path):
+    with pytest.raises(ValueError), attempt.Attempt(tmp_path / "bad"):
+        raise ValueError("data.corpora.robot: no such folder\nmore")
+    make_run(tmp_path / "imported", step=0, saved=(0,))
+    code, out, _ = tiny.lapa("status", tmp_path)
+    assert code == 1 and re.search(r"bad +failed +- +- ", out)
+    assert re.search(r"imported +imported +- +- ", out)
+    assert out.endswith("bad: ValueError: data.corpora.robot: no such folder\n")
+    out = tiny.lapa("status", tmp_path / "bad")[1]
+    assert "state        failed: ValueError: data.corpora.robot: no such folder\n" in out
 
 
 def test_one_run_in_detail(tmp_path):
@@ -125,7 +173,7 @@ def test_damage_is_told_of_one_run_and_hides_no_other(tmp_path):
     (bad / "metrics.jsonl").write_text("not a line\n")
     code, out, _ = tiny.lapa("status", tmp_path)
     assert code == 1
-    assert [row.split()[1] for row in out.splitlines()[1:]] == ["damaged", "running"]
+    assert [row.split()[1] for row in out.splitlines()[1:3]] == ["damaged", "running"]
     assert "metrics.jsonl has a line that is no line of metrics" in tiny.lapa("status", bad)[1]
 
 
