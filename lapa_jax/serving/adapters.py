@@ -16,14 +16,17 @@ from av.video.reformatter import VideoReformatter
 from data_pipelines.convert.decode import FITS, fit_image
 from lapa_jax.envs.drive import drive
 from lapa_jax.runs.loaded import LoadedPolicy
+from lapa_jax.serving import fields
 
 
 class LeRobotPolicy:
     """An action policy as LeRobot asks one: `reset()` before an episode, then `select_action` at
     every step of control.
 
-    cameras: keys of the observation's images in the order of training (`image_key`, then
-    `extra_image_keys` of a corpus); default: the one key that starts with "observation.images.".
+    cameras: names of the observation's images in the order of training (`image_key`, then
+    `extra_image_keys` of a corpus); "observation/image" is also found in {"observation": {"image":
+    ...}}. Default: the one key that starts with "observation.images.", else one of
+    `fields.IMAGES`.
     control_hz: of the calls; needed by policies that see a history (`data.num_frames` > 1). Before
     an episode is as long as the history, its first frame stands for those before it, as in
     training. resizing: "crop" or "pad", as `lapa data convert --fit` made the training data; only
@@ -68,19 +71,21 @@ class LeRobotPolicy:
         """The action float32 (action_dim,), or (B, action_dim), in the units of the training data.
         A policy that answers with those of several steps is asked when the last one was taken.
 
-        observation: "task", a text or B texts, and an image of each camera: uint8 (H, W, 3) or
-        (B, H, W, 3), or float in [0, 1] with channels first, (3, H, W) or (B, 3, H, W), as LeRobot
-        makes them. NumPy arrays give a NumPy array, torch tensors a tensor on their device. Other
-        keys, such as the robot's state, are not looked at. Raises KeyError for a camera or a task
-        that is missing and ValueError for an image of another form.
+        observation: "task" (or "prompt", "instruction"), a text or B texts, and an image of each
+        camera: uint8 (H, W, 3) or (B, H, W, 3), or float in [0, 1] with channels first, (3, H, W)
+        or (B, 3, H, W), as LeRobot makes them. NumPy arrays give a NumPy array, torch tensors a
+        tensor on their device. Other keys, such as the robot's state, are not looked at. Raises
+        KeyError for a camera or a task that is missing, with what was given, and ValueError for an
+        image of another form.
         """
-        given = [observation[key] for key in self._keys(observation)]
-        images = [self._image(key, x) for key, x in zip(self.cameras, given, strict=True)]
+        names = [(name,) for name in self._keys(observation)] or [fields.IMAGES]
+        given = [fields.find(observation, one, "camera") for one in names]
+        images = [self._image(name, x) for (name, *_), x in zip(names, given, strict=True)]
         single = images[0].ndim == 3
         if len({image.shape for image in images}) > 1:
             raise ValueError("the cameras have different numbers of images")
         frame = np.stack([x[None] if single else x for x in images], axis=1)  # (B, cameras, ...)
-        task = observation["task"]
+        task = fields.find(observation, fields.TEXTS, "task")
         texts = [task] if isinstance(task, str) else list(task)
         if len(texts) != len(frame):
             raise ValueError(f"{len(texts)} tasks for {len(frame)} images of a camera")
@@ -108,7 +113,7 @@ class LeRobotPolicy:
     def _keys(self, observation: Mapping[str, Any]) -> Sequence[str]:
         if not self.cameras:
             found = [key for key in observation if key.startswith("observation.images.")]
-            if len(found) != 1:
+            if len(found) > 1:
                 raise ValueError(f"the observation holds the cameras {found}: name one in cameras")
             self.cameras = tuple(found)
         return self.cameras
@@ -211,4 +216,6 @@ class _Stepped:
         return bool(state[2] or state[3])
 
     def render(self, state: Any, size: Any, view: str) -> dict[str, Any]:
-        return {key: state[0][key] for key in self.images} if self.images else {"image": state[0]}
+        if not self.images:
+            return {"image": state[0]}
+        return {key: fields.find(state[0], (key,), "images") for key in self.images}

@@ -7,10 +7,9 @@ import hmac
 import io
 import json
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from importlib import resources
-from typing import Any
+from typing import Any, TypeVar
 
 import msgpack
 import numpy as np
@@ -25,14 +24,16 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from lapa_jax.serving.engine import Answer, Engine
 from lapa_jax.serving.limits import Limits, Rate, Refused
-from lapa_jax.serving.messages import Observation, Reader
+from lapa_jax.serving.messages import Observation
 from lapa_jax.serving.metrics import Metrics
+from lapa_jax.serving.reading import Readers
 
+T = TypeVar("T")
 PAGE = (
     ("/", "page.html", "text/html"),
     ("/page.js", "page.js", "text/javascript"),
@@ -44,7 +45,8 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
 }
-_RESTART = 1012  # close code of WebSockets
+_GOING_AWAY = 1001  # close code of WebSockets
+LINGER_SECONDS = 0.5  # once the server stops: what is under way may still come
 
 
 class Server:
@@ -53,16 +55,24 @@ class Server:
     def __init__(
         self,
         engine: Engine,
-        reader: Reader,
+        readers: Readers,
         metadata: dict[str, Any],
         limits: Limits,
         metrics: Metrics,
     ):
-        self.engine, self.reader, self.metadata = engine, reader, metadata
+        self.engine, self.readers, self.metadata = engine, readers, metadata
         self.limits, self.metrics = limits, metrics
         self.rate = Rate(limits.requests_per_second)
         self.open = 0  # REST requests and WebSockets
-        self._readers = ThreadPoolExecutor(2, thread_name_prefix="lapa-read")
+        self._patience: set[asyncio.Timeout] = set()  # of WebSockets that wait for a message
+        self._other_units = False  # whether the log has told of them
+
+    def stop(self) -> None:
+        """From now on every answer is the last one of its connection."""
+        self.engine.stop()
+        soon = asyncio.get_running_loop().time() + LINGER_SECONDS
+        for timeout in self._patience:
+            timeout.reschedule(soon)
 
     def app(self, token: str, hosts: Sequence[str]) -> Starlette:
         """token: what clients must show; "": nothing. hosts: names by which we may be asked."""
@@ -74,7 +84,8 @@ class Server:
             return Response(text, media_type=kind, headers=_HEADERS)
 
         async def health(request: Request) -> Response:
-            return JSONResponse({"status": "ok"})
+            status = self.engine.status
+            return JSONResponse({"status": status}, 200 if status == "ok" else 503)
 
         async def describe(request: Request) -> Response:
             return JSONResponse(self.metadata)
@@ -93,7 +104,7 @@ class Server:
             ],
             middleware=[
                 Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
-                Middleware(Guard, token=token),
+                Middleware(Guard, token=token, engine=self.engine),
             ],
             exception_handlers={Refused: _refused, HTTPException: _refused, Exception: _failed},
             lifespan=self._lifespan,
@@ -101,11 +112,12 @@ class Server:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        await self.readers.open()
         batches = asyncio.create_task(self.engine.run())
         yield
         batches.cancel()
         self.engine.close()
-        self._readers.shutdown()
+        self.readers.close()
 
     # --- REST ---
 
@@ -113,11 +125,13 @@ class Server:
         """One observation as JSON. An image that came as json-numpy is answered as OpenVLA does:
         the array alone, in that form."""
         with self._counted("rest", request), self._slot(), self.engine.request():
+            if not self.engine.ready.is_set():
+                raise Refused(503, f"the server is {self.engine.status}")
             body = await self._body(request)
-            observation, encoded = await self._read(self.reader.from_json, body)
+            observation = await self._read("json", body)
             answer = await self.engine.predict(observation)
             found = await self._rest(observation, answer)
-        return JSONResponse(json.dumps(found) if encoded else found)
+        return JSONResponse(json.dumps(found) if observation.encoded else found)
 
     async def _body(self, request: Request) -> bytes:
         limit, length = self.limits.request_bytes, request.headers.get("content-length", "0")
@@ -137,9 +151,24 @@ class Server:
             raise Refused(400, "the client left") from error
         return bytes(body)
 
-    async def _rest(self, observation: Observation, answer: Answer) -> dict[str, Any]:
-        if observation.as_numpy:
+    async def _read(self, form: str, data: bytes) -> Observation:
+        observation = await self.readers.read(form, data)
+        self.engine.check_text(observation.instruction)
+        key = observation.unnorm_key
+        if key and key not in self.metadata["unnorm_keys"] and not self._other_units:
+            self._other_units = True
+            logging.warning(
+                "a client asks for unnorm_key %r: this policy has one set of units, of %s",
+                key[:60],
+                self.metadata["unnorm_keys"],
+            )
+        return observation
+
+    async def _rest(self, observation: Observation, answer: Answer) -> dict[str, Any] | list:
+        if observation.form == "array":
             return _json_numpy(answer.values)
+        if observation.form == "arrays":
+            return [_json_numpy(one) for one in self._steps(answer.values)]
         found: dict[str, Any] = dict(answer.reply)
         if observation.picture:
             picture = await self.engine.picture(observation, answer.values)
@@ -162,28 +191,47 @@ class Server:
 
     async def _converse(self, websocket: WebSocket) -> None:
         await websocket.accept()
-        await websocket.send_bytes(_pack(self.metadata))
-        while not self.engine.draining:
-            message = await websocket.receive()
+        # Who comes while programs are compiled waits for the metadata.
+        if await self._patient(self.engine.ready.wait(), None) is not None:
+            await websocket.send_bytes(_pack(self.metadata))
+        why = "the server stops"
+        while not self.engine.stopping:
+            seconds = self.limits.idle_seconds
+            message = await self._patient(websocket.receive(), seconds)
+            if message is None:
+                if not self.engine.stopping:
+                    why = f"no message in {seconds:g} s"
+                break
             if message["type"] == "websocket.disconnect":
                 return
-            with self.engine.request():
-                await self._reply(websocket, message.get("bytes"))
-        await websocket.close(_RESTART, "the server stops")
+            await self._reply(websocket, message.get("bytes"))
+        await websocket.close(_GOING_AWAY, why)
+
+    async def _patient(self, awaited: Awaitable[T], seconds: float | None) -> T | None:
+        """What is awaited, or None when time is up, which is soon after the server is stopped."""
+        try:
+            async with asyncio.timeout(seconds) as timeout:
+                self._patience.add(timeout)
+                return await awaited
+        except TimeoutError:
+            return None
+        finally:
+            self._patience.discard(timeout)
 
     async def _reply(self, websocket: WebSocket, data: bytes | None) -> None:
         try:
-            with self._counted("websocket", websocket):
-                if data is None:
-                    raise Refused(400, "a text frame: messages are msgpack in binary frames")
-                observation = await self._read(self.reader.from_msgpack, data)
-                answer = await self.engine.predict(observation)
-                found: dict[str, Any] = dict(answer.reply)
-                if "a" in found:
-                    found = {"actions": found["a"].reshape(self.metadata["chunk"], -1)}
-                if observation.picture:
-                    found["picture"] = await self.engine.picture(observation, answer.values)
-            await websocket.send_bytes(_pack(found | {"server_timing": _timing(answer)}))
+            with self.engine.request():
+                with self._counted("websocket", websocket):
+                    if data is None:
+                        raise Refused(400, "a text frame: messages are msgpack in binary frames")
+                    observation = await self._read("msgpack", data)
+                    answer = await self.engine.predict(observation)
+                    found: dict[str, Any] = dict(answer.reply)
+                    if "a" in found:
+                        found = {"actions": self._steps(found["a"])}
+                    if observation.picture:
+                        found["picture"] = await self.engine.picture(observation, answer.values)
+                await websocket.send_bytes(_pack(found | {"server_timing": _timing(answer)}))
         except Refused as error:
             await websocket.send_text(f"{error.status}: {error.reason}")
         except WebSocketDisconnect:
@@ -191,6 +239,11 @@ class Server:
         except Exception:
             logging.exception("a request failed")
             await websocket.send_text("500: the server failed; its log says how")
+
+    def _steps(self, values: np.ndarray) -> np.ndarray:
+        """Of an action policy float32 (chunk, action_dim); of others as they are."""
+        chunk = self.metadata["chunk"]
+        return values.reshape(chunk, -1) if self.metadata["policy"] == "action" else values
 
     @contextlib.contextmanager
     def _counted(self, protocol: str, connection: Request | WebSocket) -> Iterator[None]:
@@ -217,15 +270,13 @@ class Server:
         finally:
             self.open -= 1
 
-    async def _read(self, read: Any, data: bytes) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._readers, read, data)
-
 
 class Guard:
-    """Lets nobody in without the token, and no web page of another origin."""
+    """Lets nobody in without the token, and no web page of another origin. Once the server stops
+    its answers say that they are the last of their connections."""
 
-    def __init__(self, app: ASGIApp, token: str):
-        self.app, self.token = app, token.encode()
+    def __init__(self, app: ASGIApp, token: str, engine: Engine):
+        self.app, self.token, self.engine = app, token.encode(), engine
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -237,7 +288,13 @@ class Guard:
         elif not self._known(headers) and (scope["path"] not in _OPEN or scope["type"] != "http"):
             told = {"WWW-Authenticate": "Bearer"}
             refusal = JSONResponse({"error": "Authorization: Bearer TOKEN is missing"}, 401, told)
-        await (refusal or self.app)(scope, receive, send)
+
+        async def send_last(message: Message) -> None:
+            if self.engine.stopping and message["type"] == "http.response.start":
+                message = message | {"headers": [*message["headers"], (b"connection", b"close")]}
+            await send(message)
+
+        await (refusal or self.app)(scope, receive, send_last)
 
     def _known(self, headers: Headers) -> bool:
         # openpi-client sends "Api-Key TOKEN".
@@ -248,7 +305,7 @@ class Guard:
 
 async def _refused(request: Request | WebSocket, error: Exception) -> Response:
     if isinstance(error, Refused):
-        headers = {"Retry-After": "1"} if error.status == 429 else None
+        headers = {"Retry-After": "1"} if error.status in (429, 503) else None
         return JSONResponse({"error": error.reason}, error.status, headers)
     return JSONResponse({"error": error.detail}, error.status_code, error.headers)
 

@@ -6,27 +6,34 @@ from typing import Any
 from absl import logging
 
 from lapa_jax.runs.loaded import LoadedPolicy, LoadedQuantizer
-from lapa_jax.serving.limits import Limits
+from lapa_jax.serving import fields
+from lapa_jax.serving.messages import Reader
 
 
 def metadata(
     policy: LoadedPolicy,
-    limits: Limits,
+    reader: Reader,
     *,
-    resizing: str,
     action_names: Sequence[str] = (),
     action_units: Sequence[str] = (),
     quantizer: LoadedQuantizer | None = None,
 ) -> dict[str, Any]:
     """Plain values, for JSON and msgpack. What the run does not record is None."""
-    stage = policy.stage
+    stage, limits = policy.stage, reader.limits
     found = {
         "policy": stage.head.modality,
         "image_size": list(policy.image_size),  # height, width
         "images": stage.num_images,  # of an observation, earliest first
         "num_frames": policy.config.data.num_frames,
         "history_seconds": policy.config.data.history_seconds,  # between them
-        "resizing": resizing,
+        "observation": {
+            # of each field its names: one of them is sent, and holds so many images
+            "images": [list(names) for names in reader.names],
+            "images_each": reader.images_each,
+            "instruction": list(fields.TEXTS),
+            "optional": ["picture"],  # other keys are not looked at
+        },
+        "resizing": reader.resizing,
         "text_length": policy.config.model.text_length,  # tokens
         "unnorm_keys": unnorm_keys(policy),
         "chunk": stage.head.horizon,  # actions that an answer holds
@@ -34,6 +41,7 @@ def metadata(
         "limits": {
             "request_bytes": limits.request_bytes,
             "image_pixels": limits.image_pixels,
+            "image_scans": limits.image_scans,
             "requests_per_second": limits.requests_per_second,
         },
         "checkpoint": {
@@ -49,6 +57,12 @@ def metadata(
     elif action_names or action_units:
         raise ValueError("--action_names and --action_units are of policies that act")
     return found | {stage.head.modality: described}
+
+
+def needed(reader: Reader) -> str:
+    """One line: what an observation must hold."""
+    images = [" or ".join(names) for names in (*reader.names, fields.TEXTS)]
+    return "; ".join(images) + "; other keys are not looked at"
 
 
 def unnorm_keys(policy: LoadedPolicy) -> list[str]:

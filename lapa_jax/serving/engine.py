@@ -1,8 +1,8 @@
 """The model behind the server: requests of many clients become batches of one worker thread.
 
 While the model computes, requests gather; the next batch takes them all. Nobody waits for company:
-an idle model starts at once. A batch is padded to one of a few sizes, all compiled before the port
-opens.
+an idle model starts at once. A batch is padded to one of a few sizes, all compiled before anything
+is answered.
 """
 
 import asyncio
@@ -11,16 +11,20 @@ import contextlib
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from absl import logging
 
 from lapa_jax.runs.loaded import LoadedPolicy, LoadedQuantizer, Prediction
 from lapa_jax.serving.limits import BATCH_SIZES, Refused
 from lapa_jax.serving.messages import Observation
 from lapa_jax.serving.metrics import Metrics
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,27 +64,56 @@ class Engine:
             raise ValueError(f"--batch_sizes {list(batch_sizes)} must ascend from 1 or more")
         self.policy, self.quantizer, self.metrics = policy, quantizer, metrics
         self.batch_sizes, self.max_waiting = tuple(batch_sizes), max_waiting
-        self.draining = False
+        self.ready, self.stopping, self.busy = asyncio.Event(), False, False
+        self.failed: Exception | None = None  # of compiling
+        self.open: set[asyncio.Task] = set()  # requests
+        self._gave_up = False
+        self._compiled = 0
         self._waiting: deque[_Waiting] = deque()
-        self._arrived, self._idle = asyncio.Event(), asyncio.Event()
-        self._open = 0  # requests
-        self._idle.set()
+        self._arrived = asyncio.Event()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="lapa-model")
 
-    def warm_up(self) -> float:
-        """Compiles every program that will be called; seconds."""
+    @property
+    def status(self) -> str:
+        if self.stopping:
+            return "stopping"
+        programs = len(self.batch_sizes) + (self.quantizer is not None)
+        compiling = f"compiling: {self._compiled} of {programs} programs"
+        return "ok" if self.ready.is_set() else compiling
+
+    async def _warm_up(self) -> None:
+        """Compiles every program that will be called."""
         start = time.perf_counter()
         images = np.zeros((self.policy.stage.num_images, *self.policy.image_size, 3), np.uint8)
         for size in self.batch_sizes:
-            self._worker.submit(self._compute, [Observation(images, "")] * size).result()
+            await self._call(self._compute, [Observation(images, "")] * size)
+            self._compiled += 1
         if self.quantizer:
             z = np.zeros(self.quantizer.code_length, np.int32)
-            self._worker.submit(self._decode, images[-1], z).result()
-        return time.perf_counter() - start
+            await self._call(self._decode, images[-1], z)
+        seconds = time.perf_counter() - start
+        logging.info("compiled batches of %s in %.1f s: ready", self.batch_sizes, seconds)
+        self.ready.set()
+
+    async def _call(self, function: Callable[..., T], *given: Any) -> T:
+        """On the model's thread."""
+
+        def call() -> T:
+            self.busy = True
+            try:
+                return function(*given)
+            finally:
+                self.busy = False
+
+        return await asyncio.get_running_loop().run_in_executor(self._worker, call)
 
     async def run(self) -> None:
-        """Answers until it is cancelled."""
-        loop = asyncio.get_running_loop()
+        """Compiles, then answers until it is cancelled."""
+        try:
+            await self._warm_up()
+        except Exception as error:  # whoever runs the server is told
+            self.failed = error
+            return
         while True:
             await self._arrived.wait()
             batch = self._take()
@@ -90,7 +123,7 @@ class Engine:
             start = time.perf_counter()
             try:
                 observations = [one.observation for one in batch]
-                found = await loop.run_in_executor(self._worker, self._compute, observations)
+                found = await self._call(self._compute, observations)
             except Exception as error:  # goes to those who asked, whatever it is
                 for one in batch:
                     if not one.answer.done():
@@ -119,32 +152,44 @@ class Engine:
         if self.quantizer is None:
             raise Refused(422, "no pictures: the server runs without --quantizer")
         frame = observation.images[-self.policy.stage.num_cameras]
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._worker, self._decode, frame, z)
+        return await self._call(self._decode, frame, z)
+
+    def check_text(self, text: str) -> None:
+        """Raises Refused for an instruction that the policy cannot take."""
+        try:
+            self.policy.stage.layout.text(text)
+        except ValueError as error:
+            raise Refused(422, str(error)[:300]) from error
 
     @contextlib.contextmanager
     def request(self) -> Iterator[None]:
-        """Around a request from its arrival until it is answered: `drain` waits for it."""
-        self._open += 1
-        self._idle.clear()
+        """Around a request from its arrival until it is answered: who stops waits for it. Raises
+        Refused once nobody waits."""
+        task = asyncio.current_task()
+        self.open.add(task)
         try:
+            if self._gave_up:
+                raise Refused(503, "the server stops")
             yield
+        except asyncio.CancelledError:
+            if not self._gave_up:
+                raise
+            task.uncancel()
+            raise Refused(503, "the server stops before this is answered") from None
         finally:
-            self._open -= 1
-            if not self._open:
-                self._idle.set()
+            self.open.discard(task)
 
-    async def drain(self, seconds: float) -> bool:
-        """Waits until every request has its answer; whether that was in time."""
-        self.draining = True
-        try:
-            await asyncio.wait_for(self._idle.wait(), seconds)
-        except TimeoutError:
-            return False
-        return True
+    def stop(self) -> None:
+        self.stopping = True
+
+    def give_up(self) -> None:
+        """Tells everybody who waits for an answer that there is none."""
+        self._gave_up = True
+        for task in self.open:
+            task.cancel()
 
     def close(self) -> None:
-        self._worker.shutdown()
+        self._worker.shutdown(wait=False, cancel_futures=True)
 
     def _take(self) -> list[_Waiting]:
         batch, most = [], worthwhile(len(self._waiting), self.batch_sizes)

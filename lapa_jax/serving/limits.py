@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections import OrderedDict
+from typing import Any
 
 TOKEN = "LAPA_SERVE_TOKEN"  # environment variable
 BATCH_SIZES = (1, 2, 4, 8, 16)  # that are compiled
@@ -10,11 +11,16 @@ _ADDRESSES = 10_000  # that are remembered
 
 
 class Refused(Exception):
-    """A request that is not answered: an HTTP status (4xx) and the reason, for the client."""
+    """A request that is not answered: an HTTP status (4xx, or 503) and the reason, for the client.
+    The reason holds no text of a library: those show addresses and paths."""
 
     def __init__(self, status: int, reason: str):
         super().__init__(reason)
         self.status, self.reason = status, reason
+
+
+def _limit(default: float, least: float, most: float) -> Any:
+    return dataclasses.field(default=default, metadata={"range": (least, most)})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,24 +29,24 @@ class Limits:
 
     request_mib: a body or a WebSocket message, MiB
     image_pixels: pixels of one image, before it is resized
+    image_scans: scans of one JPEG; a progressive one has about ten
+    decode_seconds: of a processor, to parse a request and decode its images
     requests_per_second: of one address, as many at once; 0: any number
     waiting: requests that may wait for the model
     connections: WebSockets and REST requests that may be open
-    read_seconds: within which a body must arrive
+    read_seconds: within which a request must arrive: its head, its body, a WebSocket's message
+    idle_seconds: after which a WebSocket without a message is closed
     """
 
-    request_mib: float = 8.0
-    image_pixels: int = 1 << 22
-    requests_per_second: float = 200.0
-    waiting: int = 256
-    connections: int = 256
-    read_seconds: float = 10.0
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value, least = getattr(self, field.name), 0.0
-            if value < least or (value == least and field.name != "requests_per_second"):
-                raise ValueError(f"--{field.name} {value} must be positive")
+    request_mib: float = _limit(8.0, 0.001, 1024)
+    image_pixels: int = _limit(1 << 22, 1, 1 << 28)
+    image_scans: int = _limit(32, 1, 1000)
+    decode_seconds: float = _limit(1.0, 0.01, 600)
+    requests_per_second: float = _limit(200.0, 0, 1e6)
+    waiting: int = _limit(256, 1, 100_000)
+    connections: int = _limit(256, 1, 100_000)
+    read_seconds: float = _limit(10.0, 0.1, 3600)
+    idle_seconds: float = _limit(1800.0, 0.1, 1e6)
 
     @property
     def request_bytes(self) -> int:

@@ -1,7 +1,8 @@
 """What clients send, as observations: JSON (OpenVLA's, json-numpy's) and msgpack (openpi's).
 
 An array is {"__numpy__": base64, "dtype", "shape"} in json-numpy's form, and {b"__ndarray__": True,
-b"data", b"dtype", b"shape"} in that of openpi-client's msgpack.
+b"data", b"dtype", b"shape"} in that of openpi-client's msgpack. What stands under keys that the
+policy does not use may be anything.
 """
 
 import base64
@@ -9,16 +10,15 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgpack
 import numpy as np
 
-from lapa_jax.serving import images
+from lapa_jax.serving import fields, images
 from lapa_jax.serving.limits import Limits, Refused
 
-IMAGE_KEYS, TEXT_KEYS = ("image", "observation/image"), ("instruction", "prompt")
 # What may be sent, so that the reason why it is refused can be told; only uint8 is an image.
 _DTYPES = {np.dtype(x).str: np.dtype(x) for x in ("u1", "i1", "i4", "i8", "f2", "f4", "f8", "?")}
 _DATA_URI = re.compile(r"data:image/(png|jpeg);base64,")
@@ -27,34 +27,67 @@ _TEXT_LENGTH = 2_000  # characters; the model's own limit is in tokens
 
 @dataclasses.dataclass(frozen=True)
 class Observation:
-    """What a policy is asked about."""
+    """What a policy is asked about.
+
+    form: "plain"; "array" where the images came as one json-numpy array each, as OpenVLA's client
+    sends them, and "arrays" where they are of OpenVLA-OFT's.
+    """
 
     images: np.ndarray  # uint8 (N, H, W, 3) of the policy's size, earliest first
     instruction: str
     picture: bool = False  # whether the predicted frame is asked for
-    as_numpy: bool = False  # whether the image came as one array
+    form: str = "plain"
+    encoded: bool = False  # whether the JSON came in a JSON string: OpenVLA's "encoded"
+    unnorm_key: str = ""  # of OpenVLA's clients; a policy has one set of units
 
 
+@dataclasses.dataclass(frozen=True)
+class Array:
+    """An array as it was sent. It is looked at only where it is used."""
+
+    data: Any
+    dtype: Any
+    shape: Any
+    base64: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Reader:
-    """Bytes → observations of one policy. Every mistake is a Refused that names it; methods may be
-    called from any thread."""
+    """Bytes → observations of one policy. Every mistake is a Refused that names it.
 
-    def __init__(
-        self,
-        *,
-        image_size: tuple[int, int],
-        num_images: int,
-        resizing: str,
-        limits: Limits,
-        check_text: Callable[[str], Any],
-        unnorm_keys: Sequence[str],
-    ):
-        self.image_size, self.num_images = tuple(image_size), num_images
-        self.resizing, self.limits = resizing, limits
-        self.check_text, self.unnorm_keys = check_text, tuple(unnorm_keys)
+    image_keys: the name of each camera's images, in the order of training; (): all images are in
+    the one field that has a name of `fields.IMAGES`.
+    """
 
-    def from_json(self, body: bytes) -> tuple[Observation, bool]:
-        """(observation, whether the JSON came in a JSON string: OpenVLA's "encoded")."""
+    image_size: tuple[int, int]
+    num_frames: int
+    num_cameras: int
+    image_keys: tuple[str, ...]
+    resizing: str
+    limits: Limits
+
+    def __post_init__(self):
+        if self.image_keys and len(self.image_keys) != self.num_cameras:
+            raise ValueError(
+                f"--image_keys {','.join(self.image_keys)}: the policy sees {self.num_cameras} "
+                "cameras, and each has one name"
+            )
+        if len(set(self.image_keys)) < len(self.image_keys):
+            raise ValueError(
+                f"--image_keys {','.join(self.image_keys)}: the names are not distinct"
+            )
+
+    @property
+    def names(self) -> list[Sequence[str]]:
+        """Of each field with images, the names that it may have."""
+        return [(name,) for name in self.image_keys] or [fields.IMAGES]
+
+    @property
+    def images_each(self) -> int:
+        """Of each of these fields."""
+        return self.num_frames * self.num_cameras // len(self.names)
+
+    def from_json(self, body: bytes) -> Observation:
         message = _load_json(body)
         encoded = isinstance(message, dict) and list(message) == ["encoded"]
         if encoded:
@@ -62,119 +95,127 @@ class Reader:
                 raise Refused(422, '"encoded" must be a string that holds JSON')
             message = _load_json(message["encoded"])
         observation = self._observation(message)
-        if observation.as_numpy and observation.picture:
+        if observation.form != "plain" and observation.picture:
             raise Refused(422, "picture: a json-numpy image is answered by one array, without one")
-        return observation, encoded
+        return dataclasses.replace(observation, encoded=encoded)
 
     def from_msgpack(self, data: bytes) -> Observation:
         try:
-            message = msgpack.unpackb(data, object_hook=_msgpack_array, max_array_len=100_000)
+            message = msgpack.unpackb(
+                data, object_hook=_msgpack_array, strict_map_key=False, max_array_len=100_000
+            )
+        except msgpack.ExtraData as error:
+            raise Refused(400, "the message is msgpack with more after it") from error
         except (ValueError, TypeError, RecursionError, OverflowError, msgpack.UnpackException) as e:
-            raise Refused(400, f"the message is not msgpack: {str(e)[:100]}") from e
+            raise Refused(400, "the message is not msgpack, or nested too deep") from e
         return self._observation(message)
 
     def _observation(self, message: Any) -> Observation:
         if not isinstance(message, dict):
             raise Refused(422, "the message must be an object with image and instruction")
-        known = {*IMAGE_KEYS, *TEXT_KEYS, "unnorm_key", "picture"}
-        unknown = [str(key)[:40] for key in message if key not in known]
-        if unknown:
-            raise Refused(422, f"unknown keys {unknown[:5]}: this policy takes {sorted(known)}")
         picture = message.get("picture", False)
         if not isinstance(picture, bool):
             raise Refused(422, "picture must be true or false")
-        self._check_unnorm_key(message.get("unnorm_key"))
-        instruction = self._instruction(_one_of(message, TEXT_KEYS))
-        sent = _one_of(message, IMAGE_KEYS)
-        as_numpy = isinstance(sent, np.ndarray)
-        return Observation(self._images(sent), instruction, picture, as_numpy)
-
-    def _check_unnorm_key(self, key: Any) -> None:
-        if key is not None and not (isinstance(key, str) and key in self.unnorm_keys):
-            raise Refused(
-                422,
-                f"unnorm_key {str(key)[:40]!r} is not one of {list(self.unnorm_keys)}: leave it "
-                "out, this policy has one set of action units",
-            )
-
-    def _instruction(self, text: Any) -> str:
-        if not isinstance(text, str):
-            raise Refused(422, f"instruction must be a string, not {type(text).__name__}")
-        if len(text) > _TEXT_LENGTH:
-            raise Refused(422, f"instruction of {len(text)} characters: at most {_TEXT_LENGTH}")
         try:
-            text.encode()
-            self.check_text(text)
-        except ValueError as error:
-            raise Refused(422, str(error)[:300]) from error
-        return text
+            text = fields.find(message, fields.TEXTS, "instruction")
+            sent = [fields.find(message, names, "image") for names in self.names]
+        except fields.NotSent as error:
+            raise Refused(422, str(error)) from error
+        form = "array" if all(isinstance(one, Array) for one in sent) else "plain"
+        if form == "array" and fields.OFT_IMAGE in message:
+            form = "arrays"
+        unnorm_key = message.get("unnorm_key")
+        return Observation(
+            self._images(sent),
+            _instruction(text),
+            picture,
+            form,
+            unnorm_key=unnorm_key if isinstance(unnorm_key, str) else "",
+        )
 
-    def _images(self, sent: Any) -> np.ndarray:
-        is_one = sent.ndim < 4 if isinstance(sent, np.ndarray) else _depth(sent) in (0, 3)
-        given = [sent] if is_one else list(sent)
-        if len(given) != self.num_images:
-            raise Refused(422, f"{len(given)} images, and the policy takes {self.num_images}")
-        made = [images.resize(self._image(one), self.image_size, self.resizing) for one in given]
-        return np.stack(made)
+    def _images(self, sent: list[Any]) -> np.ndarray:
+        """uint8 (frames * cameras, H, W, 3), of each frame one by every camera."""
+        found = []
+        for names, value in zip(self.names, sent, strict=True):
+            value = _values(value) if isinstance(value, Array) else value
+            is_one = value.ndim < 4 if isinstance(value, np.ndarray) else _depth(value) in (0, 3)
+            given = [value] if is_one else list(value)
+            if len(given) != self.images_each:
+                whose = "" if len(names) > 1 else f" in {names[0]}"
+                raise Refused(
+                    422, f"{len(given)} images{whose}, and the policy takes {self.images_each}"
+                )
+            made = [images.resize(self._image(x), self.image_size, self.resizing) for x in given]
+            found.append(np.stack(made))
+        return np.stack(found, axis=1).reshape(-1, *self.image_size, 3)
 
     def _image(self, sent: Any) -> np.ndarray:
         if isinstance(sent, str | bytes):
-            return images.decode(_file(sent), self.limits.image_pixels)
+            return images.decode(_file(sent), self.limits)
         if isinstance(sent, list):
             sent = _pixels(sent)
+        sent = _values(sent) if isinstance(sent, Array) else sent
         if not isinstance(sent, np.ndarray):
             raise Refused(422, f"image is a {type(sent).__name__}: an array, or a JPEG or PNG")
         if sent.dtype != np.uint8:
             raise Refused(422, f"image has dtype {sent.dtype}, not uint8: values from 0 to 255")
+        if sent.ndim == 3 and sent.shape[0] == 3 and sent.shape[2] != 3:
+            sent = np.moveaxis(sent, 0, -1)  # channels first, as openpi's ALOHA client sends them
         if sent.ndim != 3 or sent.shape[2] != 3:
             raise Refused(422, f"image has shape {list(sent.shape)}, not (height, width, 3)")
         images.check_size(*sent.shape[:2], self.limits.image_pixels)
         return sent
 
 
+def _instruction(text: Any) -> str:
+    if not isinstance(text, str):
+        raise Refused(422, f"instruction must be a string, not {type(text).__name__}")
+    if len(text) > _TEXT_LENGTH:
+        raise Refused(422, f"instruction of {len(text)} characters: at most {_TEXT_LENGTH}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise Refused(422, "instruction holds half a character: surrogates") from error
+    return text
+
+
 def _load_json(text: bytes | str) -> Any:
     try:
         return json.loads(text, object_hook=_json_array)
+    except json.JSONDecodeError as error:
+        raise Refused(400, f"the body is not JSON: {error.msg}, character {error.pos}") from error
     except (ValueError, RecursionError) as error:
-        raise Refused(400, f"the body is not JSON: {str(error)[:100]}") from error
+        raise Refused(400, "the body is not JSON in UTF-8, or nested too deep") from error
 
 
 def _json_array(value: dict) -> Any:
     if "__numpy__" not in value:
         return value
-    data = value["__numpy__"]
-    if not isinstance(data, str):
-        raise Refused(422, "__numpy__ must be base64")
-    return _array(_base64(data), value.get("dtype"), value.get("shape"))
+    return Array(value["__numpy__"], value.get("dtype"), value.get("shape"), base64=True)
 
 
 def _msgpack_array(value: dict) -> Any:
     if b"__npgeneric__" in value:
-        raise Refused(422, "a NumPy scalar: image is an array, the rest are plain values")
+        return Array(None, "a NumPy scalar", None)
     if b"__ndarray__" not in value:
         return value
-    data = value.get(b"data")
-    if not isinstance(data, bytes):
-        raise Refused(422, "the data of an array must be bytes")
-    return _array(data, value.get(b"dtype"), value.get(b"shape"))
+    return Array(value.get(b"data"), value.get(b"dtype"), value.get(b"shape"))
 
 
-def _array(data: bytes, dtype: Any, shape: Any) -> np.ndarray:
+def _values(array: Array) -> np.ndarray:
+    dtype, shape, data = array.dtype, array.shape, array.data
     if not isinstance(dtype, str) or dtype not in _DTYPES:
-        raise Refused(422, f"an array of dtype {str(dtype)[:40]!r}: known are {list(_DTYPES)}")
+        shown = repr(dtype[:40]) if isinstance(dtype, str) else f"a {type(dtype).__name__}"
+        raise Refused(422, f"an array of dtype {shown}: known are {list(_DTYPES)}")
     sizes = shape if isinstance(shape, list) and len(shape) <= 4 else [None]
     if not all(type(n) is int and 0 < n < 2**31 for n in sizes):
-        raise Refused(422, f"an array of shape {str(shape)[:60]}: up to four positive sizes")
+        raise Refused(422, "an array whose shape is not a list of up to four positive sizes")
+    if not isinstance(data, str if array.base64 else bytes):
+        raise Refused(422, f"the data of an array must be {'base64' if array.base64 else 'bytes'}")
+    data = _base64(data) if array.base64 else data
     if math.prod(sizes) * _DTYPES[dtype].itemsize != len(data):
         raise Refused(422, f"an array of shape {shape} and {dtype} has {len(data)} bytes")
     return np.frombuffer(data, _DTYPES[dtype]).reshape(sizes)
-
-
-def _one_of(message: dict, keys: Sequence[str]) -> Any:
-    given = [key for key in keys if key in message]
-    if len(given) != 1:
-        raise Refused(422, f"exactly one of {list(keys)} must be given, not {given}")
-    return message[given[0]]
 
 
 def _file(sent: str | bytes) -> bytes:

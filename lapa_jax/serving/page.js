@@ -89,11 +89,9 @@ async function predict(event) {
   if (!image) return say("Choose an image first.", true);
   if (!metadata && !(await load())) return say("This server asks for a token.", true);
   say("...");
-  const message = {
-    image: metadata.images > 1 ? Array(metadata.images).fill(image) : image,
-    instruction: $("instruction").value,
-    picture: metadata.pictures,
-  };
+  const message = { instruction: $("instruction").value, picture: metadata.pictures };
+  const { images, images_each } = metadata.observation;
+  for (const [name] of images) message[name] = images_each > 1 ? Array(images_each).fill(image) : image;
   const found = await fetch("/act", {
     method: "POST",
     headers: headers({ "Content-Type": "application/json" }),

@@ -16,6 +16,7 @@ limits = flags.read(parser.parse_args(argv), Limits)
 import argparse
 import dataclasses
 import inspect
+import math
 import re
 import types
 import typing
@@ -50,8 +51,9 @@ def add(to: argparse.ArgumentParser, options: type) -> None:
     Types: str, int, float, bool (a switch), tuple[T, ...] (joined by commas), each also `| None`,
     and list[str] (a flag that may be given several times).
     Help is `help` of the field's metadata, or what the docstring of the class says after
-    `name:`. Further metadata: `positional` (no flag), and choices, metavar, type, nargs and const
-    as argparse has them. A field with `flag` False in it is left to the caller.
+    `name:`. Further metadata: `range` of a number (least, most), `positional` (no flag), and
+    choices, metavar, type, nargs and const as argparse has them. A field with `flag` False in it
+    is left to the caller.
     """
     texts, hints = _texts(options), typing.get_type_hints(options)
     for field in dataclasses.fields(options):
@@ -73,11 +75,32 @@ def add(to: argparse.ArgumentParser, options: type) -> None:
         elif hints[field.name] == list[str]:
             how["action"] = "append"
         else:
-            how["type"] = how.get("type") or _reader(hints[field.name], field.name)
+            ends = field.metadata.get("range", (None, None))
+            how["type"] = how.get("type") or _reader(hints[field.name], field.name, *ends)
         if field.metadata.get("positional"):
             to.add_argument(field.name, **how)
         else:
             to.add_argument(f"--{field.name}", required=required, **how)
+
+
+def number(
+    of: type[int] | type[float], least: float | None = None, most: float | None = None
+) -> Callable[[str], Any]:
+    """For argparse's `type`: a number from `least` to `most`; never NaN or infinity."""
+
+    low = -math.inf if least is None else least
+    high = math.inf if most is None else most
+    bounds = {"at least": least, "at most": most}
+    told = " and ".join(f"{word} {end:g}" for word, end in bounds.items() if end is not None)
+
+    def read(text: str) -> Any:
+        value = of(text)
+        if not low <= value <= high or abs(value) == math.inf:  # NaN, too
+            raise argparse.ArgumentTypeError(f"{text} must be {told or 'finite'}")
+        return value
+
+    read.__name__ = of.__name__  # argparse names it where `text` is no number
+    return read
 
 
 def option(default: Any = dataclasses.MISSING, **metadata: Any) -> Any:
@@ -146,12 +169,14 @@ def _shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _reader(hint: Any, name: str) -> Callable[[str], Any]:
+def _reader(
+    hint: Any, name: str, least: float | None = None, most: float | None = None
+) -> Callable[[str], Any]:
     """From a flag's text to a value of a type."""
     if isinstance(hint, types.UnionType):  # of several types the first
         hint = next(one for one in typing.get_args(hint) if one is not types.NoneType)
     if typing.get_origin(hint) is tuple:
-        of = typing.get_args(hint)[0]
+        of = _reader(typing.get_args(hint)[0], name, least, most)
 
         def several(text: str) -> tuple:
             return tuple(of(word.strip()) for word in text.split(","))
@@ -159,7 +184,7 @@ def _reader(hint: Any, name: str) -> Callable[[str], Any]:
         return several
     if hint not in (str, int, float):
         raise TypeError(f"{name}: a flag cannot be of type {hint}; give `type` in its metadata")
-    return hint
+    return hint if hint is str else number(hint, least, most)
 
 
 def _texts(options: type) -> dict[str, str]:

@@ -3,12 +3,13 @@
     lapa serve --workdir runs/action_vla
     LAPA_SERVE_TOKEN=... lapa serve --workdir runs/action_vla --host 0.0.0.0 --port 8000
 
-The port opens when everything is compiled. SIGTERM and Ctrl-C finish what was asked and exit with
-0. Protocols, limits, security: docs/serving.md.
+Answers when everything is compiled; /healthz tells. SIGTERM, SIGHUP and Ctrl-C finish what was
+asked and exit with 0. Protocols, limits, security: docs/serving.md.
 """
 
 import argparse
 import os
+import sys
 
 from lapa_jax.serving.images import RESIZING
 from lapa_jax.serving.limits import BATCH_SIZES, TOKEN, Limits
@@ -25,6 +26,11 @@ def main(argv: list[str]) -> int:
     server, bound = prepare(args, limits, os.environ.get(TOKEN, ""))
     with bound:
         server.run(sockets=[bound])
+    if server.engine.failed:
+        raise server.engine.failed
+    if server.engine.busy:  # neither a compilation nor a call of the model can be ended
+        sys.stderr.flush()
+        os._exit(0)
     return 0
 
 
@@ -33,9 +39,11 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--workdir", required=True, help="the policy's run")
     add("--host", default="127.0.0.1", help=f"others than this machine need {TOKEN} to be set")
-    add("--port", type=int, default=8000, help="0: any that is free")
+    add("--port", type=flags.number(int, 0, 65535), default=8000, help="0: any that is free")
     add("--image_tokenizer", help="the run that made the image tokens the policy was trained on")
     add("--quantizer", help="the run whose labels the policy learnt: decodes z to pictures")
+    text = "names of the cameras' images in an observation, in the order of training"
+    add("--image_keys", type=_words, default=(), help=f"{text}; default: see /metadata")
     add("--resizing", choices=RESIZING, default="crop", help="of images of another size")
     add("--batch_sizes", type=_numbers, default=BATCH_SIZES, help="compiled, e.g. 1,4,16")
     add("--action_names", type=_words, default=(), help="of each dimension, e.g. x,y")
@@ -46,8 +54,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(word) for word in text.split(","))
+    return tuple(map(flags.number(int, 1, 4096), text.split(",")))
 
 
 def _words(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(","))
+    words = tuple(word.strip() for word in text.split(","))
+    if not all(words):
+        raise argparse.ArgumentTypeError(f"{text!r} holds an empty name")
+    return words

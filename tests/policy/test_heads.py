@@ -25,6 +25,7 @@ from lapa_jax.policy.modality import FILL
 from lapa_jax.serving import describe
 from lapa_jax.serving.adapters import LeRobotPolicy
 from lapa_jax.serving.limits import Limits
+from lapa_jax.serving.messages import Reader
 from lapa_jax.stages.policy import TOKENIZER
 from lapa_jax.train import train
 
@@ -161,7 +162,8 @@ def test_it_trains_acts_and_is_described(name, tiny_data, tmp_path):
     stage = policy.stage
     acted = stage.act(policy.params, policy.variables, stage.prompts(texts), images[:, None])
     np.testing.assert_allclose(acted, actions, rtol=1e-4, atol=1e-6)
-    told = describe.metadata(policy, Limits(), resizing="crop", action_names=("x", "y"))
+    reader = Reader(tuple(policy.image_size), 1, 1, (), "crop", Limits())
+    told = describe.metadata(policy, reader, action_names=("x", "y"))
     assert told["chunk"] == HORIZON and told["policy"] == "action"
     assert told["action"] == {"dim": 2, "names": ["x", "y"], "units": None}
     # Its actions are played one after the other.

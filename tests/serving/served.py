@@ -3,17 +3,25 @@
 import base64
 import contextlib
 import io
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from lapa_jax.runs import loaded
 from lapa_jax.serving import start
+from lapa_jax.serving.app import Server
+from lapa_jax.serving.engine import Engine
 from lapa_jax.serving.limits import Limits
+from lapa_jax.serving.messages import Reader
+from lapa_jax.serving.metrics import Metrics
+from lapa_jax.serving.reading import Readers
 from lapa_jax.verbs import flags, serve
 
 TOKEN = "a secret"
@@ -33,18 +41,47 @@ class Served(NamedTuple):
 def serving(run: Path, *given: object, token: str = "") -> Iterator[Served]:
     arguments = ["--workdir", run, "--port", 0, "--batch_sizes", "1,4", *given]
     args = serve.parser().parse_args([str(x) for x in arguments])
-    server, bound = start.prepare(args, flags.read(args, Limits), token)
+    with running(*start.prepare(args, flags.read(args, Limits), token)) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def running(server: start.Uvicorn, bound: socket.socket) -> Iterator[Served]:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     with bound:
+        port = bound.getsockname()[1]
         thread.start()
         try:
-            while not server.started:
+            while not (server.started and server.engine.ready.is_set()):
                 assert thread.is_alive()
                 time.sleep(0.01)
-            yield Served(server, bound.getsockname()[1])
+            yield Served(server, port)
         finally:
             server.should_exit = True
             thread.join()
+
+
+@contextlib.contextmanager
+def serving_nothing(seconds: float = 0.0, **limits: float) -> Iterator[Served]:
+    """A server whose policy, of two actions, takes so long and answers the mean of its image."""
+
+    def predict(images: np.ndarray, texts: Sequence[str]) -> loaded.Prediction:
+        time.sleep(seconds)
+        means = images.reshape(len(images), -1).mean(1, dtype=np.float32)
+        return loaded.Prediction(np.stack([means, means], 1), None)
+
+    head = SimpleNamespace(reply=lambda values, probabilities: {"a": values})
+    stage = SimpleNamespace(
+        num_images=1, num_cameras=1, head=head, layout=SimpleNamespace(text=lambda text: None)
+    )
+    policy = SimpleNamespace(stage=stage, image_size=SIZE, predict=predict)
+    found = Limits(**{"requests_per_second": 0, **limits})
+    metadata = {"policy": "action", "chunk": 1, "unnorm_keys": []}
+    metrics, readers = Metrics(), Readers(Reader(SIZE, 1, 1, (), "crop", found))
+    server = Server(Engine(policy, metrics, batch_sizes=(1, 64)), readers, metadata, found, metrics)
+    bound = start.bind("127.0.0.1", 0, found.read_seconds)
+    with running(start.Uvicorn(server, "", start.LOOPBACK_NAMES), bound) as one:
+        yield one
 
 
 def picture(seed: int, size: tuple[int, int] = SIZE) -> np.ndarray:

@@ -81,6 +81,20 @@ def test_lerobot_mistakes(action_policy):
         ask(asked, **{TOP: frames(3, 32, 48), "task": [TEXT] * 3})
 
 
+def test_names_of_cameras(action_policy):
+    """The same as of the server: keys, or paths of keys."""
+    image = frames(32, 48)
+    expected = action_policy.predict_action(image, TEXT)
+    for cameras, observation in (
+        ([], {"observation/image": image, "observation/state": np.zeros(8), "prompt": TEXT}),
+        (["images/cam"], {"images": {"cam": image}, "task": TEXT}),
+    ):
+        found = LeRobotPolicy(action_policy, cameras=cameras).select_action(observation)
+        np.testing.assert_array_equal(found, expected)
+    with pytest.raises(KeyError, match="camera: the policy needs 'top', and the keys sent are"):
+        LeRobotPolicy(action_policy, cameras=["top"]).select_action({TOP: image, "task": TEXT})
+
+
 class GymTabletop(gymnasium.Env):
     """The tabletop as a Gymnasium environment."""
 

@@ -57,7 +57,7 @@ def target(action_run):
         process = command(arguments, log)
         try:
             deadline = time.monotonic() + 120
-            while socket.socket().connect_ex(("127.0.0.1", port)):
+            while not ready(port):
                 assert process.poll() is None and time.monotonic() < deadline
                 time.sleep(0.1)
             yield Target(port, psutil.Process(process.pid))
@@ -70,10 +70,17 @@ def target(action_run):
         assert "Traceback" not in text and "Exception" not in text, text[-3000:]
 
 
+def ready(port: int) -> bool:
+    with contextlib.suppress(requests.ConnectionError):
+        return requests.get(f"http://127.0.0.1:{port}/healthz").ok
+    return False
+
+
 def post(target: Target, session: requests.Session, body: bytes) -> int:
     found = session.post(f"http://127.0.0.1:{target.port}/act", data=body, timeout=30)
     told = found.json()
     assert found.status_code == 200 or found.status_code < 500 and told["error"], found.text
+    assert not re.search(r"0x[0-9a-f]{4}| object at |/lapa_jax/|\.py", found.text), found.text
     return found.status_code
 
 

@@ -44,9 +44,12 @@ def test_openpi_client(robot, action_policy):
         np.testing.assert_array_equal(found["actions"], expected[None])
         assert found["actions"].dtype == np.float32
         assert found["server_timing"]["infer_ms"] > 0
-    with pytest.raises(RuntimeError, match="422: unknown keys \\['observation/state'\\]"):
-        robot.infer({"observation/state": np.zeros(7), "image": picture(0), "prompt": TEXT})
-    assert "actions" in robot.infer({"image": picture(0), "instruction": TEXT})
+    with pytest.raises(RuntimeError, match="422: image: .* the keys sent are \\['imgae', 'prompt'"):
+        robot.infer({"imgae": picture(0), "prompt": TEXT})
+    sent = {"observation/state": np.zeros(7), "observation/wrist_image": picture(9)}
+    found = robot.infer(sent | {"observation/image": picture(2), "prompt": TEXT})
+    np.testing.assert_array_equal(found["actions"], expected[None])
+    assert metadata["observation"]["images"] == [["image", "observation/image", "full_image"]]
 
 
 def test_openpi_action_chunk_broker(robot, action_policy):
@@ -76,13 +79,22 @@ def test_forms_of_an_image(action_server, action_policy):
 @pytest.mark.parametrize("encoded", [False, True])
 def test_openvla_client(action_server, action_policy, encoded):
     """json-numpy is answered with json-numpy: the action alone."""
-    text = json_numpy.dumps({"image": picture(2), "instruction": TEXT, "unnorm_key": None})
+    text = json_numpy.dumps({"image": picture(2), "instruction": TEXT, "unnorm_key": "bridge_orig"})
     found = requests.post(
         f"{action_server.url}/act", data=json.dumps({"encoded": text}) if encoded else text
     )
     action = json_numpy.loads(json.loads(found.text) if encoded else found.text)
     np.testing.assert_array_equal(action, action_policy.predict_action(picture(2), TEXT))
     assert action.dtype == np.float32
+
+
+def test_openvla_oft_client(action_server, action_policy):
+    """A list of the actions to come, each an array."""
+    sent = {"full_image": picture(2), "wrist_image": picture(3), "state": np.zeros(8)}
+    text = json_numpy.dumps(sent | {"instruction": TEXT})
+    found = json_numpy.loads(requests.post(f"{action_server.url}/act", data=text).text)
+    assert isinstance(found, list) and found[0].dtype == np.float32
+    np.testing.assert_array_equal(found, [action_policy.predict_action(picture(2), TEXT)])
 
 
 def test_other_sizes_are_resized_as_training_data(action_server, action_policy):
