@@ -70,7 +70,7 @@ def _resident(setting: Setting) -> list[bytes]:
 
 
 def tfdata_limit(setting: Setting) -> Batches:
-    """The same operation as ours (data_pipelines.loader.frames), in the same kind of pipeline."""
+    """TensorFlow's decoder with the accurate DCT, which is simplejpeg's, in a pipeline of tf.data."""
     import tensorflow as tf
 
     jpegs = tf.constant(_resident(setting), tf.string)
@@ -95,7 +95,7 @@ def tfdata_limit(setting: Setting) -> Batches:
 
 
 def threads_limit(setting: Setting) -> Batches:
-    """simplejpeg into one buffer, by as many threads."""
+    """The decoder of ours, simplejpeg, into one buffer, by as many threads."""
     import simplejpeg
 
     jpegs = _resident(setting)

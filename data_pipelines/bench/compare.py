@@ -26,7 +26,7 @@ GOALS = {
     "threads_vs_octo": ("threads", "octo", 7.5),
     "tfdata_vs_octo_no_resize": ("tfdata", "octo_no_resize", 1.1),
     "threads_vs_octo_no_resize": ("threads", "octo_no_resize", 1.3),
-    "tfdata_vs_limit": ("tfdata", "tfdata_limit", 0.92),
+    "tfdata_vs_limit": ("tfdata", "threads_limit", 0.88),
     "threads_vs_limit": ("threads", "threads_limit", 0.88),
     "tfdata_vs_grain": ("tfdata", "grain", 1.25),
     "threads_vs_grain": ("threads", "grain", 1.5),

@@ -185,12 +185,11 @@ class ShardReader:
 
 def _decode(jpegs: list[bytes]) -> tuple[list[tuple[int, str]], list[tuple[int, int]]]:
     """((step, reason) of those that cannot be decoded, the different sizes of the others)."""
-    decode = frames.make_decoder(frames.backend_name("auto"))
     bad, sizes = [], set()
     for step, jpeg in enumerate(jpegs):
         try:
             size = schema.jpeg_size(jpeg)[:2]
-            decode(jpeg, np.empty((*size, 3), np.uint8))
+            frames.decode_jpeg(jpeg, np.empty((*size, 3), np.uint8))
             sizes.add(size)
         except ValueError as error:  # BadImage and ImageSizeError are
             bad.append((step, str(error)))

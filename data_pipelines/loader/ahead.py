@@ -1,6 +1,6 @@
 """The two ways to run ahead of training: threads and tf.data.
 
-Each turns plans (which rows) into batches, in order and bounded, and gives the same examples.
+Each turns plans (which rows) into batches, in order and bounded, and gives the same batches.
 """
 
 import itertools
@@ -12,17 +12,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from data_pipelines.loader.frames import decode_op, tensorflow
-
 Batch = dict[str, Any]
 
 
 class Plan(Protocol):
     """The batch of a step while it is made: that of loader.py, which says what each does."""
 
-    frames: Any
+    size: int
     chunks: Callable[[], list[tuple[int, int]]]
-    read: Callable[[], list[bytes]]
     fill: Callable[[int, int], None]
     finish: Callable[[], Batch]
 
@@ -84,71 +81,46 @@ def _in_turn(submit: Callable[[], Future], ahead: int) -> Iterator[Batch]:
 
 
 def by_tensorflow(
-    plan: Callable[[int], Plan],
-    batch: Callable[[int], Batch],
-    start_step: int,
-    num_threads: int,
-    prefetch: int,
-    shape: tuple[int, ...],
-    shared: bool,
+    plan: Callable[[int], Plan], start_step: int, num_threads: int, prefetch: int
 ) -> Iterator[Batch]:
-    """The same batches by tf.data: range → read → decode → prefetch, deterministic, no state.
+    """The same batches by tf.data: range → read and decode → prefetch, deterministic, no state.
 
-    batch: that of any step, without tf.data. shape: of the frames. shared: examples share images,
-    which `Plan.read` then gives as one object, to be decoded once.
+    Only the numbers of steps travel through tf.data: frames would be copied on the way.
     """
-    tf, num_images = tensorflow(), int(np.prod(shape[:2]))
+    import tensorflow as tf
 
-    def stream(first: int) -> Iterator[Plan]:
-        # step → its plan, after replacements, until its frames are there
-        plans: dict[int, Plan] = {}
+    tf.config.set_visible_devices([], "GPU")  # the accelerator belongs to JAX
+    done: dict[int, Plan | Exception] = {}  # step → its plan with its frames, or what went wrong
 
-        def read(step: np.int64) -> tuple[np.ndarray, np.ndarray]:
-            made = plans[int(step)] = plan(int(step))
-            jpegs = made.read()
-            distinct = list({id(jpeg): jpeg for jpeg in jpegs}.values()) if shared else jpegs
-            number = {id(jpeg): n for n, jpeg in enumerate(distinct)}
-            which = np.array([number[id(jpeg)] for jpeg in jpegs], np.int32)
-            return np.array(distinct, object), which
+    def fill(step: np.int64) -> np.int64:
+        try:
+            made = plan(int(step))
+            made.fill(0, made.size)
+        except Exception as error:  # TensorFlow would raise one of its own instead
+            made = error
+        done[int(step)] = made
+        return step
 
-        def load(step: Any) -> tuple[Any, Any]:
-            types = tf.string, tf.int32
-            jpegs, which = tf.numpy_function(read, [step], types, stateful=False)
-            which = tf.ensure_shape(which, [num_images])
-            frames = tf.map_fn(
-                lambda jpeg: decode_op(tf, jpeg),
-                tf.ensure_shape(jpegs, [None if shared else num_images]),
-                fn_output_signature=tf.TensorSpec(shape[2:], tf.uint8),
-            )
-            frames = tf.gather(frames, which) if shared else frames
-            return step, tf.reshape(frames, shape)
-
-        dataset = tf.data.Dataset.range(first, np.iinfo(np.int64).max)
-        dataset = dataset.map(load, num_parallel_calls=num_threads, deterministic=True)
-        dataset = dataset.prefetch(prefetch)
-        options = tf.data.Options()
-        options.deterministic = True
-        options.autotune.enabled = False
-        options.experimental_optimization.inject_prefetch = False
-        options.threading.private_threadpool_size = num_threads
-        options.threading.max_intra_op_parallelism = 1
-        for step, frames in dataset.with_options(options).as_numpy_iterator():
-            made = plans.pop(int(step))
-            made.frames = frames
-            yield made
+    dataset = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
+    dataset = dataset.map(
+        lambda step: tf.numpy_function(fill, [step], tf.int64, stateful=False),
+        num_parallel_calls=num_threads,
+        deterministic=True,
+    ).prefetch(prefetch)
+    options = tf.data.Options()
+    options.deterministic = True
+    options.autotune.enabled = False
+    options.experimental_optimization.inject_prefetch = False
+    options.threading.private_threadpool_size = num_threads
+    options.threading.max_intra_op_parallelism = 1
+    steps = dataset.with_options(options).as_numpy_iterator()
 
     def produce() -> Iterator[Batch]:
-        plans = stream(start_step)
-        for step in itertools.count(start_step):
-            try:
-                made = next(plans)
-            except tf.errors.OpError:
-                # A frame that does not decode, or an error in `read`: this step is made without
-                # tf.data, which replaces the example or raises the true error.
-                result, plans = batch(step), stream(step + 1)
-            else:
-                result = made.finish()
-            yield result
+        for step in steps:
+            made = done.pop(int(step))
+            if isinstance(made, Exception):
+                raise made
+            yield made.finish()
 
     # One thread of ours, so that `finish` (labels, tokens) runs beside the training step.
     batches = produce()

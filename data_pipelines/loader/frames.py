@@ -1,28 +1,27 @@
-"""Reading and decoding frames: open shards, where JPEGs lie in them, and two decoders.
+"""Reading and decoding frames: open shards, where JPEGs lie in them, and the decoder.
 
-The decoders are that of simplejpeg ("threads") and that of TensorFlow ("tf"); decoded pixels may
-differ by JPEG rounding only.
+There is one decoder, simplejpeg's, for both backends and for all who walk over a corpus: so they
+agree on pixels and on what is damaged. What libjpeg warns about (extraneous bytes, bad codes) is.
 """
 
-import importlib.util
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import google_crc32c
 import numpy as np
+import simplejpeg
 
 from data_pipelines import storage
 from data_pipelines.index import CorpusIndex
+from data_pipelines.rlds.schema import picture_kind
 from data_pipelines.sidecar import take
 from data_pipelines.storage import Location
 
 _MAX_OPEN_FILES = 256
-Decoder = Callable[[bytes, np.ndarray], None]
 
 
 class BadImage(ValueError):
@@ -122,11 +121,10 @@ class FrameReader:
         self,
         index: CorpusIndex,
         image_size: tuple[int, int],
-        decode: str = "auto",
         num_threads: int = 1,
     ):
         self.index, self.image_size = index, image_size
-        self._files, self._decode = ShardFiles(), make_decoder(backend_name(decode))
+        self._files = ShardFiles()
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="lapa-frames")
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
@@ -137,7 +135,7 @@ class FrameReader:
         def chunk(start: int) -> None:
             for number in range(start, min(start + self._chunk, len(rows))):
                 try:
-                    self._decode(read_jpeg(self._files, found[number]), frames[number])
+                    decode_jpeg(read_jpeg(self._files, found[number]), frames[number])
                 except BadImage as error:
                     frames[number] = 0
                     bad[number] = str(error)
@@ -150,70 +148,20 @@ class FrameReader:
         self._files.close()
 
 
-# ---------------------------------------------------------------- decoding
-
-
-def backend_name(decode: str) -> str:
-    """data.decode → "threads" or "tf"."""
-    has_simplejpeg = importlib.util.find_spec("simplejpeg") is not None
-    if decode == "auto":
-        return "threads" if has_simplejpeg else "tf"
-    if decode not in ("threads", "tf"):
-        raise ValueError(f"data.decode is {decode!r}; it must be auto, threads or tf")
-    if decode == "threads" and not has_simplejpeg:
-        raise ValueError(
-            "data.decode is 'threads', which needs the package simplejpeg; install it "
-            "or set data.decode='tf'"
-        )
-    return decode
-
-
-def make_decoder(backend: str) -> Decoder:
-    """decoder(jpeg, out): decodes into out, uint8 (H, W, 3)."""
-    return _simplejpeg_decoder() if backend == "threads" else _tensorflow_decoder()
-
-
-def _simplejpeg_decoder() -> Decoder:
-    import simplejpeg
-
-    def decode(jpeg: bytes, out: np.ndarray) -> None:
+def decode_jpeg(jpeg: bytes, out: np.ndarray) -> None:
+    """Decodes into out, uint8 (H, W, 3). Raises BadImage, or ImageSizeError."""
+    try:
+        shape = simplejpeg.decode_jpeg(jpeg, "RGB", buffer=out).shape
+    except ValueError as error:
+        kind = picture_kind(jpeg)
+        if kind != "jpeg":
+            what = "a PNG" if kind else "no picture of a known kind"
+            raise BadImage(f"not decodable: {what}, not a JPEG") from error
         try:
-            shape = simplejpeg.decode_jpeg(jpeg, "RGB", buffer=out).shape
-        except ValueError as error:
-            try:
-                shape = (*simplejpeg.decode_jpeg_header(jpeg)[:2], 3)
-            except ValueError:
-                shape = out.shape
-            if shape == out.shape:
-                raise BadImage(f"not decodable: {error}") from error
-        if shape != out.shape:
-            raise ImageSizeError(shape[:2])
-
-    return decode
-
-
-def _tensorflow_decoder() -> Decoder:
-    tf = tensorflow()
-
-    def decode(jpeg: bytes, out: np.ndarray) -> None:
-        try:
-            image = decode_op(tf, jpeg).numpy()
-        except tf.errors.InvalidArgumentError as error:
-            raise BadImage(f"not decodable: {error.message}") from error
-        if image.shape != out.shape:
-            raise ImageSizeError(image.shape[:2])
-        out[:] = image
-
-    return decode
-
-
-def tensorflow() -> Any:
-    import tensorflow as tf
-
-    tf.config.set_visible_devices([], "GPU")  # the accelerator belongs to JAX
-    return tf
-
-
-def decode_op(tf: Any, jpeg: Any) -> Any:
-    # The accurate DCT is what simplejpeg uses; TensorFlow's default is the fast one.
-    return tf.io.decode_jpeg(jpeg, channels=3, dct_method="INTEGER_ACCURATE")
+            shape = (*simplejpeg.decode_jpeg_header(jpeg)[:2], 3)
+        except ValueError:
+            shape = out.shape
+        if shape == out.shape:
+            raise BadImage(f"not decodable: {error}") from error
+    if shape != out.shape:
+        raise ImageSizeError(shape[:2])

@@ -76,19 +76,19 @@ class Loader:
             )
         if not 0 <= host < num_hosts:
             raise ValueError(f"host is {host}; it must be 0 to {num_hosts - 1}")
-        self.backend = frames.backend_name(data.decode)
+        self.backend = "threads" if data.decode == "auto" else data.decode
         self.seed, self.global_batch = int(seed), int(global_batch)
         self._mine = slice(host * global_batch // num_hosts, (host + 1) * global_batch // num_hosts)
         self._prepare = prepare
         self._buffers = ahead.Buffers(data.prefetch_batches)
-        self._decode = frames.make_decoder(self.backend) if "frames" in fields else None
+        self._has_frames = "frames" in fields
         self._bad = BadExamples(data.max_bad_fraction)
         self._files: ShardFiles | BlockCache = ShardFiles()
         samples = self.global_batch // self.chain_pairs
         if data.access == "windowed":
             mine = np.arange(self.global_batch)[self._mine] // self.chain_pairs
             self.order, blocks = open_windowed(data, self.mixture, self.seed, samples, mine)
-            if self._decode is not None:
+            if self._has_frames:
                 shards = [corpus.index.shards for corpus in self.mixture.corpora]
                 self._files = BlockCache(self._files, blocks, shards)
         else:
@@ -105,10 +105,9 @@ class Loader:
     def iterate(self, start_step: int = 0) -> Iterator[dict[str, Any]]:
         """Batches from start_step on, prepared ahead; endless. `.close()` stops the threads."""
         how = start_step, self.settings.num_threads, self.settings.prefetch_batches
-        if self.backend == "threads" or self._decode is None:
-            return ahead.by_threads(self._begin, *how)
-        shape = self._frames_shape(self._mine.stop - self._mine.start)
-        return ahead.by_tensorflow(self._begin, self.batch, *how, shape, self.chain_pairs > 1)
+        by_tensorflow = self.backend == "tf" and self._has_frames
+        by = ahead.by_tensorflow if by_tensorflow else ahead.by_threads
+        return by(self._begin, *how)
 
     def close(self) -> None:
         """Closes the shards; a loader can be used again afterwards."""
@@ -158,7 +157,7 @@ class Loader:
 
     def _places(self, corpus: np.ndarray, rows: np.ndarray) -> list[list[Place]]:
         found: list[list[Place]] = [[] for _ in corpus]
-        if self._decode is None:
+        if not self._has_frames:
             return found
         for number in np.unique(corpus):
             mine = np.flatnonzero(corpus == number)
@@ -235,23 +234,10 @@ class Plan:
         length *= max(1, _CHUNK // length)
         return [(i, min(i + length, self.size)) for i in range(0, self.size, length)]
 
-    def read(self) -> list[bytes]:
-        """The JPEGs, unreadable ones and those known to be bad replaced."""
-        jpegs: list[bytes] = []
-
-        def read(i: int, image: int) -> bytes:
-            if self._is_shared(i, image):
-                return jpegs[-1]  # the last of the example before
-            return read_jpeg(self._loader._files, self.places[i][image])
-
-        for i in range(self.size):
-            jpegs += self._try(i, read)
-        return jpegs
-
     def fill(self, start: int, stop: int) -> None:
         """Reads and decodes the examples [start, stop)."""
         loader = self._loader
-        if loader._decode is None:
+        if not loader._has_frames:
             return
         with self._lock:
             if self.frames is None:
@@ -262,7 +248,7 @@ class Plan:
                 self.frames[i, 0] = self.frames[i - 1, -1]
             else:
                 jpeg = read_jpeg(loader._files, self.places[i][image])
-                loader._decode(jpeg, self.frames[i, image])
+                frames.decode_jpeg(jpeg, self.frames[i, image])
 
         for i in range(start, stop):
             self._try(i, decode)
@@ -271,7 +257,7 @@ class Plan:
         """The batch, once the frames are there."""
         loader = self._loader
         batch: dict[str, Any] = {"position": self.positions}
-        if loader._decode is not None:
+        if loader._has_frames:
             batch["frames"] = self.frames
         for name in loader.mixture.columns:
             batch[name] = self._gather(COLUMNS[name])
@@ -287,20 +273,20 @@ class Plan:
             out[mine] = values
         return out
 
-    def _try(self, i: int, act: Callable[[int, int], Any]) -> list:
+    def _try(self, i: int, act: Callable[[int, int], Any]) -> None:
         """Acts on the images of example i; on a bad one, on those of the next sample instead."""
         loader = self._loader
         bad, corpus = loader._bad, loader.mixture.corpora[self.corpus[i]]
         bad.count_seen()
         for attempt in range(1, _MAX_ATTEMPTS + 1):
-            results, where = [], (corpus, 0, 0)
+            where = corpus, 0, 0
             try:
                 for image in range(loader.num_images):
                     frame, camera = divmod(image, loader.mixture.num_cameras)
                     where = corpus, camera, int(self.rows[i, frame])
                     bad.refuse(*where)
-                    results.append(act(i, image))
-                return results
+                    act(i, image)
+                return
             except BadImage as error:
                 bad.report(*where, str(error))
             except ImageSizeError as error:

@@ -6,6 +6,7 @@ from typing import Any
 
 # Keys that have few values.
 CHOICES = {
+    "decode": ("auto", "threads", "tf"),
     "access": ("random", "windowed"),
     "sampling": ("per_frame", "per_video"),
     "tail": ("drop", "clamp"),
@@ -101,7 +102,7 @@ class DataSettings:
     block_mib: float = 64.0  # MiB of consecutive episodes that are read at once
     window_blocks: int = 2  # whose samples are permuted together
     lanes: int = 8  # that read for themselves: a multiple of the hosts
-    decode: str = "auto"  # threads (simplejpeg) or tf (tf.data)
+    decode: str = "auto"  # threads, or tf (tf.data): who runs the same decoder
     num_threads: int = 2
     prefetch_batches: int = 4
     max_bad_fraction: float = 0.001  # more undecodable examples than this stop the run

@@ -49,11 +49,10 @@ class Frames:
         index: CorpusIndex,
         image_size: tuple[int, int],
         *,
-        decode: str = "auto",
         batch: int = BATCH,
     ):
         self.index, self.batch = index, batch
-        self._reader = FrameReader(index, image_size, decode, num_threads=os.cpu_count() or 1)
+        self._reader = FrameReader(index, image_size, num_threads=os.cpu_count() or 1)
 
     def batches(self, rows: np.ndarray) -> Iterator[Batch]:
         """Batches of these rows, int64 (N, n). Neighbours share frames: decoded once."""
@@ -91,7 +90,7 @@ class Pairs(Frames):
         there = {"fps": 0.0} | corpus | {"window_seconds": self.window_seconds}
         data = DataSettings.of(config.data).in_order().on({"corpus": there})
         opened = open_mixture(data, ["frames"]).corpora[0]
-        super().__init__(opened.index, data.image_size, decode=data.decode, batch=batch)
+        super().__init__(opened.index, data.image_size, batch=batch)
         samples = np.arange(opened.num_samples)
         # Every eligible pair, int64 (N, 2), ascending.
         self.rows = opened.frame_rows(samples, np.zeros_like(samples), seed=0)

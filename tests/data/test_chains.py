@@ -119,8 +119,6 @@ def test_pairs_with_a_bad_frame_are_replaced_the_same_by_any_backend(tmp_path):
     streams = [loader.iterate() for loader in loaders]
     for _ in range(6):
         one, two = (next(stream) for stream in streams)
-        difference = one.pop("frames").astype(int) - two.pop("frames")
-        assert np.abs(difference).max() <= 2
         assert_same(one, two)
     for stream, loader in zip(streams, loaders, strict=True):
         stream.close()

@@ -206,8 +206,6 @@ def test_the_same_batches_by_any_backend_place_and_start(corpora, decode):
         batches = two.iterate(start)
         for step, batch in enumerate(itertools.islice(batches, 5), start):
             expected = one.batch(step)
-            difference = expected.pop("frames").astype(int) - batch.pop("frames")
-            assert np.abs(difference).max() <= (2 if decode == "tf" else 0)
             assert_same(batch, expected)
         batches.close()
     two.close()
