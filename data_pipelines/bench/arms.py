@@ -70,7 +70,7 @@ def _resident(setting: Setting) -> list[bytes]:
 
 
 def tfdata_limit(setting: Setting) -> Batches:
-    """TensorFlow's decoder with the accurate DCT, which is simplejpeg's, in a pipeline of tf.data."""
+    """TensorFlow's decoder, with the accurate DCT as simplejpeg, in a pipeline of tf.data."""
     import tensorflow as tf
 
     jpegs = tf.constant(_resident(setting), tf.string)
