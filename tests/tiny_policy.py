@@ -15,7 +15,8 @@ from lapa_jax.policy.codecs import Bins
 from lapa_jax.policy.heads.tokens import CODEC
 from lapa_jax.stages.policy import TOKENIZER
 
-BINS = Bins([np.linspace(-1, 1, 6), np.array([-0.5, 0.1, 0.5, 1.5])])
+EDGES = [np.linspace(-1, 1, 6), np.array([-0.5, 0.1, 0.5, 1.5])]
+BINS = Bins(EDGES, [np.linspace(-0.8, 0.8, 5), np.array([-0.2, 0.2, 1.0])])
 TOKENIZER_MODEL = dict(
     dim=32, multipliers=(1, 2, 1, 1), blocks=1, latent_dim=16, code_dim=8, codebook_size=64
 )  # a code for 8 x 8 pixels

@@ -1,4 +1,4 @@
-"""Action statistics and the bin edges of action tokens, from the actions of an index.
+"""Action statistics and the bins of action tokens, from the actions of an index.
 
 Only valid actions count: the last step of an RLDS episode has none. Exact where a column fits in
 memory; else by a `Sketch`, which takes them in parts that can be merged in any order (by Beam, too:
@@ -6,14 +6,14 @@ memory; else by a `Sketch`, which takes them in parts that can be merged in any 
 """
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from absl import logging
 from scipy.cluster.vq import kmeans2
 
+from data_pipelines.checks.binning import Binned, Column, bins_of
 from data_pipelines.index import CorpusIndex
 from data_pipelines.progress import Progress
 
@@ -46,90 +46,117 @@ def too_large(index: CorpusIndex) -> bool:
     return index.actions is not None and index.actions.nbytes > EXACT_BYTES
 
 
-def action_statistics(index: CorpusIndex) -> dict[str, Any]:
-    """Per dimension: mean, std, min, max, q01, q99, constant; and num_actions. JSON-ready."""
-    rows = valid_action_rows(index)
-    found: dict[str, Any] = {
-        name: [] for name in ("mean", "std", "min", "max", "q01", "q99", "constant")
-    }
-    for dimension in range(index.action_dim):  # one column in memory at a time
-        column = index.actions[rows, dimension].astype(np.float64)
-        q01, q99 = np.quantile(column, [0.01, 0.99])
-        low, high = float(column.min()), float(column.max())
-        values = dict(mean=column.mean(), std=column.std(), min=low, max=high, q01=q01, q99=q99)
-        for name, value in values.items():
-            found[name].append(float(value))
-        found["constant"].append(low == high)
-    _warn_of_constant(index, found)
-    return {**found, "num_actions": len(rows)}
-
-
-def _warn_of_constant(index: CorpusIndex, found: dict[str, Any]) -> None:
-    if any(found["constant"]):
-        logging.warning(
-            "%s: action dimensions %s are constant.",
-            index.directory,
-            np.flatnonzero(found["constant"]).tolist(),
-        )
-
-
-def quantile_edges(actions: np.ndarray, bins: int) -> list[np.ndarray]:
-    """Bin edges of each dimension of `actions` (N, A) so that bins are equally full.
-
-    The semantics of pandas.qcut(column, bins, duplicates="drop"): quantiles by linear
-    interpolation, equal ones merged, so a dimension may have fewer than `bins` bins and the edges
-    are ragged. A constant dimension v gets the one bin [v - e, v + e], e = 1e-3 * max(1, |v|),
-    whose centre is v again.
-    """
+def columns_of(actions: np.ndarray) -> Iterator[Column]:
+    """Each dimension of actions (N, A), one in memory at a time."""
     if actions.ndim != 2 or not len(actions):
         raise ValueError(f"actions have shape {actions.shape}, expected (N, action_dim), N > 0")
-    if bins < 1:
-        raise ValueError(f"bins is {bins}; it must be at least 1")
     _check_finite(actions)
-    probabilities = _edge_probabilities(bins)
-    return [
-        _merge_equal(
-            np.quantile(actions[:, dimension].astype(np.float64), probabilities), dimension
-        )
-        for dimension in range(actions.shape[1])
-    ]
+    return (Column.of(actions[:, dimension]) for dimension in range(actions.shape[1]))
 
 
-def gripper_edges(index: CorpusIndex, bins: int, gripper: int) -> list[np.ndarray]:
-    """Bin edges of a corpus as the original has them: `quantile_edges`, but [-0.5, 0.5, 1.5] of the
-    dimension `gripper`, which must hold 0 and 1 alone (-1: there is none)."""
-    actions = index.actions[valid_action_rows(index)]
-    edges = quantile_edges(actions, bins)
-    if gripper != -1:
-        if not 0 <= gripper < len(edges):
-            raise ValueError(f"--gripper {gripper}: actions have dimensions 0 to {len(edges) - 1}")
-        other = set(np.unique(actions[:, gripper])) - {0.0, 1.0}
-        if other:
-            raise ValueError(
-                f"--gripper {gripper}: that dimension holds {float(min(other)):g}, not 0 and 1 only"
-            )
-        edges[gripper] = np.array([-0.5, 0.5, 1.5])
-    return edges
+def action_statistics(index: CorpusIndex) -> dict[str, Any]:
+    """`statistics_of` the valid actions of a corpus."""
+    rows = valid_action_rows(index)
+    return statistics_of(index.actions[rows, dimension] for dimension in range(index.action_dim))
 
 
-def _edge_probabilities(bins: int) -> np.ndarray:
-    """As pandas does: a probability that is not representable is rounded up, so that a sample which
-    lies exactly on an edge falls into the bin below it."""
-    probabilities = np.linspace(0, 1, bins + 1)
-    off = bins * probabilities != np.arange(bins + 1)
-    probabilities[off] = np.nextafter(probabilities[off], 1)
-    return probabilities
+def statistics_of(dimensions: Iterable[np.ndarray]) -> dict[str, Any]:
+    """Per dimension, of which these are the actions (N,): mean, std, min, max, q01, q99, constant,
+    distinct (how many values), mode (the most frequent one) and mode_share; and num_actions.
+    JSON-ready."""
+    found: dict[str, Any] = {}
+    for numbers in dimensions:  # one in memory at a time
+        numbers = numbers.astype(np.float64)
+        facts = {"mean": float(numbers.mean()), "std": float(numbers.std())}
+        for name, value in (facts | _facts(Column.of(numbers))).items():
+            found.setdefault(name, []).append(value)
+        found["num_actions"] = len(numbers)
+    return found
 
 
-def _merge_equal(quantiles: np.ndarray, dimension: int) -> np.ndarray:
-    unique = np.unique(quantiles)
-    if len(unique) > 1:
-        return unique
-    half = 1e-3 * max(1.0, abs(unique[0]))
-    logging.warning(
-        "Action dimension %d is constant (%g): it gets a single bin.", dimension, unique[0]
+def _facts(column: Column) -> dict[str, Any]:
+    q01, q99 = column.quantiles(np.array([0.01, 0.99])).tolist()
+    most = int(column.counts.argmax())
+    return {
+        "min": float(column.values[0]),
+        "max": float(column.values[-1]),
+        "q01": q01,
+        "q99": q99,
+        "constant": len(column.values) == 1,
+        "distinct": len(column.values),
+        "mode": float(column.values[most]),
+        "mode_share": float(column.counts[most] / column.size),
+    }
+
+
+_FEW = 64  # values, each of which comes four times or more on average, are discrete
+_HEAVY = 0.02  # of the actions that have one value
+
+
+def peculiarities(found: dict[str, Any], errors: Sequence[float], tokens: str) -> list[str]:
+    """What of actions is easily lost in tokens: a line for each dimension that is constant,
+    discrete or heavy at one value, by `statistics_of`; and how exactly `tokens` say them. errors:
+    of each dimension the largest one between an action and what its tokens say."""
+    lines, actions = [], found["num_actions"]
+    for dimension, distinct in enumerate(found["distinct"]):
+        mode, share = found["mode"][dimension], found["mode_share"][dimension]
+        heavy = f"{mode:g} in {share:.1%} of the actions"
+        if distinct == 1:
+            lines.append(f"action dimension {dimension} is constant: {mode:g}")
+        elif distinct <= _FEW and 4 * distinct <= actions:
+            lines.append(f"action dimension {dimension} is discrete: {distinct} values, {heavy}")
+        elif share >= max(_HEAVY, 3 / actions):
+            lines.append(f"action dimension {dimension} is heavy at one value: {heavy}")
+    worst = int(np.argmax(errors))
+    span = found["max"][worst] - found["min"][worst]
+    lines.append(
+        f"the largest error of an action said by {tokens} is {errors[worst]:.3g}, in dimension "
+        f"{worst}, whose values reach over {span:.3g}"
     )
-    return np.array([unique[0] - half, unique[0] + half])
+    return lines
+
+
+def action_bins(actions: np.ndarray, bins: int) -> list[Binned]:
+    """At most `bins` bins of each dimension of `actions` (N, A): see binning.py."""
+    return [bins_of(column, bins) for column in columns_of(actions)]
+
+
+def describe(
+    index: CorpusIndex, approximate: bool = False
+) -> tuple[dict[str, Any], Iterator[Column]]:
+    """(`action_statistics`, with `approximate`; each dimension): of a sketch where exact ones are
+    not wanted, or would need too much memory."""
+    approximate = approximate or too_large(index)
+    if approximate:
+        sketch = sketch_actions(index)
+        found, columns = sketch.statistics(), sketch.columns()
+    else:
+        found = action_statistics(index)
+        columns = columns_of(index.actions[valid_action_rows(index)])
+    return found | {"approximate": approximate}, columns
+
+
+def survey(
+    index: CorpusIndex, bins: int, approximate: bool = False
+) -> tuple[dict[str, Any], list[Binned]]:
+    """(statistics of `describe`, with the `largest_error` of each dimension in its units; at most
+    `bins` bins of each)."""
+    found, columns = describe(index, approximate)
+    made = [(bins_of(column, bins), column) for column in columns]
+    found["largest_error"] = [binned.error(column.values) for binned, column in made]
+    return found, [binned for binned, _ in made]
+
+
+def check_gripper(actions: np.ndarray, gripper: int) -> None:
+    """Raises ValueError unless dimension `gripper` of actions (N, A) holds 0 and 1 alone."""
+    if not 0 <= gripper < actions.shape[1]:
+        last = actions.shape[1] - 1
+        raise ValueError(f"--gripper {gripper}: actions have dimensions 0 to {last}")
+    other = set(np.unique(actions[:, gripper])) - {0.0, 1.0}
+    if other:
+        raise ValueError(
+            f"--gripper {gripper}: that dimension holds {float(min(other)):g}, not 0 and 1 only"
+        )
 
 
 def _check_finite(actions: np.ndarray, first: int = 0) -> None:
@@ -141,7 +168,8 @@ def _check_finite(actions: np.ndarray, first: int = 0) -> None:
 
 def action_clusters(actions: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """(centres (count, A), scale (A,)) of `count` clusters of whole actions (N, A): k-means with
-    each dimension in units of its standard deviation, the same for the same actions."""
+    each dimension in units of its standard deviation, the same for the same actions. In dimensions
+    where most actions of a cluster have one value, its centre has that value."""
     if actions.ndim != 2 or len(actions) < count or count < 1:
         raise ValueError(
             f"{count} clusters of actions of shape {actions.shape}: need at least as "
@@ -150,10 +178,17 @@ def action_clusters(actions: np.ndarray, count: int) -> tuple[np.ndarray, np.nda
     _check_finite(actions)
     scale = actions.std(axis=0)
     scale = np.where(scale > 0, scale, 1.0)
-    centres, _ = kmeans2(
+    centres, labels = kmeans2(
         (actions / scale).astype(np.float64), count, minit="++", seed=0, missing="raise"
     )
-    return centres * scale, scale
+    centres *= scale
+    for dimension, numbers in enumerate(actions.T):
+        values, which = np.unique(numbers, return_inverse=True)
+        pairs, counts = np.unique(labels.astype(np.int64) * len(values) + which, return_counts=True)
+        cluster, value = np.divmod(pairs, len(values))
+        most = (counts > 1) & (2 * counts > np.bincount(labels, minlength=count)[cluster])
+        centres[cluster[most], dimension] = values[value[most]]
+    return centres, scale
 
 
 # ---------------------------------------------------------------- what does not fit in memory
@@ -161,6 +196,8 @@ def action_clusters(actions: np.ndarray, count: int) -> tuple[np.ndarray, np.nda
 _BINS = 8192
 _UNIT, _REACH = 1e-6, 1e6  # bins are as wide as x · 0.7 % from the unit to the reach, then one
 _CHUNK = 2**18  # actions
+_OFTEN = 2048  # values that are counted
+_POINTS = 2**16  # that stand for all the others
 
 
 @dataclass
@@ -169,9 +206,10 @@ class Sketch:
 
     Mean and squares are kept as (n, mean, sum of squared deviations), which lose nothing where the
     mean is large. A histogram with asinh-spaced bins gives quantiles: of each bin the count and its
-    least and greatest value, so that values which are few (a gripper's) stay exact. A quantile is
-    wrong by at most the width of a bin, 0.7 % of the value: much where all values are close to one
-    that is far from zero.
+    least and greatest value, so that values which are few (a gripper's) stay exact. So do the most
+    frequent values, which are counted (Misra and Gries 1982; merged as Agarwal et al. 2012 do: a
+    count misses at most one in _OFTEN). A quantile is wrong by at most the width of a bin, 0.7 % of
+    the value: much where all values are close to one that is far from zero.
     """
 
     count: int
@@ -180,14 +218,14 @@ class Sketch:
     counts: np.ndarray  # int64 (A, bins)
     low: np.ndarray  # float64 (A, bins); inf where a bin is empty
     high: np.ndarray  # float64 (A, bins); -inf where a bin is empty
+    often: list[Column]  # (A) of up to _OFTEN values, which come at least so often
 
     @classmethod
     def empty(cls, action_dim: int) -> "Sketch":
         shape = (action_dim, _BINS)
-        moments = np.zeros((2, action_dim))
-        return cls(
-            0, *moments, np.zeros(shape, np.int64), np.full(shape, np.inf), np.full(shape, -np.inf)
-        )
+        histogram = np.zeros(shape, np.int64), np.full(shape, np.inf), np.full(shape, -np.inf)
+        none = Column(np.zeros(0), np.zeros(0, np.int64))
+        return cls(0, *np.zeros((2, action_dim)), *histogram, [none] * action_dim)
 
     @classmethod
     def of(cls, actions: np.ndarray, first: int = 0) -> "Sketch":
@@ -199,14 +237,13 @@ class Sketch:
         values = actions.astype(np.float64)
         sketch.count, sketch.mean = len(values), values.mean(axis=0)
         sketch.squares = np.square(values - sketch.mean).sum(axis=0)
-        reach = np.arcsinh(_REACH / _UNIT)
-        place = (np.arcsinh(values / _UNIT) / reach + 1) * (_BINS / 2)
-        place = np.clip(place.astype(np.int64), 0, _BINS - 1)
+        place = _place(values)
         for dimension in range(values.shape[1]):
             bins, column = place[:, dimension], values[:, dimension]
             sketch.counts[dimension] = np.bincount(bins, minlength=_BINS)
             np.minimum.at(sketch.low[dimension], bins, column)
             np.maximum.at(sketch.high[dimension], bins, column)
+            sketch.often[dimension] = _most_often(Column.of(column))
         return sketch
 
     def merge(self, other: "Sketch") -> "Sketch":
@@ -221,31 +258,36 @@ class Sketch:
             self.counts + other.counts,
             np.minimum(self.low, other.low),
             np.maximum(self.high, other.high),
+            [_most_often(_joined(*pair)) for pair in zip(self.often, other.often, strict=True)],
         )
 
     def quantiles(self, probabilities: np.ndarray) -> np.ndarray:
-        """float64 (A, probabilities): by linear interpolation between neighbours, which lie evenly
-        spread between the least and the greatest value of their bin."""
+        """float64 (A, probabilities): by linear interpolation between neighbours."""
+        return np.stack([column.quantiles(probabilities) for column in self.columns()])
+
+    def columns(self) -> Iterator[Column]:
+        """Each dimension: the frequent values, and what else lies in each bin evenly spread between
+        its least and greatest value."""
         if not self.count:
             raise ValueError("there is no action")
-        place = np.clip(np.asarray(probabilities) * (self.count - 1), 0, self.count - 1)
-        below = np.floor(place).astype(np.int64)
-        above = np.minimum(below + 1, self.count - 1)
-        part = place - below
-        return np.stack(
-            [
-                (1 - part) * self._sorted(dimension, below) + part * self._sorted(dimension, above)
-                for dimension in range(len(self.mean))
-            ]
-        )
-
-    def _sorted(self, dimension: int, ranks: np.ndarray) -> np.ndarray:
-        """The values of these ranks, from 0."""
-        ends = np.cumsum(self.counts[dimension])
-        bins = np.searchsorted(ends, ranks, side="right")
-        counts, low = self.counts[dimension][bins], self.low[dimension][bins]
-        inside = (ranks - (ends[bins] - counts)) / np.maximum(counts - 1, 1)
-        return low + (self.high[dimension][bins] - low) * inside
+        for counts, low, high, often in zip(
+            self.counts, self.low, self.high, self.often, strict=True
+        ):
+            known = np.bincount(_place(often.values), often.counts, _BINS).astype(np.int64)
+            one = low == high  # value alone is in the bin: its count is known
+            known[one] = 0
+            often = Column(*(part[~one[_place(often.values)]] for part in often))
+            rest = counts - known
+            full = np.flatnonzero(rest > 0)
+            rest, low, high = rest[full], low[full], high[full]
+            points = np.where(one[full], 1, np.minimum(rest, 2 + rest * _POINTS // self.count))
+            which = np.repeat(np.arange(len(full)), points)
+            number = np.arange(len(which)) - np.repeat(np.cumsum(points) - points, points)
+            spread = number / np.maximum(points - 1, 1)[which]
+            values = low[which] + (high - low)[which] * spread
+            share, more = np.divmod(rest, points)
+            spare = Column.of(values, share[which] + (number < more[which]))
+            yield _joined(often, spare)
 
     def histogram(self, dimension: int, bins: int) -> dict[str, list]:
         """{edges, counts}: even bins between the 1 % and 99 % quantiles (least and greatest value
@@ -262,23 +304,31 @@ class Sketch:
 
     def statistics(self) -> dict[str, Any]:
         """As `action_statistics` gives them, the quantiles approximate."""
-        q01, q99 = self.quantiles(np.array([0.01, 0.99])).T
-        low, high = self.low.min(axis=1), self.high.max(axis=1)
+        facts = [_facts(column) for column in self.columns()]
         return {
             "mean": self.mean.tolist(),
             "std": np.sqrt(self.squares / self.count).tolist(),
-            "min": low.tolist(),
-            "max": high.tolist(),
-            "q01": q01.tolist(),
-            "q99": q99.tolist(),
-            "constant": (low == high).tolist(),
+            **{name: [of[name] for of in facts] for name in facts[0]},
             "num_actions": self.count,
         }
 
-    def edges(self, bins: int) -> list[np.ndarray]:
-        """As `quantile_edges` gives them, approximate."""
-        quantiles = self.quantiles(_edge_probabilities(bins))
-        return [_merge_equal(row, dimension) for dimension, row in enumerate(quantiles)]
+
+def _place(values: np.ndarray) -> np.ndarray:
+    """In which bins of a sketch these values are."""
+    place = (np.arcsinh(values / _UNIT) / np.arcsinh(_REACH / _UNIT) + 1) * (_BINS / 2)
+    return np.clip(place.astype(np.int64), 0, _BINS - 1)
+
+
+def _joined(one: Column, other: Column) -> Column:
+    return Column.of(*(np.concatenate(parts) for parts in zip(one, other, strict=True)))
+
+
+def _most_often(column: Column) -> Column:
+    """At most _OFTEN of its values; each count is lower by that of the first value left out."""
+    if len(column.values) <= _OFTEN:
+        return column
+    counts = column.counts - np.partition(column.counts, -_OFTEN - 1)[-_OFTEN - 1]
+    return Column(column.values[counts > 0], counts[counts > 0])
 
 
 def sketch_actions(index: CorpusIndex) -> Sketch:
@@ -289,7 +339,6 @@ def sketch_actions(index: CorpusIndex) -> Sketch:
             part = index.actions[rows[start : start + _CHUNK]]
             sketch = sketch.merge(Sketch.of(part, start))
             bar.update(len(part))
-    _warn_of_constant(index, sketch.statistics())
     return sketch
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines import sidecar
+from data_pipelines.checks import statistics
 from data_pipelines.checks.verify_shard import Fault, Record, ShardReader
 from data_pipelines.index import CorpusIndex, load_index
 from data_pipelines.index.labels import IMAGE_TOKENS, LATENT_ACTIONS, LabelSet, known_sets
@@ -36,6 +37,7 @@ KINDS = {
     "labels": "a label or token set does not fit the index, or is damaged: run `lapa label`",
 }
 MAX_SHOWN = 20
+BINS = 256  # of an action dimension, for its error as tokens
 _DAMAGED = (sidecar.SidecarError, FileNotFoundError)
 
 
@@ -51,6 +53,7 @@ class Report:
     left_out: list[Fault] = field(default_factory=list)  # of records that each index leaves out
     excluded: list[tuple[str, int]] = field(default_factory=list)  # (shard, record), likewise
     notes: list[str] = field(default_factory=list)
+    actions: list[str] = field(default_factory=list)  # what of them is easily lost in tokens
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"counts": dict(Counter(fault.kind for fault in self.faults))}
@@ -96,6 +99,8 @@ def verify_corpus(
                 where = dict(split=split, sidecar_dir=sidecar_dir, image_key=key)
                 indexes[key] = load_index(directory, **where)
                 faults += _label_faults(indexes[key])
+                if len(indexes) == 1 and indexes[key].actions is not None:
+                    report.actions += _of_actions(indexes[key])
             except _DAMAGED as error:
                 faults.append(Fault("index", split, "", None, str(error)))
         if excluded:  # by every index
@@ -127,6 +132,17 @@ def verify_corpus(
             out = (fault.shard, fault.record) in excluded
             (report.left_out if out else report.faults).append(fault)
     return report
+
+
+def _of_actions(index: CorpusIndex) -> Iterator[str]:
+    """What of its actions is easily lost in tokens."""
+    try:
+        found, _ = statistics.survey(index, BINS)
+    except ValueError as error:  # not finite, which is a fault of a record; or there is none
+        yield f"split {index.split}: no statistics of actions: {error}"
+        return
+    for line in statistics.peculiarities(found, found["largest_error"], f"{BINS} bins"):
+        yield f"split {index.split}: {line}"
 
 
 def _label_faults(index: CorpusIndex) -> Iterator[Fault]:
@@ -200,7 +216,7 @@ def to_text(report: Report) -> str:
         lines.append(f"{fault.kind:<16} {fault.split} {fault.place or '-'}  {fault.reason}")
     if len(report.faults) > MAX_SHOWN:
         lines.append(f"... and {len(report.faults) - MAX_SHOWN} more (--json tells all)")
-    lines += report.notes
+    lines += report.notes + report.actions
     if report.left_out:
         lines.append(f"{len(report.left_out)} faults are of episodes that the index leaves out")
     lines.append("sound" if not report.faults else f"{len(report.faults)} faults")

@@ -77,7 +77,8 @@ class LapaPolicy(PreTrainedModel):
                 self._actions = json.load(file)
         if "edges" in self._actions:  # an id a dimension: the centre of its bin
             edges = [np.asarray(e, np.float64) for e in self._actions["edges"]]
-            centres = [0.5 * (e[:-1] + e[1:]) for e in edges]
+            middles = [0.5 * (e[:-1] + e[1:]) for e in edges]
+            centres = [np.asarray(c) for c in self._actions.get("centres", middles)]
             found = np.stack(
                 [c[i] for c, i in zip(centres, np.moveaxis(ids, -1, 0), strict=True)], axis=-1
             )

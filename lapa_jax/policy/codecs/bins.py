@@ -1,4 +1,4 @@
-"""Real actions as tokens, one a dimension: bins that are equally full."""
+"""Real actions as tokens, one a dimension: bins of values that are frequent, and of the rest."""
 
 import csv
 import io
@@ -11,14 +11,15 @@ from lapa_jax.policy.codecs.codec import ActionCodec, check_actions
 
 
 class Bins(ActionCodec):
-    """Bins of each action dimension: edges ascending, bin i is [edges[i], edges[i+1]).
+    """Bins of each action dimension: edges ascending, bin i is [edges[i], edges[i+1]) and stands
+    for centres[i], the middle of it where there are none.
 
-    Dimensions may have different numbers of bins (equal quantiles are merged).
+    Dimensions may have different numbers of bins.
     """
 
     kind, token = "bins", "dimension"
 
-    def __init__(self, edges: Sequence[np.ndarray]):
+    def __init__(self, edges: Sequence[np.ndarray], centres: Sequence[np.ndarray] | None = None):
         self.edges = [np.asarray(e, np.float64) for e in edges]
         if not self.edges:
             raise ValueError("bins need at least one dimension of actions")
@@ -28,22 +29,31 @@ class Bins(ActionCodec):
                     f"edges of action dimension {dimension} must be two or more finite ascending "
                     f"numbers, got {e}"
                 )
+        given = map(_middles, self.edges) if centres is None else centres
+        self._centres = [np.asarray(c, np.float64) for c in given]
+        if len(self._centres) != len(self.edges):
+            raise ValueError(f"{len(self._centres)} lines of centres, {len(self.edges)} of edges")
+        for dimension, (c, e) in enumerate(zip(self._centres, self.edges, strict=True)):
+            if c.shape != (len(e) - 1,) or not ((e[:-1] <= c) & (c <= e[1:])).all():
+                raise ValueError(
+                    f"centres of action dimension {dimension} must be one in each bin, got {c}"
+                )
         self.action_dim = len(self.edges)
         self.sizes = np.array([len(e) - 1 for e in self.edges], np.int32)
 
     @classmethod
     def fit(cls, actions: np.ndarray, size: int) -> "Bins":
         """At most `size` bins of each dimension of actions (N, action_dim)."""
-        from data_pipelines.checks.statistics import quantile_edges
+        from data_pipelines.checks.statistics import action_bins
 
-        return cls(quantile_edges(actions, size))
+        return cls(*zip(*action_bins(actions, size), strict=True))
 
     @property
     def centres(self) -> np.ndarray:
         """Bin centres, float32 (action_dim, max bins); rows are padded with NaN."""
         table = np.full((self.action_dim, self.sizes.max()), np.nan, np.float32)
-        for dimension, e in enumerate(self.edges):
-            table[dimension, : len(e) - 1] = 0.5 * (e[:-1] + e[1:])
+        for dimension, c in enumerate(self._centres):
+            table[dimension, : len(c)] = c
         return table
 
     def encode(self, values: np.ndarray) -> np.ndarray:
@@ -66,10 +76,15 @@ class Bins(ActionCodec):
         return self._described([row[np.isfinite(row)] for row in self.centres])
 
     def settings(self) -> dict[str, Any]:
-        return {"edges": [e.tolist() for e in self.edges]}
+        found = {"edges": [e.tolist() for e in self.edges]}
+        if any(map(np.any, map(_beside, self.edges, self._centres))):
+            found["centres"] = [c.tolist() for c in self._centres]
+        return found
 
     def to_csv(self) -> str:
-        """The original's bin edges, as `from_csv` reads them."""
+        """The original's bin edges, as `from_csv` reads them; which stand for their middle."""
+        if "centres" in self.settings():
+            raise ValueError("the csv of bin edges cannot say centres beside the middle of bins")
         text, width = io.StringIO(), max(len(e) for e in self.edges)
         lines = csv.writer(text, lineterminator="\n")
         lines.writerow(range(width))
@@ -92,3 +107,12 @@ class Bins(ActionCodec):
                 )
             edges.append(np.array([float(cell) for cell in kept]))
         return cls(edges)
+
+
+def _middles(edges: np.ndarray) -> np.ndarray:
+    return 0.5 * (edges[:-1] + edges[1:])
+
+
+def _beside(edges: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """Which centres are not in the middle of their bins, as values are float32."""
+    return _middles(edges).astype(np.float32) != centres.astype(np.float32)

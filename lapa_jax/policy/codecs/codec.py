@@ -57,6 +57,18 @@ class ActionCodec(Codec):
         """The codec of actions (N, action_dim), with at most `size` ids a token."""
         raise NotImplementedError
 
+    def peculiarities(self, actions: np.ndarray) -> list[str]:
+        """What of actions (N, action_dim) is easily lost in tokens, and how exactly these say
+        them."""
+        from data_pipelines.checks import statistics
+
+        errors = np.zeros(self.action_dim)
+        for start in range(0, len(actions), 2**18):
+            part = actions[start : start + 2**18]
+            np.maximum(errors, np.abs(part - self.decode(self.encode(part))).max(0), out=errors)
+        found = statistics.statistics_of(actions.T)
+        return statistics.peculiarities(found, errors.tolist(), f"{self.sizes.max()} {self.kind}")
+
     def _described(self, centres: list[np.ndarray]) -> dict[str, Any]:
         """`centres`: of each dimension, float (ids,)."""
         return {

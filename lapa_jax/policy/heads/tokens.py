@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from absl import logging
 from ml_collections import ConfigDict
 
 from lapa_jax.nn.module import Functional, Tree
@@ -75,7 +76,11 @@ class TokenHead(Head):
         kind = codecs.CODECS[settings.codec]
         if not issubclass(kind, codecs.ActionCodec):
             return {}
-        return {CODEC: kind.fit(sources.actions(), settings.vocab).to_json()}
+        actions = sources.actions()
+        codec = kind.fit(actions, settings.vocab)
+        for line in codec.peculiarities(actions):
+            logging.warning("%s", line)
+        return {CODEC: codec.to_json()}
 
     def rows(self, batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         values = batch[COLUMNS[self.modality]]

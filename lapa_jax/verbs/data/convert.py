@@ -9,7 +9,10 @@ import dataclasses
 import functools
 from pathlib import Path
 
+import numpy as np
+
 from data_pipelines.checks import statistics
+from data_pipelines.checks.binning import middle_edges
 from data_pipelines.convert import lapa_jsonl, lerobot, rlds, ssv2, to_lapa_jsonl, video
 from data_pipelines.index.build import build_index
 from lapa_jax import version
@@ -39,7 +42,12 @@ def export(options: to_lapa_jsonl.Options) -> to_lapa_jsonl.Report:
     if options.bins_csv:
         tokenizer = codecs.Bins.from_csv(Path(options.bins_csv).read_text())
     else:
-        edges = statistics.gripper_edges(options.index(), options.bins, options.gripper)
+        found = options.index()
+        actions = found.actions[statistics.valid_action_rows(found)]
+        edges = [middle_edges(column, options.bins) for column in statistics.columns_of(actions)]
+        if options.gripper != -1:
+            statistics.check_gripper(actions, options.gripper)
+            edges[options.gripper] = np.array([-0.5, 0.5, 1.5])
         tokenizer = codecs.Bins(edges)
     report = to_rows(options, action_ids=tokenizer.encode)
     Path(options.out).with_suffix(".csv").write_text(tokenizer.to_csv())
