@@ -66,7 +66,7 @@ def inspect_corpus(
     for split in names:
         lengths = announced.get(split, {}).get("shardLengths")
         total = sum(int(length) for length in lengths) if lengths else None
-        scan = _Scan(action_key, instruction_key, strips)
+        scan = _Scan(action_key, instruction_key, strips, fields.declared(directory))
         shards = find_shards(directory, split)
         expected = min(total, max_episodes) if total and max_episodes else total
         with Progress(f"inspect {split}", expected, unit="episode", show=progress) as bar:
@@ -88,7 +88,10 @@ def inspect_corpus(
 class _Scan:
     """Running facts of one split."""
 
-    def __init__(self, action_key: str, instruction_key: str, strips: bool):
+    def __init__(
+        self, action_key: str, instruction_key: str, strips: bool, declared: fields.Declaration
+    ):
+        self.declared = declared
         self.action_key, self.instruction_key = action_key, instruction_key
         self.want_strips = strips
         self.episodes = 0
@@ -112,8 +115,9 @@ class _Scan:
         steps = _num_steps(where, features, record)
         self.lengths.append(steps)
         try:
-            texts = fields.texts(features, record, steps, self.instruction_key) or [""]
-            actions = fields.numbers(features, record, steps, self.action_key)
+            of = features, record, steps
+            texts = fields.texts(*of, self.instruction_key, self.declared) or [""]
+            actions = fields.numbers(*of, self.action_key, self.declared)
         except fields.FieldError as error:
             raise ValueError(f"{where}: {error}") from error
         self.instructions[texts[0]] += 1
@@ -184,7 +188,7 @@ class _Scan:
         strip = {"episode": name, "number": self.episodes, "instruction": text, "views": {}}
         strip["actions"] = []
         for name in fields.cameras(features, record):
-            images = features[schema.OBSERVATION + name].byte_items(record)
+            images = features[fields.image_key(features, name)].byte_items(record)
             kind = size = schema.picture_kind(images[0])
             if kind == "jpeg":
                 size = "x".join(map(str, schema.jpeg_size(images[0])[:2])) + " jpeg"
@@ -251,13 +255,10 @@ def _episodes(shards: list[Path]) -> Iterator[tuple[str, bytes, fields.Features]
 
 
 def _num_steps(where: str, features: fields.Features, record: bytes) -> int:
-    for key, feature in features.items():
-        if key.startswith(schema.OBSERVATION) and feature.kind == tfrecord.BYTES and feature.spans:
-            return len(feature.spans)
-    flags = features.get(schema.IS_FIRST)
-    if flags is None or flags.kind != tfrecord.INT64:
+    steps = fields.num_steps(features, record)
+    if steps is None:
         raise ValueError(f"{where}: neither images nor steps/is_first; this is not RLDS")
-    return len(flags.ints(record))
+    return steps
 
 
 def _read_features(directory: Path) -> dict[str, str]:

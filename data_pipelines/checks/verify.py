@@ -19,6 +19,7 @@ from data_pipelines.checks.verify_shard import Fault, Record, ShardReader
 from data_pipelines.index import CorpusIndex, load_index
 from data_pipelines.index.labels import IMAGE_TOKENS, LATENT_ACTIONS, LabelSet, known_sets
 from data_pipelines.progress import Progress
+from data_pipelines.rlds import fields
 from data_pipelines.rlds.shards import announced_lengths, find_shards, index_folder
 from data_pipelines.storage import locate
 
@@ -86,7 +87,8 @@ def verify_corpus(
     for split in splits:
         shards = find_shards(directory, split)
         report.shards += len(shards)
-        reader = ShardReader(split, tuple(image_keys), action_key, instruction_key)
+        declared = fields.declared(directory)
+        reader = ShardReader(split, tuple(image_keys), action_key, instruction_key, declared)
         reader.check_keys(shards)
         indexes, excluded = {}, []
         for key in image_keys:

@@ -1,7 +1,7 @@
 """What is wrong with the records of one shard, each looked at by itself; see verify.py."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import google_crc32c
@@ -58,6 +58,7 @@ class ShardReader:
     image_keys: Sequence[str]
     action_key: str
     instruction_key: str
+    declared: fields.Declaration = field(default_factory=dict)
 
     def check_keys(self, shards: Sequence[Path]) -> None:
         """Raises ValueError where the first record has no images of a key."""
@@ -146,14 +147,14 @@ class ShardReader:
             yield "instruction", fault
         action_dim = None
         try:
-            actions = fields.numbers(features, record, steps, self.action_key)
+            actions = fields.numbers(features, record, steps, self.action_key, self.declared)
             action_dim = 0 if actions is None else actions.shape[1]
         except fields.FieldError as error:
             actions = None
             if not lengths:
                 yield "action", str(error)
         if actions is not None:
-            yield from _action_faults(actions)
+            yield from _action_faults(features, record, actions)
         name, seen = _id(features, record), tuple(sizes)
         of = (self.split, path.name, number)
         found.records.append(Record(*of, name, bool(texts), action_dim, seen))
@@ -168,7 +169,7 @@ class ShardReader:
             if key.removeprefix(schema.OBSERVATION) in self.image_keys:
                 continue
             size = len(feature.spans if feature.kind == tfrecord.BYTES else feature.values(record))
-            once = key == "steps/" + self.instruction_key and size == 1
+            once = size == 1 and key.removeprefix("steps/") in self.instruction_key.split(",")
             if (size % steps or not size) and not once:
                 yield "lengths", f"{size} values of {key}, {steps} steps"
 
@@ -177,7 +178,8 @@ class ShardReader:
     ) -> tuple[set[str], str]:
         """The instructions, and what is wrong with them."""
         try:
-            texts = set(fields.texts(features, record, steps, self.instruction_key)) - {""}
+            of = self.instruction_key, self.declared
+            texts = set(fields.texts(features, record, steps, *of)) - {""}
         except fields.FieldError as error:
             return {""}, str(error)
         return texts, f"it changes: {sorted(texts)[:3]}" if len(texts) > 1 else ""
@@ -196,9 +198,12 @@ def _decode(jpegs: list[bytes]) -> tuple[list[tuple[int, str]], list[tuple[int, 
     return bad, sorted(sizes)
 
 
-def _action_faults(values: np.ndarray) -> Iterator[tuple[str, str]]:
-    """Of the actions (steps, A); that of the last step means nothing, but must be a number."""
-    bad = np.argwhere(~np.isfinite(values))
+def _action_faults(
+    features: fields.Features, record: memoryview, values: np.ndarray
+) -> Iterator[tuple[str, str]]:
+    """Of the actions (steps, A); that of a step `is_last` means nothing."""
+    used = values[: len(values) - fields.ends_by_flag(features, record, len(values))]
+    bad = np.argwhere(~np.isfinite(used))
     if len(bad):
         step, dimension = bad[0]
         where = f"step {step}, dimension {dimension}: {values[step, dimension]}"

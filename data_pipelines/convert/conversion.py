@@ -22,7 +22,7 @@ from data_pipelines.convert import executors, staging
 from data_pipelines.convert.executors import NeedsSettingError
 from data_pipelines.convert.report import Report, printable
 from data_pipelines.progress import Progress
-from data_pipelines.rlds import schema, writer
+from data_pipelines.rlds import schema, selection, writer
 
 __all__ = ["NeedsSettingError", "Report"]
 
@@ -112,6 +112,7 @@ def stretches(
         stretch = dataclasses.replace(
             episode,
             **{key: values[first:last] for key, values in of_steps.items()},
+            views={name: images[first:last] for name, images in episode.views.items()},
             instruction=texts[first],
             episode_id=episode.episode_id + (f"#{part:04d}" if changes else ""),
             terminal=episode.terminal and (all_end or last == steps),
@@ -173,9 +174,16 @@ class Options:
         return self.name or (word if word[:1].isalpha() else f"corpus_{word}")
 
     def spec(
-        self, fps: float, *, actions: int = 0, states: int = 0, language: bool = True
+        self,
+        fps: float,
+        *,
+        actions: int = 0,
+        states: int = 0,
+        language: bool = True,
+        cameras: Sequence[str] = (),
     ) -> schema.EpisodeSpec:
-        """Of what is converted; actions, states: how many numbers a step has, 0 for none."""
+        """Of what is converted; actions, states: how many numbers a step has, 0 for none; cameras:
+        as they were selected, of which the first is called image."""
         return schema.EpisodeSpec(
             image_shape=(*self.size, 3),
             action_dim=actions,
@@ -183,6 +191,7 @@ class Options:
             language=language,
             source=self.dataset,
             fps=fps,
+            cameras=tuple(selection.short_names(cameras)),
         )
 
     def __post_init__(self) -> None:
@@ -234,6 +243,7 @@ def convert(
         ]
         total = sum(job.recordings for job in jobs)
         report = Report(str(out), split, source.noun, total, resumed_parts=len(stage.results))
+        report.cameras = ["image", *source.spec.cameras]
         if stage.plan is None:
             _write_parts(source, jobs, stage, options)
             _summarise(report, stage)

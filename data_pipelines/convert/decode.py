@@ -223,11 +223,18 @@ def read_frames(path: str | Path, settings: VideoSettings) -> Iterator[tuple[flo
             yield float(time), encode(frame)
 
 
-def convert_picture(data: bytes, settings: VideoSettings, reformatter: VideoReformatter) -> bytes:
-    """The JPEG of a JPEG or PNG; its own bytes where it is a JPEG of the right size.
+def convert_picture(
+    data: bytes | np.ndarray, settings: VideoSettings, reformatter: VideoReformatter
+) -> bytes:
+    """The JPEG of a JPEG, a PNG or an array uint8 (H, W, 1, 3 or 4); its own bytes where it is a
+    JPEG of the right size.
 
     reformatter: of one thread. Raises VideoError.
     """
+    if isinstance(data, np.ndarray):
+        image = np.ascontiguousarray(np.repeat(data, 3, 2) if data.shape[2] == 1 else data[..., :3])
+        frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+        return encode_jpeg(fit_frame(frame, reformatter, settings), settings.quality)
     kind = picture_kind(data)
     if kind == "jpeg":
         try:

@@ -1,9 +1,10 @@
 """LeRobot data sets, v2.0, v2.1 and v3.0 -> an RLDS corpus (`lapa data convert lerobot`).
 
-v2 has a parquet file and, for each camera, an mp4 per episode, v3 many episodes in each. An mp4 is
-the unit of work: it is read once, from start to end, and its frames are given to the rows of the
-parquet files by time. Steps are those of the data set (no other frame rate), the instruction is the
-task of a row; an episode whose task changes gives an episode for each stretch of one task.
+v2 has a parquet file and, for each camera, an mp4 per episode, v3 many episodes in each; pictures
+may lie in the parquet files instead. A file of the first camera is the unit of work: it is read
+once, from start to end, and the frames of a video are given to the rows of the parquet files by
+time. Steps are those of the data set (no other frame rate), the instruction is the task of a row;
+an episode whose task changes gives an episode for each stretch of one task.
 Layout: `meta/info.json`, `meta/tasks.*`, `meta/episodes*` of the `lerobot` package, 0.4.
 """
 
@@ -11,112 +12,175 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+from av.video.reformatter import VideoReformatter
 
 from data_pipelines.convert import conversion, decode, reading
-from data_pipelines.rlds import schema
+from data_pipelines.convert import lerobot_layout as layout
+from data_pipelines.rlds import schema, selection
+from data_pipelines.rlds.selection import FieldError
 
-VERSIONS = ("v2.0", "v2.1", "v3.0")
 MAX_JPEG_BYTES = decode.MAX_EPISODE_BYTES
 
 
 @dataclasses.dataclass(frozen=True)
-class Recording:
-    """An episode of the data set, and where it lies."""
-
-    number: int
-    length: int
-    data: str  # parquet file below the root
-    video: str
-    start: float  # seconds into the video
-
-    @property
-    def name(self) -> str:
-        return f"episode_{self.number:06d}"
-
-
-@dataclasses.dataclass(frozen=True)
 class LeRobotSource(conversion.Source):
-    """The work of a unit is a tuple of the recordings of one mp4 by time."""
+    """The work of a unit is a tuple of recordings, in the order of its file."""
 
-    camera: str
-    action_key: str
-    state_key: str  # "": none
-    tasks: dict[int, str]
+    fields: layout.Fields
 
     def read(self, unit: conversion.Unit) -> Iterator[conversion.Found | conversion.Bad]:
-        frames = _Frames(decode.read_frames(self.root / unit.work[0].video, self.settings))
-        ends = [one.start for one in unit.work[1:]] + [float("inf")]
+        views = [_Frames(self.root, self.settings) for _ in self.fields.cameras]
         read_table = functools.lru_cache(maxsize=1)(self._table)  # many episodes lie in one
-        for one, end in zip(unit.work, ends, strict=True):
+        for one in unit.work:
             try:
-                # A frame belongs to the nearest step, so half a step before the next episode.
-                times, images = frames.until(end - 0.5 / self.spec.fps, one.length)
-                yield from self._episodes(one, times, images, read_table(one.data))
-            except conversion.RecordingError as error:
+                shown = [
+                    place and view.of(place, one.length, 0.5 / self.spec.fps)
+                    for view, place in zip(views, one.places, strict=True)
+                ]
+                yield from self._episodes(one, shown, read_table(one.data))
+            except (conversion.RecordingError, FieldError) as error:
                 yield conversion.Bad(one.name, str(error))
 
     def _table(self, file: str) -> pa.Table:
-        columns = ["episode_index", "timestamp", "task_index", self.action_key, self.state_key]
-        return _read_parquet(self.root / file, [column for column in columns if column])
+        fields = self.fields
+        columns = {"episode_index", "timestamp", *fields.texts, *fields.pictures}
+        columns |= {part.path for part in fields.actions + fields.states}
+        if layout.TASK in columns:
+            columns = columns - {layout.TASK} | {"task_index"}
+        return layout.read_parquet(self.root, file, sorted(columns))
 
     def _episodes(
-        self, one: Recording, times: np.ndarray, images: list[bytes], table: pa.Table
+        self,
+        one: layout.Recording,
+        shown: list[tuple[np.ndarray, list[bytes]] | None],
+        table: pa.Table,
     ) -> Iterator[conversion.Found]:
+        fields = self.fields
         rows = np.flatnonzero(table.column("episode_index").to_numpy() == one.number)
-        if not len(rows) == len(images) == one.length:
-            raise conversion.RecordingError(
-                f"{one.length} steps by the metadata, {len(rows)} rows in {one.data}, "
-                f"{len(images)} frames in {one.video}"
-            )
+        for place, frames in zip(one.places, shown, strict=True):
+            count = len(rows) if frames is None else len(frames[1])
+            if not len(rows) == count == one.length:
+                told = f", {count} frames in {place.video}" if place else ""
+                raise conversion.RecordingError(
+                    f"{one.length} steps by the metadata, {len(rows)} rows in {one.data}{told}"
+                )
         if (np.diff(rows) != 1).any():
             raise conversion.RecordingError(f"its rows in {one.data} are not together")
-        table = table.slice(rows[0], len(rows))
-        wanted = one.start + table.column("timestamp").to_numpy()
-        late = np.flatnonzero(np.abs(times - wanted) > 0.5 / self.spec.fps)
-        if len(late):
-            step = late[0]
-            raise conversion.RecordingError(
-                f"step {step} is at {wanted[step]:.3f} s of {one.video} by its timestamp, its "
-                f"frame at {times[step]:.3f} s"
-            )
-        actions = _matrix(table, self.action_key, self.spec.action_dim)
-        states = _matrix(table, self.state_key, self.spec.state_dim) if self.state_key else None
-        numbers = table.column("task_index").to_pylist()
-        unknown = sorted(set(numbers) - self.tasks.keys())
-        if unknown:
-            raise conversion.RecordingError(f"task {unknown[0]} is not in the list of tasks")
-        texts = [self.tasks[number] for number in numbers]
+        table, views = table.slice(rows[0], len(rows)), []
+        for camera, place, frames in zip(fields.cameras, one.places, shown, strict=True):
+            if frames is None:
+                views.append(self._pictures(table, camera))
+            else:
+                self._check_times(table, place, frames[0])
+                views.append(frames[1])
+        actions, states = (
+            self._numbers(table, parts) if parts else None
+            for parts in (fields.actions, fields.states)
+        )
+        if actions is not None:
+            selection.check_finite(actions, "action")
+        texts = _texts(table, fields)
+        first = one.places[0]
         episode = schema.Episode(
-            images=images,
+            images=views[0],
             actions=actions,
             states=states,
             instruction=texts[0],
             episode_id=one.name,
-            file_path=one.video,
-            camera=self.camera,
+            file_path=first.video if first else one.data,
+            camera=",".join(fields.cameras),
+            views=dict(zip(self.spec.cameras, views[1:], strict=True)),
         )
-        yield from conversion.stretches(episode, numbers, texts, all_end=True)
+        labels = table.column("task_index").to_pylist() if fields.texts == (layout.TASK,) else texts
+        yield from conversion.stretches(episode, labels, texts, all_end=True)
+
+    def _check_times(self, table: pa.Table, place: layout.Place, times: np.ndarray) -> None:
+        wanted = place.start + table.column("timestamp").to_numpy()
+        late = np.flatnonzero(np.abs(times - wanted) > 0.5 / self.spec.fps)
+        if len(late):
+            step = late[0]
+            raise conversion.RecordingError(
+                f"step {step} is at {wanted[step]:.3f} s of {place.video} by its timestamp, its "
+                f"frame at {times[step]:.3f} s"
+            )
+
+    def _pictures(self, table: pa.Table, camera: str) -> list[bytes]:
+        """The JPEGs of a column of pictures: bytes, or dictionaries of bytes and path."""
+        found, reformatter = [], VideoReformatter()
+        for step, value in enumerate(table.column(camera).to_pylist()):
+            data = value.get("bytes") if isinstance(value, dict) else value
+            if data is None and isinstance(value, dict) and value.get("path"):
+                raise conversion.RecordingError(
+                    f"{camera} of step {step} is only a path, {value['path']!r}: the parquet file "
+                    "must hold the picture itself"
+                )
+            if not isinstance(data, bytes):
+                raise conversion.RecordingError(f"{camera} of step {step} is no picture")
+            try:
+                found.append(decode.convert_picture(data, self.settings, reformatter))
+            except decode.VideoError as error:
+                raise conversion.RecordingError(f"{camera} of step {step}: {error}") from error
+        return found
+
+    def _numbers(self, table: pa.Table, parts: Sequence[selection.Part]) -> np.ndarray:
+        """float32 (rows, A) of columns of numbers or lists of them."""
+        found = []
+        for key, stop in parts:
+            column, width = table.column(key).combine_chunks(), self.fields.sizes[key]
+            while pa.types.is_nested(column.type) and not column.null_count:
+                column = column.flatten()
+            if column.null_count or len(column) != table.num_rows * width:
+                raise conversion.RecordingError(
+                    f"{key} has {len(column)} numbers in {table.num_rows} rows, "
+                    f"{column.null_count} of them empty; the data set says {width} in each"
+                )
+            values = selection.as_float32(column.to_numpy(zero_copy_only=False), key)
+            found.append(values.reshape(-1, width)[:, :stop])
+        return np.concatenate(found, axis=1)
+
+
+def _texts(table: pa.Table, fields: layout.Fields) -> list[str]:
+    """The first text of each row that is not blank."""
+    columns = []
+    for name in fields.texts:
+        if name == layout.TASK:
+            numbers = table.column("task_index").to_pylist()
+            unknown = sorted(set(numbers) - fields.tasks.keys())
+            if unknown:
+                raise conversion.RecordingError(f"task {unknown[0]} is not in the list of tasks")
+            columns.append([fields.tasks[number] for number in numbers])
+        else:
+            columns.append([(text or "").strip() for text in table.column(name).to_pylist()])
+    rows = zip(*columns, strict=True) if columns else [()] * table.num_rows
+    return [next(filter(None, row), "") for row in rows]
 
 
 class _Frames:
-    """The frames of a video, handed out in order. What breaks it breaks all that comes after."""
+    """The frames of one camera, handed out in order, from one video after the other. What breaks a
+    video breaks all that comes after in it."""
 
-    def __init__(self, frames: Iterator[tuple[float, bytes]]):
-        self._frames, self._waiting = frames, None
-        self._error: decode.VideoError | None = None
-        self._start: float | None = None
+    def __init__(self, root: Path, settings: decode.VideoSettings):
+        self._root, self._settings = root, settings
+        self._video, self._passed = "", 0.0
 
-    def until(self, end: float, length: int) -> tuple[np.ndarray, list[bytes]]:
-        """(seconds since the first frame, JPEGs) of the next frames before `end`, `length` of them
-        where the video breaks there."""
+    def _open(self, video: str) -> None:
+        if not (self._root / video).is_file():
+            raise conversion.RecordingError(f"{self._root / video} is missing")
+        self._frames = decode.read_frames(self._root / video, self._settings)
+        self._video, self._waiting, self._error, self._start = video, None, None, None
+
+    def of(self, place: layout.Place, length: int, margin: float) -> tuple[np.ndarray, list[bytes]]:
+        """(seconds since the first frame, JPEGs) of the frames of an episode, `length` of them
+        where the video breaks there. A frame belongs to the nearest step: `margin` is half of
+        one."""
+        if place.video != self._video or place.start < self._passed:
+            self._open(place.video)
+        self._passed = place.start
         times, images, size = [], [], 0
         try:
             while frame := self._waiting or next(self._frames, None):
@@ -124,7 +188,9 @@ class _Frames:
                 if self._start is None:
                     self._start = frame[0]
                 time = frame[0] - self._start
-                if time >= end:
+                if time < place.start - margin:  # of an episode that is not in this unit
+                    continue
+                if time >= place.end - margin:
                     self._waiting = frame
                     break
                 times.append(time)
@@ -141,181 +207,77 @@ class _Frames:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(conversion.Options):
-    """Of `convert_lerobot`.
+    """Of `convert_lerobot`. Keys are selections: names of features, joined by commas, '' for none.
 
     root: with meta, data and videos
-    camera: the feature, such as observation.images.top (default: the only one there is)
-    action_key: the feature
-    state_key: the feature, '' for none (default: observation.state where there is one)
+    camera: such as observation.images.top; several give a corpus of several cameras (default: the
+        only one there is)
+    action_key: those of several features stand side by side
+    state_key: (default: observation.state where there is one)
+    instruction_key: task is that of the data set's list; of several texts the first that is not
+        blank
     """
 
     root: str | Path = conversion.option(positional=True, metavar="folder")
     camera: str = ""
     action_key: str = "action"
     state_key: str = "observation.state"
+    instruction_key: str = layout.TASK
 
 
 def convert_lerobot(options: Options) -> conversion.Report:
-    """Converts one camera of a LeRobot data set into one split of a corpus.
+    """Converts a LeRobot data set into one split of a corpus.
 
-    Each camera becomes a corpus of its own with the same episode ids. Left out and named: episodes
-    whose metadata, rows and frames disagree in number or time, actions that are not finite, unknown
-    tasks.
+    Left out and named: episodes whose metadata, rows and frames disagree in number or time, actions
+    that are not finite, unknown tasks.
     """
-    root, camera = Path(options.root), options.camera
-    action_key, state_key = options.action_key, options.state_key
-    info = _info(root)
-    features, fps = info["features"], float(info["fps"])
-    cameras = [key for key, feature in features.items() if feature["dtype"] == "video"]
-    if not camera and len(cameras) == 1:
-        camera = cameras[0]
-    if camera not in cameras:
-        images = [key for key, feature in features.items() if feature["dtype"] == "image"]
-        raise ValueError(
-            f"--camera {camera!r}: the cameras of {root} are {cameras}"
-            + (f"; {images} are pictures in parquet files, which are not read" if images else "")
-        )
-    if state_key == "observation.state" and state_key not in features:
-        state_key = ""
+    root = Path(options.root)
+    info = layout.read_info(root)
+    fps = float(info["fps"])
+    fields = layout.find_fields(root, info, options)
     settings = decode.VideoSettings.of(options, fps, source_fps=fps)
     spec = options.spec(
         fps,
-        actions=_width(root, features, action_key, "--action_key"),
-        states=_width(root, features, state_key, "--state_key") if state_key else 0,
+        actions=fields.width(fields.actions),
+        states=fields.width(fields.states),
+        language=bool(fields.texts),
+        cameras=fields.cameras,
     )
-    tasks = _tasks(root)
-    recordings = _recordings(root, info, camera)
+    recordings = layout.find_recordings(root, info, fields.cameras)
     if not recordings:
         raise ValueError(f"{root} has no episodes")
-    by_video: dict[str, list[Recording]] = {}
+    by_file: dict[str, list[layout.Recording]] = {}
     for one in recordings:
-        by_video.setdefault(one.video, []).append(one)
+        by_file.setdefault(one.places[0].video if one.places[0] else one.data, []).append(one)
     units = []
-    for video, ones in by_video.items():
-        name = video if len(ones) > 1 else ones[0].name
-        work = tuple(sorted(ones, key=lambda one: one.start))
-        units.append(conversion.Unit(name, work, len(ones), reading.size_of(root / video)))
+    for file, ones in by_file.items():
+        name = file if len(ones) > 1 else ones[0].name
+        work = tuple(sorted(ones, key=lambda one: one.places[0].start if one.places[0] else 0))
+        units.append(conversion.Unit(name, work, len(ones), reading.size_of(root / file)))
+    places = [(one, place or ("", 0.0)) for one in recordings for place in one.places]
+    files = {file: None for one, place in places for file in (place[0], one.data) if file}
     report = conversion.convert(
-        LeRobotSource(root, settings, spec, camera, action_key, state_key, tasks),
+        LeRobotSource(root, settings, spec, fields),
         units,
         options,
         {
             **dataclasses.asdict(settings),
-            "camera": camera,
-            "action_key": action_key,
-            "state_key": state_key,
-            "tasks_hash": reading.hash_of(tasks.items()),
-            "episodes_hash": reading.hash_of(map(dataclasses.astuple, recordings)),
-            "source_hash": reading.hash_of_files(
-                root, {file: None for one in recordings for file in (one.video, one.data)}
+            "camera": ",".join(fields.cameras),
+            "action_key": options.action_key,
+            "state_key": options.state_key if fields.states else "",
+            "tasks_hash": reading.hash_of(
+                [*fields.tasks.items(), *(name for name in fields.texts if name != layout.TASK)]
             ),
+            "episodes_hash": reading.hash_of(
+                (one.number, one.length, one.data, *place[:2]) for one, place in places
+            ),
+            "source_hash": reading.hash_of_files(root, files),
         },
     )
-    report.notes |= {"camera": camera, "version": info["codebase_version"]}
-    if other := [key for key in cameras if key != camera]:
+    report.notes |= {"camera": ", ".join(fields.cameras), "version": info["codebase_version"]}
+    used = {part.path for part in fields.actions + fields.states} | {*fields.cameras, *fields.texts}
+    unused = [name for name in info["features"] if name not in used | layout.OWN]
+    if other := [name for name in unused if layout.is_camera(info["features"][name])]:
         report.notes["other cameras"] = ", ".join(other)
+    report.passed_over["fields"] = [name for name in unused if name not in other]
     return report
-
-
-def _info(root: Path) -> dict[str, Any]:
-    path = root / "meta" / "info.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist: {root} is not a LeRobot data set")
-    info = json.loads(path.read_text(encoding="utf-8"))
-    needed = ("codebase_version", "fps", "features", "data_path", "video_path")
-    missing = [key for key in needed if key not in info]
-    if missing:
-        raise ValueError(f"{path} lacks {missing}")
-    if info["codebase_version"] not in VERSIONS:
-        raise ValueError(
-            f"{path}: codebase_version is {info['codebase_version']!r}, known are {VERSIONS}; "
-            "convert the data set with the `lerobot` package first"
-        )
-    return info
-
-
-def _width(root: Path, features: dict, key: str, flag: str) -> int:
-    """The size of a feature that is a vector of floats."""
-    if key not in features:
-        raise ValueError(f"{flag} {key!r}: the features of {root} are {list(features)}")
-    feature = features[key]
-    if not feature["dtype"].startswith("float") or len(feature["shape"]) != 1:
-        raise ValueError(
-            f"{flag} {key!r} is {feature['dtype']}{feature['shape']}, not a vector of floats"
-        )
-    return feature["shape"][0]
-
-
-def _tasks(root: Path) -> dict[int, str]:
-    meta = root / "meta"
-    if (meta / "tasks.jsonl").is_file():  # v2
-        rows = _read_lines(meta / "tasks.jsonl", "task_index", "task")
-        return {number: text.strip() for number, text in rows}
-    table = _read_parquet(meta / "tasks.parquet")
-    texts = [name for name in table.column_names if name != "task_index"]
-    if "task_index" not in table.column_names or len(texts) != 1:  # the index of a data frame
-        raise ValueError(
-            f"{meta / 'tasks.parquet'} has columns {table.column_names}, not task_index and a text"
-        )
-    numbers, names = table["task_index"].to_pylist(), table[texts[0]].to_pylist()
-    return {number: text.strip() for number, text in zip(numbers, names, strict=True)}
-
-
-def _recordings(root: Path, info: dict[str, Any], camera: str) -> list[Recording]:
-    """All episodes, by number."""
-    if info["codebase_version"].startswith("v2"):
-        found = []
-        rows = _read_lines(root / "meta" / "episodes.jsonl", "episode_index", "length")
-        for number, length in rows:
-            keys = dict(
-                episode_index=number, episode_chunk=number // info["chunks_size"], video_key=camera
-            )
-            files = info["data_path"].format(**keys), info["video_path"].format(**keys)
-            found.append(Recording(number, length, *files, 0.0))
-        return sorted(found, key=lambda one: one.number)
-    prefix = f"videos/{camera}/"
-    columns = ["episode_index", "length", "data/chunk_index", "data/file_index"]
-    columns += [prefix + name for name in ("chunk_index", "file_index", "from_timestamp")]
-    found = []
-    for path in sorted((root / "meta" / "episodes").glob("*/*.parquet")):
-        for row in _read_parquet(path, columns).to_pylist():
-            data = info["data_path"].format(
-                chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]
-            )
-            video = info["video_path"].format(
-                video_key=camera,
-                chunk_index=row[prefix + "chunk_index"],
-                file_index=row[prefix + "file_index"],
-            )
-            start = row[prefix + "from_timestamp"]
-            found.append(Recording(row["episode_index"], row["length"], data, video, start))
-    return sorted(found, key=lambda one: one.number)
-
-
-def _read_lines(path: Path, *keys: str) -> Iterator[tuple]:
-    """These values of every line of a .jsonl file."""
-    for number, row in reading.json_lines(path):
-        missing = [key for key in keys if key not in row]
-        if missing:
-            raise ValueError(f"{path}, line {number} lacks {missing}")
-        yield tuple(row[key] for key in keys)
-
-
-def _read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
-    try:
-        return pq.read_table(path, columns=columns)
-    except (OSError, pa.ArrowException) as error:
-        raise conversion.RecordingError(f"{path}: {error}") from error
-
-
-def _matrix(table: pa.Table, key: str, width: int) -> np.ndarray:
-    """float32 (rows, width) of a column of lists."""
-    column = table.column(key).combine_chunks()
-    if not pa.types.is_floating(column.type):
-        column = column.flatten()
-    if column.null_count or len(column) != table.num_rows * width:
-        raise conversion.RecordingError(
-            f"{key} has {len(column)} numbers in {table.num_rows} rows, {column.null_count} of "
-            f"them empty; the data set says {width} in each"
-        )
-    return column.to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, width)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+_NAMES = 5  # of what was not used that are shown
+
 
 @dataclasses.dataclass
 class Report:
     """What a conversion did. `bad` and `short` list (recording or part of it, reason); `notes` are
-    further counts of the source."""
+    further counts of the source, `passed_over` what of it was not used: kind → names."""
 
     directory: str
     split: str
@@ -22,12 +24,19 @@ class Report:
     repeated_frames: int = 0
     episodes_with_language: int = 0
     resumed_parts: int = 0
+    cameras: list[str] = dataclasses.field(default_factory=lambda: ["image"])
+    passed_over: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
     bad: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     short: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
     def to_json(self) -> dict:
-        return dataclasses.asdict(self)
+        passed_over = {
+            kind: {"count": len(names), "first": names[:_NAMES]}
+            for kind, names in self.passed_over.items()
+            if names
+        }
+        return dataclasses.asdict(self) | {"passed_over": passed_over}
 
     def table(self, max_entries: int = 20) -> str:
         """The report as text."""
@@ -44,7 +53,14 @@ class Report:
             ("unconvertible", len(self.bad)),
             ("too short", len(self.short)),
             *self.notes.items(),
+            *(
+                (f"not used: {kind}", _first(names))
+                for kind, names in self.passed_over.items()
+                if names
+            ),
         ]
+        if len(self.cameras) > 1:
+            rows.insert(2, ("cameras", ", ".join(self.cameras)))
         width = max(len(name) for name, _ in rows)
         lines = [f"{name:<{width}}  {value}" for name, value in rows]
         for title, entries in (("unconvertible", self.bad), ("too short", self.short)):
@@ -53,6 +69,12 @@ class Report:
             if len(entries) > max_entries:
                 lines.append(f"  {title}: ... and {len(entries) - max_entries} more")
         return "\n".join(lines)
+
+
+def _first(names: list[str]) -> str:
+    """How many there are, and the names of some."""
+    shown = ", ".join(map(printable, names[:_NAMES]))
+    return f"{len(names)} ({shown}{', ...' if len(names) > _NAMES else ''})"
 
 
 def printable(text: str) -> str:

@@ -1,9 +1,9 @@
 """Any RLDS data set -> a corpus of this project's schema (`lapa data convert tfds`).
 
 Read are the TFRecord shards that TFDS writes, by this project's codec. A record is an episode and a
-unit of work. One camera becomes `image`; numbers and texts may lie under any keys (fields.py), by
-default those of the Open X-Embodiment table (open_x.py). An episode whose instruction changes gives
-an episode for each stretch of one instruction.
+unit of work. Keys are selections (fields.py), by default those of the Open X-Embodiment table
+(open_x.py). The first camera becomes `image`. An episode whose instruction changes gives an episode
+for each stretch of one instruction.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from data_pipelines.convert import conversion, decode, reading
-from data_pipelines.rlds import fields, open_x, schema, shards, tfrecord
+from data_pipelines.rlds import fields, open_x, schema, selection, shards, tfrecord
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +28,7 @@ class RldsSource(conversion.Source):
     action_key: str
     state_key: str
     instruction_key: str
+    declared: fields.Declaration
 
     def read(self, unit: conversion.Unit) -> Iterator[conversion.Found]:
         shard, number, offset = unit.work
@@ -41,24 +42,18 @@ class RldsSource(conversion.Source):
     def _episodes(
         self, name: str, shard: str, record: bytes, features: fields.Features
     ) -> Iterator[conversion.Found]:
-        spans = fields.images(features, self.image_key)
-        if not spans:
-            raise conversion.RecordingError(f"it has no images {self.image_key}")
-        steps, reformatter, images = len(spans), VideoReformatter(), []
-        for step, (start, size) in enumerate(spans):
-            picture = record[start : start + size]
-            try:
-                images.append(decode.convert_picture(picture, self.settings, reformatter))
-            except decode.VideoError as error:
-                raise conversion.RecordingError(
-                    f"{self.image_key} of step {step}: {error}"
-                ) from error
+        cameras, reformatter = selection.paths(self.image_key), VideoReformatter()
+        views = [self._images(path, record, features, reformatter) for path in cameras]
+        images, of = views[0], self.declared
+        steps = len(images)
         actions, states = (
-            fields.numbers(features, record, steps, key)
+            fields.numbers(features, record, steps, key, of)
             for key in (self.action_key, self.state_key)
         )
-        texts = fields.texts(features, record, steps, self.instruction_key)
-        reward = _reward(features, record, steps)
+        if actions is not None:
+            fields.check_actions(features, record, actions)
+        texts = fields.texts(features, record, steps, self.instruction_key, of)
+        reward = _reward(features, record, steps, of)
         terminal = features.get(schema.IS_TERMINAL)
         ends = terminal.ints(record)[-1:] if terminal and terminal.kind == tfrecord.INT64 else ()
         path = fields.scalar(features, record, schema.METADATA + "file_path")
@@ -77,22 +72,45 @@ class RldsSource(conversion.Source):
             fps=fps,
             reward=reward,
             terminal=bool(ends[0] if len(ends) else True),
+            views=dict(zip(self.spec.cameras, views[1:], strict=True)),
         )
         yield from conversion.stretches(episode, texts, texts, all_end=False)
+
+    def _images(
+        self,
+        path: str,
+        record: bytes,
+        features: fields.Features,
+        reformatter: VideoReformatter,
+    ) -> list[bytes]:
+        """The JPEGs of one camera."""
+        pictures = fields.pictures(features, record, path, self.declared)
+        if not pictures:
+            raise conversion.RecordingError(f"it has no images {path}")
+        found = []
+        for step, picture in enumerate(pictures):
+            try:
+                found.append(decode.convert_picture(picture, self.settings, reformatter))
+            except decode.VideoError as error:
+                raise conversion.RecordingError(f"{path} of step {step}: {error}") from error
+        return found
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(conversion.Options):
-    """Of `convert_rlds`. Keys are those of `open_x.Keys`.
+    """Of `convert_rlds`. Keys are selections: paths of fields with "/", joined by commas, '' for
+    none.
 
     source: directory with the TFRecord shards, or name of a data set
     data_dir: where TFDS keeps a data set that is given by name
     source_split: the split to read (default: --split)
-    image_key: camera, below steps/observation/ (default: that of the data set where it is known)
-    action_key: numbers below steps/, several keys joined by commas, '' for none (default: that of
-        the data set where it is known)
-    instruction_key: text below steps/, '' for none (default: that of the data set where it is
-        known)
+    image_key: camera, below steps/observation/ or steps/; observation may itself be the image;
+        several give a corpus of several cameras (default: that of the data set where it is known,
+        else image, else the only one)
+    action_key: numbers below steps/; those of several fields stand side by side (default: that of
+        the data set where it is known, else action)
+    instruction_key: text below steps/ or episode_metadata/; of several the first that is not blank
+        (default: that of the data set where it is known, else language_instruction)
     state_key: numbers below steps/ (default: none)
     fps: steps per second (default: that of the data set where it is known, else of its episodes)
     """
@@ -108,7 +126,7 @@ class Options(conversion.Options):
 
 
 def convert_rlds(options: Options) -> conversion.Report:
-    """Converts one split and camera of an RLDS data set into one split of a corpus.
+    """Converts one split of an RLDS data set into one split of a corpus.
 
     Left out and named: damaged records, pictures that cannot be decoded, actions that are not
     finite. Raises ValueError, with what there is, where a key is not in the data.
@@ -119,14 +137,19 @@ def convert_rlds(options: Options) -> conversion.Report:
     known = open_x.keys_of(directory, split)
     table = known or open_x.Keys()
     units = list(find_units(files))
-    first = tfrecord.first_example(files)
+    first = tfrecord.first_example(files, fields.has_steps) or tfrecord.first_example(files)
     if first is None:
         raise ValueError(f"{directory}: none of its {len(units)} records can be read")
     *_, record, features = first
     whats = ("image", "action", "instruction", "state")
     keys = {what: getattr(options, f"{what}_key") for what in whats}
     keys |= {what: getattr(table, what) for what, key in keys.items() if key is None}
-    widths = _check_keys(open_x.name_of(directory, split), keys, record, features)
+    declared = fields.declared(directory)
+    cameras = fields.cameras(features, record, declared)
+    if options.image_key is None and not known and keys["image"] not in cameras:
+        keys["image"] = cameras[0] if len(cameras) == 1 else keys["image"]
+    name = open_x.name_of(directory, split)
+    widths = _check_keys(name, keys, record, features, declared)
     fps = float(options.fps or table.fps)
     if not fps and not _fps(features, record):
         table_says = "its name is not in the table of Open X-Embodiment"
@@ -138,11 +161,15 @@ def convert_rlds(options: Options) -> conversion.Report:
         )
     settings = decode.VideoSettings.of(options, fps or 1.0)
     spec = options.spec(
-        fps, actions=widths["action"], states=widths["state"], language=bool(keys["instruction"])
+        fps,
+        actions=widths["action"],
+        states=widths["state"],
+        language=bool(keys["instruction"]),
+        cameras=selection.paths(keys["image"]),
     )
     named = {f"{what}_key": key for what, key in keys.items()}
     report = conversion.convert(
-        RldsSource(directory, settings, spec, **named),
+        RldsSource(directory, settings, spec, **named, declared=declared),
         units,
         options,
         {
@@ -159,8 +186,12 @@ def convert_rlds(options: Options) -> conversion.Report:
         "instruction": keys["instruction"] or "none",
         "fps": fps or f"of {schema.FPS}",
     }
-    if other := [key for key in fields.cameras(features, record) if key != keys["image"]]:
+    if fields.several_texts(features, keys["instruction"], declared):
+        report.notes["instruction"] += " (of several texts the first that is not blank)"
+    unused = fields.unused(features, record, declared, *keys.values())
+    if other := unused.pop("cameras"):
         report.notes["other cameras"] = ", ".join(other)
+    report.passed_over |= unused | {"splits": shards.other_splits(directory, split)}
     return report
 
 
@@ -201,39 +232,54 @@ def find_units(files: list[Path]) -> Iterator[conversion.Unit]:
 
 
 def _check_keys(
-    data_set: str, keys: dict[str, str], record: bytes, features: fields.Features
+    data_set: str,
+    keys: dict[str, str],
+    record: bytes,
+    features: fields.Features,
+    declared: fields.Declaration,
 ) -> dict[str, int]:
     """Numbers a step of action and state. Raises ValueError for what is not there."""
 
     def fail(what: str, reason: str) -> ValueError:
         return ValueError(
             f"--{what}_key {keys[what]!r}: {reason} in {data_set!r}, which has "
-            f"{fields.listing(features, record)}"
+            f"{fields.listing(features, record, declared)}"
         )
 
-    if keys["image"] not in fields.cameras(features, record):
-        raise fail("image", "no such images")
-    steps = len(fields.images(features, keys["image"]))
-    widths = {}
-    for what in ("action", "state"):
+    widths, steps = {}, 0
+    for what in keys:
         try:
-            values = fields.numbers(features, record, steps, keys[what])
+            if what == "image":
+                pictures = [
+                    fields.pictures(features, record, path, declared)
+                    for path in selection.paths(keys[what])
+                ]
+                if not pictures or not all(pictures):
+                    raise fail(what, "no such images")
+                steps = len(pictures[0])
+            elif what == "instruction":
+                fields.require(features, keys[what])
+                fields.texts(features, record, steps, keys[what], declared)
+            else:
+                fields.require(features, keys[what])
+                values = fields.numbers(features, record, steps, keys[what], declared)
+                if values is None and keys[what]:
+                    raise fields.FieldError("it holds no numbers")
+                widths[what] = 0 if values is None else values.shape[1]
         except fields.FieldError as error:
-            raise fail(what, str(error)) from error
-        if values is None and keys[what]:
-            raise fail(what, 'no such numbers ("" for none)')
-        widths[what] = 0 if values is None else values.shape[1]
-    if keys["instruction"] and "steps/" + keys["instruction"] not in features:
-        raise fail("instruction", 'no such texts ("" for none)')
+            none = "" if what == "image" else " ('' for none)"
+            raise fail(what, f"{error}{none}") from error
     return widths
 
 
-def _reward(features: fields.Features, record: bytes, steps: int) -> np.ndarray | None:
-    feature = features.get(schema.REWARD)
-    if feature is None or feature.kind != tfrecord.FLOAT:
+def _reward(
+    features: fields.Features, record: bytes, steps: int, declared: fields.Declaration
+) -> np.ndarray | None:
+    try:
+        values = fields.numbers(features, record, steps, "reward", declared)
+    except fields.FieldError:
         return None
-    values = feature.floats(record)
-    return values if len(values) == steps else None
+    return values[:, 0] if values is not None and values.shape[1] == 1 else None
 
 
 def _fps(features: fields.Features, record: bytes) -> float:

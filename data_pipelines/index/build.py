@@ -30,6 +30,8 @@ from data_pipelines.rlds.shards import (
 from data_pipelines.storage import Location, Lock
 
 FORMAT = 1
+_STANDARD = {"action": "action", "instruction": "language_instruction"}
+_REWRITE = "the loader reads JPEG: rewrite the corpus with `lapa data convert tfds`"
 REBUILD = "run `lapa data index`"
 _EPISODE = [  # of each, in the order in which a shard is read
     ("record_of_episode", np.int32),
@@ -58,8 +60,8 @@ def build_index(
 ) -> Path:
     """Reads all shards of a split and writes its index; returns the index's folder.
 
-    image_key is the observation (steps/observation/<image_key>); action_key and instruction_key are
-    keys under steps/, as fields.py reads them. fps: of episodes whose metadata do not tell it (0:
+    image_key, action_key, instruction_key: selections (fields.py); the standard ones may be absent,
+    others must be there. fps: of episodes whose metadata do not tell it (0:
     unknown). exclude: (shard file name, record number) of episodes to leave out, for
     example damaged ones; their contents are not even looked at. workers: processes to read with
     (default: one per core). A directory behind a URL needs a local sidecar_dir, and each worker
@@ -81,7 +83,8 @@ def build_index(
         "fps": float(fps),
         "exclude": [list(episode) for episode in left_out],
     }
-    fields.parts(action_key)
+    for key in (action_key, instruction_key):
+        fields.parts(key)
     if not (np.isfinite(fps) and fps >= 0):
         raise ValueError(f"fps is {fps}; it must be positive, or 0 where it is unknown")
     folder = Path(index_folder(directory, image_key, split, sidecar_dir))  # local, or an error
@@ -209,7 +212,7 @@ class _EpisodeReader:
 
     def __init__(self, path: Location, data: memoryview, settings: dict[str, Any]):
         self.path, self.data, self.settings = path, data, settings
-        self.image_key = schema.OBSERVATION + settings["image_key"]
+        self.declared = fields.declared(path.parent)
         self.episodes: list[tuple] = []
         self.record_crc: list[int] = []
         self.frames: list[tuple[int, int, int]] = []
@@ -227,30 +230,22 @@ class _EpisodeReader:
 
         if not self.keys:
             self.keys = {key: feature.kind for key, feature in sorted(features.items())}
-        images = features.get(self.image_key)
-        if images is None or images.kind != tfrecord.BYTES:
-            names = [
-                key.removeprefix(schema.OBSERVATION)
-                for key in sorted(features)
-                if key.startswith(schema.OBSERVATION) and features[key].kind == tfrecord.BYTES
-            ]
-            raise fail(
-                f"image_key is {self.settings['image_key']!r}, but there is no list of "
-                f"images {self.image_key}; bytes observations: {names or 'none'}; all keys: "
-                f"{sorted(features)}"
-            )
+            self._check_keys(features, record, fail)
+        key = fields.image_key(features, self.settings["image_key"])
+        images, says = features.get(key), self.declared.get(key)
+        if images is None or images.kind == tfrecord.EMPTY:
+            raise fail(self._no("image", "there are no such images", features, record))
+        if images.kind != tfrecord.BYTES or (says and says.encoding != "none"):
+            raise fail(f"{key} holds {says or images.kind}; {_REWRITE}")
         steps = len(images.spans)
         if not steps:
-            raise fail(f"{self.image_key} is empty: the episode has no steps")
+            raise fail(f"{key} is empty: the episode has no steps")
         flags = features.get(schema.IS_FIRST)
         if flags is not None and len(flags.ints(record)) != steps:
             raise fail(f"{steps} images but {len(flags.ints(record))} values of {schema.IS_FIRST}")
         for step, (start, size) in enumerate(images.spans):
             if schema.picture_kind(record[start : start + size]) == "png":
-                raise fail(
-                    f"{self.image_key} of step {step} is a PNG; the loader reads JPEG: "
-                    "rewrite the corpus with `lapa data convert tfds`"
-                )
+                raise fail(f"{key} of step {step} is a PNG; {_REWRITE}")
             crc = google_crc32c.value(np.frombuffer(record[start : start + size], np.uint8))
             self.frames.append((offset + start, size, crc))
         if self.image_size is None:
@@ -271,11 +266,14 @@ class _EpisodeReader:
             )
         )
         try:
-            actions = fields.numbers(features, record, steps, self.settings["action_key"])
+            actions = fields.numbers(
+                features, record, steps, self.settings["action_key"], self.declared
+            )
+            if actions is not None:
+                fields.check_actions(features, record, actions)
+                self.actions.append(self._checked(actions, fail))
         except fields.FieldError as error:
             raise fail(f"action_key is {self.settings['action_key']!r}: {error}") from error
-        if actions is not None:
-            self.actions.append(self._checked(actions, fail))
         if len(self.actions) not in (0, len(self.episodes)):
             raise fail(
                 f"action_key {self.settings['action_key']!r} is in some episodes and not in "
@@ -284,15 +282,29 @@ class _EpisodeReader:
         (crc,) = np.frombuffer(self.data[offset + length : offset + length + 4], "<u4")
         self.record_crc.append(crc)
 
+    def _check_keys(self, features: dict, record: memoryview, fail: Callable) -> None:
+        """That there is what was asked for; the standard keys only where it is."""
+        for what, standard in _STANDARD.items():
+            key = self.settings[f"{what}_key"]
+            try:
+                fields.require(features, key)
+            except fields.FieldError as error:
+                if key != standard:
+                    raise fail(self._no(what, error, features, record)) from error
+
+    def _no(self, what: str, why: object, features: dict, record: memoryview) -> str:
+        there = fields.listing(features, record, self.declared)
+        return f"{what}_key is {self.settings[f'{what}_key']!r}, but {why}; {there}"
+
     def _instruction(self, features: dict, record: memoryview, steps: int, fail: Callable) -> int:
         key = self.settings["instruction_key"]
         try:
-            texts = set(fields.texts(features, record, steps, key)) - {""}
+            texts = set(fields.texts(features, record, steps, key, self.declared)) - {""}
         except fields.FieldError as error:
             raise fail(f"instruction_key is {key!r}: {error}") from error
         if len(texts) > 1:
             raise fail(
-                f"steps/{key} changes within the episode ({sorted(texts)[:3]}); "
+                f"{key} changes within the episode ({sorted(texts)[:3]}); "
                 "an episode has one instruction: split it when converting"
             )
         return self.instructions.setdefault(texts.pop(), len(self.instructions)) if texts else -1
@@ -303,11 +315,6 @@ class _EpisodeReader:
             raise fail(
                 f"{key} has {values.shape[1]} dimensions, "
                 f"{self.actions[0].shape[1]} in the episodes before"
-            )
-        bad = np.argwhere(~np.isfinite(values))
-        if len(bad):
-            raise fail(
-                f"{key} of step {bad[0][0]}, dimension {bad[0][1]} is {values[tuple(bad[0])]}"
             )
         return values
 

@@ -1,136 +1,451 @@
-"""Actions and instructions of RLDS episodes, under whatever keys a data set keeps them.
+"""Images, numbers and texts of RLDS episodes, under whatever keys a data set keeps them.
 
-A numbers key is one key below `steps/`, or several joined by commas, whose values stand side by
-side: "action/world_vector,action/rotation_delta,action/open_gripper". "[:3]" behind a key takes the
-first three numbers of each step. A text key holds text, or the bytes of UTF-8 text as integers,
-filled up with zeros (Language Table).
+Selections are those of selection.py. A path is below `steps/`, else below the root of the episode,
+else below `episode_metadata/`; that of an image is first looked for below `steps/observation/`.
+What an episode has once counts for each of its steps. `features.json` tells shapes and types where
+the records do not (`Declared`). A text may also be the bytes of UTF-8 as integers, filled up with
+zeros (Language Table).
 """
 
 from __future__ import annotations
 
-import re
+import dataclasses
+import json
+import math
+import zlib
 from collections.abc import Mapping
 
 import numpy as np
 
-from data_pipelines.rlds import schema, tfrecord
+from data_pipelines.rlds import schema, selection, tfrecord
+from data_pipelines.rlds.selection import FieldError, parts
+from data_pipelines.storage import Location
 
-_PART = re.compile(r"(?P<key>[^\[\],\s]+)(\[:(?P<stop>[1-9]\d*)\])?")
+__all__ = ["FieldError", "parts"]
 
 Features = Mapping[str, tfrecord.Feature]
 
+STEPS = "steps/"
+_BASES = (STEPS, "", schema.METADATA)
+_IMAGE_BASES = (schema.OBSERVATION, STEPS, "")
+_FLAT, _ROWS = "/ragged_flat_values", "/ragged_row_lengths_0"
+FEATURES_FILE = "features.json"
+# What is in every step, or read whatever is selected.
+_FLAGS = {schema.IS_FIRST, schema.IS_LAST, schema.IS_TERMINAL, schema.REWARD, schema.DISCOUNT}
+_FLAGS |= {schema.FPS, schema.METADATA + "file_path"}
 
-class FieldError(ValueError):
-    """An episode does not hold what a key says; the message is the reason."""
+
+@dataclasses.dataclass(frozen=True)
+class Declared:
+    """What features.json says of a field: its type and shape in a step (or in the episode), -1 for
+    what differs, and whether tensors are stored as "bytes" or "zlib"; sequence: how many a step has
+    is not fixed."""
+
+    dtype: str
+    shape: tuple[int, ...] = ()
+    encoding: str = "none"
+    is_image: bool = False
+    is_sequence: bool = False
+
+    def __str__(self) -> str:
+        shape = ["N"] * self.is_sequence + ["?" if size < 0 else str(size) for size in self.shape]
+        return self.dtype + (f"[{','.join(shape)}]" if shape else "")
 
 
-def parts(numbers_key: str) -> list[tuple[str, int | None]]:
-    """(full key of the feature, how many numbers of it: None for all) of a numbers key; "": []."""
-    if not numbers_key:
-        return []
-    found = [_PART.fullmatch(text.strip()) for text in numbers_key.split(",")]
-    if None in found:
-        raise ValueError(
-            f"key {numbers_key!r} is not KEY, KEY[:N] or several of these joined by commas"
-        )
-    return [("steps/" + one["key"], one["stop"] and int(one["stop"])) for one in found]
+Declaration = Mapping[str, Declared]
+NOTHING: Declaration = {}
+
+
+def declared(directory: Location) -> Declaration:
+    """By the features.json of a data set; empty where there is none that can be read."""
+    path = directory / FEATURES_FILE
+    if not path.is_file():
+        return NOTHING
+    found: dict[str, Declared] = {}
+
+    def walk(node: dict, key: str, sequences: int) -> None:
+        if "featuresDict" in node:
+            for name, child in node["featuresDict"]["features"].items():
+                walk(child, f"{key}/{name}" if key else name, sequences)
+        elif "sequence" in node:  # the steps are one
+            walk(node["sequence"]["feature"], key, sequences + (key != "steps"))
+        elif "text" in node or "classLabel" in node:
+            dtype = "text" if "text" in node else "int64"
+            found[key] = Declared(dtype, is_sequence=sequences > 0)
+        else:
+            image = "image" in node
+            inner = (value for value in node.values() if isinstance(value, dict))
+            content = next(inner, {})  # tensor, image, boundingBox, ...
+            shape = tuple(int(n) for n in content.get("shape", {}).get("dimensions", ()))
+            dtype = content.get("dtype", "uint8" if image else "?")
+            dtype = "text" if dtype in ("string", "object") else dtype
+            encoding = content.get("encoding", "none")
+            found[key] = Declared(dtype, shape, encoding, image, sequences > 0)
+
+    try:
+        walk(json.loads(path.read_bytes()), "", 0)
+    except (ValueError, KeyError, AttributeError, TypeError):  # of another form: the records tell
+        return NOTHING
+    return found
+
+
+# ---------------------------------------------------------------- finding
+
+
+def find(features: Features, path: str, bases: tuple[str, ...] = _BASES) -> str | None:
+    """The key of a field, None where there is none."""
+    keys = (base + path for base in bases)
+    return next((key for key in keys if key in features or key + _FLAT in features), None)
+
+
+def _holds(features: Features, key: str) -> bool:
+    feature = features.get(key) or features.get(key + _FLAT)
+    return feature is not None and feature.kind != tfrecord.EMPTY
+
+
+def require(features: Features, selected: str, bases: tuple[str, ...] = _BASES) -> None:
+    """Raises FieldError where there is no field of a path, for what is asked for by name."""
+    for path, _ in parts(selected):
+        if find(features, path, bases) is None:
+            inner = [_path(key) for key in _keys(features) if f"/{path}/" in f"/{_path(key)}"]
+            of = f": it is a dictionary of {inner}, name what is wanted" if inner else ""
+            raise FieldError(f"there is no field {path}{of}")
+
+
+# ---------------------------------------------------------------- numbers
 
 
 def numbers(
-    features: Features, record: tfrecord.Buffer, steps: int, numbers_key: str
+    features: Features,
+    record: tfrecord.Buffer,
+    steps: int,
+    numbers_key: str,
+    of: Declaration = NOTHING,
 ) -> np.ndarray | None:
-    """float32 (steps, A) under a numbers key, None where there is none of its features.
+    """float32 (steps, A) of a selection, None where there is nothing of it.
 
-    Integers and flags are numbers beside others; a key that stands alone must hold floats.
+    Integers and flags are widened; one that float32 does not hold exactly is an error.
     """
     wanted = parts(numbers_key)
-    present = {key for key, one in features.items() if one.kind != tfrecord.EMPTY}
-    missing = [key for key, _ in wanted if key not in present]
-    if len(missing) == len(wanted):
+    keys = {part.path: find(features, part.path) for part in wanted}
+    missing = [path for path, key in keys.items() if not (key and _holds(features, key))]
+    if len(missing) == len(keys):
         return None
     if missing:
-        there = [key for key, _ in wanted if key in present]
+        there = [path for path in keys if path not in missing]
         raise FieldError(f"it has {there}, but not {missing}")
     columns = []
-    for key, stop in wanted:
-        feature = features[key]
-        if feature.kind == tfrecord.INT64 and len(wanted) > 1:
-            values = feature.ints(record).astype(np.float32)
-        elif feature.kind == tfrecord.FLOAT:
-            values = feature.floats(record)
-        else:
-            raise FieldError(f"{key} holds {feature.kind}, not float")
-        if values.size == 0 or values.size % steps:
-            raise FieldError(f"{steps} images but {values.size} values of {key}")
-        values = values.reshape(steps, -1)
+    for path, stop in wanted:
+        values = _numbers(features, record, steps, keys[path], of)
         if stop and values.shape[1] < stop:
-            raise FieldError(f"{key} has {values.shape[1]} values a step, not the {stop} asked for")
+            raise FieldError(
+                f"{keys[path]} has {values.shape[1]} values a step, not the {stop} asked for"
+            )
         columns.append(values[:, :stop])
     return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
 
 
-def texts(features: Features, record: tfrecord.Buffer, steps: int, text_key: str) -> list[str]:
-    """The text of each step, or one for all, without blanks around; [] where there is none."""
-    key = "steps/" + text_key
-    feature = features.get(key)
-    if feature is None or feature.kind == tfrecord.EMPTY:
-        return []
-    if feature.kind == tfrecord.BYTES:
-        items = feature.byte_items(record)
-    elif feature.kind == tfrecord.INT64:
-        items = _code_rows(feature.ints(record), steps, key)
+def check_actions(features: Features, record: tfrecord.Buffer, actions: np.ndarray) -> None:
+    """Raises FieldError for an action that is not finite, but at the end (`ends_by_flag`)."""
+    end = len(actions) - ends_by_flag(features, record, len(actions))
+    selection.check_finite(actions[:end], "action")
+
+
+def ends_by_flag(features: Features, record: tfrecord.Buffer, steps: int) -> bool:
+    """Whether the last step says that it is one (`is_last`): RLDS then gives its action no
+    meaning."""
+    feature = features.get(schema.IS_LAST)
+    flags = feature.ints(record) if feature and feature.kind == tfrecord.INT64 else ()
+    return len(flags) == steps and bool(flags[-1])
+
+
+def _numbers(
+    features: Features, record: tfrecord.Buffer, steps: int, key: str, of: Declaration
+) -> np.ndarray:
+    rows = 1 if key.startswith(schema.METADATA) else steps
+    if key in features:
+        values = _flat(features[key], record, key, of.get(key))
     else:
-        raise FieldError(f"{key} holds {feature.kind}, not text")
-    if len(items) not in (1, steps):
-        raise FieldError(f"{steps} images but {len(items)} values of {key}")
+        sizes = _row_sizes(features, record, key, rows)
+        if len(set(sizes)) > 1:
+            raise FieldError(f"{key} has {min(sizes)} to {max(sizes)} values a step, not as many")
+        values = _flat(features[key + _FLAT], record, key, of.get(key))
+    if values.size == 0 or values.size % rows:
+        raise FieldError(f"{steps} images but {values.size} values of {key}")
+    values = selection.as_float32(values, key).reshape(rows, -1)
+    return np.repeat(values, steps, axis=0) if rows < steps else values
+
+
+def _flat(
+    feature: tfrecord.Feature, record: tfrecord.Buffer, key: str, of: Declared | None
+) -> np.ndarray:
+    if feature.kind == tfrecord.INT64:
+        values = feature.ints(record)
+        return values.view(np.uint64) if of and of.dtype == "uint64" else values
+    if feature.kind == tfrecord.FLOAT:
+        return feature.floats(record)
+    if of and of.encoding != "none":
+        return np.concatenate([_tensor(item, key, of) for item in feature.byte_items(record)])
+    raise FieldError(f"{key} holds {feature.kind}, not numbers")
+
+
+def _tensor(item: bytes, key: str, of: Declared) -> np.ndarray:
+    """The flat numbers of a tensor that is stored as bytes."""
     try:
-        decoded = {item: item.decode().strip() for item in set(items)}
+        return np.frombuffer(zlib.decompress(item) if of.encoding == "zlib" else item, of.dtype)
+    except (zlib.error, TypeError, ValueError) as error:
+        raise FieldError(f"{key} is not {of} as {of.encoding}: {error}") from error
+
+
+def _row_sizes(features: Features, record: tfrecord.Buffer, key: str, rows: int) -> list[int]:
+    """How many values of a ragged field each step has."""
+    if key + "/ragged_row_lengths_1" in features:
+        raise FieldError(f"{key} is a sequence of sequences")
+    feature = features.get(key + _ROWS)
+    sizes = feature.ints(record).tolist() if feature and feature.kind == tfrecord.INT64 else []
+    if len(sizes) != rows:
+        raise FieldError(f"{rows} images but {len(sizes)} values of {key}")
+    return sizes
+
+
+# ---------------------------------------------------------------- texts
+
+
+def texts(
+    features: Features,
+    record: tfrecord.Buffer,
+    steps: int,
+    text_key: str,
+    of: Declaration = NOTHING,
+) -> list[str]:
+    """The text of each step, or one for all, without blanks around; [] where there is none. Of
+    several, in one field or in several selected ones, it is the first that is not blank."""
+    found = []
+    for path in selection.paths(text_key):
+        key = find(features, path)
+        if key and _holds(features, key):
+            found.append(_texts(features, record, steps, key, of.get(key)))
+    if not found:
+        return []
+    count = max(map(len, found))
+    full = [rows * (count if len(rows) == 1 else 1) for rows in found]
+    return [next(filter(None, (one[i] for one in full)), "") for i in range(count)]
+
+
+def _texts(
+    features: Features, record: tfrecord.Buffer, steps: int, key: str, of: Declared | None
+) -> list[str]:
+    once = key.startswith(schema.METADATA)
+    rows = 1 if once else steps
+    if key not in features:
+        sizes = _row_sizes(features, record, key, rows)
+        feature = features[key + _FLAT]
+    else:
+        feature, sizes = features[key], None
+    if feature.kind == tfrecord.INT64:
+        items = [[item] for item in _code_rows(feature.ints(record), rows, sizes, key)]
+    elif feature.kind != tfrecord.BYTES:
+        raise FieldError(f"{key} holds {feature.kind}, not text")
+    else:
+        items = feature.byte_items(record)
+        if of and of.encoding == "zlib":
+            items = [_tensor(item, key, of).tobytes() for item in items]
+        if sizes is None:
+            several = math.prod(of.shape) if of and of.dtype == "text" and of.shape else 1
+            several = len(items) if once else max(several, 1)
+            if len(items) not in (several, rows * several):
+                raise FieldError(f"{steps} images but {len(items)} values of {key}")
+            sizes = [several] * (len(items) // several if several else 0)
+        ends = np.cumsum(sizes).tolist()
+        items = [items[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+    try:
+        decoded = {item: _text(item) for row in items for item in row}
     except UnicodeDecodeError as error:
         raise FieldError(f"{key} is not UTF-8: {error}") from error
-    return [decoded[item] for item in items]
+    return [next(filter(None, (decoded[item] for item in row)), "") for row in items]
 
 
-def _code_rows(codes: np.ndarray, steps: int, key: str) -> list[bytes]:
-    if not codes.size or codes.size % steps or codes.size == steps:
-        raise FieldError(f"{key} holds int64, not text ({codes.size} numbers in {steps} steps)")
-    if codes.min() < 0 or codes.max() > 255:
+def _text(item: bytes) -> str:
+    """Up to the zeros that fill it up."""
+    return item.split(b"\0", 1)[0].decode().strip()
+
+
+def _code_rows(codes: np.ndarray, rows: int, sizes: list[int] | None, key: str) -> list[bytes]:
+    if sizes is None:
+        if not codes.size or codes.size % rows or codes.size == rows:
+            raise FieldError(f"{key} holds int64, not text ({codes.size} numbers in {rows} steps)")
+        sizes = [codes.size // rows] * rows
+    if codes.size and (codes.min() < 0 or codes.max() > 255):
         raise FieldError(f"{key} holds {codes.max()}, not the bytes of a text")
-    rows = codes.astype(np.uint8).reshape(steps, -1)
-    return [row.tobytes().split(b"\0", 1)[0] for row in rows]
+    ends = np.cumsum(sizes).tolist()
+    raw = codes.astype(np.uint8).tobytes()
+    return [raw[end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
 
-def images(features: Features, key: str) -> list[tuple[int, int]]:
-    """Where the images of an observation lie, as `Feature.spans`; [] where there are none."""
-    feature = features.get(schema.OBSERVATION + key)
+# ---------------------------------------------------------------- images
+
+
+def image_key(features: Features, path: str) -> str:
+    """The key of a camera; where there is none, that below steps/observation/."""
+    return find(features, path, _IMAGE_BASES) or schema.OBSERVATION + path
+
+
+def several_texts(features: Features, text_key: str, of: Declaration = NOTHING) -> bool:
+    """Whether a step may have more than one text."""
+    keys = [find(features, path) for path in selection.paths(text_key)]
+    says = [of[key] for key in keys if key in of and of[key].dtype == "text"]
+    declared = any(one.shape or one.is_sequence for one in says)
+    return len(keys) > 1 or declared or any(key and key + _FLAT in features for key in keys)
+
+
+def images(features: Features, path: str) -> list[tuple[int, int]]:
+    """Where the encoded images of a camera lie, as `Feature.spans`; [] where there are none."""
+    try:
+        feature = features.get(image_key(features, path))
+    except FieldError:
+        return []
     return feature.spans if feature is not None and feature.kind == tfrecord.BYTES else []
 
 
-def cameras(features: Features, record: tfrecord.Buffer) -> list[str]:
-    """The observations that are pictures, JPEG or PNG, sorted: not texts or serialised tensors."""
-    return [
-        key.removeprefix(schema.OBSERVATION)
-        for key, feature in sorted(features.items())
-        if key.startswith(schema.OBSERVATION) and _use(feature, record) == "images"
-    ]
+def pictures(
+    features: Features, record: tfrecord.Buffer, path: str, of: Declaration = NOTHING
+) -> list[bytes | np.ndarray]:
+    """The picture of each step: its encoded bytes, or uint8 (H, W, 1, 3 or 4) of a tensor."""
+    key = image_key(features, path)
+    if key + _FLAT in features:
+        raise FieldError(f"{key} is a sequence of pictures in each step, not one")
+    feature, says = features.get(key), of.get(key)
+    if key.startswith(schema.METADATA) or feature is None:
+        return []
+    if says and says.is_image and (says.dtype.startswith("float") or _is_depth(says)):
+        raise FieldError(f"{key} is {says}, no picture of 8 bits")
+    raw = feature.kind in (tfrecord.INT64, tfrecord.FLOAT) or (says and says.encoding != "none")
+    if not raw:
+        found = feature.byte_items(record)
+        if found and found[0][:4] == b"\x89PNG" and found[0][24:26] == b"\x10\0":
+            raise FieldError(f"{key} is grey of 16 bits, no picture of 8 bits")
+        return found
+    if says is None or not _is_picture(says):
+        what = says or f"{feature.kind} of unknown shape"
+        raise FieldError(f"{key} is {what}, no uint8 tensor (height, width, channels)")
+    values = _flat(feature, record, key, says)
+    if values.size % math.prod(says.shape):
+        raise FieldError(f"{key} has {values.size} values, which are no pictures {says}")
+    if values.dtype != np.uint8:
+        if values.size and (values.min() < 0 or values.max() > 255):
+            raise FieldError(f"{key} is {says}, but holds {values.min()} to {values.max()}")
+        values = values.astype(np.uint8)
+    height, width, *channels = says.shape
+    return list(values.reshape(-1, height, width, *(channels or [1])))
 
 
-def listing(features: Features, record: tfrecord.Buffer) -> str:
-    """What an episode has, by what it may serve for: for error messages."""
-    groups = {"images": cameras(features, record), "numbers": [], "texts": []}
-    for key, feature in sorted(features.items()):
-        if key.startswith("steps/") and (use := _use(feature, record)) in ("numbers", "texts"):
-            groups[use].append(key.removeprefix("steps/"))
-    return "; ".join(f"{what}: {keys or 'none'}" for what, keys in groups.items())
+def _is_depth(of: Declared) -> bool:
+    return of.dtype == "uint16" and of.shape[2:] in ((), (1,))
 
 
-def _use(feature: tfrecord.Feature, record: tfrecord.Buffer) -> str:
+def _is_picture(of: Declared) -> bool:
+    """Whether a tensor can be one."""
+    sized = len(of.shape) in (2, 3) and min(of.shape) > 0 and min(of.shape[:2]) > 1
+    return of.dtype == "uint8" and sized and of.shape[2:] in ((), (1,), (3,), (4,))
+
+
+def cameras(features: Features, record: tfrecord.Buffer, of: Declaration = NOTHING) -> list[str]:
+    """The paths of what is pictures in the steps: JPEG, PNG or tensors; not texts."""
+    found = [key for key in _keys(features) if _use(features, record, key, of) == "images"]
+    return [_path(key, "images") for key in found]
+
+
+# ---------------------------------------------------------------- what there is
+
+
+def unused(
+    features: Features, record: tfrecord.Buffer, of: Declaration, camera: str, *others: str
+) -> dict[str, list[str]]:
+    """The paths of what none of the selections takes: cameras, and other fields."""
+    taken = {find(features, part.path) for one in others for part in parts(one)}
+    taken |= {image_key(features, path) for path in selection.paths(camera)} | _FLAGS
+    found = {"cameras": [], "fields": []}
+    for key in _keys(features):
+        use = _use(features, record, key, of)
+        if key not in taken:
+            found["cameras" if use == "images" else "fields"].append(_path(key, use))
+    return found
+
+
+def has_steps(features: Features) -> bool:
+    """Whether there is anything in the steps."""
+    return any(
+        key.startswith(STEPS) and any(size for _, size in feature.spans)
+        for key, feature in features.items()
+    )
+
+
+def num_steps(features: Features, record: tfrecord.Buffer) -> int | None:
+    """By the flags, else by the pictures; None where there are neither."""
+    flags = features.get(schema.IS_FIRST)
+    if flags is not None and flags.kind == tfrecord.INT64:
+        return len(flags.ints(record))
+    for path in cameras(features, record):
+        return len(images(features, path))
+    return None
+
+
+def listing(features: Features, record: tfrecord.Buffer, of: Declaration = NOTHING) -> str:
+    """What an episode has, with types and shapes, by what it may serve for: for messages."""
+    groups = {"images": [], "numbers": [], "texts": [], "of the episode": []}
+    steps = num_steps(features, record)
+    for key in _keys(features):
+        use = _use(features, record, key, of)
+        if key.startswith(STEPS):
+            group = groups.get(use)
+        else:
+            group = groups["of the episode"]
+        if group is not None:
+            kind = of.get(key) or _seen(features, record, key, use, steps)
+            group.append(f"{_path(key, use)} ({kind})")
+    return "; ".join(f"{what}: {', '.join(keys) or 'none'}" for what, keys in groups.items())
+
+
+def _keys(features: Features) -> list[str]:
+    return sorted({key.partition("/ragged_")[0] for key in features})
+
+
+def _path(key: str, use: str = "") -> str:
+    """As it is selected."""
+    base = schema.OBSERVATION if use == "images" and key.startswith(schema.OBSERVATION) else STEPS
+    return key.removeprefix(base)
+
+
+def _use(features: Features, record: tfrecord.Buffer, key: str, of: Declaration) -> str:
     """images, numbers or texts; "" where there is nothing."""
-    if feature.kind in (tfrecord.FLOAT, tfrecord.INT64):
-        return "numbers"
-    if not feature.spans:
+    feature, says = features.get(key) or features.get(key + _FLAT), of.get(key)
+    if feature is None or not feature.spans:
         return ""
+    if key.startswith(STEPS) and says and (says.is_image or _is_picture(says)):
+        return "images"
+    if feature.kind != tfrecord.BYTES or (says and says.encoding != "none"):
+        return "numbers"
     start, size = feature.spans[0]
-    return "images" if schema.picture_kind(memoryview(record)[start : start + size]) else "texts"
+    picture = schema.picture_kind(memoryview(record)[start : start + size])
+    return "images" if picture and key.startswith(STEPS) else "texts"
+
+
+def _seen(
+    features: Features, record: tfrecord.Buffer, key: str, use: str, steps: int | None
+) -> str:
+    """Type and shape of what is not declared, by the record."""
+    feature = features.get(key) or features[key + _FLAT]
+    if feature.kind == tfrecord.BYTES:
+        if use != "images":
+            return "text" if use == "texts" else "bytes"
+        start, size = feature.spans[0]
+        return schema.picture_kind(memoryview(record)[start : start + size])
+    kind = {tfrecord.FLOAT: "float32", tfrecord.INT64: "int64"}.get(feature.kind, "nothing")
+    size = len(feature.values(record))
+    if key not in features:
+        return f"{kind}[N]"
+    rows = steps if steps and key.startswith(STEPS) else 1
+    return kind if size == rows else f"{kind}[{size // rows if size % rows == 0 else '?'}]"
 
 
 def scalar(features: Features, record: tfrecord.Buffer, key: str) -> str | float | int | None:

@@ -5,6 +5,7 @@ One record is one episode: a tf.train.Example with flattened keys `steps/...` an
 becomes bytes; a wrong episode raises `SchemaError`, which names the episode and the value.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +48,7 @@ class EpisodeSpec:
     (one without has `has_language` False). fps: frames per second; 0 means it differs by episode
     and each episode brings its own. extras: further episode_metadata fields, name → dtype of
     EXTRA_DTYPES. state_dim: of the robot's state at each step, 0 where it is not recorded.
+    cameras: what further cameras are called, whose images are of the same size.
     """
 
     image_shape: tuple[int, int, int]
@@ -56,8 +58,14 @@ class EpisodeSpec:
     fps: float = 0.0
     extras: dict[str, str] = field(default_factory=dict)
     state_dim: int = 0
+    cameras: tuple[str, ...] = ()
 
     def __post_init__(self):
+        names = ("image", "state", *self.cameras)
+        if len(set(names)) < len(names) or not all(re.fullmatch(r"[\w.-]+", n) for n in names):
+            raise SchemaError(
+                f"cameras are {self.cameras}; they must be different words beside image and state"
+            )
         height, width, channels = self.image_shape
         if channels != 3 or height < 1 or width < 1:
             raise SchemaError(f"image_shape is {self.image_shape}; it must be (height, width, 3)")
@@ -80,7 +88,7 @@ class Episode:
     """One trajectory seen by one camera. `actions[t]` is taken at step t.
 
     reward None means zeros. terminal: whether the last step ends the task (True for
-    demonstrations) or the recording was cut.
+    demonstrations) or the recording was cut. views: the images of each further camera.
     """
 
     images: list[bytes]
@@ -94,6 +102,7 @@ class Episode:
     terminal: bool = True
     extras: dict[str, str | float | int | bool] = field(default_factory=dict)
     states: np.ndarray | None = None
+    views: dict[str, list[bytes]] = field(default_factory=dict)
 
     @property
     def num_steps(self) -> int:
@@ -159,16 +168,21 @@ def check_episode(episode: Episode, spec: EpisodeSpec) -> None:
     steps = episode.num_steps
     if steps == 0:
         raise fail("it has no images")
-    for step, jpeg in enumerate(episode.images):
-        try:
-            shape = jpeg_size(jpeg)
-        except ValueError as error:
-            raise fail(f"image of step {step}: {error}") from error
-        if shape != tuple(spec.image_shape):
-            raise fail(
-                f"image of step {step} is {shape}, the spec's image_shape is "
-                f"{tuple(spec.image_shape)}"
-            )
+    if tuple(episode.views) != spec.cameras:
+        raise fail(f"views are {tuple(episode.views)}, the spec's cameras are {spec.cameras}")
+    for name, images in {"image": episode.images, **episode.views}.items():
+        if len(images) != steps:
+            raise fail(f"it has {len(images)} images of {name}, {steps} of the first camera")
+        for step, jpeg in enumerate(images):
+            try:
+                shape = jpeg_size(jpeg)
+            except ValueError as error:
+                raise fail(f"{name} of step {step}: {error}") from error
+            if shape != tuple(spec.image_shape):
+                raise fail(
+                    f"{name} of step {step} is {shape}, the spec's image_shape is "
+                    f"{tuple(spec.image_shape)}"
+                )
     for what, values, key, size in (
         ("action", episode.actions, "action_dim", spec.action_dim),
         ("state", episode.states, "state_dim", spec.state_dim),
@@ -186,7 +200,8 @@ def check_episode(episode: Episode, spec: EpisodeSpec) -> None:
             )
         if values.dtype != np.float32:
             raise fail(f"{what}s have dtype {values.dtype}, expected float32")
-        bad = np.argwhere(~np.isfinite(values))
+        used = values[:-1] if what == "action" else values  # the last step's means nothing
+        bad = np.argwhere(~np.isfinite(used))
         if len(bad):
             raise fail(
                 f"the {what} of step {bad[0][0]}, dimension {bad[0][1]} is {values[tuple(bad[0])]}"
@@ -236,6 +251,7 @@ def encode_episode(episode: Episode, spec: EpisodeSpec) -> bytes:
         features[ACTION] = episode.actions
     if episode.states is not None:
         features[STATE] = episode.states
+    features |= {OBSERVATION + name: images for name, images in episode.views.items()}
     for name, dtype in spec.extras.items():
         features[METADATA + name] = _extra(name, dtype, episode.extras[name])
     return tfrecord.encode_example(features)

@@ -60,6 +60,13 @@ def find_shards(directory: str | os.PathLike, split: str) -> list[Location]:
     return [shards[number] for number in range(count)]
 
 
+def other_splits(directory: Path, split: str) -> list[str]:
+    """Splits with shards in the same directory."""
+    names = storage.list_names(directory) or []
+    found = {match["split"] for name in names if (match := _SHARD.fullmatch(name))}
+    return sorted(found - {split})
+
+
 def shard_fingerprint(path: Location) -> dict[str, Any]:
     """Size and hash of head and tail: changes when a shard is rewritten, cheap at any size."""
     size = storage.size(path)

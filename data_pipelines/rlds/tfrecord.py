@@ -8,7 +8,7 @@ that TensorFlow writes is accepted (packed and unpacked lists); anything damaged
 
 import contextlib
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -394,13 +394,17 @@ def parse_example(
     return features
 
 
-def first_example(paths: Iterable[Path]) -> tuple[Path, int, bytes, dict[str, Feature]] | None:
-    """(file, record number, payload, features) of the first record that is whole, if one is."""
+def first_example(
+    paths: Iterable[Path], like: Callable[[dict[str, Feature]], bool] = bool
+) -> tuple[Path, int, bytes, dict[str, Feature]] | None:
+    """(file, record number, payload, features) of the first record that is whole, and is so."""
     for path in paths:
         # Behind a damaged header no other record of its file can be found.
         with contextlib.suppress(RecordError):
             for number, offset, _ in iterate_records(map_file(path), path=path, verify=False):
                 with contextlib.suppress(RecordError):
                     payload = read_payload(path, number, offset)
-                    return path, number, payload, parse_example(payload)
+                    features = parse_example(payload)
+                    if like(features):
+                        return path, number, payload, features
     return None

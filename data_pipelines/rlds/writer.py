@@ -134,7 +134,8 @@ class Output:
         if features_path.exists() and _read_json(features_path) != features_json(spec):
             raise ValueError(
                 f"{features_path} differs from the features of split {split!r} (image_shape "
-                f"{spec.image_shape}, action_dim {spec.action_dim}, state_dim {spec.state_dim}, "
+                f"{spec.image_shape}, cameras {spec.cameras}, action_dim {spec.action_dim}, "
+                f"state_dim {spec.state_dim}, "
                 f"extras {spec.extras}): all splits of a corpus have the same features"
             )
         unlisted = sorted(directory.glob(f"{name}-{split}.tfrecord-?????-of-?????"))
@@ -304,7 +305,7 @@ def features_json(spec: schema.EpisodeSpec) -> dict:
     shape = {"dimensions": [str(size) for size in spec.image_shape]}
     content = {"shape": shape, "dtype": "uint8", "encodingFormat": "jpeg"}
     image = _node("image_feature.Image", image=content)
-    observation = {"image": image}
+    observation = {name: image for name in ("image", *spec.cameras)}
     if spec.state_dim:
         observation["state"] = _vector(spec.state_dim)
     steps = {

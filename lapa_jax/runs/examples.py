@@ -99,9 +99,8 @@ class Pairs(Frames):
         """Sum of the true actions over each window, float32 (n, A); None without actions."""
         if self.index.actions is None:
             return None
-        total = np.concatenate(
-            [np.zeros((1, self.index.action_dim)), np.cumsum(self.index.actions, axis=0)]
-        )
+        actions = np.nan_to_num(self.index.actions, posinf=0.0, neginf=0.0)  # of last steps
+        total = np.concatenate([np.zeros((1, self.index.action_dim)), np.cumsum(actions, axis=0)])
         return (total[rows[:, 1]] - total[rows[:, 0]]).astype(np.float32)
 
 

@@ -150,3 +150,77 @@ def write_language_table(parent, text="push the blue hexagon to the “moon”")
         for step in range(3)
     ]
     return write(parent, "language_table", features, [episode])
+
+
+LAYOUTS = 3  # steps
+
+
+def write_layouts(parent):
+    """One episode with images, numbers and texts in every form that TFDS has for them."""
+    import tensorflow_datasets as tfds
+
+    of = tfds.features
+    features = flag_features() | {
+        "observation": of.Image(shape=(24, 32, 3), encoding_format="jpeg"),
+        "front": {"rgb": of.Image(shape=(24, 32, 3), encoding_format="jpeg")},
+        "tensor": of.Tensor(shape=(24, 32, 3), dtype=np.uint8),
+        "raw": of.Tensor(shape=(24, 32, 3), dtype=np.uint8, encoding="bytes"),
+        "zipped": of.Tensor(shape=(24, 32, 3), dtype=np.uint8, encoding="zlib"),
+        "grey": of.Tensor(shape=(24, 32), dtype=np.uint8),
+        "depth": of.Image(shape=(24, 32, 1), dtype=np.uint16),
+        "height": of.Image(shape=(24, 32, 1), dtype=np.float32),
+        "stack": of.Sequence(of.Image(shape=(24, 32, 3))),
+        "action": {
+            "move": of.Tensor(shape=(2,), dtype=np.float64, encoding="bytes"),
+            "half": of.Tensor(shape=(1,), dtype=np.float16),
+            "grip": np.bool_,
+            "mode": of.ClassLabel(names=["open", "close"]),
+            "list": of.Sequence(np.float32),
+            "ragged": of.Sequence(np.float32),
+            "huge": np.int64,
+        },
+        "texts": of.Sequence(of.Text()),
+        "pair": of.Tensor(shape=(2,), dtype=np.object_),
+        "bytes": of.Tensor(shape=(8,), dtype=np.uint8, encoding="bytes"),
+        "blank": of.Text(),
+    }
+
+    def step(i):
+        image = picture(i)
+        return flags(i, LAYOUTS) | {
+            "observation": jpeg(i),
+            "front": {"rgb": jpeg(50 + i)},
+            "tensor": image,
+            "raw": image,
+            "zipped": image,
+            "grey": image[..., 0],
+            "depth": image[..., :1].astype(np.uint16),
+            "height": image[..., :1].astype(np.float32),
+            "stack": [image, image],
+            "action": {
+                "move": np.full(2, i / 2 if i < LAYOUTS - 1 else np.nan),
+                "half": np.full(1, i, np.float16),
+                "grip": i == 1,
+                "mode": i % 2,
+                "list": [float(i), 7.0],
+                "ragged": [1.0] * i,
+                "huge": 2**24 + 1,
+            },
+            "texts": ["", " take it ", "grab it"],
+            "pair": ["first", "second"],
+            "bytes": np.frombuffer("grüß".encode().ljust(8, b"\0"), np.uint8),
+            "blank": " ",
+        }
+
+    metadata = {"task": of.Text(), "tasks": of.Sequence(of.Text()), "robot": np.int64}
+    codes = {"codes": of.Tensor(shape=(4,), dtype=np.int32)}
+    episode = {
+        "steps": [step(i) for i in range(LAYOUTS)],
+        "episode_metadata": {
+            "task": "tidy up",
+            "tasks": ["a", "b"],
+            "robot": 4,
+            "codes": np.array([104, 105, 0, 0], np.int32),
+        },
+    }
+    return write(parent, "layouts", features, [episode], metadata=metadata | codes)

@@ -9,6 +9,7 @@ import simplejpeg
 from corpora import read
 
 from data_pipelines import index
+from data_pipelines.checks import statistics
 from data_pipelines.convert import conversion, rlds
 from data_pipelines.rlds import fields, open_x, shards
 from lapa_jax.verbs import data
@@ -93,7 +94,8 @@ def test_the_metadata_tell_rate_and_file(tmp_path):
 
 def test_wrong_keys_are_told_what_there_is(bridge, tmp_path):
     there = (
-        r"images: \['image', 'wrist'\]; numbers: \['action/open_gripper', .*'reward'\]; texts: \["
+        r"images: image \(uint8\[24,32,3\]\), wrist .*; numbers: action/open_gripper \(bool\), .*"
+        r"observation/state \(float32\[7\]\), .*; texts: observation/natural_language_instruction"
     )
     for key, value in (
         ("image_key", "front"),
@@ -105,6 +107,148 @@ def test_wrong_keys_are_told_what_there_is(bridge, tmp_path):
         with pytest.raises(ValueError, match=f"--{key} '.*in 'bridge', which has {there}"):
             convert(bridge, tmp_path / "out", **{key: value})
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def layouts(tmp_path_factory):
+    return files.write_layouts(tmp_path_factory.mktemp("layouts"))
+
+
+def of_layouts(source, out, **keys):
+    """The one episode, by these keys and otherwise nothing but the image."""
+    values = dict(image_key="observation", action_key="", instruction_key="", fps=5.0)
+    report = convert(source, out, **(values | keys))
+    (episode,) = read(out).values()
+    return episode, report
+
+
+@pytest.mark.parametrize("key", ["observation", "tensor", "raw", "zipped", "grey", "front/rgb"])
+def test_images_in_every_form(layouts, tmp_path, key):
+    episode, report = of_layouts(layouts, tmp_path / "out", image_key=key)
+    assert len(episode["image"]) == files.LAYOUTS and episode["camera"] == [key.encode()]
+    for step, image in enumerate(episode["image"]):
+        wanted = files.picture(step + 50 * (key == "front/rgb")).astype(int)
+        if key == "grey":
+            wanted = np.repeat(wanted[..., :1], 3, axis=2)
+        middles = (slice(4, None, 8), slice(4, None, 8))  # of the blocks
+        difference = np.abs(simplejpeg.decode_jpeg(image)[middles].astype(int) - wanted[middles])
+        assert difference.mean() < 12, difference
+    other = set(report.notes["other cameras"].split(", "))
+    assert other | {key} >= {"observation", "tensor", "raw", "zipped", "grey", "front/rgb"}
+
+
+@pytest.mark.parametrize(
+    ("key", "wanted"),
+    [
+        ("action/half", [[0], [1], [2]]),
+        ("action/grip", [[0], [1], [0]]),
+        ("action/mode", [[0], [1], [0]]),
+        ("action/list", [[0, 7], [1, 7], [2, 7]]),
+        ("action/list[:1], action/grip", [[0, 0], [1, 1], [2, 0]]),
+        ("action/move", [[0, 0], [0.5, 0.5], [np.nan, np.nan]]),
+        ("action/grip,episode_metadata/robot", [[0, 4], [1, 4], [0, 4]]),
+        ("bytes", [[103, 114, 195, 188, 195, 159, 0, 0]] * 3),
+        ("action/ragged", "0 to 2 values a step"),
+        ("action/huge", "holds 16777217, which float32 cannot hold"),
+        ("action", r"no field action: it is a dictionary of \['action/grip', .*\('' for none\)"),
+        ("texts", "holds bytes, not numbers"),
+    ],
+)
+def test_numbers_in_every_form(layouts, tmp_path, key, wanted):
+    """What RLDS gives no meaning, the action of a step is_last, may be no number."""
+    if isinstance(wanted, str):
+        with pytest.raises(ValueError, match=f"--action_key '.*{wanted}"):
+            of_layouts(layouts, tmp_path / "out", action_key=key)
+        return
+    episode, report = of_layouts(layouts, tmp_path / "out", action_key=key)
+    np.testing.assert_array_equal(episode["action"], wanted)
+    assert not report.bad
+    path = index.build_index(tmp_path / "out", progress=False).parents[2]
+    assert index.load_index(path).actions.shape == np.shape(wanted)
+
+
+@pytest.mark.parametrize(
+    ("key", "wanted"),
+    [
+        ("texts", "take it"),
+        ("pair", "first"),
+        ("bytes", "grüß"),
+        ("blank", ""),
+        ("blank,pair", "first"),
+        ("task", "tidy up"),
+        ("episode_metadata/task", "tidy up"),
+        ("episode_metadata/tasks", "a"),
+        ("codes", "hi"),
+        ("action/list", ValueError("holds float, not text")),
+        ("nothing", ValueError("no field nothing.*of the episode: episode_metadata/codes .int32")),
+        ("texts[:1]", ValueError("is for numbers")),
+    ],
+)
+def test_texts_in_every_form(layouts, tmp_path, key, wanted):
+    if isinstance(wanted, ValueError):
+        with pytest.raises(ValueError, match=str(wanted)):
+            of_layouts(layouts, tmp_path / "out", instruction_key=key)
+        return
+    episode, report = of_layouts(layouts, tmp_path / "out", instruction_key=key)
+    assert episode["language_instruction"] == wanted
+    several = "of several texts" in report.notes["instruction"]
+    assert several == (key in ("texts", "pair", "blank,pair", "episode_metadata/tasks"))
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("depth", r"steps/depth is uint16\[24,32,1\], no picture of 8 bits"),
+        ("height", r"float32\[24,32,1\], no picture of 8 bits"),
+        ("stack", "sequence of pictures in each step"),
+        ("bytes", "no uint8 tensor"),
+        ("blank", "neither JPEG nor PNG"),
+    ],
+)
+def test_what_is_no_picture_is_named(layouts, tmp_path, key, told):
+    with pytest.raises(ValueError, match=told):
+        of_layouts(layouts, tmp_path / "out", image_key=key)
+
+
+def test_several_cameras_make_one_corpus(layouts, tmp_path):
+    episode, report = of_layouts(layouts, tmp_path / "out", image_key="raw,front/rgb,observation")
+    assert report.cameras == ["image", "rgb", "observation"]
+    assert episode["rgb"] == [files.jpeg(50 + step) for step in range(files.LAYOUTS)]
+    assert episode["observation"] == [files.jpeg(step) for step in range(files.LAYOUTS)]
+    for camera in report.cameras:
+        index.build_index(tmp_path / "out", image_key=camera, progress=False)
+        found = index.load_index(tmp_path / "out", image_key=camera)
+        assert found.num_frames == files.LAYOUTS
+    assert tfds_features(tmp_path / "out")["steps"]["observation"].keys() == set(report.cameras)
+
+
+def tfds_features(directory):
+    import tensorflow_datasets as tfds
+
+    return tfds.builder_from_directory(str(directory)).info.features
+
+
+def test_layouts_are_indexed_in_place(layouts, tmp_path):
+    def build(**keys):
+        values = dict(sidecar_dir=tmp_path, image_key="observation", progress=False)
+        index.build_index(layouts, **(values | keys))
+        key = (values | keys)["image_key"]
+        return index.load_index(layouts, sidecar_dir=tmp_path, image_key=key)
+
+    found = build(action_key="action/move,action/grip", instruction_key="texts")
+    np.testing.assert_array_equal(found.actions, [[0, 0, 0], [0.5, 0.5, 1], [np.nan, np.nan, 0]])
+    assert found.instruction(0) == "take it" and found.image_size == (24, 32)
+    assert statistics.action_statistics(found)["max"] == [0.5, 0.5, 1]
+    found = build(image_key="front/rgb", instruction_key="episode_metadata/task")
+    assert found.actions is None and found.instruction(0) == "tidy up"
+    for keys, told in (
+        (dict(image_key="raw"), r"holds uint8\[24,32,3\]; the loader reads JPEG: rewrite"),
+        (dict(image_key="tensor"), r"holds uint8\[24,32,3\]; the loader reads JPEG: rewrite"),
+        (dict(action_key="action/other"), "no field action/other.*images: depth"),
+        (dict(instruction_key="text"), "no field text.*texts: blank"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            build(**keys)
 
 
 def test_parts_of_keys_states_and_none(bridge, tmp_path):

@@ -105,8 +105,8 @@ def main(argv: list[str]) -> int:
     options = flags.read(args, module.Options)
     report = convert(options)
     if args.format in INDEXED:
-        report.notes["index"] = str(
-            build_index(report.directory, split=report.split, sidecar_dir=args.sidecar_dir)
-        )
+        where = dict(split=report.split, sidecar_dir=args.sidecar_dir)
+        folders = [build_index(report.directory, image_key=key, **where) for key in report.cameras]
+        report.notes["index"] = ", ".join(map(str, folders))
     text.show(report.to_json() if args.json else report.table())
     return 0
