@@ -1,18 +1,36 @@
-"""A new config without its model, which each stage adds.
+"""A new config without its model, which each stage adds; and the check of a whole one.
 
-Here are the defaults of what belongs to no part. Parts keep their own (nn/registry.py), and so does
-the loader (data_pipelines/loader/settings.py).
+Here are the keys, with their ranges and defaults, of what belongs to no part. Parts keep their own
+(nn/registry.py), and so does the loader (data_pipelines/loader/settings.py).
 """
 
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from ml_collections import ConfigDict
 
+from data_pipelines import keys
 from data_pipelines.loader.settings import CorpusSettings, DataSettings
-from lapa_jax.envs import ENVS
-from lapa_jax.nn.registry import default_settings, named_settings
-from lapa_jax.stages.augmentation import augment_settings
-from lapa_jax.training.optimizer import optimizer_settings
+from lapa_jax import envs
+from lapa_jax.latent.bottlenecks import BOTTLENECKS
+from lapa_jax.latent.config import QuantizerConfig
+from lapa_jax.latent.objectives import OBJECTIVES
+from lapa_jax.latent.teacher import MaskedAutoencoderConfig
+from lapa_jax.nn.layers import DTYPES
+from lapa_jax.nn.registry import Registry, default_settings, named_settings
+from lapa_jax.nn.vit import ViTConfig
+from lapa_jax.parallel.sharding import PRESETS
+from lapa_jax.policy.front_end import FRONT_ENDS
+from lapa_jax.policy.heads import HEADS
+from lapa_jax.policy.image_tokenizer import ImageTokenizerConfig
+from lapa_jax.policy.vla import VLAConfig
+from lapa_jax.stages import STAGES
+from lapa_jax.stages.augmentation import AUGMENTATIONS, augment_settings
+from lapa_jax.stages.policy import RowSettings
+from lapa_jax.training.groups import Group, read_groups
+from lapa_jax.training.guard import GuardConfig
+from lapa_jax.training.optimizer import OPTIMIZERS, make_schedule, optimizer_settings
 
 POLICIES = ("latent_pretraining", "action_finetuning")
 
@@ -34,61 +52,186 @@ def data_settings(stage: str) -> ConfigDict:
     )
 
 
+_SIZE = "[1, 1048576] or -1"
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """The keys of a config itself."""
+
+    stage: Annotated[str, STAGES, "the training task"]
+    data: Annotated[Mapping[str, Any], "what is read"]
+    model: Annotated[Mapping[str, Any], "what is trained"]
+    optimizer: Annotated[Mapping[str, Any], "how it is trained"]
+    mesh: Annotated[Mapping[str, Any], "how devices share the work"]
+    checkpoint: Annotated[Mapping[str, Any], "what is kept"]
+    guard: Annotated[Mapping[str, Any], "against steps that are no good"]
+    evaluation: Annotated[Mapping[str, Any], "during training"]
+    logging: Annotated[Mapping[str, Any], "besides metrics.jsonl"]
+    compute_dtype: Annotated[str, DTYPES, "of activations"]
+    seed: Annotated[int, "[0, 4294967295]", "of all randomness"] = 0
+    steps: Annotated[int, "[1, 1e9]", "of the optimizer"] = 1000
+    global_batch: Annotated[int, "[1, 1e7]", "examples per optimizer step, over all hosts"] = 64
+    microbatches: Annotated[
+        int, "[1, 1e7]", "gradient accumulation: the batch in this many parts"
+    ] = 1
+    log_every_steps: Annotated[int, "[1, 1e9]", "lines of metrics.jsonl"] = 50
+    init_from: Annotated[str, "workdir of the run whose parameters to start from"] = ""
+
+
+@dataclass(frozen=True)
+class LatentSettings(StageSettings):
+    """The same where latent actions are predicted."""
+
+    code_length: Annotated[int, "[1, 4096]", "codes of a latent action in the label set"] = 1
+
+
+@dataclass(frozen=True)
+class MeshSettings:
+    preset: Annotated[str, PRESETS, "sharding rules, see docs/sharding.md"] = "dp"
+    data: Annotated[int, _SIZE, "-1: all devices that the other axes leave"] = -1
+    fsdp: Annotated[int, _SIZE, "devices that share parameters and the batch"] = 1
+    seq: Annotated[int, _SIZE, "devices that share the tokens of a row"] = 1
+    tensor: Annotated[int, _SIZE, "devices that share the width of layers"] = 1
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    every_steps: Annotated[int, "[1, 1e9]", "one is written"] = 500
+    every_minutes: Annotated[
+        float,
+        "[0, 1e6]",
+        "also when so long has passed since the last one; looked at when metrics are logged; 0.0: "
+        "not",
+    ] = 0.0
+    keep: Annotated[int, "[1, 1e6]", "the newest"] = 2
+    keep_every_steps: Annotated[
+        int, "[0, 1e9]", "besides, those of steps that this divides; 0: none"
+    ] = 0
+    best_metric: Annotated[
+        str,
+        "besides, the one with the best value of a metric of evaluation.jsonl, as mse; empty: none",
+    ] = ""
+    best_is: Annotated[str, ("lowest", "highest"), "which value of best_metric is best"] = "lowest"
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    env: Annotated[Mapping[str, Any], "world of the episodes, by name"]
+    every_steps: Annotated[int, "[0, 1e9]", "0: no evaluation during training"] = 0
+    batches: Annotated[int, "[1, 1e6]", "of global_batch examples, the same ones each time"] = 8
+    corpora: Annotated[
+        tuple[str, ...],
+        "not empty",
+        "directories, read as the first corpus of training is; empty: the corpora of training",
+    ] = ()
+    split: Annotated[str, "not empty", "of these directories"] = "train"
+    episodes: Annotated[
+        int,
+        "[0, 1e6]",
+        "of an action VLA in closed loop, per family of the environment's tasks; 0: none; one "
+        "process",
+    ] = 0
+
+
+@dataclass(frozen=True)
+class LoggingSettings:
+    tensorboard: Annotated[bool, "event files in the workdir"] = True
+    wandb_project: Annotated[str, "of Weights & Biases; empty: not there"] = ""
+
+
 def stage_settings(stage: str) -> ConfigDict:
     """A config of that stage with everything but the model."""
-    return ConfigDict(
-        {
-            "stage": stage,
-            "seed": 0,
-            "steps": 1000,
-            "global_batch": 64,  # examples per optimizer step, over all hosts
-            "microbatches": 1,  # gradient accumulation: the batch in this many parts
-            "log_every_steps": 50,
-            "init_from": "",  # workdir of the run whose parameters to start from
-            "data": data_settings(stage),
-            "optimizer": optimizer_settings(),
-            "mesh": {
-                "preset": "dp",  # sharding rules, see docs/sharding.md
-                "data": -1,  # -1: all devices that the other axes leave
-                "fsdp": 1,
-                "seq": 1,
-                "tensor": 1,
-            },
-            "checkpoint": {
-                "every_steps": 500,
-                # Also when so long has passed since the last one; looked at when metrics are
-                # logged. 0.0: not.
-                "every_minutes": 0.0,
-                "keep": 2,  # the newest
-                "keep_every_steps": 0,  # besides, those of steps that this divides; 0: none
-                # Besides, the one with the best value of a metric of evaluation.jsonl, as "mse";
-                # "": none.
-                "best_metric": "",
-                "best_is": "lowest",  # or highest
-            },
-            "guard": {
-                # What happens to a step that is not finite or a spike: stop, skip or rollback.
-                "action": "stop",
-                "spike_sigmas": 0.0,  # of the loss above its mean; 0.0: no loss is a spike
-                # Of mean and deviation; before so many steps none is a spike.
-                "memory_steps": 100,
-                "max_events": 20,  # steps skipped or rolled back; one more stops the run
-            },
-            "evaluation": {
-                "every_steps": 0,  # 0: no evaluation during training
-                "batches": 8,  # of global_batch examples, the same ones each time
-                # Directories, read as the first corpus of training is; empty: the corpora of
-                # training.
-                "corpora": (),
-                "split": "train",  # of these directories
-                # Of an action VLA in closed loop, per family of the environment's tasks; 0: none.
-                # One process.
-                "episodes": 0,
-                "env": named_settings("tabletop", ENVS, "evaluation.env"),
-            },
-            "logging": {  # besides metrics.jsonl
-                "tensorboard": True,
-                "wandb_project": "",  # of Weights & Biases; empty: not there
-            },
-        }
+    return default_settings(
+        StageSettings,
+        stage=stage,
+        data=data_settings(stage),
+        optimizer=optimizer_settings(),
+        mesh=default_settings(MeshSettings),
+        checkpoint=default_settings(CheckpointSettings),
+        guard=default_settings(GuardConfig),
+        evaluation=default_settings(
+            EvaluationSettings, env=named_settings("tabletop", envs.ENVS, "evaluation.env")
+        ),
+        logging=default_settings(LoggingSettings),
     )
+
+
+# --- The check of a whole config ---
+
+MODELS: dict[str, tuple[type, ...]] = {
+    "teacher": (MaskedAutoencoderConfig,),
+    "image_tokenizer": (ImageTokenizerConfig,),
+    "quantizer": (QuantizerConfig,),
+    **dict.fromkeys(POLICIES, (VLAConfig, RowSettings)),
+}
+# What stands under a key: settings of one kind, or {name, ...settings}. "*" is any name.
+KINDS: dict[str, type | Registry] = {
+    "data": DataSettings,
+    "data.corpora.*": CorpusSettings,
+    "data.augment": AUGMENTATIONS,
+    "model.bottleneck": BOTTLENECKS,
+    "model.objective": OBJECTIVES,
+    "model.objective.teacher": ViTConfig,
+    "model.front_end": FRONT_ENDS,
+    "model.front_end.tokenizer": ImageTokenizerConfig,
+    "model.targets.*": HEADS,
+    "optimizer": OPTIMIZERS,
+    "optimizer.groups.*": Group,
+    "mesh": MeshSettings,
+    "checkpoint": CheckpointSettings,
+    "guard": GuardConfig,
+    "evaluation": EvaluationSettings,
+    "evaluation.env": envs.ENVS,
+    "logging": LoggingSettings,
+}
+
+
+@dataclass(frozen=True)
+class _NamedPart:
+    name: Annotated[str, "not empty", "which one"]
+
+
+@dataclass(frozen=True)
+class _Beside:
+    corpora: Annotated[Mapping[str, Any], "the mixture, by name"]
+    augment: Annotated[Mapping[str, Any], "of images in training, by name"]
+
+
+def parts(config: ConfigDict) -> Iterator[tuple[str, dict[str, Any], tuple[type, ...]]]:
+    """(key, settings, dataclasses of their keys) of a config itself, key "", and of all that is in
+    it. What cannot be read as settings raises ValueError."""
+    yield from _parts(config.to_dict(), "", config.get("stage"))
+
+
+def _parts(values: dict[str, Any], key: str, stage: str) -> Iterator[Any]:
+    above, _, _ = key.rpartition(".")
+    kind = KINDS.get(key) or KINDS.get(f"{above}.*")
+    if not key:
+        yield key, values, (LatentSettings if "code_length" in values else StageSettings,)
+    elif key == "model":
+        yield key, values, MODELS.get(stage, ())
+    elif isinstance(kind, Mapping):
+        name = values.get("name")
+        if not isinstance(name, str) or name not in kind:
+            raise ValueError(f"{key}.name={name!r} must be one of {sorted(kind)}")
+        yield key, values, (_NamedPart, kind[name][0])
+    elif kind:
+        yield key, values, (kind, _Beside) if key == "data" else (kind,)
+    for name, value in values.items():
+        where = f"{key}.{name}" if key else name
+        if isinstance(value, dict):
+            yield from _parts(value, where, stage)
+        elif f"{key}.*" in KINDS:
+            raise ValueError(f"{where}={value!r} must be a mapping of keys")
+
+
+def check(config: ConfigDict) -> None:
+    """Raises ValueError, which names the key, the value and what it must be, for a config that
+    cannot be trained by what its keys alone say. Reads no file."""
+    for key, values, kinds in parts(config):
+        keys.check(kinds, values, key)
+    DataSettings.of(config.data)
+    read_groups(config.optimizer.groups)
+    make_schedule(config.optimizer, config.steps)
+    envs.make(config.evaluation.env)

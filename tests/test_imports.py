@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 TOP = ("lapa_jax", "data_pipelines", "experiments", "launch")
 
 DATA = ("data_pipelines",)
+KEYS = "data_pipelines.keys"
 MODELS = ("lapa_jax.nn", "lapa_jax.parallel")
 STAGES = ("lapa_jax.latent", "lapa_jax.policy", *MODELS, "data_pipelines.rlds.schema")
 RUNS = (
@@ -25,6 +26,7 @@ STUDIES = ("lapa_jax.train", *TRAIN, "experiments")
 
 # room or file → prefixes of ours that it may import besides itself: what lies on lower floors.
 ALLOWED = {
+    "data_pipelines.keys": (),
     "data_pipelines.progress": (),
     "data_pipelines.storage": (),
     "data_pipelines.sidecar": ("data_pipelines.storage",),
@@ -32,7 +34,7 @@ ALLOWED = {
     "data_pipelines.index": (
         *("data_pipelines.rlds", "data_pipelines.sidecar", "data_pipelines.progress"),
     ),
-    "data_pipelines.loader": ("data_pipelines.index",),
+    "data_pipelines.loader": ("data_pipelines.index", KEYS),
     "data_pipelines.convert": ("data_pipelines.loader",),
     "data_pipelines.checks": ("data_pipelines.loader",),
     "data_pipelines.bench": ("data_pipelines.loader",),
@@ -43,17 +45,17 @@ ALLOWED = {
     "lapa_jax.version": (),
     "lapa_jax.settings": (
         *("lapa_jax.envs", "lapa_jax.stages", *STAGES, "lapa_jax.training"),
-        "data_pipelines.loader",
+        *("data_pipelines.loader", KEYS),
     ),
     "lapa_jax.parallel": (),
     "lapa_jax.diagnostics": (),
     "lapa_jax.report": ("data_pipelines.storage",),
     "lapa_jax.envs": DATA,
     "lapa_jax.machine": ("lapa_jax.parallel",),
-    "lapa_jax.nn": ("lapa_jax.parallel",),
+    "lapa_jax.nn": ("lapa_jax.parallel", KEYS),
     "lapa_jax.training": (
-        *("lapa_jax.parallel", "data_pipelines.storage", "data_pipelines.progress"),
-        "launch.run_files",
+        *("lapa_jax.parallel", "lapa_jax.nn.registry", "launch.run_files"),
+        *("data_pipelines.storage", "data_pipelines.progress", KEYS),
     ),
     "lapa_jax.config": ("data_pipelines.storage",),
     "lapa_jax.latent": MODELS,

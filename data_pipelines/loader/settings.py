@@ -1,34 +1,20 @@
 """`config.data` as typed settings, which check themselves: what a `Loader` is made from."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, replace
-from typing import Any
+from typing import Annotated, Any
 
-# Keys that have few values.
-CHOICES = {
-    "decode": ("auto", "threads", "tf"),
-    "access": ("random", "windowed"),
-    "sampling": ("per_frame", "per_video"),
-    "tail": ("drop", "clamp"),
-    "action_padding": ("repeat", "no_motion", "drop"),
-}
+from data_pipelines import keys
+
 _BESIDE = ("augment",)  # keys of `config.data` that are of the devices' part
 
 
-def _require(valid: bool, key: str, value: Any, wanted: str) -> None:
-    if not valid:
-        raise ValueError(f"{key} is {value!r}; it must {wanted}")
-
-
-def _require_keys(kind: type, keys: Iterable[str], prefix: str) -> None:
-    """No others than settings have, and all those without a default."""
-    known = [field.name for field in fields(kind) if field.name != "name"]
-    for key in keys:
-        if key not in known:
-            raise ValueError(f"{prefix}{key} is no key; known are {known}")
-    for field in fields(kind):
-        if field.default is MISSING and field.name not in ("name", *keys):
-            raise ValueError(f"{prefix}{field.name} is missing")
+def _checked(kind: type, values: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """With the defaults of what is not there; ValueError for what no config may have."""
+    defaults = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
+    values = {**defaults, **values}
+    keys.check(kind, values, key)
+    return values
 
 
 @dataclass(frozen=True)
@@ -36,28 +22,34 @@ class CorpusSettings:
     """`data.corpora.<name>`; docs/data.md explains the keys."""
 
     name: str
-    path: str  # directory with the TFRecord shards
-    split: str = "train"
-    sidecar_dir: str = ""  # where index and label sets lie; empty: beside the shards
-    weight: float = 1.0  # share of the mixture, relative to the others
-    fraction: float = 1.0  # of its episodes that are drawn from
-    action_fraction: float = 1.0  # of its episodes whose actions are known; those of the others not
-    min_episode_steps: int = 0  # shorter episodes are not drawn from
-    require_instruction: bool = False  # of episodes drawn from, where training does not need it
-    window_seconds: float = 0.6  # time between the two frames of a pair
-    fps: float = 0.0  # 0.0: from the episodes' metadata
-    # Of the index; image_key "": the only one there is, the others "": those it was built with.
-    image_key: str = "image"
-    extra_image_keys: tuple[str, ...] = ()  # further cameras of each example, after image_key
-    action_key: str = "action"
-    instruction_key: str = "language_instruction"
-    label_set: str = ""  # name of the label set that gives latent actions
-    image_token_set: str = ""  # name of the set that gives image tokens, of each camera
+    path: Annotated[str, "not empty", "directory with the TFRecord shards"]
+    split: Annotated[str, "not empty", "of the dataset"] = "train"
+    sidecar_dir: Annotated[str, "where index and label sets lie; empty: beside the shards"] = ""
+    weight: Annotated[float, "(0, 1e6]", "share of the mixture, relative to the others"] = 1.0
+    fraction: Annotated[float, "(0, 1]", "of its episodes that are drawn from"] = 1.0
+    action_fraction: Annotated[
+        float, "[0, 1]", "of its episodes whose actions are known; those of the others not"
+    ] = 1.0
+    min_episode_steps: Annotated[int, "[0, 1e6]", "shorter episodes are not drawn from"] = 0
+    require_instruction: Annotated[
+        bool, "of episodes drawn from, where training does not need it"
+    ] = False
+    window_seconds: Annotated[float, "(0, 1e4]", "time between the two frames of a pair"] = 0.6
+    fps: Annotated[float, "[0, 1e4]", "0.0: from the episodes' metadata"] = 0.0
+    image_key: Annotated[str, "of the index; empty: the only one there is"] = "image"
+    extra_image_keys: Annotated[
+        tuple[str, ...], "not empty", "further cameras of each example, after image_key"
+    ] = ()
+    action_key: Annotated[str, "of the index; empty: that it was built with"] = "action"
+    instruction_key: Annotated[str, "of the index; empty: that it was built with"] = (
+        "language_instruction"
+    )
+    label_set: Annotated[str, "name of the label set that gives latent actions"] = ""
+    image_token_set: Annotated[str, "name of the set that gives image tokens, of each camera"] = ""
 
     @classmethod
-    def of(cls, name: str, keys: Mapping[str, Any]) -> "CorpusSettings":
-        _require_keys(cls, keys, f"data.corpora.{name}.")
-        return cls(name, **keys)
+    def of(cls, name: str, values: Mapping[str, Any]) -> "CorpusSettings":
+        return cls(name, **_checked(cls, values, f"data.corpora.{name}"))
 
     def as_dict(self) -> dict[str, Any]:
         """The keys as a config has them."""
@@ -67,45 +59,69 @@ class CorpusSettings:
         """What a key is called where it is set."""
         return f"data.corpora.{self.name}.{name}"
 
-    def __post_init__(self) -> None:
-        for key, valid, wanted in (
-            ("fraction", 0 < self.fraction <= 1, "be in (0, 1]"),
-            ("action_fraction", 0 <= self.action_fraction <= 1, "be 0 to 1"),
-            ("min_episode_steps", self.min_episode_steps >= 0, "not be negative"),
-        ):
-            _require(valid, self.key(key), getattr(self, key), wanted)
-
 
 @dataclass(frozen=True)
 class DataSettings:
     """`config.data`; docs/data.md explains the keys."""
 
-    image_size: tuple[int, int]  # height, width in pixels
+    image_size: Annotated[tuple[int, int], "[1, 8192]", "height, width in pixels"]
     corpora: tuple[CorpusSettings, ...]  # in the order of their names
-    num_frames: int = 1
-    # Time between the frames of an example, which end at the current one. 0.0: they begin there,
-    # window_seconds of their corpus apart.
-    history_seconds: float = 0.0
-    chain_pairs: int = 1  # pairs of one episode side by side in the batch, sharing frames
-    sampling: str = "per_frame"  # or per_video, as the paper's code
-    # Of frames a window apart, the mean difference in 0..255 below which neither pair nor label is
-    # drawn. Above 0.0 it needs `lapa data motion`.
-    min_pair_difference: float = 0.0
-    tail: str = "drop"  # frames beyond the episode; or clamp, as the paper's code
-    action_horizon: int = 1  # actions of an example, of so many steps from its own on
-    # Past the end of the episode: repeat the last one; or no_motion, where all dimensions but
-    # action_absolute are zero; or drop, which draws whole ones alone.
-    action_padding: str = "repeat"
-    action_absolute: tuple[int, ...] = ()  # dimensions that are no motion, as (-1,): the gripper's
-    # Or windowed: whole blocks, for object stores. The three keys below are for that alone.
-    access: str = "random"
-    block_mib: float = 64.0  # MiB of consecutive episodes that are read at once
-    window_blocks: int = 2  # whose samples are permuted together
-    lanes: int = 8  # that read for themselves: a multiple of the hosts
-    decode: str = "auto"  # threads, or tf (tf.data): who runs the same decoder
-    num_threads: int = 2
-    prefetch_batches: int = 4
-    max_bad_fraction: float = 0.001  # more undecodable examples than this stop the run
+    num_frames: Annotated[int, "[1, 1024]", "of an example and camera"] = 1
+    history_seconds: Annotated[
+        float,
+        "[0, 1e4]",
+        "time between the frames of an example, which end at the current one; 0.0: they begin "
+        "there, window_seconds of their corpus apart",
+    ] = 0.0
+    chain_pairs: Annotated[
+        int, "[1, 1e6]", "pairs of one episode side by side in the batch, sharing frames"
+    ] = 1
+    sampling: Annotated[
+        str, ("per_frame", "per_video"), "what is drawn evenly; per_video as the paper's code"
+    ] = "per_frame"
+    min_pair_difference: Annotated[
+        float,
+        "[0, 255]",
+        "of frames a window apart, the mean difference in 0..255 below which neither pair nor "
+        "label is drawn; above 0.0 it needs `lapa data motion`",
+    ] = 0.0
+    tail: Annotated[
+        str, ("drop", "clamp"), "frames beyond the episode; clamp as the paper's code"
+    ] = "drop"
+    action_horizon: Annotated[
+        int, "[1, 4096]", "actions of an example, of so many steps from its own on"
+    ] = 1
+    action_padding: Annotated[
+        str,
+        ("repeat", "no_motion", "drop"),
+        "past the end of the episode: repeat the last one; or no_motion, where all dimensions but "
+        "action_absolute are zero; or drop, which draws whole ones alone",
+    ] = "repeat"
+    action_absolute: Annotated[
+        tuple[int, ...], "[-4096, 4096]", "dimensions that are no motion, as (-1,): the gripper's"
+    ] = ()
+    access: Annotated[str, ("random", "windowed"), "windowed: whole blocks, for object stores"] = (
+        "random"
+    )
+    block_mib: Annotated[
+        float, "(0, 1048576)", "MiB of consecutive episodes that are read at once, if windowed"
+    ] = 64.0
+    window_blocks: Annotated[
+        int, "[1, 1e6]", "whose samples are permuted together, if windowed"
+    ] = 2
+    lanes: Annotated[
+        int, "[1, 1e6]", "that read for themselves, if windowed: a multiple of the hosts"
+    ] = 8
+    decode: Annotated[
+        str,
+        ("auto", "threads", "tf"),
+        "who runs the decoder, the same one: threads or tf (tf.data)",
+    ] = "auto"
+    num_threads: Annotated[int, "[1, 4096]", "that read and decode, on each host"] = 2
+    prefetch_batches: Annotated[int, "[1, 4096]", "that are made ahead"] = 4
+    max_bad_fraction: Annotated[
+        float, "[0, 1]", "more undecodable examples than this stop the run"
+    ] = 0.001
 
     @classmethod
     def of(cls, data: Any) -> "DataSettings":
@@ -114,30 +130,18 @@ class DataSettings:
             return data
         values = data.to_dict() if hasattr(data, "to_dict") else dict(data)
         values = {key: value for key, value in values.items() if key not in _BESIDE}
-        _require_keys(cls, values, "data.")
-        corpora = sorted(values["corpora"].items())
-        values["corpora"] = tuple(CorpusSettings.of(name, keys) for name, keys in corpora)
+        corpora = sorted(values.pop("corpora", {}).items())
+        values = _checked(cls, values, "data")
+        values["corpora"] = tuple(CorpusSettings.of(name, one) for name, one in corpora)
         values["image_size"] = tuple(values["image_size"])
         return cls(**values)
 
     def __post_init__(self) -> None:
-        for key in ("num_frames", "action_horizon", "num_threads", "prefetch_batches"):
-            _require(getattr(self, key) >= 1, f"data.{key}", getattr(self, key), "be at least 1")
-        for key, known in CHOICES.items():
-            value = getattr(self, key)
-            _require(value in known, f"data.{key}", value, f"be one of {known}")
-        for key, valid, wanted in (
-            ("history_seconds", self.history_seconds >= 0, "not be negative"),
-            ("min_pair_difference", 0 <= self.min_pair_difference <= 255, "be 0 to 255"),
-            ("max_bad_fraction", 0 <= self.max_bad_fraction <= 1, "be 0 to 1"),
-            ("block_mib", 0 < self.block_mib < 2**20, "be positive"),
-        ):
-            _require(valid, f"data.{key}", getattr(self, key), wanted)
         pairs = self.num_frames == 2 and self.history_seconds == 0
-        if self.chain_pairs < 1 or self.chain_pairs > 1 and not pairs:
+        if self.chain_pairs > 1 and not pairs:
             raise ValueError(
-                f"data.chain_pairs is {self.chain_pairs}; it must be at least 1, and chains are of "
-                f"pairs: data.num_frames 2 (is {self.num_frames}), data.history_seconds 0.0 (is "
+                f"data.chain_pairs={self.chain_pairs} must be 1: chains are of pairs, "
+                f"data.num_frames 2 (is {self.num_frames}), data.history_seconds 0.0 (is "
                 f"{self.history_seconds})"
             )
 

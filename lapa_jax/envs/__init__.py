@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from data_pipelines import keys
 from lapa_jax.envs.env import Environment
 from lapa_jax.envs.tabletop import SceneConfig, Tabletop
 
@@ -19,7 +20,6 @@ def make(settings: Mapping[str, Any]) -> Environment:
     if name not in ENVS:
         raise ValueError(f"evaluation.env.name={name!r} must be one of {sorted(ENVS)}")
     kind, environment = ENVS[name]
-    known = [field.name for field in dataclasses.fields(kind)]
-    if unknown := sorted(settings.keys() - set(known)):
-        raise ValueError(f"evaluation.env has no setting {unknown} for {name!r}, but {known}")
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    keys.check(kind, defaults | settings, "evaluation.env")
     return environment(kind(**settings))

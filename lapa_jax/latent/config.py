@@ -1,69 +1,69 @@
 """The shape of a quantizer, checked when the config is read."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 from lapa_jax.latent.bottlenecks import bottleneck_config, bottleneck_settings
 from lapa_jax.latent.legacy import check_shapes
+from lapa_jax.nn.attention import ATTENTIONS
 from lapa_jax.nn.layers import dtype_of
-
-PREDICT = ("frame", "residual")
+from lapa_jax.nn.stack import REMAT
 
 
 @dataclass(frozen=True)
 class QuantizerConfig:
-    """The defaults: a small one for frames of 64 pixels a side.
-
-    `collapse_fraction`: of codebook_size; training warns while perplexity stays under it.
-    `normalize_decay`: per step, of the mean and variance by which latents are normalised; 0 leaves
-    them as they are (the paper). `bottleneck`, `objective`: {name, ...its settings}. `predict`: the
-    decoder's output is the later "frame" itself (the paper) or a "residual" added to the pixels of
-    the first frame. `legacy`: the original's quirks (legacy.py). `unroll`: layers per scan step, 0
-    for all."""
+    """The defaults: a small one for frames of 64 pixels a side. What a bottleneck and an objective
+    are: {name, ...its settings}."""
 
     image_size: tuple[int, int]
     num_frames: int
     compute_dtype: str
-    patch_size: int = 8  # pixels
-    dim: int = 48
-    mlp_dim: int = 96
-    heads: int = 3
-    head_dim: int = 16
-    spatial_depth: int = 1
-    temporal_depth: int = 1
-    decoder_depth: int = 2
-    quant_dim: int = 4
-    codebook_size: int = 8
-    code_length: int = 1
-    collapse_fraction: float = 0.25
-    normalize_decay: float = 0.95
-    bottleneck: Mapping[str, Any] = field(default_factory=lambda: bottleneck_settings("nsvq"))
-    objective: Mapping[str, Any] = field(default_factory=lambda: {"name": "pixels"})
-    predict: str = "residual"
-    legacy: bool = False
-    attention: str = "auto"  # or xla, cudnn, splash, ring: see docs/sharding.md
-    remat: str = "none"
-    unroll: int = 0
+    patch_size: Annotated[int, "[1, 8192]", "pixels"] = 8
+    dim: Annotated[int, "[1, 65536]", "width of the layers"] = 48
+    mlp_dim: Annotated[int, "[1, 1e6]", "width inside of a feed-forward"] = 96
+    heads: Annotated[int, "[1, 4096]", "of an attention"] = 3
+    head_dim: Annotated[int, "[1, 4096]", "width of a head"] = 16
+    spatial_depth: Annotated[int, "[1, 1024]", "layers that see one frame"] = 1
+    temporal_depth: Annotated[int, "[1, 1024]", "layers that see all frames"] = 1
+    decoder_depth: Annotated[int, "[1, 1024]", "layers that draw the later frame"] = 2
+    quant_dim: Annotated[int, "[1, 65536]", "width of a latent and of a code"] = 4
+    codebook_size: Annotated[int, "[2, 1e7]", "values of a code"] = 8
+    code_length: Annotated[int, "[1, 4096]", "codes of a latent action"] = 1
+    collapse_fraction: Annotated[
+        float, "[0, 1)", "of codebook_size: training warns while perplexity stays under it"
+    ] = 0.25
+    normalize_decay: Annotated[
+        float,
+        "[0, 1)",
+        "per step, of the mean and variance by which latents are normalised; 0.0 leaves them as "
+        "they are (the paper)",
+    ] = 0.95
+    bottleneck: Annotated[Mapping[str, Any], "from latents to codes, by name"] = field(
+        default_factory=lambda: bottleneck_settings("nsvq")
+    )
+    objective: Annotated[Mapping[str, Any], "what is predicted of later frames, by name"] = field(
+        default_factory=lambda: {"name": "pixels"}
+    )
+    predict: Annotated[
+        str,
+        ("frame", "residual"),
+        "the decoder's output is the later frame itself (the paper) or a residual added to the "
+        "pixels of the first frame",
+    ] = "residual"
+    legacy: Annotated[bool, "the original's quirks"] = False
+    attention: Annotated[str, ATTENTIONS, "kernel of attention, see docs/sharding.md"] = "auto"
+    remat: Annotated[str, REMAT, "what the backward pass keeps, see docs/training.md"] = "none"
+    unroll: Annotated[int, "[0, 1024]", "layers per scan step; 0: all"] = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", tuple(self.image_size))
         object.__setattr__(self, "bottleneck", dict(self.bottleneck))
         object.__setattr__(self, "objective", dict(self.objective))
-        for name in (f.name for f in fields(self) if f.type in ("int", int)):
-            if name != "unroll" and getattr(self, name) < 1:
-                raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
-        if self.codebook_size < 2:
-            raise ValueError(f"model.codebook_size={self.codebook_size} must be at least 2")
         if self.num_frames < 2:
             raise ValueError(
                 f"data.num_frames={self.num_frames} must be at least 2: the quantizer sees pairs"
             )
-        if self.predict not in PREDICT:
-            raise ValueError(f"model.predict={self.predict!r} must be one of {PREDICT}")
-        for name in ("normalize_decay", "collapse_fraction"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ValueError(f"model.{name}={getattr(self, name)} must be in [0, 1)")
         bottleneck_config(self.bottleneck)
         dtype_of(self.compute_dtype)
         if any(side % self.patch_size for side in self.image_size):

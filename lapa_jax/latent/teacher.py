@@ -8,6 +8,7 @@ Shape suffixes: as in vit.py; S patches that are seen, E decoder width, P pixel 
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from flax import nnx
 from lapa_jax.nn.layers import Dense, LayerNorm, dtype_of, truncated_normal
 from lapa_jax.nn.module import param
 from lapa_jax.nn.patches import to_patches
-from lapa_jax.nn.stack import Stack
+from lapa_jax.nn.stack import REMAT, Stack
 from lapa_jax.nn.vit import EPS, Block, ViT, ViTConfig
 
 # Added to the variance by which the pixels of a patch are divided: 8 grey levels, squared. The
@@ -26,17 +27,20 @@ VARIANCE = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedAutoencoderConfig(ViTConfig):
-    """The encoder's keys are those of ViTConfig. `mask_fraction`: of the patches that the encoder
-    does not see. `decoder_depth`: 0 is an encoder alone, which cannot be trained."""
+    """The encoder's keys are those of ViTConfig."""
 
     image_size: tuple[int, int]
     compute_dtype: str
-    mask_fraction: float = 0.75
-    decoder_dim: int = 32
-    decoder_depth: int = 2
-    decoder_heads: int = 2
-    remat: str = "none"
-    unroll: int = 0  # layers per scan step; 0: all
+    mask_fraction: Annotated[float, "[0, 1)", "of the patches, which the encoder does not see"] = (
+        0.75
+    )
+    decoder_dim: Annotated[int, "[1, 65536]", "width of the decoder"] = 32
+    decoder_depth: Annotated[
+        int, "[0, 1024]", "its layers; 0 is an encoder alone, which cannot be trained"
+    ] = 2
+    decoder_heads: Annotated[int, "[1, 4096]", "its heads, which divide decoder_dim"] = 2
+    remat: Annotated[str, REMAT, "what the backward pass keeps, see docs/training.md"] = "none"
+    unroll: Annotated[int, "[0, 1024]", "layers per scan step; 0: all"] = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,11 +51,9 @@ class MaskedAutoencoderConfig(ViTConfig):
                 f"data.image_size={self.image_size} must be a multiple of "
                 f"model.patch_size={self.patch_size} on both sides"
             )
-        if self.decoder_depth < 0:
-            raise ValueError(f"model.decoder_depth={self.decoder_depth} must not be negative")
-        if self.decoder_dim < 1 or self.decoder_heads < 1 or self.decoder_dim % self.decoder_heads:
+        if self.decoder_dim % self.decoder_heads:
             raise ValueError(
-                f"model.decoder_dim={self.decoder_dim} must be a positive multiple of "
+                f"model.decoder_dim={self.decoder_dim} must be a multiple of "
                 f"model.decoder_heads={self.decoder_heads}"
             )
         if not 0 < self.seen < self.patches:

@@ -311,3 +311,4 @@ IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {
     "splash": splash_attention,
     "ring": ring_attention,
 }
+ATTENTIONS = ("auto", *IMPLEMENTATIONS)  # what a config may name

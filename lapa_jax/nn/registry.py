@@ -1,8 +1,9 @@
 """Parts that a config chooses by name: `{name, ...settings}` against a registry.
 
-A part's dataclass declares its settings, and their defaults for new configs. A field without a
-default is no key of config files: its stage fills it in from elsewhere in the config. A config that
-is read must have every key; defaults are only for new ones.
+A part's dataclass declares its settings, with type, range and meaning (data_pipelines/keys.py), and
+their defaults for new configs. A field without an annotation is no key of config files: its stage
+fills it in from elsewhere in the config. A config that is read must have every key; defaults are
+only for new ones.
 """
 
 from collections.abc import Mapping
@@ -10,6 +11,8 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from ml_collections import ConfigDict
+
+from data_pipelines import keys
 
 Registry = Mapping[str, tuple[type, type | None]]  # name → (config class, module class)
 
@@ -21,21 +24,17 @@ def named_config(settings: Mapping[str, Any], registry: Registry, key: str) -> t
     """
     settings = dict(settings)
     name = settings.pop("name", None)
-    if name not in registry:
+    if not isinstance(name, str) or name not in registry:
         raise ValueError(f"{key}.name={name!r} must be one of {sorted(registry)}")
-    return name, typed_config(registry[name][0], settings, f"{key} ({name})")
+    return name, typed_config(registry[name][0], settings, key)
 
 
 def typed_config(kind: type, settings: Mapping[str, Any], key: str) -> Any:
-    """`kind(**settings)`; unknown or missing settings, defaults or not, raise ValueError."""
-    known = {field.name for field in fields(kind)}
-    unknown, missing = sorted(set(settings) - known), sorted(known - set(settings))
-    if unknown or missing:
-        raise ValueError(f"{key}: unknown keys {unknown}, missing keys {missing}")
-    try:
-        return kind(**settings)
-    except TypeError as error:
-        raise ValueError(f"{key}: {error}") from error
+    """`kind(**settings)`; settings that are unknown, missing, defaults or not, or out of range
+    raise ValueError."""
+    filled_in = {field.name for field in fields(kind)} - {one.name for one in keys.of(kind)}
+    keys.check(kind, {k: v for k, v in settings.items() if k not in filled_in}, key)
+    return kind(**settings)
 
 
 def named_settings(name: str, registry: Registry, what: str, **changes: Any) -> ConfigDict:

@@ -9,7 +9,7 @@ patches, R registers, T tokens, K heads, C head width, D width.
 
 import math
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -31,33 +31,29 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """The defaults: a small one for images of 64 pixels a side.
-
-    `grid`: patch rows and columns of the learned positions; images of another grid take
-    interpolated ones. `registers`: tokens that stand for no patch (Darcet et al. 2023). `swiglu`:
-    the gated feed-forward of the largest DINOv2."""
+    """The defaults: a small one for images of 64 pixels a side."""
 
     KEY: ClassVar[str] = "model"  # where a config has these
 
-    grid: tuple[int, int] = (8, 8)
-    patch_size: int = 8  # pixels
-    dim: int = 64
-    depth: int = 4
-    heads: int = 4
-    head_dim: int = 16
-    mlp_dim: int = 256
-    registers: int = 0
-    swiglu: bool = False
+    grid: Annotated[
+        tuple[int, int],
+        "[1, 8192]",
+        "patch rows and columns of the learned positions; images of another grid take "
+        "interpolated ones",
+    ] = (8, 8)
+    patch_size: Annotated[int, "[1, 8192]", "pixels"] = 8
+    dim: Annotated[int, "[1, 65536]", "width of the layers"] = 64
+    depth: Annotated[int, "[1, 1024]", "layers"] = 4
+    heads: Annotated[int, "[1, 4096]", "of an attention"] = 4
+    head_dim: Annotated[int, "[1, 4096]", "width of a head"] = 16
+    mlp_dim: Annotated[int, "[1, 1e6]", "width inside of a feed-forward"] = 256
+    registers: Annotated[
+        int, "[0, 4096]", "tokens that stand for no patch (Darcet et al. 2023)"
+    ] = 0
+    swiglu: Annotated[bool, "the gated feed-forward of the largest DINOv2"] = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid", tuple(self.grid))
-        for name in ("patch_size", "dim", "depth", "heads", "head_dim", "mlp_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{self.KEY}.{name}={getattr(self, name)} must be at least 1")
-        if len(self.grid) != 2 or min(self.grid) < 1:
-            raise ValueError(f"{self.KEY}.grid={self.grid} must be (rows, columns) of at least 1")
-        if self.registers < 0:
-            raise ValueError(f"{self.KEY}.registers={self.registers} must not be negative")
 
     def architecture(self) -> dict[str, object]:
         """The settings that weights depend on, those of a subclass left out."""

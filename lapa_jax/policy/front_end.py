@@ -9,7 +9,7 @@ D width.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -26,16 +26,19 @@ from lapa_jax.policy.image_tokenizer import ImageEncoder, ImageTokenizerConfig
 
 @dataclass(frozen=True)
 class PatchesConfig:
-    """One token per `patch_size` x `patch_size` pixels. `stem_channels` are stride-2 convolutions
-    that come first (each halves the sides of what is then cut into patches); empty for plain
-    patches."""
+    """One token per `patch_size` x `patch_size` pixels."""
 
     column: ClassVar[str] = "frames"
     borrowed: ClassVar[Borrowed | None] = None  # frozen weights that are another run's
 
     image_size: tuple[int, int]
-    patch_size: int = 16
-    stem_channels: tuple[int, ...] = ()  # slow on CPUs
+    patch_size: Annotated[int, "[1, 8192]", "pixels on a side that a token stands for"] = 16
+    stem_channels: Annotated[
+        tuple[int, ...],
+        "[1, 65536]",
+        "of stride-2 convolutions that come first, each of which halves the sides of what is then "
+        "cut into patches (slow on CPUs); empty: plain patches",
+    ] = ()
 
     def __post_init__(self) -> None:
         if any(side % self.patch_size for side in self.image_size):
@@ -65,17 +68,19 @@ class TokenizerConfig(ImageTokenizerConfig):
 
 @dataclass(frozen=True)
 class VqganConfig:
-    """`weights`: the run of stage "image_tokenizer" that a new run takes the tokenizer's weights
-    from; then they are in its own checkpoints. `tokenizer`: the architecture, as that run has
-    it."""
+    """A frozen image tokenizer, computed while training."""
 
     column: ClassVar[str] = "frames"
 
     image_size: tuple[int, int]
-    weights: str = ""
-    tokenizer: Mapping[str, Any] | TokenizerConfig = field(
-        default_factory=lambda: default_settings(TokenizerConfig)
-    )
+    weights: Annotated[
+        str,
+        'run of stage "image_tokenizer" that a new run takes the weights from; then they are in '
+        "its own checkpoints",
+    ] = ""
+    tokenizer: Annotated[
+        Mapping[str, Any] | TokenizerConfig, "the architecture, as that run has it"
+    ] = field(default_factory=lambda: default_settings(TokenizerConfig))
 
     def __post_init__(self) -> None:
         tokenizer = typed_config(TokenizerConfig, self.tokenizer, TokenizerConfig.KEY)
@@ -108,7 +113,7 @@ class CachedTokensConfig:
     column: ClassVar[str] = "image_tokens"
     borrowed: ClassVar[Borrowed | None] = None
 
-    num_tokens: int = 256
+    num_tokens: Annotated[int, "[1, 1e6]", "of an image"] = 256
 
 
 class Patches(nnx.Module):

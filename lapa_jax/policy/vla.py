@@ -13,17 +13,17 @@ width, V what a head gives.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from lapa_jax.nn import lora
-from lapa_jax.nn.attention import attention
-from lapa_jax.nn.layers import Dense, RMSNorm, SwiGLU, dtype_of
+from lapa_jax.nn.attention import ATTENTIONS, attention
+from lapa_jax.nn.layers import DTYPES, Dense, RMSNorm, SwiGLU, dtype_of
 from lapa_jax.nn.position import rope, rope_tables
-from lapa_jax.nn.stack import Stack
+from lapa_jax.nn.stack import REMAT, Stack
 from lapa_jax.parallel.sharding import constrain
 from lapa_jax.policy.front_end import FRONT_ENDS, front_end_config, front_end_settings
 from lapa_jax.policy.heads.base import Embedding, Head, readout
@@ -46,44 +46,41 @@ SIZES: dict[str, dict[str, int]] = {
 
 @dataclass(frozen=True)
 class VLAConfig:
-    """The defaults: a small one for images of 64 pixels a side.
-
-    An image_vocab of 0: images have no table and no head. `front_end`: {name, ...its settings}.
-    `legacy`: the original's rotary angles, rounded to `compute_dtype`."""
+    """The defaults: a small one for images of 64 pixels a side."""
 
     compute_dtype: str
-    text_vocab: int = 384
-    image_vocab: int = 0
-    front_end: Mapping[str, Any] = field(default_factory=lambda: front_end_settings("patches"))
-    dim: int = 128
-    depth: int = 3
-    heads: int = 4
-    head_dim: int = 32
-    mlp_dim: int = 256
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-6
-    init_std: float = 0.06
-    param_dtype: str = "float32"
-    attention: str = "auto"  # or xla, cudnn, splash, ring: see docs/sharding.md
-    remat: str = "none"
-    unroll: int = 0  # layers per scan step; 0: all
-    # The original's prompt and rows, too (layout.py).
-    legacy: bool = False
-    lora_rank: int = 0  # of the factors beside the kernels of lora_pattern; 0: none; see lora.py
-    lora_alpha: float = 16.0  # they count alpha / rank
-    lora_pattern: str = "attention/(q|k|v|out)|mlp/(gate|up|down)"  # paths inside of a layer
+    text_vocab: Annotated[int, "[1, 1e7]", "ids of text tokens"] = 384
+    image_vocab: Annotated[int, "[0, 1e7]", "ids of image tokens; 0: no table and no head"] = 0
+    front_end: Annotated[Mapping[str, Any], "between images and the backbone, by name"] = field(
+        default_factory=lambda: front_end_settings("patches")
+    )
+    dim: Annotated[int, "[1, 65536]", "width of the layers"] = 128
+    depth: Annotated[int, "[1, 1024]", "layers"] = 3
+    heads: Annotated[int, "[1, 4096]", "of an attention"] = 4
+    head_dim: Annotated[int, "[2, 4096]", "width of a head, even: RoPE rotates pairs"] = 32
+    mlp_dim: Annotated[int, "[1, 1e6]", "width inside of a feed-forward"] = 256
+    rope_theta: Annotated[float, "[1, 1e12]", "base of the rotary frequencies"] = 10_000.0
+    norm_eps: Annotated[float, "(0, 1]", "added to the variance in norms"] = 1e-6
+    init_std: Annotated[float, "(0, 100]", "of the weights at first"] = 0.06
+    param_dtype: Annotated[str, DTYPES, "of the parameters"] = "float32"
+    attention: Annotated[str, ATTENTIONS, "kernel of attention, see docs/sharding.md"] = "auto"
+    remat: Annotated[str, REMAT, "what the backward pass keeps, see docs/training.md"] = "none"
+    unroll: Annotated[int, "[0, 1024]", "layers per scan step; 0: all"] = 0
+    legacy: Annotated[
+        bool, "the original's prompt and rows, and rotary angles rounded to compute_dtype"
+    ] = False
+    lora_rank: Annotated[
+        int, "[0, 65536]", "of the factors beside the kernels of lora_pattern; 0: no LoRA"
+    ] = 0
+    lora_alpha: Annotated[float, "(0, 1e6]", "the factors count lora_alpha / lora_rank"] = 16.0
+    lora_pattern: Annotated[str, "not empty", "regular expression of paths inside of a layer"] = (
+        "attention/(q|k|v|out)|mlp/(gate|up|down)"
+    )
 
     def __post_init__(self) -> None:
         front_end_config(self.front_end)
         dtype_of(self.compute_dtype)
         dtype_of(self.param_dtype, "param_dtype")
-        for name in ("text_vocab", "dim", "depth", "heads", "head_dim", "mlp_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name}={getattr(self, name)} must be at least 1")
-        if self.image_vocab < 0:
-            raise ValueError(f"model.image_vocab={self.image_vocab} must not be negative")
-        if self.lora_rank < 0:
-            raise ValueError(f"model.lora_rank={self.lora_rank} must be positive, or 0: no LoRA")
         if self.head_dim % 2:
             raise ValueError(f"model.head_dim={self.head_dim} must be even: RoPE rotates pairs")
 

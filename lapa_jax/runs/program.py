@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.storage import places
 from lapa_jax.machine import chips
+from lapa_jax.nn.registry import typed_config
 from lapa_jax.nn.stack import check_remat
 from lapa_jax.parallel import sharding
 from lapa_jax.stages import Stage, augmentation
@@ -83,7 +84,7 @@ def build(config: ConfigDict, stage: Stage, mesh: Mesh) -> Program:
         microbatches=config.microbatches,
         ema_decay=config.optimizer.ema_decay,
         after_update=stage.after_update,
-        guard=GuardConfig(**config.guard),
+        guard=typed_config(GuardConfig, config.guard, "guard"),
     )
     return Program(
         mesh=mesh,

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import loader as loaders
 from data_pipelines.storage import places
-from lapa_jax import stages
+from lapa_jax import settings, stages
 from lapa_jax.nn import lora, surgery
 from lapa_jax.nn.module import flatten, unflatten
 from lapa_jax.parallel import distributed, sharding
@@ -51,6 +51,7 @@ def open_run(config: ConfigDict, workdir: str | Path) -> Opened:
 
     Raises ValueError where the directory is another config's run.
     """
+    settings.check(config)
     workdir = places.directory(workdir)
     if places.is_remote(workdir):
         where = places.scratch(workdir)

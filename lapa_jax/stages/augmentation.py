@@ -9,6 +9,7 @@ rows, J image columns, C colours.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -37,29 +38,13 @@ class CropAndColour:
     The defaults are of the original's fine-tuning on a real robot, in units of its own: 5 of 180 in
     hue, 20 of 255 in saturation and value."""
 
-    crop_area: float = 0.9
-    brightness: float = 0.2
-    contrast: float = 0.2
-    hue_degrees: float = 10.0
-    saturation: float = 20 / 255
-    value: float = 20 / 255
-    colour_fraction: float = 0.5
-
-    def __post_init__(self) -> None:
-        if not 0 < self.crop_area <= 1:
-            raise ValueError(f"data.augment.crop_area={self.crop_area} must be in (0, 1]")
-        limits = {"hue_degrees": 180.0}
-        for name in (
-            "brightness",
-            "contrast",
-            "hue_degrees",
-            "saturation",
-            "value",
-            "colour_fraction",
-        ):
-            given, limit = getattr(self, name), limits.get(name, 1.0)
-            if not 0 <= given <= limit:
-                raise ValueError(f"data.augment.{name}={given} must be in [0, {limit:g}]")
+    crop_area: Annotated[float, "(0, 1]", "of the image that a crop has"] = 0.9
+    brightness: Annotated[float, "[0, 1]", "added or taken away at most"] = 0.2
+    contrast: Annotated[float, "[0, 1]", "by which values are scaled up or down at most"] = 0.2
+    hue_degrees: Annotated[float, "[0, 180]", "by which the hue turns at most"] = 10.0
+    saturation: Annotated[float, "[0, 1]", "added or taken away at most"] = 20 / 255
+    value: Annotated[float, "[0, 1]", "added or taken away at most"] = 20 / 255
+    colour_fraction: Annotated[float, "[0, 1]", "of the examples whose colours change"] = 0.5
 
 
 AUGMENTATIONS = {"none": (NoAugmentation, None), "crop_and_colour": (CropAndColour, None)}

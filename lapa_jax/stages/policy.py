@@ -10,7 +10,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -39,13 +39,20 @@ TOKENIZER = "tokenizer.model"
 class RowSettings:
     """Keys of config.model that say how rows are laid out; the others are the model's own."""
 
-    tokenizer: str = ""  # a SentencePiece .model; empty: trained on the corpora's instructions
-    text_length: int = 20  # tokens of an instruction at most, the begin mark included
-    sequence_length: int = 0  # tokens of a row; 0: what the longest examples need
-    examples_per_row: int = 1  # more: packing
+    targets: Annotated[Mapping[str, Any], "what is predicted, by modality, each with its head"]
+    tokenizer: Annotated[
+        str, "a SentencePiece .model; empty: trained on the corpora's instructions"
+    ] = ""
+    text_length: Annotated[
+        int, "[1, 1e6]", "tokens of an instruction at most, the begin mark included"
+    ] = 20
+    sequence_length: Annotated[
+        int, "[0, 1e7]", "tokens of a row; 0: what the longest examples need"
+    ] = 0
+    examples_per_row: Annotated[int, "[1, 1e5]", "more than 1: packing"] = 1
 
 
-LAYOUT_KEYS = ("targets", *(field.name for field in fields(RowSettings)))
+LAYOUT_KEYS = tuple(field.name for field in fields(RowSettings))
 
 
 def policy_settings(*, latent_vocab: int = 0, action_vocab: int = 0, **changes: Any) -> ConfigDict:

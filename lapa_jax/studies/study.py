@@ -19,6 +19,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
+from lapa_jax import settings
 from lapa_jax.diagnostics.statistics import Interval, paired_difference_of_proportions
 from lapa_jax.runs import run as runs
 from lapa_jax.train import train
@@ -54,7 +55,9 @@ def text_of(value: Any) -> str:
 
 
 def train_part(name: str, config: ConfigDict, workdir: Path) -> Part:
-    """A part that trains; `Interrupted` where a signal stopped it."""
+    """A part that trains by a config, which is checked now. `Interrupted` where a signal stopped
+    it."""
+    settings.check(config)
 
     def work() -> None:
         if not train(config, workdir):

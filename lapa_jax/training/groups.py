@@ -8,10 +8,11 @@ parameter must match exactly one: nothing is trained, or left alone, by an overs
 import dataclasses
 import re
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 
+from data_pipelines import keys
 from lapa_jax.parallel.trees import path_name
 
 LISTED = 8  # parameters that an error names
@@ -19,10 +20,12 @@ LISTED = 8  # parameters that an error names
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    pattern: str
-    lr_scale: float = 1.0  # of the whole update, weight decay included
-    decay_scale: float = 1.0  # of optimizer.weight_decay, which only matrices have
-    frozen: bool = False  # no gradient, no moments, no moving average
+    pattern: Annotated[str, "not empty", "regular expression of whole paths of parameters"]
+    lr_scale: Annotated[float, "[0, 1e6]", "of the whole update, weight decay included"] = 1.0
+    decay_scale: Annotated[
+        float, "[0, 1e6]", "of optimizer.weight_decay, which only matrices have"
+    ] = 1.0
+    frozen: Annotated[bool, "no gradient, no moments, no moving average"] = False
 
 
 def group_settings(pattern: str, **changes: Any) -> dict[str, Any]:
@@ -33,21 +36,10 @@ def group_settings(pattern: str, **changes: Any) -> dict[str, Any]:
 def read_groups(config: Mapping[str, Mapping[str, Any]]) -> dict[str, Group]:
     """Groups of `config.optimizer.groups`; raises ValueError naming the key that is wrong."""
     groups = {}
-    known = {field.name: field.type for field in dataclasses.fields(Group)}
     for name, settings in config.items():
         where = f"optimizer.groups.{name}"
-        if set(settings) != set(known):
-            raise ValueError(
-                f"{where} has unknown keys {sorted(set(settings) - set(known))} and lacks "
-                f"{sorted(set(known) - set(settings))}; known: {sorted(known)}"
-            )
-        for key, kind in known.items():
-            if type(settings[key]) is not kind:
-                raise ValueError(f"{where}.{key}={settings[key]!r} must be a {kind.__name__}")
+        keys.check(Group, settings, where)
         group = groups[name] = Group(**settings)
-        for key in ("lr_scale", "decay_scale"):
-            if not 0.0 <= getattr(group, key) < float("inf"):
-                raise ValueError(f"{where}.{key}={getattr(group, key)} must not be negative")
         try:
             re.compile(group.pattern)
         except re.error as error:

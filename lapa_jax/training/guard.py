@@ -16,6 +16,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -39,17 +40,16 @@ class LossSpikeError(FloatingPointError):
 class GuardConfig:
     """The keys of `config.guard`."""
 
-    action: str
-    spike_sigmas: float  # 0.0: no loss is a spike
-    memory_steps: int
-    max_events: int
-
-    def __post_init__(self) -> None:
-        if self.action not in ACTIONS:
-            raise ValueError(f"guard.action={self.action!r} must be one of {list(ACTIONS)}")
-        for name, least in (("spike_sigmas", 0), ("memory_steps", 1), ("max_events", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"guard.{name}={getattr(self, name)} must be at least {least}")
+    action: Annotated[str, ACTIONS, "what happens to a step that is not finite or a spike"] = "stop"
+    spike_sigmas: Annotated[
+        float, "[0, 1e6]", "of the loss above its mean; 0.0: no loss is a spike"
+    ] = 0.0
+    memory_steps: Annotated[
+        int, "[1, 1e9]", "of mean and deviation; before so many steps none is a spike"
+    ] = 100
+    max_events: Annotated[
+        int, "[0, 1e9]", "steps skipped or rolled back; one more stops the run"
+    ] = 20
 
 
 OFF = GuardConfig(action="stop", spike_sigmas=0.0, memory_steps=1, max_events=0)

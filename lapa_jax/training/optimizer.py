@@ -11,13 +11,14 @@ unknown one is an error; `optimizer_settings` makes those of a new config.
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from lapa_jax.nn.registry import named_config, named_settings
 from lapa_jax.parallel.trees import flatten, flatten_names, path_name
 from lapa_jax.training.groups import (
     Group,
@@ -27,15 +28,6 @@ from lapa_jax.training.groups import (
     split,
 )
 
-COMMON = {  # defaults of the keys that all have, beside the groups
-    "schedule": "warmup_cosine",
-    "peak_lr": 1e-3,
-    "end_lr": 0.0,
-    "warmup_steps": 100,
-    "weight_decay": 0.0,
-    "clip_norm": 1.0,  # 0.0: no clipping
-    "ema_decay": 0.0,  # of a moving average of the parameters, read by the loop; 0.0: none
-}
 Schedule = Callable[[Any], Any]  # step → learning rate
 Axes = Mapping[str, tuple[str | None, ...]]  # logical axis names by slash-separated path
 
@@ -80,20 +72,8 @@ class Optimizer:
 
 def make_optimizer(config: Mapping[str, Any], total_steps: int, axes: Any) -> Optimizer:
     """`axes`: the logical axis names of every parameter, as a stage gives them."""
-    name = config["name"]
-    if name not in OPTIMIZERS:
-        raise ValueError(f"optimizer.name={name!r} is unknown; known: {sorted(OPTIMIZERS)}")
-    direction, own = OPTIMIZERS[name]
-    keys = ("name", *COMMON, "groups", *(key for key in own if key not in COMMON))
-    unknown, missing = sorted(set(config) - set(keys)), sorted(set(keys) - set(config))
-    if unknown or missing:
-        raise ValueError(
-            f"config.optimizer has unknown keys {unknown} and lacks {missing}; keys of "
-            f"optimizer.name={name!r}: {keys} (experiments/base.py: optimizer({name!r}))"
-        )
-    for key in ("clip_norm", "weight_decay"):
-        if config[key] < 0:
-            raise ValueError(f"optimizer.{key}={config[key]} must be positive, or 0: none")
+    name, _ = named_config(config, OPTIMIZERS, "optimizer")
+    direction = OPTIMIZERS[name][1]
     schedule = make_schedule(config, total_steps)
     axes = flatten_names(axes)
     groups = read_groups(config["groups"])
@@ -219,35 +199,6 @@ def matrix_dims(names: tuple[str | None, ...]) -> optax.contrib.MuonDimensionNum
     return optax.contrib.MuonDimensionNumbers(*(tuple(axes) for axes in sides.values()))
 
 
-# name -> (direction(config, axes), defaults of the keys that it reads and of what else differs)
-OPTIMIZERS: dict[str, tuple[Callable[..., optax.GradientTransformation], dict[str, Any]]] = {
-    "adamw": (_adamw, {"b1": 0.9, "b2": 0.95, "eps": 1e-8}),
-    # No first moment, and the second one factored where both dimensions are large enough. It decays
-    # by 1 - step^-decay_exponent, up to max_decay.
-    "adafactor": (
-        _adafactor,
-        {"decay_exponent": 0.8, "max_decay": 0.999, "min_factored_size": 128, "eps": 1e-30},
-    ),
-    # Every update has an RMS of 1.
-    "lion": (_lion, {"b1": 0.9, "b2": 0.99, "peak_lr": 1e-4}),
-    # update_rms is AdamW's, so that its peak_lr and weight_decay carry over; b1, b2 and eps are of
-    # the AdamW that trains what is no matrix.
-    "muon": (
-        _muon,
-        {"momentum": 0.95, "newton_schulz_steps": 5, "update_rms": 0.2}
-        | {"b1": 0.9, "b2": 0.95, "eps": 1e-8},
-    ),
-}
-
-
-def optimizer_settings(name: str = "adamw") -> ConfigDict:
-    """config.optimizer of a new config: every parameter in one group."""
-    if name not in OPTIMIZERS:
-        raise ValueError(f"optimizer={name!r} must be one of {sorted(OPTIMIZERS)}")
-    groups = {"all": group_settings(".*")}
-    return ConfigDict({"name": name, **COMMON, **OPTIMIZERS[name][1], "groups": groups})
-
-
 # --- Schedules ---
 
 WSD_DECAY_FRACTION = 0.1  # the last part of a warmup-stable-decay run
@@ -310,10 +261,6 @@ SCHEDULES: dict[str, tuple[Callable[[Mapping[str, Any], int], Schedule], bool]] 
 
 def make_schedule(config: Mapping[str, Any], total_steps: int) -> Schedule:
     """Learning rate as a function of the step (0 is the first update)."""
-    if config["schedule"] not in SCHEDULES:
-        raise ValueError(
-            f"optimizer.schedule={config['schedule']!r} is unknown; known: {sorted(SCHEDULES)}"
-        )
     build, warms_up = SCHEDULES[config["schedule"]]
     warmup = config["warmup_steps"]
     if warms_up and not 0 < warmup < total_steps or not warms_up and warmup != 0:
@@ -322,9 +269,87 @@ def make_schedule(config: Mapping[str, Any], total_steps: int) -> Schedule:
             f"optimizer.warmup_steps={warmup} must be {need} with "
             f"optimizer.schedule={config['schedule']!r} and {total_steps} steps"
         )
-    if not config["peak_lr"] > 0 or not 0 <= config["end_lr"] <= config["peak_lr"]:
+    if config["end_lr"] > config["peak_lr"]:
         raise ValueError(
-            f"optimizer.peak_lr={config['peak_lr']}, optimizer.end_lr={config['end_lr']}: need "
-            f"0 < peak_lr and 0 <= end_lr <= peak_lr"
+            f"optimizer.end_lr={config['end_lr']} must be at most "
+            f"optimizer.peak_lr={config['peak_lr']}"
         )
     return build(config, total_steps)
+
+
+# --- Settings ---
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """Those of every optimizer."""
+
+    schedule: Annotated[str, SCHEDULES, "of the learning rate"] = "warmup_cosine"
+    peak_lr: Annotated[float, "(0, 100]", "the highest learning rate"] = 1e-3
+    end_lr: Annotated[float, "[0, 100]", "the last one, at most peak_lr"] = 0.0
+    warmup_steps: Annotated[
+        int, "[0, 1e9]", "until peak_lr; 0 with schedules that do not warm up"
+    ] = 100
+    weight_decay: Annotated[float, "[0, 1e3]", "of matrices, times the learning rate"] = 0.0
+    clip_norm: Annotated[
+        float, "[0, 1e9]", "of all gradients together at most; 0.0: no clipping"
+    ] = 1.0
+    ema_decay: Annotated[
+        float, "[0, 1)", "per step, of a moving average of the parameters; 0.0: none"
+    ] = 0.0
+    groups: Annotated[Mapping[str, Any], "of parameters, by name"] = dataclasses.field(
+        default_factory=lambda: {"all": group_settings(".*")}
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdamWConfig(OptimizerConfig):
+    b1: Annotated[float, "[0, 1)", "decay of the first moment"] = 0.9
+    b2: Annotated[float, "[0, 1)", "decay of the second moment"] = 0.95
+    eps: Annotated[float, "(0, 1]", "added to the root of the second moment"] = 1e-8
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdafactorConfig(OptimizerConfig):
+    """No first moment, and the second one factored where both dimensions are large enough."""
+
+    decay_exponent: Annotated[
+        float, "(0, 1]", "the second moment decays by 1 - step^-decay_exponent"
+    ] = 0.8
+    max_decay: Annotated[float, "[0, 1)", "of the second moment at most"] = 0.999
+    min_factored_size: Annotated[int, "[1, 1e9]", "of both dimensions that are factored"] = 128
+    eps: Annotated[float, "(0, 1]", "added to squared gradients"] = 1e-30
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LionConfig(OptimizerConfig):
+    """Every update has an RMS of 1."""
+
+    b1: Annotated[float, "[0, 1)", "how much of the momentum is in an update"] = 0.9
+    b2: Annotated[float, "[0, 1)", "decay of the momentum"] = 0.99
+    peak_lr: Annotated[float, "(0, 100]", "the highest learning rate"] = 1e-4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MuonConfig(AdamWConfig):
+    """b1, b2 and eps are of the AdamW that trains what is no matrix."""
+
+    momentum: Annotated[float, "[0, 1)", "decay of the momentum of matrices"] = 0.95
+    newton_schulz_steps: Annotated[int, "[1, 100]", "that make a momentum orthogonal"] = 5
+    update_rms: Annotated[
+        float, "(0, 100]", "AdamW's, so that its peak_lr and weight_decay carry over"
+    ] = 0.2
+
+
+# name → (dataclass of its settings, direction(config, axes))
+OPTIMIZERS: dict[str, tuple[type, Callable[..., optax.GradientTransformation]]] = {
+    "adamw": (AdamWConfig, _adamw),
+    "adafactor": (AdafactorConfig, _adafactor),
+    "lion": (LionConfig, _lion),
+    "muon": (MuonConfig, _muon),
+}
+
+
+def optimizer_settings(name: str = "adamw") -> ConfigDict:
+    """config.optimizer of a new config: every parameter in one group."""
+    return named_settings(name, OPTIMIZERS, "optimizer")

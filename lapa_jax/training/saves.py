@@ -94,8 +94,6 @@ class Best:
     """
 
     def __init__(self, metric: str, best_is: str, rows: Iterable[Mapping[str, float]] = ()):
-        if best_is not in ("lowest", "highest"):
-            raise ValueError(f"checkpoint.best_is={best_is!r} must be 'lowest' or 'highest'")
         self._metric, self._sign = metric, 1.0 if best_is == "lowest" else -1.0
         self._value = math.inf
         self.step: int | None = None

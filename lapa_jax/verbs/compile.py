@@ -19,6 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lapa_jax import config as configs
+from lapa_jax import settings
 from lapa_jax.aot import search
 from lapa_jax.aot.assess import assess
 from lapa_jax.aot.search import Layout
@@ -36,6 +37,7 @@ def main(argv: list[str]) -> int:
     add("--search", action="store_true", help="try meshes, remat and microbatches; Pareto list")
     add("--compiles", type=int, default=16, help="at most so many in a search")
     args, config = configs.parse(parser, argv)
+    settings.check(config)
     topology = parse_topology(args.topology, args.num_slices)
     result = assess(config, topology)
     again = functools.partial(assess, model_flops=result["model_tflops"] * 1e12)

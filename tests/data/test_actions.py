@@ -202,15 +202,15 @@ def test_a_fraction_of_the_episodes_has_actions(tmp_path):
 @pytest.mark.parametrize(
     "keys, message",
     [
-        ({"action_horizon": 0}, "data.action_horizon is 0; it must be at least 1"),
+        ({"action_horizon": 0}, "data.action_horizon=0 must be an integer in"),
         (
             {"action_horizon": 9},
             "data.action_horizon is 9, which is longer than every episode of corpus 'a': the "
             "longest has 8 actions",
         ),
-        ({"action_padding": "zero"}, "data.action_padding is 'zero'; it must be one of"),
+        ({"action_padding": "zero"}, "data.action_padding='zero' must be one of"),
         ({"action_absolute": (3,)}, "data.action_absolute names dimension 3, but actions have 3"),
-        ({"a__action_fraction": 1.5}, "data.corpora.a.action_fraction is 1.5; it must be 0 to 1"),
+        ({"a__action_fraction": 1.5}, "data.corpora.a.action_fraction=1.5 must be"),
         ({"a__action_fraction": 0.0}, "'a' .* has no eligible frame"),
     ],
 )

@@ -140,7 +140,9 @@ def test_chains_need_every_pair_to_be_eligible(tmp_path):
 def test_mistakes_are_named_and_the_fingerprint_follows(directory, caplog):
     with pytest.raises(ValueError, match="4 hosts is 6 each, not a multiple of data.chain_pairs=4"):
         make(directory, num_hosts=4, chain_pairs=4)
-    with pytest.raises(ValueError, match="data.chain_pairs is 2; .* data.num_frames 2 .is 3"):
+    with pytest.raises(
+        ValueError, match="data.chain_pairs=2 must be 1: .* data.num_frames 2 .is 3"
+    ):
         make(directory, chain_pairs=2, num_frames=3)
     with pytest.raises(ValueError, match="no eligible frame.*data.chain_pairs"):
         make(directory, chain_pairs=24)

@@ -468,7 +468,7 @@ def test_cameras_and_tokens_that_do_not_fit(tmp_path):
     assert "agree in the number of cameras: a has 3, b has 2" in told
     told = refused(history_seconds=0.0, a__window_seconds=0.4)
     assert "data.corpora.a.extra_image_keys is ('wrist', 'left/front'), but a clip" in told
-    assert "data.history_seconds is -1.0; it must not be negative" in refused(history_seconds=-1.0)
+    assert "data.history_seconds=-1.0 must be a number in [0, 1e4]" in refused(history_seconds=-1.0)
     told = refused(history_seconds=8.0)
     assert "'a': the history (data.history_seconds 8.0 at 5 fps = 40 steps) is longer than" in told
     tokenize(found[0]["b"], "wrist", 1, name="new", tokenizer="u")

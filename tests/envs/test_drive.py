@@ -155,9 +155,9 @@ def test_an_environment_is_a_class_and_a_line(monkeypatch):
 def test_wrong_settings_are_named():
     with pytest.raises(ValueError, match="evaluation.env.name='moon' must be one of"):
         envs.make({"name": "moon"})
-    with pytest.raises(ValueError, match=r"no setting \['goal'\] for 'tabletop'"):
+    with pytest.raises(ValueError, match=r"evaluation.env: unknown keys \['goal'\]"):
         envs.make({"name": "tabletop", "goal": 2})
-    with pytest.raises(ValueError, match="SceneConfig.blocks = 1"):
+    with pytest.raises(ValueError, match="evaluation.env.blocks=1 must be"):
         envs.make({"name": "tabletop", "blocks": 1})
 
 

@@ -224,8 +224,8 @@ def test_unknown_view_and_family_are_named(env, starts):
         env.render(at(starts, 0), 64, "x")
     with pytest.raises(ValueError, match="family 'x'"):
         env.reset(jax.random.key(0), "x")
-    with pytest.raises(ValueError, match="SceneConfig.blocks = 9"):
-        SceneConfig(blocks=9)
+    with pytest.raises(ValueError, match="SceneConfig.blocks = 2: .*3 or more with separate_bl"):
+        SceneConfig(blocks=2, families=("separate_blocks",))
     with pytest.raises(ValueError, match="families"):
         SceneConfig(families=("x",))
 

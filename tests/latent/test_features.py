@@ -135,9 +135,9 @@ def test_features_of_a_cell_are_those_of_its_patches():
 
 
 def test_settings_that_cannot_be():
-    with pytest.raises(ValueError, match="model.objective.teacher.dim=0 must be at least 1"):
+    with pytest.raises(ValueError, match="model.objective.teacher.dim=0 must be"):
         objective_config(objective(dim=0))
     with pytest.raises(ValueError, match="model.objective.teacher: .*'width'"):
         objective_config(objective(width=3))
-    with pytest.raises(ValueError, match=r"model.objective \(features\): .*'wieghts'"):
+    with pytest.raises(ValueError, match="model.objective: .*'wieghts'"):
         objective_config({"name": "features", "wieghts": "", "teacher": TEACHER})

@@ -114,7 +114,6 @@ def test_an_encoder_alone_gives_features_and_no_loss():
         (dict(image_size=(16, 18)), r"data.image_size=\(16, 18\) must be a multiple of model.patc"),
         (dict(mask_fraction=1.0), "model.mask_fraction=1.0 of 16 patches"),
         (dict(mask_fraction=0.01), "model.mask_fraction=0.01 of 16 patches"),
-        (dict(decoder_depth=-1), "model.decoder_depth=-1"),
         (dict(decoder_heads=3), "model.decoder_dim=16 must be .* model.decoder_heads=3"),
     ],
 )

@@ -118,7 +118,7 @@ def test_impossible_configs_name_their_numbers():
                 quantizer_config(bottleneck={**NSVQ, "recent_size": 4}), rngs=rngs
             )
         )
-    with pytest.raises(ValueError, match="model.bottleneck .nsvq.*usage"):
+    with pytest.raises(ValueError, match="model.bottleneck: .*usage"):
         quantizer_config(bottleneck={**NSVQ, "usage": 1})
 
 

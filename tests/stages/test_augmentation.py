@@ -140,17 +140,7 @@ def test_brightness_and_contrast_of_some_examples():
     assert changed.min() < 50 and changed.max() > 150
 
 
-@pytest.mark.parametrize(
-    "changes, told",
-    [
-        ({"crop_area": 0.0}, r"crop_area=0.0 must be in \(0, 1\]"),
-        ({"brightness": -0.1}, r"data.augment.brightness=-0.1 must be in \[0, 1\]"),
-        ({"hue_degrees": 181.0}, r"hue_degrees=181.0 must be in \[0, 180\]"),
-    ],
-)
-def test_wrong_settings_are_named(changes, told):
-    with pytest.raises(ValueError, match=told):
-        CropAndColour(**SETTINGS | changes)
+def test_wrong_names_are_named():
     with pytest.raises(ValueError, match="augment='flip' must be one of"):
         base.augment("flip")
 

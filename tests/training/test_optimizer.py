@@ -98,9 +98,9 @@ def test_frozen_parameters_have_no_update_no_moments_and_no_part_in_clipping(nam
         ({"a": base.group("encoder"), "b": base.group("blocks/.*")}, ["encoder/bias"]),
         ({"a": base.group("(")}, ["optimizer.groups.a.pattern='('"]),
         ({"a": base.group(".*", lr_scale=-1.0)}, ["optimizer.groups.a.lr_scale=-1.0"]),
-        ({"a": base.group(".*", frozen=1)}, ["optimizer.groups.a.frozen=1 must be a bool"]),
+        ({"a": base.group(".*", frozen=1)}, ["optimizer.groups.a.frozen=1 must be True or False"]),
         ({"a": base.group(".*", lr=2.0)}, ["optimizer.groups.a", "['lr']"]),
-        ({"a": {"pattern": ".*"}}, ["optimizer.groups.a", "lacks", "frozen"]),
+        ({"a": {"pattern": ".*"}}, ["optimizer.groups.a", "missing keys", "frozen"]),
         ({"a": base.group(".*", frozen=True)}, ["every group", "frozen"]),
     ],
 )
@@ -264,7 +264,7 @@ def test_schedules():
         (dict(name="adam"), ["optimizer.name='adam'", "adamw", "muon"]),
         (dict(schedule="linear"), ["optimizer.schedule='linear'", "warmup_cosine"]),
         (dict(momentum=0.9), ["momentum"]),
-        (dict(name="lion"), ["unknown keys ['eps']", "optimizer('lion')"]),
+        (dict(name="lion"), ["optimizer: unknown keys ['eps']"]),
         (dict(warmup_steps=5), ["optimizer.warmup_steps=5"]),
         (dict(schedule="warmup_cosine", warmup_steps=10), ["optimizer.warmup_steps=10", "9"]),
         (dict(schedule="wsd", warmup_steps=9, peak_lr=-1.0), ["peak_lr"]),
@@ -277,7 +277,7 @@ def test_errors_name_the_key(changes, words):
         make_optimizer(config(**changes), 10, AXES)
     assert all(word in str(error.value) for word in words), error.value
     lacking = {key: value for key, value in config().items() if key != "eps"}
-    with pytest.raises(ValueError, match="lacks.*eps"):
+    with pytest.raises(ValueError, match="missing keys.*eps"):
         make_optimizer(lacking, 10, AXES)
     with pytest.raises(ValueError, match="optimizer='adam' must be one of"):
         base.optimizer("adam")

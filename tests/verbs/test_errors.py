@@ -114,7 +114,7 @@ def test_value_of_another_type(tmp_path, tiny_data):
 
 def test_unknown_stage(tmp_path, tiny_data):
     told = train(tmp_path, "quantizer", tiny_data, stage="quantiser")
-    assert "config.stage='quantiser'" in told and "latent_pretraining" in told
+    assert "stage='quantiser'" in told and "latent_pretraining" in told
 
 
 def test_missing_config_file(tmp_path):

@@ -7,6 +7,7 @@ that it always fits between a block and the edge.
 """
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -41,17 +42,19 @@ _CANDIDATES = 32
 @dataclasses.dataclass(frozen=True)
 class SceneConfig:
     """Which scenes and tasks exist; as it is without arguments, a simple one for a first policy.
-    FULL has all.
+    FULL has all."""
 
-    combinations: "all", or the "train" / "held_out" part of the (family, block, argument)
-    combinations, for tests on combinations that were never trained on.
-    """
-
-    blocks: int = 4
-    families: tuple[str, ...] = ("reach",)
-    horizon: int = 40  # steps
-    min_gap: float = 0.016  # free space between block discs at reset, metres
-    combinations: str = "all"
+    blocks: Annotated[int, "[2, 8]", "on the table; 3 or more with separate_blocks"] = 4
+    families: Annotated[tuple[str, ...], FAMILIES, "of tasks"] = ("reach",)
+    horizon: Annotated[int, "[1, 1e6]", "steps of an episode at most"] = 40
+    min_gap: Annotated[float, "[0, 0.03]", "free space between block discs at reset, metres"] = (
+        0.016
+    )
+    combinations: Annotated[
+        str,
+        ("all", "train", "held_out"),
+        "of family, block and argument: all, or a part, for tests on what was never trained on",
+    ] = "all"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "families", tuple(self.families))

@@ -9,7 +9,7 @@ kept, G dimensions in which codes are compared.
 """
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -74,25 +74,20 @@ class CodebookConfig:
     receives the latent itself for `continuous_steps`, then over `ramp_steps` more and more of its
     quantised form."""
 
-    continuous_steps: int = 0
-    ramp_steps: int = 0
-    dead_fraction: float = 0.125
-    replace_every_steps: int = 10
+    continuous_steps: Annotated[int, "[0, 1e9]", "at first without quantisation"] = 0
+    ramp_steps: Annotated[int, "[0, 1e9]", "then, until all is quantised"] = 0
+    dead_fraction: Annotated[
+        float, "[0, 1)", "of what the fullest code has; one with less is dead"
+    ] = 0.125
+    replace_every_steps: Annotated[int, "[0, 1e9]", "dead codes are drawn anew; 0: never"] = 10
     # With 16 latents a code or more, chance calls few codes dead; with many steps' worth, old ones
     # tell little of the codes' use.
-    recent_size: int = 1024
-    replace_noise: float = 0.01
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.dead_fraction < 1.0:
-            raise ValueError(
-                f"model.bottleneck.dead_fraction={self.dead_fraction} must be in [0, 1)"
-            )
-        for name in ("continuous_steps", "ramp_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(
-                    f"model.bottleneck.{name}={getattr(self, name)} must not be negative"
-                )
+    recent_size: Annotated[
+        int, "[1, 1e8]", "last latents that are kept: codebook_size of them or more"
+    ] = 1024
+    replace_noise: Annotated[
+        float, "[0, 1e6]", "of a code drawn anew, in standard deviations of the latents"
+    ] = 0.01
 
 
 class CodebookBottleneck(Bottleneck):

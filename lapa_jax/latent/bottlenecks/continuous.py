@@ -4,6 +4,7 @@ Shape suffixes: see base.py.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -35,9 +36,11 @@ class NoBottleneck(Bottleneck):
 
 @dataclass(frozen=True)
 class GaussianConfig:
-    """`kl_weight`: β on the divergence from a unit normal, in nats per latent dimension."""
+    """β of the β-VAE."""
 
-    kl_weight: float = 1e-4
+    kl_weight: Annotated[
+        float, "[0, 1e6]", "on the divergence from a unit normal, in nats per latent dimension"
+    ] = 1e-4
 
 
 class Gaussian(Bottleneck):

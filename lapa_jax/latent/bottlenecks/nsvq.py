@@ -4,6 +4,7 @@ Shape suffixes: see base.py.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +23,11 @@ from lapa_jax.nn.module import param
 
 @dataclass(frozen=True)
 class NSVQConfig(CodebookConfig):
-    """`commitment_weight`: on the squared distance from a latent to its code (0 in the paper)."""
+    """Those of every codebook, and one."""
 
-    commitment_weight: float = 0.0
+    commitment_weight: Annotated[
+        float, "[0, 1e6]", "on the squared distance from a latent to its code; 0.0 in the paper"
+    ] = 0.0
 
 
 class NSVQ(CodebookBottleneck):

@@ -5,7 +5,7 @@ Shape suffixes: see base.py; G grid dimensions.
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -19,29 +19,30 @@ from lapa_jax.nn.layers import Dense
 
 @dataclass(frozen=True)
 class FSQConfig:
-    """`levels`: of each grid dimension, their product is the codebook_size."""
+    """A grid with a level or more in each dimension."""
 
-    levels: tuple[int, ...] = (4, 2)
+    levels: Annotated[
+        tuple[int, ...], "[2, 1e6]", "of each grid dimension; their product is the codebook_size"
+    ] = (4, 2)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", tuple(self.levels))
-        if not self.levels or min(self.levels) < 2:
-            raise ValueError(f"model.bottleneck.levels={self.levels} must be numbers from 2 on")
+        if not self.levels:
+            raise ValueError("model.bottleneck.levels=() must be one or more numbers from 2 on")
 
 
 @dataclass(frozen=True)
 class LFQConfig:
-    """`entropy_weight`: on mean entropy − `diversity` · entropy of the mean, of the soft codes at
-    `temperature`. `commitment_weight`: on the squared distance from a latent to its code."""
+    """The loss pulls each latent towards one code, and all of them towards all codes."""
 
-    temperature: float = 1.0
-    entropy_weight: float = 0.1
-    diversity: float = 2.0
-    commitment_weight: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.temperature <= 0.0:
-            raise ValueError(f"model.bottleneck.temperature={self.temperature} must be positive")
+    temperature: Annotated[float, "(0, 1e6]", "of the soft codes"] = 1.0
+    entropy_weight: Annotated[
+        float, "[0, 1e6]", "on mean entropy − diversity · entropy of the mean, of the soft codes"
+    ] = 0.1
+    diversity: Annotated[float, "[0, 1e6]", "what the second of these counts"] = 2.0
+    commitment_weight: Annotated[
+        float, "[0, 1e6]", "on the squared distance from a latent to its code"
+    ] = 0.1
 
 
 class GridBottleneck(Bottleneck):

@@ -4,6 +4,7 @@ Shape suffixes: see base.py.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,11 @@ from lapa_jax.latent.bottlenecks.base import (
 
 @dataclass(frozen=True)
 class VQCommitConfig(CodebookConfig):
-    """`commitment_weight`: β on the squared distance that moves latents towards their codes."""
+    """Those of every codebook, and one."""
 
-    commitment_weight: float = 0.25
+    commitment_weight: Annotated[
+        float, "[0, 1e6]", "on the squared distance that moves latents towards their codes"
+    ] = 0.25
 
 
 class VQCommit(CodebookBottleneck):
@@ -37,16 +40,11 @@ class VQCommit(CodebookBottleneck):
 
 @dataclass(frozen=True)
 class VQEMAConfig(VQCommitConfig):
-    """`codebook_decay`: per step, of the counts and sums of which a code is the ratio."""
+    """Those of VQCommit, and one."""
 
-    codebook_decay: float = 0.99
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0.0 < self.codebook_decay < 1.0:
-            raise ValueError(
-                f"model.bottleneck.codebook_decay={self.codebook_decay} must be in (0, 1)"
-            )
+    codebook_decay: Annotated[
+        float, "(0, 1)", "per step, of the counts and sums of which a code is the ratio"
+    ] = 0.99
 
 
 class VQEMA(CodebookBottleneck):
@@ -81,16 +79,17 @@ class VQEMA(CodebookBottleneck):
 
 @dataclass(frozen=True)
 class SoftVQConfig(CodebookConfig):
-    """`temperature`: of the softmax over negative squared distances. `sharpness_weight`: on the
-    mean entropy of that softmax: what the decoder sees in training comes close to one code."""
+    """Those of every codebook, and two."""
 
-    temperature: float = 0.5
-    sharpness_weight: float = 0.01
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.temperature <= 0.0:
-            raise ValueError(f"model.bottleneck.temperature={self.temperature} must be positive")
+    temperature: Annotated[float, "(0, 1e6]", "of the softmax over negative squared distances"] = (
+        0.5
+    )
+    sharpness_weight: Annotated[
+        float,
+        "[0, 1e6]",
+        "on the mean entropy of that softmax: what the decoder sees in training comes close to one "
+        "code",
+    ] = 0.01
 
 
 class SoftVQ(CodebookBottleneck):

@@ -4,6 +4,7 @@ Shape suffixes: see base.py; E embedding width.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +20,10 @@ from lapa_jax.nn.layers import Dense
 
 @dataclass(frozen=True)
 class ContrastiveConfig:
-    """`embed_dim`: width of what is compared. `temperature`: divides cosine similarities."""
+    """Nothing but the comparison's own."""
 
-    embed_dim: int = 64
-    temperature: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.embed_dim < 1 or self.temperature <= 0.0:
-            raise ValueError(
-                f"model.objective.embed_dim={self.embed_dim} must be at least 1 and "
-                f"model.objective.temperature={self.temperature} positive"
-            )
+    embed_dim: Annotated[int, "[1, 65536]", "width of what is compared"] = 64
+    temperature: Annotated[float, "(0, 1e6]", "divides cosine similarities"] = 0.1
 
 
 class Contrastive(Objective):

@@ -9,7 +9,7 @@ Shape suffixes: see base.py; N frames, F the features of a cell's patches.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -32,11 +32,16 @@ class TeacherConfig(ViTConfig):
 
 @dataclass(frozen=True)
 class FeaturesConfig:
-    """`weights`: the run of stage "teacher" that a new run takes the teacher's weights from; then
-    they are in its own checkpoints. `teacher`: the architecture, as that run has it."""
+    """Whose features are predicted."""
 
-    weights: str = ""
-    teacher: Mapping[str, Any] | TeacherConfig = field(default_factory=vit_settings)
+    weights: Annotated[
+        str,
+        'run of stage "teacher" that a new run takes the teacher\'s weights from; then they are in '
+        "its own checkpoints",
+    ] = ""
+    teacher: Annotated[
+        Mapping[str, Any] | TeacherConfig, "the architecture, as that run has it"
+    ] = field(default_factory=vit_settings)
 
     def __post_init__(self) -> None:
         teacher = typed_config(TeacherConfig, self.teacher, TeacherConfig.KEY)

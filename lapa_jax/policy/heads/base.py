@@ -5,7 +5,7 @@ Shape suffixes: B examples, R rows, n slots, D width, V what a slot gives.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -45,14 +45,13 @@ class Backbone(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """`loss_weight`: of its loss in the sum of all; 0.0: the model has the head's parameters, and
-    that is all."""
+    """Those of every head."""
 
-    loss_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.loss_weight < 0:
-            raise ValueError(f"model.targets.*.loss_weight={self.loss_weight} must not be negative")
+    loss_weight: Annotated[
+        float,
+        "[0, 1e6]",
+        "of its loss in the sum of all; 0.0: the model has the head's parameters, and that is all",
+    ] = 1.0
 
 
 class Decoded(NamedTuple):

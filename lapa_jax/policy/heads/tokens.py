@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -28,18 +28,15 @@ CODEC = "action_bins.json"  # the asset, of whatever kind the codec is
 
 @dataclass(frozen=True, kw_only=True)
 class TokensConfig(HeadConfig):
-    """`vocab`: ids of a token at most: the quantizer's codebook_size, bins of an action dimension,
-    clusters of actions. `codec`: a name of codecs.CODECS."""
+    """Those of every head, and what tokens stand for."""
 
-    vocab: int
-    codec: str
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.vocab < 1:
-            raise ValueError(f"model.targets.*.vocab={self.vocab} must be at least 1")
-        if self.codec not in codecs.CODECS:
-            raise ValueError(f"codec={self.codec!r} must be one of {sorted(codecs.CODECS)}")
+    vocab: Annotated[
+        int,
+        "[1, 1e7]",
+        "ids of a token at most: the quantizer's codebook_size, bins of an action dimension, "
+        "clusters of actions",
+    ]
+    codec: Annotated[str, codecs.CODECS, "between values and tokens"]
 
 
 class TokenHead(Head):

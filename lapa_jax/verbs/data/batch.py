@@ -6,7 +6,7 @@ from typing import Any
 
 from data_pipelines.loader import Loader
 from lapa_jax import config as configs
-from lapa_jax import stages
+from lapa_jax import settings, stages
 from lapa_jax.report.corpus import contact_sheet
 from lapa_jax.verbs import data, text
 
@@ -27,6 +27,7 @@ def main(argv: list[str]) -> int:
     args, config = configs.parse(parser, argv, or_workdir=True)
     if args.step < 0 or args.max_examples < 1:
         parser.error("--step must not be negative, --max_examples at least 1")
+    settings.check(config)
     fields = stages.get(config.stage).fields_of(config)
     shared = dict(fields=fields, global_batch=config.global_batch, seed=config.seed)
     host, hosts = (0, 1) if args.host is None else (args.host, args.hosts)
