@@ -28,12 +28,6 @@ class Evaluation:
         settings = config.evaluation
         self._config, self._program = config, program
         self.every_steps: int = settings.every_steps
-        if self.every_steps < 0 or settings.batches < 1 or settings.episodes < 0:
-            raise ValueError(
-                f"evaluation.every_steps={self.every_steps} and evaluation.episodes="
-                f"{settings.episodes} must not be negative, and evaluation.batches="
-                f"{settings.batches} must be at least 1"
-            )
         if settings.episodes and not program.stage.acts:
             raise ValueError(
                 f"evaluation.episodes={settings.episodes} is for stage action_finetuning: a run of "
