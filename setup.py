@@ -4,6 +4,10 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+# Installed inside of lapa_jax: at the top of an environment such names may be others', as `launch`
+# is ROS 2's.
+INSIDE = [name for top in ("experiments", "launch") for name in find_packages(include=[f"{top}*"])]
+
 setup(
     name="lapa_jax",
     version="0.1.0",
@@ -12,7 +16,11 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
-    packages=find_packages(include=["lapa_jax*", "data_pipelines*", "experiments*", "launch*"]),
+    packages=[
+        *find_packages(include=["lapa_jax*", "data_pipelines*"]),
+        *[f"lapa_jax.{name}" for name in INSIDE],
+    ],
+    package_dir={f"lapa_jax.{name}": name.replace(".", "/") for name in INSIDE},
     package_data={
         "lapa_jax.report": ["*.j2"],
         "lapa_jax.aot": ["targets/*.txtpb"],

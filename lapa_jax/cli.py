@@ -115,6 +115,8 @@ def run(module: str, argv: list[str]) -> int:
     """Calls `module.main(argv)`; errors that name a bad input are shown without a traceback."""
     from absl import flags, logging
 
+    from lapa_jax import config
+
     # At SIGABRT (a hang: launch/supervise.py) and crashes the stacks of all threads are shown.
     faulthandler.enable(sys.__stderr__)
     flags.FLAGS.mark_as_parsed()  # its log warns of flags that nobody has
@@ -123,6 +125,7 @@ def run(module: str, argv: list[str]) -> int:
     logging.get_absl_handler().addFilter(_not_chatter)
     logging.get_absl_handler().python_handler.setStream(sys.stderr)
     try:
+        config.shipped()
         return importlib.import_module(module).main(argv) or 0
     except (ValueError, OSError, RuntimeError, ArithmeticError, AssertionError) as error:
         if not (message := _message(error)):

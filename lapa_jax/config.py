@@ -7,7 +7,9 @@ reading a checkpoint never needs the file it was made from.
 import argparse
 import copy
 import difflib
+import importlib.util
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,26 @@ def parse(
     return args, from_dict(json.loads((places.directory(args.workdir) / "config.json").read_text()))
 
 
+def shipped() -> Path:
+    """The folder of the shipped configs: beside this package in a checkout, installed inside of it.
+
+    From now on `import experiments` finds it. ValueError where this process has another package of
+    that name already.
+    """
+    here = Path(__file__).parent
+    inside, beside = here / "experiments", here.parent / "experiments"
+    folder = inside if inside.is_dir() else beside
+    if "experiments" not in sys.modules:
+        spec = importlib.util.spec_from_file_location(
+            "experiments", folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+        sys.modules["experiments"] = importlib.util.module_from_spec(spec)
+    there = Path(next(iter(sys.modules["experiments"].__path__)))
+    if not there.samefile(folder):
+        raise ValueError(f"{there} hides the configs of lapa_jax, {folder}: rename it")
+    return folder
+
+
 def load(spec: str, overrides: list[str] | None = None) -> ConfigDict:
     """Loads `FILE.py[:args]`, applies `--config.key=value` strings, locks the result."""
     path = Path(spec.split(":", 1)[0])
@@ -81,6 +103,7 @@ def load(spec: str, overrides: list[str] | None = None) -> ConfigDict:
             f"config file {path} does not exist (from --config {spec}); "
             "shipped ones are under experiments/"
         )
+    shipped()
     argv = ["lapa", f"--config={spec}"]
     config = today(_parsed(spec, argv, config_flags.DEFINE_config_file, None))
     if not overrides:

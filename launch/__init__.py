@@ -1,1 +1,4 @@
-"""Launching runs and keeping them alive. Standard library only; nothing of the other rooms."""
+"""Launching runs and keeping them alive: standard library only, and files of lapa_jax that are.
+
+Installed as `lapa_jax.launch`: the name `launch` is that of ROS 2.
+"""

@@ -19,8 +19,10 @@ import shlex
 import sys
 from typing import Any
 
-from launch import xla_flags
-from launch.shell import (
+from lapa_jax.machine import xla_flags
+from lapa_jax.machine.tpu_shapes import SLICES
+
+from .shell import (
     NEEDED,
     Action,
     Shell,
@@ -30,7 +32,6 @@ from launch.shell import (
     run_tool,
     supervised,
 )
-from launch.tpu_shapes import SLICES
 
 MOUNT = "/mnt/lapa"
 CHIPS_PER_HOST = 4

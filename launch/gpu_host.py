@@ -10,8 +10,10 @@ import os
 import shlex
 import sys
 
-from launch import supervise, xla_flags
-from launch.shell import Action, Shell, assignments, run_tool
+from lapa_jax.machine import xla_flags
+
+from . import supervise
+from .shell import Action, Shell, assignments, run_tool
 
 FLAGS = {
     "--gpus": {"type": int, "default": 8, "help": "of the machine (default 8)"},
@@ -35,7 +37,10 @@ def _run(args: argparse.Namespace, command: list[str], shell: Shell) -> int:
         each = args.gpus // args.processes
         job = ["--processes", f"{args.processes}", "--devices_per_process", f"{each}", *job]
     if shell.dry_run:
-        words = [*assignments(variables), shlex.join(["python", "-m", "launch.supervise", *job])]
+        words = [
+            *assignments(variables),
+            shlex.join(["python", "-m", f"{__package__}.supervise", *job]),
+        ]
         sys.stdout.write(" \\\n    ".join(words) + "\n")
         return 0
     # XLA takes the last of equal flags: what the user has set wins.

@@ -111,7 +111,7 @@ def supervised(command: list[str], save_seconds: int) -> list[str]:
     if command[:2] != ["lapa", "train"]:
         return command
     drain = ["--drain_seconds", f"{max(30, save_seconds - 30)}"]
-    return ["python", "-m", "launch.supervise", *drain, "--", *command]
+    return ["python", "-m", f"{__package__}.supervise", *drain, "--", *command]
 
 
 class Action(NamedTuple):
@@ -134,7 +134,7 @@ def run_tool(
 
     `args.action` names one of the actions, which is not written where there is only one.
     """
-    parser = argparse.ArgumentParser(prog=f"python -m launch.{name}", description=does)
+    parser = argparse.ArgumentParser(prog=f"python -m {__package__}.{name}", description=does)
     several = None
     if len(actions) > 1:
         several = parser.add_subparsers(dest="action", required=True, metavar="ACTION")

@@ -13,9 +13,10 @@ import os
 import shlex
 import sys
 
-from launch import xla_flags
-from launch.run_files import EXIT_RESTART
-from launch.shell import Action, Shell, assignments, checked_env_file, run_tool, supervised
+from lapa_jax.machine import xla_flags
+from lapa_jax.training.run_files import EXIT_RESTART
+
+from .shell import Action, Shell, assignments, checked_env_file, run_tool, supervised
 
 FLAGS = {
     "--nodes": {"type": int, "default": 1},

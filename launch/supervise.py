@@ -35,9 +35,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from launch.job import Job
-from launch.run_files import EXIT_RESTART, METRICS_FILE, last_metrics, saved_steps
-from launch.shell import split
+from lapa_jax.training.run_files import EXIT_RESTART, METRICS_FILE, last_metrics, saved_steps
+
+from .job import Job
+from .shell import split
 
 EXIT_MISTAKE = 2  # of lapa: a command or config that cannot run
 POLL_SECONDS = 0.1
@@ -49,7 +50,7 @@ LONGEST_BACKOFF_SECONDS = 600.0
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Flags, and the command behind `--`."""
     parser = argparse.ArgumentParser(
-        prog="python -m launch.supervise",
+        prog=f"python -m {__package__}.supervise",
         usage="%(prog)s [flags] -- COMMAND --workdir DIR ...",
         description="Keeps a job running through crashes, hangs and preemptions.",
     )

@@ -19,8 +19,9 @@ import shlex
 import sys
 import time
 
-from launch import xla_flags
-from launch.shell import Action, Shell, checked_env_file, given, run_tool, supervised
+from lapa_jax.machine import xla_flags
+
+from .shell import Action, Shell, checked_env_file, given, run_tool, supervised
 
 RUNTIMES = {
     "v4": "tpu-ubuntu2204-base",

@@ -18,7 +18,7 @@ import jax
 from jax.experimental import topologies
 
 from lapa_jax.machine.chips import CHIPS, Chip
-from launch.tpu_shapes import SLICES
+from lapa_jax.machine.tpu_shapes import SLICES
 
 _HOSTS = {8 * hosts: f"{hosts}x8" for hosts in (1, 2, 4, 8, 16, 32, 64, 128)}
 # Prefix of a name with a count → the count → the arrangement.

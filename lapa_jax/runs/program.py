@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines.storage import places
-from lapa_jax.machine import chips
+from lapa_jax.machine import chips, xla_flags
 from lapa_jax.nn.registry import typed_config
 from lapa_jax.nn.stack import check_remat
 from lapa_jax.parallel import sharding
@@ -27,7 +27,6 @@ from lapa_jax.training.clock import Work
 from lapa_jax.training.guard import GuardConfig
 from lapa_jax.training.optimizer import Optimizer, make_optimizer
 from lapa_jax.training.step import make_train_step
-from launch import xla_flags
 
 # With either, XLA's programs for GPUs give the same bits each time.
 EXACT_FLAGS = (str(xla_flags.EXACT[0]), "--xla_gpu_deterministic_ops=true")

@@ -10,7 +10,7 @@ from typing import Any
 from data_pipelines.storage import lease, places
 from lapa_jax.runs import attempt as attempts
 from lapa_jax.training import clock
-from launch.run_files import (
+from lapa_jax.training.run_files import (
     GUARD_FILE,
     METRICS_FILE,
     last_metrics,

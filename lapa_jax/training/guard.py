@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from data_pipelines.storage import places
-from launch.run_files import GUARD_FILE
+from lapa_jax.training.run_files import GUARD_FILE
 
 ACTIONS = ("stop", "skip", "rollback")
 

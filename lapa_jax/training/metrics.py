@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 
 from data_pipelines.storage import places
-from launch.run_files import EVALUATION_FILE, METRICS_FILE, all_metrics
+from lapa_jax.training.run_files import EVALUATION_FILE, METRICS_FILE, all_metrics
 
 # The fields that differ between two runs of the same work.
 TIMING_KEYS = (

@@ -18,7 +18,7 @@ from lapa_jax.training.guard import Guard
 from lapa_jax.training.metrics import Alarms, LateMetrics, MetricWriter
 from lapa_jax.training.profiling import Profiler
 from lapa_jax.training.profiling import parse as parse_profile
-from launch.run_files import EXIT_RESTART
+from lapa_jax.training.run_files import EXIT_RESTART
 
 # What the loop takes.
 __all__ = ["EXIT_RESTART", "Clock", "Session", "parse_profile", "tell_end"]

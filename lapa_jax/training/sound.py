@@ -10,7 +10,7 @@ from absl import logging
 from data_pipelines.storage import places
 from lapa_jax.parallel import distributed
 from lapa_jax.training.manifest import CheckpointDamagedError, CheckpointMismatchError
-from launch.run_files import saved_steps
+from lapa_jax.training.run_files import saved_steps
 
 T = TypeVar("T")
 

@@ -14,7 +14,8 @@ import pytest
 import tiny
 
 from lapa_jax.aot import topology
-from launch import gke, gpu_host, slurm, tpu_pod, xla_flags
+from lapa_jax.machine import xla_flags
+from launch import gke, gpu_host, slurm, tpu_pod
 
 TRAIN = ["lapa", "train", "--config", "experiments/latent_vla/paper.py:hardware=v5p-64"]
 TRAIN += ["--workdir", "/mnt/lapa/runs/x"]

@@ -17,10 +17,9 @@ import tiny
 from data_pipelines.storage import lease
 from lapa_jax.runs import attempt
 from lapa_jax.runs.status import look
-from lapa_jax.training import guard, metrics
+from lapa_jax.training import guard, metrics, run_files
+from lapa_jax.training.run_files import last_metrics, sampled_metrics
 from lapa_jax.verbs import status, text
-from launch import run_files
-from launch.run_files import last_metrics, sampled_metrics
 
 CONFIG = {"stage": "quantizer", "steps": 1000, "log_every_steps": 50}
 

@@ -1,7 +1,7 @@
 """Compiler flags by hardware: what each does, and who says so.
 
-    python -m launch.xla_flags h100            # as shell assignments
-    python -m launch.xla_flags v5e-256 --slices 2
+    python -m lapa_jax.machine.xla_flags h100            # as shell assignments
+    python -m lapa_jax.machine.xla_flags v5e-256 --slices 2
 
 Few on purpose: the defaults of jaxlib 0.10.2 and libtpu 0.0.42 hide most latency by themselves, and
 no flag here has been timed on its hardware by this project. That the compilers know every flag is
@@ -114,7 +114,7 @@ def gpu_environment(hardware: str, exact: bool) -> dict[str, str]:
 
 def main(argv: list[str] | None = None) -> int:
     """Prints the variables of a machine as shell assignments, with what they are for."""
-    parser = argparse.ArgumentParser(prog="python -m launch.xla_flags")
+    parser = argparse.ArgumentParser(prog="python -m lapa_jax.machine.xla_flags")
     parser.add_argument("hardware", help="a chip or a machine: v5e, v5p-64, h100-8")
     parser.add_argument("--slices", type=int, default=1)
     parser.add_argument("--exact", action="store_true", help="the same bits each time, on GPUs")
