@@ -19,7 +19,6 @@ from lapa_jax.evidence.in_training import Evaluation
 from lapa_jax.parallel import distributed
 from lapa_jax.runs import program as programs
 from lapa_jax.runs import start
-from lapa_jax.runs.attempt import Attempt
 from lapa_jax.training.saves import Keeper
 from lapa_jax.training.session import EXIT_RESTART, Clock, Session, parse_profile, tell_end
 
@@ -51,7 +50,7 @@ def train(config: ConfigDict, workdir: str | Path, profile: tuple[int, int] | No
     process trains there.
     """
     config = configs.today(config)
-    with distributed.together(lambda: Attempt(workdir, first=distributed.is_first())) as attempt:
+    with start.attempt(workdir) as attempt:
         while (done := _train(config, workdir, attempt, profile)) is None:
             logging.warning("%s goes back to its newest checkpoint", workdir)
         attempt.end("finished" if done else "stopped")
@@ -61,7 +60,7 @@ def train(config: ConfigDict, workdir: str | Path, profile: tuple[int, int] | No
 def _train(
     config: ConfigDict,
     workdir: str | Path,
-    attempt: Attempt,
+    attempt: start.Attempt,
     profile: tuple[int, int] | None,
 ) -> bool | None:
     """None: the guard wants to go back."""

@@ -22,6 +22,7 @@ from lapa_jax.nn.module import flatten, unflatten
 from lapa_jax.parallel import distributed, sharding
 from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.runs import run as runs
+from lapa_jax.runs.attempt import Attempt
 from lapa_jax.runs.loaded import Model, averages, digest, load, newest_meta, open_checkpoints
 from lapa_jax.runs.program import Program
 from lapa_jax.runs.sources import OfCorpora
@@ -43,6 +44,11 @@ class Opened:
     assets: dict[str, bytes]
     source: "Source | None"  # what config.init_from names
     continues: bool  # it has steps already
+
+
+def attempt(workdir: str | Path) -> Attempt:
+    """One attempt at a run, on every process. Raises LockedError where another one trains there."""
+    return distributed.together(lambda: Attempt(workdir, first=distributed.is_first()))
 
 
 def open_run(config: ConfigDict, workdir: str | Path) -> Opened:
