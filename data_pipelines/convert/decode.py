@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import math
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -24,12 +26,14 @@ from data_pipelines.convert import scenes
 from data_pipelines.convert.conversion import FITS, NeedsSettingError, Options, RecordingError
 from data_pipelines.rlds.schema import jpeg_size, picture_kind
 
-EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
+EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".qt", ".f4v", ".3gp", ".3g2")
+EXTENSIONS += (".ts", ".mts", ".m2ts", ".mpg", ".mpeg", ".vob", ".wmv", ".asf", ".flv")
+EXTENSIONS += (".ogv", ".gif", ".divx")
 
 # A video file decides by its content which demuxer opens it. Playlists would make FFmpeg open other
 # files and addresses, so only plain containers and the file protocol are admitted.
 _OPEN_OPTIONS = {
-    "format_whitelist": "mov,mp4,m4a,3gp,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg",
+    "format_whitelist": "mov,mp4,m4a,3gp,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,gif",
     "protocol_whitelist": "file",
 }
 # Titles that are no UTF-8 spoil no video. From 19 on PyAV has no say in it.
@@ -106,13 +110,42 @@ class Clip:
     num_bytes: int = 0
 
 
+class Span(NamedTuple):
+    """Seconds of a video, counted from its first frame; end None: to its last one."""
+
+    start: Fraction = Fraction(0)
+    end: Fraction | None = None
+
+
 def nearest_frames(
     frames: Iterable[tuple[Fraction, object]], fps: Fraction, tolerance: Fraction
 ) -> Iterator[tuple[object, bool]]:
     """(frame, shown before) at times t0, t0 + 1/fps, ... up to the last frame's time."""
-    start, count = None, 0
+    for _, frame, shown in nearest_of_spans(frames, fps, tolerance, (Span(),)):
+        if frame is not None:
+            yield frame, bool(shown)
+
+
+def nearest_of_spans(
+    frames: Iterable[tuple[Fraction, object]],
+    fps: Fraction,
+    tolerance: Fraction,
+    spans: Sequence[Span],
+) -> Iterator[tuple[int, object | None, int]]:
+    """(number of the span, frame, whether it was shown before in it) at the times start, start +
+    1/fps, ... before the end of each span; when it is over (number, None, steps that the video is
+    too short for it)."""
+    origin, counts = None, [0] * len(spans)
+    left = sorted(range(len(spans)), key=lambda number: spans[number].start)
+
+    def due(number: int) -> Fraction:
+        return spans[number].start + counts[number] / fps
+
+    def is_over(number: int) -> bool:
+        return spans[number].end is not None and due(number) >= spans[number].end
+
     for (time, frame), after in itertools.pairwise(itertools.chain(frames, [None])):
-        start = time if start is None else start
+        origin = time if origin is None else origin
         last = time + tolerance
         if after is not None:
             gap = after[0] - time
@@ -122,12 +155,24 @@ def nearest_frames(
             if gap > _MAX_GAP_SECONDS:
                 raise VideoError(f"gap of {float(gap):.0f} s between two time stamps")
             last = time + gap / 2
-        shown = False
-        while start + count / fps <= last:
-            yield frame, shown
-            shown, count = True, count + 1
-    if start is None:
+        for number in tuple(left):
+            if spans[number].start > last - origin:
+                break
+            shown = 0
+            while due(number) <= last - origin and not is_over(number):
+                yield number, frame, shown
+                shown, counts[number] = 1, counts[number] + 1
+            if is_over(number):
+                left.remove(number)
+                yield number, None, 0
+        if not left:
+            return
+    if origin is None:
         raise VideoError("no frames")
+    for number in left:
+        end = spans[number].end
+        missing = 0 if end is None else math.ceil((end - due(number)) * fps)
+        yield number, None, missing
 
 
 def fit_frame(
@@ -185,34 +230,62 @@ def encode_jpeg(image: np.ndarray, quality: int = 92) -> bytes:
 
 def read_clips(path: str | Path, settings: VideoSettings) -> Iterator[Clip]:
     """The clips of one video, in order. Errors may come after some clips: drop those too."""
+    for _, clip, _ in read_spans(path, settings, (Span(),)):
+        if clip is not None:
+            yield clip
+
+
+def read_spans(
+    path: str | Path, settings: VideoSettings, spans: Sequence[Span]
+) -> Iterator[tuple[int, Clip | None, int]]:
+    """(number of the span, clip, 0) of one video, read once, and (number, None, steps that the
+    video is too short) when a span is over."""
     with _open(path) as stream:
         encode = _encoder(stream, settings)
-        fps = Fraction(str(settings.fps))
-        # Containers round times to their tick: the last frame counts if it is a tick too early.
-        tolerance = min(stream.time_base or Fraction(0), 1 / fps / 4)
-        clip, last = Clip(), 0
         frames = _timed_frames(stream, path, settings)
         if settings.cut_threshold:
             frames = scenes.numbered(frames, settings.cut_threshold)
         else:
             frames = ((time, (frame, 0)) for time, frame in frames)
-        for (frame, scene), shown in nearest_frames(frames, fps, tolerance):
-            if scene != last and clip.images:
-                yield clip
-                clip = Clip()
-            last = scene
-            if not shown:
-                image = encode(frame)
-            clip.images.append(image)
-            clip.repeated += shown
-            clip.num_bytes += len(image)
-            if clip.num_bytes > MAX_EPISODE_BYTES:
-                raise VideoError("an episode above 1 GiB; split the video with --clip_seconds")
-            if len(clip.images) == settings.clip_frames:
-                yield clip
-                clip = Clip()
-        if clip.images:
-            yield clip
+        yield from clips_of(frames, stream.time_base or Fraction(0), encode, settings, spans)
+
+
+def clips_of(
+    frames: Iterable[tuple[Fraction, tuple[Any, int]]],
+    tick: Fraction,
+    encode: Callable[[Any], bytes],
+    settings: VideoSettings,
+    spans: Sequence[Span],
+) -> Iterator[tuple[int, Clip | None, int]]:
+    """As `read_spans`, of (time, (frame, number of its scene)); times are rounded to ticks."""
+    fps = Fraction(str(settings.fps))
+    # Containers round times to their tick: the last frame counts if it is a tick too early.
+    tolerance = min(tick, 1 / fps / 4)
+    clips = [Clip() for _ in spans]
+    scene_of, encoded = [0] * len(spans), None
+    for number, found, count in nearest_of_spans(frames, fps, tolerance, spans):
+        clip = clips[number]
+        if found is None:
+            if clip.images:
+                yield number, clip, 0
+            yield number, None, count
+            clips[number] = Clip()
+            continue
+        frame, scene = found
+        if scene != scene_of[number] and clip.images:
+            yield number, clip, 0
+            clips[number] = clip = Clip()
+        scene_of[number] = scene
+        if found is not encoded:
+            encoded, image = found, encode(frame)
+        clip.images.append(image)
+        clip.repeated += count
+        clip.num_bytes += len(image)
+        if clip.num_bytes > MAX_EPISODE_BYTES:
+            raise VideoError("an episode above 1 GiB; split the video with --clip_seconds")
+        if len(clip.images) == settings.clip_frames:
+            yield number, clip, 0
+            clips[number] = Clip()
 
 
 def read_frames(path: str | Path, settings: VideoSettings) -> Iterator[tuple[float, bytes]]:
