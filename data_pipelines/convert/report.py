@@ -53,11 +53,6 @@ class Report:
             ("unconvertible", len(self.bad)),
             ("too short", len(self.short)),
             *self.notes.items(),
-            *(
-                (f"not used: {kind}", _first(names))
-                for kind, names in self.passed_over.items()
-                if names
-            ),
         ]
         if len(self.cameras) > 1:
             rows.insert(2, ("cameras", ", ".join(self.cameras)))
@@ -68,6 +63,9 @@ class Report:
                 lines.append(f"  {title}: {printable(name)}: {reason}")
             if len(entries) > max_entries:
                 lines.append(f"  {title}: ... and {len(entries) - max_entries} more")
+        lines += [
+            f"  not used: {k}: {_first(names)}" for k, names in self.passed_over.items() if names
+        ]
         return "\n".join(lines)
 
 

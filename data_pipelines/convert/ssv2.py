@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipelines.convert import conversion, decode, video
+from data_pipelines.convert.captions import Caption
+from data_pipelines.rlds import selection
 
 _PLACE = re.compile(r"\[[^\]]*\]")
 
@@ -24,11 +28,14 @@ class Options(conversion.Options):
 
     videos: with the .webm files
     labels: train.json, validation.json or test.json
+    instruction_key: fields of a label, joined by commas, of which the first that is not blank
+        counts; template is the filled one; '' for none
     fps: frames per second
     """
 
     videos: str | Path = conversion.option(positional=True, metavar="folder")
     labels: str | Path
+    instruction_key: str = "template,label"
     fps: float = 12.0
 
 
@@ -42,23 +49,36 @@ def convert_ssv2(options: Options) -> conversion.Report:
     settings = decode.VideoSettings.of(options, options.fps)
     if not videos.is_dir():
         raise FileNotFoundError(f"folder {videos} does not exist (the .webm files of SSv2)")
+    rows, keys = read_labels(labels), tuple(selection.paths(options.instruction_key))
+    known = {key for row in rows.values() for key in row} | {"template", "label"}
+    if unknown := [key for key in keys if key not in known]:
+        raise ValueError(
+            f"--instruction_key {options.instruction_key!r}: no label of {labels} has {unknown}; "
+            f"they have {sorted(known)}"
+        )
     report = video.convert_files(
         videos,
-        {f"{clip}.webm": row for clip, row in read_labels(labels).items()},
+        {(f"{clip}.webm",): row for clip, row in rows.items()},
         settings,
         options,
-        language=True,
+        language=bool(keys),
         kind=LabelledClips,
+        **({} if keys == LabelledClips.keys else {"keys": keys}),
     )
     report.notes["label file"] = str(labels)
+    named = {f"{clip}.webm" for clip in rows}
+    report.passed_over["files without a label"] = sorted(set(os.listdir(videos)) - named)
     return report
 
 
+@dataclasses.dataclass(frozen=True)
 class LabelledClips(video.VideoSource):
-    """The work of a unit is the row of the label file."""
+    """What a unit says is the row of the label file, its instruction the first of `keys`."""
 
-    def caption(self, unit: conversion.Unit) -> str:
-        return instruction(unit.work)
+    keys: tuple[str, ...] = ("template", "label")
+
+    def captions(self, unit: conversion.Unit) -> Sequence[Caption]:
+        return (Caption(instruction(unit.work[0], self.keys)),)
 
 
 def read_labels(path: Path) -> dict[str, dict]:
@@ -82,11 +102,16 @@ def read_labels(path: Path) -> dict[str, dict]:
     return found
 
 
-def instruction(row: dict) -> str:
-    """The filled template; the label where there is no template; "" where there is neither."""
+def instruction(row: dict, keys: Sequence[str] = LabelledClips.keys) -> str:
+    """The first field of a label that is not blank, the template filled; "" where there is none."""
+    texts = (_filled(row) if key == "template" else str(row.get(key) or "").strip() for key in keys)
+    return next(filter(None, texts), "")
+
+
+def _filled(row: dict) -> str:
     template, values = row.get("template"), row.get("placeholders")
     if not template:
-        return str(row.get("label", "")).strip()
+        return ""
     places = _PLACE.findall(template)
     if not isinstance(values, list) or len(places) != len(values):
         raise conversion.RecordingError(

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import video_files as files
+from corpora import read
 
 from data_pipelines import storage
 from data_pipelines.convert import conversion, decode, staging, video
@@ -68,6 +69,7 @@ def test_folder_becomes_a_corpus(folder, tmp_path):
     assert info["splits"][0]["shardLengths"] == ["2", "2", "1"]
     assert sorted(p.name for p in (tmp_path / "out").iterdir())[0].startswith("clips-train")
     assert "hours" in report.table() and "unconvertible       0" in report.table()
+    assert "  not used: files ending in .txt: 1 (notes.txt)" in report.table()
 
 
 def spoil(folder, root):
@@ -80,6 +82,189 @@ def spoil(folder, root):
     files.write_audio(root / "sound.mp4")
     files.write_video(root / "short.mp4", files.grey_frames(1))
     return root
+
+
+ENDINGS = [  # container, codec
+    *((suffix, "libx264") for suffix in (".m4v", ".ts", ".MTS", ".flv", ".3gp", ".qt")),
+    *((suffix, "mpeg2video") for suffix in (".mpg", ".mpeg", ".vob")),
+    *((".wmv", "wmv2"), (".asf", "msmpeg4"), (".gif", "gif"), (".divx", "mpeg4")),
+]
+FORMATS = {".divx": "avi", ".qt": "mov", ".vob": "mpeg", ".wmv": "asf", ".asf": "asf"}
+
+
+def test_videos_of_all_endings_are_taken(tmp_path):
+    for suffix, codec in ENDINGS:
+        pixels = "rgb8" if codec == "gif" else "yuv420p"
+        fps = 25 if codec == "mpeg2video" else 20
+        path = tmp_path / "v" / f"a{suffix}"
+        kind = FORMATS.get(suffix)
+        files.write_video(
+            path, files.grey_frames(8), codec=codec, pixels=pixels, fps=fps, kind=kind
+        )
+    report = convert(tmp_path / "v", tmp_path / "out")
+    assert not report.bad and not any(report.passed_over.values())
+    found = episodes(tmp_path / "out")
+    assert set(found) == {f"a{suffix}" for suffix, _ in ENDINGS}
+    for name, (numbers, _, _) in found.items():
+        assert len(numbers) in (3, 4) and numbers == sorted(set(numbers)), name
+
+
+def test_linked_folders_are_read_once_and_the_rest_is_counted(folder, tmp_path):
+    root, elsewhere = tmp_path / "v", tmp_path / "elsewhere"
+    for path in (root / "z" / "real.mp4", elsewhere / "b.mp4", elsewhere / "deep" / "c.mkv"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes((folder / "a/x.mp4").read_bytes())
+    (root / "a_link").symlink_to(root / "z")  # sorted before it, but it really lies in z
+    (root / "more").symlink_to(elsewhere)
+    (root / "more again").symlink_to(elsewhere / "deep")
+    (elsewhere / "deep" / "loop").symlink_to(elsewhere)
+    (elsewhere / "up").symlink_to(tmp_path)
+    (root / "gone").symlink_to(tmp_path / "nowhere")
+    (root / "notes.TXT").write_text("")
+    (root / "README").write_text("")
+    report = convert(root, tmp_path / "out")
+    assert list(episodes(tmp_path / "out")) == ["more/b.mp4", "more/deep/c.mkv", "z/real.mp4"]
+    assert {kind: names for kind, names in report.passed_over.items() if names} == {
+        "links to folders seen before": [
+            "a_link",
+            "more again",
+            "more/deep/loop",
+            "more/up/elsewhere",
+            "more/up/v",
+        ],
+        "links to nothing": ["gone"],
+        "files ending in .txt": ["notes.TXT"],
+        "files": ["README"],
+    }
+    told = report.to_json()["passed_over"]["files ending in .txt"]
+    assert told == {"count": 1, "first": ["notes.TXT"]}
+
+
+def test_captions_of_stretches(tmp_path):
+    """30 frames at 10 a second: frame i is at i/10 s."""
+    files.write_video(tmp_path / "v/a.mp4", files.grey_frames(30), fps=10)
+    files.write_video(tmp_path / "v/b.mp4", files.grey_frames(5), fps=10)
+    rows = [
+        ("a.mp4", "last", "2.5", ""),
+        ("a.mp4", "second", "0:01", "00:00:01.5"),
+        ("a.mp4", "first", "", "1"),
+        ("a.mp4", "across", 0.75, 1.25),
+        ("a.mp4", "long", 2.8, 3.2),
+        ("a.mp4", "beyond", 4, 5),
+        ("b.mp4", "whole", None, None),
+    ]
+    keys = ("file", "caption", "start", "end")
+    table = tmp_path / "captions.jsonl"
+    table.write_text("\n".join(json.dumps(dict(zip(keys, row, strict=True))) for row in rows))
+    report = convert(tmp_path / "v", tmp_path / "out", captions=table, max_bad_fraction=0.5)
+    found = {name: item[:2] for name, item in episodes(tmp_path / "out").items()}
+    assert found == {
+        "a.mp4@0-1": (list(range(10)), "first"),
+        "a.mp4@0.75-1.25": (list(range(7, 12)), "across"),
+        "a.mp4@1-1.5": (list(range(10, 15)), "second"),
+        "a.mp4@2.5-": (list(range(25, 30)), "last"),
+        "b.mp4": (list(range(5)), "whole"),
+    }
+    assert dict(report.bad) == {
+        "a.mp4@2.8-3.2": "the video ends 2 steps before it does",
+        "a.mp4@4-5": "the video ends before it begins",
+    }
+    assert (report.found, report.notes["stretches"]) == (2, 7)
+    report = convert(
+        tmp_path / "v", tmp_path / "cut", captions=table, max_bad_fraction=0.5, clip_seconds=0.4
+    )
+    assert episodes(tmp_path / "cut")["a.mp4@0-1#0001"][:2] == ([4, 5, 6, 7], "first")
+
+
+def test_columns_of_captions_are_selected(folder, tmp_path):
+    rows = [
+        {"file": "a/x.mp4", "caption": "no", "said": {"en": " ", "de": "öffne"}, "other": "z"},
+        {"file": "n.mov", "caption": "no", "said": {"en": "open", "de": "öffne"}, "other": "z"},
+    ]
+    table = tmp_path / "captions.jsonl"
+    table.write_text("\n".join(map(json.dumps, rows)))
+    convert(folder, tmp_path / "out", captions=table, instruction_key="said/en,said/de")
+    found = episodes(tmp_path / "out")
+    assert (found["a/x.mp4"][1], found["n.mov"][1]) == ("öffne", "open")
+    with pytest.raises(ValueError, match="'file' and 'said/fr'"):
+        convert(folder, tmp_path / "none", captions=table, instruction_key="said/fr")
+
+
+def write_pictures(root, count, name="img_{:d}.jpg"):
+    root.mkdir(parents=True, exist_ok=True)
+    images = [decode.encode_jpeg(image) for image in files.grey_frames(count, 32, 32)]
+    for number, image in enumerate(images):
+        (root / name.format(number)).write_bytes(image)
+    return images
+
+
+def test_folders_of_pictures_are_clips(tmp_path):
+    """In the order of their numbers, at the given rate; the right size keeps its bytes."""
+    root = tmp_path / "v"
+    images = write_pictures(root / "one", 12)
+    write_pictures(root / "two", 3)
+    (root / "two" / "thumb.jpg").write_bytes(images[0])
+    files.write_video(root / "clip.mp4", files.grey_frames(4), fps=10)
+    (root / "one" / "one.txt").write_text("")
+    report = convert(root, tmp_path / "plain")
+    assert list(episodes(tmp_path / "plain")) == ["clip.mp4"]
+    assert report.passed_over["folders of pictures (--picture_fps)"] == ["one", "two"]
+    table = tmp_path / "captions.csv"
+    table.write_text("file,caption,start,end\none/,push,0.2,0.6\n")
+    report = convert(root, tmp_path / "out", picture_fps=20.0, max_bad_fraction=0.5)
+    found = episodes(tmp_path / "out")
+    assert {name: item[0] for name, item in found.items()} == {
+        "clip.mp4": [0, 1, 2, 3],
+        "one": [0, 2, 4, 6, 8, 10],
+    }
+    assert report.bad == [("two", "pictures of several kinds in one folder: img_#.jpg, thumb.jpg")]
+    assert read(tmp_path / "out")["one"]["image"] == images[::2]
+    convert(root, tmp_path / "told", picture_fps=20.0, max_bad_fraction=0.5, captions=table)
+    assert episodes(tmp_path / "told")["one@0.2-0.6"][:2] == ([4, 6, 8, 10], "push")
+    with pytest.raises(FileNotFoundError, match="1 folders of pictures .--picture_fps"):
+        convert(root / "one", tmp_path / "none")
+
+
+def test_videos_of_several_cameras_make_one_corpus(tmp_path):
+    root = tmp_path / "v"
+    for name, count in (
+        ("front/ep1.mp4", 12),
+        ("wrist/ep1.mkv", 13),  # a step longer: both are as long as the shorter
+        ("ep2_front.mp4", 6),
+        ("ep2_wrist.mp4", 6),
+        ("front/ep3.mp4", 6),
+        ("wrist/ep3.mp4", 9),
+        ("front/ep4.mp4", 6),
+        ("overview.mp4", 6),
+    ):
+        files.write_video(root / name, files.grey_frames(count), fps=10)
+    table = tmp_path / "captions.csv"
+    table.write_text("file,caption\nwrist/ep1.mkv,push\n")
+    report = convert(
+        root, tmp_path / "out", cameras=("front", "wrist"), captions=table, max_bad_fraction=0.5
+    )
+    assert report.cameras == ["image", "wrist"] and report.found == 4
+    assert dict(report.bad) == {
+        "front/ep3.mp4": "the cameras front, wrist have [6, 9] frames",
+        "front/ep4.mp4": "there is no video of ['wrist'] beside it",
+    }
+    assert report.passed_over["videos of no camera"] == ["overview.mp4"]
+    found = read(tmp_path / "out")
+    assert {name: one["language_instruction"] for name, one in found.items()} == {
+        "ep2_front.mp4": "",
+        "front/ep1.mp4": "push",
+    }
+    for one, count in zip(found.values(), (6, 12), strict=True):
+        numbers = list(range(count))
+        assert files.frame_numbers(one["image"]) == files.frame_numbers(one["wrist"]) == numbers
+    convert(
+        root, tmp_path / "cut", cameras=("front", "wrist"), clip_seconds=0.5, max_bad_fraction=0.5
+    )
+    assert files.frame_numbers(read(tmp_path / "cut")["front/ep1.mp4#0001"]["wrist"]) == [
+        *range(5, 10)
+    ]
+    with pytest.raises(ValueError, match="--split_scenes cannot be used with --cameras"):
+        convert(root, tmp_path / "none", cameras=("front", "wrist"), split_scenes=0.3)
 
 
 def test_files_that_cannot_be_converted_are_named_and_limited(folder, tmp_path):
@@ -159,6 +344,17 @@ def test_captions(folder, tmp_path, suffix):
         ("c.csv", "file,caption\na.mp4,x\na.mp4,y\n", "second caption"),
         ("c.csv", "file,caption\nelsewhere.mp4,x\n", "relative to that folder"),
         ("c.csv", "", "no captions"),
+        *(
+            ("c.csv", f"file,caption,start,end\nm.webm,x,{start},{end}\n", message)
+            for start, end, message in (
+                ("2", "1", "entry 1: end is 1, start 2"),
+                ("-1", "", "must be seconds from the beginning"),
+                ("nan", "", "must be seconds from the beginning"),
+                ("", "inf", "must be seconds from the beginning"),
+                ("soon", "", "start is 'soon', neither seconds nor H:MM:SS"),
+                ("1", "2\nm.webm,y,1.0,2", "entry 2: second caption for 'm.webm@1-2'"),
+            )
+        ),
         ("c.jsonl", '{"file": "a.mp4"', "line 1"),
         ("c.jsonl", "[1]", "not a JSON object"),
         ("c.txt", "x", "must end in"),

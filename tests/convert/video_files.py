@@ -61,10 +61,12 @@ def write_video(
     times: Sequence[float] | None = None,
     rotation: int = 0,
     pixel_aspect: Fraction | None = None,
+    kind: str | None = None,
 ) -> Path:
-    """times: seconds of each frame (variable frame rate), otherwise i / fps."""
+    """times: seconds of each frame (variable frame rate), otherwise i / fps. kind: of container,
+    where the name does not tell."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", format=kind) as container:
         stream = container.add_stream(codec, rate=fps)
         if len(frames):
             stream.height, stream.width = frames[0].shape[:2]

@@ -1,0 +1,117 @@
+"""What lies below a folder of videos: files, folders of pictures, and what is passed over."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from data_pipelines.convert import decode, pictures
+
+
+@dataclasses.dataclass
+class Found:
+    """Sorted paths below the folder. passed_over: kind → what is no clip, or was seen before."""
+
+    videos: list[str] = dataclasses.field(default_factory=list)
+    picture_folders: list[str] = dataclasses.field(default_factory=list)
+    passed_over: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+
+
+def find(source: Path) -> Found:
+    """Looks through a folder and those below it, also through links to folders, each once: where
+    it really lies, if that is below the folder, else by the first link to it."""
+    if not source.is_dir():
+        raise FileNotFoundError(
+            f"video folder {source} does not exist (looked for {', '.join(decode.EXTENSIONS)} in "
+            "it)"
+        )
+    found = Found()
+    seen: set[tuple[int, int]] = set()
+    todo = [source]
+    while todo:
+        links: list[Path] = []
+        for place in todo:
+            for folder, names in _walk(place, seen, links, source, found):
+                _sort(source, folder, names, found)
+        todo = sorted(links)
+    for names in (found.videos, found.picture_folders, *found.passed_over.values()):
+        names.sort()
+    return found
+
+
+def _walk(
+    place: Path, seen: set[tuple[int, int]], links: list[Path], source: Path, found: Found
+) -> Iterator[tuple[Path, list[str]]]:
+    """(folder, names of its files) of a place and the real folders below it; adds the links."""
+
+    def unreadable(error: OSError) -> None:
+        _pass_over(found, "folders that cannot be read", Path(error.filename), source)
+
+    for name, folders, files in os.walk(place, onerror=unreadable):
+        folder = Path(name)
+        state = folder.stat()
+        if (state.st_dev, state.st_ino) in seen:
+            _pass_over(found, "links to folders seen before", folder, source)
+            folders.clear()
+            continue
+        seen.add((state.st_dev, state.st_ino))
+        links += [folder / one for one in folders if (folder / one).is_symlink()]
+        yield folder, files
+
+
+def _sort(source: Path, folder: Path, names: list[str], found: Found) -> None:
+    stills = []
+    for name in names:
+        path = folder / name
+        ending = path.suffix.lower()
+        if ending in decode.EXTENSIONS:
+            found.videos.append(path.relative_to(source).as_posix())
+        elif path.is_symlink() and not path.exists():
+            _pass_over(found, "links to nothing", path, source)
+        elif ending in pictures.EXTENSIONS:
+            stills.append(path)
+        else:
+            _pass_over(found, f"files ending in {ending}" if ending else "files", path, source)
+    if stills:
+        found.picture_folders.append(folder.relative_to(source).as_posix())
+
+
+def _pass_over(found: Found, kind: str, path: Path, source: Path) -> None:
+    found.passed_over.setdefault(kind, []).append(path.relative_to(source).as_posix())
+
+
+def by_camera(
+    files: Sequence[str], cameras: Sequence[str]
+) -> tuple[list[tuple[str, ...]], dict[str, str], list[str]]:
+    """(files of each recording, by camera; file → why it belongs to none; files of no camera).
+
+    Paths that differ in nothing but the word of the camera, as a whole word anywhere in them, and
+    in their endings belong together.
+    """
+    words = {name: re.compile(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])") for name in cameras}
+    groups: dict[str, dict[str, str]] = {}
+    bad, others = {}, []
+    for file in files:
+        stem = file.removesuffix(Path(file).suffix)
+        matches = [(name, match) for name, word in words.items() for match in word.finditer(stem)]
+        if not matches:
+            others.append(file)
+        elif len(matches) > 1:
+            bad[file] = f"its path holds {[name for name, _ in matches]}, not one camera"
+        else:
+            ((name, match),) = matches
+            group = groups.setdefault(stem[: match.start()] + "*" + stem[match.end() :], {})
+            if name in group:
+                bad[file] = f"{group[name]} is of the same recording and camera"
+            else:
+                group[name] = file
+    whole = []
+    for group in groups.values():
+        if missing := [name for name in cameras if name not in group]:
+            bad[next(iter(group.values()))] = f"there is no video of {missing} beside it"
+        else:
+            whole.append(tuple(group[name] for name in cameras))
+    return sorted(whole), bad, others
