@@ -1,7 +1,8 @@
 """`lapa evaluate`: what latent actions are worth; how well a policy predicts and acts.
 
 A quantizer is measured on all pairs of a corpus; a policy on tokens of a corpus and, with the
-action head, by closed-loop success from a fixed list of start states.
+action head, by how far its actions are from those of the corpus, per dimension, and by closed-loop
+success from a fixed list of start states.
 """
 
 import argparse
@@ -13,13 +14,14 @@ from typing import Any
 from absl import logging
 
 from lapa_jax import envs
-from lapa_jax.evidence import page
+from lapa_jax.evidence import action_errors, page, policy_page
 from lapa_jax.evidence.policy import evaluate_success, evaluate_tokens
 from lapa_jax.evidence.quantizer import evaluate_paired_views, evaluate_quantizer
 from lapa_jax.evidence.simulated import evaluate_distractors, evaluate_transfer
 from lapa_jax.runs.examples import trained_window
 from lapa_jax.runs.loaded import Model, load
 from lapa_jax.verbs import flags
+from lapa_jax.verbs.text import table
 
 
 def main(argv: list[str]) -> int:
@@ -32,31 +34,38 @@ def main(argv: list[str]) -> int:
     add("--workdir", required=True)
     add("--corpus", action="append", help="directory to evaluate on; default: those of training")
     add("--split", default="train")
-    add("--max_examples", type=int, default=2000, help="per corpus")
+    add("--max_examples", type=flags.number(int, 1), default=2000, help="per corpus")
     add("--json", default="", help="write the result to this file, too")
+    add("--report", default="", help="an HTML report")
     add = parser.add_argument_group("quantizers").add_argument
     text = "between the frames of a pair; 0: that of the training"
-    add("--window_seconds", type=float, default=0.0, help=text)
+    add("--window_seconds", type=flags.number(float, 0), default=0.0, help=text)
     add("--paired", action="store_true", help="the two corpora show the same episodes")
     text = "motions for what needs a simulator: transfer to another scene, distractors; 0: none"
-    add("--simulate", type=int, default=0, help=text)
-    add("--report", default="", help="an HTML report")
+    add("--simulate", type=flags.number(int, 0), default=0, help=text)
     add = parser.add_argument_group(
         "the environment: closed loop of action policies, transfer",
         "It is evaluation.env of the run's config, and the flags change its settings.",
     ).add_argument
     add("--families", help="comma-separated")
-    add("--blocks", type=int, help="of the tabletop")
-    add("--steps", type=int, help="of an episode")
-    add("--episodes", type=int, default=200, help="per family; 0: no closed loop")
+    add("--blocks", type=flags.number(int, 0), help="of the tabletop")
+    add("--steps", type=flags.number(int, 1), help="of an episode")
+    text = (
+        "per family; 0: no closed loop; default: 200 where the policy acts as the environment does"
+    )
+    add("--episodes", type=flags.number(int, 0), help=text)
     add("--view", default="", help="that the policy sees; default: the first one")
     add("--seed", type=int, default=0, help="of the start states")
-    add("--temperature", type=float, default=0.0, help="0: the likeliest tokens")
-    add("--top_k", type=int, default=0, help="sample among so many; 0: all")
+    add("--temperature", type=flags.number(float, 0), default=0.0, help="0: the likeliest tokens")
+    add("--top_k", type=flags.number(int, 0), default=0, help="sample among so many; 0: all")
     text = "actions of a chunk that are taken before the policy is asked again"
-    add("--execute", type=int, default=1, help=text)
+    add("--execute", type=flags.number(int, 1), default=1, help=text)
     args = parser.parse_args(argv)
 
+    for flag in ("json", "report"):  # before minutes of work
+        path = getattr(args, flag)
+        if path and not Path(path).parent.is_dir():
+            raise FileNotFoundError(f"--{flag} {path}: there is no folder {Path(path).parent}")
     run = load(args.workdir)
     if run.config.stage in ("teacher", "image_tokenizer"):
         raise ValueError(
@@ -71,14 +80,7 @@ def main(argv: list[str]) -> int:
     if run.config.stage == "quantizer":
         result |= _quantizer(run, corpora, args)
     else:
-        result["tokens"] = evaluate_tokens(run, corpora, max_examples=args.max_examples)
-    if run.stage.acts and args.episodes:
-        env = _environment(run, args)
-        names = ("episodes", "seed", "view", "temperature", "top_k", "execute")
-        how = {name: getattr(args, name) for name in names}
-        result["success"] = {
-            family: evaluate_success(run, env, family, **how).report for family in env.spec.families
-        }
+        result |= _policy(run, corpora, args)
     text = json.dumps(result, indent=1)
     sys.stdout.write(text + "\n")
     if args.json:
@@ -110,6 +112,61 @@ def _quantizer(run: Model, corpora: dict[str, dict], args: argparse.Namespace) -
     if args.report:
         page.write(Path(args.report), run, found, result, frames)
     return result
+
+
+def _policy(run: Model, corpora: dict[str, dict], args: argparse.Namespace) -> dict[str, Any]:
+    """Everything that is measured of a policy; writes the report where one is asked for."""
+    tokens = evaluate_tokens(run, corpora, max_examples=args.max_examples)
+    result: dict[str, Any] = {"corpora": list(corpora), "tokens": tokens}
+    left_out = ""
+    if run.stage.acts:
+        result["actions"] = action_errors.evaluate_actions(
+            run, corpora, max_examples=args.max_examples
+        )
+        for name, found in result["actions"].items():
+            _show_actions(name, found)
+        left_out = _closed_loop(run, args, result)
+    if args.report:
+        policy_page.write(Path(args.report), run, result, left_out)
+    return result
+
+
+def _closed_loop(run: Model, args: argparse.Namespace, result: dict[str, Any]) -> str:
+    """Adds success to the result; or says why the policy cannot act in the environment, where
+    nobody asked for that."""
+    if args.episodes == 0:
+        return "--episodes 0"
+    env, dim = _environment(run, args), run.stage.head.describe()["dim"]
+    if dim != env.spec.action_dim:
+        why = (
+            f"the policy's actions have {dim} dimensions, those of {env.spec.name} "
+            f"{env.spec.action_dim}"
+        )
+    elif run.stage.num_images > 1:
+        why = f"the policy takes {run.stage.num_images} images, the closed loop gives one"
+    else:
+        names = ("seed", "view", "temperature", "top_k", "execute")
+        how = {"episodes": args.episodes or 200} | {name: getattr(args, name) for name in names}
+        result["success"] = {
+            family: evaluate_success(run, env, family, **how).report for family in env.spec.families
+        }
+        return ""
+    if args.episodes:
+        raise ValueError(f"--episodes {args.episodes}: {why}")
+    logging.info("no closed loop: %s", why)
+    return why
+
+
+def _show_actions(name: str, found: dict[str, Any]) -> None:
+    """On the screen, beside the JSON."""
+    for rows in (action_errors.table(found), action_errors.steps_table(found)):
+        if rows:
+            shown = [
+                ["–" if x is None else x if isinstance(x, str) else f"{x:.4g}" for x in row]
+                for row in rows
+            ]
+            what = "L1 by step" if rows[0][0] == "step" else f"{found['examples']:,} examples"
+            sys.stderr.write(f"\nactions on {name}, in the data's units: {what}\n{table(shown)}\n")
 
 
 def _environment(run: Model, args: argparse.Namespace) -> envs.Environment:

@@ -276,15 +276,24 @@ def test_evaluation_of_a_quantizer(quantizer, data, tmp_path):
     assert json.loads(other)[str(data / "robot")] == result["robot"]
 
 
-def test_evaluation_of_policies(latent_vla, action_vla, quick_compile):
-    result = json.loads(succeed("evaluate", "--workdir", latent_vla, "--max_examples", 16))
-    assert "success" not in result
+def test_evaluation_of_policies(latent_vla, action_vla, quick_compile, tmp_path):
+    page = tmp_path / "page.html"
+    latent = ("evaluate", "--workdir", latent_vla, "--max_examples", 16, "--report", page)
+    result = json.loads(succeed(*latent))
+    assert "success" not in result and "actions" not in result
+    assert "token_accuracy" in page.read_text() and "Closed loop" not in page.read_text()
     assert {"loss", "token_accuracy", "sequence_accuracy", "examples"} <= result["tokens"].keys()
     assert result["tokens"]["examples"] == 16
 
     arguments = ("evaluate", "--workdir", action_vla, "--max_examples", 16, "--families", "reach")
     arguments += ("--blocks", 2, "--episodes", 4, "--steps", 5)
-    result = json.loads(succeed(*arguments))
+    result = json.loads(succeed(*arguments, "--report", page))
+    (actions,) = result["actions"].values()
+    assert actions["examples"] == 16 and len(actions["policy"]["l1"]) == 2
+    # tokens lose less than any policy that is said in them
+    assert (np.array(actions["tokens"]["l1"]) <= actions["policy"]["l1"]).all()
+    for words in ("in the units of the data", "action before", "Closed loop", "reach"):
+        assert words in page.read_text()
     success = result["success"]["reach"]
     assert success["episodes"] == 4 and success["steps"] == 5
     assert 0 <= success["successes"] <= 4

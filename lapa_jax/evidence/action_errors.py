@@ -1,0 +1,162 @@
+"""How far a policy's actions are from those of episodes, in the units of the data.
+
+Beside what needs no policy: the mean action, and the action before repeated. And beside what its
+tokens could say at best: the true actions through them and back.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from data_pipelines.loader import DataSettings, Loader
+from lapa_jax.diagnostics.statistics import bootstrap_ratio
+from lapa_jax.runs.loaded import Model
+
+POLICY, MEAN, BEFORE, TOKENS = "policy", "mean_action", "action_before", "tokens"
+
+
+def evaluate_actions(
+    run: Model, corpora: Mapping[str, Mapping[str, Any]], *, max_examples: int
+) -> dict[str, dict[str, Any]]:
+    """Of each corpus: examples, episodes, and for the policy, the baselines and the tokens `l1` and
+    `mse` per dimension, over the steps of a chunk that are in the episode; of the policy also
+    `l1_interval` (95 %, by resampling episodes), `r2` (1 - MSE / MSE of the mean action, None of a
+    dimension that does not change), and of chunks `l1_by_step` and `mse_by_step`.
+
+    Examples are drawn once, from all with a known action. The mean action is that of these
+    examples; where an episode begins, and no action was before, it stands for it, too.
+    """
+    predict = jax.jit(run.stage.predict)
+    return {
+        name: action_errors(run, *_answers(run, predict, corpus, max_examples))
+        for name, corpus in corpora.items()
+    }
+
+
+def _answers(
+    run: Model, predict: Any, corpus: Mapping[str, Any], max_examples: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Of n examples and chunks of h steps the policy's actions and the true ones (n, h, A), which
+    of them are in the episode (n, h), the actions before (n, A), NaN where there is none, and the
+    numbers of their episodes (n,)."""
+    stage, config = run.stage, run.config
+    data = DataSettings.of(config.data).on({"corpus": corpus}).draw_any()
+    images, text, *_ = stage.fields_of(config)
+    fields = (images, text, "action", "action_mask")
+    found = []
+    with Loader(data, fields=fields, global_batch=1, seed=config.seed) as one:
+        size = min(max_examples, one.mixture.sizes[0])
+    batch_size = min(config.global_batch, size)
+    with Loader(data, fields=fields, global_batch=batch_size, seed=config.seed) as loader:
+        of = loader.mixture.corpora[0]
+        for step in range(-(-size // batch_size)):
+            plan = loader.plan(step)
+            plan.fill(0, plan.size)
+            batch = plan.finish()
+            ids = None if stage.from_pixels else batch["image_tokens"]
+            prompts = stage.prompts(batch["instruction"], ids)
+            frames = batch["frames"] if stage.from_pixels else None
+            said = jax.device_get(predict(run.params, run.variables, prompts, frames).values)
+            rows = plan.rows[:, of.frames.current]
+            episode = of.index.episode_of_rows(rows)
+            before = of.index.actions[np.maximum(rows - 1, 0)].astype(np.float32)
+            before[rows == of.index.episode_start[episode]] = np.nan
+            mask = batch["action_mask"]
+            of_steps = (len(rows), mask.shape[1], -1)
+            true = batch["action"].reshape(of_steps)
+            found.append((said.reshape(of_steps), true, mask, before, episode))
+    said, true, mask, before, episode = (np.concatenate(x)[:size] for x in zip(*found, strict=True))
+    return said, true, mask, before, episode
+
+
+def action_errors(
+    run: Model,
+    said: np.ndarray,
+    true: np.ndarray,
+    mask: np.ndarray,
+    before: np.ndarray,
+    episode: np.ndarray,
+) -> dict[str, Any]:
+    """As of `evaluate_actions`, of one corpus."""
+    said, true = said.astype(np.float64), true.astype(np.float64)
+    horizon = true.shape[1]
+    mean = true[mask].mean(axis=0)
+    guesses = {
+        POLICY: said,
+        MEAN: np.broadcast_to(mean, true.shape),
+        BEFORE: np.broadcast_to(np.where(np.isnan(before), mean, before)[:, None], true.shape),
+    }
+    codec = getattr(run.stage.head, "codec", None)
+    if codec is not None:
+        flat = codec.values(codec.encode(true[mask].astype(np.float32)), np)
+        guesses[TOKENS] = true.copy()
+        guesses[TOKENS][mask] = flat
+    report: dict[str, Any] = {
+        "examples": len(true),
+        "episodes": len(np.unique(episode)),
+        "steps": horizon,
+    }
+    for name, guess in guesses.items():
+        off = np.where(mask[..., None], guess - true, 0.0)
+        report[name] = _sizes(off, mask) | _by_step(off, mask)
+    off = np.where(mask[..., None], np.abs(said - true), 0.0).sum(axis=1)
+    known = mask.sum(axis=1).astype(np.float64)
+    intervals = [bootstrap_ratio(one, known, episode, seed=0) for one in off.T]
+    chance = np.array(report[MEAN]["mse"])
+    ours = np.array(report[POLICY]["mse"])
+    changes = (true[mask] != true[mask][0]).any(axis=0)
+    report[POLICY] |= {
+        "l1_interval": [[one.low, one.high] for one in intervals],
+        "r2": [
+            float(1 - mse / by_chance) if changing else None
+            for mse, by_chance, changing in zip(ours, chance, changes, strict=True)
+        ],
+    }
+    return report
+
+
+def _sizes(off: np.ndarray, mask: np.ndarray) -> dict[str, list[float]]:
+    """Of errors (n, h, A) that are 0 where `mask` is False."""
+    number = mask.sum()
+    return {
+        "l1": (np.abs(off).sum(axis=(0, 1)) / number).tolist(),
+        "mse": (np.square(off).sum(axis=(0, 1)) / number).tolist(),
+    }
+
+
+def _by_step(off: np.ndarray, mask: np.ndarray) -> dict[str, list[list[float] | None]]:
+    """Of chunks: a list per step, or None where no example is so far from the end."""
+    if off.shape[1] == 1:
+        return {}
+    steps = [
+        _sizes(off[:, i : i + 1], mask[:, i : i + 1]) if mask[:, i].any() else {}
+        for i in range(off.shape[1])
+    ]
+    return {f"{name}_by_step": [step.get(name) for step in steps] for name in ("l1", "mse")}
+
+
+def table(report: Mapping[str, Any]) -> list[list[Any]]:
+    """A head and a row for each dimension, then for each step of a chunk the mean over them."""
+    others = [name for name in (MEAN, BEFORE, TOKENS) if name in report]
+    head = ["dimension", "L1", "MSE", "R²", *(f"L1, {NAMES[name]}" for name in others)]
+    ours = report[POLICY]
+    rows = [
+        [str(i), l1, mse, r2, *(report[name]["l1"][i] for name in others)]
+        for i, (l1, mse, r2) in enumerate(zip(ours["l1"], ours["mse"], ours["r2"], strict=True))
+    ]
+    return [head, *rows]
+
+
+def steps_table(report: Mapping[str, Any]) -> list[list[Any]]:
+    """Of chunks: a head and a row for each step, of L1 per dimension; else nothing."""
+    by_step = report[POLICY].get("l1_by_step")
+    if not by_step:
+        return []
+    dimensions = len(report[POLICY]["l1"])
+    head = ["step", *(f"dimension {i}" for i in range(dimensions))]
+    return [head, *([str(i), *(one or [None] * dimensions)] for i, one in enumerate(by_step))]
+
+
+NAMES = {MEAN: "mean action", BEFORE: "action before", TOKENS: "tokens at best"}

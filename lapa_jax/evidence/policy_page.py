@@ -1,0 +1,63 @@
+"""What a policy's evaluation looks like as a page."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lapa_jax.evidence import action_errors
+from lapa_jax.machine.environment import describe_environment
+from lapa_jax.report.html import Report, estimate
+from lapa_jax.runs.loaded import Model
+
+
+def write(path: Path, run: Model, result: Mapping[str, Any], left_out: str) -> None:
+    """Writes the report of `lapa evaluate`; left_out: why there was no closed loop, or ""."""
+    report = Report("What the policy predicts", f"{run.workdir}, step {run.step:,}.")
+    tokens = result["tokens"]
+    section = report.section(
+        "Training's own metrics",
+        f"Means over {tokens['examples']:,} examples of "
+        f"{', '.join(Path(name).name for name in result['corpora'])}.",
+    )
+    section.table(["metric", "value"], [[k, v] for k, v in tokens.items() if k != "examples"])
+    for name, found in result.get("actions", {}).items():
+        section = report.section(
+            f"Actions on {Path(name).name}",
+            f"{found['examples']:,} examples of {found['episodes']:,} episodes, in the units of "
+            "the data. The policy sees the recorded images: errors do not add up as they do "
+            "where it acts itself.",
+        )
+        head, *rows = action_errors.table(found)
+        intervals = found[action_errors.POLICY]["l1_interval"]
+        for row, interval in zip(rows, intervals, strict=True):
+            row[1] = estimate(row[1], *interval)
+        section.table(
+            head,
+            rows,
+            "L1 is the mean absolute error, with its 95 % interval by resampling episodes; R² is 1 "
+            "less the MSE by that of the mean action of these examples. To compare with, L1 of the "
+            "mean action, of the action before repeated, and, of policies with tokens, of the true "
+            "actions as their tokens say them, about the least that such a policy can reach.",
+        )
+        if by_step := action_errors.steps_table(found):
+            section.table(*_split(by_step), "L1 by the step of the chunk.")
+    if "success" in result:
+        section = report.section("Closed loop", "Share of episodes that succeed, with 95 %.")
+        section.table(
+            ["family", "success", "episodes"],
+            [
+                [family, estimate(one["estimate"], one["low"], one["high"]), one["episodes"]]
+                for family, one in result["success"].items()
+            ],
+        )
+    elif left_out:
+        report.section("Closed loop").text(f"Not measured: {left_out}.")
+    closing = report.section("How this was made")
+    closing.settings("Versions and hardware", describe_environment())
+    closing.settings("Config of the run", run.config.to_dict())
+    report.write(path)
+
+
+def _split(table: list[list[Any]]) -> tuple[list[Any], list[list[Any]]]:
+    head, *rows = table
+    return head, rows
