@@ -10,9 +10,11 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 _KINDS = "biuf"  # booleans, integers and floats
+_BFLOAT16 = "ml_dtypes.bfloat16"
 _BROKEN = (
     pickle.UnpicklingError,
     ArithmeticError,
@@ -46,12 +48,16 @@ class _Dtype:
     """Stands for numpy.dtype."""
 
     def __init__(self, name: str, align: bool = False, copy: bool = True):
+        if name == _BFLOAT16:
+            self.dtype = np.dtype(ml_dtypes.bfloat16)
+            return
         self.dtype = np.dtype(name) if isinstance(name, str) else None
         if self.dtype is None or self.dtype.kind not in _KINDS:
             raise _NotArrays(f"an array of dtype {name!r}")
 
     def __setstate__(self, state: tuple) -> None:
-        self.dtype = self.dtype.newbyteorder(state[1])
+        if self.dtype.kind in _KINDS:
+            self.dtype = self.dtype.newbyteorder(state[1])
 
 
 class _Array:
@@ -114,6 +120,7 @@ _KNOWN = {
     "flax.core.frozen_dict.FrozenDict": dict,
     "collections.OrderedDict": dict,
     "_codecs.encode": _encode,
+    _BFLOAT16: _BFLOAT16,
 }
 
 

@@ -12,8 +12,18 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from lapa_jax.interop import tensor_files
 from lapa_jax.interop.imported import Imported
-from lapa_jax.interop.mapping import Constant, Rule, Shapes, functional, linear, norm, to_ours
+from lapa_jax.interop.mapping import (
+    Constant,
+    Rule,
+    Shapes,
+    functional,
+    linear,
+    norm,
+    to_ours,
+    unwrapped,
+)
 from lapa_jax.latent.teacher import MaskedAutoencoderConfig
 from lapa_jax.nn.module import Tree
 from lapa_jax.nn.registry import default_settings
@@ -21,14 +31,13 @@ from lapa_jax.nn.vit import ViT, ViTConfig
 from lapa_jax.settings import stage_settings
 
 HEAD_DIM = 64  # of every DINOv2; the shapes do not tell it
-PREFIXES = ("dinov2.", "dinov2_with_registers.")  # in files that hold a classifier, too
-CLASSIFIER = ("classifier.weight", "classifier.bias")
+ANCHOR = "embeddings.patch_embeddings.projection.weight"  # of every one
 MASK_TOKEN = "embeddings.mask_token"  # of the self-supervised training
 
 
 def read(source: Path, options: Any) -> Imported:
     """`lapa import --format dinov2`: a teacher."""
-    encoder, params = from_tensors(load_file(source))
+    encoder, params = from_tensors(tensor_files.tensors(source))
     config = stage_settings("teacher")
     config.data.image_size = tuple(side * encoder.patch_size for side in encoder.grid)
     config.compute_dtype = "float32"
@@ -81,9 +90,9 @@ def sizes(config: ViTConfig) -> dict[str, int]:
 
 
 def from_tensors(tensors: Mapping[str, np.ndarray]) -> tuple[ViTConfig, Tree]:
-    """Config and parameters of a state dict: of the model alone, or with a classifier, which is
-    dropped. Raises ValueError."""
-    tensors = _without_classifier(tensors)
+    """Config and parameters of a state dict: of the model alone, or within another, whose
+    classifier is left out. Raises ValueError."""
+    tensors = unwrapped(tensors, ANCHOR, "a DINOv2")
     config = infer_config(tensors)
     tensors = {MASK_TOKEN: np.zeros((1, config.dim), np.float32)} | tensors  # some lack it
     expected = functional(ViT, config, dtype=jnp.float32).abstract()[0]
@@ -93,8 +102,7 @@ def from_tensors(tensors: Mapping[str, np.ndarray]) -> tuple[ViTConfig, Tree]:
 def infer_config(tensors: Mapping[str, np.ndarray]) -> ViTConfig:
     """The config that the shapes of a state dict tell."""
     shape = Shapes(tensors, "a DINOv2")
-    projection = "embeddings.patch_embeddings.projection.weight"
-    dim, _, patch_size, _ = shape(projection, None, 3, None, None)
+    dim, _, patch_size, _ = shape(ANCHOR, None, 3, None, None)
     if dim % HEAD_DIM:
         raise ValueError(f"a width of {dim} is no multiple of DINOv2's head width {HEAD_DIM}")
     positions = shape("embeddings.position_embeddings", 1, None, dim)[1] - 1
@@ -120,22 +128,3 @@ def infer_config(tensors: Mapping[str, np.ndarray]) -> ViTConfig:
         registers=registers,
         swiglu=swiglu,
     )
-
-
-def _without_classifier(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    for prefix in PREFIXES:
-        if any(name.startswith(prefix) for name in tensors):
-            rest = {name: x for name, x in tensors.items() if name not in CLASSIFIER}
-            return {name.removeprefix(prefix): x for name, x in rest.items()}
-    return dict(tensors)
-
-
-def load_file(path: str | Path) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file, which holds nothing else."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no safetensors file of NumPy arrays: {error}") from error

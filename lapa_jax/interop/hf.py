@@ -10,20 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from lapa_jax import stages
 from lapa_jax.interop import (
     hf_check,
     hf_llama,
     llama,
     safetensors_files,
     staged,
+    tensor_files,
     torch_code,
     torch_tokenizer,
 )
 from lapa_jax.interop.hf_check import IMAGE_TOKENIZER
-from lapa_jax.interop.imported import Imported, exported, run_config
-from lapa_jax.interop.mapping import Rule, linear, norm, to_theirs
-from lapa_jax.interop.safetensors_files import SafetensorsDirectory
+from lapa_jax.interop.imported import Imported, exported, rebuilt, run_config
+from lapa_jax.interop.mapping import Rule, float_dtype, linear, norm, to_theirs, unwrapped
 from lapa_jax.nn.module import flatten
 from lapa_jax.policy.front_end import front_end_config
 from lapa_jax.policy.heads.tokens import CODEC, TokenHead
@@ -50,18 +49,21 @@ class Options(staged.Options):
 def read(source: Path, options: object) -> Imported:
     """`lapa import --format hf`."""
     config = run_config(source / torch_code.RUN_CONFIG)
-    names = [n for n in (TOKENIZER, CODEC) if (source / n).exists()]
-    stage = stages.build(config, {name: (source / name).read_bytes() for name in names})
-    # A tokenizer beside a policy of cached tokens is of another run.
-    beside = None if stage.from_pixels else f"{IMAGE_TOKENIZER}."
-    theirs = SafetensorsDirectory(source, without=beside)
+    theirs = unwrapped(tensor_files.tensors(source), hf_llama.TABLE, "a policy")
+    of_tokenizer = [name for name in theirs if name.startswith(f"{IMAGE_TOKENIZER}.")]
+    # Saved again, by others, weights may have another dtype.
+    own = [x for name, x in theirs.items() if name not in of_tokenizer]
+    config.model.param_dtype = float_dtype(own)
+    stage = rebuilt(config, [source / name for name in (TOKENIZER, CODEC)])
+    if not stage.from_pixels:  # then it is of another run
+        theirs = {name: x for name, x in theirs.items() if name not in of_tokenizer}
     return exported(stage, theirs, rules(stage), _sizes(stage))
 
 
 def write(run: Model, out: Path, options: Options) -> int:
     """`lapa export --format hf`. Takes the model over (`take_over`)."""
     stage = require(run, LoadedPolicy).stage
-    torch_code.require_torch()
+    torch_code.require_torch(torch_code.CHECKING, "transformers")
     config, dtype = staged.exported_config(run, options.precision)
     tokenizer = hf_check.find_tokenizer(run, options.image_tokenizer)
     theirs = hf_config(stage, tokenizer=tokenizer and tokenizer.config, dtype=dtype)

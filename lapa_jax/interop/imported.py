@@ -1,7 +1,6 @@
 """A foreign model as a run: what an import reads, and the run directory that it becomes."""
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from ml_collections import ConfigDict
 from lapa_jax import config as configs
 from lapa_jax import stages
 from lapa_jax.interop.mapping import Rule, to_ours
+from lapa_jax.interop.tensor_files import given_file, given_folder, json_object
 from lapa_jax.nn.module import Tree, flatten, unflatten
 from lapa_jax.runs import run
 from lapa_jax.training import state as states
@@ -29,12 +29,24 @@ class Imported:
 
 def run_config(path: Path) -> ConfigDict:
     """The config of the run that `lapa export` wrote. Raises ValueError for other files."""
-    found = json.loads(path.read_text()) if path.exists() else {}
+    given_folder(path.parent, "what lapa export wrote")
+    found = json_object(path, "the config of a run, that lapa export wrote,")
     if "stage" not in found:
         raise ValueError(
             f"{path} is not the config of a run: {path.parent} is not from lapa export"
         )
     return configs.from_dict(found)
+
+
+def rebuilt(config: ConfigDict, assets: Iterable[Path]) -> stages.Stage:
+    """The stage of an export, whose assets are those of these files that are there. Raises
+    ValueError where it needs another."""
+    paths = list(assets)
+    found = {path.name: given_file(path).read_bytes() for path in paths if path.exists()}
+    try:
+        return stages.build(config, found)
+    except KeyError as error:
+        raise ValueError(f"the export lacks the file {error}: it has {sorted(found)}") from error
 
 
 def exported(

@@ -1,14 +1,14 @@
 """The original implementation's policy, streaming msgpack ↔ our policy. Axis names: llama.py."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lapa_jax.interop import llama, msgpack_stream
 from lapa_jax.interop.imported import Imported
-from lapa_jax.interop.mapping import Rule
+from lapa_jax.interop.mapping import Rule, unwrapped
+from lapa_jax.interop.tensor_files import given_file, json_object
 from lapa_jax.policy.codecs import Bins
 from lapa_jax.policy.vla import SIZES
 
@@ -33,6 +33,7 @@ _KEYS = {
     "theta": "rope_theta",
     "initializer_range": "init_std",
 }
+ANCHOR = "transformer/wte/embedding"  # of every one
 LWM = {"norm_eps": 1e-6, "rope_theta": 5e7, "init_std": 0.02}  # of LWM-Chat-1M and of LAPA
 
 
@@ -54,7 +55,8 @@ class Options(llama.Options):
 
 def read(source: Path, options: Options) -> Imported:
     """`lapa import --format lapa_stream`."""
-    tensors = msgpack_stream.read(source)
+    given_file(source, "the original's params, streaming msgpack,")
+    tensors = unwrapped(msgpack_stream.read(source), ANCHOR, "a policy of the original", sep="/")
     model, told = shape(options.size, options.model_json), vocabularies(tensors)
     for name, size in told.items():
         if size and model.get(name, size) != size:
@@ -68,7 +70,9 @@ def read(source: Path, options: Options) -> Imported:
         rules(tensors, model["depth"]),
         model | told | {"legacy": True, "text_length": 128, "sequence_length": 384},
         code_length=options.code_length or 4,
-        codec=Bins.from_csv(Path(bins).read_text()).to_json() if bins else None,
+        codec=Bins.from_csv(given_file(bins, "a csv of bin edges").read_text()).to_json()
+        if bins
+        else None,
     )
 
 
@@ -80,7 +84,7 @@ def shape(size: str | None, model_json: str | None) -> dict[str, Any]:
         if size not in SIZES:
             raise ValueError(f"--size {size!r} must be one of {sorted(SIZES)}")
         return SIZES[size] | LWM
-    values = json.loads(Path(model_json).read_text())
+    values = json_object(model_json, "the model's shape")
     found = {ours: values[theirs] for theirs, ours in _KEYS.items() if theirs in values}
     missing = [k for k in ("dim", "mlp_dim", "depth", "heads") if k not in found]
     if missing:

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from lapa_jax.interop import laq_torch, torch_code
+from lapa_jax.interop import laq_torch, tensor_files, torch_code
 from lapa_jax.interop.imported import Imported
 from lapa_jax.interop.mapping import (
     Constant,
@@ -28,15 +28,19 @@ from lapa_jax.interop.mapping import (
     norm,
     to_ours,
     to_theirs,
+    unwrapped,
 )
 from lapa_jax.interop.parity import differing
 from lapa_jax.interop.staged import staged
+from lapa_jax.interop.tensor_files import given_file
 from lapa_jax.latent import Quantizer, QuantizerConfig
 from lapa_jax.latent.legacy import CONVOLUTIONS
 from lapa_jax.nn.module import Tree, flatten
 from lapa_jax.runs.loaded import LoadedQuantizer, Model, require
 from lapa_jax.settings import stage_settings
 
+ORIGINAL = "a quantizer of the original"
+ANCHOR = "to_patch_emb_first_frame.2.weight"  # of every one
 _TRANSFORMERS = {
     "enc_spatial_transformer": "spatial",
     "enc_temporal_transformer": "temporal",
@@ -58,7 +62,8 @@ class Options:
 
 def read(source: Path, options: Options) -> Imported:
     """`lapa import --format laq_pt`."""
-    model, params = from_tensors(load_file(source), options.image_size, options.code_length)
+    tensors = tensor_files.tensors(given_file(source, "the original's quantizer"))
+    model, params = from_tensors(tensors, options.image_size, options.code_length)
     config = stage_settings("quantizer")
     config.data.image_size = model.image_size
     config.compute_dtype = model.compute_dtype
@@ -72,13 +77,13 @@ def read(source: Path, options: Options) -> Imported:
 def write(run: Model, out: Path, options: Any) -> int:
     """`lapa export --format laq_pt`: what is written is imported, and compared with the run."""
     require(run, LoadedQuantizer)
-    torch_code.require_torch()
+    torch_code.require_torch(torch_code.CHECKING)
     model, params = run.stage.model_config, jax.tree.map(np.asarray, run.params)
     tensors = to_tensors(model, params)
     with staged(out, run, one_file=True) as (directory, parity):
         path = directory / out.name
         save_file(path, tensors)
-        found = load_file(path)
+        found = tensor_files.tensors(path)
         parity.at_most("tensors_that_differ", differing(found, tensors), 0)
         imported, back = from_tensors(found, model.image_size[0], model.code_length)
         different = differing(flatten(back), flatten(params))
@@ -163,11 +168,11 @@ def _zeros(theirs: str, width: int, layers: int = 0) -> Constant:
 def from_tensors(
     tensors: Mapping[str, np.ndarray], image_size: int, code_length: int | None = None
 ) -> tuple[QuantizerConfig, Tree]:
-    """Config and parameters of a state dict (also with a `module.` prefix).
+    """Config and parameters of a state dict, also of one within what a trainer wrote.
 
     `image_size` in pixels; `code_length` only where the shapes leave it open. Raises ValueError.
     """
-    tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    tensors = unwrapped(tensors, ANCHOR, ORIGINAL)
     config = infer_config(tensors, image_size, code_length)
     expected = functional(Quantizer, config).abstract()[0]
     return config, to_ours(tensors, rules(config), laq_torch.sizes(config), expected)
@@ -188,14 +193,11 @@ def infer_config(
     tensors: Mapping[str, np.ndarray], image_size: int, code_length: int | None
 ) -> QuantizerConfig:
     """The config that the shapes of a state dict tell."""
-    shape = Shapes(tensors, "a quantizer of the original")
-    dim, pixels = shape("to_patch_emb_first_frame.2.weight", None, None)
+    shape = Shapes(tensors, ORIGINAL)
+    dim, pixels = shape(ANCHOR, None, None)
     patch_size = math.isqrt(pixels // 3)
     if 3 * patch_size**2 != pixels:
-        raise ValueError(
-            f"tensor 'to_patch_emb_first_frame.2.weight' takes {pixels} values, which are no "
-            "square RGB patch"
-        )
+        raise ValueError(f"tensor {ANCHOR!r} takes {pixels} values, which are no square RGB patch")
     codebook_size, quant_dim = shape("vq.codebooks", None, None)
     first = "enc_spatial_transformer.layers.0"
     heads, _, head_dim = shape(f"{first}.1.null_kv", None, None, None)
@@ -255,16 +257,6 @@ def _order(names: list[str]) -> list[str]:
 
     runs = itertools.groupby(names, key=lambda name: layer(name) >= 0)
     return [name for _, together in runs for name in sorted(together, key=layer)]
-
-
-def load_file(path: str | Path) -> dict[str, np.ndarray]:
-    """The float32 tensors of a torch file; nothing in it is executed."""
-    import torch
-
-    loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    if not isinstance(loaded, Mapping) or not all(torch.is_tensor(x) for x in loaded.values()):
-        raise ValueError(f"{path} holds no state dict (a mapping of names to tensors)")
-    return {name: tensor.detach().numpy() for name, tensor in loaded.items()}
 
 
 def save_file(path: str | Path, tensors: Mapping[str, np.ndarray]) -> None:

@@ -14,11 +14,10 @@ import jax
 import numpy as np
 
 from lapa_jax import stages
-from lapa_jax.interop import safetensors_files, torch_code
+from lapa_jax.interop import safetensors_files, tensor_files, torch_code
 from lapa_jax.interop.imported import Imported, exported, run_config
 from lapa_jax.interop.mapping import Rule, functional, to_theirs
 from lapa_jax.interop.parity import LIMIT, Parity, clearly_different, difference, real_examples
-from lapa_jax.interop.safetensors_files import SafetensorsDirectory
 from lapa_jax.interop.staged import Options, exported_config, plain_stage, staged, take_over
 from lapa_jax.latent import Quantizer, QuantizerConfig
 from lapa_jax.latent.bottlenecks import bottleneck_config
@@ -52,13 +51,13 @@ def read(source: Path, options: object) -> Imported:
     """`lapa import --format laq_torch`."""
     stage = stages.build(run_config(source / torch_code.RUN_CONFIG), {})
     model = stage.model_config
-    return exported(stage, SafetensorsDirectory(source), rules(model), sizes(model))
+    return exported(stage, tensor_files.tensors(source), rules(model), sizes(model))
 
 
 def write(run: Model, out: Path, options: Options) -> int:
     """`lapa export --format laq_torch`. Takes the model over (`take_over`)."""
     require(run, LoadedQuantizer)
-    torch_code.require_torch()
+    torch_code.require_torch(torch_code.CHECKING)
     config, dtype = exported_config(run, options.precision)
     model = run.stage.model_config
     tensors = to_theirs(run.params, rules(model), sizes(model), run.variables, dtype)

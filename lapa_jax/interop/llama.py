@@ -6,7 +6,6 @@ vocabulary.
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,13 +13,16 @@ import numpy as np
 
 from lapa_jax import stages
 from lapa_jax.interop.imported import Imported
-from lapa_jax.interop.mapping import Rules, to_ours
+from lapa_jax.interop.mapping import Rules, float_dtype, to_ours
+from lapa_jax.interop.staged import PRECISIONS
+from lapa_jax.interop.tensor_files import given_file
 from lapa_jax.nn.layers import DTYPES
 from lapa_jax.nn.module import flatten
 from lapa_jax.parallel import sharding
 from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.policy.front_end import front_end_settings
 from lapa_jax.policy.heads.tokens import CODEC
+from lapa_jax.policy.text import TextTokenizer
 from lapa_jax.settings import stage_settings
 from lapa_jax.stages.policy import TOKENIZER, policy_settings
 
@@ -31,10 +33,12 @@ class Options:
 
     tokenizer: the SentencePiece .model that the weights belong to
     compute_dtype: default: bfloat16
+    precision: of the weights; default: bf16 where all are, else fp32, which holds every float16
     """
 
     tokenizer: str = dataclasses.field(metadata={"why": "it belongs to the weights"})
     compute_dtype: str = dataclasses.field(default="bfloat16", metadata={"choices": sorted(DTYPES)})
+    precision: str | None = dataclasses.field(default=None, metadata={"choices": PRECISIONS})
 
 
 def sizes(heads: int, head_dim: int) -> dict[str, int]:
@@ -53,13 +57,22 @@ def policy(
 ) -> Imported:
     """A policy that predicts codes, or actions by a codec (JSON); tensor by tensor to where it is
     kept. `model`: as of `policy_settings`."""
-    assets = {TOKENIZER: Path(options.tokenizer).read_bytes()}
+    assets = {TOKENIZER: given_file(options.tokenizer, "a SentencePiece model").read_bytes()}
+    try:
+        pieces = TextTokenizer(assets[TOKENIZER]).vocab_size
+    except ValueError as error:
+        raise ValueError(f"--tokenizer {options.tokenizer}: {error}") from error
+    if pieces > model["text_vocab"]:
+        raise ValueError(
+            f"--tokenizer {options.tokenizer} has {pieces} pieces, the weights have "
+            f"{model['text_vocab']}: it belongs to others"
+        )
     config = stage_settings("action_finetuning" if codec else "latent_pretraining")
     config.data.image_size = (256, 256)
     config.compute_dtype = options.compute_dtype
     config.model = policy_settings(
         front_end=front_end_settings("cached_tokens"),
-        param_dtype=str(next(iter(tensors.values())).dtype),
+        param_dtype=PRECISIONS.get(options.precision) or float_dtype(tensors.values()),
         unroll=1,
         **model,
     )

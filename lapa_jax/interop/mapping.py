@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import einops
 import jax
 import numpy as np
+from absl import logging
 
 from lapa_jax.nn.module import Functional, Tree, flatten, unflatten
 
@@ -26,20 +27,23 @@ class Rule:
     pattern: str = ""  # "their axes -> our axes" of one layer; empty: equal
     layers: int = 0
 
-    def to_ours(self, arrays: Iterable[np.ndarray], sizes: Mapping[str, int]) -> np.ndarray:
-        """Takes arrays one by one, so that no more than the result and one of them is held."""
+    def to_ours(
+        self, arrays: Iterable[np.ndarray], sizes: Mapping[str, int], dtype: np.dtype
+    ) -> np.ndarray:
+        """In `dtype`. Takes arrays one by one, so that no more than the result and one of them is
+        held."""
         if not self.layers:
             (array,) = arrays
-            return self._rearrange(array, self.pattern, sizes)
+            return self._rearrange(array, self.pattern, sizes).astype(dtype, copy=False)
         stacked = None
         for i, array in enumerate(arrays):
             found = self._rearrange(array, self.pattern, sizes)
             if stacked is None:
-                stacked = np.empty((self.layers, *found.shape), found.dtype)
-            if (found.shape, found.dtype) != (stacked.shape[1:], stacked.dtype):
+                stacked = np.empty((self.layers, *found.shape), dtype)
+            if found.shape != stacked.shape[1:]:
                 raise ValueError(
-                    f"tensors {self.theirs!r} differ: layer {i} is {found.dtype}"
-                    f"{list(found.shape)}, layer 0 {stacked.dtype}{list(stacked.shape[1:])}"
+                    f"tensors {self.theirs!r} differ: layer {i} is of shape {list(found.shape)}, "
+                    f"layer 0 of {list(stacked.shape[1:])}"
                 )
             stacked[i] = found
         return stacked
@@ -127,6 +131,59 @@ class Shapes:
         return len(found)
 
 
+# What PyTorch puts into names where it compiles, shards or recomputes a module.
+_WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+def unwrapped(tensors: Mapping[str, Any], anchor: str, what: str, sep: str = ".") -> dict[str, Any]:
+    """The tensors of one model under its own names, of a file that a trainer wrote: whatever they
+    are kept in (state_dict, model, module, ...). `anchor`: a name that every such model has.
+
+    Of several models the moving average is taken. What else is there is left out, and told. Raises
+    ValueError for several models without an average; without the anchor everything is returned.
+    """
+    plain: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        short = sep.join(part for part in name.split(sep) if part not in _WRAPPED)
+        if short in plain:
+            raise ValueError(f"tensor {short!r} is there twice, once as {name!r}")
+        plain[short] = tensor
+    found = [
+        name.removesuffix(anchor)
+        for name in plain
+        if (sep + name).endswith(sep + anchor)
+        and not any(part.startswith("opt") for part in name.split(sep))  # moments of an optimizer
+    ]
+    averages = [prefix for prefix in found if _is_average(plain, prefix, sep)]
+    if len(found) > 1:
+        # An average that was never updated is of the first parameters.
+        found = averages or [p for p in found if not _names_average(p, sep)] or found
+    if len(found) > 1:
+        raise ValueError(
+            f"holds several models, {', '.join(repr(prefix) for prefix in found)}: write the "
+            f"state dict of one of them, {what}, to a file of its own"
+        )
+    if not found:
+        return plain
+    (prefix,) = found
+    own = {name.removeprefix(prefix): x for name, x in plain.items() if name.startswith(prefix)}
+    if prefix:
+        rest = dict.fromkeys(x.split(sep)[0] for x in plain if not x.startswith(prefix))
+        logging.info("taken: %s* (%d tensors); left out: %s", prefix, len(own), [*rest] or "none")
+    return own
+
+
+def _names_average(prefix: str, sep: str) -> bool:
+    return any("ema" in part.split("_") for part in prefix.split(sep))
+
+
+def _is_average(tensors: Mapping[str, Any], prefix: str, sep: str) -> bool:
+    """ema_pytorch keeps beside its copies whether the average has begun (`initted`)."""
+    beside = prefix.partition("ema_model" + sep)[0]
+    begun = tensors.get(f"{beside}initted")
+    return _names_average(prefix, sep) and (begun is None or bool(np.asarray(begun).all()))
+
+
 def names(rule: Rule | Constant) -> list[str]:
     """What the foreign format calls the tensors of a rule, one a layer."""
     return [rule.theirs.format(i=i) for i in range(rule.layers)] or [rule.theirs]
@@ -139,11 +196,12 @@ def to_ours(
     expected: Tree,
     place: Callable[[str, np.ndarray], Any] = lambda path, array: np.asarray(array, order="C"),
 ) -> Tree:
-    """Our parameters, shaped as `expected` (abstract); dtypes must agree, too.
+    """Our parameters, shaped as `expected` (abstract), in its dtypes: of floats any is taken, and
+    what that does is told; other numbers must be of the same.
 
     Goes tensor by tensor: `theirs` may read a tensor when it is asked for it, and `place(path,
-    array)` gives the leaf to keep. A missing, additional or mis-shaped tensor is a ValueError that
-    names it.
+    array)` gives the leaf to keep. A missing, additional or mis-shaped tensor, or one that is not
+    finite, is a ValueError that names it.
     """
     rules, wanted = list(rules), flatten(expected)
     known = {name for rule in rules for name in names(rule)}
@@ -160,6 +218,7 @@ def to_ours(
             f"{sorted(set(wanted) - ours)}"
         )
     found: dict[str, Any] = {}
+    cast: dict[tuple[str, str], int] = {}
     for rule in rules:
         if isinstance(rule, Constant):
             for name in names(rule):
@@ -171,15 +230,40 @@ def to_ours(
                         f"{rule.value.shape}; the file is of another model"
                     )
             continue
-        array = rule.to_ours((np.asarray(theirs[name]) for name in names(rule)), sizes)
         want = wanted[rule.ours]
-        if array.shape != want.shape or array.dtype != want.dtype:
+        for name in names(rule):
+            dtypes = theirs[name].dtype, want.dtype
+            if dtypes[0] != dtypes[1]:
+                if not all(jax.dtypes.issubdtype(x, np.floating) for x in dtypes):
+                    raise ValueError(f"tensor {name!r} is {dtypes[0]}, {rule.ours} {dtypes[1]}")
+                key = str(dtypes[0]), str(dtypes[1])
+                cast[key] = cast.get(key, 0) + 1
+        given = (np.asarray(theirs[name]) for name in names(rule))
+        array = rule.to_ours(given, sizes, want.dtype)
+        if array.shape != want.shape:
             raise ValueError(
                 f"tensor {rule.theirs!r} gives {rule.ours} {array.dtype}{list(array.shape)}, the "
                 f"model has {want.dtype}{list(want.shape)}"
             )
+        if jax.dtypes.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            raise ValueError(
+                f"tensor {rule.theirs!r} holds values that are infinite or not numbers in "
+                f"{array.dtype}"
+            )
         found[rule.ours] = place(rule.ours, array)
+    for (before, after), count in cast.items():
+        how = "widened" if _bits(before) < _bits(after) else "rounded"
+        logging.info("%d tensors %s from %s to %s", count, how, before, after)
     return unflatten(found)
+
+
+def float_dtype(tensors: Iterable[Any]) -> str:
+    """Of parameters that hold all of these: bfloat16 where all are, else float32."""
+    return "bfloat16" if {str(x.dtype) for x in tensors} == {"bfloat16"} else "float32"
+
+
+def _bits(dtype: str) -> int:
+    return jax.dtypes.finfo(dtype).bits
 
 
 class Tensor(NamedTuple):
@@ -188,6 +272,9 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype
     make: Callable[[], np.ndarray]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self.make()
 
     @property
     def nbytes(self) -> int:

@@ -16,7 +16,8 @@ import ml_dtypes
 import numpy as np
 
 _DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16)} | {
-    name: np.dtype(name) for name in ("float16", "float32")
+    name: np.dtype(name)
+    for name in ("float16", "float32", "float64", "int32", "int64", "uint32", "uint8", "bool")
 }
 _ARRAY = 1  # flax's extension type
 _CHUNKED = "__msgpack_chunked_array__"

@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 
 from data_pipelines import storage
 from data_pipelines.loader import DataSettings, Loader
-from lapa_jax.interop.mapping import Tensor
 
 LIMIT = 1e-4  # of differences in float32, relative to the largest value
 
@@ -51,13 +50,14 @@ def difference(found: np.ndarray, ours: np.ndarray, at_least: float = 0.0) -> fl
 
 
 def differing(found: Mapping[str, Any], ours: Mapping[str, Any]) -> int:
-    """Names that one side alone has, or that have other bits. Of `ours` a Tensor is made only for
-    its comparison."""
+    """Names that one side alone has, or that have other bits. A Tensor is made only for its
+    comparison."""
 
     def same(name: str) -> bool:
         a, b = found[name], ours[name]
-        b = b.make() if isinstance(b, Tensor) else b
-        return (a.shape, a.dtype) == (b.shape, b.dtype) and a.tobytes() == b.tobytes()
+        return (a.shape, a.dtype) == (b.shape, b.dtype) and (
+            np.asarray(a).tobytes() == np.asarray(b).tobytes()
+        )
 
     names = set(found), set(ours)
     return len(names[0] ^ names[1]) + sum(not same(name) for name in names[0] & names[1])

@@ -6,11 +6,10 @@ Tensors are called params/PATH and variables/PATH, as in checkpoints.
 from pathlib import Path
 
 from lapa_jax import stages
-from lapa_jax.interop import safetensors_files
-from lapa_jax.interop.imported import Imported, exported, run_config
+from lapa_jax.interop import safetensors_files, tensor_files
+from lapa_jax.interop.imported import Imported, exported, rebuilt, run_config
 from lapa_jax.interop.mapping import Rule, to_theirs
 from lapa_jax.interop.parity import differing
-from lapa_jax.interop.safetensors_files import SafetensorsDirectory
 from lapa_jax.interop.staged import Options, exported_config, staged
 from lapa_jax.nn.module import flatten
 from lapa_jax.runs.loaded import Model
@@ -35,7 +34,7 @@ def write(run: Model, out: Path, options: Options) -> int:
         for name, data in run.assets.items():
             (directory / ASSETS).mkdir(exist_ok=True)
             (directory / ASSETS / name).write_bytes(data)
-        different = differing(SafetensorsDirectory(directory), tensors)
+        different = differing(tensor_files.tensors(directory), tensors)
         parity.at_most("tensors_that_differ", different, 0)
     return len(tensors)
 
@@ -43,6 +42,5 @@ def write(run: Model, out: Path, options: Options) -> int:
 def read(source: Path, options: object) -> Imported:
     """`lapa import --format safetensors`."""
     config = run_config(source / CONFIG)
-    assets = {file.name: file.read_bytes() for file in sorted((source / ASSETS).glob("*"))}
-    stage = stages.build(config, assets)
-    return exported(stage, SafetensorsDirectory(source), rules(stage), {})
+    stage = rebuilt(config, sorted((source / ASSETS).glob("*")))
+    return exported(stage, tensor_files.tensors(source), rules(stage), {})

@@ -1,19 +1,17 @@
-"""Directories of safetensors files in Hugging Face's form: one file, or shards with an index.
-
-Written tensor by tensor, each made when its turn comes; read when asked for.
-"""
+"""Writes directories of safetensors files in Hugging Face's form: one file, or shards with an
+index; tensor by tensor, each made when its turn comes. tensor_files.py reads them."""
 
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lapa_jax.interop.mapping import Tensor
+from lapa_jax.interop.tensor_files import INDEX, SINGLE
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
 _CODES = {"float32": "F32", "bfloat16": "BF16", "int32": "I32", "uint32": "U32", "bool": "BOOL"}
 
@@ -73,41 +71,3 @@ def _write_file(path: Path, tensors: Mapping[str, Tensor]) -> Path:
                 )
             file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return path
-
-
-class SafetensorsDirectory(Mapping):
-    """Tensors of a directory by name, as NumPy arrays, read when asked for. Left out are old LLaMA
-    checkpoints' rotary tables (inv_freq), and what begins with `without`."""
-
-    def __init__(self, directory: str | Path, without: str | None = None):
-        self.directory = Path(directory)
-        index = self.directory / INDEX
-        if index.exists():
-            self._files = json.loads(index.read_text())["weight_map"]
-        elif (self.directory / SINGLE).exists():
-            with self._open(SINGLE) as file:
-                self._files = dict.fromkeys(file.keys(), SINGLE)
-        else:
-            raise FileNotFoundError(f"{directory} holds neither {SINGLE} nor {index.name}")
-        self._files = {
-            k: v
-            for k, v in self._files.items()
-            if not (k.endswith("rotary_emb.inv_freq") or without and k.startswith(without))
-        }
-
-    def _open(self, name: str) -> Any:
-        from safetensors import safe_open
-
-        if Path(name).name != name:
-            raise ValueError(f"{self.directory}: the index names a file elsewhere: {name!r}")
-        return safe_open(self.directory / name, framework="numpy")
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        with self._open(self._files[name]) as file:
-            return file.get_tensor(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)

@@ -11,6 +11,7 @@ from typing import Any
 from lapa_jax.runs.run import write_json
 
 RUN_CONFIG = "lapa_run.json"  # the config of the run: the way back needs no other
+CHECKING = "the check of what is written"
 _PACKAGE = "lapa_exported"
 
 
@@ -23,21 +24,19 @@ def write(directory: Path, documents: Mapping[str, Any], sources: Sequence[str])
         (directory / name).write_text(source.read_text())
 
 
-def require_torch() -> None:
-    """Raises ValueError where the extra is not installed."""
-    try:
-        import torch  # noqa: F401
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise ValueError(
-            f"the check of what is written needs {error.name}: pip install 'lapa_jax[torch]'"
-        ) from error
+def require_torch(doing: str, *packages: str) -> None:
+    """Raises ValueError where PyTorch, or one of `packages`, is not installed."""
+    for name in ("torch", *packages):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ValueError(f"{doing} needs {name}: pip install {name}") from error
 
 
 def load(directory: Path, name: str) -> ModuleType:
     """directory/NAME, which may import its neighbours, as a module. Runs it: only for what was
     written here."""
-    require_torch()
+    require_torch(CHECKING)
     package = ModuleType(_PACKAGE)
     package.__path__ = [str(directory)]
     wrote_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True

@@ -7,8 +7,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from lapa_jax.interop import torch_code
+from lapa_jax.interop.tensor_files import json_object
 from lapa_jax.policy.text import TextTokenizer
+from lapa_jax.runs.run import write_json
 
 BPE = 2  # SentencePiece's number
 # Spaces, full-width and composed characters, bytes: what normalisation may change.
@@ -21,7 +22,6 @@ PROBES = (
 def write(directory: Path, tokenizer: TextTokenizer, texts: Sequence[str]) -> str:
     """Writes tokenizer.json and tokenizer_config.json if they give our ids of `texts` and PROBES to
     the last; says what was done. Without marks: add_special_tokens=False; else <s> comes first."""
-    torch_code.require_torch()
     from sentencepiece.sentencepiece_model_pb2 import ModelProto
     from tokenizers import Regex, normalizers, pre_tokenizers, processors
     from transformers import LlamaTokenizer, PreTrainedTokenizerFast
@@ -52,4 +52,7 @@ def write(directory: Path, tokenizer: TextTokenizer, texts: Sequence[str]) -> st
         if plain != ours or found(text)["input_ids"] != [tokenizer.bos, *ours]:
             return f"not written: {text!r} gives {plain}, not {ours}"
     found.save_pretrained(directory)
+    # The name of this class that transformers 4 knows, and 5 still does.
+    settings = Path(directory) / "tokenizer_config.json"
+    write_json(settings, json_object(settings) | {"tokenizer_class": "PreTrainedTokenizerFast"})
     return "written: the same ids"

@@ -10,15 +10,29 @@ from ml_collections import ConfigDict
 
 from lapa_jax.interop.array_pickle import load_arrays
 from lapa_jax.interop.imported import Imported
-from lapa_jax.interop.mapping import Rule, Shapes, arrays, functional, to_ours, to_theirs
+from lapa_jax.interop.mapping import (
+    Rule,
+    Shapes,
+    arrays,
+    functional,
+    to_ours,
+    to_theirs,
+    unwrapped,
+)
+from lapa_jax.interop.tensor_files import given_file
 from lapa_jax.nn.module import Tree
 from lapa_jax.policy.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
 from lapa_jax.settings import stage_settings
 
+ORIGINAL = "a VQGAN of LWM"
+ANCHOR = "encoder/Conv_0/kernel"  # of every one
+
 
 def read(source: Path, options: Any) -> Imported:
     """`lapa import --format vqgan_pickle`."""
-    model, params = from_tensors(load_arrays(source))
+    model, params = from_tensors(
+        load_arrays(given_file(source, "a pickle of LWM's image tokenizer"))
+    )
     config = stage_settings("image_tokenizer")
     config.compute_dtype = "float32"
     config.model = ConfigDict(model.architecture())
@@ -72,6 +86,7 @@ def _block(theirs: str, ours: str, changes: bool = False) -> list[Rule]:
 
 def from_tensors(tensors: Mapping[str, np.ndarray]) -> tuple[ImageTokenizerConfig, Tree]:
     """Config and parameters of {slash-separated path: array}. Raises ValueError."""
+    tensors = unwrapped(tensors, ANCHOR, ORIGINAL, sep="/")
     config = infer_config(tensors)
     expected = functional(ImageTokenizer, config, dtype=jnp.float32).abstract()[0]
     return config, to_ours(tensors, rules(config), {}, expected)
@@ -84,8 +99,8 @@ def to_tensors(config: ImageTokenizerConfig, params: Tree) -> dict[str, np.ndarr
 
 def infer_config(tensors: Mapping[str, np.ndarray]) -> ImageTokenizerConfig:
     """The config that the shapes tell."""
-    shape = Shapes(tensors, "a VQGAN of LWM")
-    dim = shape("encoder/Conv_0/kernel", *[None] * 4)[3]
+    shape = Shapes(tensors, ORIGINAL)
+    dim = shape(ANCHOR, *[None] * 4)[3]
     widths = [
         shape(f"encoder/DownsamplingBlock_{i}/ResnetBlock_0/Conv_0/kernel", *[None] * 4)[3]
         for i in range(shape.count("encoder/DownsamplingBlock_{i}/"))

@@ -15,7 +15,13 @@ class TextTokenizer:
 
     def __init__(self, model: bytes):
         self.model = model
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise ValueError(
+                f"no SentencePiece model: {len(model)} bytes that begin with {model[:16]!r}. "
+                "A tokenizer.json, or the tiktoken file of Llama 3, is none"
+            ) from error
         self.bos, self.eos = self._processor.bos_id(), self._processor.eos_id()
         if self.bos < 0 or self.eos < 0:
             raise ValueError("the SentencePiece model must define the pieces <s> and </s>")

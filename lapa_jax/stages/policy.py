@@ -151,7 +151,10 @@ class PolicyStage(Stage):
                 )
             return sources.inherited[TOKENIZER]
         if path:
-            return Path(path).read_bytes()
+            try:
+                return Path(path).read_bytes()
+            except OSError as error:
+                raise ValueError(f"model.tokenizer={path!r} cannot be read: {error}") from error
         return train(sources.instructions(), config.model.text_vocab)
 
     def prepare(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

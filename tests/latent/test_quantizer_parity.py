@@ -14,7 +14,7 @@ import optax
 import pytest
 from tiny import needs_torch
 
-from lapa_jax.interop import laq_pt, mapping
+from lapa_jax.interop import laq_pt, mapping, tensor_files
 from lapa_jax.latent import Quantizer
 from lapa_jax.latent.bottlenecks import nsvq
 from lapa_jax.latent.legacy import mix_channels
@@ -28,7 +28,7 @@ NAMES = ("laq_tiny4", "laq_tiny1")
 def state_dict(name):
     """As torch wrote it, or (the larger one) its tensors."""
     torch_file = GOLDEN / f"{name}.pt"
-    return laq_pt.load_file(torch_file) if torch_file.exists() else arrays(f"{name}_params")
+    return tensor_files.tensors(torch_file) if torch_file.exists() else arrays(f"{name}_params")
 
 
 @functools.cache

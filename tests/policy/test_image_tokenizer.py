@@ -256,7 +256,7 @@ BLOCK = "decoder/UpsamplingBlock_1/ResnetBlock_0"
         (lambda t: drop(t, "encoder/Conv_0/kernel"), "'encoder/Conv_0/kernel' is missing: not a"),
         (lambda t: drop(t, f"{BLOCK}/Conv_2/bias"), rf"missing: \['{BLOCK}/Conv_2/bias'\]"),
         (lambda t: t.update({"encoder/AttnBlock_0/x": np.ones(1)}), "not known: .*AttnBlock_0"),
-        (lambda t: t.update({"quant_conv/bias": np.zeros(16, np.float16)}), "float16"),
+        (lambda t: t.update({"quant_conv/bias": np.zeros(16, np.int8)}), "int8"),
         (lambda t: t.update({"quant_conv/bias": np.zeros(17, np.float32)}), r"\[17\].*\[16\]"),
         (lambda t: t.update({"quantize/embeddings": np.zeros(17)}), "should have 2 dimensions"),
         (lambda t: t.update({"encoder/Conv_0/kernel": np.zeros((3, 3, 3, 48))}), "not multiples"),

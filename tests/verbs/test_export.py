@@ -181,6 +181,10 @@ import json, sys
 import numpy as np
 from transformers import AutoModel, AutoTokenizer, LlamaForCausalLM
 directory, inputs, outputs = sys.argv[1:]
+first = AutoModel.from_pretrained(directory, trust_remote_code=True)
+assert not first._keep_in_fp32_modules_strict
+directory += "_again"  # as after fine-tuning or quantizing
+first.save_pretrained(directory)
 model = AutoModel.from_pretrained(directory, trust_remote_code=True)
 given = np.load(inputs)
 texts = json.loads(str(given["texts"]))
@@ -214,7 +218,8 @@ def in_torch(code: str, folder: Path) -> dict:
 @pytest.mark.slow
 @needs_torch
 def test_a_directory_is_all_that_torch_needs(policy, tmp_path):
-    """By name through transformers, in a process without JAX; its LLaMA has our backbone."""
+    """By name through transformers, in a process without JAX, and saved again by it; its LLaMA has
+    our backbone."""
     export(policy, tmp_path / "hf", "hf")
     rng = np.random.default_rng(5)
     images = rng.integers(0, 256, (2, 32, 48, 3), dtype=np.uint8)
@@ -229,6 +234,11 @@ def test_a_directory_is_all_that_torch_needs(policy, tmp_path):
     assert json.loads(str(found["words"])) == [
         [words.bos, *words.ids(x)] for x in [*INSTRUCTIONS, "  Two \u00bd\n "]
     ]
+    settings = json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"  # what transformers 4 knows
+    made = hf.read(tmp_path / "hf_again", None)
+    old = loaded.load(policy).params
+    jax.tree.map(np.testing.assert_array_equal, made.params, old)
     text_logits = np.asarray(ours.logits(tokens, np.zeros_like(tokens))["text"])
     for name in ("text", "llama"):
         difference = np.abs(found[name] - text_logits).max() / np.abs(text_logits).max()

@@ -8,7 +8,7 @@ import tiny
 from tiny import lapa, needs_torch, succeed
 
 import lapa_jax
-from lapa_jax.interop import laq_pt
+from lapa_jax.interop import laq_pt, tensor_files
 from lapa_jax.runs.loaded import load
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "laq"
@@ -55,7 +55,7 @@ def test_an_imported_quantizer_acts_as_the_original(imported):
 def test_export_is_the_way_back(imported, tmp_path):
     path = tmp_path / "laq.pt"
     succeed("export", "--format", "laq_pt", "--workdir", imported, "--out", path)
-    original, again = np.load(GOLDEN / "laq_tiny4_params.npz"), laq_pt.load_file(path)
+    original, again = np.load(GOLDEN / "laq_tiny4_params.npz"), tensor_files.tensors(path)
     assert list(again) == list(original.files)
     out = tmp_path / "again"
     succeed("import", "--format", "laq_pt", "--source", path, "--image_size", 64, "--out", out)

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sentencepiece
+import tiny_policy
 from tiny import NO_TORCH
 from tiny_policy import INSTRUCTIONS
 
-from lapa_jax.interop import hf, torch_code, torch_tokenizer, vqgan
+from lapa_jax import stages
+from lapa_jax.interop import hf, hf_llama, llama, torch_code, torch_tokenizer, vqgan
 from lapa_jax.interop.mapping import to_theirs
 from lapa_jax.nn.position import rope_tables
 from lapa_jax.policy import text
@@ -58,3 +60,38 @@ def test_a_tokenizer_that_transformers_cannot_reproduce_is_not_written(tmp_path)
     told = torch_tokenizer.write(tmp_path, text.TextTokenizer(model.getvalue()), INSTRUCTIONS)
     assert told == "not written: the SentencePiece model is of type 1"
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_llama_is_that_of_transformers(tmp_path):
+    """Grouped keys, a head width of its own, tied embeddings, float16 in shards: its logits."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=352, hidden_size=24, intermediate_size=16, num_hidden_layers=2,
+        num_attention_heads=6, num_key_value_heads=2, head_dim=6, tie_word_embeddings=True,
+        initializer_range=0.2,
+    )  # fmt: skip
+    model, folder = LlamaForCausalLM(config).half(), tmp_path / "hf"
+    model.save_pretrained(folder, max_shard_size="20KB")
+    assert (folder / "model.safetensors.index.json").exists()
+    (tmp_path / "tokenizer.model").write_bytes(tiny_policy.tokenizer())
+    options = llama.Options(tokenizer=str(tmp_path / "tokenizer.model"), compute_dtype="float32")
+    made = hf_llama.read(folder, options)
+    ids = np.random.default_rng(0).integers(0, 352, (2, 7))
+    rows = ids, np.zeros_like(ids), np.ones_like(ids)
+    stage = stages.build(made.config, made.assets)
+    found = stage.model.apply(made.params, {}, "outputs", *rows, slots={"text": None})[0]["text"]
+    theirs = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    expected = theirs(torch.from_numpy(ids)).logits.detach().numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_older_transformers_are_named(tmp_path, monkeypatch):
+    import transformers
+
+    torch_code.write(tmp_path, {}, [hf.MODELING, hf.MODELING_VQGAN])
+    monkeypatch.setattr(transformers, "__version__", "4.40.1")
+    with pytest.raises(ImportError, match="needs transformers 4.46 or later, this is 4.40.1"):
+        torch_code.load(tmp_path, hf.MODELING)

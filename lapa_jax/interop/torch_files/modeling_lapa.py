@@ -5,16 +5,20 @@
 
 The backbone is a LLaMA under Hugging Face's names, which `LlamaForCausalLM.from_pretrained(DIR)`
 loads, too. Beside it, images, latent actions and actions have tables and heads of their own; ids
-start at 0 in each. `config.lapa` holds what LLaMA's configuration does not know.
+start at 0 in each. `config.lapa` holds what LLaMA's configuration does not know. The tokenizer and
+the action bins are files beside the weights; `save_pretrained` writes them again. For transformers
+4.46 and later, 5 included.
 
 Shape suffixes: B rows, T tokens, S keys, N images of a row, K heads, C head width, D width.
 """
 
 import json
+from pathlib import Path
 
 import numpy as np
 import sentencepiece
 import torch
+import transformers
 from torch import nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, PreTrainedModel
@@ -22,6 +26,21 @@ from transformers.utils import cached_file
 
 from .modeling_vqgan import ImageEncoder
 
+if tuple(int(x) for x in transformers.__version__.split(".")[:2]) < (4, 46):
+    raise ImportError(
+        f"a LAPA policy needs transformers 4.46 or later, this is {transformers.__version__}: pip "
+        "install --upgrade transformers"
+    )
+
+TOKENIZER, ACTION_BINS = "tokenizer.model", "action_bins.json"
+# What belongs to the weights, and what is only kept where nothing of its name is there.
+OWN = (TOKENIZER, ACTION_BINS, "lapa_run.json")
+KEPT = ("tokenizer.json", "tokenizer_config.json", "README.md")
+# Of `from_pretrained`: where files are from.
+WHERE = (
+    *("cache_dir", "force_download", "local_files_only"),
+    *("proxies", "revision", "subfolder", "token"),
+)
 MODALITIES = ("text", "image", "latent", "action")
 TEXT, IMAGE, LATENT, ACTION = range(4)
 FILL = -1  # the id of an image token that comes from pixels
@@ -43,6 +62,8 @@ class LapaPolicy(PreTrainedModel):
     base_model_prefix = "model"
     _no_split_modules = ["Layer"]
     _keep_in_fp32_modules_strict = ["image_tokenizer"]
+    _supports_sdpa = True
+    _auto_class = "AutoModel"
     compute_dtype = None
 
     def __init__(self, config):
@@ -58,8 +79,56 @@ class LapaPolicy(PreTrainedModel):
             self.front_end = Patches(own["front_end"], D)
         if own["image_tokenizer"]:
             self.image_tokenizer = ImageEncoder(own["image_tokenizer"])
-        self._tokenizer = self._actions = None
+        else:  # some versions want a module of every name in the list
+            self._keep_in_fp32_modules_strict = None
+        self._beside, self._tokenizer, self._actions = {}, None, None
         self.post_init()
+
+    # --- Files ---
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        found = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        model = found[0] if isinstance(found, tuple) else found
+        where = {key: kwargs[key] for key in WHERE if key in kwargs}
+        for name in (*OWN, *KEPT):
+            file = cached_file(
+                pretrained_model_name_or_path,
+                name,
+                _raise_exceptions_for_missing_entries=False,
+                **where,
+            )
+            if file is not None:
+                model._beside[name] = Path(file).read_bytes()
+        weights = model.image_tokenizer.parameters() if model.image_tokenizer is not None else ()
+        if any(x.dtype != torch.float32 for x in weights):
+            raise ValueError(
+                f"transformers {transformers.__version__} rounds the image tokenizer with the "
+                "policy, which changes its tokens: load in float32, or use 4.53 or later"
+            )
+        return found
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        super().save_pretrained(save_directory, *args, **kwargs)
+        self._write_beside(save_directory)
+
+    def _upload_modified_files(self, working_dir, *args, **kwargs):
+        """Of `push_to_hub`, of the method as of the argument of `save_pretrained`."""
+        self._write_beside(working_dir)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
+
+    def _write_beside(self, directory):
+        for name, data in self._beside.items():
+            path = Path(directory) / name
+            if name in OWN or not path.exists():
+                path.write_bytes(data)
+
+    def _file(self, name):
+        if name not in self._beside:
+            raise ValueError(
+                f"this policy has no {name}: from_pretrained reads it where the weights are"
+            )
+        return self._beside[name]
 
     # --- What users call ---
 
@@ -73,8 +142,7 @@ class LapaPolicy(PreTrainedModel):
         """
         ids = self._predict("action", image, instruction)
         if self._actions is None:
-            with open(self._file("action_bins.json")) as file:
-                self._actions = json.load(file)
+            self._actions = json.loads(self._file(ACTION_BINS))
         if "edges" in self._actions:  # an id a dimension: the centre of its bin
             edges = [np.asarray(e, np.float64) for e in self._actions["edges"]]
             middles = [0.5 * (e[:-1] + e[1:]) for e in edges]
@@ -190,12 +258,9 @@ class LapaPolicy(PreTrainedModel):
 
     def _text_ids(self, text):
         if self._tokenizer is None:
-            path = self._file("tokenizer.model")
-            self._tokenizer = sentencepiece.SentencePieceProcessor(model_file=path)
+            model = self._file(TOKENIZER)
+            self._tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model)
         return self._tokenizer.encode(text)
-
-    def _file(self, name):
-        return cached_file(self.config._name_or_path, name)
 
     def _images(self, image, count):
         """(pixels (B, N, H, W, 3) or None, image ids (N, tokens) of each)."""

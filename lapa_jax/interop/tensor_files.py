@@ -1,0 +1,193 @@
+"""Files of others: whether they are what was meant, and their tensors, read when asked for.
+
+Nothing in a file is run: safetensors hold arrays alone, and of PyTorch's files only tensors and
+plain containers are read (`weights_only`).
+"""
+
+import json
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from lapa_jax.interop.mapping import Tensor
+from lapa_jax.interop.torch_code import require_torch
+
+SINGLE = "model.safetensors"
+INDEX = f"{SINGLE}.index.json"
+# Of a folder in Hugging Face's form, the first that is there.
+_OF_FOLDERS = (SINGLE, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
+DEEPEST = 8  # mappings inside of each other
+_LFS = b"version https://git-lfs.github.com/spec/"
+_FLOATS = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+_DTYPES = _FLOATS | {
+    name: np.dtype(f"{'uint' if name[0] == 'U' else 'int'}{name[1:]}")
+    for name in ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8")
+}
+_DTYPES["BOOL"] = np.dtype(bool)
+
+
+def given_file(path: str | Path, what: str = "a file") -> Path:
+    """`path`, if it is a file that holds something. OSError or ValueError say what is there
+    instead; a Git LFS pointer is named as one."""
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a directory: {what} is meant")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist: {what} is meant")
+    with open(path, "rb") as file:
+        begin = file.read(len(_LFS))
+    if begin == _LFS:
+        raise ValueError(
+            f"{path} is a Git LFS pointer, not the file that it stands for: git lfs pull fetches it"
+        )
+    if not begin:
+        raise ValueError(f"{path} is empty: {what} is meant")
+    return path
+
+
+def given_folder(path: str | Path, what: str = "a directory") -> Path:
+    """`path`, if it is a directory."""
+    path = Path(path)
+    if not path.is_dir():
+        there = "is a file" if path.exists() else "does not exist"
+        raise NotADirectoryError(f"{path} {there}: {what} is meant")
+    return path
+
+
+def json_object(path: str | Path, what: str = "a JSON file") -> dict[str, Any]:
+    """The object that a JSON file holds."""
+    try:
+        found = json.loads(given_file(path, what).read_text())
+    except ValueError as error:  # of JSON, and of UTF-8
+        if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+            raise ValueError(f"{path} is no JSON: {error}") from error
+        raise
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no JSON object: {what} is meant")
+    return found
+
+
+def tensors(source: str | Path) -> dict[str, Tensor]:
+    """Of a file (safetensors or PyTorch's), or of a directory in Hugging Face's form: one of them,
+    or shards with an index. Mappings inside of mappings are joined by dots."""
+    source = Path(source)
+    if not source.is_dir():
+        return _of_file(given_file(source, "a file of weights"))
+    name = next((name for name in _OF_FOLDERS if (source / name).exists()), None)
+    if name is None:
+        hint = ""
+        if (source / "adapter_config.json").exists():
+            hint = ". It holds an adapter: merge it into its model and save that"
+        raise FileNotFoundError(f"{source} holds none of {', '.join(_OF_FOLDERS)}{hint}")
+    if not name.endswith(".index.json"):
+        return _of_file(given_file(source / name))
+    return dict(_of_shards(source / name))
+
+
+def _of_shards(index: Path) -> Iterator[tuple[str, Tensor]]:
+    files = json_object(index).get("weight_map")
+    if not isinstance(files, dict) or not all(isinstance(x, str) for x in files.values()):
+        raise ValueError(f"{index} has no weight_map from names of tensors to files")
+    shards = {}
+    for file in sorted(set(files.values())):
+        if Path(file).name != file:
+            raise ValueError(f"{index} names a file elsewhere: {file!r}")
+        shards[file] = _of_file(given_file(index.with_name(file), f"a shard that {index} names"))
+    for name, file in files.items():
+        if name not in shards[file]:
+            raise ValueError(f"{index}: tensor {name!r} is not in {file}")
+        yield name, shards[file][name]
+
+
+def _of_file(path: Path) -> dict[str, Tensor]:
+    return _of_safetensors(path) if path.suffix == ".safetensors" else _of_torch(path)
+
+
+def _of_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    def make(name: str) -> np.ndarray:
+        with safe_open(path, framework="numpy") as file:
+            return file.get_tensor(name)
+
+    found = {}
+    try:
+        with safe_open(path, framework="numpy") as file:
+            for name in file.keys():
+                one = file.get_slice(name)
+                dtype = _DTYPES.get(one.get_dtype())
+                if dtype is None:
+                    raise ValueError(_odd(path, name, one.get_dtype()))
+                found[name] = Tensor(tuple(one.get_shape()), dtype, lambda name=name: make(name))
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no whole safetensors file: {error}") from error
+    return found
+
+
+def _of_torch(path: Path) -> dict[str, Tensor]:
+    require_torch(f"reading {path}")
+    import torch
+
+    try:
+        # Nothing that the file names is run. Files of PyTorch before 1.6 cannot be mapped.
+        mapped = zipfile.is_zipfile(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    # What torch.load raises of bytes that it cannot read.
+    except Exception as error:
+        if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise ValueError(
+                f"{path} holds more than tensors: it names {named[1]}, which is not run here. Save "
+                "the state dict alone, where it was made: torch.save(model.state_dict(), PATH)"
+            ) from None
+        reason = str(error).strip().partition("\n")[0][:120]
+        raise ValueError(f"{path} is no whole file of PyTorch's tensors: {reason}") from None
+    flat: dict[str, Any] = {}
+    left: list[tuple[str, int, Any]] = [("", 0, loaded)]
+    while left:
+        name, depth, value = left.pop()
+        if isinstance(value, Mapping):
+            if depth > DEEPEST or len(left) > 10**6:
+                raise ValueError(f"{path} holds mappings without end, at {name[:80]!r}")
+            inner = [(f"{name}.{k}" if name else str(k), depth + 1, x) for k, x in value.items()]
+            left += reversed(inner)
+        elif torch.is_tensor(value):
+            if name in flat:
+                raise ValueError(f"{path} holds tensor {name!r} twice")
+            flat[name] = value
+    if not flat or "" in flat:
+        raise ValueError(f"{path} holds no state dict (a mapping of names to tensors)")
+    return {name: _lazy(path, name, value) for name, value in flat.items()}
+
+
+def _lazy(path: Path, name: str, tensor: Any) -> Tensor:
+    import torch
+
+    names = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16"}
+    names |= {torch.bfloat16: "BF16", torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8"}
+    names |= {torch.int16: "I16", torch.int32: "I32", torch.int64: "I64"}
+    if tensor.layout != torch.strided or tensor.dtype not in names or tensor.is_meta:
+        raise ValueError(_odd(path, name, f"{tensor.dtype}, {tensor.layout}, {tensor.device}"))
+    dtype = _DTYPES[names[tensor.dtype]]
+
+    def make() -> np.ndarray:
+        found = tensor.detach().contiguous()
+        return found.view(torch.int16).numpy().view(dtype) if dtype.kind == "V" else found.numpy()
+
+    return Tensor(tuple(tensor.shape), dtype, make)
+
+
+def _odd(path: Path, name: str, kind: str) -> str:
+    return (
+        f"{path}: tensor {name!r} is {kind}: numbers as they are, in one of "
+        f"{sorted(map(str, _DTYPES.values()))}, are read; quantized weights are not"
+    )
