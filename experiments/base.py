@@ -40,7 +40,11 @@ def parse_arg(arg: str | None, **defaults) -> ConfigDict:
                 raise ValueError(f"config argument {key}={text!r} must be True or False")
             values[key] = text == "True"
         else:
-            values[key] = kind(text)
+            try:
+                values[key] = kind(text)
+            except ValueError:
+                wanted = f"must be a number, as {defaults[key]!r}"
+                raise ValueError(f"config argument {key}={text!r} {wanted}") from None
     return ConfigDict(values)
 
 

@@ -7,6 +7,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from lapa_jax.version import __version__
+
 # verb → (module, what it does, an example)
 VERBS = {
     "demo": (
@@ -49,6 +51,16 @@ VERBS = {
         "how fast training steps and decoding run, beside what the device can do",
         "lapa bench policy",
     ),
+    "configs": (
+        "lapa_jax.verbs.configs",
+        "the shipped configs and sweeps: what each shows, what it costs, its arguments",
+        "lapa configs",
+    ),
+    "config": (
+        "lapa_jax.verbs.config",
+        "a config as it would run: all its keys, what they mean and what they may be",
+        "lapa config action_vla/tabletop:quick=True --config.steps=200",
+    ),
     "status": (
         "lapa_jax.verbs.status",
         "what runs are doing, from their files alone",
@@ -76,6 +88,11 @@ VERBS = {
         "(safetensors), quantizers for PyTorch (laq_torch) and in the original's form (laq_pt)",
         "lapa export --format hf --workdir runs/action_vla --out policy",
     ),
+    "completion": (
+        "lapa_jax.verbs.completion",
+        "a script that lets bash or zsh complete verbs, flags and names of configs",
+        "lapa completion bash > ~/.local/share/bash-completion/completions/lapa",
+    ),
     "data": (
         "lapa_jax.verbs.data",
         "collect, convert, index, inspect data; show the batch of a step",
@@ -86,7 +103,20 @@ VERBS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb; a user error becomes one line on stderr and exit code 2."""
-    return dispatch("lapa", VERBS, sys.argv[1:] if argv is None else argv, run)
+    argv = sys.argv[1:] if argv is None else argv
+    if argv == ["--version"]:
+        sys.stdout.write(f"lapa_jax {__version__}\n")
+        return 0
+    return dispatch("lapa", VERBS, list(map(_at_home, argv)), run)
+
+
+def _at_home(argument: str) -> str:
+    """With the home directory for the "~" that a value begins with: shells leave it in
+    --flag=~/file."""
+    flag, equals, value = argument.partition("=")
+    if not (equals and flag.startswith("--")):
+        flag, equals, value = "", "", argument
+    return flag + equals + os.path.expanduser(value)
 
 
 def dispatch(

@@ -1,4 +1,4 @@
-"""Config files: `--config FILE.py[:args]` with `--config.key=value` overrides, and their JSON form.
+"""Config files: `--config FILE[:args]` with `--config.key=value` overrides, and their JSON form.
 
 A config is a locked ConfigDict: an unknown key is an error. A run keeps its config as JSON, so that
 reading a checkpoint never needs the file it was made from.
@@ -8,9 +8,12 @@ import argparse
 import copy
 import difflib
 import importlib.util
+import inspect
 import json
+import os
+import re
 import sys
-from collections.abc import Callable
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +59,8 @@ def parse(
     parser.add_argument(
         "--config",
         required=not or_workdir,
-        metavar="FILE.py[:args]",
-        help="config file, e.g. experiments/quantizer/tabletop.py:quick=True; "
+        metavar="FILE[:args]",
+        help="a file, or a shipped config (`lapa configs`), e.g. quantizer/tabletop:quick=True; "
         "any key can be overridden with --config.key=value",
     )
     args, rest = parser.parse_known_args(argv)
@@ -95,17 +98,74 @@ def shipped() -> Path:
     return folder
 
 
-def load(spec: str, overrides: list[str] | None = None) -> ConfigDict:
-    """Loads `FILE.py[:args]`, applies `--config.key=value` strings, locks the result."""
-    path = Path(spec.split(":", 1)[0])
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"config file {path} does not exist (from --config {spec}); "
-            "shipped ones are under experiments/"
-        )
+def shipped_files(*functions: str) -> dict[str, Path]:
+    """{name: file} of the shipped files with one of these functions, as "quantizer/tabletop"."""
+    folder = shipped()
+    return {
+        str(path.relative_to(folder).with_suffix("")): path
+        for path in sorted(folder.glob("*/*.py"))
+        if any(f"\ndef {function}(" in path.read_text("utf-8") for function in functions)
+    }
+
+
+def locate(spec: str) -> Path:
+    """The file that `FILE[:args]` names: a path or the name of a shipped one, with or without
+    "experiments/" and ".py", wherever this runs. FileNotFoundError names the nearest."""
+    name = spec.partition(":")[0]
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    short = name.removeprefix("experiments/").removesuffix(".py")
+    known = shipped_files("get_config", "get_sweep", "get_study")
+    if short in known:
+        return known[short]
+    hint = "`lapa configs` lists the shipped ones"
+    if close := difflib.get_close_matches(short, known, n=3, cutoff=0.5):
+        hint = f"did you mean {' or '.join(close)}? {hint}"
+    what = "is a folder" if path.is_dir() else "does not exist"
+    raise FileNotFoundError(f"{path} {what}, and no config of that name is shipped; {hint}")
+
+
+def call(spec: str, function: str, *given: Any) -> Any:
+    """What `function(arg, *given)` gives of the file of `FILE[:arg]`; without one, or where the
+    function takes none, arg is left to its default or None. ValueError for a file that is wrong,
+    with its line."""
+    path, (_, colon, arg) = locate(spec), spec.partition(":")
+    if path.suffix != ".py":
+        raise ValueError(f"{path} is no Python file: a file with {function} is wanted")
+    found = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(found)
     shipped()
-    argv = ["lapa", f"--config={spec}"]
-    config = today(_parsed(spec, argv, config_flags.DEFINE_config_file, None))
+    try:
+        found.loader.exec_module(module)
+        if not callable(made := getattr(module, function, None)):
+            raise ValueError(f"has no function {function}(arg)")
+        if len(inspect.signature(made).parameters) > len(given):
+            given = (arg or None, *given)
+        elif colon:
+            raise ValueError(f"its {function} takes no arguments, but {arg!r} is given")
+        return made(*given)
+    except SyntaxError as error:
+        where = f"{error.filename}, line {error.lineno}" if error.filename else str(path)
+        raise ValueError(f"{where}: {error.msg}") from error
+    except ValueError as error:
+        raise ValueError(f"{spec}: {error}") from error
+    except Exception as error:  # anything: of a file that anybody wrote
+        calls = traceback.extract_tb(error.__traceback__)
+        line = [one.lineno for one in calls if one.filename == str(path)][-1:]
+        # ml_collections tells the whole config.
+        fields = r"Other fields present: .*?(Did you mean|$)"
+        said = re.sub(fields, r"\1", str(error), flags=re.DOTALL)
+        where = ", line ".join([spec, *map(str, line)])
+        raise ValueError(f"{where}: {type(error).__name__}: {said}") from error
+
+
+def load(spec: str, overrides: list[str] | None = None) -> ConfigDict:
+    """Loads `FILE[:args]` (see `locate`), applies `--config.key=value`, locks the result."""
+    config = call(spec, "get_config")
+    if not isinstance(config, ConfigDict):
+        raise ValueError(f"{spec}: get_config gives a {type(config).__name__}, not a ConfigDict")
+    config = today(config.lock())
     if not overrides:
         return config
     known, named, old = _flatten(config), [], []
@@ -120,20 +180,16 @@ def load(spec: str, overrides: list[str] | None = None) -> ConfigDict:
             raise ValueError(f"config key {key!r} ({override}) is unknown in {spec}; {hint}")
         named.append(f"--config.{key}={value}")
     _warn_of(old)
-    return _parsed(spec, ["lapa", *named], config_flags.DEFINE_config_dict, config)
-
-
-def _parsed(spec: str, argv: list[str], define: Callable[..., Any], default: Any) -> ConfigDict:
-    """The locked config that a flag --config gives, which `define` makes."""
     values = flags.FlagValues()
-    define("config", default, lock_config=True, flag_values=values, sys_argv=argv)
+    argv = ["lapa", *named]
+    config_flags.DEFINE_config_dict(
+        "config", config, lock_config=True, flag_values=values, sys_argv=argv
+    )
     try:
         values(argv)
     except flags.Error as error:
-        # An error of the file itself arrives as a traceback inside of two others.
-        cause = error.__context__ and error.__context__.__context__
-        raise ValueError(f"{spec}: {cause or error}") from None
-    return values.config
+        raise ValueError(f"{spec}: {error}") from None
+    return today(values.config)
 
 
 def today(config: ConfigDict) -> ConfigDict:
@@ -150,11 +206,20 @@ def _warn_of(old: list[str]) -> None:
 
 def upgrade(values: dict[str, Any]) -> dict[str, Any]:
     """A plain config of earlier code with today's keys, those of the stages in it (of a demo) too;
-    one warning names those that were renamed. A config of today is returned as it is."""
-    values, old = copy.deepcopy(values), []
+    one warning names those that were renamed. A config of today is returned as it is. A value that
+    begins with "~" is a path, and gets the home directory."""
+    values, old = _at_home(values), []
     _upgrade(values, old)
     _warn_of(list(dict.fromkeys(old)))
     return values
+
+
+def _at_home(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _at_home(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_at_home(one) for one in value]
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def _upgrade(values: dict[str, Any], old: list[str]) -> None:

@@ -4,8 +4,9 @@ Here are the keys, with their ranges and defaults, of what belongs to no part. P
 (nn/registry.py), and so does the loader (data_pipelines/loader/settings.py).
 """
 
+import functools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from typing import Annotated, Any
 
 from ml_collections import ConfigDict
@@ -188,11 +189,6 @@ KINDS: dict[str, type | Registry] = {
 
 
 @dataclass(frozen=True)
-class _NamedPart:
-    name: Annotated[str, "not empty", "which one"]
-
-
-@dataclass(frozen=True)
 class _Beside:
     corpora: Annotated[Mapping[str, Any], "the mixture, by name"]
     augment: Annotated[Mapping[str, Any], "of images in training, by name"]
@@ -204,9 +200,16 @@ def parts(config: ConfigDict) -> Iterator[tuple[str, dict[str, Any], tuple[type,
     yield from _parts(config.to_dict(), "", config.get("stage"))
 
 
+@functools.cache
+def _named(key: str) -> type:
+    """The key that chooses among the parts of a registry."""
+    return make_dataclass("Named", [("name", Annotated[str, KINDS[key], "which one"])])
+
+
 def _parts(values: dict[str, Any], key: str, stage: str) -> Iterator[Any]:
     above, _, _ = key.rpartition(".")
-    kind = KINDS.get(key) or KINDS.get(f"{above}.*")
+    above = key if key in KINDS else f"{above}.*"
+    kind = KINDS.get(above)
     if not key:
         yield key, values, (LatentSettings if "code_length" in values else StageSettings,)
     elif key == "model":
@@ -215,7 +218,7 @@ def _parts(values: dict[str, Any], key: str, stage: str) -> Iterator[Any]:
         name = values.get("name")
         if not isinstance(name, str) or name not in kind:
             raise ValueError(f"{key}.name={name!r} must be one of {sorted(kind)}")
-        yield key, values, (_NamedPart, kind[name][0])
+        yield key, values, (_named(above), kind[name][0])
     elif kind:
         yield key, values, (kind, _Beside) if key == "data" else (kind,)
     for name, value in values.items():
@@ -224,6 +227,15 @@ def _parts(values: dict[str, Any], key: str, stage: str) -> Iterator[Any]:
             yield from _parts(value, where, stage)
         elif f"{key}.*" in KINDS:
             raise ValueError(f"{where}={value!r} must be a mapping of keys")
+
+
+def explained(config: ConfigDict) -> Iterator[tuple[str, Any, str]]:
+    """(key, value, what it means and may be) of a config that was checked."""
+    for key, values, kinds in parts(config):
+        for one in (one for kind in kinds for one in keys.of(kind)):
+            if not isinstance(values[one.name], dict):
+                where = f"{key}.{one.name}" if key else one.name
+                yield where, values[one.name], f"{one.doc} ({one})"
 
 
 def check(config: ConfigDict) -> None:

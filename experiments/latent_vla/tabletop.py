@@ -7,7 +7,8 @@ actions.
     lapa label --workdir runs/quantizer --corpus data/tabletop/robot --name laq
     lapa train --config experiments/latent_vla/tabletop.py --workdir runs/latent_vla
 
-Cost: see docs/performance.md; quick=True runs in about a minute on two CPU cores.
+Cost: 0.69 M parameters; 1,400 steps took 151 seconds on two cores of an AMD EPYC
+(docs/performance.md). quick=True runs in about a minute there.
 """
 
 from ml_collections import ConfigDict

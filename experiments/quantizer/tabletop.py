@@ -14,7 +14,8 @@ Another objective is an argument, and features need a teacher (experiments/teach
     lapa train --config experiments/quantizer/tabletop.py:objective=features \
         --config.model.objective.weights=runs/teacher --workdir runs/quantizer_features
 
-Cost: see docs/performance.md; quick=True runs in about a minute on two CPU cores.
+Cost: 0.14 M parameters; 900 steps took 122 seconds on two cores of an AMD EPYC
+(docs/performance.md). quick=True runs in about a minute there.
 """
 
 from ml_collections import ConfigDict

@@ -6,7 +6,8 @@ Shows: code usage, reconstructions and the atlas of codes for videos that nobody
     lapa data convert video my_clips --out data/my_clips --fps 10 --size 64     # or by hand
     lapa train --config experiments/quantizer/videos.py:data=data/my_clips --workdir runs/quantizer
 
-Cost: see docs/performance.md; quick=True runs in about a minute on two CPU cores.
+Cost: 0.14 M parameters; as experiments/quantizer/tabletop.py, 900 steps in about two minutes on two
+cores of an AMD EPYC. quick=True runs in about a minute there.
 """
 
 from ml_collections import ConfigDict

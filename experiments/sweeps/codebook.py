@@ -5,8 +5,8 @@ Shows: perplexity, skill and the probe's R² of 8 codebook sizes x 4 code length
     lapa sweep experiments/sweeps/codebook.py --workdir runs/sweep --dry_run
     lapa sweep experiments/sweeps/codebook.py --workdir runs/sweep --index 0 --count 8
 
-Cost: 32 runs of experiments/quantizer/tabletop.py, which reads what it says there; quick=True has
-2 x 2 points of its quick form.
+Cost: 32 runs of experiments/quantizer/tabletop.py, about two minutes each on two cores of an AMD
+EPYC, larger codebooks longer; quick=True has 2 x 2 points of its quick form.
 """
 
 from experiments.sweeps.grid import over_tabletop

@@ -8,7 +8,8 @@ codes and three tenths for 64 and 256; docs/evidence.md has what is reached.
     lapa sweep experiments/sweeps/no_collapse.py:recipe=paper,data=BRIDGE,image_key=image_0,\
 fps=5.0,window=0.6 --workdir runs/no_collapse_bridge
 
-Cost: 12 runs of the recipe's quick form, see docs/performance.md; quick=True has 2 of them.
+Cost: 12 runs of the recipe's quick form, about a minute each on two CPU cores for the tabletop's;
+quick=True has 2 of them.
 """
 
 from ml_collections import ConfigDict

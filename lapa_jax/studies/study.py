@@ -8,7 +8,6 @@ parts of several cells: one machine does these first).
 
 import csv
 import dataclasses
-import importlib.util
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -127,19 +126,6 @@ class Study:
         if not path.exists():
             return {"done": False, "seconds": 0.0, "result": None}
         return json.loads(path.read_text())
-
-
-def from_file(spec: str, function: str, *given: Any) -> Any:
-    """What `function(arg, *given)` gives of a file FILE.py[:arg]; `arg` is None without one."""
-    path, _, arg = spec.partition(":")
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} does not exist; shipped ones are in experiments/sweeps")
-    found = importlib.util.spec_from_file_location(Path(path).stem, path)
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    if not hasattr(module, function):
-        raise ValueError(f"{path} has no function {function}")
-    return getattr(module, function)(arg or None, *given)
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:

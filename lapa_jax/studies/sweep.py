@@ -24,7 +24,6 @@ from lapa_jax.studies.study import (
     Cell,
     Part,
     Study,
-    from_file,
     name_of,
     text_of,
     train_part,
@@ -44,7 +43,7 @@ class Point:
 
 def read_points(spec: str) -> list[Point]:
     """The points of a sweep file, the last key of its grid fastest."""
-    sweep = from_file(spec, "get_sweep")
+    sweep = configs.call(spec, "get_sweep")
     base, points = configs.today(sweep["config"]), []
     keys = [configs.RENAMED.get(key, key) for key in sweep["grid"]]
     for values in itertools.product(*sweep["grid"].values()):

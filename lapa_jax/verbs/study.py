@@ -10,20 +10,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lapa_jax import config as configs
 from lapa_jax.runs import program as programs
-from lapa_jax.studies.study import Interrupted, Study, from_file, name_of, text_of, write_csv
+from lapa_jax.studies.study import Interrupted, Study, name_of, text_of, write_csv
 from lapa_jax.train import EXIT_RESTART
 from lapa_jax.verbs import flags, text
 
 
 def main(argv: list[str]) -> int:
     parser = flags.parser("lapa study", __doc__, "lapa study my_study.py --workdir runs/my_study")
-    parser.add_argument("study", metavar="FILE.py[:args]", help="a file with get_study")
+    parser.add_argument("study", metavar="FILE[:args]", help="a file with get_study")
     add_flags(parser, "files of the study, and its runs")
     args = parser.parse_args(argv)
     check_flags(args)
     workdir = Path(args.workdir)
-    study = from_file(args.study, "get_study", workdir)
+    study = configs.call(args.study, "get_study", workdir)
     if not isinstance(study, Study):
         raise ValueError(f"get_study of {args.study} gives a {type(study).__name__}, not a Study")
     code = run(study, args)

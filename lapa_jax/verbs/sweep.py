@@ -19,7 +19,7 @@ def main(argv: list[str]) -> int:
         "lapa sweep experiments/sweeps/codebook.py:quick=True --workdir runs/sweep",
     )
     add = parser.add_argument
-    add("sweep", metavar="FILE.py[:args]", help="shipped ones: experiments/sweeps")
+    add("sweep", metavar="FILE[:args]", help="a file, or a shipped one (`lapa configs`)")
     add_flags(parser, "point i goes to WORKDIR/points/<name>")
     add("--corpus", action="append", help="evaluate on these directories instead")
     add("--max_pairs", type=int, default=2000, help="of the evaluation, per corpus")
