@@ -120,7 +120,9 @@ def locate(spec: str) -> Path:
     if short in known:
         return known[short]
     hint = "`lapa configs` lists the shipped ones"
-    if close := difflib.get_close_matches(short, known, n=3, cutoff=0.5):
+    beside = map(str, sorted(path.parent.glob("*.py")))
+    close = difflib.get_close_matches(str(path), beside, n=1, cutoff=0.8)
+    if close := close or difflib.get_close_matches(short, known, n=3, cutoff=0.5):
         hint = f"did you mean {' or '.join(close)}? {hint}"
     what = "is a folder" if path.is_dir() else "does not exist"
     raise FileNotFoundError(f"{path} {what}, and no config of that name is shipped; {hint}")

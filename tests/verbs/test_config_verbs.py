@@ -58,6 +58,7 @@ def test_what_a_spec_may_be(tmp_path, monkeypatch):
         ("quantizer/tabletp", "did you mean quantizer/tabletop"),
         ("experiments/tabletop.py", "did you mean .*/tabletop"),
         ("quantizer", "no config of that name is shipped; did you mean quantizer/"),
+        ("mime.py", r"mime.py does not exist, .*; did you mean mine.py\?"),
         (".", "is a folder"),
         ("", "`lapa configs` lists"),
         ("config.json", "is no Python file"),

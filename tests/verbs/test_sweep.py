@@ -81,5 +81,5 @@ def test_a_wrong_key_is_named(tmp_path):
     )
     with pytest.raises(ValueError, match="the config has no key 'model.codebok_size'"):
         sweep.read_points(str(path))
-    with pytest.raises(FileNotFoundError, match="shipped ones are in experiments/sweeps"):
+    with pytest.raises(FileNotFoundError, match="`lapa configs` lists the shipped"):
         sweep.read_points(str(tmp_path / "none.py"))
