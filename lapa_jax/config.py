@@ -38,6 +38,7 @@ ADDED: dict[str, Any] = {
     "data.action_horizon": 1,
     "data.action_padding": "repeat",
     "data.action_absolute": [],
+    "data.unusable_episodes": "refuse",
     "data.corpora.*.action_fraction": 1.0,
     "evaluation.env": {
         "name": "tabletop",

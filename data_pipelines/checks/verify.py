@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_pipelines import sidecar
 from data_pipelines.checks import statistics
 from data_pipelines.checks.verify_shard import Fault, Record, ShardReader
@@ -54,7 +56,7 @@ class Report:
     left_out: list[Fault] = field(default_factory=list)  # of records that each index leaves out
     excluded: list[tuple[str, int]] = field(default_factory=list)  # (shard, record), likewise
     notes: list[str] = field(default_factory=list)
-    actions: list[str] = field(default_factory=list)  # what of them is easily lost in tokens
+    facts: list[str] = field(default_factory=list)  # that a training should know of
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self) | {"counts": dict(Counter(fault.kind for fault in self.faults))}
@@ -101,8 +103,8 @@ def verify_corpus(
                 where = dict(split=split, sidecar_dir=sidecar_dir, image_key=key)
                 indexes[key] = load_index(directory, **where)
                 faults += _label_faults(indexes[key])
-                if len(indexes) == 1 and indexes[key].actions is not None:
-                    report.actions += _of_actions(indexes[key])
+                if len(indexes) == 1:
+                    report.facts += (f"split {split}: {told}" for told in _facts(indexes[key]))
             except _DAMAGED as error:
                 faults.append(Fault("index", split, "", None, str(error)))
         if excluded:  # by every index
@@ -136,15 +138,26 @@ def verify_corpus(
     return report
 
 
-def _of_actions(index: CorpusIndex) -> Iterator[str]:
-    """What of its actions is easily lost in tokens."""
-    try:
-        found, _ = statistics.survey(index, BINS)
-    except ValueError as error:  # not finite, which is a fault of a record; or there is none
-        yield f"split {index.split}: no statistics of actions: {error}"
-        return
-    for line in statistics.peculiarities(found, found["largest_error"], f"{BINS} bins"):
-        yield f"split {index.split}: {line}"
+def _facts(index: CorpusIndex) -> Iterator[str]:
+    """What the length of a history, of a text and of chunks must fit; what of actions is easily
+    lost in tokens."""
+    yield f"episodes of {index.episode_length.min()} to {index.episode_length.max()} steps"
+    if index.instructions:
+        words = [len(text.split()) for text in index.instructions]
+        longest = int(np.argmax(words))
+        episode = int(np.flatnonzero(index.instruction_of_episode == longest)[0])
+        shard, number = index.shard_of_episode[episode], index.record_of_episode[episode]
+        yield (
+            f"{len(words)} different instructions, the longest of {words[longest]} words, first at "
+            f"{index.shards[shard].name}:{number}"
+        )
+    if index.actions is not None:
+        try:
+            found, _ = statistics.survey(index, BINS)
+        except ValueError as error:  # there is no action but last ones
+            yield f"no statistics of actions: {error}"
+        else:
+            yield from statistics.peculiarities(found, found["largest_error"], f"{BINS} bins")
 
 
 def _label_faults(index: CorpusIndex) -> Iterator[Fault]:
@@ -218,7 +231,7 @@ def to_text(report: Report) -> str:
         lines.append(f"{fault.kind:<16} {fault.split} {fault.place or '-'}  {fault.reason}")
     if len(report.faults) > MAX_SHOWN:
         lines.append(f"... and {len(report.faults) - MAX_SHOWN} more (--json tells all)")
-    lines += report.notes + report.actions
+    lines += report.notes + report.facts
     if report.left_out:
         lines.append(f"{len(report.left_out)} faults are of episodes that the index leaves out")
     lines.append("sound" if not report.faults else f"{len(report.faults)} faults")

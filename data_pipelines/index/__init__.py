@@ -60,6 +60,9 @@ class CorpusIndex:
     frame_length: np.ndarray  # uint32 (F,)
     frame_crc: np.ndarray  # uint32 (F,) CRC32C (not masked) of the JPEG
     actions: np.ndarray | None  # float32 (F, A)
+    # Episodes with images of another size than image_size: one such size. Indexes of earlier code
+    # do not know them.
+    other_sizes: dict[int, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
     @property
     def num_frames(self) -> int:
@@ -177,6 +180,7 @@ def load_index(
         image_size=tuple(manifest["image_size"]) if manifest["image_size"] else None,
         shards=shards,
         instructions=manifest["instructions"],
+        other_sizes={int(e): tuple(s) for e, s in manifest.get("other_sizes", {}).items()},
         actions=arrays.pop("actions", None),
         **arrays,
     )

@@ -220,6 +220,8 @@ class _EpisodeReader:
         self.instructions: dict[str, int] = {}
         self.keys: dict[str, str] = {}
         self.image_size: tuple[int, int] | None = None
+        self.other_sizes: dict[int, list[tuple[int, int]]] = {}  # by number of the episode here
+        self.header: tuple[bytes, tuple[int, int]] = b"", (0, 0)  # of an image, and its size
 
     def add(self, number: int, offset: int, length: int) -> None:
         record = self.data[offset : offset + length]
@@ -248,12 +250,7 @@ class _EpisodeReader:
                 raise fail(f"{key} of step {step} is a PNG; {_REWRITE}")
             crc = google_crc32c.value(np.frombuffer(record[start : start + size], np.uint8))
             self.frames.append((offset + start, size, crc))
-        if self.image_size is None:
-            start, size = images.spans[0]
-            try:
-                self.image_size = schema.jpeg_size(bytes(record[start : start + size]))[:2]
-            except ValueError:
-                pass  # the loader counts and replaces frames that cannot be decoded
+        self._add_sizes(record, images.spans)
         fps = fields.scalar(features, record, schema.FPS)
         self.episodes.append(
             (
@@ -281,6 +278,25 @@ class _EpisodeReader:
             )
         (crc,) = np.frombuffer(self.data[offset + length : offset + length + 4], "<u4")
         self.record_crc.append(crc)
+
+    def _add_sizes(self, record: memoryview, spans: list[tuple[int, int]]) -> None:
+        """Notes an episode whose images are of other sizes. Of those that have none the loader
+        tells."""
+        sizes: dict[tuple[int, int], None] = {}
+        for start, size in spans:
+            # Most begin as the one before does, up to their size.
+            header, known = self.header
+            if not header or record[start : start + len(header)] != header:
+                jpeg = bytes(record[start : start + size])
+                try:
+                    found, end = schema.jpeg_header(jpeg)
+                except ValueError:
+                    continue
+                self.header = jpeg[:end], (known := found[:2])
+            sizes[known] = None
+        self.image_size = self.image_size or next(iter(sizes), None)
+        if set(sizes) - {self.image_size}:
+            self.other_sizes[len(self.episodes)] = list(sizes)
 
     def _check_keys(self, features: dict, record: memoryview, fail: Callable) -> None:
         """That there is what was asked for; the standard keys only where it is."""
@@ -329,12 +345,28 @@ class _EpisodeReader:
             "instructions": list(self.instructions),
             "keys": self.keys,
             "image_size": self.image_size,
+            "other_sizes": self.other_sizes,
             "action_dim": self.actions[0].shape[1] if self.actions else 0,
         }
         return part
 
 
 # ---------------------------------------------------------------- joining
+
+
+def _other_sizes(parts: list[dict], wanted: tuple[int, int] | None) -> dict[str, tuple[int, int]]:
+    """Episodes that have images of another size than the first one, by number: such a size."""
+    found, start = {}, 0
+    for part in parts:
+        own, others = part["info"]["image_size"], part["info"].get("other_sizes", {})
+        count = len(part["episode_length"])
+        numbers = map(int, others) if own in (wanted, None) else range(count)
+        for number in numbers:
+            for size in others.get(str(number), [own]):
+                if size != wanted:
+                    found[str(start + number)] = size
+        start += count
+    return found
 
 
 def _join_parts(
@@ -373,6 +405,7 @@ def _join_parts(
         )
     fingerprints = [part["info"]["settings"]["shard"] for part in parts]
     contents = np.concatenate([part["record_crc"] for part in parts])
+    image_size = next(filter(None, (part["info"]["image_size"] for part in parts)), None)
     manifest = {
         "format": FORMAT,
         **settings,
@@ -380,7 +413,8 @@ def _join_parts(
         "num_frames": len(arrays["frame_offset"]),
         "num_episodes": len(lengths),
         "keys": next(filter(None, (part["info"]["keys"] for part in parts))),
-        "image_size": next(filter(None, (part["info"]["image_size"] for part in parts)), None),
+        "image_size": image_size,
+        "other_sizes": _other_sizes(parts, image_size),
         "instructions": list(texts),
         "digests": {name: sidecar.array_digest(array) for name, array in arrays.items()},
         "hash": sidecar.value_hash(

@@ -5,7 +5,7 @@ times apart: a clip begins at that frame, a history ends there. Of every frame t
 each camera.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -59,6 +59,13 @@ class Corpus:
     counts: np.ndarray
     kept: np.ndarray | None
     per_video: bool
+    left_out: np.ndarray  # bool (E,): episodes that training cannot use
+
+    def without(self, unusable: np.ndarray) -> "Corpus":
+        """The corpus without the episodes bool (E,)."""
+        kept = self.kept if self.kept is None else self.kept[np.repeat(~unusable, self.counts)]
+        counts = np.where(unusable, 0, self.counts)
+        return replace(self, counts=counts, kept=kept, left_out=self.left_out | unusable)
 
     @property
     def name(self) -> str:

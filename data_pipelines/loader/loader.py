@@ -18,7 +18,7 @@ from data_pipelines.loader.blocks import BlockCache
 from data_pipelines.loader.columns import COLUMNS
 from data_pipelines.loader.corpus import Corpus
 from data_pipelines.loader.frames import BadImage, ImageSizeError, Place, ShardFiles, read_jpeg
-from data_pipelines.loader.mixture import open_mixture
+from data_pipelines.loader.mixture import Mixture, open_mixture
 from data_pipelines.loader.opening import wrong_size
 from data_pipelines.loader.order import Order
 from data_pipelines.loader.settings import DataSettings
@@ -47,7 +47,8 @@ class Loader:
 
     The images of an example are those of its frames, earliest first, of a frame those of its
     cameras in their order. `prepare` maps that dict to what goes to the devices; it runs in the
-    loader's threads and must be a pure function.
+    loader's threads and must be a pure function. `mixture`: of these data and fields, if it is
+    open.
     """
 
     def __init__(
@@ -60,9 +61,10 @@ class Loader:
         host: int = 0,
         num_hosts: int = 1,
         prepare: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+        mixture: Mixture | None = None,
     ):
         self.settings = data = DataSettings.of(data)
-        self.mixture = open_mixture(data, fields)
+        self.mixture = mixture or open_mixture(data, fields)
         self.chain_pairs = data.chain_pairs  # examples of a sample, which lie side by side
         if global_batch < 1 or global_batch % num_hosts:
             raise ValueError(

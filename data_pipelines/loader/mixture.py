@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from data_pipelines import sidecar
 from data_pipelines.loader.columns import COLUMNS
 from data_pipelines.loader.corpus import Corpus
@@ -29,6 +31,20 @@ class Mixture:
     image_size: tuple[int, int]
     hash: str  # of everything but the shards that decides what an example is
     index_hash: str
+    data: DataSettings
+    fields: tuple[str, ...]
+
+    def without(self, unusable: Sequence[np.ndarray]) -> "Mixture":
+        """The mixture without these episodes, bool (E,) of each corpus."""
+        pairs = zip(self.corpora, unusable, strict=True)
+        corpora = [corpus.without(which) if which.any() else corpus for corpus, which in pairs]
+        for corpus in corpora:
+            if not corpus.counts.any():
+                raise ValueError(
+                    f"corpus {corpus.name!r}: every episode that would be drawn is one that "
+                    "training cannot use (data.unusable_episodes)"
+                )
+        return replace(self, corpora=corpora, hash=_hash(corpora, self.data, self.fields))
 
     @property
     def sizes(self) -> list[int]:
@@ -61,6 +77,8 @@ def open_mixture(data: Any, fields: Sequence[str] = ("frames",)) -> Mixture:
         (int(height), int(width)),
         _hash(corpora, data, fields),
         sidecar.value_hash([camera.hash for corpus in corpora for camera in corpus.cameras]),
+        data,
+        tuple(fields),
     )
 
 
@@ -88,6 +106,9 @@ def _hash(corpora: list[Corpus], data: DataSettings, fields: Sequence[str]) -> s
     known = [float(corpus.settings.action_fraction) for corpus in corpora]
     if {"action", "action_known"} & set(fields) and set(known) != {1.0}:
         settings["action_fraction"] = known
+    left_out = [np.flatnonzero(corpus.left_out).tolist() for corpus in corpora]
+    if any(left_out):
+        settings["left_out"] = left_out
     return sidecar.value_hash(settings)
 
 

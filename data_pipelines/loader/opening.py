@@ -1,6 +1,7 @@
 """Opening a corpus: its indexes and label sets, and at which frames examples may stand."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from data_pipelines.loader.corpus import Corpus, Frames
 from data_pipelines.loader.motion import MOTION, STEPS_PER_LEVEL, check_window, set_name
 from data_pipelines.loader.settings import CorpusSettings, DataSettings
 from data_pipelines.loader.steps import fps_of, steps_between, window_steps
+from data_pipelines.loader.unusable import judge
 
 _FRACTION_SALT = 0x66726163
 
@@ -42,6 +44,7 @@ class _Opening:
         self.name = settings.name
         self.cameras = self._cameras()
         self.index = self.cameras[0]
+        self.unusable = self._of_other_size()
 
     def corpus(self, number: int) -> Corpus:
         frames, actions, labels = self._frames(), self._actions(), self._labels()
@@ -56,7 +59,7 @@ class _Opening:
                 f"eligible frame for fields {list(self.fields)}; see data.corpora.{self.name}, "
                 "data.tail, data.action_padding, data.min_pair_difference and data.chain_pairs"
             )
-        eligible = (chains, counts, kept, self.data.sampling == "per_video")
+        eligible = (chains, counts, kept, self.data.sampling == "per_video", self.unusable)
         owned = (actions, labels, tokens, motion, frames)
         return Corpus(self.settings, number, self.cameras, *owned, *eligible)
 
@@ -91,6 +94,19 @@ class _Opening:
                 f"{data.history_seconds}) is of one camera"
             )
         return cameras
+
+    def _of_other_size(self) -> np.ndarray:
+        """Which episodes have images of another size than the corpus, bool (episodes,)."""
+        unusable = np.zeros(self.index.num_episodes, bool)
+        if "frames" in self.fields:
+            sizes = [size for camera in self.cameras for size in camera.other_sizes.items()]
+            unusable[[episode for episode, _ in sizes]] = True
+            other = "{}x{}".format(*sizes[0][1]) if sizes else ""
+            why = f"have images of another size than data.image_size {self.data.image_size}, as "
+            remedy = "Rewrite the corpus with `lapa data convert`"
+            choice = self.data.unusable_episodes
+            judge(choice, self.name, self.index, unusable, why + other, remedy)
+        return unusable
 
     def _frames(self) -> Frames:
         """Where the frames of an example lie, from data.num_frames and the time between them."""
@@ -129,7 +145,8 @@ class _Opening:
                 f"data.action_horizon is {horizon}, which is longer than every episode of corpus "
                 f"{self.name!r}: the longest has {longest} actions"
             )
-        return open_actions(self.settings, self.data, index)
+        found = open_actions(self.settings, self.data, index)
+        return replace(found, known=found.known & ~self.unusable)
 
     def _labels(self) -> LabelSet | None:
         settings, needed = self.settings, "latent_action" in self.fields
@@ -188,8 +205,17 @@ class _Opening:
         drawn &= order.part_of(settings.fraction, index.num_episodes, _FRACTION_SALT)
         if "instruction" in fields or settings.require_instruction:
             drawn &= ~self._without_instruction()
+        drawn &= ~self.unusable
         counts = np.where(drawn, np.maximum(stop - skip, 0), 0)
         chains = Chains(data.chain_pairs, frames.steps, skip, counts)
+        short = drawn & (counts == 0)
+        if short.any() and counts.any():
+            logging.warning(
+                "Corpus %r: %d of %d episodes are too short for an example and are not drawn.",
+                self.name,
+                short.sum(),
+                len(short),
+            )
         if chains.num_in_none:
             logging.warning(
                 "Corpus %r: %d of %d pairs are in no chain of data.chain_pairs=%d and are never "

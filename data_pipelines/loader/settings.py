@@ -119,6 +119,11 @@ class DataSettings:
     ] = "auto"
     num_threads: Annotated[int, "[1, 4096]", "that read and decode, on each host"] = 2
     prefetch_batches: Annotated[int, "[1, 4096]", "that are made ahead"] = 4
+    unusable_episodes: Annotated[
+        str,
+        ("refuse", "leave_out"),
+        "those that training cannot use, as one whose instruction is longer than the model's",
+    ] = "refuse"
     max_bad_fraction: Annotated[
         float, "[0, 1]", "more undecodable examples than this stop the run"
     ] = 0.001

@@ -132,6 +132,11 @@ def picture_kind(data: tfrecord.Buffer) -> str:
 def jpeg_size(jpeg: bytes) -> tuple[int, int, int]:
     """(height, width, channels) from the JPEG header; raises ValueError if there is none. The
     decoder's own reader wants more of a file than that: it knows no size of one that is cut off."""
+    return jpeg_header(jpeg)[0]
+
+
+def jpeg_header(jpeg: bytes) -> tuple[tuple[int, int, int], int]:
+    """(`jpeg_size`, how many bytes it took to know it)."""
     if picture_kind(jpeg) != "jpeg":
         raise ValueError(f"not a JPEG: it starts with {jpeg[:2].hex(' ') or 'nothing'}, not ff d8")
     at = 2
@@ -143,11 +148,8 @@ def jpeg_size(jpeg: bytes) -> tuple[int, int, int]:
             at += 1
             continue
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return (
-                int.from_bytes(jpeg[at + 5 : at + 7]),
-                int.from_bytes(jpeg[at + 7 : at + 9]),
-                jpeg[at + 9],
-            )
+            height, width = (int.from_bytes(jpeg[at + i : at + i + 2]) for i in (5, 7))
+            return (height, width, jpeg[at + 9]), at + 10
         if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # markers without a length
             at += 2
             continue

@@ -17,6 +17,7 @@ from lapa_jax import envs
 from lapa_jax.parallel import distributed, sharding
 from lapa_jax.runs.loaded import Model
 from lapa_jax.runs.program import Program
+from lapa_jax.runs.usable import open_loader
 from lapa_jax.training import groups
 from lapa_jax.training.state import TrainState
 
@@ -39,7 +40,7 @@ class Evaluation:
                 f"{jax.process_count()}: set it to 0 and run `lapa evaluate` on the checkpoints"
             )
         self._check_best()
-        self._loader: Loader | None = None
+        self._loader = self._open() if self.every_steps else None
         self._metrics = jax.jit(
             sharding.with_rules(program.stage.eval_metrics, program.mesh, program.preset),
             out_shardings=sharding.replicated(program.mesh),
@@ -77,7 +78,7 @@ class Evaluation:
             params = groups.merge(averages, frozen)
         rows = []
         for number in range(self._config.evaluation.batches):
-            batch = sharding.put_batch(self._examples().batch(number), self._program.mesh)
+            batch = sharding.put_batch(self._loader.batch(number), self._program.mesh)
             rows.append(jax.device_get(self._metrics(params, state.variables, batch)))
         found = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
         return found | self._success(params, state)
@@ -86,28 +87,19 @@ class Evaluation:
         if self._loader is not None:
             self._loader.close()
 
-    def _examples(self) -> Loader:
-        if self._loader is None:
-            config, stage = self._config, self._program.stage
-            data, paths = DataSettings.of(config.data), config.evaluation.corpora
-            if paths:
-                named = {Path(path).name: path for path in paths}
-                if len(named) < len(paths):
-                    raise ValueError(f"evaluation.corpora={paths} has a name twice")
-                data = data.on(named, split=config.evaluation.split)
-            host, num_hosts = sharding.loader_shard(self._program.mesh)
-            self._loader = distributed.together(
-                lambda: Loader(
-                    data.draw_any(),
-                    fields=stage.fields_of(config),
-                    global_batch=config.global_batch,
-                    seed=config.seed,
-                    host=host,
-                    num_hosts=num_hosts,
-                    prepare=stage.prepare,
-                )
-            )
-        return self._loader
+    def _open(self) -> Loader:
+        config, stage = self._config, self._program.stage
+        data, paths = DataSettings.of(config.data), config.evaluation.corpora
+        if paths:
+            named = {Path(path).name: path for path in paths}
+            if len(named) < len(paths):
+                raise ValueError(f"evaluation.corpora={paths} has a name twice")
+            data = data.on(named, split=config.evaluation.split)
+        host, hosts = sharding.loader_shard(self._program.mesh)
+        shared = dict(host=host, num_hosts=hosts)
+        return distributed.together(
+            lambda: open_loader(config, data.draw_any(), stage, config.global_batch, **shared)
+        )
 
     def _success(self, params: Any, state: TrainState) -> dict[str, float]:
         settings, found = self._config.evaluation, {}

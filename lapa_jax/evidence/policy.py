@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from data_pipelines.loader import DataSettings, Loader
+from data_pipelines.loader import DataSettings
 from lapa_jax.diagnostics.statistics import wilson_interval
 from lapa_jax.envs.drive import closed_loop
 from lapa_jax.envs.env import Environment
 from lapa_jax.envs.rollout import Episodes
 from lapa_jax.runs.loaded import Model
+from lapa_jax.runs.usable import open_loader
 from lapa_jax.stages.stage import Stage
 
 
@@ -27,13 +28,7 @@ def evaluate_tokens(
     steps = max(1, max_examples // batch_size)
     metrics = jax.jit(run.stage.eval_metrics)
     rows = []
-    with Loader(
-        data,
-        fields=run.stage.fields_of(run.config),
-        global_batch=batch_size,
-        seed=run.config.seed,
-        prepare=run.stage.prepare,
-    ) as loader:
+    with open_loader(run.config, data, run.stage, batch_size) as loader:
         for step in range(steps):
             rows.append(jax.device_get(metrics(run.params, run.variables, loader.batch(step))))
     means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}

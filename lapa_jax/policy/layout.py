@@ -99,16 +99,17 @@ class Layout:
 
     def text(self, instruction: str) -> np.ndarray:
         """Text tokens int32 (n,) before the image. Raises ValueError for more than text_length."""
-        text = np.concatenate([[self.tokenizer.bos], self.tokenizer.ids(instruction)])
-        return self._checked(text, instruction)
-
-    def _checked(self, text: np.ndarray, instruction: str) -> np.ndarray:
+        text = self.any_text(instruction)
         if len(text) > self.text_length:
             raise ValueError(
                 f"the instruction needs {len(text)} tokens, more than "
                 f"model.text_length={self.text_length}: {instruction!r}"
             )
         return text
+
+    def any_text(self, instruction: str) -> np.ndarray:
+        """As `text`, however many."""
+        return np.concatenate([[self.tokenizer.bos], self.tokenizer.ids(instruction)])
 
     def _image(self, image_ids: np.ndarray | None) -> np.ndarray:
         shape = (self.num_images, self.tokens_per_image)
@@ -170,10 +171,10 @@ class LegacyLayout(Layout):
         closed = [(vision_closing, TEXT), (self.opening, TEXT)]
         return _join([(text, TEXT), (image, IMAGE), *closed])
 
-    def text(self, instruction: str) -> np.ndarray:
+    def any_text(self, instruction: str) -> np.ndarray:
         ids = self.tokenizer.ids(LEGACY_PROMPT.format(instruction=instruction))
         bos, opening = self.tokenizer.bos, self._tags("vision")[0]
-        return self._checked(np.concatenate([[bos, bos], ids, opening]), instruction)
+        return np.concatenate([[bos, bos], ids, opening])
 
     _only_predicted = 0  # after the targets comes their closing tag
 

@@ -29,6 +29,7 @@ MAY_CHANGE = (
     "data.num_threads",
     "data.prefetch_batches",
     "data.max_bad_fraction",
+    "data.unusable_episodes",  # the fingerprint of the data tells where it matters
 )
 
 

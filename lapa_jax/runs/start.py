@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines import loader as loaders
+from data_pipelines.loader.mixture import Mixture
 from data_pipelines.storage import places
 from lapa_jax import settings, stages
 from lapa_jax.nn import lora, surgery
@@ -26,6 +27,7 @@ from lapa_jax.runs.attempt import Attempt
 from lapa_jax.runs.loaded import Model, averages, digest, load, newest_meta, open_checkpoints
 from lapa_jax.runs.program import Program
 from lapa_jax.runs.sources import OfCorpora
+from lapa_jax.runs.usable import usable
 from lapa_jax.stages.stage import frozen_source, with_borrowed
 from lapa_jax.training import checkpoint
 from lapa_jax.training import state as states
@@ -68,17 +70,8 @@ def open_run(config: ConfigDict, workdir: str | Path) -> Opened:
     mesh = make_mesh(config.mesh)
     host, num_hosts = sharding.loader_shard(mesh)
     stage_class = stages.get(config.stage)
-    loader = distributed.together(
-        lambda: loaders.Loader(
-            config.data,
-            fields=stage_class.fields_of(config),
-            global_batch=config.global_batch,
-            seed=config.seed,
-            host=host,
-            num_hosts=num_hosts,
-            prepare=lambda batch: stage.prepare(batch),
-        )
-    )
+    fields = stage_class.fields_of(config)
+    mixture = distributed.together(lambda: loaders.open_mixture(config.data, fields))
     source = find(config.init_from) if config.init_from else None
     if saved is not None:
         assets = saved["assets"]
@@ -86,10 +79,32 @@ def open_run(config: ConfigDict, workdir: str | Path) -> Opened:
     else:
         inherited = source.assets if source else {}
         assets = _sent_by_first(
-            lambda: stage_class.make_assets(config, OfCorpora(loader.mixture, inherited))
+            lambda: stage_class.make_assets(config, OfCorpora(mixture, inherited))
         )
     stage = stages.build(config, assets)
+    loader = distributed.together(
+        lambda: loaders.Loader(
+            config.data,
+            fields=fields,
+            global_batch=config.global_batch,
+            seed=config.seed,
+            host=host,
+            num_hosts=num_hosts,
+            prepare=stage.prepare,
+            mixture=usable(mixture, stage),
+        )
+    )
     return Opened(config, workdir, mesh, loader, stage, assets, source, saved is not None)
+
+
+def stage_for(config: ConfigDict, mixture: Mixture, workdir: str | None = None) -> stages.Stage:
+    """The stage of the run in `workdir`, or the one that a new run of this config would have."""
+    saved = newest_meta(places.directory(workdir)) if workdir else None
+    if saved is not None:
+        return stages.build(config, saved["assets"])
+    inherited = find(config.init_from).assets if config.init_from else {}
+    made = stages.get(config.stage).make_assets(config, OfCorpora(mixture, inherited))
+    return stages.build(config, made)
 
 
 def _sent_by_first(make: Callable[[], dict[str, bytes]]) -> dict[str, bytes]:

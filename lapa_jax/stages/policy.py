@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from ml_collections import ConfigDict
 
 from data_pipelines.rlds.schema import images_per_example
@@ -30,7 +31,16 @@ from lapa_jax.policy.modality import MODALITIES
 from lapa_jax.policy.text import TextTokenizer, train
 from lapa_jax.policy.vla import VLA, VLAConfig
 from lapa_jax.stages import augmentation
-from lapa_jax.stages.stage import Assets, Batch, Metrics, Params, Sources, Stage, Variables
+from lapa_jax.stages.stage import (
+    Assets,
+    Batch,
+    Metrics,
+    Params,
+    Sources,
+    Stage,
+    Unusable,
+    Variables,
+)
 
 TOKENIZER = "tokenizer.model"
 
@@ -156,6 +166,31 @@ class PolicyStage(Stage):
             except OSError as error:
                 raise ValueError(f"model.tokenizer={path!r} cannot be read: {error}") from error
         return train(sources.instructions(), config.model.text_vocab)
+
+    def unusable(self, instructions: Sequence[str]) -> Unusable:
+        k, layout = self.examples_per_row, self.layout
+        needed = np.array([len(layout.any_text(text)) for text in instructions], int)
+        longest = int(needed.max(initial=0))
+        limit, others = layout.text_length, layout.example_length - layout.text_length
+        key, why = "model.text_length", f"more than model.text_length={limit} tokens"
+        room = self.row_length // k - others  # of each example, if all are as long
+        if k == 1 and room < limit:
+            key, limit = "model.sequence_length", room
+            why = f"more than the {room} tokens that {key}={self.row_length} leaves to it"
+        elif room < min(limit, longest):
+            logging.warning(
+                "model.sequence_length=%d leaves each of %d examples %d tokens of text; the "
+                "longest instruction has %d: rows of long ones would stop the run",
+                *(self.row_length, k, room, longest),
+            )
+        why = f"have an instruction of {why} (the longest has {longest})"
+        return Unusable(needed > limit, why, f"Raise {key}")
+
+    def check(self, batch: dict[str, np.ndarray]) -> None:
+        for head in self.heads:
+            head.rows(batch)
+        for ids in () if self.from_pixels else batch["image_tokens"]:
+            self.layout.prompt("", ids)
 
     def prepare(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         k, found = self.examples_per_row, [head.rows(batch) for head in self.heads]

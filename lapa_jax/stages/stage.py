@@ -1,7 +1,7 @@
 """What a training task is: the protocol that the loop, the evaluator and the labeller know."""
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -52,6 +52,15 @@ def with_borrowed(
     return unflatten(flat | {branch + path: leaf for path, leaf in flatten(theirs).items()})
 
 
+class Unusable(NamedTuple):
+    """Of things that are checked before training: which are not usable, what is said of the
+    episodes that have them, and what to do."""
+
+    which: np.ndarray  # bool (n,)
+    why: str
+    remedy: str
+
+
 class Stage(Protocol):
     """A stage is built from (config, assets) and holds no arrays; its methods are pure. Methods
     with a body are what most stages do.
@@ -82,6 +91,13 @@ class Stage(Protocol):
         """The assets of a new run, from the run it starts from and from its data."""
         del config, sources
         return {}
+
+    def unusable(self, instructions: Sequence[str]) -> Unusable:
+        """Which instructions `prepare` would refuse."""
+        return Unusable(np.zeros(len(instructions), bool), "", "")
+
+    def check(self, batch: dict[str, np.ndarray]) -> None:
+        """Raises ValueError for loader columns, but frames, that `prepare` would refuse."""
 
     def prepare(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Loader columns → the device batch; NumPy, on the host."""

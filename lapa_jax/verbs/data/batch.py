@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from data_pipelines.loader import Loader
+from data_pipelines.loader import Loader, open_mixture
 from lapa_jax import config as configs
 from lapa_jax import settings, stages
 from lapa_jax.report.corpus import contact_sheet
+from lapa_jax.runs.start import stage_for
+from lapa_jax.runs.usable import usable
 from lapa_jax.verbs import data, text
 
 
@@ -36,7 +38,10 @@ def main(argv: list[str]) -> int:
             f"config.global_batch={config.global_batch} is not a multiple of --hosts {args.hosts}"
         )
     per_host = config.global_batch // args.hosts
-    with Loader(config.data, host=host, num_hosts=hosts, **shared) as loader:
+    mixture = open_mixture(config.data, fields)
+    if config.data.unusable_episodes == "leave_out":
+        mixture = usable(mixture, stage_for(config, mixture, args.workdir))
+    with Loader(config.data, host=host, num_hosts=hosts, mixture=mixture, **shared) as loader:
         values = loader.batch(args.step)
         records = loader.describe(args.step)
         fingerprint = loader.fingerprint(args.step)
