@@ -318,6 +318,8 @@ def convert_picture(
             raise VideoError(f"undecodable: {error}") from error
         frame = av.VideoFrame.from_ndarray(image, format="rgb24")
     elif kind == "png":
+        if data[24:26] == b"\x10\0":
+            raise VideoError("grey of 16 bits, as distances have: no picture of 8 bits")
         frame = _decode_png(data)
     else:
         start = data[:4].hex(" ") or "nothing"

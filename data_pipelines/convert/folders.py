@@ -67,7 +67,9 @@ def _sort(source: Path, folder: Path, names: list[str], found: Found) -> None:
     for name in names:
         path = folder / name
         ending = path.suffix.lower()
-        if ending in decode.EXTENSIONS:
+        if name.startswith("._"):
+            _pass_over(found, "attributes that macOS wrote", path, source)
+        elif ending in decode.EXTENSIONS:
             found.videos.append(path.relative_to(source).as_posix())
         elif path.is_symlink() and not path.exists():
             _pass_over(found, "links to nothing", path, source)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -62,7 +61,7 @@ def read_info(root: Path) -> dict[str, Any]:
     path = root / "meta" / "info.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: {root} is not a LeRobot data set")
-    info = json.loads(path.read_text(encoding="utf-8"))
+    info = reading.json_object(path, 1, path.read_bytes())
     missing = [k for k in ("codebase_version", "fps", "features", "data_path") if k not in info]
     if missing:
         raise ValueError(f"{path} lacks {missing}")
@@ -71,7 +70,8 @@ def read_info(root: Path) -> dict[str, Any]:
             f"{path}: codebase_version is {info['codebase_version']!r}, known are {VERSIONS}; "
             "convert the data set with the `lerobot` package first"
         )
-    return info
+    told = {name: {"dtype": "?", "shape": [], **one} for name, one in info["features"].items()}
+    return info | {"features": told}
 
 
 def is_camera(feature: dict) -> bool:
@@ -104,7 +104,7 @@ def find_fields(root: Path, info: dict[str, Any], options: Any) -> Fields:
             name = find(flag, path)
             if not _is_number(features[name]):
                 raise fail(flag, path, "does not hold numbers ('' for none)")
-            if stop and stop > sizes.setdefault(name, math.prod(features[name]["shape"])):
+            if stop and stop > sizes[name]:
                 raise fail(flag, path, f"has no {stop} numbers")
             found.append(selection.Part(name, stop))
         return tuple(found)
@@ -137,7 +137,7 @@ def find_fields(root: Path, info: dict[str, Any], options: Any) -> Fields:
 
 
 def _shape(feature: dict) -> str:
-    return f"[{','.join(map(str, feature['shape']))}]" if feature.get("shape") else ""
+    return f"[{','.join(map(str, feature['shape']))}]" if feature["shape"] else ""
 
 
 def _is_number(feature: dict) -> bool:

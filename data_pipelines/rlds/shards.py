@@ -12,7 +12,9 @@ from data_pipelines.storage import Location
 
 _EDGE_BYTES = 2**16
 # What TFDS writes one after the other does not say how many there are.
-_SHARD = re.compile(r"(?P<name>.+)-(?P<split>[^-]+)\.tfrecord-(?P<i>\d{5,})(-of-(?P<n>\d{5,}))?")
+_SHARD = re.compile(
+    r"(?P<name>[^.].*)-(?P<split>[^-]+)\.tfrecord-(?P<i>\d{5,})(-of-(?P<n>\d{5,}))?"
+)
 
 
 def find_shards(directory: str | os.PathLike, split: str) -> list[Location]:

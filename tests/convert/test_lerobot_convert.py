@@ -196,6 +196,7 @@ PICTURES = [rlds_files.jpeg(step, 16, 16) for step in range(ROWS)]
 OF_COLUMNS = {
     "image": (("image", 16, 16, 3), [{"bytes": one, "path": "a.png"} for one in PICTURES]),
     "wrist": (("image", 16, 16, 3), PICTURES[::-1]),
+    "depth": (("image", 16, 16, 1), [b"\x89PNG\r\n\x1a\n" + bytes(16) + b"\x10\0"] * ROWS),
     "elsewhere": (("image", 16, 16, 3), [{"bytes": None, "path": "a.png"}] * ROWS),
     "action.arm": (("float64", 2), [[step / 2, 0.1] for step in range(ROWS)]),
     "action.grip": (("int64", 1), [step % 2 for step in range(ROWS)]),
@@ -268,6 +269,7 @@ def test_texts_and_cameras_of_columns(tmp_path):
     ("changes", "told"),
     [
         (dict(camera="elsewhere"), "elsewhere of step 0 is only a path, 'a.png'"),
+        (dict(camera="depth"), "depth of step 0: grey of 16 bits, as distances have"),
         (dict(tasks=False), "set/meta/tasks.parquet is missing"),
     ],
 )

@@ -122,6 +122,7 @@ def test_linked_folders_are_read_once_and_the_rest_is_counted(folder, tmp_path):
     (root / "gone").symlink_to(tmp_path / "nowhere")
     (root / "notes.TXT").write_text("")
     (root / "README").write_text("")
+    (root / "z" / "._real.mp4").write_bytes(b"\0")
     report = convert(root, tmp_path / "out")
     assert list(episodes(tmp_path / "out")) == ["more/b.mp4", "more/deep/c.mkv", "z/real.mp4"]
     assert {kind: names for kind, names in report.passed_over.items() if names} == {
@@ -133,6 +134,7 @@ def test_linked_folders_are_read_once_and_the_rest_is_counted(folder, tmp_path):
             "more/up/v",
         ],
         "links to nothing": ["gone"],
+        "attributes that macOS wrote": ["z/._real.mp4"],
         "files ending in .txt": ["notes.TXT"],
         "files": ["README"],
     }

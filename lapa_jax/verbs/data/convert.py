@@ -57,8 +57,9 @@ def export(options: to_lapa_jsonl.Options) -> to_lapa_jsonl.Report:
 # source → (its module, what converts it, what it is, its examples)
 SOURCES = {
     "video": (
-        *(video, video.convert_videos, "a folder tree of video files"),
-        "clips --out data/clips --fps 10 --size 64 --captions captions.csv",
+        *(video, video.convert_videos, "a folder tree of videos or pictures"),
+        "clips --out data/clips --fps 10 --size 64 --captions captions.csv\n"
+        "  lapa data convert video clips --out data/clips --cameras front,wrist",
     ),
     "ssv2": (
         *(ssv2, ssv2.convert_ssv2, "Something-Something V2"),
@@ -66,7 +67,8 @@ SOURCES = {
     ),
     "lerobot": (
         *(lerobot, lerobot.convert_lerobot, "a LeRobot data set, v2.0, v2.1 or v3.0"),
-        "aloha_sim --out data/aloha --camera observation.images.top --size 256",
+        "aloha_sim --out data/aloha --camera observation.images.top --size 256\n"
+        "  lapa data convert lerobot play --out data/play --action_key ''",
     ),
     "tfds": (
         *(rlds, rlds.convert_rlds, "any RLDS data set, such as those of Open X-Embodiment"),

@@ -17,9 +17,10 @@ class Corpus:
 
     directory: corpus directory
     split: only this split (default: all)
-    action_key: below steps/; several joined by commas
-    instruction_key: below steps/ (defaults of all keys: those of the data set where it is one of
-        Open X-Embodiment, else image, action, language_instruction)
+    action_key: path of a field below steps/, or several joined by commas; '' for none
+    instruction_key: path of a text below steps/ or episode_metadata/, or several, of which the
+        first that is not blank counts; '' for none (defaults of all keys: those of the data set
+        where it is one of Open X-Embodiment, else image, action, language_instruction)
     sidecar_dir: where index and label sets lie, if elsewhere
     """
 

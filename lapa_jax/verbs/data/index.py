@@ -16,7 +16,8 @@ from lapa_jax.verbs.data.corpus import Corpus
 class Options(Corpus):
     """Of `lapa data index`.
 
-    image_key: observation (default: image)
+    image_key: camera, below steps/observation/ or steps/; observation where that is the image
+        (default: image)
     fps: of episodes whose metadata do not tell it, 0: unknown (default: that of the data set where
         it is known)
     sidecar_dir: where to write (default: in the corpus directory)
@@ -54,6 +55,9 @@ def main(argv: list[str]) -> int:
         )
         found = load_index(directory, split=split, **keys)
         actions = "none" if found.actions is None else f"{found.actions.shape[1]} dimensions"
+        parts = [key for key in found.keys if key.startswith("steps/action/")]
+        if actions == "none" and parts:
+            actions += f" (there are {', '.join(parts)}: --action_key)"
         text.show(
             f"{split}: {found.num_episodes} episodes, {found.num_frames} frames, images "
             f"{found.image_size}, actions {actions}, {len(found.instructions)} instructions -> "
