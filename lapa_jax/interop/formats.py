@@ -31,6 +31,7 @@ class Way(NamedTuple):
     what: str
     call: Callable[..., Any]
     options: type = NoOptions  # a dataclass of its flags
+    one_file: bool = False  # what is written, beside what was compared
 
 
 class Format(NamedTuple):
@@ -56,7 +57,7 @@ FORMATS = {
     ),
     "laq_pt": Format(
         Way("the original's quantizer", laq_pt.read, laq_pt.Options),
-        Way("the original's quantizer, a state dict", laq_pt.write),
+        Way("the original's quantizer, a state dict", laq_pt.write, one_file=True),
     ),
     "laq_torch": Format(
         Way("a quantizer, from lapa export --format laq_torch", laq_torch.read),

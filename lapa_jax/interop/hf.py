@@ -5,6 +5,7 @@ after it. lapa_run.json is the config of the run: the way back needs no other.
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lapa_jax.interop import (
     torch_code,
     torch_tokenizer,
 )
+from lapa_jax.interop.cards import model_card
 from lapa_jax.interop.hf_check import IMAGE_TOKENIZER
 from lapa_jax.interop.imported import Imported, exported, rebuilt, run_config
 from lapa_jax.interop.mapping import Rule, float_dtype, linear, norm, to_theirs, unwrapped
@@ -72,7 +74,8 @@ def write(run: Model, out: Path, options: Options) -> int:
         beside = tokenizer_rules(tokenizer.config, "encoder")
         tensors |= to_theirs({}, beside, {}, {"encoder": tokenizer.weights})
     count, inputs = len(tensors), hf_check.Inputs(run, tokenizer)
-    with staged.staged(out, run) as (directory, parity):
+    card = functools.partial(model_card, run, config, dtype, usage(stage), library="transformers")
+    with staged.staged(out, run, card) as (directory, parity):
         safetensors_files.write(directory, tensors)
         del tensors
         marks = {key: theirs[key] for key in ("bos_token_id", "eos_token_id")}
@@ -137,6 +140,27 @@ def tokenizer_rules(config: ImageTokenizerConfig, ours: str) -> list[Rule]:
         pattern = "o i h w -> h w i o" if leaf == "kernel" else ""
         found.append(Rule(".".join([IMAGE_TOKENIZER, *parents, name]), f"{ours}/{path}", pattern))
     return found
+
+
+def usage(stage: PolicyStage) -> str:
+    """Of the model card."""
+    predict = f"predict_{stage.head.modality}"
+    rows, columns = stage.config.data.image_size
+    return f"""With PyTorch, sentencepiece and transformers 4.46 or later (such directories were
+loaded, used and saved again in 4.46.3, 4.53.2, 4.57.1, 5.0.0 and 5.24.0; before 4.53 a policy with
+an image tokenizer loads in float32 alone). `trust_remote_code` runs modeling_lapa.py of this
+directory: read it first.
+
+```python
+from transformers import AutoModel
+
+policy = AutoModel.from_pretrained("DIR", trust_remote_code=True)    # or ORG/NAME
+policy.{predict}(image, "{hf_check.INSTRUCTIONS[0]}")    # uint8 ({rows}, {columns}, 3)
+```
+
+Images must be resized as those of its training were. `save_pretrained` and `push_to_hub` write all
+that it needs. `lapa import --format hf --source DIR --out RUN` makes it a run again; DIR may be
+hf://ORG/NAME."""
 
 
 def _sizes(stage: PolicyStage) -> dict[str, int]:

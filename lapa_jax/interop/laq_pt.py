@@ -80,7 +80,7 @@ def write(run: Model, out: Path, options: Any) -> int:
     torch_code.require_torch(torch_code.CHECKING)
     model, params = run.stage.model_config, jax.tree.map(np.asarray, run.params)
     tensors = to_tensors(model, params)
-    with staged(out, run, one_file=True) as (directory, parity):
+    with staged(out, run, None) as (directory, parity):
         path = directory / out.name
         save_file(path, tensors)
         found = tensor_files.tensors(path)

@@ -6,6 +6,7 @@ config of the run.
 """
 
 import dataclasses
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 
 from lapa_jax import stages
 from lapa_jax.interop import safetensors_files, tensor_files, torch_code
+from lapa_jax.interop.cards import model_card
 from lapa_jax.interop.imported import Imported, exported, run_config
 from lapa_jax.interop.mapping import Rule, functional, to_theirs
 from lapa_jax.interop.parity import LIMIT, Parity, clearly_different, difference, real_examples
@@ -28,6 +30,18 @@ from lapa_jax.stages.quantizer import QuantizerStage
 
 PAIRS = 4  # random ones, and as many real ones, are compared
 MODELING = "modeling_laq.py"
+USAGE = """With PyTorch, NumPy and safetensors; DIR is this directory:
+
+```python
+import sys; sys.path.append("DIR")
+from modeling_laq import load
+
+quantizer = load("DIR")
+z = quantizer.encode(first, last)      # frames (B, H, W, 3), uint8 or float in [0, 1]
+frames = quantizer.decode(first, z)
+```
+
+`lapa import --format laq_torch --source DIR --out RUN` makes it a run again; DIR may be hf://ORG/NAME."""
 
 _TRAINING = re.compile(r"(objective|health)/|bottleneck/(?!(codebook|into/kernel|out/kernel)$)")
 # The end of our path → theirs, and the rearrangement. The first that fits counts.
@@ -62,7 +76,8 @@ def write(run: Model, out: Path, options: Options) -> int:
     model = run.stage.model_config
     tensors = to_theirs(run.params, rules(model), sizes(model), run.variables, dtype)
     count = len(tensors)
-    with staged(out, run) as (directory, parity):
+    card = functools.partial(model_card, run, config, dtype, USAGE)
+    with staged(out, run, card) as (directory, parity):
         safetensors_files.write(directory, tensors)
         documents = {"config.json": torch_config(model), torch_code.RUN_CONFIG: config}
         torch_code.write(directory, documents, [MODELING])

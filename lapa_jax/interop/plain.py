@@ -3,10 +3,12 @@
 Tensors are called params/PATH and variables/PATH, as in checkpoints.
 """
 
+import functools
 from pathlib import Path
 
 from lapa_jax import stages
 from lapa_jax.interop import safetensors_files, tensor_files
+from lapa_jax.interop.cards import model_card
 from lapa_jax.interop.imported import Imported, exported, rebuilt, run_config
 from lapa_jax.interop.mapping import Rule, to_theirs
 from lapa_jax.interop.parity import differing
@@ -15,6 +17,9 @@ from lapa_jax.nn.module import flatten
 from lapa_jax.runs.loaded import Model
 from lapa_jax.runs.run import write_json
 
+USAGE = """`lapa import --format safetensors --source DIR --out RUN` makes it a run, that every
+other verb reads; DIR may be hf://ORG/NAME. Other programs find arrays called params/PATH and
+variables/PATH in the .safetensors files, and the settings in config.json."""
 CONFIG, ASSETS = "config.json", "assets"
 
 
@@ -28,7 +33,8 @@ def write(run: Model, out: Path, options: Options) -> int:
     """`lapa export --format safetensors`: every bit is compared."""
     config, dtype = exported_config(run, options.precision)
     tensors = to_theirs(run.params, rules(run.stage), {}, run.variables, dtype)
-    with staged(out, run) as (directory, parity):
+    card = functools.partial(model_card, run, config, dtype, USAGE)
+    with staged(out, run, card) as (directory, parity):
         safetensors_files.write(directory, tensors)
         write_json(directory / CONFIG, config)
         for name, data in run.assets.items():

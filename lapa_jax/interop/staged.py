@@ -83,11 +83,13 @@ def _round(tree: dict[str, Any], dtype: np.dtype) -> None:
 
 
 @contextlib.contextmanager
-def staged(out: Path, run: Model, one_file: bool = False) -> Iterator[tuple[Path, Parity]]:
+def staged(
+    out: Path, run: Model, card: Callable[[Parity], str] | None
+) -> Iterator[tuple[Path, Parity]]:
     """(a directory, the checks to make of it). It gets the name `out` if all went well and the
-    checks passed; else it is removed, or, for those who want to look, renamed to OUT.failed. With
-    `one_file` the file in it that is called like `out` gets that name, and parity.json one beside
-    it."""
+    checks passed; else it is removed, or, for those who want to look, renamed to OUT.failed. `card`
+    gives its README.md; without one the file in it that is called like `out` gets that name, and
+    parity.json one beside it."""
     failed, parity = out.with_name(f"{out.name}.failed"), Parity()
     if failed.exists():
         shutil.rmtree(failed)
@@ -105,8 +107,9 @@ def staged(out: Path, run: Model, one_file: bool = False) -> Iterator[tuple[Path
                 f"what was written does not do what the run does, and is kept as {failed}: "
                 f"{parity.failures()}"
             )
-        if one_file:
+        if card is None:
             os.replace(folder / PARITY, out.with_name(f"{out.name}.{PARITY}"))
             os.replace(folder / out.name, out)
         else:
+            (folder / "README.md").write_text(card(parity))
             os.replace(folder, out)

@@ -7,6 +7,7 @@ training starts from it through `init_from`.
 import sys
 from pathlib import Path
 
+from lapa_jax.interop import hub
 from lapa_jax.interop.formats import FORMATS
 from lapa_jax.interop.imported import write_run
 from lapa_jax.nn.module import flatten
@@ -25,14 +26,21 @@ def main(argv: list[str]) -> int:
     parser = flags.parser("lapa import", __doc__, EXAMPLE)
     choices = {name: (way.what, way.options) for name, way in WAYS.items()}
     flags.add_choice(parser, "format", choices)
-    parser.add_argument("--source", required=True, help="the file or directory to read")
+    parser.add_argument(
+        "--source",
+        required=True,
+        help="the file or directory to read, or hf://ORG/NAME[@REVISION][/PATH] on the hub",
+    )
     parser.add_argument("--out", required=True, help="a new run directory")
     args = parser.parse_args(argv)
     options = flags.read_choice(args, "format", choices)
     out = Path(args.out)
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"--out {out} is not empty: imports go to a new directory")
-    found = WAYS[args.format].call(Path(args.source), options)
+    source = Path(args.source)
+    if args.source.startswith(hub.PREFIX):
+        source = hub.pull(hub.parse(args.source))
+    found = WAYS[args.format].call(source, options)
     write_run(out, found, source=args.source, source_format=args.format)
     flat = flatten(found.params)
     count = sum(x.size for x in flat.values())

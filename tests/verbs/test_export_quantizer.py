@@ -110,6 +110,7 @@ def test_a_quantizer_in_torch(bottleneck, objective, tiny_data, tmp_path):
     names = {path.name for path in (tmp_path / "laq").iterdir()}
     assert names == {
         "model.safetensors", "config.json", "lapa_run.json", "modeling_laq.py", "parity.json",
+        "README.md",
     }  # fmt: skip
 
 

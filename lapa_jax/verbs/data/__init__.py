@@ -43,6 +43,14 @@ _TOLD = {
         "the examples of any training step, as text, JSON or a picture",
         "lapa data batch --workdir runs/quantizer --step 5 --png batch.png",
     ),
+    "push": (
+        "a corpus to the Hugging Face hub, with a card",
+        "lapa data push data/tabletop/robot ORG/robot",
+    ),
+    "pull": (
+        "a corpus from the hub",
+        "lapa data pull ORG/robot --out data/robot",
+    ),
     "bench": (
         "how fast the loader is, beside its decoders alone and the pipelines of others",
         "lapa data bench --workdir runs/data_bench",
