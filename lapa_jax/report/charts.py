@@ -14,8 +14,8 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Ellipse
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.patches import Ellipse, Rectangle
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from lapa_jax.report.picture import (
     GRID,
@@ -31,6 +31,8 @@ from lapa_jax.report.picture import (
 
 # Matplotlib knows no CSS variables: these stand in for them until the SVG is text.
 _INK, _MUTED, _GRID = "#010203", "#040506", "#070809"
+BEST = "#d1495b"  # outlines what is best
+PAGE = 1130  # px: the width of a page
 _STAND_INS = {_INK: INK, _MUTED: MUTED, _GRID: GRID}
 
 
@@ -296,30 +298,120 @@ def _distinct(rows: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
     return list(dict.fromkeys(row[key] for row in rows))
 
 
-def heat_map(rows: Sequence[Mapping[str, Any]], down: str, across: str, measure: str) -> Picture:
-    """`measure` of every row as a cell at (row[down], row[across]), with its number.
+def is_logarithmic(values: Sequence[Any]) -> bool:
+    """Whether values are spread so that a log scale shows them: positive, over a factor of 8."""
+    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+    return len(numbers) == len(values) > 1 and min(numbers) > 0 and max(numbers) >= 8 * min(numbers)
 
-    A missing combination, or one without the measure, stays empty.
+
+def _panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """`count` panels of this size, as many side by side as a page is wide."""
+    columns = min(count, max(1, int(PAGE // width)))
+    rows = -(-count // columns)
+    width = min(PAGE / columns, 1.4 * width) if rows > 1 else width
+    figure = _figure(columns * width, rows * height)
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in grid[count:]:
+        axes.set_visible(False)
+    return figure, grid[:count]
+
+
+def heat_maps(
+    rows: Sequence[Mapping[str, Any]],
+    down: str,
+    across: str,
+    best: Mapping[str, Mapping[str, Any] | None],
+) -> Picture:
+    """A panel for each measure: every row is a cell at (row[down], row[across]) with its number.
+    best: measure → the row that is outlined, or None.
+
+    A missing combination, or one without the measure, stays empty. Colours are on a log scale where
+    the values are (`is_logarithmic`).
     """
     ys, xs = (_distinct(rows, key) for key in (down, across))
-    values = np.full((len(ys), len(xs)), np.nan)
-    for row in rows:
-        if row[measure] is not None:
-            values[ys.index(row[down]), xs.index(row[across])] = row[measure]
-    if not np.isfinite(values).any():
-        raise ValueError(f"no row has a {measure}")
-    figure, axes = _one_panel(150 + 62 * len(xs), 110 + 34 * len(ys))
-    low, high = np.nanmin(values), np.nanmax(values)
-    axes.imshow(values, cmap="viridis", aspect="auto", vmin=low, vmax=high)
-    for i, j in np.argwhere(np.isfinite(values)):
-        bright = values[i, j] > low + 0.6 * (high - low)
-        ink = "black" if bright else "white"
-        axes.text(j, i, f"{values[i, j]:.3g}", ha="center", va="center", fontsize=9, color=ink)
-    axes.set_xticks(range(len(xs)), [str(x) for x in xs])
-    axes.set_yticks(range(len(ys)), [str(y) for y in ys])
-    _dress(axes, x=_plain(across), y=_plain(down), title=_plain(measure), grid="")
-    said = "; ".join(
-        f"{down} {ys[i]}, {across} {xs[j]}: {values[i, j]:.3g}"
-        for i, j in np.argwhere(np.isfinite(values))
-    )
-    return _picture(figure, f"Heat map of {measure}. {said}.")
+    figure, panels = _panels(len(best), 130 + 58 * len(xs), 100 + 34 * len(ys))
+    said = []
+    for axes, (measure, first) in zip(panels, best.items(), strict=True):
+        values = np.full((len(ys), len(xs)), np.nan)
+        for row in rows:
+            if row[measure] is not None:
+                values[ys.index(row[down]), xs.index(row[across])] = row[measure]
+        known = values[np.isfinite(values)].tolist()
+        if not known:
+            raise ValueError(f"no row has a {measure}")
+        scaled = np.log(values) if is_logarithmic(known) else values
+        low, high = np.nanmin(scaled), np.nanmax(scaled)
+        axes.imshow(scaled, cmap="viridis", aspect="auto", vmin=low, vmax=high)
+        for i, j in np.argwhere(np.isfinite(values)):
+            bright = scaled[i, j] > low + 0.6 * (high - low)
+            ink = "black" if bright else "white"
+            axes.text(j, i, f"{values[i, j]:.3g}", ha="center", va="center", fontsize=9, color=ink)
+        told = [
+            f"{_short(down)} {ys[i]}, {_short(across)} {xs[j]}: {values[i, j]:.3g}"
+            for i, j in np.argwhere(np.isfinite(values))
+        ]
+        if first is not None:
+            i, j = ys.index(first[down]), xs.index(first[across])
+            place = (j - 0.46, i - 0.46)
+            axes.add_patch(Rectangle(place, 0.92, 0.92, fill=False, edgecolor=BEST, linewidth=2.5))
+            told.append(f"best {_short(down)} {ys[i]}, {_short(across)} {xs[j]}")
+        axes.set_xticks(range(len(xs)), [str(x) for x in xs])
+        axes.set_yticks(range(len(ys)), [str(y) for y in ys])
+        _dress(axes, x=_short(across), y=_short(down), title=measure, grid="")
+        said.append(f"Heat map of {measure}. {'; '.join(told)}.")
+    return _picture(figure, " ".join(said))
+
+
+def measure_curves(
+    rows: Sequence[Mapping[str, Any]], key: str, best: Mapping[str, Mapping[str, Any] | None]
+) -> Picture:
+    """A panel for each measure over row[key], with its interval where there is one (MEASURE_low,
+    MEASURE_high). best: measure → the row that is marked, or None.
+
+    Either axis is on a log scale where its values are (`is_logarithmic`); what is no number is told
+    in the order of the rows.
+    """
+    figure, panels = _panels(len(best), 360, 250)
+    every = _distinct(rows, key)
+    numeric = all(isinstance(x, int | float) and not isinstance(x, bool) for x in every)
+    said = []
+    for axes, (measure, first) in zip(panels, best.items(), strict=True):
+        shown = [row for row in rows if row[measure] is not None]
+        if not shown:
+            raise ValueError(f"no row has a {measure}")
+        at = [row[key] if numeric else every.index(row[key]) for row in shown]
+        values = np.array([row[measure] for row in shown], float)
+        ends = [
+            np.abs([(row.get(f"{measure}_{end}") or row[measure]) - row[measure] for row in shown])
+            for end in ("low", "high")
+        ]
+        style = dict(color=SERIES[0], ecolor=_MUTED, linewidth=1.8, marker="o", capsize=3)
+        order = np.argsort(at)
+        axes.errorbar(
+            np.array(at)[order], values[order], np.array(ends)[:, order], elinewidth=1, **style
+        )
+        if first is not None:
+            where = first[key] if numeric else every.index(first[key])
+            axes.plot(where, first[measure], "*", color=BEST, markersize=15, zorder=3)
+        if numeric and is_logarithmic(every):
+            axes.set_xscale("log")
+        if is_logarithmic(values.tolist()):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_xticks(every if numeric else range(len(every)), [_label(x) for x in every])
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.xaxis.set_minor_locator(NullLocator())
+        _dress(axes, x=_short(key), title=measure)
+        told = "; ".join(f"{_label(row[key])}: {row[measure]:.3g}" for row in shown)
+        top = "" if first is None else f" Best at {_label(first[key])}."
+        said.append(f"{measure} over {_short(key)}. {told}.{top}")
+    return _picture(figure, " ".join(said))
+
+
+def _short(key: str) -> str:
+    """A config key without the places that it lies in."""
+    return key.rsplit(".", 1)[-1]
+
+
+def _label(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -2,9 +2,11 @@
 
 from lapa_jax.report.charts import code_meaning as code_meaning
 from lapa_jax.report.charts import code_usage as code_usage
-from lapa_jax.report.charts import heat_map as heat_map
+from lapa_jax.report.charts import heat_maps as heat_maps
+from lapa_jax.report.charts import is_logarithmic as is_logarithmic
 from lapa_jax.report.charts import label_curves as label_curves
 from lapa_jax.report.charts import loss_curves as loss_curves
+from lapa_jax.report.charts import measure_curves as measure_curves
 from lapa_jax.report.charts import success_chart as success_chart
 from lapa_jax.report.frames import Strip as Strip
 from lapa_jax.report.frames import atlas as atlas

@@ -172,7 +172,15 @@ def charts():
         for f in ("reach", ATTACK)
         for a in ("scratch", "latent")
     ]
+    grid = [
+        {"model.size": size, "seed": seed, "bits": size / (1 + seed), ATTACK: None if seed else 0.5}
+        for size in (4, 8, 64)
+        for seed in (0, 1)
+    ]
+    line, best = grid[::2], {"bits": grid[4], ATTACK: None}
     return {
+        "heat": lambda: figures.heat_maps(grid, "model.size", "seed", best),
+        "curves": lambda: figures.measure_curves(line, "model.size", best),
         "loss": lambda: figures.loss_curves({ATTACK: rows, "b": rows}, log=True, smooth=5),
         "usage": lambda: figures.code_usage([[5, 3, 0, 1], [1, 1, 1, 1]]),
         "success": lambda: figures.success_chart(success),
@@ -181,7 +189,7 @@ def charts():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["loss", "usage", "success", "meaning"])
+@pytest.mark.parametrize("name", ["heat", "curves", "loss", "usage", "success", "meaning"])
 def test_charts_are_deterministic_offline_svg_of_the_stated_size(name):
     make = charts()[name]
     picture = make()
@@ -193,6 +201,13 @@ def test_charts_are_deterministic_offline_svg_of_the_stated_size(name):
     body = data(picture)[1].decode()
     assert "var(--ink)" in body and "#010203" not in body, "inks must follow light and dark"
     assert "pyplot" not in body
+
+
+def test_scales_are_logarithmic_where_values_are():
+    for values in ([4, 8, 64], [1e-4, 1e-2], [1, 8]):
+        assert figures.is_logarithmic(values)
+    for values in ([4, 8], [0, 8], [-1, 8], [True, 8], ["a", "b"], [3]):
+        assert not figures.is_logarithmic(values)
 
 
 def test_loss_curves_name_a_missing_metric():
