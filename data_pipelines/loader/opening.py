@@ -19,8 +19,6 @@ from data_pipelines.loader.settings import CorpusSettings, DataSettings
 from data_pipelines.loader.steps import fps_of, steps_between, window_steps
 from data_pipelines.loader.unusable import judge
 
-_FRACTION_SALT = 0x66726163
-
 
 class Filter(NamedTuple):
     """At which rows an example may stand, bool (n,) of int64 (n,), and what is said of the rest."""
@@ -202,7 +200,7 @@ class _Opening:
                 last = np.where(actions.known & whole, last, length)
             stop = np.minimum(stop, last)
         drawn = length >= settings.min_episode_steps
-        drawn &= order.part_of(settings.fraction, index.num_episodes, _FRACTION_SALT)
+        drawn &= order.drawn_from(settings.fraction, index.num_episodes)
         if "instruction" in fields or settings.require_instruction:
             drawn &= ~self._without_instruction()
         drawn &= ~self.unusable

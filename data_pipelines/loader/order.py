@@ -83,6 +83,15 @@ def part_of(fraction: float, episodes: int, salt: int) -> np.ndarray:
     return mix(salt, np.arange(episodes)) / 2.0**64 < fraction
 
 
+_FRACTION_SALT = 0x66726163
+
+
+def drawn_from(fraction: float, episodes: int) -> np.ndarray:
+    """Which episodes of a corpus data.corpora.<name>.fraction lets training draw from, bool
+    (episodes,)."""
+    return part_of(fraction, episodes, _FRACTION_SALT)
+
+
 def quotas(weights: Sequence[float]) -> np.ndarray:
     """Slots of each corpus in the table: proportional to its weight, summing to TABLE_SIZE."""
     shares = np.asarray(weights, np.float64)

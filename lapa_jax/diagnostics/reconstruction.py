@@ -134,12 +134,16 @@ def reconstruction_report(
 
 
 def of_sample(sample: Sample) -> dict[str, Any]:
-    """The `reconstruction_report` of what the decoder drew."""
+    """The `reconstruction_report` of what the decoder drew. `skill_exchanged`: that of the same
+    decoder given the z of another pair, which is what it does without knowing the motion."""
     # In parts: large frames as float64 would take gigabytes.
     parts = np.array_split(np.arange(len(sample.first)), -(-len(sample.first) // 256))
     errors = [image_errors(sample.first[i], sample.last[i], sample.recon[i]) for i in parts]
     error, copy_error = np.concatenate(errors, axis=1)
-    return reconstruction_report(error, copy_error, sample.episode, seed=0)
+    report = reconstruction_report(error, copy_error, sample.episode, seed=0)
+    if sample.exchanged_mse is not None:
+        report["skill_exchanged"] = skill(float(sample.exchanged_mse.mean()), report["mse_copy"])
+    return report
 
 
 def similarity(sample: Sample) -> dict[str, Any]:

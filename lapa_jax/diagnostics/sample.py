@@ -20,6 +20,7 @@ class Sample:
     episode: np.ndarray  # int (N,)
     codebook_size: int
     recon: np.ndarray | None = None  # float (N, H, W, 3), the decoder's `last`
+    exchanged_mse: np.ndarray | None = None  # float (N,): drawn from `first` and z of another pair
     # (first, latents as the decoder takes them) → frames; a pytree whose leaves are its parameters
     decode: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
 

@@ -39,12 +39,14 @@ class Measure:
     """key: in the report; measures of one key add to it. of: JSON values of a sample.
 
     rows: name → path in them, with dots; NAME_interval and `chance` beside the number belong to it.
+    higher: names of which more is better, whatever the codebook: a sweep says which point is best.
     applies: to which samples. deep: takes minutes, so that only `lapa evaluate` has it.
     """
 
     key: str
     of: Callable[[Sample], dict[str, Any]]
     rows: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    higher: tuple[str, ...] = ()
     applies: Callable[[Sample], bool] = always
     deep: bool = False
 
@@ -77,11 +79,23 @@ MEASURES = (
             "perplexity_fraction": "mean_perplexity_fraction",
             "joint_entropy_bits": "joint_entropy_bits",
         },
+        higher=("perplexity_fraction",),
         applies=has_codes,
     ),
-    Measure("reconstruction", reconstruction.of_sample, {"psnr": "psnr", "skill": "skill"}),
+    Measure(
+        "reconstruction",
+        reconstruction.of_sample,
+        {"psnr": "psnr", "skill": "skill"},
+        higher=("psnr", "skill"),
+    ),
     Measure("reconstruction", reconstruction.similarity, {"ssim": "ssim"}, deep=True),
-    Measure("probe", probe, {"probe_r2": "latent_action.r2_mean"}, applies=has_actions),
+    Measure(
+        "probe",
+        probe,
+        {"probe_r2": "latent_action.r2_mean"},
+        higher=("probe_r2",),
+        applies=lambda sample: has_actions(sample) and enough_episodes(sample),
+    ),
     Measure(
         "content",
         content.content_report,

@@ -1,6 +1,6 @@
 """What a quantizer's evaluation looks like: pictures and tables for any report."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from lapa_jax.evidence.quantizer import QuantizerEvaluation
 from lapa_jax.machine.environment import describe_environment
 from lapa_jax.report import figures
 from lapa_jax.report.html import Report, Section, estimate
+from lapa_jax.report.picture import Picture
 from lapa_jax.runs.loaded import Model
 
 MAX_CODES = 16  # columns of the atlas
@@ -48,15 +49,13 @@ def write(
     for name, evaluation in found.items():
         section = report.section(
             f"Corpus {Path(name).name}",
-            f"{evaluation.report['pairs']:,} pairs, {evaluation.report['window_seconds']:g} s "
-            "apart. Intervals are 95 %, by resampling episodes.",
+            what_was_measured(evaluation.report),
         )
+        verdict_table(section, evaluation.report["verdict"])
         _numbers(section, evaluation.report)
         quantizer_pictures(section, evaluation, Path(name).name)
         if model.has_codes:
-            section.figure(
-                atlas(run, {name: evaluation}), "Every latent action applied to the same frames."
-            )
+            section.figure(*atlas(run, {name: evaluation}))
         _content(section, evaluation.report)
     if "paired_views" in result:
         _paired_views(report, result["paired_views"])
@@ -66,6 +65,35 @@ def write(
     closing.settings("Versions and hardware", describe_environment())
     closing.settings("Config of the run", run.config.to_dict())
     report.write(path)
+
+
+def what_was_measured(report: Mapping[str, Any]) -> str:
+    """Of which pairs the numbers are, and what their intervals cover."""
+    seen, episodes = report["seen_in_training"], report["episodes"]
+    told = f"{report['pairs']:,} frame pairs of {episodes:,} episode{'s' * (episodes > 1)}, "
+    told += f"{report['window_seconds']:g} s apart"
+    if seen == 1:
+        told += ", all of them of the training: new episodes would look worse"
+    elif seen:
+        told += f", {seen:.0%} of them of the training, which look better than new ones"
+    else:
+        told += ", none of them of the training"
+    if episodes > 1:
+        return told + ". Intervals are 95 %, by resampling episodes."
+    return told + ". One episode has no intervals."
+
+
+def verdict_table(section: Section, found: Mapping[str, Any]) -> None:
+    """Whether the latent actions can be used, check by check."""
+    marks = {True: "yes", False: "no", None: "not measured"}
+    section.text(f"Verdict: {found['word']}.")
+    section.table(
+        ["check", "passed", "what"],
+        [[check["name"], marks[check["passed"]], check["told"]] for check in found["checks"]],
+        "Thresholds, and why they are these, are in docs/evidence.md.",
+    )
+    if found["notes"]:
+        section.notes(found["notes"], "What the verdict rests on")
 
 
 def _numbers(section: Section, report: Mapping[str, Any]) -> None:
@@ -87,9 +115,10 @@ def _content(section: Section, report: Mapping[str, Any]) -> None:
             "decoded from z": drawn,
             "the same decoder given the true action": report.get("true_action"),
         },
-        f"Copying the first frame has skill 0, PSNR {drawn['psnr_copy']:.1f} dB and SSIM "
-        f"{drawn['ssim_copy']:.3f}. The true action bounds what this decoder could do with a "
-        "perfect latent of its size; it is measured on a quarter of the episodes.",
+        f"Copying the first frame has skill 0, PSNR {_decibels(drawn['psnr_copy'])} and SSIM "
+        f"{drawn['ssim_copy']:.3f}."
+        + " The true action bounds what this decoder could do with a perfect latent of its size; "
+        "it is measured on a quarter of the episodes." * ("true_action" in report),
     )
     content = report.get("content")
     if content is None:
@@ -231,7 +260,15 @@ def _interval(found: Mapping[str, float]) -> Any:
     return estimate(found["estimate"], found["low"], found["high"])
 
 
-def quantizer_pictures(section: Section, found: QuantizerEvaluation, view: str) -> None:
+def _decibels(psnr: float | None) -> str:
+    return "without bound" if psnr is None else f"{psnr:.1f} dB"
+
+
+def quantizer_pictures(
+    section: Section, found: QuantizerEvaluation, view: str, actions: Sequence[str] = ()
+) -> None:
+    """Reconstructions, code usage, and what is known of the motion; actions: names of the
+    dimensions, with units."""
     report = found.report
     sample = found.sample
     shown = np.linspace(0, len(sample.first) - 1, 8).astype(int)
@@ -243,8 +280,8 @@ def quantizer_pictures(section: Section, found: QuantizerEvaluation, view: str) 
             labels=() if sample.z is None else [f"z = {_name(z)}" for z in sample.z[shown]],
         ),
         f"{view}: pairs {report['window_seconds']:g} s apart and the later frame as predicted from "
-        f"the first frame and z. Skill {report['reconstruction']['skill']:.2f}, PSNR "
-        f"{report['reconstruction']['psnr']:.1f} dB.",
+        f"the first frame and z. Skill {estimate(report['reconstruction']['skill']) or 'undefined'}"
+        f", PSNR {_decibels(report['reconstruction']['psnr'])}.",
     )
     if sample.z is not None:
         section.figure(
@@ -252,16 +289,23 @@ def quantizer_pictures(section: Section, found: QuantizerEvaluation, view: str) 
             f"{view}: how often each code is used. Perplexity "
             f"{report['codes']['mean_perplexity']:.2f}.",
         )
-    if sample.z is not None and sample.actions is not None:
+    if sample.actions is None:
+        return
+    dimensions = sample.actions.shape[1]
+    names = list(actions) or [f"action {i}, sum over the window" for i in range(dimensions)]
+    rows = []
+    if sample.z is not None and dimensions > 1:
         rows = actions_per_code(sample.z, sample.actions, sample.codebook_size)
+    if rows:
+        rest = f"; the first two of {dimensions} dimensions" if dimensions > 2 else ""
         section.figure(
-            figures.code_meaning(rows, names=("x, metres a window", "y, metres a window")),
+            figures.code_meaning(rows, names=tuple(names[:2])),
             f"{view}: the true motion under each latent action, which the quantizer never saw: "
-            "arrows to the mean, ellipses of one standard deviation.",
+            f"arrows to the mean, ellipses of one standard deviation{rest}.",
         )
-    if sample.actions is not None:
+    if "probe" in report:
         section.table(
-            ["features", "R² x", "R² y", "mean R²"],
+            ["features", *(f"R² {name.split(',')[0]}" for name in names), "mean R²"],
             [[name, *p["r2"], p["r2_mean"]] for name, p in report["probe"].items()],
             f"{view}: linear probe to the true motion, tested on other episodes; beside the "
             "controls that see shuffled z or the first frame only.",
@@ -272,8 +316,8 @@ def _name(z: np.ndarray) -> str:
     return " ".join(str(int(code)) for code in z)
 
 
-def atlas(quantizer: Model, heldout: dict[str, QuantizerEvaluation]) -> Any:
-    """Common latent actions decoded from a few start frames of every view."""
+def atlas(quantizer: Model, heldout: dict[str, QuantizerEvaluation]) -> tuple[Picture, str]:
+    """Common latent actions decoded from a few start frames of every view, and what it shows."""
     everything = np.concatenate([found.sample.z for found in heldout.values()])
     codes, counts = np.unique(everything, axis=0, return_counts=True)
     codes = codes[np.sort(np.argsort(-counts, kind="stable")[:MAX_CODES])]
@@ -288,4 +332,9 @@ def atlas(quantizer: Model, heldout: dict[str, QuantizerEvaluation]) -> Any:
     z = np.tile(codes, (len(starts), 1)).astype(np.int32)
     decoded = jax.jit(quantizer.stage.decode)(quantizer.params, quantizer.variables, repeated, z)
     decoded = np.asarray(decoded).reshape(len(starts), len(codes), *starts.shape[1:])
-    return figures.atlas(starts, np.clip(decoded, 0, 1), [f"z = {_name(c)}" for c in codes])
+    many = len(codes) < len(counts)
+    which = f"The {len(codes)} most common of {len(counts):,}" if many else f"The {len(codes)}"
+    return (
+        figures.atlas(starts, np.clip(decoded, 0, 1), [f"z = {_name(c)}" for c in codes]),
+        f"{which} latent actions that were used, each applied to the same frames.",
+    )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -13,7 +14,7 @@ from data_pipelines.progress import Progress
 from lapa_jax.diagnostics.controls import fit_motion_codes
 from lapa_jax.diagnostics.embodiment import code_agreement, cross_view_probe, linear_cka, retrieval
 from lapa_jax.diagnostics.sample import Sample
-from lapa_jax.evidence import measures
+from lapa_jax.evidence import measures, verdict
 from lapa_jax.runs import examples
 from lapa_jax.runs.loaded import LoadedQuantizer, Model, require
 
@@ -25,35 +26,48 @@ class QuantizerEvaluation:
 
 
 def evaluate_quantizer(
-    run: Model, corpus: Mapping[str, Any], *, max_pairs: int, deep: bool = False
+    run: Model,
+    corpus: Mapping[str, Any],
+    *,
+    max_pairs: int,
+    deep: bool = False,
+    held_out: bool = False,
 ) -> QuantizerEvaluation:
     """All that evidence/measures.py has, with episode-bootstrap 95 % intervals; without `deep` what
     takes seconds. Of a bottleneck that stays continuous all but code usage, with its latent in the
     place of z.
 
-    Takes at most `max_pairs` pairs, evenly spread over the corpus.
+    Takes at most `max_pairs` pairs, evenly spread over the corpus; `held_out`: over its episodes
+    that the training did not draw from. `seen_in_training` is the share of the pairs whose episodes
+    it did draw from, and `verdict` what the thresholds of evidence/verdict.py say.
     """
     require(run, LoadedQuantizer)
-    source = examples.Pairs(run.config, corpus)
+    source = examples.Pairs(run.config, corpus, held_out=held_out)
     every = max(1, -(-len(source.rows) // max_pairs))
     rows = source.rows[::every]
 
     @jax.jit
-    def reconstruct(params, variables, first, last):
+    def reconstruct(params, variables, first, last, other):
         read = run.stage.read(params, variables, first, last)
         recon = run.stage.decode_latent(params, variables, first, read.received_BLQ)
-        return recon, read.latent_BLQ, *(() if read.z_BL is None else (read.z_BL,))
+        exchanged = run.stage.decode_latent(params, variables, first, read.received_BLQ[other])
+        missed = jnp.mean(jnp.square(exchanged - last.astype(jnp.float32) / 255.0), (1, 2, 3))
+        return recon, missed, read.latent_BLQ, *(() if read.z_BL is None else (read.z_BL,))
 
-    kept = []
+    kept, rng = [], np.random.default_rng(0)
     with Progress(f"read {Path(source.index.directory).name}", len(rows), unit="pair") as bar:
         bar.waits()
         for batch in source.batches(rows):
-            outputs = reconstruct(run.params, run.variables, batch.first, batch.last)
+            other = np.arange(len(batch.frames))
+            other[: batch.size] = rng.permutation(batch.size)
+            outputs = reconstruct(run.params, run.variables, batch.first, batch.last, other)
             arrays = (batch.first, batch.last, *outputs)
             first, last, *outputs = (np.asarray(x)[: batch.size][batch.good] for x in arrays)
             kept.append((first, last, batch.rows[batch.good], *outputs))
             bar.update(batch.size)
-    first, last, rows, recon, latents, *codes = (np.concatenate(x) for x in zip(*kept, strict=True))
+    first, last, rows, recon, exchanged, latents, *codes = (
+        np.concatenate(x) for x in zip(*kept, strict=True)
+    )
     model = run.stage.model_config
     sample = Sample(
         first=first,
@@ -63,6 +77,7 @@ def evaluate_quantizer(
         actions=source.actions(rows),
         latents=latents,
         episode=source.index.episode_of_rows(rows[:, 0]),
+        exchanged_mse=exchanged,
         codebook_size=model.codebook_size,
         decode=jax.tree_util.Partial(run.stage.decode_latent, run.params, run.variables),
     )
@@ -77,8 +92,15 @@ def evaluate_quantizer(
             sample.episodes,
             measures.MIN_EPISODES,
         )
-    report = {"pairs": len(rows), "window_seconds": source.window_seconds}
-    return QuantizerEvaluation(report | measures.measure(sample, deep=deep), sample)
+    seen = examples.drawn_in_training(run.config, source.index)[sample.episode]
+    report = {
+        "pairs": len(rows),
+        "episodes": sample.episodes,
+        "seen_in_training": float(seen.mean()),
+        "window_seconds": source.window_seconds,
+        **measures.measure(sample, deep=deep),
+    }
+    return QuantizerEvaluation(report | {"verdict": verdict.verdict(report)}, sample)
 
 
 def evaluate_paired_views(one: Sample, other: Sample) -> dict[str, Any]:

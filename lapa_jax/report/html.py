@@ -34,7 +34,7 @@ def estimate(value: float | None, low: float | None = None, high: float | None =
     """A number as a cell of a table or in a text, with its interval where it has one."""
     if value is None:
         return None
-    if low is None or high is None:
+    if low is None or high is None or low == high:  # one episode has nothing to resample
         return f"{value:.3g}"
     return f"{value:.3g} ({low:.3g} to {high:.3g})"
 

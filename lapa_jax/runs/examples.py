@@ -12,9 +12,10 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from data_pipelines.index import CorpusIndex
-from data_pipelines.loader import DataSettings, open_mixture
+from data_pipelines.index import CorpusIndex, load_index
+from data_pipelines.loader import DataSettings, open_mixture, order
 from data_pipelines.loader.frames import FrameReader
+from data_pipelines.loader.settings import CorpusSettings
 
 BATCH = 256
 
@@ -83,9 +84,12 @@ class Frames:
 
 
 class Pairs(Frames):
-    """`corpus`: keys as under data.corpora; without `window_seconds`, that of the training."""
+    """`corpus`: keys as under data.corpora; without `window_seconds`, that of the training.
+    `held_out`: only pairs of episodes that the training did not draw from."""
 
-    def __init__(self, config: ConfigDict, corpus: dict, *, batch: int = BATCH):
+    def __init__(
+        self, config: ConfigDict, corpus: dict, *, batch: int = BATCH, held_out: bool = False
+    ):
         self.window_seconds = corpus.get("window_seconds") or trained_window(config)
         there = {"fps": 0.0} | corpus | {"window_seconds": self.window_seconds}
         data = DataSettings.of(config.data).in_order().on({"corpus": there})
@@ -93,7 +97,17 @@ class Pairs(Frames):
         super().__init__(opened.index, data.image_size, batch=batch)
         samples = np.arange(opened.num_samples)
         # Every eligible pair, int64 (N, 2), ascending.
-        self.rows = opened.frame_rows(samples, np.zeros_like(samples), seed=0)
+        rows = opened.frame_rows(samples, np.zeros_like(samples), seed=0)
+        if held_out:
+            drawn = drawn_in_training(config, self.index)
+            rows = rows[~drawn[self.index.episode_of_rows(rows[:, 0])]]
+            if not len(rows):
+                raise ValueError(
+                    f"no episode of {self.index.directory} was held out of the training: train "
+                    "with data.corpora.<name>.fraction below 1 (experiments/quantizer/videos.py: "
+                    "holdout=0.1), or evaluate another corpus"
+                )
+        self.rows = rows
 
     def actions(self, rows: np.ndarray) -> np.ndarray | None:
         """Sum of the true actions over each window, float32 (n, A); None without actions."""
@@ -102,6 +116,27 @@ class Pairs(Frames):
         actions = np.nan_to_num(self.index.actions, posinf=0.0, neginf=0.0)  # of last steps
         total = np.concatenate([np.zeros((1, self.index.action_dim)), np.cumsum(actions, axis=0)])
         return (total[rows[:, 1]] - total[rows[:, 0]]).astype(np.float32)
+
+
+def drawn_in_training(config: ConfigDict, index: CorpusIndex) -> np.ndarray:
+    """Which episodes of a corpus the training of `config` could draw from, bool (episodes,): none
+    of a corpus that is not among those of the training, by its place or by its hash."""
+    drawn = np.zeros(index.num_episodes, bool)
+    for corpus in DataSettings.of(config.data).corpora:
+        if _is_at(corpus, index):
+            drawn |= order.drawn_from(corpus.fraction, index.num_episodes)
+    return drawn
+
+
+def _is_at(corpus: CorpusSettings, index: CorpusIndex) -> bool:
+    here, there = (os.path.realpath(str(place)) for place in (index.directory, corpus.path))
+    if here == there:
+        return corpus.split == index.split
+    view = dict(image_key=corpus.image_key, sidecar_dir=corpus.sidecar_dir or None)
+    try:
+        return load_index(corpus.path, split=corpus.split, **view).hash == index.hash
+    except (OSError, ValueError):
+        return False  # the corpora of the training are not at hand any more
 
 
 def trained_window(config: ConfigDict) -> float:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from markupsafe import Markup
 from ml_collections import ConfigDict
 
 from lapa_jax import config as configs
@@ -95,7 +96,9 @@ def open_sweep(
         trained = train_part(f"{point.name} trained", point.config, directory)
         return Cell(point.values, (trained, Part(point.name, evaluate)))
 
-    return Study(workdir, [cell(point) for point in points])
+    study = Study(workdir, [cell(point) for point in points])
+    study.claim({"corpora": list(corpora or ()), "max_pairs": max_pairs})
+    return study
 
 
 def measured(report: dict[str, Any]) -> dict[str, float | None]:
@@ -113,21 +116,64 @@ def write_results(study: Study) -> list[dict[str, Any]]:
     rows = [{"corpus": row["corpus"], **row} for row in study.rows()]
     write_csv(study.workdir / "sweep.csv", rows)
     keys = list(study.cells[0].values)
-    report = Report("Sweep", f"{len(study.cells)} points over {', '.join(keys)}.")
+    report = Report("Sweep", f"{len(study.cells)} points over {' × '.join(map(_short, keys))}.")
     shown = [row["measure"] for row in measures.rows({}, deep=False)]
     names = [name for name in shown if any(row[name] is not None for row in rows)]
     for corpus in dict.fromkeys(row["corpus"] for row in rows):
         found = [row for row in rows if row["corpus"] == corpus]
-        section = report.section(corpus, "Every point was trained and evaluated alike.")
-        for name in names if len(keys) == 2 else []:
-            section.figure(figures.heat_map(found, keys[0], keys[1], name))
+        best = {name: _best(found, name) for name in names if _known(found, name)}
+        section = report.section(
+            corpus,
+            "Every point was trained once and measured alike; another seed would move it. Best is "
+            "marked of the measures that compare codebooks of any size.",
+        )
+        for text in (_told(found, keys, name, row) for name, row in best.items() if row):
+            section.text(text)
+        if len(keys) == 2:
+            section.figure(figures.heat_maps(found, *keys, best), "Outlined: the best point.")
+        elif len(keys) == 1:
+            section.figure(figures.measure_curves(found, keys[0], best), "A star: the best point.")
         section.table(
-            [*keys, *names],
+            [*map(_short, keys), *names],
             [
                 [text_of(r[k]) for k in keys]
-                + [estimate(r[n], r.get(f"{n}_low"), r.get(f"{n}_high")) for n in names]
+                + [_cell(r, n, best.get(n) is r and len(found) > 1) for n in names]
                 for r in found
             ],
+            "Bold: the best of a column. Intervals are 95 %, by resampling episodes.",
         )
     report.write(study.workdir / "sweep.html")
     return rows
+
+
+def _short(key: str) -> str:
+    return key.rsplit(".", 1)[-1]
+
+
+def _known(rows: Sequence[dict[str, Any]], name: str) -> list[dict[str, Any]]:
+    return [row for row in rows if row[name] is not None]
+
+
+def _best(rows: Sequence[dict[str, Any]], name: str) -> dict[str, Any] | None:
+    """The row of the highest value, where higher is better whatever the point."""
+    ranked = any(name in one.higher for one in measures.MEASURES)
+    return max(_known(rows, name), key=lambda row: row[name]) if ranked else None
+
+
+def _told(
+    rows: Sequence[dict[str, Any]], keys: Sequence[str], name: str, best: dict[str, Any]
+) -> str:
+    """The best point by a measure, and how many others its interval does not tell from it."""
+    low = best.get(f"{name}_low")
+    text = f"Best by `{name}`: {name_of({key: best[key] for key in keys})}, "
+    text += f"{estimate(best[name], low, best.get(f'{name}_high'))}."
+    others = [row for row in _known(rows, name) if row is not best]
+    if low is None or not others:
+        return text
+    close = sum((row.get(f"{name}_high") or row[name]) >= low for row in others)
+    return f"{text} {close or 'None'} of the other {len(others)} reach into that interval."
+
+
+def _cell(row: dict[str, Any], name: str, best: bool) -> Any:
+    text = estimate(row[name], row.get(f"{name}_low"), row.get(f"{name}_high"))
+    return Markup("<strong>{}</strong>").format(text) if best else text

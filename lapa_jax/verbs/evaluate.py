@@ -14,7 +14,7 @@ from typing import Any
 from absl import logging
 
 from lapa_jax import envs
-from lapa_jax.evidence import action_errors, page, policy_page
+from lapa_jax.evidence import action_errors, page, policy_page, verdict
 from lapa_jax.evidence.policy import evaluate_success, evaluate_tokens
 from lapa_jax.evidence.quantizer import evaluate_paired_views, evaluate_quantizer
 from lapa_jax.evidence.simulated import evaluate_distractors, evaluate_transfer
@@ -33,13 +33,15 @@ def main(argv: list[str]) -> int:
     add = parser.add_argument
     add("--workdir", required=True)
     add("--corpus", action="append", help="directory to evaluate on; default: those of training")
-    add("--split", default="train")
+    add("--split", default="train", help="of the directories of --corpus")
     add("--max_examples", type=flags.number(int, 1), default=2000, help="per corpus")
     add("--json", default="", help="write the result to this file, too")
     add("--report", default="", help="an HTML report")
     add = parser.add_argument_group("quantizers").add_argument
     text = "between the frames of a pair; 0: that of the training"
     add("--window_seconds", type=flags.number(float, 0), default=0.0, help=text)
+    text = "only episodes that the training left out (data.corpora.<name>.fraction below 1)"
+    add("--holdout", action="store_true", help=text)
     add("--paired", action="store_true", help="the two corpora show the same episodes")
     text = "motions for what needs a simulator: transfer to another scene, distractors; 0: none"
     add("--simulate", type=flags.number(int, 0), default=0, help=text)
@@ -72,12 +74,18 @@ def main(argv: list[str]) -> int:
             f"{run.workdir} is of stage {run.config.stage!r}: nothing is evaluated but what a "
             "teacher's metrics.jsonl tells"
         )
+    quantizer = run.config.stage == "quantizer"
+    for flag in ("holdout", "paired", "simulate", "window_seconds"):
+        if getattr(args, flag) and not quantizer:
+            raise ValueError(
+                f"--{flag} is of quantizers; {run.workdir} is a {run.config.stage} run"
+            )
     if args.corpus:
         corpora = {path: {"path": path, "split": args.split} for path in args.corpus}
     else:
         corpora = {name: c.to_dict() for name, c in run.config.data.corpora.items()}
     result: dict[str, Any] = {"workdir": str(run.workdir), "step": run.step}
-    if run.config.stage == "quantizer":
+    if quantizer:
         result |= _quantizer(run, corpora, args)
     else:
         result |= _policy(run, corpora, args)
@@ -85,6 +93,10 @@ def main(argv: list[str]) -> int:
     sys.stdout.write(text + "\n")
     if args.json:
         Path(args.json).write_text(text + "\n")
+    if quantizer:  # beside the JSON, for who reads along
+        for name in corpora:
+            told = verdict.lines(f"latent actions on {name}", result[name]["verdict"])
+            sys.stderr.write("\n".join(told) + "\n")
     return 0
 
 
@@ -97,7 +109,9 @@ def _quantizer(run: Model, corpora: dict[str, dict], args: argparse.Namespace) -
         logging.info("=== %s ===", name)
         if args.window_seconds:
             corpus = corpus | {"window_seconds": args.window_seconds}
-        found[name] = evaluate_quantizer(run, corpus, max_pairs=args.max_examples, deep=True)
+        found[name] = evaluate_quantizer(
+            run, corpus, max_pairs=args.max_examples, deep=True, held_out=args.holdout
+        )
     result: dict[str, Any] = {name: one.report for name, one in found.items()}
     if args.paired:
         result["paired_views"] = evaluate_paired_views(*(one.sample for one in found.values()))

@@ -1,6 +1,7 @@
 """The whole method through the command line, from collecting data to evaluating policies."""
 
 import json
+import re
 import shutil
 
 import jax.numpy as jnp
@@ -8,10 +9,12 @@ import numpy as np
 import pytest
 import simplejpeg
 import tiny
+from ml_collections import ConfigDict
 from tiny import lapa, succeed
 
 from data_pipelines.index import load_index
 from data_pipelines.index.labels import LabelSet, LabelSetWriter
+from data_pipelines.loader import DataSettings, open_mixture
 from experiments import base
 from lapa_jax import train
 from lapa_jax.runs import examples, loaded
@@ -121,8 +124,39 @@ def test_everything_that_is_measured_of_a_quantizer(quantizer, data, tmp_path):
     figure = "data:image/svg"
     for words in ("Corpus robot", "k-means of the change", "two views", "simulator", figure):
         assert words in text
-    code, _, error = lapa("evaluate", "--workdir", quantizer, *corpora[:2], "--paired")
-    assert code == 2 and "--paired compares two corpora" in error
+    assert human["seen_in_training"] == 1.0 and "trained on" in human["verdict"]["notes"][0]
+    assert {check["name"] for check in human["verdict"]["checks"]} >= {"collapse", "leakage"}
+    assert f"Verdict: {human['verdict']['word']}." in text and "would look worse" in text
+    for flags, message in (
+        (["--paired"], "--paired compares two corpora"),
+        (["--holdout"], "no episode of .* was held out of the training"),
+    ):
+        code, _, error = lapa("evaluate", "--workdir", quantizer, *corpora[:2], *flags)
+        assert code == 2 and re.search(message, error)
+
+
+def test_what_training_leaves_out_is_held_out_wherever_it_lies(quantizer, data, tmp_path):
+    run = loaded.load(quantizer)
+    config = ConfigDict(run.config.to_dict())
+    config.data.corpora.robot.fraction = 0.5
+    moved = shutil.copytree(data / "robot", tmp_path / "moved")
+    for path in (data / "robot", moved):
+        every, out = (
+            examples.Pairs(config, {"path": str(path)}, held_out=held) for held in (False, True)
+        )
+        drawn = examples.drawn_in_training(config, every.index)
+        assert 0 < drawn.sum() < len(drawn)
+        episodes = every.index.episode_of_rows(every.rows[:, 0])
+        assert np.array_equal(every.rows[~drawn[episodes]], out.rows)
+    # What training draws is the rest.
+    settings = DataSettings.of(config.data).on({"robot": config.data.corpora.robot.to_dict()})
+    corpus = open_mixture(settings, ["frames"]).corpora[0]
+    numbers = np.arange(corpus.num_samples)
+    rows = corpus.frame_rows(numbers, np.zeros_like(numbers), seed=0)[:, 0]
+    assert drawn[every.index.episode_of_rows(rows)].all()
+    other = load_index(data / "human")
+    del config.data.corpora.human
+    assert not examples.drawn_in_training(config, other).any()
 
 
 def test_what_is_measured_of_a_continuous_latent(data, tmp_path):
