@@ -4,7 +4,9 @@ Videos without actions → quantizer → labels → latent VLA → action VLA (t
 same policy fine-tuned from random parameters on the same labelled episodes (the Scratch arm).
 """
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,8 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from data_pipelines.convert import video
-from data_pipelines.index import build_index
-from data_pipelines.loader import DataSettings
+from data_pipelines.index import build_index, load_index
+from data_pipelines.loader import DataSettings, order
 from experiments.quantizer import videos as videos_config
 from lapa_jax import envs
 from lapa_jax.envs.collect import collect
@@ -32,6 +34,7 @@ from lapa_jax.studies.study import Cell, Part, Study, train_part, write_csv
 
 ARMS = ("lapa", "scratch")
 LABEL_SET = "demo"
+MIN_HELD_OUT = 3  # clips: fewer say nothing of others
 # Seeds of the parts of the data: no episode is in two of them.
 SEEDS = {"human": 1, "robot": 2, "labelled": 3, "heldout": 4}
 
@@ -154,24 +157,68 @@ def _success(config: ConfigDict, env: Environment, workdir: Path) -> list[dict[s
 
 
 def run_videos(videos: str, workdir: str | Path, size: str) -> Path:
-    """The quantizer on the user's own clips, with its report."""
-    workdir = Path(workdir)
-    corpus = workdir / "data"
-    config = videos_config.get_config(f"quick={size == 'tiny'},data={corpus}")
+    """The quantizer on the user's own clips, with its report.
+
+    The clips are part of what the workdir is for: once they are converted others are refused.
+    Before that, whatever is in the folder counts.
+    """
+    workdir, folder = Path(workdir), Path(videos)
+    clips = {name: _identity(folder / name) for name in video.find_videos(folder)}
+    corpus, trained = workdir / "data", workdir / "quantizer"
+
+    def settings(holdout: float) -> ConfigDict:
+        config = videos_config.get_config(f"quick={size == 'tiny'},holdout={holdout}")
+        config.data.corpora.videos.path = str(corpus)
+        return config
 
     def convert() -> None:
         if not (corpus / "dataset_info.json").exists():
-            size = tuple(config.data.image_size)
-            video.convert_videos(video.Options(source=videos, out=corpus, size=size))
+            pixels = tuple(settings(0.0).data.image_size)
+            video.convert_videos(video.Options(source=videos, out=corpus, size=pixels))
         build_index(corpus, progress=False)
 
-    trained = train_part("quantizer", config, workdir / "quantizer")
-    study = Study(workdir, [Cell({}, (Part("convert", convert), trained))])
+    def config() -> ConfigDict:
+        return settings(_holdout(load_index(corpus, image_key="").num_episodes))
+
+    parts = (Part("convert", convert), train_part("quantizer", config, trained))
+    study = Study(workdir, [Cell({}, parts)])
+    converted = study.done("convert")
+    if converted and not study.claimed:
+        raise ValueError(
+            f"{workdir} was made by an earlier version, which did not note of which clips; choose "
+            "another --workdir, or remove that one to make it anew"
+        )
+    if study.claim({"size": size, "clips": clips}, replace=not converted) and corpus.exists():
+        shutil.rmtree(corpus)  # half converted, from other clips
     study.run()
 
     def report() -> dict[str, Any]:
-        quantizer = load(workdir / "quantizer")
-        found = evaluate_quantizer(quantizer, {"path": str(corpus)}, max_pairs=2000)
-        return demo_page.write_videos(workdir, config, quantizer, found, study.seconds())
+        quantizer, chosen = load(trained), config()
+        held_out = chosen.data.corpora.videos.fraction < 1
+        found = evaluate_quantizer(
+            quantizer, {"path": str(corpus)}, max_pairs=2000, held_out=held_out
+        )
+        return demo_page.write_videos(workdir, chosen, quantizer, found, study.seconds())
 
     return _report(study, report)
+
+
+def _identity(path: Path) -> str:
+    """Of a clip: its bytes, and a digest of those at its ends, where containers say what is in
+    them."""
+    size, edge = path.stat().st_size, 1 << 20
+    with path.open("rb") as file:
+        digest = hashlib.sha256(file.read(edge))
+        file.seek(max(0, size - edge))
+        digest.update(file.read(edge))
+    return f"{size} bytes, {digest.hexdigest()[:16]}"
+
+
+def _holdout(episodes: int) -> float:
+    """The least part of the clips, from a tenth on, that leaves some out of the training; 0: there
+    are too few, and the training clips are measured."""
+    for part in (0.1, 0.2, 0.3):
+        drawn = order.drawn_from(1 - part, episodes)
+        if drawn.any() and (~drawn).sum() >= MIN_HELD_OUT:
+            return part
+    return 0.0

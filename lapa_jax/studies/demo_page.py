@@ -1,13 +1,15 @@
 """The report of a demo: what was run, what the latent actions are, and what they were good for."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from lapa_jax.diagnostics.embodiment import code_agreement
 from lapa_jax.evidence.measures import rows as measured
-from lapa_jax.evidence.page import atlas, quantizer_pictures
+from lapa_jax.evidence.page import atlas, quantizer_pictures, verdict_table, what_was_measured
 from lapa_jax.evidence.quantizer import QuantizerEvaluation
 from lapa_jax.machine.environment import describe_environment
 from lapa_jax.report import figures
@@ -40,6 +42,11 @@ def write(
         },
         "lapa_minus_scratch": contrast(rows, "lapa", "scratch").as_dict(),
     }
+    if len(heldout) == 2:
+        one, other = (found.sample for found in heldout.values())
+        summary["same_code_in_both_views"] = code_agreement(
+            one.z, other.z, one.episode, one.codebook_size, seed=0
+        )
     report = Report(
         "Latent action pretraining on a tabletop",
         f"Videos without actions teach a policy what to do; {config.labelled_episodes} labelled "
@@ -50,18 +57,27 @@ def write(
     _data_section(report, config)
     section = report.section(
         "Quantizer: what happens between two frames",
-        "Trained on frame pairs alone. Everything here is measured on held-out episodes.",
+        "Trained on frame pairs alone. The first curve is of the training; everything else here is "
+        "measured on held-out episodes.",
     )
-    _quantizer_figures(section, workdir, quantizer, heldout)
-    if len(heldout) == 2:
-        one, other = (found.sample.z for found in heldout.values())
-        agree, views = float((one == other).all(axis=1).mean()), list(heldout)
+    for view, found in heldout.items():
+        section.text(f"Seen as {view}: {what_was_measured(found.report)}")
+        verdict_table(section, found.report["verdict"])
+    names = ("x, metres a window", "y, metres a window")
+    _quantizer_figures(section, workdir, quantizer, heldout, names)
+    if same := summary.get("same_code_in_both_views"):
         section.text(
-            f"The same motion seen as {views[0]} and as {views[1]} gets the same latent action in "
-            f"{agree:.0%} of {len(one):,} held-out pairs."
+            f"The same motion seen as {' and as '.join(heldout)} gets the same latent action in "
+            f"{_percent(same['agreement'])} of {len(one.z):,} held-out pairs; with the pairs of "
+            f"one view exchanged within each episode in {_percent(same['null'])}."
         )
     _policy_section(report, workdir, rows, summary, config)
-    _closing(report, config, seconds)
+    notes = ["One seed: the intervals cover episodes, not repetitions of the training."]
+    shown = "The videos show the world and the tasks that the policy is tested on"
+    if "robot" in config.video_views:
+        shown += f", {1 / len(config.video_views):.0%} of them in the robot's own view"
+    notes.append(f"{shown}; transfer to other worlds is not shown here.")
+    _closing(report, config, seconds, notes)
     report.write(workdir / "report.html")
     return summary
 
@@ -74,42 +90,65 @@ def write_videos(
     seconds: dict[str, float],
 ) -> dict[str, Any]:
     """The report of a quantizer on the user's own clips; returns the numbers of summary.json."""
-    heldout = {"videos": found}
-    report = Report("Latent actions of your videos", f"{found.report['pairs']:,} frame pairs.")
-    numbers = {"quantizer": _quantizer_numbers(quantizer, heldout)}
+    of, told = {"videos": found}, found.report
+    report = Report("Latent actions of your videos", what_was_measured(told))
+    numbers = {"quantizer": _quantizer_numbers(quantizer, of), "verdict": told["verdict"]}
     _cards(report, numbers, seconds)
     section = report.section(
-        "Quantizer", "Measured on the clips that it was trained on: there is no held-out part."
+        "Quantizer",
+        "Trained on frame pairs of your clips alone. The first curve is of the training.",
     )
-    _quantizer_figures(section, workdir, quantizer, heldout)
-    _closing(report, config, seconds)
+    verdict_table(section, told["verdict"])
+    _quantizer_figures(section, workdir, quantizer, of)
+    notes = [
+        "One training: another seed may give other codes.",
+        "What a latent action does is shown by what the decoder draws; what it means for a robot "
+        "is not measured without actions.",
+    ]
+    _closing(report, config, seconds, notes)
     report.write(workdir / "report.html")
     return numbers
 
 
 def _quantizer_figures(
-    section: Section, workdir: Path, quantizer: Model, found: dict[str, QuantizerEvaluation]
+    section: Section,
+    workdir: Path,
+    quantizer: Model,
+    found: dict[str, QuantizerEvaluation],
+    actions: Sequence[str] = (),
 ) -> None:
     rows = read_metrics(workdir / "quantizer")
     section.figure(
-        figures.loss_curves({"training": rows}, "loss", log=True, smooth=5),
-        "Mean squared error of the predicted later frame.",
+        figures.loss_curves({"training": rows}, "mse", log=True, smooth=5),
+        "Mean squared error of the predicted later frame, in training.",
     )
     for name, one in found.items():
-        quantizer_pictures(section, one, name)
-    section.figure(atlas(quantizer, found), "Every latent action applied to the same frames.")
+        quantizer_pictures(section, one, name, actions)
+    section.figure(*atlas(quantizer, found))
 
 
 def _quantizer_numbers(
     quantizer: Model, heldout: dict[str, QuantizerEvaluation]
-) -> dict[str, float]:
-    """Means over the views."""
+) -> dict[str, float | None]:
+    """Means over the views; None where the frames never change."""
     model = quantizer.stage.model_config
     names = ("perplexity", "psnr", "skill")
     found = [{r["measure"]: r["value"] for r in measured(one.report)} for one in heldout.values()]
-    return {"codebook_size": model.codebook_size, "code_length": model.code_length} | {
-        name: round(float(np.mean([one[name] for one in found])), 4) for name in names
-    }
+    numbers = {"codebook_size": model.codebook_size, "code_length": model.code_length}
+    for name in names:
+        values = [one[name] for one in found if one[name] is not None]
+        numbers[name] = round(float(np.mean(values)), 4) if values else None
+    return numbers
+
+
+def _percent(found: Mapping[str, float]) -> str:
+    """A rate with its interval."""
+    return f"{found['estimate']:.0%} (95 %: {found['low']:.0%} to {found['high']:.0%})"
+
+
+def _points(found: Mapping[str, float]) -> str:
+    """A difference of rates with its interval."""
+    return f"{found['estimate']:+.1%} (95 %: {found['low']:+.1%} to {found['high']:+.1%})"
 
 
 def _cards(report: Report, summary: dict[str, Any], seconds: dict[str, float]) -> None:
@@ -121,13 +160,23 @@ def _cards(report: Report, summary: dict[str, Any], seconds: dict[str, float]) -
         }
         for arm, counts in summary.get("policy", {}).items()
     ]
+    if gap := summary.get("lapa_minus_scratch"):
+        value, interval = _points(gap).split(" ", 1)
+        cards.append({"label": "LAPA minus Scratch", "value": value, "note": f"{interval}, paired"})
     numbers = summary["quantizer"]
     codes = f"of {numbers['codebook_size']} codes; {numbers['code_length']} a pair"
     minutes = f"{sum(seconds.values()) / 60:.1f} min"
+    skill = numbers["skill"]
+    if verdict := summary.get("verdict"):
+        cards.append({"label": "Verdict", "value": verdict["word"], "note": "checks below"})
     cards += [
         {"label": "Code perplexity", "value": f"{numbers['perplexity']:.1f}", "note": codes},
-        {"label": "Skill", "value": f"{numbers['skill']:.2f}", "note": "0: copies; 1: perfect"},
-        {"label": "Wall time", "value": minutes, "note": "all parts; see below"},
+        {
+            "label": "Skill",
+            "value": None if skill is None else f"{skill:.2f}",
+            "note": "0: copies; 1: perfect" if skill is not None else "the frames never change",
+        },
+        {"label": "Wall time", "value": minutes, "note": "all parts before this page; see below"},
     ]
     report.cards(cards)
 
@@ -163,6 +212,7 @@ def _data_section(report: Report, config: ConfigDict) -> None:
         "A planar tabletop written for this project; its scores are not Language Table scores.",
     )
     half = f"{1 / len(config.video_views):.0%}"
+    noise = f" with noise ({config.expert_noise:g} of the range)" if config.expert_noise else ""
     section.table(
         ["part", "view", "episodes", "actions", "used for"],
         [
@@ -173,7 +223,7 @@ def _data_section(report: Report, config: ConfigDict) -> None:
             ["labelled", "robot", config.labelled_episodes, "yes", "fine-tuning, both arms"],
             ["held out", " and ".join(config.video_views), config.heldout_episodes, "yes", "here"],
         ],
-        "No episode is in two parts. Videos show a scripted expert with noise; the held-out "
+        f"No episode is in two parts. Videos show a scripted expert{noise}; the held-out "
         "episodes show the same motion in every view.",
     )
     if config.size != "full":
@@ -187,11 +237,13 @@ def _data_section(report: Report, config: ConfigDict) -> None:
 def _policy_section(
     report: Report, workdir: Path, rows: Rows, summary: dict[str, Any], config: ConfigDict
 ) -> None:
+    scale = config.pretrained_lr_scale
+    held = f"train at {scale:g} of the rate" if scale else "are held"
     section = report.section(
         "Policy: does it act?",
         "Both arms: same model, tokens, labelled episodes and order, and "
         f"{config.action_finetuning.steps:,} fine-tuning steps. LAPA starts from the latent VLA, "
-        "Scratch from random parameters.",
+        f"whose parameters {held}; Scratch starts from random parameters and trains all.",
     )
     runs = {"latent VLA": "latent_vla"}
     runs |= {f"fine-tuning, {name}": arm for arm, name in ARM_NAMES.items()}
@@ -212,14 +264,24 @@ def _policy_section(
         ],
         f"Fixed start states (seed {config.seed}), at most {config.scene.horizon} steps.",
     )
-    gap = summary["lapa_minus_scratch"]
-    section.text(
-        f"LAPA minus Scratch, all families: {gap['estimate']:+.1%} (95 %: {gap['low']:+.1%} to "
-        f"{gap['high']:+.1%}; a paired interval, as both act from the same start states)."
+    families = list(dict.fromkeys(row["family"] for row in rows))
+    gaps = {
+        family: contrast([r for r in rows if r["family"] == family], "lapa", "scratch").as_dict()
+        for family in (families if len(families) > 1 else ())
+    }
+    gaps["all families" if gaps else families[0]] = summary["lapa_minus_scratch"]
+    section.table(
+        ["family", "LAPA minus Scratch"],
+        [[family, _points(gap)] for family, gap in gaps.items()],
+        "Both arms act from the same start states, so that the intervals are of paired outcomes "
+        "(Newcombe's hybrid score). The intervals of the two rates above must not be compared.",
     )
+    strips = _strips(workdir, rows)
+    shown = len(strips) // len(ARM_NAMES) // len(families)
+    first = "first" if shown == 1 else f"first {shown}"
     section.figure(
-        figures.film_strips(_strips(workdir, rows)),
-        "The same start states, both arms: the first of each family.",
+        figures.film_strips(strips),
+        f"The same start states, both arms: the {first} of each family, whoever succeeded.",
     )
 
 
@@ -237,16 +299,11 @@ def _strips(workdir: Path, rows: Rows) -> list[figures.Strip]:
     return strips
 
 
-def _closing(report: Report, config: ConfigDict, seconds: dict[str, float]) -> None:
+def _closing(
+    report: Report, config: ConfigDict, seconds: dict[str, float], notes: Sequence[str]
+) -> None:
     section = report.section("How this was made")
     section.table(["part", "seconds"], [[name, round(value, 1)] for name, value in seconds.items()])
     section.settings("Versions and hardware", describe_environment())
     section.settings("Settings", config.to_dict())
-    section.notes(
-        [
-            "One seed: the intervals cover episodes, not repetitions of the training.",
-            "The videos show the world and the tasks that the policy is tested on, half of them in "
-            "the robot's own view; transfer to other worlds is not shown here.",
-        ],
-        "Read this before quoting a number",
-    )
+    section.notes(notes, "Read this before quoting a number")

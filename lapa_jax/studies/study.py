@@ -18,6 +18,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
+from lapa_jax import config as configs
 from lapa_jax import settings
 from lapa_jax.diagnostics.statistics import Interval, paired_difference_of_proportions
 from lapa_jax.runs import run as runs
@@ -53,13 +54,14 @@ def text_of(value: Any) -> str:
     return "x".join(map(str, value)) if isinstance(value, tuple | list) else str(value)
 
 
-def train_part(name: str, config: ConfigDict, workdir: Path) -> Part:
-    """A part that trains by a config, which is checked now. `Interrupted` where a signal stopped
-    it."""
-    settings.check(config)
+def train_part(name: str, config: ConfigDict | Callable[[], ConfigDict], workdir: Path) -> Part:
+    """A part that trains by a config, which is checked now, or which the parts before it decide.
+    `Interrupted` where a signal stopped it."""
+    if not callable(config):
+        settings.check(config)
 
     def work() -> None:
-        if not train(config, workdir):
+        if not train(config() if callable(config) else config, workdir):
             raise Interrupted
 
     return Part(name, work)
@@ -70,7 +72,32 @@ class Study:
 
     def __init__(self, workdir: Path, cells: Sequence[Cell]):
         self.workdir, self.cells = workdir, cells
+        self._claim = workdir / "study.json"
         (workdir / "parts").mkdir(parents=True, exist_ok=True)
+
+    def claim(self, decides: dict[str, Any], *, replace: bool = False) -> bool:
+        """Notes in WORKDIR/study.json what decides the results beside the cells, or checks that it
+        is that; returns whether it was something else before, which `replace` allows.
+
+        Raises ValueError that names what differs.
+        """
+        changes = {}
+        if self.claimed:
+            changes = configs.difference(json.loads(self._claim.read_text()), decides)
+        if changes and not replace:
+            lines = [f"  {key}: {old} there, {new} now" for key, (old, new) in changes.items()]
+            more = f"\n  and {len(lines) - 8} more" if len(lines) > 8 else ""
+            raise ValueError(
+                f"{self.workdir} holds results of other data or settings; choose another "
+                "--workdir, or remove that one to make it anew:\n" + "\n".join(lines[:8]) + more
+            )
+        runs.write_json(self._claim, decides)
+        return bool(changes)
+
+    @property
+    def claimed(self) -> bool:
+        """Whether `claim` was called, now or by an earlier process."""
+        return self._claim.exists()
 
     def run(self, index: int = 0, count: int = 1) -> None:
         """Does what is not done of every `count`-th cell from `index` on."""
@@ -103,9 +130,13 @@ class Study:
     def result(self, name: str) -> Any:
         return self._read(name)["result"]
 
+    def done(self, name: str) -> bool:
+        """Whether the part of this name is."""
+        return self._read(name)["done"]
+
     def missing(self) -> list[Cell]:
         """Cells that have no rows yet."""
-        return [cell for cell in self.cells if not self._read(cell.parts[-1].name)["done"]]
+        return [cell for cell in self.cells if not self.done(cell.parts[-1].name)]
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of all cells, with the cells' values."""
