@@ -83,7 +83,7 @@ class Study:
         """
         changes = {}
         if self.claimed:
-            changes = configs.difference(json.loads(self._claim.read_text()), decides)
+            changes = configs.difference(_json(self._claim), decides)
         if changes and not replace:
             lines = [f"  {key}: {old} there, {new} now" for key, (old, new) in changes.items()]
             more = f"\n  and {len(lines) - 8} more" if len(lines) > 8 else ""
@@ -156,7 +156,14 @@ class Study:
         path = self._path(name)
         if not path.exists():
             return {"done": False, "seconds": 0.0, "result": None}
-        return json.loads(path.read_text())
+        return _json(path)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it, and it is made again") from None
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -56,6 +56,14 @@ def test_what_is_interrupted_goes_on_and_keeps_its_time(tmp_path):
     assert study.seconds()["train"] >= 100.0 and study.rows() == [{"seed": 0, "loss": 1.0}]
 
 
+@pytest.mark.parametrize("torn", ["", '{"done": tr', "\x00" * 9, "\xff"])
+def test_a_damaged_part_is_named(tmp_path, torn):
+    study = Study(tmp_path, two_arms([], {"one": [True]}))
+    (tmp_path / "parts" / "data.json").write_bytes(torn.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"parts/data\.json is damaged"):
+        study.run()
+
+
 def test_cells_are_named_by_their_values():
     assert name_of({"model.dim": 8, "data.image_size": (2, 3)}) == "dim=8,image_size=2x3"
 
