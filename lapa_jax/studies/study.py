@@ -83,7 +83,8 @@ class Study:
         """
         changes = {}
         if self.claimed:
-            changes = configs.difference(_json(self._claim), decides)
+            known = _json(self._claim, "what its results are of is not known: take another --workdir")
+            changes = configs.difference(known, decides)
         if changes and not replace:
             lines = [f"  {key}: {old} there, {new} now" for key, (old, new) in changes.items()]
             more = f"\n  and {len(lines) - 8} more" if len(lines) > 8 else ""
@@ -156,14 +157,14 @@ class Study:
         path = self._path(name)
         if not path.exists():
             return {"done": False, "seconds": 0.0, "result": None}
-        return _json(path)
+        return _json(path, "delete it, and that part is done again")
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path, remedy: str) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); delete it, and it is made again") from None
+        raise ValueError(f"{path} is damaged ({error}): {remedy}") from None
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
