@@ -4,7 +4,6 @@ A check compares a number of the report with its threshold. What was not measure
 is named, and so is that training clips were measured.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,16 +52,18 @@ def lines(name: str, found: Mapping[str, Any]) -> list[str]:
 
 
 def _check(
-    name: str, value: float | None, threshold: float, told: str, *, most: bool = False
+    name: str, value: float | None, threshold: float, told: str, *, most: bool = False, lacks: str
 ) -> dict[str, Any]:
-    """told: what the value is, with {value} and {threshold}. most: it may not be above."""
-    passed = None
-    if value is not None and math.isfinite(value):
-        passed = bool(value <= threshold if most else value >= threshold)
-    shown = "not measured" if value is None else f"{value:.3g}"
+    """told: what the value is, with {value} and {threshold}. most: it may not be above. lacks: why
+    there may be no value."""
     bound = f"{'at most' if most else 'at least'} {threshold:.3g}"
-    text = told.format(value=shown, threshold=bound)
-    return dict(name=name, value=value, threshold=threshold, passed=passed, told=text)
+    passed = None
+    if value is not None:
+        passed = bool(value <= threshold if most else value >= threshold)
+        told = told.format(value=f"{value:.3g}", threshold=bound)
+    else:
+        told = f"not measured: {lacks}"
+    return dict(name=name, value=value, threshold=threshold, passed=passed, told=told)
 
 
 def _codes(report: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -72,23 +73,23 @@ def _codes(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     size = codes["codebook_size"]
     even = even_perplexity(size, codes["samples"])
     share = CODES_USED if size <= MANY_CODES else MANY_CODES_USED
-    told = f"perplexity {{value}}, {{threshold}}: {share:g} of what {size} codes used evenly show"
-    value = codes["mean_perplexity"]
+    used = f"perplexity {{value}}, {{threshold}}: {share:g} of what {size} codes used evenly show"
+    value, lacks = codes["mean_perplexity"], "no codes"
     return [
-        _check("collapse", value, COLLAPSE, "perplexity {value}, {threshold}"),
-        _check("codes_used", value, share * even, told),
+        _check("collapse", value, COLLAPSE, "perplexity {value}, {threshold}", lacks=lacks),
+        _check("codes_used", value, share * even, used, lacks=lacks),
     ]
 
 
 def _drawn(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    drawn = report["reconstruction"]
+    drawn, lacks = report["reconstruction"], "the frames never change"
     skill, other = drawn["skill"], drawn.get("skill_exchanged")
     gain = None if skill is None or other is None else skill - other
-    copying = "skill {value}, {threshold}: over copying the first frame"
-    telling = "{value} of the skill is lost with the z of another pair, {threshold}"
+    copying = "skill {value} over copying the first frame, {threshold}"
+    telling = "skill {value} above that with the z of another pair, {threshold}"
     return [
-        _check("skill", skill, SKILL, copying),
-        _check("z_tells", gain, Z_TELLS, telling),
+        _check("skill", skill, SKILL, copying, lacks=lacks),
+        _check("z_tells", gain, Z_TELLS, telling, lacks=lacks),
     ]
 
 
@@ -99,8 +100,9 @@ def _scene(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     share = None
     if given and given["marginal_bits"]:
         share = given["explained_bits"] / given["marginal_bits"]
-    told = "{value} of the bits of z are told by the first frame of a new scene, {threshold}"
-    return [_check("leakage", share, LEAKAGE, told, most=True)]
+    told = "the first frame of a new scene tells {value} of the bits of z, {threshold}"
+    lacks = "`lapa evaluate` does, on 3 episodes or more"
+    return [_check("leakage", share, LEAKAGE, told, most=True, lacks=lacks)]
 
 
 def _motion(report: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -109,8 +111,8 @@ def _motion(report: Mapping[str, Any]) -> list[dict[str, Any]]:
         return []
     of_z, of_frame = (probe[name]["r2_mean"] for name in ("latent_action", "first_frame"))
     gain = None if of_z is None else of_z - max(of_frame or 0.0, 0.0)
-    told = "R² of the true motion {value} beyond what the first frame tells, {threshold}"
-    return [_check("motion", gain, MOTION, told)]
+    told = "R² of the true motion {value} above that of the first frame, {threshold}"
+    return [_check("motion", gain, MOTION, told, lacks="the actions never change")]
 
 
 def _notes(report: Mapping[str, Any], few: bool) -> list[str]:

@@ -98,7 +98,7 @@ def loss_curves(
     """`metric` over steps, one line per run; `runs` maps a name to rows of its metrics.jsonl.
 
     Rows without the metric (of another cadence) are no points of this curve. With `smooth` a
-    running mean over that many points is drawn over the pale raw curve.
+    running mean over that many points is drawn over the pale raw curve, where it has enough.
     """
     if not runs:
         raise ValueError("runs is empty: give at least one run")
@@ -112,7 +112,7 @@ def loss_curves(
         steps, values = np.asarray(points, np.float64).T
         color = SERIES[number % len(SERIES)]
         strong = dict(color=color, linewidth=1.8, label=_plain(name))
-        if smooth > 1 and len(values) > smooth:
+        if smooth > 1 and len(values) >= 4 * smooth:  # else little is left of the curve
             mean = np.convolve(values, np.full(smooth, 1 / smooth), "valid")
             axes.plot(steps, values, color=color, linewidth=1.0, alpha=0.3)
             axes.plot(steps[smooth - 1 :], mean, **strong)

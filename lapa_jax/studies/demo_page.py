@@ -148,7 +148,8 @@ def _percent(found: Mapping[str, float]) -> str:
 
 def _points(found: Mapping[str, float]) -> str:
     """A difference of rates with its interval."""
-    return f"{found['estimate']:+.1%} (95 %: {found['low']:+.1%} to {found['high']:+.1%})"
+    value, low, high = (100 * found[key] for key in ("estimate", "low", "high"))
+    return f"{value:+.1f} points (95 %: {low:+.1f} to {high:+.1f})"
 
 
 def _cards(report: Report, summary: dict[str, Any], seconds: dict[str, float]) -> None:

@@ -83,7 +83,7 @@ class Study:
         """
         changes = {}
         if self.claimed:
-            known = _json(self._claim, "what its results are of is not known: take another --workdir")
+            known = _json(self._claim, "what the results are of is unknown: take another --workdir")
             changes = configs.difference(known, decides)
         if changes and not replace:
             lines = [f"  {key}: {old} there, {new} now" for key, (old, new) in changes.items()]
