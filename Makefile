@@ -20,11 +20,16 @@ DEV := -e .[dev,serve]
 ENVIRONMENTS = $(VENV)/.dev
 endif
 
-.PHONY: check demo test test-aot fuzz torture lint clean
+.PHONY: check demo demo-plan test test-aot fuzz torture lint clean
 
 # Huge pages: memory that a step takes anew comes in fewer faults (docs/performance.md).
-demo: $(VENV)/.base
+demo: demo-plan $(VENV)/.base
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/lapa demo
+
+demo-plan:
+	@[ -e $(VENV)/.base ] || echo "make demo: installs 2.7 GB of packages into $(VENV) first" \
+		"(DOWNLOAD to download, one to two minutes), then runs lapa demo:" \
+		"6 minutes on two quiet CPU cores, 20 where others use them; DISK in runs/demo."
 
 test: $(ENVIRONMENTS)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

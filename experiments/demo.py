@@ -17,7 +17,12 @@ from experiments.action_vla import tabletop as action_vla
 from experiments.latent_vla import tabletop as latent_vla
 from experiments.quantizer import tabletop as quantizer
 
-SIZES = ("tiny", "small", "full")
+# size → how long it takes, without installing: docs/performance.md.
+SIZES = {
+    "tiny": "2 minutes on two CPU cores, 5 where others use them",
+    "small": "6 minutes on two quiet CPU cores of a server, 20 where others use them",
+    "full": "not measured; meant for a GPU",
+}
 FULL_FAMILIES = (
     "reach",
     "block_to_block",
@@ -31,7 +36,7 @@ FULL_FAMILIES = (
 def get_config(arg: str | None = None) -> ConfigDict:
     size = base.parse_arg(arg, size="small").size
     if size not in SIZES:
-        raise ValueError(f"size={size!r} must be one of {SIZES}")
+        raise ValueError(f"size={size!r} must be one of {tuple(SIZES)}")
     quick = f"quick={size == 'tiny'}"
     config = ConfigDict()
     config.size = size

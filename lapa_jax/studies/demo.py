@@ -7,6 +7,7 @@ same policy fine-tuned from random parameters on the same labelled episodes (the
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +157,10 @@ def _success(config: ConfigDict, env: Environment, workdir: Path) -> list[dict[s
     return rows
 
 
-def run_videos(videos: str, workdir: str | Path, size: str) -> Path:
-    """The quantizer on the user's own clips, with its report.
+def run_videos(
+    videos: str, workdir: str | Path, size: str, say: Callable[[str], object] = logging.info
+) -> Path:
+    """The quantizer on the user's own clips, with its report; `say` is told the plan.
 
     The clips are part of what the workdir is for: once they are converted others are refused.
     Before that, whatever is in the folder counts.
@@ -190,6 +193,13 @@ def run_videos(videos: str, workdir: str | Path, size: str) -> Path:
         )
     if study.claim({"size": size, "clips": clips}, replace=not converted) and corpus.exists():
         shutil.rmtree(corpus)  # half converted, from other clips
+    told, minutes = settings(0.0), "1 to 2" if size == "tiny" else "2 to 8"
+    say(
+        f"lapa demo --videos, {size}: {len(clips):,} clips of {folder} at "
+        f"{'x'.join(map(str, told.data.image_size))} px, quantizer of {told.steps:,} steps; after "
+        f"the conversion {minutes} minutes on two CPU cores. All goes to {workdir}; what is done "
+        "there already is not done again."
+    )
     study.run()
 
     def report() -> dict[str, Any]:

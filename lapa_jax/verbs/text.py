@@ -38,3 +38,9 @@ def sparkline(values: Sequence[float], low: float | None = None) -> str:
 def show(value: Any) -> None:
     """Prints a text as it is, anything else as JSON."""
     sys.stdout.write((value if isinstance(value, str) else json.dumps(value, indent=1)) + "\n")
+
+
+def say(text: str) -> None:
+    """Prints a line at once, also into a pipe: something long follows."""
+    show(text)
+    sys.stdout.flush()
