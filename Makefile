@@ -28,8 +28,8 @@ demo: demo-plan $(VENV)/.base
 
 demo-plan:
 	@[ -e $(VENV)/.base ] || echo "make demo: installs 2.7 GB of packages into $(VENV) first" \
-		"(DOWNLOAD to download, one to two minutes), then runs lapa demo:" \
-		"6 minutes on two quiet CPU cores, 20 where others use them; DISK in runs/demo."
+		"(600 MB to download, one to two minutes), then runs lapa demo:" \
+		"6 minutes on two quiet CPU cores, 20 where others use them; 0.3 GB in runs/demo."
 
 test: $(ENVIRONMENTS)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

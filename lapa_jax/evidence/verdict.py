@@ -125,8 +125,8 @@ def _notes(report: Mapping[str, Any], few: bool) -> list[str]:
         )
     if few:
         notes.append(
-            f"{report['pairs']:,} pairs of {report['episodes']:,} episodes are few: less than "
-            f"{FEW_PAIRS} pairs or {FEW_EPISODES} episodes say little of others"
+            f"few were measured ({report['pairs']:,} pairs, episodes: {report['episodes']:,}): "
+            f"less than {FEW_PAIRS} pairs or {FEW_EPISODES} episodes say little of others"
         )
     if report["reconstruction"]["skill"] is None:
         notes.append("the frames never change: there is no motion to tell")
