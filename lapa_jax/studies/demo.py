@@ -16,7 +16,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from data_pipelines.convert import video
+from data_pipelines.convert import folders, video
 from data_pipelines.index import build_index, load_index
 from data_pipelines.loader import DataSettings, order
 from experiments.quantizer import videos as videos_config
@@ -166,7 +166,11 @@ def run_videos(
     Before that, whatever is in the folder counts.
     """
     workdir, folder = Path(workdir), Path(videos)
-    clips = {name: _identity(folder / name) for name in video.find_videos(folder)}
+    clips = {name: _identity(folder / name) for name in folders.find(folder).videos}
+    if not clips:
+        raise FileNotFoundError(
+            f"no video below {folder}; `lapa data convert video` reads folders of pictures, too"
+        )
     corpus, trained = workdir / "data", workdir / "quantizer"
 
     def settings(holdout: float) -> ConfigDict:
@@ -177,7 +181,8 @@ def run_videos(
     def convert() -> None:
         if not (corpus / "dataset_info.json").exists():
             pixels = tuple(settings(0.0).data.image_size)
-            video.convert_videos(video.Options(source=videos, out=corpus, size=pixels))
+            report = video.convert_videos(video.Options(source=videos, out=corpus, size=pixels))
+            logging.info("%s", report.table())
         build_index(corpus, progress=False)
 
     def config() -> ConfigDict:
@@ -215,12 +220,16 @@ def run_videos(
 
 def _identity(path: Path) -> str:
     """Of a clip: its bytes, and a digest of those at its ends, where containers say what is in
-    them."""
-    size, edge = path.stat().st_size, 1 << 20
-    with path.open("rb") as file:
-        digest = hashlib.sha256(file.read(edge))
-        file.seek(max(0, size - edge))
-        digest.update(file.read(edge))
+    them. One that cannot be read is for the conversion to count."""
+    edge = 1 << 20
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            digest = hashlib.sha256(file.read(edge))
+            file.seek(max(0, size - edge))
+            digest.update(file.read(edge))
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
     return f"{size} bytes, {digest.hexdigest()[:16]}"
 
 
