@@ -124,9 +124,7 @@ def test_left_out_episodes_are_left_out_of_any_order(corpora):
         (corpus,) = mixture.corpora
         assert not corpus.counts[8:].any() and corpus.counts[7]
         less = mixture.without([np.arange(10) == 7])
-        assert (
-            less.hash != mixture.hash != open_mixture(DataSettings.of(config)).hash or not changes
-        )
+        assert less.hash != mixture.hash
         loader = Loader(settings, fields=("frames",), global_batch=4, seed=0, mixture=less)
         assert drawn(loader) == set(range(7))
         with pytest.raises(ValueError, match="'robot': every episode that would be drawn"):
