@@ -3,7 +3,8 @@
 There are two kinds: the latent actions by a quantizer, and the image tokens by an image tokenizer,
 a set of one name for every camera. A label is codes, or the vectors of a quantizer that has none.
 Writing goes shard by shard, by several hosts if wanted, each of which claims its own, and continues
-where it stopped; `finish` joins the shards. A row without a label is -1, or NaN, everywhere.
+where it stopped; `finish` joins the shards. Each has a digest until then, written last: a shard
+without one, or of another digest, is not believed. A row without a label is -1, or NaN, everywhere.
 Opening refuses an unfinished set and a set that was made for another corpus.
 """
 
@@ -232,6 +233,9 @@ class LabelSetWriter:
     def _part(self, shard: int) -> Path:
         return self.folder / f"{self.index.split}-{shard:05d}.npy"
 
+    def _digest(self, shard: int) -> Path:
+        return _digest_file(self.folder, self.index.split, shard)
+
     def _shape(self, shard: int) -> tuple[int, ...]:
         rows = self.index.rows_of_shard(shard)
         return rows.stop - rows.start, *self.values.shape
@@ -255,14 +259,24 @@ class LabelSetWriter:
                 f"{self.kind.length}{', width' if vectors else ''})"
             )
         self.values.check(labels, where)
-        sidecar.write_array(self._part(shard), labels.astype(self.values.dtype))
+        stored = labels.astype(self.values.dtype)
+        self._digest(shard).unlink(missing_ok=True)
+        sidecar.write_array(self._part(shard), stored)
+        sidecar.write_json(self._digest(shard), sidecar.array_digest(stored))
 
     def missing_shards(self) -> list[int]:
         """Shards that nobody has written yet."""
-        missing = [n for n in range(len(self.index.shards)) if not self._part(n).is_file()]
+        missing = [n for n in range(len(self.index.shards)) if not self._digest(n).is_file()]
         if missing and not self.complete:  # unless another host finished meanwhile
             self.complete = sidecar.read_json(self._manifest)["complete"]
         return [] if self.complete else missing
+
+    def _is_whole(self, shard: int) -> bool:
+        try:
+            digest = sidecar.read_json(self._digest(shard))
+            return sidecar.file_digest(self._part(shard)) == digest
+        except (sidecar.SidecarError, FileNotFoundError):
+            return False
 
     def finish(self, least: int = 0, most: int | None = None) -> None:
         """Checks that every shard is there and whole and that `least` to `most` rows are labelled,
@@ -285,15 +299,13 @@ class LabelSetWriter:
             )
         parts = []
         for shard in range(len(self.index.shards)):
-            part = sidecar.map_array(self._part(shard))
-            if part.shape != self._shape(shard) or part.dtype != self.values.dtype:
+            if not self._is_whole(shard):
+                self._digest(shard).unlink()  # so that it is made again
                 raise sidecar.SidecarError(
-                    f"{self._part(shard)} holds {part.dtype}{part.shape}, expected "
-                    f"{self.values.dtype}{self._shape(shard)}: delete it and continue with "
-                    f"{self.kind.command}"
+                    f"{self._part(shard)} is damaged (its digest is not that of what was written): "
+                    f"{self.kind.command} makes it again"
                 )
-            self.values.check(self.values.given(part), str(self._part(shard)))
-            parts.append(part)
+            parts.append(sidecar.map_array(self._part(shard)))
         labelled = sum(int(self.values.labelled(part).sum()) for part in parts)
         if labelled < least or (most is not None and labelled > most):
             raise sidecar.SidecarError(
@@ -308,7 +320,12 @@ class LabelSetWriter:
         self.complete = True
         for shard in range(len(self.index.shards)):
             self._part(shard).unlink()
+            self._digest(shard).unlink()
         self._lock_file.unlink()  # from here on the manifest says that there is nothing to lock
+
+
+def _digest_file(folder: Path, split: str, shard: int) -> Path:
+    return folder / f"{split}-{shard:05d}.json"
 
 
 class LabelSet:
@@ -354,7 +371,7 @@ class LabelSet:
             missing = [
                 number
                 for number in range(manifest["num_shards"])
-                if not (folder / f"{index.split}-{number:05d}.npy").is_file()
+                if not _digest_file(folder, index.split, number).is_file()
             ]
             raise sidecar.SidecarError(
                 f"{kind.what} {folder} is not finished: shards {missing[:20]} of "

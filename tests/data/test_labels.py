@@ -12,7 +12,7 @@ from shards import LENGTHS, write_corpus
 from test_settings import write_plain
 
 from data_pipelines.index import load_index
-from data_pipelines.index.labels import IMAGE_TOKENS, LabelSet, LabelSetWriter
+from data_pipelines.index.labels import IMAGE_TOKENS, LATENT_ACTIONS, LabelSet, LabelSetWriter
 from data_pipelines.sidecar import SidecarError
 
 PROVENANCE = {
@@ -20,6 +20,14 @@ PROVENANCE = {
     "window_seconds": 0.6,
     "codebook_size": 8,
     "code_length": 4,
+    "code_version": "1",
+}
+
+TOKENS = {
+    "tokenizer_hash": "t",
+    "image_size": [16, 16],
+    "codebook_size": 2**16 - 1,
+    "tokens_per_frame": 3,
     "code_version": "1",
 }
 
@@ -126,17 +134,10 @@ def test_provenance_is_required(index):
 
 def test_image_tokens_are_unsigned_and_by_camera(index):
     """Every code up to the last but one of uint16; what cannot be decoded has none."""
-    provenance = {
-        "tokenizer_hash": "t",
-        "image_size": [16, 16],
-        "codebook_size": 2**16 - 1,
-        "tokens_per_frame": 3,
-        "code_version": "1",
-    }
 
     def writer(**changes):
         return LabelSetWriter(
-            index.sidecar_dir, "v", index, provenance=provenance | changes, kind=IMAGE_TOKENS
+            index.sidecar_dir, "v", index, provenance=TOKENS | changes, kind=IMAGE_TOKENS
         )
 
     tokens = np.random.default_rng(0).integers(0, 2**16 - 1, (index.num_frames, 3))
@@ -226,19 +227,47 @@ def test_wrong_and_damaged_vectors_are_named(index):
         LabelSet.open(index.sidecar_dir, "float32", index)
 
 
-def test_a_damaged_shard_of_vectors_is_named(index):
-    one = LabelSetWriter(index.sidecar_dir, "v", index, provenance=VECTORS | {"width": 2})
-    for shard in range(3):
-        one.write_shard(shard, np.ones((*labels_of(index, shard).shape, 2)))
-    part = one.folder / "train-00001.npy"
-    values = np.load(part)
-    values[3, 1] = np.nan
-    np.save(part, values)
-    with pytest.raises(ValueError, match="train-00001.npy: row 3 is .*whole or not at all"):
-        one.finish()
-    np.save(part, values.astype(np.float64))
-    with pytest.raises(SidecarError, match=r"00001.npy holds float64\(.*expected float32\("):
-        one.finish()
+@pytest.mark.parametrize("kind", ["codes", "vectors", "image tokens"])
+def test_a_shard_that_is_damaged_before_the_end_is_made_again(index, kind):
+    """Whatever it holds then: other labels, other types, half a file, nothing."""
+    settings, fill = dict(provenance=PROVENANCE), 3
+    if kind == "vectors":
+        settings, fill = dict(provenance=VECTORS | {"width": 2}), np.ones((4, 2), np.float32)
+    if kind == "image tokens":
+        settings = dict(provenance=TOKENS, kind=IMAGE_TOKENS)
+    writer = LabelSetWriter(index.sidecar_dir, "v", index, **settings)
+    arrays = [writer.unlabelled(shard) for shard in range(3)]
+    for shard, array in enumerate(arrays):
+        array[:] = fill
+        writer.write_shard(shard, array)
+    part = writer.folder / "train-00001.npy"
+    whole, other = part.read_bytes(), np.load(part)
+    other[3] = 2
+    damages = [
+        lambda: np.save(part, other),
+        lambda: np.save(part, np.load(part).astype(np.float64)),
+        lambda: part.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1])),
+        lambda: part.write_bytes(whole[: len(whole) // 2]),
+        lambda: part.write_bytes(b""),
+        part.unlink,
+    ]
+    for damage in damages:
+        damage()
+        with pytest.raises(SidecarError, match="train-00001.npy is damaged.* makes it again"):
+            writer.finish()
+        assert writer.missing_shards() == [1]
+        writer.write_shard(1, arrays[1])
+    writer.finish()
+    found = LabelSet.open(index.sidecar_dir, "v", index, settings.get("kind", LATENT_ACTIONS))
+    assert (found.labels(np.arange(index.num_frames)) == fill).all()
+
+
+def test_a_shard_of_earlier_code_has_no_digest_and_is_made_again(index):
+    writer = write(index)
+    (writer.folder / "train-00002.json").unlink()
+    assert writer.missing_shards() == [2]
+    with pytest.raises(SidecarError, match=r"not finished: shards \[2\] of 3 are missing"):
+        LabelSet.open(index.sidecar_dir, "z", index)
 
 
 def test_sets_of_format_1_are_read(tmp_path):
