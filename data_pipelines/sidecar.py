@@ -17,7 +17,7 @@ from data_pipelines import storage
 from data_pipelines.storage import atomic_path
 
 # What np.load makes of a damaged header, which it reads as a Python literal and believes.
-_UNREADABLE = (
+UNREADABLE = (
     ValueError,
     EOFError,
     SyntaxError,
@@ -91,7 +91,7 @@ def map_array(path: Path) -> np.ndarray:
         return array
     except FileNotFoundError:
         raise SidecarError(f"{path} is missing: delete {path.parent} and write it again") from None
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise SidecarError(
             f"{path} is damaged ({error}): delete {path.parent} and write it again"
         ) from error

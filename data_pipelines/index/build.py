@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import shutil
 import zipfile
+import zlib
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -109,6 +110,10 @@ def build_index(
     return folder
 
 
+# What zipfile makes of a damaged archive, besides: its checksums find what is left.
+_NO_ARCHIVE = (OSError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error)
+
+
 class _Job(NamedTuple):
     """A shard, where its part goes, and what decides the part."""
 
@@ -172,7 +177,7 @@ def _load_part(job: _Job) -> dict[str, Any] | None:
         part["info"] = json.loads(part["info"].tobytes())
     except FileNotFoundError:
         return None
-    except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (*sidecar.UNREADABLE, *_NO_ARCHIVE) as error:
         logging.warning("%s is damaged (%s); its shard is read again.", job.target, error)
         return None
     return part if part["info"]["settings"] == job.settings else None

@@ -7,6 +7,7 @@ from shards import LENGTHS, write_corpus
 from data_pipelines import storage
 from data_pipelines.index import StaleIndexError, build, build_index, load_index
 from data_pipelines.rlds import tfrecord
+from data_pipelines.rlds.shards import find_shards
 from data_pipelines.sidecar import SidecarError
 
 
@@ -84,6 +85,26 @@ def test_damaged_sidecar_is_refused(tmp_path):
     path.write_bytes(data)
     with pytest.raises(StaleIndexError, match=r"actions.npy is damaged.*lapa data index"):
         load_index(tmp_path)
+
+
+def test_a_part_that_is_damaged_before_they_are_joined_is_read_again(tmp_path):
+    """Each byte of its archive in turn: the part is as it was, or it is not taken."""
+    write_corpus(tmp_path, shards=1)
+    shards = find_shards(tmp_path, "train")
+    keys = dict(image_key="image", action_key="action", instruction_key="language_instruction")
+    settings = {"split": "train", **keys, "fps": 0.0, "exclude": []}
+    (job,) = build._jobs(tmp_path, shards, tmp_path / "parts", settings)
+    build._write_part(job)
+    whole, data = build._load_part(job), job.target.read_bytes()
+    for place in [*range(0, len(data), 31), *range(len(data) - 700, len(data), 7)]:
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << place % 8
+        job.target.write_bytes(damaged)
+        found = build._load_part(job)
+        assert found is None or all(np.array_equal(found[name], whole[name]) for name in whole)
+    for length in (0, len(data) // 2, len(data) - 1):
+        job.target.write_bytes(data[:length])
+        assert build._load_part(job) is None
 
 
 def test_an_index_file_that_is_gone_is_named(tmp_path):
