@@ -32,26 +32,38 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--profile", default="", help="FIRST:END, as 100:105: trace these steps (docs/training.md)"
     )
+    parser.add_argument(
+        "--extend",
+        action="store_true",
+        help="go on to another config.steps though the learning rate so far was for the old",
+    )
     distributed.add_flags(parser)
     args, config = configs.parse(parser, argv)
     span = parse_profile(args.profile)
     distributed.initialize_from(args)
     programs.keep_compiled(args.workdir)
     with distributed.leaving_on_error():
-        done = train(config, args.workdir, span)
+        done = train(config, args.workdir, span, extend=args.extend)
         tell_end(args.workdir, config, done)
         return 0 if done else EXIT_RESTART
 
 
-def train(config: ConfigDict, workdir: str | Path, profile: tuple[int, int] | None = None) -> bool:
+def train(
+    config: ConfigDict,
+    workdir: str | Path,
+    profile: tuple[int, int] | None = None,
+    *,
+    extend: bool = False,
+) -> bool:
     """Trains to `config.steps`; False if a signal stopped it before (after saving).
 
-    `profile`: the first step to trace and the one after the last. Raises LockedError where another
-    process trains there.
+    `profile`: the first step to trace and the one after the last. `extend`: to other `steps` than
+    those of a run that goes on, though its learning rate so far depended on them. Raises
+    LockedError where another process trains there.
     """
     config = configs.today(config)
     with start.attempt(workdir) as attempt:
-        while (done := _train(config, workdir, attempt, profile)) is None:
+        while (done := _train(config, workdir, attempt, profile, extend)) is None:
             logging.warning("%s goes back to its newest checkpoint", workdir)
         attempt.end("finished" if done else "stopped")
     return done
@@ -62,11 +74,12 @@ def _train(
     workdir: str | Path,
     attempt: start.Attempt,
     profile: tuple[int, int] | None,
+    extend: bool,
 ) -> bool | None:
     """None: the guard wants to go back."""
     # --- Data and stage; the step, with state and batch by shape --------------------------------
     clock = Clock(workdir, first=distributed.is_first())
-    run = start.open_run(config, workdir)
+    run = start.open_run(config, workdir, extend=extend)
     programs.warn_if_inexact(run.mesh.devices.flat[0].platform)
     program = programs.build(config, run.stage, run.mesh)
 

@@ -31,30 +31,34 @@ MAY_CHANGE = (
     "data.max_bad_fraction",
     "data.unusable_episodes",  # the fingerprint of the data tells where it matters
 )
+# Of `steps` the start of a training tells more: it knows the schedule.
+BUT_STEPS = ("steps", *MAY_CHANGE)
 
 
-def changes(there: dict[str, Any], config: ConfigDict) -> dict[str, tuple[Any, Any]]:
-    """Keys that decide the result and differ: key → (there, now)."""
+def check_config(
+    where: Path, there: dict[str, Any], config: ConfigDict, free: tuple[str, ...] = MAY_CHANGE
+) -> None:
+    """Raises ValueError listing the keys that differ, but for those that begin as one of `free`,
+    where a config is not the one `there`."""
     found = configs.difference(configs.upgrade(there), configs.to_dict(config))
-    return {key: pair for key, pair in found.items() if not key.startswith(MAY_CHANGE)}
-
-
-def check_config(where: Path, there: dict[str, Any], config: ConfigDict, what: str = "") -> None:
-    """Raises ValueError listing the keys that differ where a config is not the one `there`."""
-    if found := changes(there, config):
+    if found := {key: pair for key, pair in found.items() if not key.startswith(free)}:
         lines = [f"  {key}: {old!r} there, {new!r} now" for key, (old, new) in found.items()]
-        what = what or "is the run of another config; choose another --workdir, or restore"
-        raise ValueError(f"{where} {what}\n" + "\n".join(lines))
+        raise ValueError(
+            f"{where} is of another config; choose another --workdir, or restore\n"
+            + "\n".join(lines)
+        )
 
 
 def check_step(
-    where: Path, meta: Mapping[str, Any], config: ConfigDict, assets: Mapping[str, bytes]
+    where: Path,
+    meta: Mapping[str, Any],
+    config: ConfigDict,
+    assets: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Raises ValueError where a checkpoint is not of this run: of another config or other assets,
-    copied in from elsewhere."""
-    what = "is a step of another config's run; move it away, or restore"
-    check_config(where, meta["config"], config, what)
-    for name in sorted(meta["assets"].keys() | assets.keys()):
+    """Raises ValueError where a checkpoint is not of this run: of another config or, where these
+    are known, of other assets. It was copied in from elsewhere, or the command has changed."""
+    check_config(where, meta["config"], config, BUT_STEPS)
+    for name in sorted(meta["assets"].keys() | assets.keys()) if assets is not None else ():
         if meta["assets"].get(name) != assets.get(name):
             raise ValueError(
                 f"{where} is a step of another run: its asset {name} is not that of the newest "

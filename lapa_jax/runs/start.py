@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
@@ -31,6 +32,7 @@ from lapa_jax.runs.usable import usable
 from lapa_jax.stages.stage import frozen_source, with_borrowed
 from lapa_jax.training import checkpoint
 from lapa_jax.training import state as states
+from lapa_jax.training.optimizer import make_schedule
 from lapa_jax.version import __version__
 
 
@@ -46,6 +48,7 @@ class Opened:
     assets: dict[str, bytes]
     source: "Source | None"  # what config.init_from names
     continues: bool  # it has steps already
+    extend: bool  # to other `steps`, where that changes the schedule
 
 
 def attempt(workdir: str | Path) -> Attempt:
@@ -53,7 +56,7 @@ def attempt(workdir: str | Path) -> Attempt:
     return distributed.together(lambda: Attempt(workdir, first=distributed.is_first()))
 
 
-def open_run(config: ConfigDict, workdir: str | Path) -> Opened:
+def open_run(config: ConfigDict, workdir: str | Path, *, extend: bool = False) -> Opened:
     """Opens the data, and makes the run's small files or takes them from its newest checkpoint.
     Writes nothing: what fails here leaves the directory as it was.
 
@@ -66,13 +69,15 @@ def open_run(config: ConfigDict, workdir: str | Path) -> Opened:
         logging.info("%s is a URL: TensorBoard files and traces go to %s", workdir, where)
     saved = newest_meta(workdir)
     if saved is not None:
-        runs.check_config(workdir, saved["config"], config)
+        runs.check_step(workdir / "checkpoints" / str(saved["step"]), saved, config)
     mesh = make_mesh(config.mesh)
     host, num_hosts = sharding.loader_shard(mesh)
     stage_class = stages.get(config.stage)
     fields = stage_class.fields_of(config)
     mixture = distributed.together(lambda: loaders.open_mixture(config.data, fields))
     source = find(config.init_from) if config.init_from else None
+    if source is not None:
+        _check_source(config, source)
     if saved is not None:
         assets = saved["assets"]
         distributed.on_first(lambda: runs.check_assets(workdir, assets))
@@ -94,7 +99,7 @@ def open_run(config: ConfigDict, workdir: str | Path) -> Opened:
             mixture=usable(mixture, stage),
         )
     )
-    return Opened(config, workdir, mesh, loader, stage, assets, source, saved is not None)
+    return Opened(config, workdir, mesh, loader, stage, assets, source, saved is not None, extend)
 
 
 def stage_for(config: ConfigDict, mixture: Mixture, workdir: str | None = None) -> stages.Stage:
@@ -133,6 +138,7 @@ def first_state(
         state, meta = checkpoints.restore(program.state)
         step = int(state.step)
         runs.check_step(checkpoints.directory / str(step), meta, run.config, run.assets)
+        _check_steps(run, meta["config"], step)
         loaders.check_fingerprint(meta["data"], run.loader.fingerprint(step))
         logging.info("%s continues at step %d of %d", run.workdir, step, run.config.steps)
         provenance |= {key: meta["provenance"].get(key) for key in ("init_from", "frozen_from")}
@@ -148,11 +154,47 @@ def first_state(
     return state, provenance
 
 
+def _check_steps(run: Opened, there: dict[str, Any], step: int) -> None:
+    """Refuses other `steps` than the checkpoint `there` was saved with, unless the learning rate of
+    its steps is that of a run of so many, or the user knows that it is not."""
+    before, steps = there["steps"], run.config.steps
+    if steps == before:
+        return
+    if steps < step:
+        raise ValueError(f"{run.workdir} has done {step} steps; config.steps={steps} is less")
+    settings, done = run.config.optimizer.to_dict(), jnp.arange(step + 1)
+    rates = [np.asarray(make_schedule(settings, n)(done) + 0.0 * done) for n in (before, steps)]
+    if not np.array_equal(rates[0][:step], rates[1][:step]) and not run.extend:
+        raise ValueError(
+            f"{run.workdir} has done {step} steps of {before}; config.steps={steps} gives another "
+            f"learning rate, by optimizer.schedule={run.config.optimizer.schedule!r}: of the last "
+            f"of them {rates[1][step - 1]:.3g} instead of {rates[0][step - 1]:.3g}. `lapa train "
+            f"--extend` goes on with the new one, at {rates[1][step]:.3g}, which is no run of "
+            f"{steps} steps from the start"
+        )
+    logging.info(
+        "%s goes on to %d steps instead of %d, with a learning rate of %.3g at first",
+        *(run.workdir, steps, before, rates[1][step]),
+    )
+
+
+def _check_source(config: ConfigDict, source: "Source") -> None:
+    """Refuses to start from a run of another kind of stage."""
+    kind = stages.get(config.stage)
+    if stages.get(source.stage) is not kind:
+        right = [name for name, one in stages.STAGES.items() if one is kind]
+        raise ValueError(
+            f"init_from={config.init_from!r} is a run of stage {source.stage!r}; a run of stage "
+            f"{config.stage!r} starts from one of {' or '.join(map(repr, right))}"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """A trained run to start from, of whose arrays nothing has been read yet."""
 
     workdir: Path
+    stage: str
     assets: dict[str, bytes]
     params: dict[str, Any]  # abstract; as `Model.params`
     merged: Model | None  # with LoRA: read whole, since its kernels must be computed
@@ -187,6 +229,7 @@ def find(workdir: str | Path) -> Source:
     merged = load(workdir) if lora.is_adapted(params) else None
     return Source(
         workdir=places.directory(workdir),
+        stage=meta["config"]["stage"],
         assets=meta["assets"],
         params=params if merged is None else jax.eval_shape(lambda: merged.params),
         merged=merged,

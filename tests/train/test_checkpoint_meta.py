@@ -10,12 +10,14 @@ import tiny
 
 from data_pipelines.index import load_index
 from data_pipelines.loader import FingerprintError
+from lapa_jax import config as configs
 from lapa_jax import train
 from lapa_jax.nn import lora, module
 from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.policy import codecs
 from lapa_jax.policy.text import TextTokenizer
 from lapa_jax.runs import loaded, start
+from lapa_jax.runs import run as runs
 from lapa_jax.training import checkpoint
 from lapa_jax.training.guard import Guard, NonFiniteError
 from lapa_jax.version import __version__
@@ -145,13 +147,43 @@ def test_changed_data_are_refused(started):
         train.train(tiny.config("latent_pretraining", data), workdir)
 
 
-def test_another_config_is_refused_by_the_checkpoint(started):
-    """Even where config.json of the workdir is gone or says the same."""
+def test_a_step_of_another_run_is_refused(started):
+    """Copied in beside a config.json that says what the command says: of another learning rate;
+    and, older than the newest step, of other assets."""
     data, workdir = started
-    config = tiny.config("latent_pretraining", data, seed=1)
-    (workdir / "config.json").unlink()
-    with pytest.raises(ValueError, match="seed: 0 there, 1 now"):
+    config = tiny.config("latent_pretraining", data, optimizer__peak_lr=0.25)
+    runs.write_json(workdir / "config.json", configs.to_dict(config))
+    with pytest.raises(
+        ValueError, match=r"checkpoints/2 is of .*\n  .*peak_lr: 0.* 0.25 now"
+    ):
         train.train(config, workdir)
+    config = tiny.config("latent_pretraining", data)
+    meta = checkpoint.load_meta(workdir / "checkpoints")
+    runs.check_step(workdir, meta, config, meta["assets"])
+    for assets in ({}, {"tokenizer.model": b""}, meta["assets"] | {"action_bins.json": b"{}"}):
+        with pytest.raises(ValueError, match="step of another run: its asset (tok|action_bins)"):
+            runs.check_step(workdir, meta, config, assets)
+
+
+def test_assets_are_those_of_the_checkpoints(started):
+    """A changed or missing copy ends the start; without the folder they are written again."""
+    data, workdir = started
+    config = tiny.config("latent_pretraining", data)
+    path = workdir / "assets" / "tokenizer.model"
+    whole = path.read_bytes()
+    path.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    with pytest.raises(ValueError, match=f"{path} was changed: .* remove .*/assets, which"):
+        train.train(config, workdir)
+    path.unlink()
+    with pytest.raises(ValueError, match=f"{path} is missing: "):
+        train.train(config, workdir)
+    shutil.rmtree(path.parent)
+    run = start.open_run(config, workdir)
+    run.loader.close()
+    assert run.assets == {"tokenizer.model": whole}
+    runs.write(workdir, config, run.assets)
+    assert path.read_bytes() == whole
+    runs.check_assets(workdir, run.assets)
 
 
 @pytest.mark.slow

@@ -82,12 +82,16 @@ def test_sigterm_and_sigkill_in_a_process_of_its_own(tiny_data, tmp_path):
 
 def test_restart_of_a_policy_with_moving_average(tiny_data, tmp_path, monkeypatch):
     """A policy that sees augmented images, in process: once by a signal, once by an error in the
-    middle of an interval."""
+    middle of an interval, and then for longer than it was to train at first."""
     changes = dict(steps=STEPS, checkpoint__every_steps=5, optimizer__ema_decay=0.9)
+    changes |= dict(optimizer__schedule="warmup_constant")  # the same, whatever the steps
     config = tiny.config("action_finetuning", tiny_data, **changes)
     with config.unlocked():
         config.data.augment = base.augment("crop_and_colour")
-    assert train.train(config, tmp_path / "whole")
+    longer, config = config, config.copy_and_resolve_references()
+    with config.unlocked():
+        config.steps = 15
+    assert train.train(longer, tmp_path / "whole")
     whole = tiny.result(tmp_path / "whole")
     assert {path.split("/")[0] for path in whole["arrays"]} >= {"params", "ema", "state"}
 
@@ -105,10 +109,14 @@ def test_restart_of_a_policy_with_moving_average(tiny_data, tmp_path, monkeypatc
     assert checkpoint.list_steps(stopped / "checkpoints")[-1] == 10
     monkeypatch.undo()
     assert train.train(config, stopped)
+    assert checkpoint.list_steps(stopped / "checkpoints")[-1] == 15
+    assert train.train(longer, stopped)
     assert_same(whole, tiny.result(stopped))
 
-    assert train.train(config, stopped), "a finished run stays as it is"
+    assert train.train(longer, stopped), "a finished run stays as it is"
     assert_same(whole, tiny.result(stopped))
+    with pytest.raises(ValueError, match="has done 18 steps; config.steps=15 is less"):
+        train.train(config, stopped)
 
 
 def test_the_next_batch_goes_to_the_devices_before_a_step_is_waited_for(

@@ -257,6 +257,24 @@ def test_another_config_lists_the_keys(policy, tiny_data):
     assert "model.dim: 32 there, 64 now" in err and "seed: 0 there, 3 now" in err
 
 
+@pytest.mark.slow
+def test_other_steps_change_the_schedule_only_if_asked(policy, tiny_data, tmp_path):
+    shutil.copytree(policy, tmp_path / "run")
+    arguments = tiny.arguments("latent_pretraining", tiny_data, steps=6)
+    told = refused("train", *arguments, "--workdir", tmp_path / "run")
+    assert "has done 4 steps of 4; config.steps=6 gives another learning rate" in told
+    assert "optimizer.schedule='warmup_cosine'" in told and "`lapa train --extend`" in told
+    code, _, err = tiny.lapa("train", *arguments, "--workdir", tmp_path / "run", "--extend")
+    assert code == 0 and "goes on to 6 steps instead of 4" in err
+    assert checkpoint.load_meta(tmp_path / "run/checkpoints")["config"]["steps"] == 6
+
+
+def test_a_run_of_another_stage_to_start_from(policy, tiny_data, tmp_path):
+    told = train(tmp_path, "quantizer", tiny_data, init_from=policy)
+    assert f"init_from='{policy}' is a run of stage 'latent_pretraining'" in told
+    assert "a run of stage 'quantizer' starts from one of 'quantizer'" in told
+
+
 def test_a_second_training_is_told_of_the_first(policy, tiny_data):
     arguments = tiny.arguments("latent_pretraining", tiny_data)
     with attempt.Attempt(policy):
