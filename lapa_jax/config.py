@@ -76,7 +76,15 @@ def parse(
         return args, load(args.config, rest)
     if rest:
         parser.error(f"{rest}: the config of --workdir is as it is")
-    return args, from_dict(json.loads((places.directory(args.workdir) / "config.json").read_text()))
+    path = places.directory(args.workdir) / "config.json"
+    if "stage" not in (found := read(path)):
+        raise ValueError(f"{path} is not the config of a run")
+    return args, from_dict(found)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The plain config in a config.json. Raises ValueError where it is damaged."""
+    return places.read_json(path, "`lapa train` with the config of the run writes it anew")
 
 
 def shipped() -> Path:

@@ -8,6 +8,7 @@ fetched into a cache folder and memory-mapped from there. Runs: places.py.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -155,12 +156,28 @@ def fetch(root: Location, folder: str) -> Path:
 # ---------------------------------------------------------------- writing
 
 
+def make_directory(path: Path) -> Path:
+    """Makes a directory, with those above it, in which files can be made; returns it. Raises
+    OSError that names it, and what is in the way."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            blocking = next(p for p in (path, *path.parents) if p.exists() or p.is_symlink())
+            reason = f"{blocking} is there, and is no directory"
+        raise OSError(error.errno, f"the directory {path} cannot be made: {reason}") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, f"nothing can be written into the directory {path}")
+    return path
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yields a temporary path beside `path`, whose folder is made; renames it on success, removes
     it on failure: a reader sees the old file or the whole new one. durable: it is on the disk
     before it takes the old one's place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     # Hosts that share a disk may write one file at once, and Beam a job twice.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.incomplete")
     try:
@@ -194,7 +211,7 @@ class Lock:
 
     def __init__(self, path: Path, what: str | Path, *, wait: bool = False):
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(path.parent)
         while True:
             self._descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
             try:

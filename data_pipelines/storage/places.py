@@ -6,11 +6,13 @@ but an object is there whole or not at all.
 """
 
 import importlib.util
+import json
 import os
 import re
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from data_pipelines import storage
 
@@ -60,7 +62,7 @@ def make(place: Path) -> None:
     """Makes a directory, with those above it. A bucket has none: they appear with what is in them
     (and gcsfs would make the bucket)."""
     if not is_remote(place):
-        place.mkdir(parents=True, exist_ok=True)
+        storage.make_directory(place)
 
 
 def replace(path: Path, text: str, *, durable: bool = False) -> None:
@@ -70,6 +72,20 @@ def replace(path: Path, text: str, *, durable: bool = False) -> None:
         path.write_text(text)
     else:
         storage.write_text(path, text, durable=durable)
+
+
+def read_json(path: Path, otherwise: str) -> dict[str, Any]:
+    """The mapping in a JSON file. Raises FileNotFoundError, or ValueError that says what to do
+    `otherwise` where the file is damaged; both name it."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}): {otherwise}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged (it holds no mapping): {otherwise}")
+    return found
 
 
 def scratch(workdir: Path) -> Path:

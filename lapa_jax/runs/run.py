@@ -122,7 +122,7 @@ def claim(workdir: str | Path, config: ConfigDict) -> Path:
     places.make(workdir)
     path = workdir / CONFIG_FILE
     if path.exists():
-        check_config(workdir, json.loads(path.read_text()), config)
+        check_config(workdir, configs.read(path), config)
     write_json(path, configs.to_dict(config))
     return workdir
 

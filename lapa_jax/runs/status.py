@@ -156,17 +156,14 @@ def _look(workdir: Path, now: float) -> Status:
 
 def _config(path: Path) -> dict[str, Any]:
     """What is read of a run's config; raises ValueError naming the file where that is not there."""
+    config = places.read_json(path, "`lapa train` with the config of the run writes it anew")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
         for key, kind in (("steps", int), ("log_every_steps", int), ("stage", str)):
             if not isinstance(config[key], kind):
                 raise ValueError(f"{key} is {config[key]!r}")
         int(config["checkpoint"]["every_steps"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is damaged ({type(error).__name__}: {error}): `lapa train` with the run's "
-            f"config writes it anew"
-        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not of a run ({type(error).__name__}: {error})") from error
     return config
 
 
@@ -183,7 +180,7 @@ def _supervisor(workdir: Path) -> tuple[str, float, int]:
     """(newest event, when it was written, attempts), of all machines' supervisors."""
     newest, written, attempts = "", 0.0, 1
     for file in sorted((workdir / "supervisor").glob("*.jsonl")):
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = _lines(file)
         events = [event for line in lines if (event := _event(line))]
         attempts = max(attempts, sum(event["event"] == "started" for event in events))
         if events and _written(file) > written:
@@ -206,7 +203,9 @@ def _written(path: Path) -> float:
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    if not path.is_file():
+        return []
+    return path.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
 def _split(attempts: list[dict[str, Any]]) -> str:

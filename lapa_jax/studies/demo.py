@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from data_pipelines.convert import folders, video
 from data_pipelines.index import build_index, load_index
 from data_pipelines.loader import DataSettings, order
+from data_pipelines.storage import places
 from experiments.quantizer import videos as videos_config
 from lapa_jax import envs
 from lapa_jax.envs.collect import collect
@@ -110,7 +111,7 @@ def _collect(config: ConfigDict, env: Environment, data: dict[str, Path]) -> dic
             runs.write_json(counts, {"episodes": found.episodes, "frames": found.frames})
         for path in corpora:
             build_index(path, progress=False)
-        told[name] = json.loads(counts.read_text())
+        told[name] = places.read_json(counts, f"remove {data[name]}, which is then made anew")
     return told
 
 

@@ -8,7 +8,6 @@ parts of several cells: one machine does these first).
 
 import csv
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +17,8 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
+from data_pipelines.storage import places
+from data_pipelines.storage.lease import Lease
 from lapa_jax import config as configs
 from lapa_jax import settings
 from lapa_jax.diagnostics.statistics import Interval, paired_difference_of_proportions
@@ -73,7 +74,7 @@ class Study:
     def __init__(self, workdir: Path, cells: Sequence[Cell]):
         self.workdir, self.cells = workdir, cells
         self._claim = workdir / "study.json"
-        (workdir / "parts").mkdir(parents=True, exist_ok=True)
+        places.make(workdir / "parts")
 
     def claim(self, decides: dict[str, Any], *, replace: bool = False) -> bool:
         """Notes in WORKDIR/study.json what decides the results beside the cells, or checks that it
@@ -83,7 +84,9 @@ class Study:
         """
         changes = {}
         if self.claimed:
-            known = _json(self._claim, "what the results are of is unknown: take another --workdir")
+            known = places.read_json(
+                self._claim, "what the results are of is unknown: take another --workdir"
+            )
             changes = configs.difference(known, decides)
         if changes and not replace:
             lines = [f"  {key}: {old} there, {new} now" for key, (old, new) in changes.items()]
@@ -107,8 +110,17 @@ class Study:
                 self.do(part)
 
     def do(self, part: Part) -> None:
+        """Raises LockedError where another process is doing it."""
+        if self._read(part.name)["done"]:
+            return
+        lock = self.workdir / "parts" / f"{part.name}.lock"
+        what = f"part {part.name!r} of {self.workdir}"
+        with Lease(lock, what, "give each process its own --index of --count"):
+            self._do(part)
+
+    def _do(self, part: Part) -> None:
         before = self._read(part.name)
-        if before["done"]:
+        if before["done"]:  # by another process, meanwhile
             return
         logging.info("=== %s%s ===", part.name, self._place(part))
         start, result, done = time.monotonic(), None, False
@@ -157,14 +169,10 @@ class Study:
         path = self._path(name)
         if not path.exists():
             return {"done": False, "seconds": 0.0, "result": None}
-        return _json(path, "delete it, and that part is done again")
-
-
-def _json(path: Path, remedy: str) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): {remedy}") from None
+        found = places.read_json(path, "remove it, and the part is done again")
+        if not {"done", "seconds", "result"} <= found.keys():
+            raise ValueError(f"{path} is not of a part: remove it, and the part is done again")
+        return found
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:

@@ -125,8 +125,17 @@ class Guard:
 
 
 def read(workdir: str | Path) -> list[dict]:
-    """The lines of a run's guard.jsonl, oldest first."""
+    """The lines of a run's guard.jsonl, oldest first. Raises ValueError where it is damaged."""
     path = places.directory(workdir) / GUARD_FILE
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if any(x["action"] not in ACTIONS or not isinstance(x["step"], int) for x in lines):
+            raise ValueError("a line is of no step")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}: {error}): it says which batches are left "
+            f"out. Restore it; or remove it, and those that the guard rolled back are met again"
+        ) from error
+    return lines

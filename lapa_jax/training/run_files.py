@@ -17,12 +17,22 @@ SMALL_BYTES = 1 << 20  # files that are read whole
 
 def saved_steps(checkpoints: Path) -> list[int]:
     """Complete steps in a directory of checkpoints, oldest first; one that is being written has
-    another name, or behind a URL lacks the file that is written last."""
+    another name, or behind a URL lacks the file that is written last. Raises ValueError for what
+    looks like a step and is none."""
+    local = isinstance(checkpoints, Path)
     if not checkpoints.is_dir():
+        if local and checkpoints.exists():
+            raise ValueError(f"{checkpoints} is no directory of checkpoints: move it away")
         return []
     found = [p for p in checkpoints.iterdir() if p.name.isdecimal()]
-    if not isinstance(checkpoints, Path):
+    if not local:
         found = [p for p in found if (p / COMMITTED).exists()]
+    for path in found:
+        if path.name != str(int(path.name)) or local and not path.is_dir():
+            raise ValueError(
+                f"{path} is no checkpoint, which is a directory named by its step alone: move it "
+                f"away"
+            )
     return sorted(int(p.name) for p in found)
 
 
@@ -77,7 +87,10 @@ def row_of(line: bytes, path: Path, number: int = 0) -> dict[str, Any]:
     try:
         row = json.loads(line)
         row["step"] = int(row["step"])
-    except (ValueError, KeyError, TypeError) as error:
+        return {k: float(v) if isinstance(v, str) else v for k, v in row.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         where = f"{path}:{number} is not a" if number else f"{path} has a line that is no"
-        raise ValueError(f"{where} line of metrics: {line[:80]!r}") from error
-    return {k: float(v) if isinstance(v, str) else v for k, v in row.items()}
+        raise ValueError(
+            f"{where} line of metrics: {line[:80]!r}. Restore the file; or move it away, and the "
+            f"run goes on without its earlier lines"
+        ) from error

@@ -153,9 +153,7 @@ def test_a_step_of_another_run_is_refused(started):
     data, workdir = started
     config = tiny.config("latent_pretraining", data, optimizer__peak_lr=0.25)
     runs.write_json(workdir / "config.json", configs.to_dict(config))
-    with pytest.raises(
-        ValueError, match=r"checkpoints/2 is of .*\n  .*peak_lr: 0.* 0.25 now"
-    ):
+    with pytest.raises(ValueError, match=r"checkpoints/2 is of .*\n  .*peak_lr: 0.* 0.25 now"):
         train.train(config, workdir)
     config = tiny.config("latent_pretraining", data)
     meta = checkpoint.load_meta(workdir / "checkpoints")

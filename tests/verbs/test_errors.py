@@ -1,5 +1,6 @@
 """A bad input ends a verb with exit code 2 and one line that names it; nothing is started."""
 
+import contextlib
 import errno
 import os
 import re
@@ -11,8 +12,8 @@ import pytest
 import tiny
 
 from lapa_jax import cli
-from lapa_jax.runs import attempt, examples, status
-from lapa_jax.training import checkpoint
+from lapa_jax.runs import attempt, examples, start, status
+from lapa_jax.training import checkpoint, clock
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -257,22 +258,61 @@ def test_another_config_lists_the_keys(policy, tiny_data):
     assert "model.dim: 32 there, 64 now" in err and "seed: 0 there, 3 now" in err
 
 
-@pytest.mark.slow
 def test_other_steps_change_the_schedule_only_if_asked(policy, tiny_data, tmp_path):
     shutil.copytree(policy, tmp_path / "run")
     arguments = tiny.arguments("latent_pretraining", tiny_data, steps=6)
     told = refused("train", *arguments, "--workdir", tmp_path / "run")
     assert "has done 4 steps of 4; config.steps=6 gives another learning rate" in told
     assert "optimizer.schedule='warmup_cosine'" in told and "`lapa train --extend`" in told
-    code, _, err = tiny.lapa("train", *arguments, "--workdir", tmp_path / "run", "--extend")
-    assert code == 0 and "goes on to 6 steps instead of 4" in err
-    assert checkpoint.load_meta(tmp_path / "run/checkpoints")["config"]["steps"] == 6
+
+
+@pytest.mark.parametrize(
+    ("schedule", "done", "steps", "same"),
+    [
+        ("warmup_constant", 40, 90, True),
+        ("wsd", 36, 90, True),  # of 40: the last four are the decay
+        ("wsd", 39, 90, False),
+        ("wsd", 22, 22, False),
+        ("warmup_cosine", 3, 90, True),  # the third step has the peak in both
+        ("warmup_cosine", 4, 90, False),
+    ],
+)
+def test_the_learning_rate_so_far_says_whether_steps_may_change(
+    schedule, done, steps, same, tiny_data
+):
+    changes = dict(steps=steps, optimizer__schedule=schedule, optimizer__warmup_steps=2)
+    config = tiny.config("quantizer", tiny_data, **changes)
+    run = types.SimpleNamespace(workdir="run", config=config, extend=False)
+    with contextlib.nullcontext() if same else pytest.raises(ValueError, match="--extend"):
+        start._check_steps(run, {"steps": 40}, done)
+    run.extend = True
+    start._check_steps(run, {"steps": 40}, done)
+    with pytest.raises(ValueError, match=f"has done {steps + 1} steps; config.steps={steps} is"):
+        start._check_steps(run, {"steps": 40}, steps + 1)
 
 
 def test_a_run_of_another_stage_to_start_from(policy, tiny_data, tmp_path):
     told = train(tmp_path, "quantizer", tiny_data, init_from=policy)
     assert f"init_from='{policy}' is a run of stage 'latent_pretraining'" in told
     assert "a run of stage 'quantizer' starts from one of 'quantizer'" in told
+
+
+@pytest.mark.slow
+def test_training_rebuilds_what_it_can(policy, tiny_data, tmp_path):
+    """From its checkpoints, which are the run."""
+    workdir = tmp_path / "run"
+    shutil.copytree(policy, workdir)
+    for name in ("config.json", "goodput.json", "ended.json", "run.lock"):
+        (workdir / name).write_bytes(bytes(range(256)))
+    shutil.rmtree(workdir / "assets")
+    assert status.look(workdir, time.time()).state == "damaged"
+    arguments = tiny.arguments("latent_pretraining", tiny_data)
+    code, _, err = tiny.lapa("train", *arguments, "--workdir", workdir)
+    assert code == 0 and f"{workdir / 'goodput.json'} is damaged" in err
+    for name in ("config.json", "assets/tokenizer.model"):
+        assert (workdir / name).read_bytes() == (policy / name).read_bytes()
+    assert len(clock.read_goodput(workdir)) == 1
+    assert status.look(workdir, time.time()).state == "finished"
 
 
 def test_a_second_training_is_told_of_the_first(policy, tiny_data):
