@@ -155,7 +155,7 @@ def test_a_camera_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv("LAPA_CACHE", str(tmp_path / "cache"))
     tiny.write_corpus(tmp_path / "data" / "robot", index=False)
     told = train(tmp_path, "quantizer", tmp_path / "data", data__corpora__robot__image_key="wrist")
-    assert "image_key is 'wrist'" in told and "bytes observations: ['image']" in told
+    assert "image_key is 'wrist'" in told and "images: image (uint8[64,64,3])" in told
     assert not list((tmp_path / "cache").rglob("manifest.json"))
 
 
