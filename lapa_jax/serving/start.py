@@ -107,6 +107,13 @@ def bind(host: str, port: int, seconds: float) -> socket.socket:
         raise OSError(f"--host {host} --port {port}: {why}") from error
 
 
+def _accepted(listening: socket.socket) -> Iterator[socket.socket]:
+    """Connections that clients have made, and that nobody has taken."""
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            yield listening.accept()[0]
+
+
 def _make_folder(path: str) -> None:
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
@@ -151,22 +158,30 @@ class Uvicorn(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         return await super().on_tick(counter) or self.engine.failed is not None
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        for listening in (*self.servers, *(sockets or ())):
+    def _protocol(self) -> asyncio.Protocol:
+        return self.config.http_protocol_class(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+
+    async def shutdown(self, sockets: list[socket.socket]) -> None:
+        waiting = [one for listening in sockets for one in _accepted(listening)]
+        for listening in (*self.servers, *sockets):
             listening.close()
+        for one in waiting:
+            await asyncio.get_running_loop().connect_accepted_socket(self._protocol, one)
         if self.engine.failed is None:
             logging.info("stopping: what was asked is answered, for up to %g s", DRAIN_SECONDS)
         self.lapa.stop()
-        waiting, alive = self.engine.open, self.server_state.connections
+        asked, alive = self.engine.open, self.server_state.connections
         await self._until(lambda: not alive, LINGER_SECONDS)
         for connection in list(alive):
             if isinstance(connection, connections.Http) and connection.idle:
                 connection.shutdown()
-        answered = await self._until(lambda: not waiting, DRAIN_SECONDS - LINGER_SECONDS)
+        answered = await self._until(lambda: not asked, DRAIN_SECONDS - LINGER_SECONDS)
         if answered:
             logging.info("stopped; every request was answered")
         else:
-            logging.warning("stopping, with %d requests not answered", len(waiting))
+            logging.warning("stopping, with %d requests not answered", len(asked))
             self.engine.give_up()
         self.force_exit = False  # what is left is short
         await self._until(lambda: not alive, CLOSE_SECONDS if answered else 1.0)
