@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections import OrderedDict
-from typing import Any
+from typing import Annotated
 
 TOKEN = "LAPA_SERVE_TOKEN"  # environment variable
 BATCH_SIZES = (1, 2, 4, 8, 16)  # that are compiled
@@ -19,34 +19,31 @@ class Refused(Exception):
         self.status, self.reason = status, reason
 
 
-def _limit(default: float, least: float, most: float) -> Any:
-    return dataclasses.field(default=default, metadata={"range": (least, most)})
-
-
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Of one request, of one address, and of the whole server; flags of `lapa serve`.
+    """Of one request, of one address, and of the whole server; flags of `lapa serve`."""
 
-    request_mib: a body or a WebSocket message, MiB
-    image_pixels: pixels of one image, before it is resized
-    image_scans: scans of one JPEG; a progressive one has about ten
-    decode_seconds: of a processor, to parse a request and decode its images
-    requests_per_second: of one address, as many at once; 0: any number
-    waiting: requests that may wait for the model
-    connections: WebSockets and REST requests that may be open
-    read_seconds: within which a request must arrive: its head, its body, a WebSocket's message
-    idle_seconds: after which a WebSocket without a message is closed
-    """
-
-    request_mib: float = _limit(8.0, 0.001, 1024)
-    image_pixels: int = _limit(1 << 22, 1, 1 << 28)
-    image_scans: int = _limit(32, 1, 1000)
-    decode_seconds: float = _limit(1.0, 0.01, 600)
-    requests_per_second: float = _limit(200.0, 0, 1e6)
-    waiting: int = _limit(256, 1, 100_000)
-    connections: int = _limit(256, 1, 100_000)
-    read_seconds: float = _limit(10.0, 0.1, 3600)
-    idle_seconds: float = _limit(1800.0, 0.1, 1e6)
+    request_mib: Annotated[float, "[0.001, 1024]", "a body or a WebSocket message, MiB"] = 8.0
+    image_pixels: Annotated[int, "[1, 268435456]", "of one image, before it is resized"] = 1 << 22
+    image_scans: Annotated[
+        int, "[1, 1000]", "scans of one JPEG; a progressive one has about ten"
+    ] = 32
+    decode_seconds: Annotated[
+        float, "[0.01, 600]", "of a processor, to parse a request and decode its images"
+    ] = 1.0
+    requests_per_second: Annotated[
+        float, "[0, 1e6]", "of one address, as many at once; 0: any number"
+    ] = 200.0
+    waiting: Annotated[int, "[1, 1e5]", "requests that may wait for the model"] = 256
+    connections: Annotated[int, "[1, 1e5]", "WebSockets and REST requests that may be open"] = 256
+    read_seconds: Annotated[
+        float,
+        "[0.1, 3600]",
+        "within which a request must arrive: its head, its body, a WebSocket's message",
+    ] = 10.0
+    idle_seconds: Annotated[
+        float, "[0.1, 1e6]", "after which a WebSocket without a message is closed"
+    ] = 1800.0
 
     @property
     def request_bytes(self) -> int:

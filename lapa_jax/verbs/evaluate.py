@@ -34,34 +34,44 @@ def main(argv: list[str]) -> int:
     add("--workdir", required=True)
     add("--corpus", action="append", help="directory to evaluate on; default: those of training")
     add("--split", default="train", help="of the directories of --corpus")
-    add("--max_examples", type=flags.number(int, 1), default=2000, help="per corpus")
+    add("--max_examples", type=flags.number(int, "[1, inf)"), default=2000, help="per corpus")
     add("--json", default="", help="write the result to this file, too")
     add("--report", default="", help="an HTML report")
     add = parser.add_argument_group("quantizers").add_argument
     text = "between the frames of a pair; 0: that of the training"
-    add("--window_seconds", type=flags.number(float, 0), default=0.0, help=text)
+    add("--window_seconds", type=flags.number(float, "[0, inf)"), default=0.0, help=text)
     text = "only episodes that the training left out (data.corpora.<name>.fraction below 1)"
     add("--holdout", action="store_true", help=text)
     add("--paired", action="store_true", help="the two corpora show the same episodes")
     text = "motions for what needs a simulator: transfer to another scene, distractors; 0: none"
-    add("--simulate", type=flags.number(int, 0), default=0, help=text)
+    add("--simulate", type=flags.number(int, "[0, inf)"), default=0, help=text)
     add = parser.add_argument_group(
         "the environment: closed loop of action policies, transfer",
         "It is evaluation.env of the run's config, and the flags change its settings.",
     ).add_argument
     add("--families", help="comma-separated")
-    add("--blocks", type=flags.number(int, 0), help="of the tabletop")
-    add("--steps", type=flags.number(int, 1), help="of an episode")
+    add("--blocks", type=flags.number(int, "[0, inf)"), help="of the tabletop")
+    add("--steps", type=flags.number(int, "[1, inf)"), help="of an episode")
     text = (
         "per family; 0: no closed loop; default: 200 where the policy acts as the environment does"
     )
-    add("--episodes", type=flags.number(int, 0), help=text)
+    add("--episodes", type=flags.number(int, "[0, inf)"), help=text)
     add("--view", default="", help="that the policy sees; default: the first one")
     add("--seed", type=int, default=0, help="of the start states")
-    add("--temperature", type=flags.number(float, 0), default=0.0, help="0: the likeliest tokens")
-    add("--top_k", type=flags.number(int, 0), default=0, help="sample among so many; 0: all")
+    add(
+        "--temperature",
+        type=flags.number(float, "[0, inf)"),
+        default=0.0,
+        help="0: the likeliest tokens",
+    )
+    add(
+        "--top_k",
+        type=flags.number(int, "[0, inf)"),
+        default=0,
+        help="sample among so many; 0: all",
+    )
     text = "actions of a chunk that are taken before the policy is asked again"
-    add("--execute", type=flags.number(int, 1), default=1, help=text)
+    add("--execute", type=flags.number(int, "[1, inf)"), default=1, help=text)
     args = parser.parse_args(argv)
 
     for flag in ("json", "report"):  # before minutes of work

@@ -16,12 +16,13 @@ limits = flags.read(parser.parse_args(argv), Limits)
 import argparse
 import dataclasses
 import inspect
-import math
 import re
 import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from data_pipelines import keys
 
 # Of a field's metadata, what goes to argparse as it is; "help" and "positional" are known too.
 _PASSED = ("choices", "metavar", "type", "nargs", "const")
@@ -50,12 +51,13 @@ def add(to: argparse.ArgumentParser, options: type) -> None:
 
     Types: str, int, float, bool (a switch), tuple[T, ...] (joined by commas), each also `| None`,
     and list[str] (a flag that may be given several times).
-    Help is `help` of the field's metadata, or what the docstring of the class says after
-    `name:`. Further metadata: `range` of a number (least, most), `positional` (no flag), and
-    choices, metavar, type, nargs and const as argparse has them. A field with `flag` False in it
-    is left to the caller.
+    Help is `help` of the field's metadata, or what its annotation says, as of a key of a config
+    (data_pipelines/keys.py), with the range of a number; or what the docstring of the class says
+    after `name:`. Further metadata: `positional` (no flag), and choices, metavar, type, nargs and
+    const as argparse has them. A field with `flag` False in it is left to the caller.
     """
     texts, hints = _texts(options), typing.get_type_hints(options)
+    known = {key.name: key for key in keys.of(options)}
     for field in dataclasses.fields(options):
         if not field.metadata.get("flag", True):
             continue
@@ -75,8 +77,8 @@ def add(to: argparse.ArgumentParser, options: type) -> None:
         elif hints[field.name] == list[str]:
             how["action"] = "append"
         else:
-            ends = field.metadata.get("range", (None, None))
-            how["type"] = how.get("type") or _reader(hints[field.name], field.name, *ends)
+            allowed = known[field.name].range if field.name in known else ""
+            how["type"] = how.get("type") or _reader(hints[field.name], field.name, allowed)
         if field.metadata.get("positional"):
             to.add_argument(field.name, **how)
         else:
@@ -84,19 +86,16 @@ def add(to: argparse.ArgumentParser, options: type) -> None:
 
 
 def number(
-    of: type[int] | type[float], least: float | None = None, most: float | None = None
-) -> Callable[[str], Any]:
-    """For argparse's `type`: a number from `least` to `most`; never NaN or infinity."""
+    of: type[int] | type[float], allowed: str = "(-inf, inf)"
+) -> Callable[[str], int | float]:
+    """For argparse's `type`: a number in that range (data_pipelines/keys.py), never NaN or
+    infinity."""
+    key = keys.Key("", of, None, allowed, "")
 
-    low = -math.inf if least is None else least
-    high = math.inf if most is None else most
-    bounds = {"at least": least, "at most": most}
-    told = " and ".join(f"{word} {end:g}" for word, end in bounds.items() if end is not None)
-
-    def read(text: str) -> Any:
+    def read(text: str) -> int | float:
         value = of(text)
-        if not low <= value <= high or abs(value) == math.inf:  # NaN, too
-            raise argparse.ArgumentTypeError(f"{text} must be {told or 'finite'}")
+        if not key.allows(value):
+            raise argparse.ArgumentTypeError(f"{text} must be {key}")
         return value
 
     read.__name__ = of.__name__  # argparse names it where `text` is no number
@@ -169,14 +168,12 @@ def _shown(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _reader(
-    hint: Any, name: str, least: float | None = None, most: float | None = None
-) -> Callable[[str], Any]:
+def _reader(hint: Any, name: str, allowed: str) -> Callable[[str], Any]:
     """From a flag's text to a value of a type."""
     if isinstance(hint, types.UnionType):  # of several types the first
         hint = next(one for one in typing.get_args(hint) if one is not types.NoneType)
     if typing.get_origin(hint) is tuple:
-        of = _reader(typing.get_args(hint)[0], name, least, most)
+        of = _reader(typing.get_args(hint)[0], name, allowed)
 
         def several(text: str) -> tuple:
             return tuple(of(word.strip()) for word in text.split(","))
@@ -184,13 +181,13 @@ def _reader(
         return several
     if hint not in (str, int, float):
         raise TypeError(f"{name}: a flag cannot be of type {hint}; give `type` in its metadata")
-    return hint if hint is str else number(hint, least, most)
+    return hint if hint is str else number(hint, allowed or "(-inf, inf)")
 
 
 def _texts(options: type) -> dict[str, str]:
-    """field → what docstrings say of it, those of base classes included."""
+    """field → what its annotation or docstrings say of it, those of base classes included."""
     names = "|".join(field.name for field in dataclasses.fields(options))
-    found: dict[str, str] = {}
+    found = {key.name: key.doc for key in keys.of(options)}
     for one in reversed(options.__mro__):
         text = inspect.cleandoc(one.__dict__.get("__doc__") or "")
         for part in re.split(rf"\n(?=(?:{names}): )|\n\n", text):

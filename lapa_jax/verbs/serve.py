@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--workdir", required=True, help="the policy's run")
     add("--host", default="127.0.0.1", help=f"others than this machine need {TOKEN} to be set")
-    add("--port", type=flags.number(int, 0, 65535), default=8000, help="0: any that is free")
+    add("--port", type=flags.number(int, "[0, 65535]"), default=8000, help="0: any that is free")
     add("--image_tokenizer", help="the run that made the image tokens the policy was trained on")
     add("--quantizer", help="the run whose labels the policy learnt: decodes z to pictures")
     text = "names of the cameras' images in an observation, in the order of training"
@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(map(flags.number(int, 1, 4096), text.split(",")))
+    return tuple(map(flags.number(int, "[1, 4096]"), text.split(",")))
 
 
 def _words(text: str) -> tuple[str, ...]:
