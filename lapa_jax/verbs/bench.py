@@ -36,7 +36,12 @@ def main(argv: list[str]) -> int:
         one = what.add_parser(name)
         module.add_arguments(one)
         one.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-        one.add_argument("--steps", type=int, default=10, help="timed calls of a program")
+        one.add_argument(
+            "--steps",
+            type=flags.number(int, "[1, 1e9]"),
+            default=10,
+            help="timed calls of a program",
+        )
         one.add_argument("--json", action="store_true", help="one JSON object instead of tables")
     args = parser.parse_args(argv)
     device = jax.devices()[0]

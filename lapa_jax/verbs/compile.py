@@ -32,10 +32,20 @@ def main(argv: list[str]) -> int:
     parser = flags.parser("lapa compile", __doc__)
     add = parser.add_argument
     add("--topology", required=True, help="v5p-64, v5p:4x4x4, h100-8, h100:1x8, ...")
-    add("--num_slices", type=int, default=1, help="slices joined by the network")
+    add(
+        "--num_slices",
+        type=flags.number(int, "[1, 1e9]"),
+        default=1,
+        help="slices joined by the network",
+    )
     add("--json", action="store_true", help="one JSON object as the last line")
     add("--search", action="store_true", help="try meshes, remat and microbatches; Pareto list")
-    add("--compiles", type=int, default=16, help="at most so many in a search")
+    add(
+        "--compiles",
+        type=flags.number(int, "[1, 1e9]"),
+        default=16,
+        help="at most so many in a search",
+    )
     args, config = configs.parse(parser, argv)
     settings.check(config)
     topology = parse_topology(args.topology, args.num_slices)

@@ -32,7 +32,11 @@ def main(argv: list[str]) -> int:
     parser = flags.parser("lapa doctor", __doc__)
     add = parser.add_argument
     add("--expect", choices=("cpu", "gpu", "tpu"), help="default: what hardware there is")
-    add("--devices", type=int, help="how many JAX must see, over all processes")
+    add(
+        "--devices",
+        type=flags.number(int, "[1, 1e9]"),
+        help="how many JAX must see, over all processes",
+    )
     add("--dir", default=".", help="where runs will be: its disk is tested (default: here)")
     add("--bucket", help="gs://BUCKET/PATH or s3://BUCKET/PATH that runs use")
     add("--json", action="store_true", help="one JSON object instead of a table")

@@ -1,6 +1,7 @@
 """`lapa label`: the latent actions, or the image tokens, of a corpus beside its index."""
 
 import dataclasses
+from typing import Annotated
 
 import jax
 from jax.experimental import multihost_utils
@@ -25,10 +26,6 @@ class Options:
     name: name of the set
     sidecar_dir: where index and labels lie
     image_key: the camera (default: the only one indexed)
-    window_seconds: 0: that of the quantizer's training
-    fps: 0: from the episodes' metadata
-    index: this host's number, from 0 (default: JAX's)
-    count: hosts that share the corpus (default: JAX's)
     """
 
     what: str = dataclasses.field(
@@ -40,10 +37,10 @@ class Options:
     split: str = "train"
     sidecar_dir: str = ""
     image_key: str = ""
-    window_seconds: float = 0.0
-    fps: float = 0.0
-    index: int | None = None
-    count: int | None = None
+    window_seconds: Annotated[float, "[0, 1e4]", "0: that of the quantizer's training"] = 0.0
+    fps: Annotated[float, "[0, 1e4]", "0: from the episodes' metadata"] = 0.0
+    index: Annotated[int | None, "[0, 1e6]", "this host's number, from 0 (default: JAX's)"] = None
+    count: Annotated[int | None, "[1, 1e6]", "hosts that share the corpus (default: JAX's)"] = None
 
 
 def main(argv: list[str]) -> int:

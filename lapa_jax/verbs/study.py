@@ -40,8 +40,18 @@ def main(argv: list[str]) -> int:
 def add_flags(parser: argparse.ArgumentParser, workdir: str) -> None:
     """Those of everything that machines share."""
     parser.add_argument("--workdir", required=True, help=workdir)
-    parser.add_argument("--index", type=int, default=0, help="this machine's number (from 0)")
-    parser.add_argument("--count", type=int, default=1, help="machines that share the work")
+    parser.add_argument(
+        "--index",
+        type=flags.number(int, "[0, 1e9]"),
+        default=0,
+        help="this machine's number (from 0)",
+    )
+    parser.add_argument(
+        "--count",
+        type=flags.number(int, "[1, 1e9]"),
+        default=1,
+        help="machines that share the work",
+    )
 
 
 def check_flags(args: argparse.Namespace) -> None:

@@ -22,7 +22,12 @@ def main(argv: list[str]) -> int:
     add("sweep", metavar="FILE[:args]", help="a file, or a shipped one (`lapa configs`)")
     add_flags(parser, "point i goes to WORKDIR/points/<name>")
     add("--corpus", action="append", help="evaluate on these directories instead")
-    add("--max_pairs", type=int, default=2000, help="of the evaluation, per corpus")
+    add(
+        "--max_pairs",
+        type=flags.number(int, "[1, 1e9]"),
+        default=2000,
+        help="of the evaluation, per corpus",
+    )
     add("--dry_run", action="store_true", help="only list the points")
     args = parser.parse_args(argv)
     check_flags(args)

@@ -1,6 +1,7 @@
 """Flags from dataclasses, and tables."""
 
 import dataclasses
+from typing import Annotated
 
 import pytest
 
@@ -129,3 +130,33 @@ def test_table():
     assert text.table([("name", "n"), ("a", 10), ("long one", 2)], left=(0,)) == (
         "name       n\na         10\nlong one   2"
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranged:
+    """Of a verb."""
+
+    share: Annotated[float, "(0, 1]", "of the episodes"] = 0.5
+    rows: Annotated[tuple[int, ...], "[1, inf)", "of a table"] = ()
+    free: float = 0.0
+
+
+@pytest.mark.parametrize(
+    "given", ["share=0", "share=nan", "share=1.1", "rows=1,0", "free=inf", "free=-inf", "free=nan"]
+)
+def test_numbers_are_in_range(given, capsys):
+    with pytest.raises(SystemExit):
+        flags.parse(flags.parser("lapa test", ""), [f"--{given}"], Ranged)
+    assert " must be a" in capsys.readouterr().err
+
+
+def test_ranges_are_told_once():
+    found = flags.parse(flags.parser("lapa test", ""), ["--share=1", "--rows=2,3"], Ranged)
+    assert found == Ranged(1.0, (2, 3))
+    assert "of the episodes (default: 0.5)" in _help(Ranged)
+
+
+def _help(options: type) -> str:
+    parser = flags.parser("lapa test", "")
+    flags.add(parser, options)
+    return parser.format_help()

@@ -10,25 +10,38 @@ from lapa_jax import settings, stages
 from lapa_jax.report.corpus import contact_sheet
 from lapa_jax.runs.start import stage_for
 from lapa_jax.runs.usable import usable
-from lapa_jax.verbs import data, text
+from lapa_jax.verbs import data, flags, text
 
 
 def main(argv: list[str]) -> int:
     parser = data.parser("batch", __doc__)
     parser.add_argument(
-        "--step", type=int, required=True, help="from 0: K leads from step K to step K + 1"
+        "--step",
+        type=flags.number(int, "[0, 1e9]"),
+        required=True,
+        help="from 0: K leads from step K to step K + 1",
     )
     parser.add_argument("--workdir", help="a run: its config, in the place of --config")
-    parser.add_argument("--hosts", type=int, default=1, help="number of hosts (default: 1)")
-    parser.add_argument("--host", type=int, help="only what this host gets (default: all hosts)")
+    parser.add_argument(
+        "--hosts",
+        type=flags.number(int, "[1, 1e9]"),
+        default=1,
+        help="number of hosts (default: 1)",
+    )
+    parser.add_argument(
+        "--host",
+        type=flags.number(int, "[0, 1e9]"),
+        help="only what this host gets (default: all hosts)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--png", metavar="FILE", help="write a contact sheet")
     parser.add_argument(
-        "--max_examples", type=int, default=16, help="examples on the sheet (default: 16)"
+        "--max_examples",
+        type=flags.number(int, "[1, 1e9]"),
+        default=16,
+        help="examples on the sheet (default: 16)",
     )
     args, config = configs.parse(parser, argv, or_workdir=True)
-    if args.step < 0 or args.max_examples < 1:
-        parser.error("--step must not be negative, --max_examples at least 1")
     settings.check(config)
     fields = stages.get(config.stage).fields_of(config)
     shared = dict(fields=fields, global_batch=config.global_batch, seed=config.seed)

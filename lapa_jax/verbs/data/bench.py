@@ -8,6 +8,7 @@ import dataclasses
 import json
 import platform
 from pathlib import Path
+from typing import Annotated
 
 from data_pipelines.bench import compare, corpus, start
 from data_pipelines.bench.arms import ARMS, Setting
@@ -24,27 +25,23 @@ class Options:
 
     workdir: keeps the corpus
     arms: some of those below (default: all)
-    rounds: turns of each
-    seconds: of a turn
-    batch: pairs in a batch
-    threads: of each pipeline
-    episodes: of the corpus
-    size: of its images
-    minutes: watch the memory of each backend for so long
-    index_episodes: time the first batch of an index of so many episodes, too (a million: 0.7 GB)
     json: JSON lines, the ratios last
     """
 
     workdir: str = "runs/data_bench"
     arms: tuple[str, ...] = tuple(ARMS)
-    rounds: int = 5
-    seconds: float = 4.0
-    batch: int = 64
-    threads: int = 2
-    episodes: int = 200
-    size: int = 256
-    minutes: float = 0
-    index_episodes: int = 0
+    rounds: Annotated[int, "[1, 1e6]", "turns of each"] = 5
+    seconds: Annotated[float, "(0, 1e6]", "of a turn"] = 4.0
+    batch: Annotated[int, "[1, 1e6]", "pairs in a batch"] = 64
+    threads: Annotated[int, "[1, 1e4]", "of each pipeline"] = 2
+    episodes: Annotated[int, "[1, 1e6]", "of the corpus"] = 200
+    size: Annotated[int, "[1, 8192]", "of its images"] = 256
+    minutes: Annotated[float, "[0, 1e6]", "watch the memory of each backend for so long"] = 0
+    index_episodes: Annotated[
+        int,
+        "[0, 1e9]",
+        "time the first batch of an index of so many episodes, too (a million: 0.7 GB)",
+    ] = 0
     json: bool = False
 
 
@@ -55,8 +52,6 @@ def main(argv: list[str]) -> int:
     args = flags.parse(parser, argv, Options)
     if unknown := sorted(set(args.arms) - ARMS.keys()):
         parser.error(f"--arms {','.join(unknown)}: choose from {','.join(ARMS)}")
-    if min(args.rounds, args.batch, args.threads, args.episodes) < 1 or args.seconds <= 0:
-        parser.error("--rounds, --batch, --threads, --episodes and --seconds must be positive")
     shape = corpus.Shape(episodes=args.episodes, size=args.size)
     directory = corpus.make(Path(args.workdir), shape)
     setting = _setting(args, directory, with_grain="grain" in args.arms)

@@ -8,6 +8,7 @@ stopped leaves no corpus, and the same command starts it again.
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 from lapa_jax import envs
 from lapa_jax.envs.collect import collect
@@ -20,29 +21,26 @@ class Options:
     """Of `lapa data collect`.
 
     out: corpora go to OUT/<view>
-    episodes: episodes per view
     views: comma-separated (default: robot)
-    size: image side in pixels
     split: name of the split
-    blocks: blocks on the table
-    horizon: steps after which an episode has failed
-    noise: exploration noise, part of the action range (default: 0)
     keep_failures: keep episodes that did not succeed
     """
 
     out: str
-    episodes: int
+    episodes: Annotated[int, "[1, 1e9]", "episodes per view"]
     families: tuple[str, ...] = dataclasses.field(
         default=FULL.families,
         metadata={"help": f"comma-separated task families of {', '.join(FAMILIES)} (default: all)"},
     )
     views: tuple[str, ...] = ("robot",)
     seed: int = 0
-    size: int = 64
+    size: Annotated[int, "[1, 8192]", "image side in pixels"] = 64
     split: str = "train"
-    blocks: int = FULL.blocks
-    horizon: int = FULL.horizon
-    noise: float = 0.0
+    blocks: Annotated[int, "[2, 8]", "blocks on the table"] = FULL.blocks
+    horizon: Annotated[int, "[1, 1e6]", "steps after which an episode has failed"] = FULL.horizon
+    noise: Annotated[
+        float, "[0, 1]", "exploration noise, part of the action range (default: 0)"
+    ] = 0.0
     keep_failures: bool = False
 
 

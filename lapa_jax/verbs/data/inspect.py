@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from typing import Any
+from typing import Annotated, Any
 
 from data_pipelines.checks import inspection
 from lapa_jax.report.corpus import corpus_page
@@ -18,12 +18,11 @@ from lapa_jax.verbs.text import sparkline
 class Options(Corpus):
     """Of `lapa data inspect`.
 
-    max_episodes: read only that many per split (default: all)
     json: print JSON
     html: write a page with film strips
     """
 
-    max_episodes: int = 0
+    max_episodes: Annotated[int, "[0, 1e9]", "read only that many per split (default: all)"] = 0
     json: bool = False
     html: str | None = flags.option(None, metavar="FILE")
 

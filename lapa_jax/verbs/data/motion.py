@@ -7,6 +7,7 @@ the mean over its values, which are 0 to 255.
 from __future__ import annotations
 
 import dataclasses
+from typing import Annotated
 
 from data_pipelines.index import load_index
 from data_pipelines.index.labels import LabelSet
@@ -19,16 +20,11 @@ LEVELS = (0.25, 0.5, 1, 2, 4, 8, 16)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options(View):
-    """Of `lapa data motion`.
+    """Of `lapa data motion`."""
 
-    window_seconds: as the training's
-    fps: default: the episodes' metadata
-    workers: threads (default: one per core)
-    """
-
-    window_seconds: float
-    fps: float = 0.0
-    workers: int | None = None
+    window_seconds: Annotated[float, "(0, 1e4]", "as the training's"]
+    fps: Annotated[float, "[0, 1e4]", "default: the episodes' metadata"] = 0.0
+    workers: Annotated[int | None, "[1, 4096]", "threads (default: one per core)"] = None
 
 
 def main(argv: list[str]) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from data_pipelines.checks import statistics
 from data_pipelines.checks.binning import middle_edges
@@ -26,13 +26,12 @@ COLUMNS = ("mean", "std", "min", "q01", "q99", "max", "largest_error")
 class Options(View):
     """Of `lapa data stats`.
 
-    bins: of a dimension (default: 256)
     approximate: quantiles by a histogram, within about 0.5 %
     json: write statistics and edges
     csv: write the edges as the original's csv
     """
 
-    bins: int = 256
+    bins: Annotated[int, "[1, 65536]", "of a dimension"] = 256
     approximate: bool = False
     json: str | None = flags.option(None, metavar="FILE")
     csv: str | None = flags.option(None, metavar="FILE")
