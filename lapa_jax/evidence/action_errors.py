@@ -4,55 +4,63 @@ Beside what needs no policy: the mean action, and the action before repeated. An
 tokens could say at best: the true actions through them and back.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from data_pipelines.loader import DataSettings, Loader
+from data_pipelines.loader.loader import Plan
 from lapa_jax.diagnostics.statistics import bootstrap_ratio
+from lapa_jax.runs.examples import drawn_in_training
 from lapa_jax.runs.loaded import Model
 
 POLICY, MEAN, BEFORE, TOKENS = "policy", "mean_action", "action_before", "tokens"
 
 
 def evaluate_actions(
-    run: Model, corpora: Mapping[str, Mapping[str, Any]], *, max_examples: int
+    run: Model,
+    corpora: Mapping[str, Mapping[str, Any]],
+    *,
+    max_examples: int,
+    held_out: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Of each corpus: examples, episodes, and for the policy, the baselines and the tokens `l1` and
     `mse` per dimension, over the steps of a chunk that are in the episode; of the policy also
     `l1_interval` (95 %, by resampling episodes), `r2` (1 - MSE / MSE of the mean action, None of a
     dimension that does not change), and of chunks `l1_by_step` and `mse_by_step`.
+    `seen_in_training` is the share of the examples whose episodes the training could draw from;
+    `held_out` leaves these out.
 
     Examples are drawn once, from all with a known action. The mean action is that of these
     examples; where an episode begins, and no action was before, it stands for it, too.
     """
     predict = jax.jit(run.stage.predict)
-    return {
-        name: action_errors(run, *_answers(run, predict, corpus, max_examples))
-        for name, corpus in corpora.items()
-    }
+    found = {}
+    for name, corpus in corpora.items():
+        *arrays, seen = _answers(run, predict, corpus, max_examples, held_out)
+        found[name] = action_errors(run, *arrays) | {"seen_in_training": float(seen.mean())}
+    return found
 
 
 def _answers(
-    run: Model, predict: Any, corpus: Mapping[str, Any], max_examples: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    run: Model, predict: Any, corpus: Mapping[str, Any], max_examples: int, held_out: bool
+) -> tuple[np.ndarray, ...]:
     """Of n examples and chunks of h steps the policy's actions and the true ones (n, h, A), which
-    of them are in the episode (n, h), the actions before (n, A), NaN where there is none, and the
-    numbers of their episodes (n,)."""
+    of them are in the episode (n, h), the actions before (n, A), NaN where there is none, the
+    numbers of their episodes (n,), and whether the training could draw from them (n,)."""
     stage, config = run.stage, run.config
-    data = DataSettings.of(config.data).on({"corpus": corpus}).draw_any()
+    every = {**corpus, "fraction": 1.0, "action_fraction": 1.0}
+    data = DataSettings.of(config.data).on({"corpus": every}).draw_any()
     images, text, *_ = stage.fields_of(config)
-    fields = (images, text, "action", "action_mask")
+    fields, size = (images, text, "action", "action_mask"), min(config.global_batch, max_examples)
     found = []
-    with Loader(data, fields=fields, global_batch=1, seed=config.seed) as one:
-        size = min(max_examples, one.mixture.sizes[0])
-    batch_size = min(config.global_batch, size)
-    with Loader(data, fields=fields, global_batch=batch_size, seed=config.seed) as loader:
+    with Loader(data, fields=fields, global_batch=size, seed=config.seed) as loader:
         of = loader.mixture.corpora[0]
-        for step in range(-(-size // batch_size)):
-            plan = loader.plan(step)
+        drawn = drawn_in_training(config, of.index)
+        for positions in _batches(loader, drawn if held_out else None, max_examples):
+            plan = Plan(loader, positions[np.minimum(np.arange(size), len(positions) - 1)])
             plan.fill(0, plan.size)
             batch = plan.finish()
             ids = None if stage.from_pixels else batch["image_tokens"]
@@ -64,11 +72,35 @@ def _answers(
             before = of.index.actions[np.maximum(rows - 1, 0)].astype(np.float32)
             before[rows == of.index.episode_start[episode]] = np.nan
             mask = batch["action_mask"]
-            of_steps = (len(rows), mask.shape[1], -1)
-            true = batch["action"].reshape(of_steps)
-            found.append((said.reshape(of_steps), true, mask, before, episode))
-    said, true, mask, before, episode = (np.concatenate(x)[:size] for x in zip(*found, strict=True))
-    return said, true, mask, before, episode
+            shape = (size, mask.shape[1], -1)
+            true = batch["action"].reshape(shape)
+            kept = np.arange(size) < len(positions)
+            kept &= not held_out or ~drawn[episode]  # where a bad image was replaced
+            arrays = (said.reshape(shape), true, mask, before, episode, drawn[episode])
+            found.append([x[kept] for x in arrays])
+    return tuple(np.concatenate(x) for x in zip(*found, strict=True))
+
+
+def _batches(loader: Loader, left_out: np.ndarray | None, most: int) -> Iterator[np.ndarray]:
+    """Positions of the first epoch, in batches of at most `loader.global_batch`, without those of
+    the episodes that are left out, bool (episodes,). Raises ValueError where nothing is left."""
+    of, number = loader.mixture.corpora[0], loader.mixture.sizes[0]
+    chosen = np.empty(0, np.int64)
+    for step in range(-(-number // loader.global_batch)):
+        plan = loader.plan(step)
+        kept = plan.positions < number
+        if left_out is not None:
+            kept &= ~left_out[of.index.episode_of_rows(plan.rows[:, of.frames.current])]
+        chosen = np.concatenate([chosen, plan.positions[kept]])[:most]
+        if len(chosen) == most:
+            break
+    if not len(chosen):
+        raise ValueError(
+            f"no episode of {of.index.directory} was held out of the training: train with "
+            "data.corpora.<name>.fraction below 1, or evaluate another corpus"
+        )
+    for start in range(0, len(chosen), loader.global_batch):
+        yield chosen[start : start + loader.global_batch]
 
 
 def action_errors(

@@ -69,18 +69,21 @@ def write(
 
 def what_was_measured(report: Mapping[str, Any]) -> str:
     """Of which pairs the numbers are, and what their intervals cover."""
-    seen, episodes = report["seen_in_training"], report["episodes"]
+    episodes = report["episodes"]
     told = f"{report['pairs']:,} frame pairs of {episodes:,} episode{'s' * (episodes > 1)}, "
-    told += f"{report['window_seconds']:g} s apart"
-    if seen == 1:
-        told += ", all of them of the training: new episodes would look worse"
-    elif seen:
-        told += f", {seen:.0%} of them of the training, which look better than new ones"
-    else:
-        told += ", none of them of the training"
+    told += f"{report['window_seconds']:g} s apart{of_the_training(report['seen_in_training'])}"
     if episodes > 1:
         return told + ". Intervals are 95 %, by resampling episodes."
     return told + ". One episode has no intervals."
+
+
+def of_the_training(share: float) -> str:
+    """The words for the share of what was measured that the training could draw from."""
+    if share == 1:
+        return ", all of them of the training: new episodes would look worse"
+    if share:
+        return f", {share:.0%} of them of the training, which look better than new ones"
+    return ", none of them of the training"
 
 
 def verdict_table(section: Section, found: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lapa_jax.evidence import action_errors
+from lapa_jax.evidence.page import of_the_training
 from lapa_jax.machine.environment import describe_environment
 from lapa_jax.report.html import Report, estimate
 from lapa_jax.runs.loaded import Model
@@ -13,19 +14,20 @@ from lapa_jax.runs.loaded import Model
 def write(path: Path, run: Model, result: Mapping[str, Any], left_out: str) -> None:
     """Writes the report of `lapa evaluate`; left_out: why there was no closed loop, or ""."""
     report = Report("What the policy predicts", f"{run.workdir}, step {run.step:,}.")
-    tokens = result["tokens"]
-    section = report.section(
-        "Training's own metrics",
-        f"Means over {tokens['examples']:,} examples of "
-        f"{', '.join(Path(name).name for name in result['corpora'])}.",
-    )
-    section.table(["metric", "value"], [[k, v] for k, v in tokens.items() if k != "examples"])
+    if tokens := result.get("tokens"):
+        section = report.section(
+            "Training's own metrics",
+            f"Means over {tokens['examples']:,} examples of "
+            f"{', '.join(Path(name).name for name in result['corpora'])}.",
+        )
+        section.table(["metric", "value"], [[k, v] for k, v in tokens.items() if k != "examples"])
     for name, found in result.get("actions", {}).items():
         section = report.section(
             f"Actions on {Path(name).name}",
-            f"{found['examples']:,} examples of {found['episodes']:,} episodes, in the units of "
-            "the data. The policy sees the recorded images: errors do not add up as they do "
-            "where it acts itself.",
+            f"{found['examples']:,} examples of {found['episodes']:,} episodes"
+            f"{of_the_training(found['seen_in_training'])}. Errors are in the units of the data. "
+            "The policy sees the recorded images: they do not add up as they do where it acts "
+            "itself.",
         )
         head, *rows = action_errors.table(found)
         intervals = found[action_errors.POLICY]["l1_interval"]

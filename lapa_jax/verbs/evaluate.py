@@ -37,11 +37,11 @@ def main(argv: list[str]) -> int:
     add("--max_examples", type=flags.number(int, "[1, inf)"), default=2000, help="per corpus")
     add("--json", default="", help="write the result to this file, too")
     add("--report", default="", help="an HTML report")
+    text = "only episodes that the training left out (data.corpora.<name>.fraction below 1)"
+    add("--holdout", action="store_true", help=text)
     add = parser.add_argument_group("quantizers").add_argument
     text = "between the frames of a pair; 0: that of the training"
     add("--window_seconds", type=flags.number(float, "[0, inf)"), default=0.0, help=text)
-    text = "only episodes that the training left out (data.corpora.<name>.fraction below 1)"
-    add("--holdout", action="store_true", help=text)
     add("--paired", action="store_true", help="the two corpora show the same episodes")
     text = "motions for what needs a simulator: transfer to another scene, distractors; 0: none"
     add("--simulate", type=flags.number(int, "[0, inf)"), default=0, help=text)
@@ -85,7 +85,7 @@ def main(argv: list[str]) -> int:
             "teacher's metrics.jsonl tells"
         )
     quantizer = run.config.stage == "quantizer"
-    for flag in ("holdout", "paired", "simulate", "window_seconds"):
+    for flag in ("paired", "simulate", "window_seconds"):
         if getattr(args, flag) and not quantizer:
             raise ValueError(
                 f"--{flag} is of quantizers; {run.workdir} is a {run.config.stage} run"
@@ -140,12 +140,15 @@ def _quantizer(run: Model, corpora: dict[str, dict], args: argparse.Namespace) -
 
 def _policy(run: Model, corpora: dict[str, dict], args: argparse.Namespace) -> dict[str, Any]:
     """Everything that is measured of a policy; writes the report where one is asked for."""
-    tokens = evaluate_tokens(run, corpora, max_examples=args.max_examples)
-    result: dict[str, Any] = {"corpora": list(corpora), "tokens": tokens}
+    if args.holdout and not run.stage.acts:
+        raise ValueError(f"--holdout is of quantizers and of policies that act: not {run.workdir}")
+    result: dict[str, Any] = {"corpora": list(corpora)}
+    if not args.holdout:  # they are drawn as in training
+        result["tokens"] = evaluate_tokens(run, corpora, max_examples=args.max_examples)
     left_out = ""
     if run.stage.acts:
         result["actions"] = action_errors.evaluate_actions(
-            run, corpora, max_examples=args.max_examples
+            run, corpora, max_examples=args.max_examples, held_out=args.holdout
         )
         for name, found in result["actions"].items():
             _show_actions(name, found)

@@ -10,6 +10,7 @@ import tiny
 from data_pipelines.index import load_index
 from lapa_jax.evidence import action_errors
 from lapa_jax.policy.heads import Decoded
+from lapa_jax.runs.examples import drawn_in_training
 from lapa_jax.verbs import evaluate
 
 ALWAYS = np.float32([0.5, -0.25])
@@ -82,7 +83,34 @@ def test_errors_are_those_of_all_examples(tiny_data, horizon):
         assert len(action_errors.steps_table(found)) == 1 + horizon
     assert len(action_errors.table(found)) == 3
     few = action_errors.evaluate_actions(run, {"here": corpus}, max_examples=5)["here"]
-    assert few["examples"] == 5
+    assert few["examples"] == 5 and few["seen_in_training"] == found["seen_in_training"] == 1.0
+
+
+def test_held_out_episodes(tiny_data):
+    """Every example of an episode that the training leaves out, and no other."""
+    config = tiny.config("action_finetuning", tiny_data)
+    run = SimpleNamespace(config=config, stage=constant(), params={}, variables={})
+    corpus = config.data.corpora.robot.to_dict()
+
+    def ask(**options):
+        here = {"here": corpus}
+        return action_errors.evaluate_actions(run, here, max_examples=10_000, **options)["here"]
+
+    with pytest.raises(ValueError, match="was held out of the training: train with"):
+        ask(held_out=True)
+    with config.unlocked():
+        config.data.corpora.robot.fraction = 0.5
+    index = load_index(corpus["path"])
+    left = np.flatnonzero(~drawn_in_training(config, index))
+    actions = [
+        index.actions[start : start + length - 1]
+        for start, length in zip(index.episode_start[left], index.episode_length[left], strict=True)
+    ]
+    found, every = ask(held_out=True), ask()
+    assert 0 < found["episodes"] == len(left) < every["episodes"] == index.num_episodes
+    assert found["seen_in_training"] == 0.0 < every["seen_in_training"] < 1.0
+    expected = np.abs(ALWAYS - np.concatenate(actions)).mean(axis=0)
+    np.testing.assert_allclose(found["policy"]["l1"], expected, rtol=1e-5)
 
 
 def test_dimensions_that_do_not_change(tiny_data):
