@@ -20,6 +20,7 @@ from data_pipelines import sidecar
 from data_pipelines.checks.statistics import Sketch
 from data_pipelines.progress import Progress
 from data_pipelines.rlds import fields, schema, tfrecord, writer
+from data_pipelines.rlds.declared import Declaration, declaration_of
 from data_pipelines.rlds.shards import find_shards
 from data_pipelines.storage import locate
 
@@ -66,7 +67,7 @@ def inspect_corpus(
     for split in names:
         lengths = announced.get(split, {}).get("shardLengths")
         total = sum(int(length) for length in lengths) if lengths else None
-        scan = _Scan(action_key, instruction_key, strips, fields.declared(directory))
+        scan = _Scan(action_key, instruction_key, strips, declaration_of(directory))
         shards = find_shards(directory, split)
         expected = min(total, max_episodes) if total and max_episodes else total
         with Progress(f"inspect {split}", expected, unit="episode", show=progress) as bar:
@@ -88,9 +89,7 @@ def inspect_corpus(
 class _Scan:
     """Running facts of one split."""
 
-    def __init__(
-        self, action_key: str, instruction_key: str, strips: bool, declared: fields.Declaration
-    ):
+    def __init__(self, action_key: str, instruction_key: str, strips: bool, declared: Declaration):
         self.declared = declared
         self.action_key, self.instruction_key = action_key, instruction_key
         self.want_strips = strips

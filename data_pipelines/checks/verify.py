@@ -21,7 +21,7 @@ from data_pipelines.checks.verify_shard import Fault, Record, ShardReader
 from data_pipelines.index import CorpusIndex, load_index
 from data_pipelines.index.labels import IMAGE_TOKENS, LATENT_ACTIONS, LabelSet, known_sets
 from data_pipelines.progress import Progress
-from data_pipelines.rlds import fields
+from data_pipelines.rlds.declared import declaration_of
 from data_pipelines.rlds.shards import announced_lengths, find_shards, index_folder
 from data_pipelines.storage import locate
 
@@ -33,7 +33,7 @@ KINDS = {
     "image": "images cannot be decoded",
     "image_size": "images are not of the corpus' most common size",
     "instruction": "it is empty though others are not, it changes, or it is not text",
-    "action": "it is not finite, not float, or has not as many dimensions as most",
+    "action": "it is not finite, no float32, or has not as many dimensions as most",
     "constant_action": "it is the same at every step",
     "duplicate_id": "an episode before has the same episode_id (a number: the same file_path, too)",
     "index": "the index does not fit the shards: run `lapa data index`",
@@ -89,7 +89,7 @@ def verify_corpus(
     for split in splits:
         shards = find_shards(directory, split)
         report.shards += len(shards)
-        declared = fields.declared(directory)
+        declared = declaration_of(directory)
         reader = ShardReader(split, tuple(image_keys), action_key, instruction_key, declared)
         reader.check_keys(shards)
         indexes, excluded = {}, []

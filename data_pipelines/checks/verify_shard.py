@@ -10,6 +10,7 @@ import numpy as np
 from data_pipelines.index import CorpusIndex
 from data_pipelines.loader import frames
 from data_pipelines.rlds import fields, schema, tfrecord
+from data_pipelines.rlds.declared import Declaration
 
 MIN_CONSTANT = 3  # as many equal actions are a constant one
 
@@ -58,7 +59,7 @@ class ShardReader:
     image_keys: Sequence[str]
     action_key: str
     instruction_key: str
-    declared: fields.Declaration = field(default_factory=dict)
+    declared: Declaration = field(default_factory=dict)
 
     def check_keys(self, shards: Sequence[Path]) -> None:
         """Raises ValueError where the first record has no images of a key."""

@@ -90,22 +90,22 @@ def by_camera(
 ) -> tuple[list[tuple[str, ...]], dict[str, str], list[str]]:
     """(files of each recording, by camera; file → why it belongs to none; files of no camera).
 
-    Paths that differ in nothing but the word of the camera, as a whole word anywhere in them, and
-    in their endings belong together.
+    Paths that differ in nothing but the word of the camera, a whole word anywhere in them, and in
+    their endings belong together.
     """
-    words = {name: re.compile(rf"(?<![^\W_]){re.escape(name)}(?![^\W_])") for name in cameras}
+    names = "|".join(map(re.escape, sorted(cameras, key=len, reverse=True)))
+    word = re.compile(rf"(?<![^\W_])({names})(?![^\W_])")
     groups: dict[str, dict[str, str]] = {}
     bad, others = {}, []
     for file in files:
         stem = file.removesuffix(Path(file).suffix)
-        matches = [(name, match) for name, word in words.items() for match in word.finditer(stem)]
-        if not matches:
+        there = sorted(set(word.findall(stem)))
+        if not there:
             others.append(file)
-        elif len(matches) > 1:
-            bad[file] = f"its path holds {[name for name, _ in matches]}, not one camera"
+        elif len(there) > 1:
+            bad[file] = f"its path holds {there}, not one camera"
         else:
-            ((name, match),) = matches
-            group = groups.setdefault(stem[: match.start()] + "*" + stem[match.end() :], {})
+            (name,), group = there, groups.setdefault(word.sub("*", stem), {})
             if name in group:
                 bad[file] = f"{group[name]} is of the same recording and camera"
             else:

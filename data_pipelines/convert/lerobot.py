@@ -48,7 +48,9 @@ class LeRobotSource(conversion.Source):
 
     def _table(self, file: str) -> pa.Table:
         fields = self.fields
-        columns = {"episode_index", "timestamp", *fields.texts, *fields.pictures}
+        columns = {"episode_index", *fields.texts, *fields.pictures}
+        if fields.pictures != fields.cameras:
+            columns.add("timestamp")
         columns |= {part.path for part in fields.actions + fields.states}
         if layout.TASK in columns:
             columns = columns - {layout.TASK} | {"task_index"}
@@ -155,9 +157,17 @@ def _texts(table: pa.Table, fields: layout.Fields) -> list[str]:
                 raise conversion.RecordingError(f"task {unknown[0]} is not in the list of tasks")
             columns.append([fields.tasks[number] for number in numbers])
         else:
-            columns.append([(text or "").strip() for text in table.column(name).to_pylist()])
+            columns.append([_text(value, name) for value in table.column(name).to_pylist()])
     rows = zip(*columns, strict=True) if columns else [()] * table.num_rows
     return [next(filter(None, row), "") for row in rows]
+
+
+def _text(value: object, name: str) -> str:
+    """Of a text, nothing, or several texts."""
+    texts = value if isinstance(value, list) else [value]
+    if not all(text is None or isinstance(text, str) for text in texts):
+        raise conversion.RecordingError(f"{name} holds {value!r}, not text")
+    return next(filter(None, ((text or "").strip() for text in texts)), "")
 
 
 class _Frames:

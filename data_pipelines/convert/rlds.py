@@ -18,6 +18,7 @@ from av.video.reformatter import VideoReformatter
 
 from data_pipelines.convert import conversion, decode, reading
 from data_pipelines.rlds import fields, open_x, schema, selection, shards, tfrecord
+from data_pipelines.rlds.declared import Declaration, declaration_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,7 @@ class RldsSource(conversion.Source):
     action_key: str
     state_key: str
     instruction_key: str
-    declared: fields.Declaration
+    declared: Declaration
 
     def read(self, unit: conversion.Unit) -> Iterator[conversion.Found]:
         shard, number, offset = unit.work
@@ -144,7 +145,7 @@ def convert_rlds(options: Options) -> conversion.Report:
     whats = ("image", "action", "instruction", "state")
     keys = {what: getattr(options, f"{what}_key") for what in whats}
     keys |= {what: getattr(table, what) for what, key in keys.items() if key is None}
-    declared = fields.declared(directory)
+    declared = declaration_of(directory)
     cameras = fields.cameras(features, record, declared)
     if options.image_key is None and not known and keys["image"] not in cameras:
         keys["image"] = cameras[0] if len(cameras) == 1 else keys["image"]
@@ -236,7 +237,7 @@ def _check_keys(
     keys: dict[str, str],
     record: bytes,
     features: fields.Features,
-    declared: fields.Declaration,
+    declared: Declaration,
 ) -> dict[str, int]:
     """Numbers a step of action and state. Raises ValueError for what is not there."""
 
@@ -273,7 +274,7 @@ def _check_keys(
 
 
 def _reward(
-    features: fields.Features, record: bytes, steps: int, declared: fields.Declaration
+    features: fields.Features, record: bytes, steps: int, declared: Declaration
 ) -> np.ndarray | None:
     try:
         values = fields.numbers(features, record, steps, "reward", declared)

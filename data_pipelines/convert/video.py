@@ -44,12 +44,12 @@ class VideoSource(conversion.Source):
             return
         readers = [self._stretches(file, captions) for file in files]
         if len(readers) == 1:
-            stretches = ((number, [stretch]) for number, stretch in readers[0])
-        else:
-            views = [self._all(file, reader) for file, reader in zip(files, readers, strict=True)]
-            stretches = ((number, [view[number] for view in views]) for number in sorted(views[0]))
-        for number, views in stretches:
-            yield from self._stretch(unit, captions[number], views)
+            for number, stretch in readers[0]:
+                yield from self._stretch(unit, captions[number], [stretch])
+            return
+        of_cameras = [self._all(*pair) for pair in zip(files, readers, strict=True)]
+        for number, caption in enumerate(captions):
+            yield from self._stretch(unit, caption, [one[number] for one in of_cameras])
 
     def _all(self, file: str, reader: Iterator[tuple[int, tuple]]) -> dict[int, tuple]:
         try:

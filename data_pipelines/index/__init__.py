@@ -233,7 +233,7 @@ def _only_key(sidecars: Location, split: str) -> str:
     if len(built) != 1:
         raise (FileNotFoundError if built else MissingIndexError)(
             f"{root}, split {split!r}, has indexes of image_key {built or 'none'}: "
-            + ("give one of them" if built else REBUILD)
+            + ("give one of them (image_key)" if built else REBUILD)
         )
     return built[0]
 

@@ -22,6 +22,7 @@ from absl import logging
 from data_pipelines import sidecar, storage
 from data_pipelines.progress import Progress
 from data_pipelines.rlds import fields, schema, tfrecord
+from data_pipelines.rlds.declared import declaration_of
 from data_pipelines.rlds.shards import (
     announced_lengths,
     find_shards,
@@ -217,7 +218,7 @@ class _EpisodeReader:
 
     def __init__(self, path: Location, data: memoryview, settings: dict[str, Any]):
         self.path, self.data, self.settings = path, data, settings
-        self.declared = fields.declared(path.parent)
+        self.declared = declaration_of(path.parent)
         self.episodes: list[tuple] = []
         self.record_crc: list[int] = []
         self.frames: list[tuple[int, int, int]] = []

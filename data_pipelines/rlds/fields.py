@@ -3,14 +3,12 @@
 Selections are those of selection.py. A path is below `steps/`, else below the root of the episode,
 else below `episode_metadata/`; that of an image is first looked for below `steps/observation/`.
 What an episode has once counts for each of its steps. `features.json` tells shapes and types where
-the records do not (`Declared`). A text may also be the bytes of UTF-8 as integers, filled up with
+the records do not (declared.py). A text may also be the bytes of UTF-8 as integers, filled up with
 zeros (Language Table).
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 import zlib
 from collections.abc import Mapping
@@ -18,8 +16,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from data_pipelines.rlds import schema, selection, tfrecord
+from data_pipelines.rlds.declared import NOTHING, Declaration, Declared
 from data_pipelines.rlds.selection import FieldError, parts
-from data_pipelines.storage import Location
 
 __all__ = ["FieldError", "parts"]
 
@@ -29,64 +27,9 @@ STEPS = "steps/"
 _BASES = (STEPS, "", schema.METADATA)
 _IMAGE_BASES = (schema.OBSERVATION, STEPS, "")
 _FLAT, _ROWS = "/ragged_flat_values", "/ragged_row_lengths_0"
-FEATURES_FILE = "features.json"
 # What is in every step, or read whatever is selected.
 _FLAGS = {schema.IS_FIRST, schema.IS_LAST, schema.IS_TERMINAL, schema.REWARD, schema.DISCOUNT}
 _FLAGS |= {schema.FPS, schema.METADATA + "file_path"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Declared:
-    """What features.json says of a field: its type and shape in a step (or in the episode), -1 for
-    what differs, and whether tensors are stored as "bytes" or "zlib"; sequence: how many a step has
-    is not fixed."""
-
-    dtype: str
-    shape: tuple[int, ...] = ()
-    encoding: str = "none"
-    is_image: bool = False
-    is_sequence: bool = False
-
-    def __str__(self) -> str:
-        shape = ["N"] * self.is_sequence + ["?" if size < 0 else str(size) for size in self.shape]
-        return self.dtype + (f"[{','.join(shape)}]" if shape else "")
-
-
-Declaration = Mapping[str, Declared]
-NOTHING: Declaration = {}
-
-
-def declared(directory: Location) -> Declaration:
-    """By the features.json of a data set; empty where there is none that can be read."""
-    path = directory / FEATURES_FILE
-    if not path.is_file():
-        return NOTHING
-    found: dict[str, Declared] = {}
-
-    def walk(node: dict, key: str, sequences: int) -> None:
-        if "featuresDict" in node:
-            for name, child in node["featuresDict"]["features"].items():
-                walk(child, f"{key}/{name}" if key else name, sequences)
-        elif "sequence" in node:  # the steps are one
-            walk(node["sequence"]["feature"], key, sequences + (key != "steps"))
-        elif "text" in node or "classLabel" in node:
-            dtype = "text" if "text" in node else "int64"
-            found[key] = Declared(dtype, is_sequence=sequences > 0)
-        else:
-            image = "image" in node
-            inner = (value for value in node.values() if isinstance(value, dict))
-            content = next(inner, {})  # tensor, image, boundingBox, ...
-            shape = tuple(int(n) for n in content.get("shape", {}).get("dimensions", ()))
-            dtype = content.get("dtype", "uint8" if image else "?")
-            dtype = "text" if dtype in ("string", "object") else dtype
-            encoding = content.get("encoding", "none")
-            found[key] = Declared(dtype, shape, encoding, image, sequences > 0)
-
-    try:
-        walk(json.loads(path.read_bytes()), "", 0)
-    except (ValueError, KeyError, AttributeError, TypeError):  # of another form: the records tell
-        return NOTHING
-    return found
 
 
 # ---------------------------------------------------------------- finding

@@ -206,6 +206,7 @@ OF_COLUMNS = {
     "action.huge": (("int64", 1), [[2**40 + 1]] * ROWS),
     "action.far": (("float64", 1), [[1e300]] * ROWS),
     "said": (("string", 1), ["", "wave ", "wave", "wave", None, "stop", "stop", "stop"]),
+    "ways": (("string", 2), [["", "a"], ["b", "a"]] * 4),
 }
 
 

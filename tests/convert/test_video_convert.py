@@ -9,7 +9,7 @@ import video_files as files
 from corpora import read
 
 from data_pipelines import storage
-from data_pipelines.convert import conversion, decode, staging, video
+from data_pipelines.convert import conversion, decode, folders, staging, video
 from data_pipelines.rlds import shards, tfrecord, writer
 
 
@@ -227,13 +227,23 @@ def test_folders_of_pictures_are_clips(tmp_path):
         convert(root / "one", tmp_path / "none")
 
 
+def test_cameras_are_whole_words_the_longest_first():
+    files_ = ["cam/1.mp4", "cam_left/1.mp4", "camera/1.mp4", "cam/cam_left.mp4", "cam/1.mkv"]
+    whole, bad, others = folders.by_camera(files_, ["cam", "cam_left"])
+    assert whole == [("cam/1.mp4", "cam_left/1.mp4")] and others == ["camera/1.mp4"]
+    assert bad == {
+        "cam/cam_left.mp4": "its path holds ['cam', 'cam_left'], not one camera",
+        "cam/1.mkv": "cam/1.mp4 is of the same recording and camera",
+    }
+
+
 def test_videos_of_several_cameras_make_one_corpus(tmp_path):
     root = tmp_path / "v"
     for name, count in (
         ("front/ep1.mp4", 12),
         ("wrist/ep1.mkv", 13),  # a step longer: both are as long as the shorter
-        ("ep2_front.mp4", 6),
-        ("ep2_wrist.mp4", 6),
+        ("front/ep2_front.mp4", 6),
+        ("wrist/ep2_wrist.mp4", 6),
         ("front/ep3.mp4", 6),
         ("wrist/ep3.mp4", 9),
         ("front/ep4.mp4", 6),
@@ -253,10 +263,10 @@ def test_videos_of_several_cameras_make_one_corpus(tmp_path):
     assert report.passed_over["videos of no camera"] == ["overview.mp4"]
     found = read(tmp_path / "out")
     assert {name: one["language_instruction"] for name, one in found.items()} == {
-        "ep2_front.mp4": "",
         "front/ep1.mp4": "push",
+        "front/ep2_front.mp4": "",
     }
-    for one, count in zip(found.values(), (6, 12), strict=True):
+    for one, count in zip(found.values(), (12, 6), strict=True):
         numbers = list(range(count))
         assert files.frame_numbers(one["image"]) == files.frame_numbers(one["wrist"]) == numbers
     convert(
@@ -265,6 +275,13 @@ def test_videos_of_several_cameras_make_one_corpus(tmp_path):
     assert files.frame_numbers(read(tmp_path / "cut")["front/ep1.mp4#0001"]["wrist"]) == [
         *range(5, 10)
     ]
+    table.write_text("file,caption,start,end\nwrist/ep1.mkv,push,0.3,0.6\nwrist/ep1.mkv,no,2,3\n")
+    report = convert(
+        root, tmp_path / "told", cameras=("front", "wrist"), captions=table, max_bad_fraction=0.7
+    )
+    one = read(tmp_path / "told")["front/ep1.mp4@0.3-0.6"]
+    assert files.frame_numbers(one["wrist"]) == files.frame_numbers(one["image"]) == [3, 4, 5]
+    assert ("front/ep1.mp4@2-3", "the video ends before it begins") in report.bad
     with pytest.raises(ValueError, match="--split_scenes cannot be used with --cameras"):
         convert(root, tmp_path / "none", cameras=("front", "wrist"), split_scenes=0.3)
 

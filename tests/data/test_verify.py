@@ -64,6 +64,20 @@ def test_a_sound_corpus_has_no_faults(tmp_path):
     assert not report.faults and not report.notes and to_text(report).endswith("sound")
 
 
+def test_the_action_of_the_last_step_may_be_anything(tmp_path):
+    values = actions(1)
+    values[-1] = np.nan
+    last = np.arange(STEPS) == STEPS - 1
+    records = [features(i) | {schema.ACTION: values + i, schema.IS_LAST: last} for i in range(6)]
+    write(tmp_path, records)
+    assert not verify(tmp_path).faults
+    build_index(tmp_path, progress=False)
+    write(tmp_path / "open", [one | {schema.IS_LAST: np.zeros(STEPS, bool)} for one in records])
+    assert {fault.kind for fault in verify(tmp_path / "open").faults} == {"action"}
+    with pytest.raises(ValueError, match="the action of step 5, dimension 0 is nan"):
+        build_index(tmp_path / "open", progress=False)
+
+
 BAD = [
     ("image", {schema.IMAGE: [jpeg() for _ in range(5)] + [jpeg()[:-200]]}, "1 of 6 of image"),
     ("image", {schema.IMAGE: [b"text"] * STEPS}, "6 of 6 .* not a JPEG"),
