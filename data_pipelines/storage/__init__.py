@@ -76,8 +76,8 @@ def _filesystem(protocol: str) -> Any:
     try:
         return fsspec.filesystem(protocol)
     except ImportError as error:
-        extra = {"gs": "gcs", "gcs": "gcs", "s3": "s3"}.get(protocol)
-        hint = f"install lapa_jax[{extra}]" if extra else "install the package that it names"
+        package = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs"}.get(protocol)
+        hint = f"pip install {package}" if package else "install the package that it names"
         raise ValueError(f"{protocol}:// needs a package of fsspec ({error}): {hint}") from error
     except ValueError as error:
         raise ValueError(f"fsspec knows no {protocol}:// ({error})") from error

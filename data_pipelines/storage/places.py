@@ -38,7 +38,7 @@ def directory(place: str | os.PathLike) -> Path:
             f"Filestore, Lustre) at the same path on all hosts and give that path"
         )
     if importlib.util.find_spec("gcsfs") is None:
-        raise ValueError(f"{text} needs the package gcsfs: install lapa_jax[gcs]")
+        raise ValueError(f"{text} needs the package gcsfs: pip install gcsfs")
     import fsspec
     from etils import epath
 

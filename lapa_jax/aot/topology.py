@@ -79,7 +79,7 @@ class Topology:
         if importlib.util.find_spec(compiler) is None:
             raise RuntimeError(
                 f"compiling for {self.chip.name} needs {compiler}, which is not installed: "
-                "make .venv/.aot, or pip install 'lapa_jax[aot]'"
+                "make .venv/.aot, or pip install the versions that requirements/aot.txt names"
             )
         found = topologies.get_topology_desc(**options)
         if len(found.devices) != self.num_devices:

@@ -92,7 +92,7 @@ def sizes(config: ViTConfig) -> dict[str, int]:
 def from_tensors(tensors: Mapping[str, np.ndarray]) -> tuple[ViTConfig, Tree]:
     """Config and parameters of a state dict: of the model alone, or within another, whose
     classifier is left out. Raises ValueError."""
-    tensors = unwrapped(tensors, ANCHOR, "a DINOv2")
+    tensors = unwrapped(tensors, ANCHOR, "a DINOv2 in Hugging Face's names")
     config = infer_config(tensors)
     tensors = {MASK_TOKEN: np.zeros((1, config.dim), np.float32)} | tensors  # some lack it
     expected = functional(ViT, config, dtype=jnp.float32).abstract()[0]
@@ -101,7 +101,7 @@ def from_tensors(tensors: Mapping[str, np.ndarray]) -> tuple[ViTConfig, Tree]:
 
 def infer_config(tensors: Mapping[str, np.ndarray]) -> ViTConfig:
     """The config that the shapes of a state dict tell."""
-    shape = Shapes(tensors, "a DINOv2")
+    shape = Shapes(tensors, "a DINOv2 in Hugging Face's names")
     dim, _, patch_size, _ = shape(ANCHOR, None, 3, None, None)
     if dim % HEAD_DIM:
         raise ValueError(f"a width of {dim} is no multiple of DINOv2's head width {HEAD_DIM}")

@@ -12,7 +12,6 @@ from lapa_jax.interop import (
     lapa_stream,
     laq_pt,
     laq_torch,
-    llama,
     plain,
     staged,
     vqgan,
@@ -50,7 +49,7 @@ FORMATS = {
         ),
     ),
     "hf_llama": Format(
-        Way("a LLaMA from a Hugging Face directory", hf_llama.read, llama.Options),
+        Way("a LLaMA from a Hugging Face directory", hf_llama.read, hf_llama.Options),
     ),
     "lapa_stream": Format(
         Way("the original's policy, streaming msgpack", lapa_stream.read, lapa_stream.Options)

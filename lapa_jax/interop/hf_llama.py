@@ -1,5 +1,6 @@
 """A LLaMA in Hugging Face's names ↔ the backbone of our policy. Axis names: llama.py."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,24 @@ from absl import logging
 from lapa_jax.interop import llama, tensor_files
 from lapa_jax.interop.imported import Imported
 from lapa_jax.interop.mapping import Rule, Tensor, unwrapped
+from lapa_jax.stages.policy import TOKENIZER
 
 ANCHOR = "layers.0.input_layernorm.weight"  # of every one
 TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
-def read(source: Path, options: llama.Options) -> Imported:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(llama.Options):
+    """Of imports.
+
+    tokenizer: the SentencePiece .model that the weights belong to; default (hf_llama): the
+        tokenizer.model beside them
+    """
+
+    tokenizer: str | None = None
+
+
+def read(source: Path, options: Options) -> Imported:
     """`lapa import --format hf_llama`: a policy that knows text alone."""
     folder = tensor_files.given_folder(source, "a LLaMA in Hugging Face's form")
     config = tensor_files.json_object(folder / "config.json", "LLaMA's configuration")
@@ -44,6 +57,7 @@ def read(source: Path, options: llama.Options) -> Imported:
         for name in tensors:
             if name.endswith(("self_attn.k_proj.weight", "self_attn.v_proj.weight")):
                 tensors[name] = repeated(name, tensors[name], groups, model)
+    options = dataclasses.replace(options, tokenizer=options.tokenizer or folder / TOKENIZER)
     return llama.policy(options, tensors, rules(model["depth"]), model)
 
 
@@ -78,14 +92,19 @@ def shape(config: Mapping[str, Any]) -> dict[str, Any]:
     if config.get("model_type") != "llama":
         raise ValueError(f"config.json has model_type={config.get('model_type')!r}, not 'llama'")
     sizes = {
-        name: _positive(config, name)
+        name: llama.positive(config, name)
         for name in (
             "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
             "num_attention_heads",
         )
     }  # fmt: skip
     heads, dim = sizes["num_attention_heads"], sizes["hidden_size"]
-    rope = (config.get("rope_scaling") or {}) | (config.get("rope_parameters") or {})
+    rope: dict[str, Any] = {}
+    for key in ("rope_scaling", "rope_parameters"):
+        given = config.get(key) or {}
+        if not isinstance(given, dict):
+            raise ValueError(f"config.json: {key}={given!r} must be an object")
+        rope |= given
     odd = {
         "attention_bias": config.get("attention_bias", False),
         "mlp_bias": config.get("mlp_bias", False),
@@ -99,7 +118,7 @@ def shape(config: Mapping[str, Any]) -> dict[str, Any]:
         wrong = {name: config.get(name, rope) for name, is_odd in odd.items() if is_odd}
         raise ValueError(f"config.json asks for what this model does not have: {wrong}")
     groups = config.get("num_key_value_heads")
-    if groups is not None and heads % _positive(config, "num_key_value_heads"):
+    if groups is not None and heads % llama.positive(config, "num_key_value_heads"):
         raise ValueError(
             f"config.json: num_attention_heads={heads} is no multiple of "
             f"num_key_value_heads={groups}"
@@ -114,21 +133,11 @@ def shape(config: Mapping[str, Any]) -> dict[str, Any]:
         "mlp_dim": sizes["intermediate_size"],
         "depth": sizes["num_hidden_layers"],
         "heads": heads,
-        "head_dim": _positive(config, "head_dim", dim // heads),
-        "norm_eps": _positive(config, "rms_norm_eps", 1e-6),
-        "rope_theta": float(rope.get("rope_theta") or _positive(config, "rope_theta", 10_000.0)),
-        "init_std": _positive(config, "initializer_range", 0.02),
+        "head_dim": llama.positive(config, "head_dim", dim // heads),
+        "norm_eps": llama.positive(config, "rms_norm_eps", 1e-6),
+        "rope_theta": float(llama.positive(config | rope, "rope_theta", 10_000.0)),
+        "init_std": llama.positive(config, "initializer_range", 0.02),
     }
-
-
-def _positive(config: Mapping[str, Any], name: str, default: float | None = None) -> Any:
-    """Of the type of its default; integers without one."""
-    value = config.get(name)
-    value = default if value is None else value
-    kinds = float | int if isinstance(default, float) else int
-    if not isinstance(value, kinds) or isinstance(value, bool) or not 0 < value < float("inf"):
-        raise ValueError(f"config.json: {name}={value!r} must be a number above 0")
-    return value
 
 
 def rules(depth: int) -> list[Rule]:

@@ -1,6 +1,7 @@
 """The original implementation's policy, streaming msgpack ↔ our policy. Axis names: llama.py."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from lapa_jax.interop import llama, msgpack_stream
 from lapa_jax.interop.imported import Imported
 from lapa_jax.interop.mapping import Rule, unwrapped
-from lapa_jax.interop.tensor_files import given_file, json_object
+from lapa_jax.interop.tensor_files import given_file, json_object, text_of
 from lapa_jax.policy.codecs import Bins
 from lapa_jax.policy.vla import SIZES
 
@@ -70,9 +71,7 @@ def read(source: Path, options: Options) -> Imported:
         rules(tensors, model["depth"]),
         model | told | {"legacy": True, "text_length": 128, "sequence_length": 384},
         code_length=options.code_length or 4,
-        codec=Bins.from_csv(given_file(bins, "a csv of bin edges").read_text()).to_json()
-        if bins
-        else None,
+        codec=Bins.from_csv(text_of(bins, "a csv of bin edges")).to_json() if bins else None,
     )
 
 
@@ -86,11 +85,16 @@ def shape(size: str | None, model_json: str | None) -> dict[str, Any]:
         return SIZES[size] | LWM
     values = json_object(model_json, "the model's shape")
     found = {ours: values[theirs] for theirs, ours in _KEYS.items() if theirs in values}
+    for theirs, ours in _KEYS.items():
+        kinds = int | float if ours in LWM else int
+        value = found.get(ours, 1)
+        if not isinstance(value, kinds) or isinstance(value, bool) or not 0 <= value < math.inf:
+            raise ValueError(f"{model_json}: {theirs}={value!r} must be a number, not below 0")
     missing = [k for k in ("dim", "mlp_dim", "depth", "heads") if k not in found]
     if missing:
         theirs = [k for k, ours in _KEYS.items() if ours in missing]
         raise ValueError(f"{model_json} lacks the keys {theirs}")
-    if found["dim"] % found["heads"]:
+    if not found["heads"] or found["dim"] % found["heads"]:
         raise ValueError(
             f"{model_json}: hidden_size={found['dim']} is no multiple of "
             f"num_attention_heads={found['heads']}"

@@ -46,6 +46,15 @@ def sizes(heads: int, head_dim: int) -> dict[str, int]:
     return {"k": heads, "c": head_dim, "two": 2, "half": head_dim // 2}
 
 
+def positive(config: Mapping[str, Any], name: str, default: float | None = None) -> Any:
+    """A value of config.json above 0, of the type of its default; an integer without one."""
+    value = default if config.get(name) is None else config[name]
+    kinds = float | int if isinstance(default, float) else int
+    if not isinstance(value, kinds) or isinstance(value, bool) or not 0 < value < float("inf"):
+        raise ValueError(f"config.json: {name}={value!r} must be a number above 0")
+    return value
+
+
 def policy(
     options: Options,
     tensors: Mapping[str, Any],
@@ -57,7 +66,9 @@ def policy(
 ) -> Imported:
     """A policy that predicts codes, or actions by a codec (JSON); tensor by tensor to where it is
     kept. `model`: as of `policy_settings`."""
-    assets = {TOKENIZER: given_file(options.tokenizer, "a SentencePiece model").read_bytes()}
+    assets = {
+        TOKENIZER: given_file(options.tokenizer, "a SentencePiece model (--tokenizer)").read_bytes()
+    }
     try:
         pieces = TextTokenizer(assets[TOKENIZER]).vocab_size
     except ValueError as error:

@@ -34,7 +34,8 @@ class Rule:
         held."""
         if not self.layers:
             (array,) = arrays
-            return self._rearrange(array, self.pattern, sizes).astype(dtype, copy=False)
+            found = self._rearrange(array, self.pattern, sizes).astype(dtype, copy=False)
+            return self._finite(found)
         stacked = None
         for i, array in enumerate(arrays):
             found = self._rearrange(array, self.pattern, sizes)
@@ -46,7 +47,16 @@ class Rule:
                     f"layer 0 of {list(stacked.shape[1:])}"
                 )
             stacked[i] = found
+            self._finite(stacked[i])
         return stacked
+
+    def _finite(self, array: np.ndarray) -> np.ndarray:
+        if jax.dtypes.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            raise ValueError(
+                f"tensor {self.theirs!r} holds values that are infinite or not numbers in "
+                f"{array.dtype}"
+            )
+        return array
 
     def to_theirs(self, array: np.ndarray, sizes: Mapping[str, int]) -> np.ndarray:
         """Of one layer, where the rule has layers."""
@@ -244,11 +254,6 @@ def to_ours(
             raise ValueError(
                 f"tensor {rule.theirs!r} gives {rule.ours} {array.dtype}{list(array.shape)}, the "
                 f"model has {want.dtype}{list(want.shape)}"
-            )
-        if jax.dtypes.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
-            raise ValueError(
-                f"tensor {rule.theirs!r} holds values that are infinite or not numbers in "
-                f"{array.dtype}"
             )
         found[rule.ours] = place(rule.ours, array)
     for (before, after), count in cast.items():

@@ -4,11 +4,12 @@ Nothing in a file is run: safetensors hold arrays alone, and of PyTorch's files 
 plain containers are read (`weights_only`).
 """
 
+import argparse
 import json
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
 
 import ml_dtypes
@@ -64,14 +65,22 @@ def given_folder(path: str | Path, what: str = "a directory") -> Path:
     return path
 
 
+def text_of(path: str | Path, what: str) -> str:
+    """What a text file holds."""
+    try:
+        return given_file(path, what).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text: {what} is meant") from error
+
+
 def json_object(path: str | Path, what: str = "a JSON file") -> dict[str, Any]:
     """The object that a JSON file holds."""
     try:
-        found = json.loads(given_file(path, what).read_text())
-    except ValueError as error:  # of JSON, and of UTF-8
-        if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
-            raise ValueError(f"{path} is no JSON: {error}") from error
-        raise
+        found = json.loads(text_of(path, what))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is no JSON of a configuration: it nests without end") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds no JSON object: {what} is meant")
     return found
@@ -141,7 +150,8 @@ def _of_torch(path: Path) -> dict[str, Tensor]:
     try:
         # Nothing that the file names is run. Files of PyTorch before 1.6 cannot be mapped.
         mapped = zipfile.is_zipfile(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        with torch.serialization.safe_globals(_inert()):
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     # What torch.load raises of bytes that it cannot read.
     except Exception as error:
         if named := re.search(r"GLOBAL ([\w.]+)", str(error)):
@@ -167,6 +177,16 @@ def _of_torch(path: Path) -> dict[str, Tensor]:
     if not flat or "" in flat:
         raise ValueError(f"{path} holds no state dict (a mapping of names to tensors)")
     return {name: _lazy(path, name, value) for name, value in flat.items()}
+
+
+def _inert() -> list[Any]:
+    """What trainers keep beside tensors, and does nothing when it is made: a loss as a NumPy
+    number, flags, paths."""
+    scalar = np._core.multiarray.scalar
+    numbers = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    letters = np.typecodes["AllInteger"] + np.typecodes["Float"]
+    kinds = {type(np.dtype(letter)) for letter in letters}
+    return [*numbers, np.dtype, *kinds, type(np.dtype(bool)), argparse.Namespace, PosixPath]
 
 
 def _lazy(path: Path, name: str, tensor: Any) -> Tensor:

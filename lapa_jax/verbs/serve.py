@@ -22,7 +22,8 @@ def main(argv: list[str]) -> int:
     try:
         from lapa_jax.serving.start import prepare
     except ModuleNotFoundError as error:
-        raise RuntimeError(f"lapa serve: {error}: pip install 'lapa_jax[serve]'") from error
+        wanted = "starlette uvicorn websockets msgpack pillow prometheus_client"
+        raise RuntimeError(f"lapa serve: {error}: pip install {wanted}") from error
     server, bound = prepare(args, limits, os.environ.get(TOKEN, ""))
     with bound:
         server.run(sockets=[bound])

@@ -204,7 +204,7 @@ def test_the_sketch_of_an_index_is_that_of_its_valid_actions(tmp_path):
 
 def test_beam_combines_sketches():
     if importlib.util.find_spec("apache_beam") is None:
-        pytest.skip("pip install 'lapa_jax[beam]', in an environment of its own")
+        pytest.skip("pip install apache-beam, in an environment of its own")
     import apache_beam as beam
     from apache_beam.testing.util import assert_that
 

@@ -105,5 +105,5 @@ def test_what_grows_is_written_now_and_then_and_before_a_save(storage, monkeypat
 def test_what_is_no_place_for_a_run_is_refused(monkeypatch):
     nothing = SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: None))
     monkeypatch.setattr(places, "importlib", nothing)
-    with pytest.raises(ValueError, match=r"gcsfs: install lapa_jax\[gcs\]"):
+    with pytest.raises(ValueError, match=r"gcsfs: pip install gcsfs"):
         places.directory("gs://bucket/run")

@@ -185,6 +185,11 @@ def packed(name: str, x: np.ndarray, pieces: int = 1) -> bytes:
         ({"model_json": None, "size": "8b"}, "--size '8b' must be one of"),
         ({"image_size": 64}, "lapa_stream does not take --image_size"),
         ({"source": __file__}, "is no streaming msgpack checkpoint"),
+        ({"model_json": STREAM}, "is no text: the model's shape is meant"),
+        ({"model_json": GOLDEN}, "is a directory: the model's shape is meant"),
+        ({"action_bins": STREAM}, "is no text: a csv of bin edges is meant"),
+        ({"action_bins": "nowhere.csv"}, "nowhere.csv does not exist"),
+        ({"tokenizer": STREAM}, "no SentencePiece model"),
     ],
 )
 def test_wrong_imports_are_errors(files, tmp_path, changes, message):

@@ -12,7 +12,7 @@ from tiny import NO_TORCH
 from tiny_policy import INSTRUCTIONS
 
 from lapa_jax import stages
-from lapa_jax.interop import hf, hf_llama, llama, torch_code, torch_tokenizer, vqgan
+from lapa_jax.interop import hf, hf_llama, torch_code, torch_tokenizer, vqgan
 from lapa_jax.interop.mapping import to_theirs
 from lapa_jax.nn.position import rope_tables
 from lapa_jax.policy import text
@@ -77,7 +77,7 @@ def test_a_llama_is_that_of_transformers(tmp_path):
     model.save_pretrained(folder, max_shard_size="20KB")
     assert (folder / "model.safetensors.index.json").exists()
     (tmp_path / "tokenizer.model").write_bytes(tiny_policy.tokenizer())
-    options = llama.Options(tokenizer=str(tmp_path / "tokenizer.model"), compute_dtype="float32")
+    options = hf_llama.Options(tokenizer=str(tmp_path / "tokenizer.model"), compute_dtype="float32")
     made = hf_llama.read(folder, options)
     ids = np.random.default_rng(0).integers(0, 352, (2, 7))
     rows = ids, np.zeros_like(ids), np.ones_like(ids)
