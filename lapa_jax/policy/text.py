@@ -9,6 +9,9 @@ import numpy as np
 import sentencepiece
 
 
+MARKS = 259  # bytes and marks, which every vocabulary has
+
+
 class TextTokenizer:
     """Strings to piece ids. `model` is the content of a SentencePiece `.model` file, which must
     define the pieces <s> and </s>."""
@@ -54,8 +57,8 @@ def train(texts: Iterable[str], vocab_size: int) -> bytes:
     if not texts:
         raise ValueError("no instructions to train a tokenizer on; give model.tokenizer a file")
     if vocab_size < 300:
-        raise ValueError(f"vocab_size={vocab_size} must be at least 300: 259 are bytes and marks")
-    for size in range(vocab_size, 299, -1):
+        raise ValueError(f"vocab_size={vocab_size} must be at least 300: {MARKS} are bytes and marks")
+    for size in range(vocab_size, MARKS, -1):
         model = io.BytesIO()
         try:
             _train(texts, size, model)
@@ -65,7 +68,7 @@ def train(texts: Iterable[str], vocab_size: int) -> bytes:
                 raise
         else:
             return model.getvalue()
-    raise ValueError(f"{len(texts)} instructions give no vocabulary of 300 pieces: {texts[:3]} ...")
+    raise ValueError(f"{len(texts)} instructions give no vocabulary: {texts[:3]} ...")
 
 
 def _train(texts: list[str], vocab_size: int, model: io.BytesIO) -> None:

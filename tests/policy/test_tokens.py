@@ -94,6 +94,8 @@ def test_text_is_deterministic_and_reversible():
     assert tokenizer.decode(ids) == "push the red cube"
     assert not (tokenizer.ids("é ♞") == 0).any()  # bytes, never unknown
     assert tokenizer.fingerprint == TextTokenizer(model).fingerprint
+    for text in ("pick up the cup", "a"):  # the only instruction that there is
+        assert TextTokenizer(one := train([text], 384)).decode(TextTokenizer(one).ids(text)) == text
 
 
 def test_tokens_import_is_light():
