@@ -32,7 +32,7 @@ class Column(NamedTuple):
         np.add.at(summed, which, counts)
         return cls(values, summed)
 
-    def __getitem__(self, which: slice) -> "Column":  # type: ignore[override]
+    def among(self, which: slice | np.ndarray) -> "Column":
         return Column(self.values[which], self.counts[which])
 
     @property
@@ -116,7 +116,7 @@ def _cells(column: Column, size: int) -> Iterator[tuple[float, float]]:
         # Runs of the rest, and the frequent values between them.
         cuts = np.flatnonzero(alone)
         runs = [slice(a, b) for a, b in zip([0, *cuts + 1], [*cuts, len(alone)], strict=True)]
-        parts = [column[run] for run in runs]
+        parts = [column.among(run) for run in runs]
         rooms = _rooms([part.size for part in parts], size - len(cuts))
         for number, (part, room) in enumerate(zip(parts, rooms, strict=True)):
             yield from _cells(part, room) if room else ()
@@ -126,7 +126,7 @@ def _cells(column: Column, size: int) -> Iterator[tuple[float, float]]:
     gaps = _stretches(column, size)
     if len(gaps):
         runs = [slice(a, b) for a, b in zip([0, *gaps], [*gaps, len(alone)], strict=True)]
-        parts = [column[run] for run in runs]
+        parts = [column.among(run) for run in runs]
         rooms = _rooms([part.size for part in parts], size)
         for part, room in zip(parts, rooms, strict=True):
             yield from _cells(part, room) if room else ()

@@ -6,6 +6,7 @@ memory; else by a `Sketch`, which takes them in parts that can be merged in any 
 """
 
 import functools
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,6 +92,7 @@ def _facts(column: Column) -> dict[str, Any]:
 
 _FEW = 64  # values, each of which comes four times or more on average, are discrete
 _HEAVY = 0.02  # of the actions that have one value
+_FAR = 100  # times the range of most values
 
 
 def peculiarities(found: dict[str, Any], errors: Sequence[float], tokens: str) -> list[str]:
@@ -103,10 +105,18 @@ def peculiarities(found: dict[str, Any], errors: Sequence[float], tokens: str) -
         heavy = f"{mode:g} in {share:.1%} of the actions"
         if distinct == 1:
             lines.append(f"action dimension {dimension} is constant: {mode:g}")
-        elif distinct <= _FEW and 4 * distinct <= actions:
+        elif distinct is not None and distinct <= _FEW and 4 * distinct <= actions:
             lines.append(f"action dimension {dimension} is discrete: {distinct} values, {heavy}")
         elif share >= max(_HEAVY, 3 / actions):
             lines.append(f"action dimension {dimension} is heavy at one value: {heavy}")
+        low, high = (found[name][dimension] for name in ("q01", "q99"))
+        reach = _FAR * (high - low)
+        for value in {found["min"][dimension], found["max"][dimension]}:
+            if high > low and not low - reach <= value <= high + reach:
+                lines.append(
+                    f"action dimension {dimension} has values far from the others: {value:g}, 98% "
+                    f"lie between {low:g} and {high:g}"
+                )
     worst = int(np.argmax(errors))
     span = found["max"][worst] - found["min"][worst]
     lines.append(
@@ -169,7 +179,8 @@ def _check_finite(actions: np.ndarray, first: int = 0) -> None:
 def action_clusters(actions: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """(centres (count, A), scale (A,)) of `count` clusters of whole actions (N, A): k-means with
     each dimension in units of its standard deviation, the same for the same actions. In dimensions
-    where most actions of a cluster have one value, its centre has that value."""
+    where most actions of a cluster have one value, its centre has that value. Where there are no
+    more different actions than clusters, each is one."""
     if actions.ndim != 2 or len(actions) < count or count < 1:
         raise ValueError(
             f"{count} clusters of actions of shape {actions.shape}: need at least as "
@@ -178,15 +189,20 @@ def action_clusters(actions: np.ndarray, count: int) -> tuple[np.ndarray, np.nda
     _check_finite(actions)
     scale = actions.std(axis=0)
     scale = np.where(scale > 0, scale, 1.0)
-    centres, labels = kmeans2(
-        (actions / scale).astype(np.float64), count, minit="++", seed=0, missing="raise"
-    )
-    centres *= scale
+    different = np.unique(actions, axis=0)
+    if len(different) <= count:
+        return different, scale
+    with warnings.catch_warnings():  # of clusters that have become empty
+        warnings.simplefilter("ignore", UserWarning)
+        scaled = (actions / scale).astype(np.float64)
+        centres, labels = kmeans2(scaled, count, minit="++", seed=0)
+    full, labels = np.unique(labels, return_inverse=True)
+    centres = centres[full] * scale
     for dimension, numbers in enumerate(actions.T):
         values, which = np.unique(numbers, return_inverse=True)
-        pairs, counts = np.unique(labels.astype(np.int64) * len(values) + which, return_counts=True)
+        pairs, counts = np.unique(labels * len(values) + which, return_counts=True)
         cluster, value = np.divmod(pairs, len(values))
-        most = (counts > 1) & (2 * counts > np.bincount(labels, minlength=count)[cluster])
+        most = (counts > 1) & (2 * counts > np.bincount(labels)[cluster])
         centres[cluster[most], dimension] = values[value[most]]
     return centres, scale
 
@@ -276,7 +292,7 @@ class Sketch:
             known = np.bincount(_place(often.values), often.counts, _BINS).astype(np.int64)
             one = low == high  # value alone is in the bin: its count is known
             known[one] = 0
-            often = Column(*(part[~one[_place(often.values)]] for part in often))
+            often = often.among(~one[_place(often.values)])
             rest = counts - known
             full = np.flatnonzero(rest > 0)
             rest, low, high = rest[full], low[full], high[full]
@@ -305,6 +321,8 @@ class Sketch:
     def statistics(self) -> dict[str, Any]:
         """As `action_statistics` gives them, the quantiles approximate."""
         facts = [_facts(column) for column in self.columns()]
+        for one in facts:  # of more values than are counted it is not known how many
+            one["distinct"] = one["distinct"] if one["distinct"] <= _OFTEN else None
         return {
             "mean": self.mean.tolist(),
             "std": np.sqrt(self.squares / self.count).tolist(),
@@ -328,7 +346,7 @@ def _most_often(column: Column) -> Column:
     if len(column.values) <= _OFTEN:
         return column
     counts = column.counts - np.partition(column.counts, -_OFTEN - 1)[-_OFTEN - 1]
-    return Column(column.values[counts > 0], counts[counts > 0])
+    return Column(column.values, counts).among(counts > 0)
 
 
 def sketch_actions(index: CorpusIndex) -> Sketch:

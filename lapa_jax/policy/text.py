@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import sentencepiece
 
-
 MARKS = 259  # bytes and marks, which every vocabulary has
 
 
@@ -57,7 +56,9 @@ def train(texts: Iterable[str], vocab_size: int) -> bytes:
     if not texts:
         raise ValueError("no instructions to train a tokenizer on; give model.tokenizer a file")
     if vocab_size < 300:
-        raise ValueError(f"vocab_size={vocab_size} must be at least 300: {MARKS} are bytes and marks")
+        raise ValueError(
+            f"vocab_size={vocab_size} must be at least 300: {MARKS} are bytes and marks"
+        )
     for size in range(vocab_size, MARKS, -1):
         model = io.BytesIO()
         try:

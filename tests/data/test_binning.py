@@ -121,16 +121,19 @@ def test_clusters_keep_the_values_that_most_of_their_actions_have():
     actions = np.stack([gripper, RNG.normal(size=N)], axis=1).astype(np.float32)
     centres, _ = action_clusters(actions, 4)
     assert set(np.unique(centres[:, 0])) <= {0.0, 1.0}
+    few = np.array([[0, 1], [1, 0], [1, 1]], np.float32)
+    np.testing.assert_array_equal(Clusters.fit(few[[0, 1, 2, 2, 1]], 4).centres, few)
     told = Clusters.fit(actions, 4).peculiarities(actions)
     assert "dimension 0 is discrete: 2 values, 0 in" in told[0] and "4 clusters" in told[-1]
 
 
 def test_dimensions_are_named_by_what_tokens_may_lose():
-    names = ["constant", "three", "clipped", "noisy gripper"]
+    names = ["constant", "three", "clipped", "spikes"]
     actions = np.stack([SHAPES[name][0] for name in names], axis=1).astype(np.float32)
     found = statistics_of(actions.T)
-    constant, discrete, heavy, error = peculiarities(found, [0, 0, 0.25, 0.01], "9 bins")
+    constant, discrete, heavy, far, error = peculiarities(found, [0, 0, 0.25, 0.01], "9 bins")
     assert constant == "action dimension 0 is constant: -37.5"
     assert discrete.startswith("action dimension 1 is discrete: 3 values, 0 in 9")
     assert heavy.startswith("action dimension 2 is heavy at one value: ")
+    assert far.startswith("action dimension 3 has values far from the others: -1e+30, 98% lie ")
     assert error.startswith("the largest error of an action said by 9 bins is 0.25, in dimension 2")
