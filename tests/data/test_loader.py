@@ -157,7 +157,7 @@ def test_smaller_fractions_are_part_of_larger_ones(tmp_path):
     tenth, third, whole = (episodes(f) for f in (0.1, 0.3, 1.0))
     assert tenth < third < whole and len(whole) == 200
     assert 10 <= len(tenth) <= 32 and 42 <= len(third) <= 80
-    with pytest.raises(ValueError, match="data.corpora.a.fraction is 0.0"):
+    with pytest.raises(ValueError, match="data.corpora.a.fraction=0.0 must be"):
         episodes(0.0)
 
 
@@ -180,7 +180,7 @@ def test_filters_leave_episodes_out(tmp_path):
     assert episodes(a__require_instruction=True, a__min_episode_steps=5) == [0, 2]
     with pytest.raises(ValueError, match="'a' .*longest of 9 steps. has no eligible frame"):
         episodes(a__min_episode_steps=10)
-    with pytest.raises(ValueError, match="data.corpora.a.min_episode_steps is -1"):
+    with pytest.raises(ValueError, match="data.corpora.a.min_episode_steps=-1 must be"):
         episodes(a__min_episode_steps=-1)
 
 
@@ -496,9 +496,9 @@ def test_cameras_and_tokens_that_do_not_fit(tmp_path):
             {},
             "window_seconds 0.01 is shorter than half a step at 5 fps",
         ),
-        ({"tail": "wrap"}, {}, "data.tail is 'wrap'"),
-        ({"decode": "gpu"}, {}, "data.decode is 'gpu'"),
-        ({"num_threads": 0}, {}, "data.num_threads is 0"),
+        ({"tail": "wrap"}, {}, "data.tail='wrap' must be one of"),
+        ({"decode": "gpu"}, {}, "data.decode='gpu' must be one of"),
+        ({"num_threads": 0}, {}, "data.num_threads=0 must be"),
         ({"a__weight": 0.0}, {}, "weight"),
         (
             {"image_size": (32, 32)},
