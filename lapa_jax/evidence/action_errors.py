@@ -12,6 +12,7 @@ import numpy as np
 
 from data_pipelines.loader import DataSettings, Loader
 from data_pipelines.loader.loader import Plan
+from data_pipelines.progress import Progress
 from lapa_jax.diagnostics.statistics import bootstrap_ratio
 from lapa_jax.runs.examples import drawn_in_training
 from lapa_jax.runs.loaded import Model
@@ -56,7 +57,11 @@ def _answers(
     images, text, *_ = stage.fields_of(config)
     fields, size = (images, text, "action", "action_mask"), min(config.global_batch, max_examples)
     found = []
-    with Loader(data, fields=fields, global_batch=size, seed=config.seed) as loader:
+    with (
+        Loader(data, fields=fields, global_batch=size, seed=config.seed) as loader,
+        Progress("actions", None, unit="batch") as bar,
+    ):
+        bar.waits()
         of = loader.mixture.corpora[0]
         drawn = drawn_in_training(config, of.index)
         for positions in _batches(loader, drawn if held_out else None, max_examples):
@@ -78,6 +83,7 @@ def _answers(
             kept &= not held_out or ~drawn[episode]  # where a bad image was replaced
             arrays = (said.reshape(shape), true, mask, before, episode, drawn[episode])
             found.append([x[kept] for x in arrays])
+            bar.update()
     return tuple(np.concatenate(x) for x in zip(*found, strict=True))
 
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from data_pipelines.loader import DataSettings
+from data_pipelines.progress import Progress
 from lapa_jax.diagnostics.statistics import wilson_interval
 from lapa_jax.envs.drive import closed_loop
 from lapa_jax.envs.env import Environment
@@ -28,9 +29,14 @@ def evaluate_tokens(
     steps = max(1, max_examples // batch_size)
     metrics = jax.jit(run.stage.eval_metrics)
     rows = []
-    with open_loader(run.config, data, run.stage, batch_size) as loader:
+    with (
+        open_loader(run.config, data, run.stage, batch_size) as loader,
+        Progress("tokens", steps, unit="batch") as bar,
+    ):
+        bar.waits()
         for step in range(steps):
             rows.append(jax.device_get(metrics(run.params, run.variables, loader.batch(step))))
+            bar.update()
     means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     return means | {"examples": steps * batch_size}
 

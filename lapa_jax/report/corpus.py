@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,19 @@ def corpus_page(found: Mapping[str, Any]) -> Report:
     for name, split in found["splits"].items():
         some = "" if split["complete_scan"] else f" (first {split['episodes']} episodes only)"
         _split(page.heading(f"Split {name}{some}"), split)
+    sets = [*found["label_sets"], *found["image_token_sets"]]
     page.heading("Label sets")
-    for labels in [*found["label_sets"], *found["image_token_sets"]]:
+    if not sets:
+        page.text("None: `lapa label` makes them.")
+    for labels in sets:
         facts = {key: value for key, value in labels.items() if key not in ("name", "split")}
         page.settings(f"{labels['name']}, split {labels['split']}", facts, open=True)
     indexes = [(one["image_key"], one["split"], one["hash"]) for one in found["indexes"]]
-    page.heading("Indexes").table(("image", "split", "hash"), indexes)
+    page.heading("Indexes")
+    if indexes:
+        page.table(("image", "split", "hash"), indexes)
+    else:
+        page.text("None: `lapa data index` makes one.")
     page.heading("Features").table(("key", "kind"), list(found["features"].items()))
     return page
 
@@ -35,9 +43,9 @@ def _split(page: Report, split: Mapping[str, Any]) -> None:
     facts = {
         "episodes": split["episodes"],
         "frames": split["frames"],
-        "duration": f"{split['hours']:.2f} h" if split["hours_known"] else "unknown",
+        "duration": _duration(3600 * split["hours"]) if split["hours_known"] else "unknown",
         "fps": ", ".join(split["fps"]),
-        "with instruction": f"{texts['coverage']:.0%}",
+        "with instruction": f"{math.floor(100 * texts['coverage'])}%",  # 100% is all
         "action dimensions": len(actions) or "none",
         f"in {split['shards']} shard{'s' if split['shards'] > 1 else ''}": (
             f"{split['bytes'] / 1e6:.1f} MB"
@@ -71,16 +79,26 @@ def _split(page: Report, split: Mapping[str, Any]) -> None:
         f"{lengths['mean']:.1f}, max {lengths['max']}",
     )
     changing = texts["changing_within_episode"]
-    page.table(
-        ("episodes", "instruction"),
-        [(count, text) for text, count in texts["most_common"]],
-        f"{texts['distinct']} distinct instructions."
-        + (f" {changing} episodes change theirs." if changing else ""),
-    )
+    if texts["most_common"]:
+        shown, distinct = len(texts["most_common"]), texts["distinct"]
+        which = f"The {shown} most common of {distinct:,}" if shown < distinct else f"All {shown}"
+        page.table(
+            ("episodes", "instruction"),
+            [(count, text) for text, count in texts["most_common"]],
+            f"{which} different instructions."
+            + (f" Episodes that change theirs: {changing}." if changing else ""),
+        )
     if actions:
         page.table(("dimension", *COLUMNS, "from 1 % to 99 %"), list(map(_action, actions)))
     if split["actions_not_finite"]:
         page.text(f"{split['actions_not_finite']} steps are NaN or infinite and left out.")
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.2f} {unit}"
+    return f"{seconds:.1f} s"
 
 
 def _action(action: Mapping[str, Any]) -> list[Any]:

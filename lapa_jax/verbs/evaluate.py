@@ -13,6 +13,7 @@ from typing import Any
 
 from absl import logging
 
+from data_pipelines.progress import Progress
 from lapa_jax import envs
 from lapa_jax.evidence import action_errors, page, policy_page, verdict
 from lapa_jax.evidence.policy import evaluate_success, evaluate_tokens
@@ -174,9 +175,12 @@ def _closed_loop(run: Model, args: argparse.Namespace, result: dict[str, Any]) -
     else:
         names = ("seed", "view", "temperature", "top_k", "execute")
         how = {"episodes": args.episodes or 200} | {name: getattr(args, name) for name in names}
-        result["success"] = {
-            family: evaluate_success(run, env, family, **how).report for family in env.spec.families
-        }
+        result["success"], families = {}, env.spec.families
+        with Progress("closed loop", len(families), unit="family") as bar:
+            bar.waits()
+            for family in families:
+                result["success"][family] = evaluate_success(run, env, family, **how).report
+                bar.update()
         return ""
     if args.episodes:
         raise ValueError(f"--episodes {args.episodes}: {why}")

@@ -86,6 +86,9 @@ def test_the_page_escapes_text_and_shows_frames(tmp_path):
     steps = np.linspace(0, 8, inspection.STRIP_FRAMES).astype(int)
     assert [base64.b64decode(text) for text in found] == [episode.images[i] for i in steps]
     assert not re.search(r'(src|href)="(?!data:)', page)
+    # What is not there is said, or has no heading of a table without rows.
+    for words in ("None: <code>lapa label</code>", "None: <code>lapa data index</code>", "All 1 "):
+        assert words in page
 
 
 def test_label_sets_and_indexes_are_listed(tmp_path):
