@@ -183,6 +183,11 @@ class LabelSetWriter:
         self._lock: int | None = None
         self._lock_file = self.folder / f".{self.index.split}.lock"
 
+    @property
+    def num_labelled(self) -> int:
+        """Rows of the finished set that have a label."""
+        return sidecar.read_json(self._manifest)["num_labelled"]
+
     def claim(self, shards: Sequence[int]) -> list[int]:
         """Locks shards until `close` and returns those of them that are still to be written; raises
         SidecarError where another process writes one.

@@ -43,8 +43,9 @@ ALL = Share(0, 1)
 
 
 def label(run: Model, name: str, corpus: dict, share: Share = ALL) -> dict[str, int]:
-    """Labels a share of a corpus (keys as under data.corpora); returns the counts {rows, labelled,
-    bad} of what was labelled now. A quantizer without codes gives what its decoder receives in
+    """Labels a share of a corpus (keys as under data.corpora); returns counts: of all `rows`, those
+    `labelled`, by this call or, once the set is finished, in all, and those that it found `bad`. A
+    quantizer without codes gives what its decoder receives in
     evaluation, float32 (code_length, quant_dim): of a normal its mean, without noise.
 
     Raises ValueError when more pairs are undecodable than data.max_bad_fraction of the run allows,
@@ -78,8 +79,7 @@ def label(run: Model, name: str, corpus: dict, share: Share = ALL) -> dict[str, 
 
 def label_images(run: Model, name: str, corpus: dict, share: Share = ALL) -> dict[str, int]:
     """Writes the image tokens of every frame of a share of a corpus (keys path, split, sidecar_dir
-    and image_key as under data.corpora), row by row of the image; returns the counts {rows,
-    labelled, bad} of what was labelled now.
+    and image_key as under data.corpora), row by row of the image; returns counts as `label`.
 
     Raises ValueError when more frames are undecodable than data.max_bad_fraction of the run allows,
     and when another process writes the same share.
@@ -194,9 +194,13 @@ def write(
                 settle(*before)
         if started:
             settle(*started)
+    told = "%s %r of %s: %d of %d rows labelled now, %d could not be decoded; "
+    counted = counts["labelled"], counts["rows"], counts["bad"]
     if missing := writer.missing_shards():
-        logging.info("%s: %d shards are left to other processes", writer.folder, len(missing))
+        state = f"{len(missing)} shards are left to other processes"
     else:
         writer.finish(least=len(rows) - allowed, most=len(rows))
-    logging.info("%s %r of %s: %s", writer.kind.what, writer.name, index.directory, counts)
+        counts["labelled"] = writer.num_labelled
+        state = f"it is finished, and {writer.num_labelled} rows have labels"
+    logging.info(told + "%s", writer.kind.what, writer.name, index.directory, *counted, state)
     return counts
