@@ -22,7 +22,7 @@ from data_pipelines.progress import Progress
 from data_pipelines.rlds import fields, schema, tfrecord, writer
 from data_pipelines.rlds.declared import Declaration, declaration_of
 from data_pipelines.rlds.shards import find_shards
-from data_pipelines.storage import locate
+from data_pipelines.storage import given_folder, locate
 
 MAX_EXAMPLES = 12  # instructions and file names that are shown
 STRIP_EPISODES = 6
@@ -47,9 +47,7 @@ def inspect_corpus(
     max_episodes: read at most that many episodes of each split (0: all). strips: add the JPEG
     frames (base64) that the HTML page shows.
     """
-    directory = Path(locate(directory))
-    if not directory.is_dir():
-        raise FileNotFoundError(f"corpus folder {directory} does not exist")
+    directory = given_folder(locate(directory), "the folder of a corpus")
     info = writer.read_info(directory) or {}
     announced = {entry["name"]: entry for entry in info.get("splits", [])}
     names = splits or list(announced) or ["train"]

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_pipelines.convert import decode, pictures
+from data_pipelines.storage import given_folder
 
 
 @dataclasses.dataclass
@@ -23,11 +24,7 @@ class Found:
 def find(source: Path) -> Found:
     """Looks through a folder and those below it, also through links to folders, each once: where
     it really lies, if that is below the folder, else by the first link to it."""
-    if not source.is_dir():
-        raise FileNotFoundError(
-            f"video folder {source} does not exist (looked for {', '.join(decode.EXTENSIONS)} in "
-            "it)"
-        )
+    given_folder(source, f"a folder of videos ({', '.join(decode.EXTENSIONS)})")
     found = Found()
     seen: set[tuple[int, int]] = set()
     todo = [source]

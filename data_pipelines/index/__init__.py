@@ -133,8 +133,8 @@ def load_index(
     """
     directory = storage.locate(directory)
     sidecars = storage.locate(sidecar_dir or directory)
-    image_key = image_key or _only_key(sidecars, split)
     shards = find_shards(directory, split)
+    image_key = image_key or _only_key(sidecars, split)
     inside = index_folder(".", image_key, split)
     folder = storage.fetch(sidecars, str(inside)) / inside
     if not (folder / "manifest.json").is_file():

@@ -20,6 +20,8 @@ _SHARD = re.compile(
 def find_shards(directory: str | os.PathLike, split: str) -> list[Location]:
     """The shards of a split by their standard TFDS names, all of them or an error."""
     directory = storage.locate(directory)
+    if isinstance(directory, Path):
+        storage.given_folder(directory, "the folder of a corpus")
     names = storage.list_names(directory)
     if names is None:
         raise FileNotFoundError(f"corpus folder {directory} does not exist")

@@ -100,6 +100,16 @@ def list_names(folder: Location) -> list[str] | None:
     return sorted(str(name).rstrip("/").rpartition("/")[2] for name in found)
 
 
+def given_folder(path: str | os.PathLike, what: str) -> Path:
+    """`path`, if it is a directory. OSError says what it is instead, and `what` is meant."""
+    path = Path(path)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise NotADirectoryError(f"{path} is a file: {what} is meant")
+    raise FileNotFoundError(f"{path} does not exist: {what} is meant")
+
+
 def size(location: Location) -> int:
     """Bytes of a file."""
     if isinstance(location, Path):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from data_pipelines.storage import given_folder
 from lapa_jax.interop import llama, tensor_files
 from lapa_jax.interop.imported import Imported
 from lapa_jax.interop.mapping import Rule, Tensor, unwrapped
@@ -30,7 +31,7 @@ class Options(llama.Options):
 
 def read(source: Path, options: Options) -> Imported:
     """`lapa import --format hf_llama`: a policy that knows text alone."""
-    folder = tensor_files.given_folder(source, "a LLaMA in Hugging Face's form")
+    folder = given_folder(source, "a LLaMA in Hugging Face's form")
     config = tensor_files.json_object(folder / "config.json", "LLaMA's configuration")
     try:
         model = shape(config) | {"image_vocab": 0}

@@ -1,5 +1,6 @@
 """A foreign model as a run: what an import reads, and the run directory that it becomes."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -8,12 +9,15 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from data_pipelines.storage import given_folder
+from data_pipelines.storage.lease import Lease
 from lapa_jax import config as configs
 from lapa_jax import stages
 from lapa_jax.interop.mapping import Rule, to_ours
-from lapa_jax.interop.tensor_files import given_file, given_folder, json_object
+from lapa_jax.interop.tensor_files import given_file, json_object
 from lapa_jax.nn.module import Tree, flatten, unflatten
 from lapa_jax.runs import run
+from lapa_jax.runs.attempt import LOCK_FILE
 from lapa_jax.training import state as states
 from lapa_jax.training.checkpoint import Checkpoints
 from lapa_jax.version import __version__
@@ -41,12 +45,8 @@ def run_config(path: Path) -> ConfigDict:
 def rebuilt(config: ConfigDict, assets: Iterable[Path]) -> stages.Stage:
     """The stage of an export, whose assets are those of these files that are there. Raises
     ValueError where it needs another."""
-    paths = list(assets)
-    found = {path.name: given_file(path).read_bytes() for path in paths if path.exists()}
-    try:
-        return stages.build(config, found)
-    except KeyError as error:
-        raise ValueError(f"the export lacks the file {error}: it has {sorted(found)}") from error
+    found = {path.name: given_file(path).read_bytes() for path in assets if path.exists()}
+    return stages.build(config, found)
 
 
 def exported(
@@ -67,7 +67,6 @@ def write_run(out: Path, imported: Imported, *, source: str, source_format: str)
     if variables is None:
         variables = jax.jit(lambda key: stage.init(key)[1])(jax.random.key(config.seed))
     state = states.create(imported.params, variables, None, config.seed, ema=False)
-    run.claim(out, config)
     meta = {
         "config": configs.to_dict(config),
         "data": {},
@@ -78,5 +77,8 @@ def write_run(out: Path, imported: Imported, *, source: str, source_format: str)
         },
     }
     largest = max(x.nbytes for x in jax.tree.leaves(imported.params))
-    with Checkpoints(out / "checkpoints", keep=1, largest_bytes=largest) as checkpoints:
-        checkpoints.save(0, state, meta)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(Lease(out / LOCK_FILE, out, "choose another --out"))
+        run.claim(out, config)
+        saved = Checkpoints(out / "checkpoints", keep=1, largest_bytes=largest)
+        stack.enter_context(saved).save(0, state, meta)

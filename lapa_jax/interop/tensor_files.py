@@ -56,15 +56,6 @@ def given_file(path: str | Path, what: str = "a file") -> Path:
     return path
 
 
-def given_folder(path: str | Path, what: str = "a directory") -> Path:
-    """`path`, if it is a directory."""
-    path = Path(path)
-    if not path.is_dir():
-        there = "is a file" if path.exists() else "does not exist"
-        raise NotADirectoryError(f"{path} {there}: {what} is meant")
-    return path
-
-
 def text_of(path: str | Path, what: str) -> str:
     """What a text file holds."""
     try:

@@ -14,7 +14,7 @@ import numpy as np
 import xxhash
 from ml_collections import ConfigDict
 
-from data_pipelines.storage import places
+from data_pipelines.storage import given_folder, places
 from lapa_jax import config as configs
 from lapa_jax import stages
 from lapa_jax.nn import lora
@@ -367,7 +367,10 @@ def load_policy(
 
 def open_checkpoints(workdir: str | Path, step: int | None = None) -> tuple[Path, dict[str, Any]]:
     """(checkpoints of a run, meta)."""
-    directory = places.directory(workdir) / "checkpoints"
+    workdir = places.directory(workdir)
+    if not places.is_remote(workdir):
+        given_folder(workdir, "the directory of a run")
+    directory = workdir / "checkpoints"
     return directory, checkpoint.load_meta(directory, step)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipelines.storage import lease, places
+from data_pipelines.storage import given_folder, lease, places
 from lapa_jax.runs import attempt as attempts
 from lapa_jax.training import clock
 from lapa_jax.training.run_files import (
@@ -27,8 +27,8 @@ BAD = ("stalled", "failed", "damaged")
 
 def runs_below(top: Path) -> Iterator[Path]:
     """`top` if it is a run, else the runs below it, in order."""
-    if not top.is_dir():
-        raise FileNotFoundError(f"{top} is not a directory")
+    if not places.is_remote(top):
+        given_folder(top, "the directory of a run, or one with runs below it,")
     config = top / "config.json"
     attempted = any((top / name).is_file() for name in (attempts.ENDED_FILE, attempts.LOCK_FILE))
     if attempted or (config.is_file() and not _holds_runs(config)):

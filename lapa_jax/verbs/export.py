@@ -7,6 +7,7 @@ parity.json in it (beside a file: OUT.parity.json) tells what was compared and h
 import sys
 from pathlib import Path
 
+from data_pipelines import storage
 from lapa_jax.interop import hub
 from lapa_jax.interop.formats import FORMATS
 from lapa_jax.runs.loaded import load
@@ -37,6 +38,7 @@ def main(argv: list[str]) -> int:
         raise ValueError(
             f"--push takes a directory with its card, --format {args.format} is a file"
         )
+    storage.make_directory(out.parent)
     count = WAYS[args.format].call(load(args.workdir), out, options)
     sys.stdout.write(f"{args.workdir} -> {out}: {count} tensors\n")
     if to:

@@ -7,6 +7,7 @@ training starts from it through `init_from`.
 import sys
 from pathlib import Path
 
+from data_pipelines import storage
 from lapa_jax.interop import hub
 from lapa_jax.interop.formats import FORMATS
 from lapa_jax.interop.imported import write_run
@@ -35,7 +36,8 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     options = flags.read_choice(args, "format", choices)
     out = Path(args.out)
-    if out.exists() and any(out.iterdir()):
+    storage.make_directory(out.parent)
+    if out.exists() and any(storage.given_folder(out, "a new directory").iterdir()):
         raise ValueError(f"--out {out} is not empty: imports go to a new directory")
     source = Path(args.source)
     if args.source.startswith(hub.PREFIX):

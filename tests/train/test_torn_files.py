@@ -130,6 +130,7 @@ def test_metrics_that_are_damaged_in_the_middle_are_told_by_their_line(workdir):
             read(workdir)
 
 
+@pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize("place", ["a file", "below a file", "/proc/run"])
 def test_a_workdir_that_cannot_be_made_is_one_line(place, tmp_path):
     (tmp_path / "file").write_text("x")
@@ -147,4 +148,4 @@ def test_a_workdir_that_cannot_be_made_is_one_line(place, tmp_path):
         assert code == 2 and "Traceback" not in err, err
         assert command[0] == "study" or str(workdir) in err.splitlines()[-1], err
     code, _, err = tiny.lapa("status", workdir)
-    assert code == 2 and "is not a directory" in err
+    assert code == 2 and "the directory of a run, or one with runs below it, is meant" in err

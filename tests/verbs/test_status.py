@@ -180,7 +180,7 @@ def test_a_directory_without_runs_is_refused(tmp_path):
     code, _, err = tiny.lapa("status", tmp_path)
     assert code == 2 and "no run (config.json)" in err
     code, _, err = tiny.lapa("status", tmp_path / "none")
-    assert code == 2 and "is not a directory" in err
+    assert code == 2 and "the directory of a run, or one with runs below it, is meant" in err
 
 
 def test_it_needs_no_jax(tmp_path):
