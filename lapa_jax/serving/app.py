@@ -72,7 +72,8 @@ class Server:
         self.engine.stop()
         soon = asyncio.get_running_loop().time() + LINGER_SECONDS
         for timeout in self._patience:
-            timeout.reschedule(soon)
+            if not timeout.expired():
+                timeout.reschedule(soon)
 
     def app(self, token: str, hosts: Sequence[str]) -> Starlette:
         """token: what clients must show; "": nothing. hosts: names by which we may be asked."""

@@ -28,6 +28,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # What a Host header may say then; 0.0.0.0 is openpi-client's default.
 LOOPBACK_NAMES = (*LOOPBACK, "[::1]", "0.0.0.0")
 DRAIN_SECONDS = 20.0  # for what is asked
+_BACKLOG = 2048  # connections that wait to be taken
 CLOSE_SECONDS = 5  # then, for what is being sent and for clients to close their side
 
 
@@ -107,6 +108,14 @@ def bind(host: str, port: int, seconds: float) -> socket.socket:
         raise OSError(f"--host {host} --port {port}: {why}") from error
 
 
+def listen(bound: socket.socket) -> None:
+    """Raises OSError where another server, which was bound as well, came first."""
+    try:
+        bound.listen(_BACKLOG)
+    except OSError as error:
+        raise OSError(f"--port {bound.getsockname()[1]}: {error.strerror}") from error
+
+
 def _accepted(listening: socket.socket) -> Iterator[socket.socket]:
     """Connections that clients have made, and that nobody has taken."""
     with contextlib.suppress(BlockingIOError):
@@ -140,6 +149,7 @@ class Uvicorn(uvicorn.Server):
             ws_per_message_deflate=False,
             proxy_headers=False,
             server_header=False,
+            backlog=_BACKLOG,
             timeout_keep_alive=limits.read_seconds,
             timeout_graceful_shutdown=1,
         )
@@ -150,7 +160,9 @@ class Uvicorn(uvicorn.Server):
     def engine(self) -> Engine:
         return self.lapa.engine
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+    async def startup(self, sockets: list[socket.socket]) -> None:
+        for one in sockets:
+            listen(one)
         await super().startup(sockets)
         host, port = sockets[0].getsockname()[:2]
         logging.info("served at http://%s:%d", f"[{host}]" if ":" in host else host, port)

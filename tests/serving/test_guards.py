@@ -22,7 +22,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from lapa_jax.runs import loaded
-from lapa_jax.serving import describe
+from lapa_jax.serving import describe, start
 from lapa_jax.serving.limits import Limits, Rate, Refused
 from lapa_jax.verbs import serve
 
@@ -104,6 +104,12 @@ def test_a_port_in_use(action_server, action_run):
     """It is told before anything is loaded and compiled."""
     code, _, error = lapa("serve", "--workdir", action_run, "--port", action_server.port)
     assert code == 2 and f"--port {action_server.port}: Address already in use" in error
+    with start.bind("127.0.0.1", 0, 1.0) as one:  # two that load at the same time
+        port = one.getsockname()[1]
+        with start.bind("127.0.0.1", port, 1.0) as other:
+            start.listen(one)
+            with pytest.raises(OSError, match=f"--port {port}: Address already in use"):
+                start.listen(other)
 
 
 def test_pages_of_other_origins_are_refused(action_server):
