@@ -77,17 +77,18 @@ class Study:
         places.make(workdir / "parts")
 
     def claim(self, decides: dict[str, Any], *, replace: bool = False) -> bool:
-        """Notes in WORKDIR/study.json what decides the results beside the cells, or checks that it
-        is that; returns whether it was something else before, which `replace` allows.
+        """Notes in WORKDIR/study.json what decides the results beside the cells, by a name for
+        each, or checks what is noted of these; returns whether it was something else, which
+        `replace` allows.
 
         Raises ValueError that names what differs.
         """
-        changes = {}
+        known = {}
         if self.claimed:
-            known = places.read_json(
-                self._claim, "what the results are of is unknown: take another --workdir"
-            )
-            changes = configs.difference(known, decides)
+            remedy = "what the results are of is not known: take another --workdir"
+            known = places.read_json(self._claim, remedy)
+        noted = {key: known[key] for key in decides if key in known}
+        changes = configs.difference(noted, {key: decides[key] for key in noted})
         if changes and not replace:
             lines = [f"  {key}: {old} there, {new} now" for key, (old, new) in changes.items()]
             more = f"\n  and {len(lines) - 8} more" if len(lines) > 8 else ""
@@ -95,7 +96,7 @@ class Study:
                 f"{self.workdir} holds results of other data or settings; choose another "
                 "--workdir, or remove that one to make it anew:\n" + "\n".join(lines[:8]) + more
             )
-        runs.write_json(self._claim, decides)
+        runs.write_json(self._claim, known | decides)
         return bool(changes)
 
     @property

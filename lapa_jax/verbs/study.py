@@ -27,6 +27,7 @@ def main(argv: list[str]) -> int:
     study = configs.call(args.study, "get_study", workdir)
     if not isinstance(study, Study):
         raise ValueError(f"get_study of {args.study} gives a {type(study).__name__}, not a Study")
+    study.claim({"arguments": args.study.partition(":")[2]})
     code = run(study, args)
     if code or study.missing():
         return code

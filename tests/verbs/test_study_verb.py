@@ -50,6 +50,8 @@ def test_machines_share_the_cells(study, tmp_path):
     assert "1 points are not done yet, the first: arm=a,seed=0" in out
     assert not (workdir / "rows.csv").exists()
     succeed("study", study, "--workdir", workdir, "--index", 0, "--count", 2)
+    code, _, error = lapa("study", f"{study}:steps=9", "--workdir", workdir)
+    assert code == 2 and "arguments:  there, steps=9 now" in error
     assert (workdir / "log").read_text() == "shared b a "
     assert (workdir / "rows.csv").exists()
 
