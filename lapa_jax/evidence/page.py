@@ -116,6 +116,7 @@ def _content(section: Section, report: Mapping[str, Any]) -> None:
         {"skill": "skill", "PSNR, dB": "psnr", "SSIM": "ssim"},
         {
             "decoded from z": drawn,
+            "the same decoder given the z of another pair": {"skill": drawn.get("skill_exchanged")},
             "the same decoder given the true action": report.get("true_action"),
         },
         f"Copying the first frame has skill 0, PSNR {_decibels(drawn['psnr_copy'])} and SSIM "
