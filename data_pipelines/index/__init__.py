@@ -64,6 +64,13 @@ class CorpusIndex:
     # do not know them.
     other_sizes: dict[int, tuple[int, int]] = dataclasses.field(default_factory=dict)
 
+    @cached_property
+    def of_other_size(self) -> np.ndarray:
+        """Which episodes have images of another size than image_size, bool (E,)."""
+        found = np.zeros(self.num_episodes, bool)
+        found[list(self.other_sizes)] = True
+        return found
+
     @property
     def num_frames(self) -> int:
         return len(self.frame_offset)

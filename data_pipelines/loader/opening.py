@@ -95,15 +95,14 @@ class _Opening:
 
     def _of_other_size(self) -> np.ndarray:
         """Which episodes have images of another size than the corpus, bool (episodes,)."""
-        unusable = np.zeros(self.index.num_episodes, bool)
-        if "frames" in self.fields:
-            sizes = [size for camera in self.cameras for size in camera.other_sizes.items()]
-            unusable[[episode for episode, _ in sizes]] = True
-            other = "{}x{}".format(*sizes[0][1]) if sizes else ""
-            why = f"have images of another size than data.image_size {self.data.image_size}, as "
-            remedy = "Rewrite the corpus with `lapa data convert`"
-            choice = self.data.unusable_episodes
-            judge(choice, self.name, self.index, unusable, why + other, remedy)
+        if "frames" not in self.fields:
+            return np.zeros(self.index.num_episodes, bool)
+        unusable = np.any([camera.of_other_size for camera in self.cameras], axis=0)
+        sizes = sorted({"{}x{}".format(*s) for c in self.cameras for s in c.other_sizes.values()})
+        why = f"have images of another size than data.image_size {self.data.image_size}: "
+        remedy = "Rewrite the corpus with `lapa data convert`"
+        choice = self.data.unusable_episodes
+        judge(choice, self.name, self.index, unusable, why + ", ".join(sizes[:3]), remedy)
         return unusable
 
     def _frames(self) -> Frames:

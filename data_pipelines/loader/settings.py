@@ -171,11 +171,12 @@ class DataSettings:
         return replace(self, access="random", min_pair_difference=0.0, chain_pairs=1)
 
     def in_order(self) -> "DataSettings":
-        """Pairs, every one there is, whatever training draws: to walk over, not to sample."""
+        """Pairs, every usable one, whatever training draws: to walk over, not to sample."""
         every = dict(label_set="", fraction=1.0, min_episode_steps=0, require_instruction=False)
         return replace(
             self.draw_any(),
             sampling="per_frame",
+            unusable_episodes="leave_out",
             num_frames=2,
             history_seconds=0.0,
             corpora=tuple(replace(corpus, **every) for corpus in self.corpora),

@@ -106,8 +106,17 @@ def label_images(run: Model, name: str, corpus: dict, share: Share = ALL) -> dic
     with LabelSetWriter(
         index.sidecar_dir, name, index, provenance=provenance, kind=IMAGE_TOKENS
     ) as writer:
-        every = np.arange(index.num_frames)[:, None]
-        return write(writer, source, every, encode, run.config.data.max_bad_fraction, share)
+        every = np.arange(index.num_frames)[~np.repeat(index.of_other_size, index.episode_length)]
+        if len(every) < index.num_frames:
+            logging.warning(
+                "%s: %d of %d frames are of episodes with images of another size than %dx%d; they "
+                "get no tokens",
+                *(index.directory, index.num_frames - len(every), index.num_frames),
+                *index.image_size,
+            )
+        return write(
+            writer, source, every[:, None], encode, run.config.data.max_bad_fraction, share
+        )
 
 
 class Encoder:

@@ -45,11 +45,13 @@ def drawn(loader):
 
 
 def test_what_cannot_be_used_is_refused_before_anything_is_written(corpora, tmp_path):
-    told = r"corpus 'robot': 2 of 10 episodes have images of another size .*, as 32x32: episode 8 "
+    told = r"corpus 'robot': 2 of 10 episodes have images of another size .*: 32x32: episode 8 "
     with pytest.raises(
         UnusableError, match=told + r"\(squares-train.*:\d+\), episode 9 .*leave_out"
     ):
         start.open_run(config(corpora), tmp_path / "run")
+    walked = open_mixture(DataSettings.of(config(corpora).data).in_order()).corpora[0]
+    assert not walked.counts[8:].any() and walked.counts[:8].all()  # to label
     index = load_index(corpora / "robot")
     assert index.other_sizes == {8: (32, 32), 9: (32, 32)} and index.image_size == (64, 64)
     assert not (tmp_path / "run").exists()
