@@ -28,6 +28,7 @@ __all__ = ["NeedsSettingError", "Report"]
 
 FITS = ("crop", "pad")
 MIN_STEPS = 2  # a frame pair needs two
+_PICTURES = "2026-11-29"  # when pictures came to look otherwise: no corpus has both kinds
 SHARD_BYTES = 256 << 20
 # A part, the unit of resume and of work in parallel, ends at the first of these.
 PART_RECORDINGS, PART_BYTES = 64, 64 << 20
@@ -74,6 +75,14 @@ class Bad:
 
 
 @dataclasses.dataclass(frozen=True)
+class Note:
+    """What the report is to tell of a recording that was converted."""
+
+    name: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Source:
     """A format; picklable, for it goes to the worker processes. Its recordings lie in a folder or
     file, `root`, and become episodes of `spec` with pictures of `settings`."""
@@ -88,7 +97,7 @@ class Source:
         """Where they lie, for messages."""
         return f"of {self.root}"
 
-    def read(self, unit: Unit) -> Iterator[Found | Bad]:
+    def read(self, unit: Unit) -> Iterator[Found | Bad | Note]:
         """Raises RecordingError where the unit as a whole is bad."""
         raise NotImplementedError
 
@@ -236,6 +245,7 @@ def convert(
         output = writer.Output(out, options.dataset, source.spec, split)
         output.check(resuming=resuming)
         settings = {**settings, "name": output.name, "per_shard": options.per_shard}
+        settings["made as of"] = _PICTURES
         stage = staging.Staging(out, split, settings)
         jobs = [
             _PartJob(stage.part_path(part), part, source, group)
@@ -346,7 +356,7 @@ def _write_part(job: _PartJob, advance: Callable[[int], object] | None = None) -
 def _nothing() -> dict:
     """What a unit without episodes adds to its part, and a part to the report."""
     counts = {"frames": 0, "seconds": 0.0, "repeated_frames": 0, "episodes_with_language": 0}
-    return counts | {"records": [], "bad": [], "short": []}
+    return counts | {"records": [], "bad": [], "short": [], "noted": []}
 
 
 def _write_unit(source: Source, unit: Unit, part: writer.ShardFile) -> dict:
@@ -361,6 +371,9 @@ def _write_unit(source: Source, unit: Unit, part: writer.ShardFile) -> dict:
     for found in source.read(unit):
         if isinstance(found, Bad):
             added["bad"].append((found.name, found.reason))
+            continue
+        if isinstance(found, Note):
+            added["noted"].append((found.name, found.text))
             continue
         episode = found.episode
         steps, fps = episode.num_steps, episode.fps or source.spec.fps
@@ -392,6 +405,9 @@ def _summarise(report: Report, stage: staging.Staging) -> None:
         report.hours += result["seconds"] / 3600
         report.bad += [tuple(entry) for entry in result["bad"]]
         report.short += [tuple(entry) for entry in result["short"]]
+        for name, text in result["noted"]:
+            names = report.seen.setdefault(text, [])
+            names += [name] if name not in names[-1:] else []
 
 
 def _require_episodes(report: Report, source: Source) -> None:

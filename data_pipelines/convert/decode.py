@@ -1,8 +1,8 @@
 """One video file -> JPEG frames of one size at one frame rate, through PyAV (its own FFmpeg).
 
 Frames are chosen by time stamp (the nearest one, ties to the earlier), so a variable frame rate
-keeps its real timing. Rotation flags and non-square pixels are respected. A file that cannot be
-converted whole raises VideoError: a partly read video is never passed off as a full one.
+keeps its real timing; looks.py says how they look. A file that cannot be converted whole raises
+VideoError: a partly read video is never passed off as a full one.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 import av
 import numpy as np
 import simplejpeg
-from av.video.reformatter import VideoReformatter
 
-from data_pipelines.convert import scenes
-from data_pipelines.convert.conversion import FITS, NeedsSettingError, Options, RecordingError
+from data_pipelines.convert import looks, scenes, stamps
+from data_pipelines.convert.conversion import FITS, Options
+from data_pipelines.convert.looks import VideoError
+from data_pipelines.convert.stamps import UnknownFpsError as UnknownFpsError
 from data_pipelines.rlds.schema import jpeg_size, picture_kind
 
 EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".qt", ".f4v", ".3gp", ".3g2")
@@ -40,15 +41,8 @@ _OPEN_OPTIONS = {
 _METADATA = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 _MAX_GAP_SECONDS = 60
 MAX_EPISODE_BYTES = 1 << 30  # TensorFlow's Example parser stops at 2 GiB
+_CROPPING = r"Frame Cropping: (\d+)/(\d+)/(\d+)/(\d+)"  # left, right, top, bottom
 _DURATION_TAG = re.compile(r"^(\d+):(\d\d):(\d\d(?:\.\d+)?)$")
-
-
-class VideoError(RecordingError):
-    """The file cannot be converted."""
-
-
-class UnknownFpsError(NeedsSettingError):
-    """The file has neither time stamps nor a frame rate: the user has to give one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +85,11 @@ class VideoSettings:
         return cls(fps, *options.size, options.fit, options.quality, **further)
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.height, self.width
+
+    @property
     def is_cut(self) -> bool:
         """Whether a video may give several episodes."""
         return bool(self.clip_frames or self.cut_threshold)
@@ -103,11 +102,21 @@ class VideoSettings:
 
 @dataclasses.dataclass
 class Clip:
-    """Consecutive frames of one video; `repeated` of them show a source frame once more."""
+    """Consecutive frames of one video; `repeated` of them show a source frame once more. notes:
+    what is to be told of the video so far."""
 
+    notes: set[str]
     images: list[bytes] = dataclasses.field(default_factory=list)
     repeated: int = 0
     num_bytes: int = 0
+
+
+class Shown(NamedTuple):
+    """A frame of a video: seconds, JPEG, and what is to be told of the video so far."""
+
+    time: float
+    jpeg: bytes
+    notes: set[str]
 
 
 class Span(NamedTuple):
@@ -175,52 +184,6 @@ def nearest_of_spans(
         yield number, None, missing
 
 
-def fit_frame(
-    frame: av.VideoFrame,
-    reformatter: VideoReformatter,
-    settings: VideoSettings,
-    pixel_aspect: Fraction = Fraction(1),
-) -> np.ndarray:
-    """uint8 (height, width, 3): scaled (aspect kept), then cropped or padded in the centre."""
-    quarter_turns, rest = divmod(frame.rotation, 90)
-    if rest:
-        raise VideoError(f"rotated by {frame.rotation} degrees, not a multiple of 90")
-    height, width = settings.height, settings.width
-    if quarter_turns % 2:  # work in the stored orientation, turn the small result
-        height, width = width, height
-    shown_width = frame.width * pixel_aspect
-    ratios = (width / shown_width, height / Fraction(frame.height))
-    scale = max(ratios) if settings.fit == "crop" else min(ratios)
-    scaled_width = max(1, round(shown_width * scale))
-    scaled_height = max(1, round(frame.height * scale))
-    shrinks = scaled_width <= frame.width and scaled_height <= frame.height
-    image = reformatter.reformat(
-        frame,
-        width=scaled_width,
-        height=scaled_height,
-        format="rgb24",
-        interpolation="AREA" if shrinks else "BICUBIC",
-    ).to_ndarray()
-    if settings.fit == "crop":
-        top, left = (scaled_height - height) // 2, (scaled_width - width) // 2
-        image = image[top : top + height, left : left + width]
-    else:
-        top, left = (height - scaled_height) // 2, (width - scaled_width) // 2
-        canvas = np.zeros((height, width, 3), np.uint8)
-        canvas[top : top + scaled_height, left : left + scaled_width] = image
-        image = canvas
-    return np.ascontiguousarray(np.rot90(image, k=quarter_turns % 4))
-
-
-def fit_image(
-    image: np.ndarray, reformatter: VideoReformatter, size: tuple[int, int], fit: str
-) -> np.ndarray:
-    """uint8 (H, W, 3) at another size (height, width), as a frame of a video would be."""
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-    settings = VideoSettings(1.0, *size, fit=fit, quality=92)
-    return fit_frame(frame, reformatter, settings)
-
-
 def encode_jpeg(image: np.ndarray, quality: int = 92) -> bytes:
     """uint8 (H, W, 3) RGB -> JPEG bytes, 4:2:0."""
     return simplejpeg.encode_jpeg(
@@ -241,13 +204,14 @@ def read_spans(
     """(number of the span, clip, 0) of one video, read once, and (number, None, steps that the
     video is too short) when a span is over."""
     with _open(path) as stream:
-        encode = _encoder(stream, settings)
-        frames = _timed_frames(stream, path, settings)
+        encode, notes = _encoder(stream, settings), set()
+        frames = _timed_frames(stream, path, settings, notes)
         if settings.cut_threshold:
             frames = scenes.numbered(frames, settings.cut_threshold)
         else:
             frames = ((time, (frame, 0)) for time, frame in frames)
-        yield from clips_of(frames, stream.time_base or Fraction(0), encode, settings, spans)
+        tick = stream.time_base or Fraction(0)
+        yield from clips_of(frames, tick, encode, settings, spans, notes)
 
 
 def clips_of(
@@ -256,12 +220,14 @@ def clips_of(
     encode: Callable[[Any], bytes],
     settings: VideoSettings,
     spans: Sequence[Span],
+    notes: set[str],
 ) -> Iterator[tuple[int, Clip | None, int]]:
-    """As `read_spans`, of (time, (frame, number of its scene)); times are rounded to ticks."""
+    """As `read_spans`, of (time, (frame, number of its scene)); times are rounded to ticks. notes:
+    those of the clips, which `frames` adds to."""
     fps = Fraction(str(settings.fps))
     # Containers round times to their tick: the last frame counts if it is a tick too early.
     tolerance = min(tick, 1 / fps / 4)
-    clips = [Clip() for _ in spans]
+    clips = [Clip(notes) for _ in spans]
     scene_of, encoded = [0] * len(spans), None
     for number, found, count in nearest_of_spans(frames, fps, tolerance, spans):
         clip = clips[number]
@@ -269,12 +235,12 @@ def clips_of(
             if clip.images:
                 yield number, clip, 0
             yield number, None, count
-            clips[number] = Clip()
+            clips[number] = Clip(notes)
             continue
         frame, scene = found
         if scene != scene_of[number] and clip.images:
             yield number, clip, 0
-            clips[number] = clip = Clip()
+            clips[number] = clip = Clip(notes)
         scene_of[number] = scene
         if found is not encoded:
             encoded, image = found, encode(frame)
@@ -285,68 +251,53 @@ def clips_of(
             raise VideoError("an episode above 1 GiB; split the video with --clip_seconds")
         if len(clip.images) == settings.clip_frames:
             yield number, clip, 0
-            clips[number] = Clip()
+            clips[number] = Clip(notes)
 
 
-def read_frames(path: str | Path, settings: VideoSettings) -> Iterator[tuple[float, bytes]]:
-    """(time in seconds, JPEG) of every frame of one video, read once from start to end."""
+def read_frames(path: str | Path, settings: VideoSettings) -> Iterator[Shown]:
+    """Every frame of one video, read once from start to end."""
     with _open(path) as stream:
-        encode = _encoder(stream, settings)
-        for time, frame in _timed_frames(stream, path, settings):
-            yield float(time), encode(frame)
+        encode, notes = _encoder(stream, settings), set()
+        for time, frame in _timed_frames(stream, path, settings, notes):
+            yield Shown(float(time), encode(frame), notes)
 
 
-def convert_picture(
-    data: bytes | np.ndarray, settings: VideoSettings, reformatter: VideoReformatter
-) -> bytes:
+def convert_picture(data: bytes | np.ndarray, settings: VideoSettings) -> bytes:
     """The JPEG of a JPEG, a PNG or an array uint8 (H, W, 1, 3 or 4); its own bytes where it is a
-    JPEG of the right size.
-
-    reformatter: of one thread. Raises VideoError.
+    JPEG of the right size. Rotation marks (EXIF), colour profiles and transparency are ignored, as
+    those who read RLDS do. Raises VideoError.
     """
     if isinstance(data, np.ndarray):
-        image = np.ascontiguousarray(np.repeat(data, 3, 2) if data.shape[2] == 1 else data[..., :3])
-        frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-        return encode_jpeg(fit_frame(frame, reformatter, settings), settings.quality)
-    kind = picture_kind(data)
-    if kind == "jpeg":
+        image = np.repeat(data, 3, 2) if data.shape[2] == 1 else data[..., :3]
+    elif (kind := picture_kind(data)) == "jpeg":
         try:
-            if jpeg_size(data) == (settings.height, settings.width, 3):
+            if jpeg_size(data) == (*settings.size, 3):
                 return data
             image = simplejpeg.decode_jpeg(data)
         except ValueError as error:
             raise VideoError(f"undecodable: {error}") from error
-        frame = av.VideoFrame.from_ndarray(image, format="rgb24")
     elif kind == "png":
         if data[24:26] == b"\x10\0":
             raise VideoError("grey of 16 bits, as distances have: no picture of 8 bits")
-        frame = _decode_png(data)
+        image = _decode_png(data)
     else:
         start = data[:4].hex(" ") or "nothing"
         raise VideoError(f"neither JPEG nor PNG: it starts with {start}")
-    return encode_jpeg(fit_frame(frame, reformatter, settings), settings.quality)
+    return encode_jpeg(looks.fit_image(image, settings.size, settings.fit), settings.quality)
 
 
-def _decode_png(data: bytes) -> av.VideoFrame:
+def _decode_png(data: bytes) -> np.ndarray:
     # A decoder of its own: FFmpeg's adds the picture before to one that is no key frame.
     decoder = av.CodecContext.create("png", "r")
     decoder.options = {"err_detect": "crccheck+bitstream+buffer+explode"}
     decoder.thread_count = 1
     packet = av.Packet(data)
     packet.is_keyframe = True
-    with _explained():
+    with looks.explained():
         frames = decoder.decode(packet)
-    if len(frames) != 1:
-        raise VideoError(f"undecodable: a PNG of {len(frames)} frames")
-    return frames[0]
-
-
-@contextlib.contextmanager
-def _explained() -> Iterator[None]:
-    try:
-        yield
-    except av.FFmpegError as error:
-        raise VideoError(f"undecodable: {error.strerror or error}") from error
+        if len(frames) != 1:
+            raise VideoError(f"undecodable: a PNG of {len(frames)} frames")
+        return frames[0].to_ndarray(format="rgb24")
 
 
 @contextlib.contextmanager
@@ -357,11 +308,12 @@ def _open(path: str | Path) -> Iterator[av.video.stream.VideoStream]:
     if path.stat().st_size == 0:
         raise VideoError("empty file")
     with (
-        _explained(),
+        looks.explained(),
         av.open(str(path), options=_OPEN_OPTIONS, **_METADATA) as container,
     ):
         stream = _video_stream(container)
         stream.codec_context.thread_count = 1  # parallel over files, see --workers
+        stream.codec_context.flags |= av.codec.context.Flags.unaligned  # crop to the pixel
         yield stream
 
 
@@ -369,10 +321,9 @@ def _encoder(
     stream: av.video.stream.VideoStream, settings: VideoSettings
 ) -> Callable[[av.VideoFrame], bytes]:
     """Frame of this stream -> JPEG."""
-    reformatter = VideoReformatter()
     pixel_aspect = stream.sample_aspect_ratio or Fraction(1)
     return lambda frame: encode_jpeg(
-        fit_frame(frame, reformatter, settings, pixel_aspect), settings.quality
+        looks.fit_frame(frame, settings.size, settings.fit, pixel_aspect), settings.quality
     )
 
 
@@ -384,26 +335,21 @@ def _video_stream(container: av.container.InputContainer) -> av.video.stream.Vid
 
 
 def _timed_frames(
-    stream: av.video.stream.VideoStream, path: str | Path, settings: VideoSettings
+    stream: av.video.stream.VideoStream, path: str | Path, settings: VideoSettings, notes: set[str]
 ) -> Iterator[tuple[Fraction, av.VideoFrame]]:
-    """(time in seconds, frame) of every frame; checks that the stream is as long as it says."""
+    """(time in seconds, frame) of every frame; checks that the stream is as long as it says. Adds
+    to `notes`."""
     rate = stream.average_rate or stream.guessed_rate
+    rate = rate or (settings.source_fps and Fraction(str(settings.source_fps)))
+    crop = _cropping(stream)
     start = end = None
-    for number, frame in enumerate(stream.container.decode(stream)):
-        if frame.is_corrupt:
-            raise VideoError(f"frame {number} is corrupt")
-        if frame.pts is not None and frame.time_base:
-            time = frame.pts * frame.time_base
-            held = frame.duration * frame.time_base if frame.duration else 0
-        else:
-            source_rate = rate or (settings.source_fps and Fraction(str(settings.source_fps)))
-            if not source_rate:
-                raise UnknownFpsError(
-                    f"{path} has neither time stamps nor a frame rate; give it with --source_fps"
-                )
-            time, held = number / source_rate, 1 / source_rate
+    for time, held, frame in stamps.in_order(stamps.stamped(stream, rate, path), notes):
         start = time if start is None else start
         end = time + held
+        if crop is not None:
+            crop.push(frame)
+            frame = crop.pull()
+        notes |= looks.notes(frame)
         yield time, frame
     if start is None:
         raise VideoError("no frames")
@@ -412,6 +358,31 @@ def _timed_frames(
     # Containers round and pad; a loss larger than this is a file that was cut off.
     if declared and declared - max(read, float(end)) > 0.5 + 0.1 * declared:
         raise VideoError(f"cut off: {read:.1f} s of {declared:.1f} s could be read")
+
+
+def _cropping(stream: av.video.stream.VideoStream) -> av.filter.Graph | None:
+    """What crops frames as the container says; decoders crop as the coded stream says.
+
+    PyAV shows what FFmpeg knows of it in a text alone, which FFmpeg writes to its log.
+    """
+    level = av.logging.get_level()
+    av.logging.set_level(av.logging.INFO)
+    try:
+        text = stream.container.dumps_format()
+    finally:
+        av.logging.set_level(level)
+    _, _, text = text.partition(f"Stream #0:{stream.index}")
+    found = re.search(_CROPPING, text.partition("Stream #")[0])
+    if not found:
+        return None
+    left, right, top, bottom = map(int, found.groups())
+    graph = av.filter.Graph()
+    graph.link_nodes(
+        graph.add_buffer(template=stream),
+        graph.add("crop", f"iw-{left + right}:ih-{top + bottom}:{left}:{top}:exact=1"),
+        graph.add("buffersink"),
+    ).configure()
+    return graph
 
 
 def _declared_seconds(stream: av.video.stream.VideoStream) -> float:

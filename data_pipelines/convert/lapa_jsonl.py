@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from av.video.reformatter import VideoReformatter
 
 from data_pipelines import index, sidecar
 from data_pipelines.convert import conversion, decode, reading
@@ -71,10 +70,9 @@ class RowsSource(conversion.Source):
         for key in self.codes:
             self.codes_of(rows, key)
         actions = numbers(rows, "raw_actions", np.float32) if self.form.raw_actions else None
-        reformatter = VideoReformatter()
         yield conversion.Found(
             schema.Episode(
-                images=[self._image(row, reformatter) for row in rows],
+                images=[self._image(row) for row in rows],
                 actions=actions,
                 instruction=texts.pop(),
                 episode_id=unit.name,
@@ -116,16 +114,14 @@ class RowsSource(conversion.Source):
             )
         return found
 
-    def _image(self, row: dict, reformatter: VideoReformatter) -> bytes:
+    def _image(self, row: dict) -> bytes:
         if self.images is None:
             return decode.encode_jpeg(np.zeros(self.spec.image_shape, np.uint8))  # a placeholder
         name = row.get("image")
         if not isinstance(name, str) or ".." in Path(name).parts or Path(name).is_absolute():
             raise conversion.RecordingError(f"image is {name!r}, not a path below {self.images}")
         try:
-            return decode.convert_picture(
-                (self.images / name).read_bytes(), self.settings, reformatter
-            )
+            return decode.convert_picture((self.images / name).read_bytes(), self.settings)
         except (OSError, ValueError) as error:
             raise conversion.RecordingError(f"image {name}: {error}") from error
 

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from av.video.reformatter import VideoReformatter
 
 from data_pipelines.convert import conversion, decode, reading
 from data_pipelines.convert import lerobot_layout as layout
@@ -33,7 +32,9 @@ class LeRobotSource(conversion.Source):
 
     fields: layout.Fields
 
-    def read(self, unit: conversion.Unit) -> Iterator[conversion.Found | conversion.Bad]:
+    def read(
+        self, unit: conversion.Unit
+    ) -> Iterator[conversion.Found | conversion.Bad | conversion.Note]:
         views = [_Frames(self.root, self.settings) for _ in self.fields.cameras]
         read_table = functools.lru_cache(maxsize=1)(self._table)  # many episodes lie in one
         for one in unit.work:
@@ -45,6 +46,8 @@ class LeRobotSource(conversion.Source):
                 yield from self._episodes(one, shown, read_table(one.data))
             except (conversion.RecordingError, FieldError) as error:
                 yield conversion.Bad(one.name, str(error))
+        for view in views:
+            yield from (conversion.Note(*note) for note in sorted(view.notes))
 
     def _table(self, file: str) -> pa.Table:
         fields = self.fields
@@ -113,7 +116,7 @@ class LeRobotSource(conversion.Source):
 
     def _pictures(self, table: pa.Table, camera: str) -> list[bytes]:
         """The JPEGs of a column of pictures: bytes, or dictionaries of bytes and path."""
-        found, reformatter = [], VideoReformatter()
+        found = []
         for step, value in enumerate(table.column(camera).to_pylist()):
             data = value.get("bytes") if isinstance(value, dict) else value
             if data is None and isinstance(value, dict) and value.get("path"):
@@ -124,7 +127,7 @@ class LeRobotSource(conversion.Source):
             if not isinstance(data, bytes):
                 raise conversion.RecordingError(f"{camera} of step {step} is no picture")
             try:
-                found.append(decode.convert_picture(data, self.settings, reformatter))
+                found.append(decode.convert_picture(data, self.settings))
             except decode.VideoError as error:
                 raise conversion.RecordingError(f"{camera} of step {step}: {error}") from error
         return found
@@ -177,6 +180,7 @@ class _Frames:
     def __init__(self, root: Path, settings: decode.VideoSettings):
         self._root, self._settings = root, settings
         self._video, self._passed = "", 0.0
+        self.notes: set[tuple[str, str]] = set()  # (video, what is to be told of it)
 
     def _open(self, video: str) -> None:
         if not (self._root / video).is_file():
@@ -195,17 +199,18 @@ class _Frames:
         try:
             while frame := self._waiting or next(self._frames, None):
                 self._waiting = None
+                self.notes |= {(self._video, text) for text in frame.notes}
                 if self._start is None:
-                    self._start = frame[0]
-                time = frame[0] - self._start
+                    self._start = frame.time
+                time = frame.time - self._start
                 if time < place.start - margin:  # of an episode that is not in this unit
                     continue
                 if time >= place.end - margin:
                     self._waiting = frame
                     break
                 times.append(time)
-                images.append(frame[1])
-                size += len(frame[1])
+                images.append(frame.jpeg)
+                size += len(frame.jpeg)
                 if size > MAX_JPEG_BYTES:
                     raise conversion.RecordingError("an episode above 1 GiB of JPEG")
         except decode.VideoError as error:

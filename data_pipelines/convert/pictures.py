@@ -7,8 +7,6 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from av.video.reformatter import VideoReformatter
-
 from data_pipelines.convert import decode
 from data_pipelines.rlds import schema
 
@@ -22,7 +20,6 @@ def read_spans(
 
     A JPEG of the right size keeps its bytes.
     """
-    reformatter = VideoReformatter()
     files = in_order(folder)
     size = None
 
@@ -37,11 +34,11 @@ def read_spans(
             found = _size(data)
             if found != (size := size or found):
                 raise decode.VideoError(f"is {found[0]}x{found[1]}, others {size[0]}x{size[1]}")
-            return decode.convert_picture(data, settings, reformatter)
+            return decode.convert_picture(data, settings)
         except ValueError as error:
             raise decode.VideoError(f"picture {file.name}: {error}") from error
 
-    yield from decode.clips_of(frames(), Fraction(0), encode, settings, spans)
+    yield from decode.clips_of(frames(), Fraction(0), encode, settings, spans, set())
 
 
 def in_order(folder: Path) -> list[Path]:

@@ -11,7 +11,8 @@ _NAMES = 5  # of what was not used that are shown
 @dataclasses.dataclass
 class Report:
     """What a conversion did. `bad` and `short` list (recording or part of it, reason); `notes` are
-    further counts of the source, `passed_over` what of it was not used: kind → names."""
+    further counts of the source, `passed_over` what of it was not used: kind → names, and `seen`
+    what is to be told of recordings that were converted: what → their names."""
 
     directory: str
     split: str
@@ -26,6 +27,7 @@ class Report:
     resumed_parts: int = 0
     cameras: list[str] = dataclasses.field(default_factory=lambda: ["image"])
     passed_over: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    seen: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
     bad: list[tuple[str, str]] = dataclasses.field(default_factory=list)
     short: list[tuple[str, str]] = dataclasses.field(default_factory=list)
@@ -66,6 +68,7 @@ class Report:
         lines += [
             f"  not used: {k}: {_first(names)}" for k, names in self.passed_over.items() if names
         ]
+        lines += [f"  {what}: {_first(names)}" for what, names in self.seen.items()]
         return "\n".join(lines)
 
 

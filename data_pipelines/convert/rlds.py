@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from av.video.reformatter import VideoReformatter
 
 from data_pipelines.convert import conversion, decode, reading
 from data_pipelines.rlds import fields, open_x, schema, selection, shards, tfrecord
@@ -43,8 +42,8 @@ class RldsSource(conversion.Source):
     def _episodes(
         self, name: str, shard: str, record: bytes, features: fields.Features
     ) -> Iterator[conversion.Found]:
-        cameras, reformatter = selection.paths(self.image_key), VideoReformatter()
-        views = [self._images(path, record, features, reformatter) for path in cameras]
+        cameras = selection.paths(self.image_key)
+        views = [self._images(path, record, features) for path in cameras]
         images, of = views[0], self.declared
         steps = len(images)
         actions, states = (
@@ -82,7 +81,6 @@ class RldsSource(conversion.Source):
         path: str,
         record: bytes,
         features: fields.Features,
-        reformatter: VideoReformatter,
     ) -> list[bytes]:
         """The JPEGs of one camera."""
         pictures = fields.pictures(features, record, path, self.declared)
@@ -91,7 +89,7 @@ class RldsSource(conversion.Source):
         found = []
         for step, picture in enumerate(pictures):
             try:
-                found.append(decode.convert_picture(picture, self.settings, reformatter))
+                found.append(decode.convert_picture(picture, self.settings))
             except decode.VideoError as error:
                 raise conversion.RecordingError(f"{path} of step {step}: {error}") from error
         return found

@@ -36,13 +36,23 @@ class VideoSource(conversion.Source):
     def captions(self, unit: conversion.Unit) -> Sequence[Caption]:
         return unit.work[0]
 
-    def read(self, unit: conversion.Unit) -> Iterator[conversion.Found | conversion.Bad]:
+    def read(
+        self, unit: conversion.Unit
+    ) -> Iterator[conversion.Found | conversion.Bad | conversion.Note]:
+        notes: set[tuple[str, str]] = set()  # (file, what is to be told of it)
+        yield from self._episodes(unit, notes)
+        yield from (conversion.Note(*note) for note in sorted(notes))
+
+    def _episodes(
+        self, unit: conversion.Unit, notes: set[tuple[str, str]]
+    ) -> Iterator[conversion.Found | conversion.Bad]:
         captions, files = self.captions(unit), unit.work[1]
         if len(files) == len(captions) == 1 and captions[0].is_whole:
             for number, clip in enumerate(self._clips(files[0])):
                 yield self._found(unit, captions[0], number, [clip.images], clip.repeated)
+                notes |= {(files[0], text) for text in clip.notes}
             return
-        readers = [self._stretches(file, captions) for file in files]
+        readers = [self._stretches(file, captions, notes) for file in files]
         if len(readers) == 1:
             for number, stretch in readers[0]:
                 yield from self._stretch(unit, captions[number], [stretch])
@@ -73,7 +83,7 @@ class VideoSource(conversion.Source):
         return decode.read_spans(self.root / file, self.settings, spans)
 
     def _stretches(
-        self, file: str, captions: Sequence[Caption]
+        self, file: str, captions: Sequence[Caption], notes: set[tuple[str, str]]
     ) -> Iterator[tuple[int, tuple[list[decode.Clip], int]]]:
         """(number, (its clips, steps that are missing at its end)) of each stretch."""
         clips: list[list[decode.Clip]] = [[] for _ in captions]
@@ -83,6 +93,7 @@ class VideoSource(conversion.Source):
                 clips[number] = []
             else:
                 clips[number].append(clip)
+                notes |= {(file, text) for text in clip.notes}
 
     def _stretch(
         self, unit: conversion.Unit, caption: Caption, views: list[tuple[list[decode.Clip], int]]

@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from av.video.reformatter import VideoReformatter
 
-from data_pipelines.convert.decode import FITS, fit_image
+from data_pipelines.convert.conversion import FITS
+from data_pipelines.convert.looks import fit_image
 from lapa_jax.envs.drive import drive
 from lapa_jax.runs.loaded import LoadedPolicy
 from lapa_jax.serving import fields
@@ -60,7 +60,6 @@ class LeRobotPolicy:
             )
         self._seen: deque[np.ndarray] = deque(maxlen=(data.num_frames - 1) * self._apart + 1)
         self._planned: deque[np.ndarray] = deque()  # actions (B, action_dim) of the steps to come
-        self._reformatter = VideoReformatter()
 
     def reset(self) -> None:
         """Begins an episode: forgets what was seen."""
@@ -136,7 +135,7 @@ class LeRobotPolicy:
         if image.shape[-3:-1] == size:
             return image
         flat = image.reshape(-1, *image.shape[-3:])
-        made = [fit_image(x, self._reformatter, size, self.resizing) for x in flat]
+        made = [fit_image(x, size, self.resizing) for x in flat]
         return np.stack(made).reshape(*image.shape[:-3], *size, 3)
 
 

@@ -3,14 +3,13 @@ training."""
 
 import io
 import re
-import threading
 
 import numpy as np
 import simplejpeg
-from av.video.reformatter import VideoReformatter
 from PIL import Image
 
-from data_pipelines.convert.decode import FITS, fit_image
+from data_pipelines.convert.conversion import FITS
+from data_pipelines.convert.looks import fit_image
 from data_pipelines.rlds.schema import picture_kind
 from lapa_jax.serving.limits import Limits, Refused
 
@@ -19,7 +18,6 @@ _ASPECT = 8  # a side may be so many times the other: what is cropped away is co
 _PNG_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # 8 bits a channel, or fewer
 _MARKER = re.compile(rb"\xff+([^\xff\x00\x01\xd0-\xd8])", re.DOTALL)  # that has a length
 _START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
-_local = threading.local()
 
 
 def decode(data: bytes, limits: Limits) -> np.ndarray:
@@ -84,6 +82,4 @@ def resize(image: np.ndarray, size: tuple[int, int], how: str) -> np.ndarray:
         return image
     if how == "none":
         raise Refused(422, f"image of {image.shape[:2]} pixels must be of {tuple(size)}")
-    if not hasattr(_local, "reformatter"):
-        _local.reformatter = VideoReformatter()  # of one thread
-    return fit_image(image, _local.reformatter, size, how)
+    return fit_image(image, size, how)

@@ -185,20 +185,34 @@ def test_refused_with_a_reason(tmp_path, name):
         read(path)
 
 
-def stub_stream(pts, rate):
-    frames = [
-        types.SimpleNamespace(is_corrupt=False, pts=p, duration=0, time_base=Fraction(1, 100))
-        for p in pts
-    ]
+def stub_stream(pts, rate, *, coded=None, container="matroska", held=0):
+    """A frame for each of `pts`, by as many packets, whose time stamps are `coded`."""
+    looks = dict(color_trc=2, color_primaries=2, interlaced_frame=False, side_data=[])
+    shown = types.SimpleNamespace(is_corrupt=False, dts=None, **looks)
+    shown.format, shown.time_base = types.SimpleNamespace(name="yuv420p"), Fraction(1, 100)
+
+    def packet(number, pts):
+        frame = types.SimpleNamespace(**vars(shown), pts=pts, number=number, duration=held)
+        stamp = coded[number] if coded else pts
+        return types.SimpleNamespace(pts=stamp, decode=lambda: [frame])
+
+    packets = [packet(number, pts) for number, pts in enumerate(pts)]
     stream = types.SimpleNamespace(
-        average_rate=rate, guessed_rate=rate, duration=None, time_base=None, metadata={}
+        average_rate=rate, guessed_rate=rate, duration=None, time_base=None, metadata={}, index=0
     )
-    stream.container = types.SimpleNamespace(decode=lambda _: iter(frames))
+    stream.codec_context = types.SimpleNamespace(has_b_frames=coded is not None)
+    stream.container = types.SimpleNamespace(
+        demux=lambda _: iter(packets),
+        format=types.SimpleNamespace(name=container),
+        dumps_format=lambda: "",
+    )
     return stream
 
 
-def times_of(stream, **changes):
-    found = decode._timed_frames(stream, "a.avi", make_settings(**changes))
+def times_of(stream, notes=None, **changes):
+    notes = set() if notes is None else notes
+    found = list(decode._timed_frames(stream, "a.avi", make_settings(**changes), notes))
+    assert [frame.number for _, frame in found] == list(range(len(found)))
     return [float(time) for time, _ in found]
 
 
@@ -209,6 +223,46 @@ def test_files_without_time_stamps_need_a_rate():
     assert times_of(stub_stream([None] * 3, None), source_fps=2.0) == [0, 0.5, 1]
     # Where the file knows better, the flag changes nothing.
     assert times_of(stub_stream([0, 10, 30], None), source_fps=2.0) == [0, 0.1, 0.3]
+
+
+def test_time_stamps_of_decoding_are_put_in_the_order_of_the_frames():
+    told, other = set(), [0, 40, 10, 20, 30, 80, 50, 60, 70]
+    shown = sorted(range(9), key=other.__getitem__)
+    ordered = [k / 10 for k in range(9)]
+    rising = [10 * k for k in range(9)]
+    # Frames carry the stamps of their packets, which count packets: in files made of those of AVI,
+    assert times_of(stub_stream([10 * k for k in shown], 10, coded=rising), told) == ordered
+    assert told == {"time stamps of decoding: put in the order of the frames"}
+    # and in AVI itself, whatever its packets say.
+    avi = stub_stream([10 * k for k in shown], 10, coded=other, container="avi")
+    assert times_of(avi) == ordered
+    # Right ones are left alone, and so is a variable rate without reordered frames.
+    told.clear()
+    assert times_of(stub_stream(rising, 10, coded=other), told) == ordered
+    uneven = [0, 3, 4, 50, 51, 80, 80, 81, 200]
+    assert times_of(stub_stream(uneven, 10, coded=uneven), told) == [t / 100 for t in uneven]
+    assert not told
+    # Few frames of an MPEG program stream have one: others follow the one before.
+    sparse = [5, None, None, 17, None]
+    assert times_of(stub_stream(sparse, None, held=4)) == [0.05, 0.09, 0.13, 0.17, 0.21]
+    broken = stub_stream([0, 20, 10], 10)
+    with pytest.raises(decode.VideoError, match="go back from 0.2 s to 0.1 s"):
+        list(decode.nearest_frames(decode._timed_frames(broken, "", make_settings(), set()), 10, 0))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"),
+    [(".avi", "libx264"), (".avi", "mpeg4"), (".mpg", "mpeg2video"), (".ts", "libx264")],
+)
+def test_containers_whose_time_stamps_need_repair(tmp_path, suffix, codec):
+    path = files.write_video(
+        tmp_path / f"v{suffix}",
+        files.grey_frames(20),
+        codec=codec,
+        fps=10,
+        options={"bf": "2", "qmax": "3"},
+    )
+    assert files.frame_numbers(read(path)) == list(range(20))
 
 
 def test_streams_without_frames_or_with_broken_time_stamps_are_refused():

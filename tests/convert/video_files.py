@@ -60,11 +60,15 @@ def write_video(
     fps: int = 20,
     times: Sequence[float] | None = None,
     rotation: int = 0,
+    matrix: Sequence[float] | None = None,
     pixel_aspect: Fraction | None = None,
     kind: str | None = None,
+    options: dict[str, str] | None = None,
+    **metadata: str,
 ) -> Path:
-    """times: seconds of each frame (variable frame rate), otherwise i / fps. kind: of container,
-    where the name does not tell."""
+    """times: seconds of each frame (variable frame rate), otherwise i / fps. matrix: where a step
+    to the right and one down go when shown. kind: of container, where the name does not tell.
+    options: of the encoder. metadata: of the stream."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w", format=kind) as container:
         stream = container.add_stream(codec, rate=fps)
@@ -78,6 +82,11 @@ def write_video(
             stream.codec_context.sample_aspect_ratio = pixel_aspect
         if rotation:
             stream.set_display_rotation(rotation)
+        if matrix:
+            a, b, c, d = (round(value * 65536) for value in matrix)
+            stream.set_display_matrix([a, b, 0, c, d, 0, 0, 0, 1 << 30])
+        stream.metadata.update(metadata)
+        stream.options = options or {}
         container.start_encoding()  # a header even without frames
         for number, image in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")

@@ -4,12 +4,11 @@ import gymnasium
 import jax
 import numpy as np
 import pytest
-from av.video.reformatter import VideoReformatter
 from tiny import NO_TORCH
 from tiny_policy import make_policy
 
 import lapa_jax
-from data_pipelines.convert.decode import fit_image
+from data_pipelines.convert.looks import fit_image
 from lapa_jax import LeRobotPolicy, rollout
 from lapa_jax.envs.tabletop import SceneConfig, Tabletop
 
@@ -39,7 +38,7 @@ def test_lerobot_observations(action_policy):
     np.testing.assert_array_equal(both.numpy(), expected)
     asked.reset()
     large = frames(120, 100)
-    small = fit_image(large, VideoReformatter(), (32, 48), "pad")
+    small = fit_image(large, (32, 48), "pad")
     found = LeRobotPolicy(action_policy, resizing="pad").select_action({TOP: large, "task": TEXT})
     np.testing.assert_array_equal(found, action_policy.predict_action(small, TEXT))
 
@@ -130,7 +129,7 @@ def test_gymnasium(action_policy):
     assert found.truncated and not found.terminated and found.info == {"steps": 5}
     observation, _ = env.reset(seed=3)
     for action in found.actions:
-        image = fit_image(observation["robot"], VideoReformatter(), (32, 48), "crop")
+        image = fit_image(observation["robot"], (32, 48), "crop")
         np.testing.assert_array_equal(action, action_policy.predict_action(image, TEXT))
         observation, reward, *_ = env.step(action)
         assert reward == 0.0

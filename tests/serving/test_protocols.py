@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 import requests
 import simplejpeg
-from av import VideoFrame
-from av.video.reformatter import VideoReformatter
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from served import TOKEN, b64, picture, png, serving
 from tiny_policy import make_policy
 
-from data_pipelines.convert import decode
+from data_pipelines.convert.looks import fit_image
 from lapa_jax.runs import loaded
 from lapa_jax.serving.engine import worthwhile
 
@@ -99,11 +97,7 @@ def test_openvla_oft_client(action_server, action_policy):
 
 def test_other_sizes_are_resized_as_training_data(action_server, action_policy):
     image = picture(3, (90, 100))
-    settings = decode.VideoSettings(1.0, 32, 48, "crop", 92, 0.0, 0.0)
-    frame = VideoFrame.from_ndarray(image, format="rgb24")
-    expected = action_policy.predict_action(
-        decode.fit_frame(frame, VideoReformatter(), settings), TEXT
-    )
+    expected = action_policy.predict_action(fit_image(image, (32, 48), "crop"), TEXT)
     found = act(action_server, b64(png(image))).json()["a"]
     np.testing.assert_array_equal(np.array(found, np.float32), expected)
 
