@@ -4,7 +4,8 @@ Beside what needs no policy: the mean action, and the action before repeated. An
 tokens could say at best: the true actions through them and back.
 """
 
-from collections.abc import Iterator, Mapping
+import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -57,14 +58,16 @@ def _answers(
     images, text, *_ = stage.fields_of(config)
     fields, size = (images, text, "action", "action_mask"), min(config.global_batch, max_examples)
     found = []
-    with (
-        Loader(data, fields=fields, global_batch=size, seed=config.seed) as loader,
-        Progress("actions", None, unit="batch") as bar,
-    ):
-        bar.waits()
+    with contextlib.ExitStack() as stack:
+        loader = stack.enter_context(
+            Loader(data, fields=fields, global_batch=size, seed=config.seed)
+        )
         of = loader.mixture.corpora[0]
         drawn = drawn_in_training(config, of.index)
-        for positions in _batches(loader, drawn if held_out else None, max_examples):
+        batches = _batches(loader, drawn if held_out else None, max_examples)
+        bar = stack.enter_context(Progress("actions", len(batches), unit="batch"))
+        bar.waits()
+        for positions in batches:
             plan = Plan(loader, positions[np.minimum(np.arange(size), len(positions) - 1)])
             plan.fill(0, plan.size)
             batch = plan.finish()
@@ -87,7 +90,7 @@ def _answers(
     return tuple(np.concatenate(x) for x in zip(*found, strict=True))
 
 
-def _batches(loader: Loader, left_out: np.ndarray | None, most: int) -> Iterator[np.ndarray]:
+def _batches(loader: Loader, left_out: np.ndarray | None, most: int) -> list[np.ndarray]:
     """Positions of the first epoch, in batches of at most `loader.global_batch`, without those of
     the episodes that are left out, bool (episodes,). Raises ValueError where nothing is left."""
     of, number = loader.mixture.corpora[0], loader.mixture.sizes[0]
@@ -105,8 +108,7 @@ def _batches(loader: Loader, left_out: np.ndarray | None, most: int) -> Iterator
             f"no episode of {of.index.directory} was held out of the training: train with "
             "data.corpora.<name>.fraction below 1, or evaluate another corpus"
         )
-    for start in range(0, len(chosen), loader.global_batch):
-        yield chosen[start : start + loader.global_batch]
+    return np.split(chosen, range(loader.global_batch, len(chosen), loader.global_batch))
 
 
 def action_errors(

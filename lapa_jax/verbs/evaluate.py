@@ -143,49 +143,52 @@ def _policy(run: Model, corpora: dict[str, dict], args: argparse.Namespace) -> d
     """Everything that is measured of a policy; writes the report where one is asked for."""
     if args.holdout and not run.stage.acts:
         raise ValueError(f"--holdout is of quantizers and of policies that act: not {run.workdir}")
+    left_out = _no_closed_loop(run, args) if run.stage.acts else ""
     result: dict[str, Any] = {"corpora": list(corpora)}
     if not args.holdout:  # they are drawn as in training
         result["tokens"] = evaluate_tokens(run, corpora, max_examples=args.max_examples)
-    left_out = ""
     if run.stage.acts:
         result["actions"] = action_errors.evaluate_actions(
             run, corpora, max_examples=args.max_examples, held_out=args.holdout
         )
         for name, found in result["actions"].items():
             _show_actions(name, found)
-        left_out = _closed_loop(run, args, result)
+        if left_out:
+            logging.info("no closed loop: %s", left_out)
+        else:
+            result["success"] = _success(run, args)
     if args.report:
         policy_page.write(Path(args.report), run, result, left_out)
     return result
 
 
-def _closed_loop(run: Model, args: argparse.Namespace, result: dict[str, Any]) -> str:
-    """Adds success to the result; or says why the policy cannot act in the environment, where
-    nobody asked for that."""
+def _no_closed_loop(run: Model, args: argparse.Namespace) -> str:
+    """Why the policy does not act in the environment, or "". Raises ValueError where it cannot, and
+    --episodes asks for it."""
     if args.episodes == 0:
         return "--episodes 0"
-    env, dim = _environment(run, args), run.stage.head.describe()["dim"]
-    if dim != env.spec.action_dim:
-        why = (
-            f"the policy's actions have {dim} dimensions, those of {env.spec.name} "
-            f"{env.spec.action_dim}"
-        )
+    spec, dim = _environment(run, args).spec, run.stage.head.describe()["dim"]
+    if dim != spec.action_dim:
+        why = f"the policy's actions have {dim} dimensions, those of {spec.name} {spec.action_dim}"
     elif run.stage.num_images > 1:
         why = f"the policy takes {run.stage.num_images} images, the closed loop gives one"
     else:
-        names = ("seed", "view", "temperature", "top_k", "execute")
-        how = {"episodes": args.episodes or 200} | {name: getattr(args, name) for name in names}
-        result["success"], families = {}, env.spec.families
-        with Progress("closed loop", len(families), unit="family") as bar:
-            bar.waits()
-            for family in families:
-                result["success"][family] = evaluate_success(run, env, family, **how).report
-                bar.update()
         return ""
     if args.episodes:
         raise ValueError(f"--episodes {args.episodes}: {why}")
-    logging.info("no closed loop: %s", why)
     return why
+
+
+def _success(run: Model, args: argparse.Namespace) -> dict[str, Any]:
+    env, found = _environment(run, args), {}
+    names = ("seed", "view", "temperature", "top_k", "execute")
+    how = {"episodes": args.episodes or 200} | {name: getattr(args, name) for name in names}
+    with Progress("closed loop", len(env.spec.families), unit="family") as bar:
+        bar.waits()
+        for family in env.spec.families:
+            found[family] = evaluate_success(run, env, family, **how).report
+            bar.update()
+    return found
 
 
 def _show_actions(name: str, found: dict[str, Any]) -> None:

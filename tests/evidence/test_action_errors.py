@@ -128,8 +128,7 @@ def test_no_closed_loop_where_the_policy_cannot_act(tiny_data):
     stage.head.describe = lambda: {"dim": 7}
     run = SimpleNamespace(config=tiny.config("action_finetuning", tiny_data), stage=stage)
     flags = dict(families=None, blocks=None, steps=None)
-    result: dict = {}
-    why = evaluate._closed_loop(run, SimpleNamespace(episodes=None, **flags), result)
-    assert why == "the policy's actions have 7 dimensions, those of tabletop 2" and not result
+    why = evaluate._no_closed_loop(run, SimpleNamespace(episodes=None, **flags))
+    assert why == "the policy's actions have 7 dimensions, those of tabletop 2"
     with pytest.raises(ValueError, match="--episodes 5: the policy's actions have 7 dimensions"):
-        evaluate._closed_loop(run, SimpleNamespace(episodes=5, **flags), result)
+        evaluate._no_closed_loop(run, SimpleNamespace(episodes=5, **flags))
