@@ -19,7 +19,7 @@ import numpy as np
 from data_pipelines import sidecar
 from data_pipelines.checks.statistics import Sketch
 from data_pipelines.progress import Progress
-from data_pipelines.rlds import fields, schema, tfrecord, writer
+from data_pipelines.rlds import fields, overview, schema, tfrecord, writer
 from data_pipelines.rlds.declared import Declaration, declaration_of
 from data_pipelines.rlds.shards import find_shards
 from data_pipelines.storage import given_folder, locate
@@ -114,7 +114,7 @@ class _Scan:
         try:
             of = features, record, steps
             texts = fields.texts(*of, self.instruction_key, self.declared) or [""]
-            actions = fields.numbers(*of, self.action_key, self.declared)
+            actions = fields.actions(*of, self.action_key, self.declared)
         except fields.FieldError as error:
             raise ValueError(f"{where}: {error}") from error
         self.instructions[texts[0]] += 1
@@ -184,7 +184,7 @@ class _Scan:
         name = where if episode_id is None else str(episode_id)
         strip = {"episode": name, "number": self.episodes, "instruction": text, "views": {}}
         strip["actions"] = []
-        for name in fields.cameras(features, record):
+        for name in overview.cameras(features, record):
             images = features[fields.image_key(features, name)].byte_items(record)
             kind = size = schema.picture_kind(images[0])
             if kind == "jpeg":
@@ -252,7 +252,7 @@ def _episodes(shards: list[Path]) -> Iterator[tuple[str, bytes, fields.Features]
 
 
 def _num_steps(where: str, features: fields.Features, record: bytes) -> int:
-    steps = fields.num_steps(features, record)
+    steps = overview.num_steps(features, record)
     if steps is None:
         raise ValueError(f"{where}: neither images nor steps/is_first; this is not RLDS")
     return steps

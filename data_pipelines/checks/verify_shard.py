@@ -9,7 +9,7 @@ import numpy as np
 
 from data_pipelines.index import CorpusIndex
 from data_pipelines.loader import frames
-from data_pipelines.rlds import fields, schema, tfrecord
+from data_pipelines.rlds import fields, overview, schema, tfrecord
 from data_pipelines.rlds.declared import Declaration
 
 MIN_CONSTANT = 3  # as many equal actions are a constant one
@@ -66,12 +66,12 @@ class ShardReader:
         first = tfrecord.first_example(shards)
         if first is None:
             return  # faults, which `read` reports
-        path, number, _, features = first
+        path, number, record, features = first
         missing = [key for key in self.image_keys if not fields.images(features, key)]
         if missing:
             raise ValueError(
-                f"{path}, record {number} has no images of image_key {missing}; keys: "
-                f"{sorted(features)}"
+                f"{path}, record {number} has no images of image_key {missing}; "
+                f"{overview.listing(features, record, self.declared)}"
             )
 
     def read(
@@ -148,7 +148,7 @@ class ShardReader:
             yield "instruction", fault
         action_dim = None
         try:
-            actions = fields.numbers(features, record, steps, self.action_key, self.declared)
+            actions = fields.actions(features, record, steps, self.action_key, self.declared)
             action_dim = 0 if actions is None else actions.shape[1]
         except fields.FieldError as error:
             actions = None

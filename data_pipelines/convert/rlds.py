@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.convert import conversion, decode, reading
-from data_pipelines.rlds import fields, open_x, schema, selection, shards, tfrecord
+from data_pipelines.rlds import fields, open_x, overview, schema, selection, shards, tfrecord
 from data_pipelines.rlds.declared import Declaration, declaration_of
 
 
@@ -46,10 +46,8 @@ class RldsSource(conversion.Source):
         views = [self._images(path, record, features) for path in cameras]
         images, of = views[0], self.declared
         steps = len(images)
-        actions, states = (
-            fields.numbers(features, record, steps, key, of)
-            for key in (self.action_key, self.state_key)
-        )
+        actions = fields.actions(features, record, steps, self.action_key, of)
+        states = fields.numbers(features, record, steps, self.state_key, of)
         if actions is not None:
             fields.check_actions(features, record, actions)
         texts = fields.texts(features, record, steps, self.instruction_key, of)
@@ -136,7 +134,7 @@ def convert_rlds(options: Options) -> conversion.Report:
     known = open_x.keys_of(directory, split)
     table = known or open_x.Keys()
     units = list(find_units(files))
-    first = tfrecord.first_example(files, fields.has_steps) or tfrecord.first_example(files)
+    first = tfrecord.first_example(files, overview.has_steps) or tfrecord.first_example(files)
     if first is None:
         raise ValueError(f"{directory}: none of its {len(units)} records can be read")
     *_, record, features = first
@@ -144,7 +142,7 @@ def convert_rlds(options: Options) -> conversion.Report:
     keys = {what: getattr(options, f"{what}_key") for what in whats}
     keys |= {what: getattr(table, what) for what, key in keys.items() if key is None}
     declared = declaration_of(directory)
-    cameras = fields.cameras(features, record, declared)
+    cameras = overview.cameras(features, record, declared)
     if options.image_key is None and not known and keys["image"] not in cameras:
         keys["image"] = cameras[0] if len(cameras) == 1 else keys["image"]
     name = open_x.name_of(directory, split)
@@ -187,7 +185,7 @@ def convert_rlds(options: Options) -> conversion.Report:
     }
     if fields.several_texts(features, keys["instruction"], declared):
         report.notes["instruction"] += " (of several texts the first that is not blank)"
-    unused = fields.unused(features, record, declared, *keys.values())
+    unused = overview.unused(features, record, declared, *keys.values())
     if other := unused.pop("cameras"):
         report.notes["other cameras"] = ", ".join(other)
     report.passed_over |= unused | {"splits": shards.other_splits(directory, split)}
@@ -242,7 +240,7 @@ def _check_keys(
     def fail(what: str, reason: str) -> ValueError:
         return ValueError(
             f"--{what}_key {keys[what]!r}: {reason} in {data_set!r}, which has "
-            f"{fields.listing(features, record, declared)}"
+            f"{overview.listing(features, record, declared)}"
         )
 
     widths, steps = {}, 0
@@ -257,11 +255,12 @@ def _check_keys(
                     raise fail(what, "no such images")
                 steps = len(pictures[0])
             elif what == "instruction":
-                fields.require(features, keys[what])
+                overview.require(features, keys[what])
                 fields.texts(features, record, steps, keys[what], declared)
             else:
-                fields.require(features, keys[what])
-                values = fields.numbers(features, record, steps, keys[what], declared)
+                overview.require(features, keys[what])
+                read = fields.actions if what == "action" else fields.numbers
+                values = read(features, record, steps, keys[what], declared)
                 if values is None and keys[what]:
                     raise fields.FieldError("it holds no numbers")
                 widths[what] = 0 if values is None else values.shape[1]

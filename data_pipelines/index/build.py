@@ -21,7 +21,7 @@ from absl import logging
 
 from data_pipelines import sidecar, storage
 from data_pipelines.progress import Progress
-from data_pipelines.rlds import fields, schema, tfrecord
+from data_pipelines.rlds import fields, overview, schema, tfrecord
 from data_pipelines.rlds.declared import declaration_of
 from data_pipelines.rlds.shards import (
     announced_lengths,
@@ -269,7 +269,7 @@ class _EpisodeReader:
             )
         )
         try:
-            actions = fields.numbers(
+            actions = fields.actions(
                 features, record, steps, self.settings["action_key"], self.declared
             )
             if actions is not None:
@@ -309,13 +309,13 @@ class _EpisodeReader:
         for what, standard in _STANDARD.items():
             key = self.settings[f"{what}_key"]
             try:
-                fields.require(features, key)
+                overview.require(features, key)
             except fields.FieldError as error:
                 if key != standard:
                     raise fail(self._no(what, error, features, record)) from error
 
     def _no(self, what: str, why: object, features: dict, record: memoryview) -> str:
-        there = fields.listing(features, record, self.declared)
+        there = overview.listing(features, record, self.declared)
         return f"{what}_key is {self.settings[f'{what}_key']!r}, but {why}; {there}"
 
     def _instruction(self, features: dict, record: memoryview, steps: int, fail: Callable) -> int:

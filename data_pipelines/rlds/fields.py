@@ -26,36 +26,48 @@ Features = Mapping[str, tfrecord.Feature]
 STEPS = "steps/"
 _BASES = (STEPS, "", schema.METADATA)
 _IMAGE_BASES = (schema.OBSERVATION, STEPS, "")
-_FLAT, _ROWS = "/ragged_flat_values", "/ragged_row_lengths_0"
-# What is in every step, or read whatever is selected.
-_FLAGS = {schema.IS_FIRST, schema.IS_LAST, schema.IS_TERMINAL, schema.REWARD, schema.DISCOUNT}
-_FLAGS |= {schema.FPS, schema.METADATA + "file_path"}
-
-
+FLAT, _ROWS = "/ragged_flat_values", "/ragged_row_lengths_0"
 # ---------------------------------------------------------------- finding
 
 
 def find(features: Features, path: str, bases: tuple[str, ...] = _BASES) -> str | None:
     """The key of a field, None where there is none."""
     keys = (base + path for base in bases)
-    return next((key for key in keys if key in features or key + _FLAT in features), None)
+    return next((key for key in keys if key in features or key + FLAT in features), None)
 
 
 def _holds(features: Features, key: str) -> bool:
-    feature = features.get(key) or features.get(key + _FLAT)
+    feature = features.get(key) or features.get(key + FLAT)
     return feature is not None and feature.kind != tfrecord.EMPTY
 
 
-def require(features: Features, selected: str, bases: tuple[str, ...] = _BASES) -> None:
-    """Raises FieldError where there is no field of a path, for what is asked for by name."""
-    for path, _ in parts(selected):
-        if find(features, path, bases) is None:
-            inner = [_path(key) for key in _keys(features) if f"/{path}/" in f"/{_path(key)}"]
-            of = f": it is a dictionary of {inner}, name what is wanted" if inner else ""
-            raise FieldError(f"there is no field {path}{of}")
-
-
 # ---------------------------------------------------------------- numbers
+
+
+def actions(
+    features: Features,
+    record: tfrecord.Buffer,
+    steps: int,
+    action_key: str,
+    of: Declaration = NOTHING,
+) -> np.ndarray | None:
+    """As `numbers`, but where the last step says `is_last` RLDS gives its action no meaning: there
+    it may be anything, and is NaN where float32 does not hold it."""
+    free = ends_by_flag(features, record, steps)
+    return numbers(features, record, steps, action_key, of, free=free)
+
+
+def check_actions(features: Features, record: tfrecord.Buffer, values: np.ndarray) -> None:
+    """Raises FieldError for an action that has a meaning and is not finite."""
+    end = len(values) - ends_by_flag(features, record, len(values))
+    selection.check_finite(values[:end], "action")
+
+
+def ends_by_flag(features: Features, record: tfrecord.Buffer, steps: int) -> bool:
+    """Whether the last step says that it is one (`is_last`)."""
+    feature = features.get(schema.IS_LAST)
+    flags = feature.ints(record) if feature and feature.kind == tfrecord.INT64 else ()
+    return len(flags) == steps and bool(flags[-1])
 
 
 def numbers(
@@ -64,10 +76,13 @@ def numbers(
     steps: int,
     numbers_key: str,
     of: Declaration = NOTHING,
+    *,
+    free: bool = False,
 ) -> np.ndarray | None:
     """float32 (steps, A) of a selection, None where there is nothing of it.
 
-    Integers and flags are widened; one that float32 does not hold exactly is an error.
+    Integers and flags are widened; one that float32 does not hold exactly is an error. free: those
+    of the last step may be anything.
     """
     wanted = parts(numbers_key)
     keys = {part.path: find(features, part.path) for part in wanted}
@@ -79,7 +94,7 @@ def numbers(
         raise FieldError(f"it has {there}, but not {missing}")
     columns = []
     for path, stop in wanted:
-        values = _numbers(features, record, steps, keys[path], of)
+        values = _numbers(features, record, steps, keys[path], of, free)
         if stop and values.shape[1] < stop:
             raise FieldError(
                 f"{keys[path]} has {values.shape[1]} values a step, not the {stop} asked for"
@@ -88,35 +103,38 @@ def numbers(
     return columns[0] if len(columns) == 1 else np.concatenate(columns, axis=1)
 
 
-def check_actions(features: Features, record: tfrecord.Buffer, actions: np.ndarray) -> None:
-    """Raises FieldError for an action that is not finite, but at the end (`ends_by_flag`)."""
-    end = len(actions) - ends_by_flag(features, record, len(actions))
-    selection.check_finite(actions[:end], "action")
-
-
-def ends_by_flag(features: Features, record: tfrecord.Buffer, steps: int) -> bool:
-    """Whether the last step says that it is one (`is_last`): RLDS then gives its action no
-    meaning."""
-    feature = features.get(schema.IS_LAST)
-    flags = feature.ints(record) if feature and feature.kind == tfrecord.INT64 else ()
-    return len(flags) == steps and bool(flags[-1])
-
-
 def _numbers(
-    features: Features, record: tfrecord.Buffer, steps: int, key: str, of: Declaration
+    features: Features,
+    record: tfrecord.Buffer,
+    steps: int,
+    key: str,
+    of: Declaration,
+    free: bool,
 ) -> np.ndarray:
     rows = 1 if key.startswith(schema.METADATA) else steps
+    free = free and rows > 1
     if key in features:
         values = _flat(features[key], record, key, of.get(key))
     else:
-        sizes = _row_sizes(features, record, key, rows)
-        if len(set(sizes)) > 1:
-            raise FieldError(f"{key} has {min(sizes)} to {max(sizes)} values a step, not as many")
-        values = _flat(features[key + _FLAT], record, key, of.get(key))
+        values = _flat(features[key + FLAT], record, key, of.get(key))
+        *sizes, last = _row_sizes(features, record, key, rows)
+        if len({*sizes} | ({last} if not free else set())) > 1:
+            raise FieldError(
+                f"{key} has {min(*sizes, last)} to {max(*sizes, last)} values a step, not as many"
+            )
+        if free and last != sizes[0]:  # whatever it is: one that float32 does not hold
+            values = np.append(values[: len(values) - last], [np.nan] * sizes[0])
     if values.size == 0 or values.size % rows:
         raise FieldError(f"{steps} images but {values.size} values of {key}")
-    values = selection.as_float32(values, key).reshape(rows, -1)
-    return np.repeat(values, steps, axis=0) if rows < steps else values
+    values = values.reshape(rows, -1)
+    try:
+        found = selection.as_float32(values, key)
+    except FieldError:
+        if not free:
+            raise
+        end = np.full_like(values[:1], np.nan, np.float32)
+        found = np.concatenate([selection.as_float32(values[:-1], key), end])
+    return np.repeat(found, steps, axis=0) if rows < steps else found
 
 
 def _flat(
@@ -182,7 +200,7 @@ def _texts(
     rows = 1 if once else steps
     if key not in features:
         sizes = _row_sizes(features, record, key, rows)
-        feature = features[key + _FLAT]
+        feature = features[key + FLAT]
     else:
         feature, sizes = features[key], None
     if feature.kind == tfrecord.INT64:
@@ -238,7 +256,7 @@ def several_texts(features: Features, text_key: str, of: Declaration = NOTHING) 
     keys = [find(features, path) for path in selection.paths(text_key)]
     says = [of[key] for key in keys if key in of and of[key].dtype == "text"]
     declared = any(one.shape or one.is_sequence for one in says)
-    return len(keys) > 1 or declared or any(key and key + _FLAT in features for key in keys)
+    return len(keys) > 1 or declared or any(key and key + FLAT in features for key in keys)
 
 
 def images(features: Features, path: str) -> list[tuple[int, int]]:
@@ -255,7 +273,7 @@ def pictures(
 ) -> list[bytes | np.ndarray]:
     """The picture of each step: its encoded bytes, or uint8 (H, W, 1, 3 or 4) of a tensor."""
     key = image_key(features, path)
-    if key + _FLAT in features:
+    if key + FLAT in features:
         raise FieldError(f"{key} is a sequence of pictures in each step, not one")
     feature, says = features.get(key), of.get(key)
     if key.startswith(schema.METADATA) or feature is None:
@@ -265,7 +283,7 @@ def pictures(
     raw = feature.kind in (tfrecord.INT64, tfrecord.FLOAT) or (says and says.encoding != "none")
     if not raw:
         return feature.byte_items(record)
-    if says is None or not _is_picture(says):
+    if says is None or not is_picture(says):
         what = says or f"{feature.kind} of unknown shape"
         raise FieldError(f"{key} is {what}, no uint8 tensor (height, width, channels)")
     values = _flat(feature, record, key, says)
@@ -283,109 +301,10 @@ def _is_depth(of: Declared) -> bool:
     return of.dtype == "uint16" and of.shape[2:] in ((), (1,))
 
 
-def _is_picture(of: Declared) -> bool:
+def is_picture(of: Declared) -> bool:
     """Whether a tensor can be one."""
     sized = len(of.shape) in (2, 3) and min(of.shape) > 0 and min(of.shape[:2]) > 1
     return of.dtype == "uint8" and sized and of.shape[2:] in ((), (1,), (3,), (4,))
-
-
-def cameras(features: Features, record: tfrecord.Buffer, of: Declaration = NOTHING) -> list[str]:
-    """The paths of what is pictures in the steps: JPEG, PNG or tensors; not texts."""
-    found = [key for key in _keys(features) if _use(features, record, key, of) == "images"]
-    return [_path(key, "images") for key in found]
-
-
-# ---------------------------------------------------------------- what there is
-
-
-def unused(
-    features: Features, record: tfrecord.Buffer, of: Declaration, camera: str, *others: str
-) -> dict[str, list[str]]:
-    """The paths of what none of the selections takes: cameras, and other fields."""
-    taken = {find(features, part.path) for one in others for part in parts(one)}
-    taken |= {image_key(features, path) for path in selection.paths(camera)} | _FLAGS
-    found = {"cameras": [], "fields": []}
-    for key in _keys(features):
-        use = _use(features, record, key, of)
-        if key not in taken:
-            found["cameras" if use == "images" else "fields"].append(_path(key, use))
-    return found
-
-
-def has_steps(features: Features) -> bool:
-    """Whether there is anything in the steps."""
-    return any(
-        key.startswith(STEPS) and any(size for _, size in feature.spans)
-        for key, feature in features.items()
-    )
-
-
-def num_steps(features: Features, record: tfrecord.Buffer) -> int | None:
-    """By the flags, else by the pictures; None where there are neither."""
-    flags = features.get(schema.IS_FIRST)
-    if flags is not None and flags.kind == tfrecord.INT64:
-        return len(flags.ints(record))
-    for path in cameras(features, record):
-        return len(images(features, path))
-    return None
-
-
-def listing(features: Features, record: tfrecord.Buffer, of: Declaration = NOTHING) -> str:
-    """What an episode has, with types and shapes, by what it may serve for: for messages."""
-    groups = {"images": [], "numbers": [], "texts": [], "of the episode": []}
-    steps = num_steps(features, record)
-    for key in _keys(features):
-        use = _use(features, record, key, of)
-        if key.startswith(STEPS):
-            group = groups.get(use)
-        else:
-            group = groups["of the episode"]
-        if group is not None:
-            kind = of.get(key) or _seen(features, record, key, use, steps)
-            group.append(f"{_path(key, use)} ({kind})")
-    return "; ".join(f"{what}: {', '.join(keys) or 'none'}" for what, keys in groups.items())
-
-
-def _keys(features: Features) -> list[str]:
-    return sorted({key.partition("/ragged_")[0] for key in features})
-
-
-def _path(key: str, use: str = "") -> str:
-    """As it is selected."""
-    base = schema.OBSERVATION if use == "images" and key.startswith(schema.OBSERVATION) else STEPS
-    return key.removeprefix(base)
-
-
-def _use(features: Features, record: tfrecord.Buffer, key: str, of: Declaration) -> str:
-    """images, numbers or texts; "" where there is nothing."""
-    feature, says = features.get(key) or features.get(key + _FLAT), of.get(key)
-    if feature is None or not feature.spans:
-        return ""
-    if key.startswith(STEPS) and says and (says.is_image or _is_picture(says)):
-        return "images"
-    if feature.kind != tfrecord.BYTES or (says and says.encoding != "none"):
-        return "numbers"
-    start, size = feature.spans[0]
-    picture = schema.picture_kind(memoryview(record)[start : start + size])
-    return "images" if picture and key.startswith(STEPS) else "texts"
-
-
-def _seen(
-    features: Features, record: tfrecord.Buffer, key: str, use: str, steps: int | None
-) -> str:
-    """Type and shape of what is not declared, by the record."""
-    feature = features.get(key) or features[key + _FLAT]
-    if feature.kind == tfrecord.BYTES:
-        if use != "images":
-            return "text" if use == "texts" else "bytes"
-        start, size = feature.spans[0]
-        return schema.picture_kind(memoryview(record)[start : start + size])
-    kind = {tfrecord.FLOAT: "float32", tfrecord.INT64: "int64"}.get(feature.kind, "nothing")
-    size = len(feature.values(record))
-    if key not in features:
-        return f"{kind}[N]"
-    rows = steps if steps and key.startswith(STEPS) else 1
-    return kind if size == rows else f"{kind}[{size // rows if size % rows == 0 else '?'}]"
 
 
 def scalar(features: Features, record: tfrecord.Buffer, key: str) -> str | float | int | None:

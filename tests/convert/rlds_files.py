@@ -160,6 +160,7 @@ def write_layouts(parent):
     import tensorflow_datasets as tfds
 
     of = tfds.features
+    far = of.Tensor(shape=(1,), dtype=np.float64, encoding="zlib")
     features = flag_features() | {
         "observation": of.Image(shape=(24, 32, 3), encoding_format="jpeg"),
         "front": {"rgb": of.Image(shape=(24, 32, 3), encoding_format="jpeg")},
@@ -178,6 +179,7 @@ def write_layouts(parent):
             "list": of.Sequence(np.float32),
             "ragged": of.Sequence(np.float32),
             "huge": np.int64,
+            "ends": {"int": np.int64, "list": of.Sequence(np.int64), "far": far},
         },
         "texts": of.Sequence(of.Text()),
         "pair": of.Tensor(shape=(2,), dtype=np.object_),
@@ -205,6 +207,11 @@ def write_layouts(parent):
                 "list": [float(i), 7.0],
                 "ragged": [1.0] * i,
                 "huge": 2**24 + 1,
+                "ends": {
+                    "int": i if i < LAYOUTS - 1 else 2**53 + 1,
+                    "list": [i, i] if i < LAYOUTS - 1 else [],
+                    "far": np.full(1, float(i) if i < LAYOUTS - 1 else 1e300),
+                },
             },
             "texts": ["", " take it ", "grab it"],
             "pair": ["first", "second"],

@@ -148,9 +148,16 @@ def test_images_in_every_form(layouts, tmp_path, key):
         ("action/move", [[0, 0], [0.5, 0.5], [np.nan, np.nan]]),
         ("action/grip,episode_metadata/robot", [[0, 4], [1, 4], [0, 4]]),
         ("bytes", [[103, 114, 195, 188, 195, 159, 0, 0]] * 3),
+        (
+            "action/ends/int,action/ends/list,action/ends/far",
+            [[0, 0, 0, 0], [1, 1, 1, 1], [np.nan] * 4],
+        ),
         ("action/ragged", "0 to 2 values a step"),
         ("action/huge", "holds 16777217, which float32 cannot hold"),
-        ("action", r"no field action: it is a dictionary of \['action/grip', .*\('' for none\)"),
+        (
+            "action",
+            r"no field action: it is a dictionary of \['action/ends/far', .*\('' for none\)",
+        ),
         ("texts", "holds bytes, not numbers"),
     ],
 )
