@@ -24,6 +24,9 @@ from lapa_jax.stages.policy import policy_settings as policy_model
 from lapa_jax.training.groups import group_settings as group
 from lapa_jax.training.optimizer import optimizer_settings as optimizer
 
+# What a corpus was indexed with: one camera, its actions and its instructions.
+AS_INDEXED = dict(image_key="", action_key="", instruction_key="")
+
 
 def parse_arg(arg: str | None, **defaults) -> ConfigDict:
     """Parses `quick=True,views=robot+human` against typed defaults, of which `quick` is always one;
@@ -125,6 +128,23 @@ def lwm_policy_model(**vocabularies: int) -> ConfigDict:
         front_end=front_end("cached_tokens"),
         **vocabularies,
     )
+
+
+def middle_policy(config: ConfigDict, arg: ConfigDict, **vocabularies: int) -> None:
+    """A policy of some 90 M parameters from scratch, with 16 x 16 image tokens for 256 px frames,
+    and how it is trained; `arg.optimizer` and `arg.quick` as in every file."""
+    config.compute_dtype, config.global_batch, config.microbatches = "bfloat16", 256, 4
+    config.optimizer = optimizer(arg.optimizer)
+    config.optimizer.update(peak_lr=0.3 * config.optimizer.peak_lr, warmup_steps=1000)
+    config.optimizer.weight_decay = 0.05
+    config.model = policy_model(
+        **dict(dim=768, depth=12, heads=12, head_dim=64, mlp_dim=2048, init_std=0.02),
+        **dict(text_vocab=2048, text_length=64, unroll=1),
+        **vocabularies,
+    )
+    if arg.quick:
+        make_policy_quick(config)
+        config.compute_dtype, config.microbatches = "float32", 1
 
 
 def make_policy_quick(config: ConfigDict) -> None:

@@ -19,14 +19,17 @@ from experiments.quantizer import tabletop
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """`quick`: a minute on a CPU. `data`: the converted corpus. `window`: seconds of a pair.
-    `holdout`: part of the clips that training leaves out, for `lapa evaluate --holdout`."""
-    arg = base.parse_arg(arg, data="data/my_clips", window=0.5, holdout=0.0)
+    """`quick`: a minute on a CPU. `data`: the corpus, with frames of `size` pixels a side;
+    `sidecars`: where its index is, if not beside it. `window`: seconds of a pair. `holdout`: part
+    of the clips that training leaves out, for `lapa evaluate --holdout`."""
+    arg = base.parse_arg(arg, data="data/my_clips", window=0.5, holdout=0.0, size=64, sidecars="")
     config = tabletop.get_config(f"quick={arg.quick}")
-    as_indexed = dict(image_key="", action_key="", instruction_key="")
     if not 0 <= arg.holdout < 1:
         raise ValueError(f"holdout={arg.holdout} must be 0 or more, and below 1")
-    fraction = 1.0 - arg.holdout
-    videos = base.corpus(arg.data, window_seconds=arg.window, fraction=fraction, **as_indexed)
+    found = dict(sidecar_dir=arg.sidecars, fraction=1.0 - arg.holdout, **base.AS_INDEXED)
+    videos = base.corpus(arg.data, window_seconds=arg.window, **found)
     config.data.corpora = ConfigDict({"videos": videos})
+    config.data.image_size = (arg.size, arg.size)
+    # The grid of patches stays that of 64 px.
+    config.model.patch_size = config.model.patch_size * arg.size // 64
     return config

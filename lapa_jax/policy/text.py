@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import io
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -59,7 +60,8 @@ def train(texts: Iterable[str], vocab_size: int) -> bytes:
         raise ValueError(
             f"vocab_size={vocab_size} must be at least 300: {MARKS} are bytes and marks"
         )
-    for size in range(vocab_size, MARKS, -1):
+    size = vocab_size
+    while size > MARKS:
         model = io.BytesIO()
         try:
             _train(texts, size, model)
@@ -67,6 +69,7 @@ def train(texts: Iterable[str], vocab_size: int) -> bytes:
             # A small corpus has only so many merges; the trainer says so and wants a smaller size.
             if "Vocabulary size too high" not in str(error):
                 raise
+            size = min(size - 1, int(re.search(r"a value <= (\d+)", str(error))[1]))
         else:
             return model.getvalue()
     raise ValueError(f"{len(texts)} instructions give no vocabulary: {texts[:3]} ...")
