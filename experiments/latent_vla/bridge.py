@@ -15,7 +15,8 @@ searched.
 
 Cost: 88.7 M parameters. By `lapa compile`, which runs nothing, a step of 256 examples in four
 microbatches needs 21.1 GiB of one H100, and 5.8 GiB of each chip of a v5e-4; without microbatches
-(--config.microbatches=1) 11.2 GiB of each of eight H100. A whole run is not measured. quick=True has 60 steps of a model of width 32.
+(--config.microbatches=1) 11.2 GiB of each of eight H100. A whole run is not measured.
+quick=True has 60 steps of a model of width 32.
 """
 
 from ml_collections import ConfigDict
