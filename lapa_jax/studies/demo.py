@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from data_pipelines.convert import folders, video
 from data_pipelines.index import build_index, load_index
 from data_pipelines.loader import DataSettings, order
+from data_pipelines.progress import Progress
 from data_pipelines.storage import places
 from experiments.quantizer import videos as videos_config
 from lapa_jax import envs
@@ -144,16 +145,20 @@ def _success(config: ConfigDict, env: Environment, workdir: Path) -> list[dict[s
     """A row of each family; films of the first episodes are in WORKDIR/films.npz, by "FAMILY i"."""
     policy, size = load(workdir), config.action_finetuning.data.image_size
     rows, films = [], {}
+    bar = Progress(f"closed loop {workdir.name}", len(env.spec.families), unit="family")
     for family in env.spec.families:
+        bar.waits()
         found = evaluate_success(
             policy, env, family, episodes=config.rollout_episodes, seed=config.seed
         )
+        bar.update()
         outcomes = np.asarray(found.rollouts.success).tolist()
         rows.append(found.report | {"outcomes": outcomes, "asked": found.instructions})
         for i in range(3 if len(env.spec.families) == 1 else 1):
             states = jax.tree.map(lambda x, i=i: x[i], found.rollouts.states)
             frames = render_states(env, states, size, env.spec.views[0])
             films[f"{family} {i}"] = frames[: int(found.rollouts.length[i]) + 1]
+    bar.close()
     np.savez(workdir / "films.npz", **films)
     return rows
 

@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 from lapa_jax.parallel import distributed
 from lapa_jax.runs import label
 from lapa_jax.runs.loaded import load
-from lapa_jax.verbs import flags
+from lapa_jax.verbs import flags, text
 
 WHAT = "Write the latent actions, or the image tokens, of a corpus beside its index."
 LATENT_ACTIONS = "latent_actions"
@@ -56,6 +56,12 @@ def main(argv: list[str]) -> int:
         share = label.Share(options.index or 0, options.count or 1)
     with distributed.leaving_on_error():
         _label(options, share)
+        if share.index == 0:
+            key = "label_set" if options.what == LATENT_ACTIONS else "image_token_set"
+            text.show(
+                f"next: lapa train of a policy with --config.data.corpora.<name>.{key}="
+                f"{options.name}"
+            )
         if jax.process_count() > 1:
             # JAX ends processes that wait long for another to end: all end at one time.
             multihost_utils.sync_global_devices(f"labelled {options.name}")

@@ -60,4 +60,6 @@ def main(argv: list[str] | None = None) -> int:
         **options,
     )
     text.show(report.table())
+    for path in report.directories.values():
+        text.show(f"next: lapa data index {path}")
     return 0

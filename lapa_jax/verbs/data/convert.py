@@ -111,4 +111,9 @@ def main(argv: list[str]) -> int:
         folders = [build_index(report.directory, image_key=key, **where) for key in report.cameras]
         report.notes["index"] = ", ".join(map(str, folders))
     text.show(report.to_json() if args.json else report.table())
+    if args.format in INDEXED and not args.json:
+        text.show(
+            f"next: lapa train --config experiments/quantizer/videos.py:data={report.directory},"
+            f"holdout=0.1 --workdir RUN"
+        )
     return 0
