@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
     distributed.add_flags(parser)
     args, config = configs.parse(parser, argv)
     span = parse_profile(args.profile)
-    distributed.initialize_from(args)
+    start.initialize(args)
     programs.keep_compiled(args.workdir)
     with distributed.leaving_on_error():
         done = train(config, args.workdir, span, extend=args.extend)

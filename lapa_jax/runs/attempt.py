@@ -1,7 +1,9 @@
 """One attempt at a run: the lock of its directory, and a word on how it ended. Knows no JAX."""
 
+import contextlib
 import dataclasses
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ class Attempt:
     """
 
     def __init__(self, workdir: str | Path, *, first: bool = True):
-        self._workdir, self._state = places.directory(workdir), ""
+        self._workdir, self._end = places.directory(workdir), ("", "")
         self._lease: Lease | None = None
         if first:
             self._lease = Lease(
@@ -48,26 +50,22 @@ class Attempt:
         if self._lease is not None:
             self._lease.confirm()
 
-    def end(self, state: str) -> None:
-        """What it will have come to: finished or stopped."""
-        self._state = state
+    def end(self, state: str, reason: str = "") -> None:
+        """What it will have come to, unless an error comes."""
+        self._end = state, reason
 
     def __enter__(self) -> "Attempt":
         return self
 
-    def __exit__(self, kind: type | None, error: BaseException | None, *_: Any) -> None:
+    def __exit__(self, _: type | None, error: BaseException | None, *__: Any) -> None:
         if self._lease is None:
             return
         with self._lease:
             if self._lease.lost:
                 return  # the directory is another's
-            if isinstance(error, KeyboardInterrupt):
-                self._note("stopped", "interrupted")
-            elif error is not None:
-                text = " ".join(str(error).split("\n", 1)[0].split())[:REASON_CHARACTERS]
-                self._note("failed", f"{kind.__name__}: {text}")
-            else:
-                self._note(self._state)
+            if error is not None:
+                self._end = _told(error)
+            self._note(*self._end)
 
     def _note(self, state: str, reason: str = "") -> None:
         values = dataclasses.asdict(Ended(state, reason, time.time()))
@@ -75,6 +73,23 @@ class Attempt:
             places.replace(self._workdir / ENDED_FILE, json.dumps(values) + "\n")
         except OSError as error:  # a full disk has its own message
             logging.warning("%s: %s", self._workdir / ENDED_FILE, error)
+
+
+def note_failure(workdir: str | Path, error: BaseException) -> None:
+    """Of a start that found no devices, before it held the directory; nothing where another holds
+    it."""
+    if not str(error):  # as JAX says it of GPUs
+        error = RuntimeError(f"no device with JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}")
+    with contextlib.suppress(OSError, ValueError), Attempt(workdir) as attempt:
+        attempt.end(*_told(error))
+
+
+def _told(error: BaseException) -> tuple[str, str]:
+    """(state, reason in one line)."""
+    if isinstance(error, KeyboardInterrupt):
+        return "stopped", "interrupted"
+    text = " ".join(str(error).split("\n", 1)[0].split())[:REASON_CHARACTERS]
+    return "failed", f"{type(error).__name__}: {text}"
 
 
 def ended(workdir: Path) -> Ended | None:

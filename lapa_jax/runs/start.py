@@ -2,6 +2,7 @@
 come from. Nothing is written to its directory before all of that is there.
 """
 
+import argparse
 import base64
 import dataclasses
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from lapa_jax.nn.module import flatten, unflatten
 from lapa_jax.parallel import distributed, sharding
 from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.runs import run as runs
-from lapa_jax.runs.attempt import Attempt
+from lapa_jax.runs.attempt import Attempt, note_failure
 from lapa_jax.runs.loaded import Model, averages, digest, load, newest_meta, open_checkpoints
 from lapa_jax.runs.program import Program
 from lapa_jax.runs.sources import OfCorpora
@@ -49,6 +50,15 @@ class Opened:
     source: "Source | None"  # what config.init_from names
     continues: bool  # it has steps already
     extend: bool  # to other `steps`, where that changes the schedule
+
+
+def initialize(args: argparse.Namespace) -> None:
+    """`distributed.initialize_from`; that it fails is noted in the directory of the run."""
+    try:
+        distributed.initialize_from(args)
+    except Exception as error:
+        note_failure(args.workdir, error)
+        raise
 
 
 def attempt(workdir: str | Path) -> Attempt:
