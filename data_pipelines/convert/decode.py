@@ -342,6 +342,10 @@ def _timed_frames(
     rate = stream.average_rate or stream.guessed_rate
     rate = rate or (settings.source_fps and Fraction(str(settings.source_fps)))
     crop = _cropping(stream)
+    if stream.metadata.get("alpha_mode") == "1":  # of WebM, whose decoder leaves it out
+        notes.add(looks.TRANSPARENT)
+    if others := len(stream.container.streams.video) - 1:
+        notes.add(f"{others} more pictures or video streams in the file: not used")
     start = end = None
     for time, held, frame in stamps.in_order(stamps.stamped(stream, rate, path), notes):
         start = time if start is None else start

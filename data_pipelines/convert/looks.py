@@ -39,6 +39,8 @@ _SDR_LIGHTS = (*range(8), 11, 12, 13, 14, 15)
 _SDR_GAMUTS = (*range(8), 22)
 _MATRICES = (0, 1, 2, 4, 5, 6, 7, 9)  # that swscale knows; it takes 2, unknown, for BT.601
 _GRAY_FULL = np.clip(np.rint((np.arange(256) - 16) * 255 / 219), 0, 255).astype(np.uint8)
+_MAX_PIXELS = 1 << 26  # of a frame before what is too much of it is cropped away
+TRANSPARENT = "transparent: shown without its transparency"
 _NOTES = {
     Type.STEREO3D: "stereo 3D: the views are side by side, as stored",
     Type.SPHERICAL: "360 degrees: the projection is shown as stored",
@@ -79,6 +81,9 @@ def fit_frame(
     scale = max(ratios) if fit == "crop" else min(ratios)
     scaled_width = max(1, round(shown_width * scale))
     scaled_height = max(1, round(frame.height * scale))
+    if scaled_height * scaled_width > _MAX_PIXELS:
+        shape = f"{frame.width}x{frame.height} with pixels of {pixel_aspect}:1"
+        raise VideoError(f"{shape} would fill {size} only at {scaled_width}x{scaled_height}")
     image = _scaled(frame, scaled_height, scaled_width)
     if fit == "crop":
         top, left = (scaled_height - height) // 2, (scaled_width - width) // 2
@@ -133,8 +138,8 @@ def notes(frame: av.VideoFrame) -> set[str]:
         )
     if frame.interlaced_frame:
         found.add("interlaced: both fields of a frame are shown at once")
-    if _has_alpha(frame.format.name):
-        found.add("transparent: shown without its transparency")
+    if _has_alpha(frame.format.name) and _is_transparent(frame):
+        found.add(TRANSPARENT)
     try:
         kinds = {data.type for data in frame.side_data}
     except ValueError:  # see orientation
@@ -147,6 +152,10 @@ def notes(frame: av.VideoFrame) -> set[str]:
 @functools.cache
 def _has_alpha(pixel_format: str) -> bool:
     return any(part.is_alpha for part in av.VideoFormat(pixel_format).components)
+
+
+def _is_transparent(frame: av.VideoFrame) -> bool:
+    return bool((frame.to_ndarray(format="rgba")[..., 3] < 255).any())
 
 
 def _name(kind: type, value: int) -> str:

@@ -151,6 +151,13 @@ def test_a_wide_gamut_is_noted_and_what_cannot_be_mapped_refused():
         looks.fit_frame(frame, (24, 35), "crop")
 
 
+def test_a_shape_that_would_fill_the_size_only_far_too_large_is_refused():
+    frame = as_frame(bars(), "yuv420p")
+    with pytest.raises(looks.VideoError, match=r"70x48 with pixels of 1/65535:1 would fill"):
+        looks.fit_frame(frame, (48, 64), "crop", Fraction(1, 65535))
+    assert looks.fit_frame(frame, (48, 64), "pad", Fraction(1, 65535)).any()
+
+
 def test_what_others_may_show_otherwise_is_noted():
     def frame(*kinds, trc=2, pixels="yuv420p", interlaced=False):
         return types.SimpleNamespace(
@@ -165,7 +172,6 @@ def test_what_others_may_show_otherwise_is_noted():
     assert not looks.notes(frame())
     for given, told in (
         (frame(interlaced=True), "interlaced"),
-        (frame(pixels="yuva420p"), "transparent"),
         (frame(kinds.STEREO3D), "stereo 3D"),
         (frame(kinds.SPHERICAL), "360 degrees"),
         (frame(kinds.ICC_PROFILE), "ICC profile"),
@@ -267,10 +273,13 @@ def test_a_size_that_changes_and_the_report(tmp_path):
     ]
     folder.mkdir()
     (folder / "a.mkv").write_bytes(b"".join(part.read_bytes() for part in parts))
-    files.write_video(folder / "b.mov", frames[0], codec="qtrle", pixels="argb", fps=10)
+    clear = np.full((48, 64, 4), 90, np.uint8)
+    files.write_video(folder / "b.mov", [clear] * 3, codec="qtrle", pixels="argb", fps=10)
+    clear[..., 3] = 255
+    files.write_video(folder / "c.mov", [clear] * 3, codec="qtrle", pixels="argb", fps=10)
     report = video.convert_videos(
         video.Options(source=folder, out=tmp_path / "out", size=(24, 32), progress=False)
     )
     told = {"transparent: shown without its transparency": ["b.mov"]}
-    assert (report.episodes, report.seen) == (2, told)
+    assert (report.episodes, report.seen) == (3, told)
     assert "transparent: shown without its transparency: 1 (b.mov)" in report.table()

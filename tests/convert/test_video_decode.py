@@ -203,6 +203,7 @@ def stub_stream(pts, rate, *, coded=None, container="matroska", held=0):
     stream.codec_context = types.SimpleNamespace(has_b_frames=coded is not None)
     stream.container = types.SimpleNamespace(
         demux=lambda _: iter(packets),
+        streams=types.SimpleNamespace(video=[stream]),
         format=types.SimpleNamespace(name=container),
         dumps_format=lambda: "",
     )

@@ -89,7 +89,7 @@ def write_video(
         stream.options = options or {}
         container.start_encoding()  # a header even without frames
         for number, image in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame = av.VideoFrame.from_ndarray(image, format=("rgb24", "rgba")[image.shape[2] - 3])
             frame.pts = round(times[number] * 1000) if times else number
             frame.time_base = stream.codec_context.time_base
             container.mux(stream.encode(frame))
