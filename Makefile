@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 ifeq ($(VERSION),3.11)
 BASE := -r requirements/base.txt
 DEV := -r requirements/dev.txt
-ENVIRONMENTS = $(VENV)/.dev $(VENV)/.aot $(VENV)/.beam
+ENVIRONMENTS = $(VENV)/.dev $(VENV)/.aot $(VENV)/.beam $(VENV)/.light
 else
 BASE := -e .
 DEV := -e .[dev,serve]
@@ -82,6 +82,14 @@ $(VENV)/.beam: requirements/beam.txt setup.py | $(BIN)/python
 	$(VENV)/beam/bin/python -m pip install --quiet --disable-pip-version-check \
 		-r requirements/beam.txt
 	$(VENV)/beam/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+# The light installation, which the tests run the demo in: without TensorFlow, under 1 GB.
+$(VENV)/.light: requirements/light.txt setup.py | $(BIN)/python
+	$(BIN)/python -m venv --clear $(VENV)/light
+	$(VENV)/light/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--no-compile -r requirements/light.txt
+	$(VENV)/light/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
 clean:

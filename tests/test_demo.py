@@ -1,11 +1,28 @@
 """The main job, whole: `lapa demo --size tiny`, and its continuation after an interruption."""
 
+import base64
 import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
 from html.parser import HTMLParser
+from importlib import metadata
+from pathlib import Path
 
+import numpy as np
 import pytest
+from quick_flags import QUICK
+from simplejpeg import encode_jpeg
 
 from lapa_jax import cli
+from lapa_jax.machine.host import NOT_LIGHT
+
+LIGHT = Path(sys.prefix) / "light" / "bin"  # the light installation (requirements/light.txt)
+needs_light = pytest.mark.skipif(
+    not (LIGHT / "lapa").exists(), reason="make .venv/.light makes the light installation"
+)
 
 PARTS = ["collect", "quantizer", "label", "latent_vla", "lapa", "scratch", "report"]
 
@@ -30,11 +47,41 @@ class Page(HTMLParser):
             self._heading = False
 
 
+def light_process(*arguments: object) -> subprocess.Popen:
+    """`lapa ARGUMENTS` in the light installation; what it writes is one text."""
+    environ = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": QUICK}
+    return subprocess.Popen(
+        [LIGHT / "lapa", *map(str, arguments)],
+        env=environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@needs_light
+def test_the_light_installation_is_light():
+    code = (
+        "import importlib.metadata as m, json; print(json.dumps([[d.name, sum(p.stat().st_size "
+        "for f in d.files if (p := f.locate()).suffix != '.pyc' and p.is_file())] "
+        "for d in m.distributions()]))"
+    )
+    done = subprocess.run([LIGHT / "python", "-c", code], capture_output=True, check=True)
+    sizes = {name.lower(): size for name, size in json.loads(done.stdout)}
+    assert "jax" in sizes and not sizes.keys() & {*NOT_LIGHT, "tensorflow_cpu", "torch", "keras"}
+    assert 500e6 < sum(sizes.values()) < 1e9
+    pinned = {name.lower(): metadata.version(name) for name in ("jax", "numpy", "starlette", "av")}
+    lines = (Path(__file__).parents[1] / "requirements/light.txt").read_text().lower().split()
+    assert {f"{name}=={version}" for name, version in pinned.items()} <= set(lines)
+
+
+@needs_light
 @pytest.mark.slow
-def test_tiny_demo_runs_whole_and_continues(tmp_path, capsys):
+def test_tiny_demo_runs_whole_serves_and_continues(tmp_path, capsys):
     workdir = tmp_path / "demo"
-    assert cli.main(["demo", "--size", "tiny", "--workdir", str(workdir)]) == 0
-    assert str(workdir / "report.html") in capsys.readouterr().out
+    demo = light_process("demo", "--size", "tiny", "--workdir", workdir)
+    told, _ = demo.communicate()
+    assert demo.returncode == 0 and str(workdir / "report.html") in told, told[-3000:]
 
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary["wall_seconds"] > 0
@@ -69,6 +116,25 @@ def test_tiny_demo_runs_whole_and_continues(tmp_path, capsys):
     assert [p for p in PARTS if before[p] != after[p]] == ["report"]
     again = json.loads((workdir / "summary.json").read_text())
     assert again["quantizer"] == summary["quantizer"] and again["policy"] == summary["policy"]
+
+    # The light installation serves what it has trained.
+    server = light_process("serve", "--workdir", workdir / "lapa", "--port", 0)
+    try:
+        address = next(word for line in server.stdout for word in line.split() if "http://" in word)
+        picture = encode_jpeg(np.zeros((64, 64, 3), np.uint8))
+        body = {"image": base64.b64encode(picture).decode(), "instruction": "reach the red star"}
+        asked = urllib.request.Request(
+            f"{address.rstrip('/')}/act",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(asked, timeout=60) as answer:
+            assert np.isfinite(json.loads(answer.read())["a"]).all()
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(timeout=60) == 0
+    finally:
+        server.kill()
+        server.stdout.close()
 
 
 def test_lapa_alone_tells_every_verb_with_an_example(capsys):

@@ -84,8 +84,8 @@ def _run_on_beam(
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
         raise ValueError(
-            f"--runner {runner} needs Apache Beam, which cannot be imported ({error}): install the "
-            "extra [beam] into an environment of its own"
+            f"--runner {runner} needs Apache Beam, which cannot be imported ({error}): make "
+            ".venv/.beam, or install apache-beam into an environment of its own"
         ) from error
     folder = jobs[0].manifest.parent
     (folder / _STOP).unlink(missing_ok=True)

@@ -14,14 +14,17 @@ import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 
 from data_pipelines.convert import conversion, decode, reading
 from data_pipelines.convert import lerobot_layout as layout
 from data_pipelines.rlds import schema, selection
 from data_pipelines.rlds.selection import FieldError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MAX_JPEG_BYTES = decode.MAX_EPISODE_BYTES
 
@@ -134,10 +137,12 @@ class LeRobotSource(conversion.Source):
 
     def _numbers(self, table: pa.Table, parts: Sequence[selection.Part]) -> np.ndarray:
         """float32 (rows, A) of columns of numbers or lists of them."""
+        from pyarrow.types import is_nested
+
         found = []
         for key, stop in parts:
             column, width = table.column(key).combine_chunks(), self.fields.sizes[key]
-            while pa.types.is_nested(column.type) and not column.null_count:
+            while is_nested(column.type) and not column.null_count:
                 column = column.flatten()
             if column.null_count or len(column) != table.num_rows * width:
                 raise conversion.RecordingError(

@@ -6,13 +6,14 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from data_pipelines.convert import conversion, reading
 from data_pipelines.rlds import selection
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
 TASK = "task"  # as a field: the text of task_index
@@ -222,12 +223,22 @@ def _read_lines(path: Path, *keys: str) -> Iterator[tuple]:
         yield tuple(row[key] for key in keys)
 
 
+def _pyarrow() -> ModuleType:
+    """A light installation has none; other sources need none."""
+    try:
+        import pyarrow.parquet
+    except ModuleNotFoundError:
+        raise ValueError("LeRobot's tables need pyarrow: pip install pyarrow") from None
+    return pyarrow
+
+
 def column_names(root: Path, file: str) -> list[str]:
     """The columns of a parquet file."""
     if not (root / file).is_file():
         raise conversion.RecordingError(f"{root / file} is missing")
+    pa = _pyarrow()
     try:
-        return pq.read_schema(root / file).names
+        return pa.parquet.read_schema(root / file).names
     except (OSError, pa.ArrowException) as error:
         raise conversion.RecordingError(f"{root / file}: {error}") from error
 
@@ -238,7 +249,8 @@ def read_parquet(root: Path, file: str, columns: list[str] | None = None) -> pa.
         raise conversion.RecordingError(
             f"{root / file} lacks the columns {missing}; it has {there}"
         )
+    pa = _pyarrow()
     try:
-        return pq.read_table(root / file, columns=columns)
+        return pa.parquet.read_table(root / file, columns=columns)
     except (OSError, pa.ArrowException) as error:
         raise conversion.RecordingError(f"{root / file}: {error}") from error

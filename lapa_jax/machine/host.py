@@ -21,6 +21,8 @@ from lapa_jax.machine.environment import package_versions
 
 DISK_BYTES = 2**28
 GIB = 2**30
+# What requirements/light.txt leaves out.
+NOT_LIGHT = {"tensorflow", "tensorflow-cpu", "tensorflow-datasets", "rlds", "pyarrow"}
 BUCKET_SECONDS = 60.0  # without credentials the client asks again and again
 
 
@@ -33,14 +35,15 @@ def versions(args: argparse.Namespace) -> Iterator[tuple]:
         do = "pip install -e ."
         yield "packages", "warning", "lapa_jax is not installed, so its needs are unknown", do
         return
-    wrong = []
+    wrong, absent = [], []
     for requirement in map(Requirement, wanted):
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
             continue
         try:
             version = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
-            wrong.append(f"{requirement.name} is missing")
+            light = requirement.name in NOT_LIGHT
+            (absent if light else wrong).append(f"{requirement.name} is missing")
             continue
         if not requirement.specifier.contains(version, prereleases=True):
             wrong.append(f"{requirement.name} {version} is not {requirement.specifier}")
@@ -48,6 +51,7 @@ def versions(args: argparse.Namespace) -> Iterator[tuple]:
     if known.get("jax") != known.get("jaxlib"):
         wrong.append(f"jax {known.get('jax')} beside jaxlib {known.get('jaxlib')}")
     told = ", ".join(f"{name} {version}" for name, version in known.items())
+    told += f"; light: {', '.join(absent)}" if absent else ""
     if wrong:
         do = "pip install -r requirements/base.txt (or tpu.txt, cuda.txt)"
         yield "packages", "problem", f"{'; '.join(wrong)} ({told})", do, known
