@@ -33,9 +33,13 @@ def model_card(
     told = {
         "stage": config["stage"],
         "step": f"{run.step} of {config.get('steps')}",
-        "data": ", ".join(f"{x} {hashes.get(x, '')}".strip() for x in corpora) or "none named",
+        "data": ", ".join(f"{x} {hashes.get(x, '')}".strip() for x in corpora),
         "global batch": config.get("global_batch"),
         "seed": config.get("seed"),
+    }
+    if provenance.get("imported"):  # then the settings of training are defaults that nobody used
+        told = {"stage": config["stage"], "training": "by others: these weights were imported"}
+    told |= {
         "config": f"sha256 {_digest(config)}",
         "parameters": f"xxh3 {run.params_hash}, here in {dtype}",
         "lapa_jax": provenance.get("code_version", __version__),

@@ -64,7 +64,11 @@ def push(folder: str | Path, address: Address, card: str | None = None) -> str:
         if card is not None and not (Path(folder) / "README.md").exists():
             api.upload_file(**into, path_in_repo="README.md", path_or_fileobj=card.encode())
     except Exception as error:  # of several HTTP libraries
-        raise RuntimeError(f"{folder} was not pushed to {address.repo}: {_line(error)}") from error
+        again = f"hf upload {address.repo} {folder} --repo-type {address.kind}"
+        raise RuntimeError(
+            f"{folder} was not pushed to {address.repo}: {_line(error)}. It stays; to try again: "
+            f"{again}"
+        ) from error
     return str(url)
 
 

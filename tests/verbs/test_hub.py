@@ -72,7 +72,8 @@ def test_a_model_goes_to_the_hub_and_comes_back(remote, tmp_path):
     for text in (
         "---\n# license: state one here\npipeline_tag: robotics\ntags:\n- robotics\n",
         "a policy that predicts the action from images and instructions",
-        "| stage | action_finetuning |", "| step | 0 of ", "| seed | ", "| config | sha256 ",
+        "| stage | action_finetuning |", "| training | by others: these weights were imported |",
+        "| imported | format random, source random |", "| config | sha256 ",
         hashed,
         "tensors_that_differ | 0 (at most 0)", "## Limits", "bound them before a robot",
         "lapa import --format safetensors",
@@ -108,6 +109,8 @@ def test_a_corpus_goes_to_the_hub_and_comes_back(remote, tmp_path):
     succeed("data", "pull", "lab/squares", "--out", tmp_path / "again")
     for path in (x for x in corpus.rglob("*") if x.is_file() and x.name[0] != "."):
         assert (tmp_path / "again" / path.relative_to(corpus)).read_bytes() == path.read_bytes()
+    code, _, error = lapa("data", "pull", "lab/squares", "--out", corpus)
+    assert code == 2 and "is not empty, and not from the hub" in error
     shard = next(corpus.glob("*.tfrecord*"))
     shard.write_bytes(shard.read_bytes()[:-9])
     code, _, error = lapa("data", "push", corpus, "lab/broken")

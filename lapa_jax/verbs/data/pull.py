@@ -23,6 +23,9 @@ class Options:
 
 def main(argv: list[str]) -> int:
     options = flags.parse(data.parser("pull", "A corpus from the hub."), argv, Options)
+    out = Path(options.out)
+    if out.exists() and any(out.iterdir()) and not (out / ".cache" / "huggingface").is_dir():
+        raise ValueError(f"--out {out} is not empty, and not from the hub: give a new directory")
     folder = hub.pull(hub.parse(options.repo, "dataset"), options.out)
     if not any(Path(folder).rglob("*.tfrecord*")):
         raise ValueError(f"{options.repo} holds no TFRecord shards: convert what is in {folder}")
