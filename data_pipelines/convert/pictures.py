@@ -31,6 +31,8 @@ def read_spans(
         nonlocal size
         data = file.read_bytes()
         try:
+            if (turned := _orientation(data)) != 1:
+                raise decode.VideoError(f"is marked as turned (EXIF {turned}): turn its pixels")
             found = _size(data)
             if found != (size := size or found):
                 raise decode.VideoError(f"is {found[0]}x{found[1]}, others {size[0]}x{size[1]}")
@@ -59,3 +61,18 @@ def _size(data: bytes) -> tuple[int, int]:
     if schema.picture_kind(data) == "png":
         return int.from_bytes(data[20:24]), int.from_bytes(data[16:20])
     return schema.jpeg_size(data)[:2]
+
+
+def _orientation(data: bytes) -> int:
+    """What EXIF says of a JPEG, 1 where it is as it is stored."""
+    start = data[:4096].find(b"Exif\0\0")
+    if schema.picture_kind(data) != "jpeg" or start < 0:
+        return 1
+    tiff = data[start + 6 : start + 6 + 65536]
+    order = "little" if tiff[:2] == b"II" else "big"
+    at = int.from_bytes(tiff[4:8], order)
+    for entry in range(int.from_bytes(tiff[at : at + 2], order)):
+        field = tiff[at + 2 + 12 * entry :][:12]
+        if int.from_bytes(field[:2], order) == 0x0112:
+            return int.from_bytes(field[8:10], order)
+    return 1

@@ -43,6 +43,18 @@ def convert(folder, out, **changes):
     return ssv2.convert_ssv2(options)
 
 
+def test_other_fields_of_a_label_are_selected(folder, tmp_path):
+    (folder / "clips" / "more.webm").write_bytes(b"")
+    report = convert(folder, tmp_path / "out", instruction_key="label")
+    texts = [item["language_instruction"] for item in read(tmp_path / "out").values()]
+    assert texts[1:] == ["moving 3 [] cups up", "poking a hole", "only a label", ""]
+    assert report.passed_over["files without a label"] == ["more.webm"]
+    with pytest.raises(
+        ValueError, match=r"no label of .* has \['caption'\]; they have .*'template'"
+    ):
+        convert(folder, tmp_path / "none", instruction_key="caption")
+
+
 def test_clips_get_the_filled_template(folder, tmp_path):
     report = convert(folder, tmp_path / "out")
     found = read(tmp_path / "out")
@@ -57,6 +69,7 @@ def test_clips_get_the_filled_template(folder, tmp_path):
         list(range(3 + i)) for i in range(5)
     ]
     assert (report.found, report.episodes, report.episodes_with_language) == (5, 5, 4)
+    assert report.passed_over["files without a label"] == []
     assert [item["fps"][0] for item in found.values()] == [12.0] * 5
 
 

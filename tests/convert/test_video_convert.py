@@ -211,6 +211,10 @@ def test_folders_of_pictures_are_clips(tmp_path):
     report = convert(root, tmp_path / "plain")
     assert list(episodes(tmp_path / "plain")) == ["clip.mp4"]
     assert report.passed_over["folders of pictures (--picture_fps)"] == ["one", "two"]
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0"
+    marker = b"\xff\xe1" + (len(exif) + 2).to_bytes(2) + exif
+    write_pictures(root / "turned", 2)
+    (root / "turned" / "img_0.jpg").write_bytes(images[0][:2] + marker + images[0][2:])
     table = tmp_path / "captions.csv"
     table.write_text("file,caption,start,end\none/,push,0.2,0.6\n")
     report = convert(root, tmp_path / "out", picture_fps=20.0, max_bad_fraction=0.5)
@@ -219,7 +223,10 @@ def test_folders_of_pictures_are_clips(tmp_path):
         "clip.mp4": [0, 1, 2, 3],
         "one": [0, 2, 4, 6, 8, 10],
     }
-    assert report.bad == [("two", "pictures of several kinds in one folder: img_#.jpg, thumb.jpg")]
+    assert report.bad == [
+        ("turned", "picture img_0.jpg: is marked as turned (EXIF 6): turn its pixels"),
+        ("two", "pictures of several kinds in one folder: img_#.jpg, thumb.jpg"),
+    ]
     assert read(tmp_path / "out")["one"]["image"] == images[::2]
     convert(root, tmp_path / "told", picture_fps=20.0, max_bad_fraction=0.5, captions=table)
     assert episodes(tmp_path / "told")["one@0.2-0.6"][:2] == ([4, 6, 8, 10], "push")
