@@ -23,7 +23,7 @@ from lapa_jax.serving.limits import Refused
 from lapa_jax.serving.messages import Observation, Reader
 
 _PROCESSES = 2
-_WALL = 10.0  # seconds for each of a processor, for one that waits for a busy machine
+_MOST_SECONDS = 10.0  # of the clock, and as many for each of a processor: machines are busy
 _LENGTH = struct.Struct("<Q")
 _MIB = 2**20
 
@@ -53,7 +53,7 @@ class Readers:
         """form: "json" or "msgpack". Raises Refused."""
         process, done = await self._idle.get(), False
         try:
-            async with asyncio.timeout(_WALL * self.seconds):
+            async with asyncio.timeout(_MOST_SECONDS * (1 + self.seconds)):
                 reply = await process.ask(form, data)
             done = True
         except (TimeoutError, EOFError, OSError) as error:
