@@ -134,6 +134,7 @@ def middle_policy(config: ConfigDict, arg: ConfigDict, **vocabularies: int) -> N
     """A policy of some 90 M parameters from scratch, with 16 x 16 image tokens for 256 px frames,
     and how it is trained; `arg.optimizer` and `arg.quick` as in every file."""
     config.compute_dtype, config.global_batch, config.microbatches = "bfloat16", 256, 4
+    config.data.unusable_episodes = "leave_out"  # a few people write more than text_length
     config.optimizer = optimizer(arg.optimizer)
     config.optimizer.update(peak_lr=0.3 * config.optimizer.peak_lr, warmup_steps=1000)
     config.optimizer.weight_decay = 0.05
