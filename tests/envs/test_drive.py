@@ -1,6 +1,7 @@
 """Environments by name, those that only Python steps, and chunks of actions."""
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -75,8 +76,8 @@ def test_stepping_gives_the_successes_of_the_scan(execute):
 class Line:
     """Settings of `Counter`."""
 
-    goal: int = 3
-    horizon: int = 5
+    goal: Annotated[int, "[1, 9]", "place to reach"] = 3
+    horizon: Annotated[int, "[1, 99]", "steps of an episode at most"] = 5
 
 
 class Counter:
