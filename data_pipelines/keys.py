@@ -9,7 +9,8 @@
 
 The range of a number is an interval, several of them or single numbers joined by " or "; that of a
 text its choices, or "not empty"; that of a tuple is of each of its items. A field without an
-annotation is no key: who reads the settings fills it in.
+annotation is no key: who reads the settings fills it in. `tuple[int, *tuple[int, ...]]` has one or
+more items.
 """
 
 import functools
@@ -27,11 +28,13 @@ _KINDS = {
     Mapping: "a mapping of keys",
 }
 
+_CONTROL = set(map(chr, range(32)))
+
 
 @dataclass(frozen=True)
 class Key:
     """`kind`: bool, int, float, str or Mapping. `items`: None of a plain value; of a tuple how many
-    there are, 0: any number. `range`: "", an interval, or choices."""
+    there are, 0: any number, -1: one or more. `range`: "", an interval, or choices."""
 
     name: str
     kind: type
@@ -49,24 +52,27 @@ class Key:
             one = f"{_KINDS[self.kind]} in {self.range}" if self.range else _KINDS[self.kind]
         if self.items is None:
             return one
-        return f"{self.items} values, each {one}" if self.items else f"a tuple, of each item {one}"
+        many = {0: "any number of values", -1: "one or more values"}
+        return f"{many.get(self.items, f'{self.items} values')}, each {one}"
 
     def allows(self, value: Any) -> bool:
         """Whether a config may have this value."""
         if self.items is None:
             return self._allows(value)
-        if not isinstance(value, (tuple, list)) or self.items and len(value) != self.items:
+        if not isinstance(value, (tuple, list)) or not value and self.items:
             return False
-        return all(map(self._allows, value))
+        return self.items in (0, -1, len(value)) and all(map(self._allows, value))
 
     def _allows(self, value: Any) -> bool:
         if isinstance(self.range, tuple):
-            return type(value) is self.kind and value in self.range
+            return isinstance(value, self.kind) and value in self.range
         if self.kind is Mapping:
             return hasattr(value, "items")  # ConfigDict is no Mapping
         if self.kind is str:
-            return type(value) is str and value.isprintable() and (value != "" or not self.range)
-        if type(value) is not self.kind and not (self.kind is float and type(value) is int):
+            plain = isinstance(value, str) and not _CONTROL & set(value)
+            return plain and (value != "" or not self.range)
+        wanted = (int, float) if self.kind is float else self.kind
+        if not isinstance(value, wanted) or isinstance(value, bool) != (self.kind is bool):
             return False
         return self.kind is bool or any(_inside(value, one) for one in self.range.split(" or "))
 
@@ -96,6 +102,7 @@ def _of(kind: type) -> Iterator[Key]:
         if typing.get_origin(hint) is tuple:
             each = typing.get_args(hint)
             hint, items = each[0], 0 if each[-1] is ... else len(each)
+            items = -1 if typing.get_origin(each[-1]) is typing.Unpack else items
         if isinstance(hint, types.UnionType):
             hint = typing.get_args(hint)[0]
         hint = typing.get_origin(hint) or hint
@@ -116,7 +123,9 @@ def check(kinds: type | tuple[type, ...], settings: Mapping[str, Any], key: str)
     for name, value in settings.items():
         if not known[name].allows(value):
             where = f"{key}.{name}" if key else name
-            raise ValueError(f"{where}={value!r} must be {known[name]}")
+            control = isinstance(value, str) and _CONTROL & set(value)
+            also = " without control characters" if control else ""
+            raise ValueError(f"{where}={value!r} must be {known[name]}{also}")
 
 
 def _several(kinds: type | tuple[type, ...]) -> tuple[type, ...]:

@@ -30,7 +30,9 @@ class ImageTokenizerConfig:
 
     dim: Annotated[int, "[1, 65536]", "times its multiplier is the width of a level"] = 128
     multipliers: Annotated[
-        tuple[int, ...], "[1, 1024]", "of the levels; each but the last halves the sides"
+        tuple[int, *tuple[int, ...]],
+        "[1, 1024]",
+        "of the levels; each but the last halves the sides",
     ] = (1, 2, 2, 4, 6)
     blocks: Annotated[
         int, "[1, 1024]", "residual blocks of a level; the decoder's have one more"
@@ -40,8 +42,6 @@ class ImageTokenizerConfig:
     codebook_size: Annotated[int, "[1, 1e7]", "values of a code"] = 8192
 
     def __post_init__(self) -> None:
-        if not self.multipliers:
-            raise ValueError(f"{self.KEY}.multipliers=() must be one or more numbers from 1 on")
         if self.dim % GROUPS:
             raise ValueError(
                 f"{self.KEY}.dim={self.dim} must be a multiple of {GROUPS}, the groups of the norms"

@@ -15,6 +15,7 @@ from markupsafe import Markup
 from ml_collections import ConfigDict
 
 from lapa_jax import config as configs
+from lapa_jax import settings
 from lapa_jax.evidence import measures
 from lapa_jax.evidence.quantizer import evaluate_quantizer
 from lapa_jax.report import figures
@@ -45,6 +46,12 @@ class Point:
 def read_points(spec: str) -> list[Point]:
     """The points of a sweep file, the last key of its grid fastest."""
     sweep = configs.call(spec, "get_sweep")
+    grid = sweep.get("grid") if isinstance(sweep, dict) else None
+    if not isinstance(grid, dict) or sweep.keys() != {"config", "grid"}:
+        raise ValueError(f"{spec}: get_sweep gives {sweep!r:.80}, not {{config, grid: {{...}}}}")
+    for key, values in grid.items():
+        if not isinstance(values, (tuple, list, range)):
+            raise ValueError(f"{spec}: {key}={values!r} must be several values")
     base, points = configs.today(sweep["config"]), []
     keys = [configs.RENAMED.get(key, key) for key in sweep["grid"]]
     for values in itertools.product(*sweep["grid"].values()):
@@ -53,6 +60,7 @@ def read_points(spec: str) -> list[Point]:
         known = configs.to_dict(config)
         for key, value in chosen.items():
             _set(config, key, value, known, spec)
+        settings.check(config)
         points.append(Point(chosen, config.lock()))
     return points
 
@@ -65,8 +73,11 @@ def _set(config: ConfigDict, key: str, value: Any, known: dict, path: str) -> No
         nodes = [child for n in nodes for child in (n.values() if name == "*" else [n.get(name)])]
     if not nodes or any(node is None or last not in node for node in nodes):
         raise ValueError(f"{path}: the config has no key {key!r}")
-    for node in nodes:
-        node[last] = value
+    try:
+        for node in nodes:
+            node[last] = value
+    except TypeError as error:
+        raise ValueError(f"{path}: {key}={value!r}: {error}") from error
 
 
 def open_sweep(

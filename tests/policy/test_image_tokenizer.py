@@ -104,10 +104,7 @@ def test_flops_are_those_of_the_compiler():
 
 def test_settings_and_images_that_cannot_be(tiny):
     small = dict(dim=32, multipliers=(1, 2), blocks=1, latent_dim=16, code_dim=16, codebook_size=4)
-    for changes, message in (
-        ({"dim": 48}, "model.dim=48 must be a multiple of 32"),
-        ({"multipliers": ()}, r"model.multipliers=\(\) must be one or more"),
-    ):
+    for changes, message in (({"dim": 48}, "model.dim=48 must be a multiple of 32"),):
         with pytest.raises(ValueError, match=message):
             ImageTokenizerConfig(**small | changes)
     encode = tiny[1]("encode")

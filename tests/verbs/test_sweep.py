@@ -81,5 +81,21 @@ def test_a_wrong_key_is_named(tmp_path):
     )
     with pytest.raises(ValueError, match="the config has no key 'model.codebok_size'"):
         sweep.read_points(str(path))
+    for grid, told in (
+        ("{'model.codebook_size': ('many',)}", "model.codebook_size='many'"),
+        (
+            "{'model.codebook_size': (8, 1)}",
+            r"model.codebook_size=1 must be an integer in \[2, 1e7",
+        ),
+        ("None", "get_sweep gives"),
+        ("{'model.codebook_size': 3}", "codebook_size=3 must be several values"),
+    ):
+        path.write_text(
+            "from experiments.quantizer import tabletop\n"
+            "def get_sweep(arg=None):\n"
+            f"    return {{'config': tabletop.get_config(), 'grid': {grid}}}\n"
+        )
+        with pytest.raises(ValueError, match=told):
+            sweep.read_points(str(path))
     with pytest.raises(FileNotFoundError, match="`lapa configs` lists the shipped"):
         sweep.read_points(str(tmp_path / "none.py"))

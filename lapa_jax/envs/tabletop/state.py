@@ -45,7 +45,7 @@ class SceneConfig:
     FULL has all."""
 
     blocks: Annotated[int, "[2, 8]", "on the table; 3 or more with separate_blocks"] = 4
-    families: Annotated[tuple[str, ...], FAMILIES, "of tasks"] = ("reach",)
+    families: Annotated[tuple[str, *tuple[str, ...]], FAMILIES, "of tasks"] = ("reach",)
     horizon: Annotated[int, "[1, 1e6]", "steps of an episode at most"] = 40
     min_gap: Annotated[float, "[0, 0.03]", "free space between block discs at reset, metres"] = (
         0.016

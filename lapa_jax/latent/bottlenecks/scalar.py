@@ -22,13 +22,13 @@ class FSQConfig:
     """A grid with a level or more in each dimension."""
 
     levels: Annotated[
-        tuple[int, ...], "[2, 1e6]", "of each grid dimension; their product is the codebook_size"
+        tuple[int, *tuple[int, ...]],
+        "[2, 1e6]",
+        "of each grid dimension; their product is the codebook_size",
     ] = (4, 2)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", tuple(self.levels))
-        if not self.levels:
-            raise ValueError("model.bottleneck.levels=() must be one or more numbers from 2 on")
 
 
 @dataclass(frozen=True)
