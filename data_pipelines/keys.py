@@ -8,16 +8,16 @@
         note: Annotated[str, "what people should know"] = ""
 
 The range of a number is an interval, several of them or single numbers joined by " or "; that of a
-text its choices, or "not empty"; that of a tuple is of each of its items. A field without an
-annotation is no key: who reads the settings fills it in. `tuple[int, *tuple[int, ...]]` has one or
-more items.
+text its choices, or "not empty"; that of a tuple is of each of its items, and `tuple[int,
+*tuple[int, ...]]` has one or more. A field with neither annotation nor default is no key: who reads
+the settings fills it in.
 """
 
 import functools
 import types
 import typing
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 _KINDS = {
@@ -29,6 +29,7 @@ _KINDS = {
 }
 
 _CONTROL = set(map(chr, range(32)))
+_NONE = (MISSING, MISSING)
 
 
 @dataclass(frozen=True)
@@ -113,20 +114,24 @@ def _of(kind: type) -> Iterator[Key]:
         yield Key(field.name, hint, items, allowed, doc)
 
 
+def names(kind: type) -> set[str]:
+    """Of its keys, and of fields that have a default but say no more."""
+    said = {one.name for one in of(kind)}
+    return said | {f.name for f in fields(kind) if (f.default, f.default_factory) != _NONE}
+
+
 def check(kinds: type | tuple[type, ...], settings: Mapping[str, Any], key: str) -> None:
     """Raises ValueError, which names it below `key`, for a value that its key cannot have, and for
     keys that are unknown or missing. `kinds`: dataclasses whose keys stand side by side."""
-    known = {one.name: one for kind in _several(kinds) for one in of(kind)}
-    unknown, missing = sorted(set(settings) - set(known)), sorted(set(known) - set(settings))
+    kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    known = {one.name: one for kind in kinds for one in of(kind)}
+    wanted = set().union(*map(names, kinds))
+    unknown, missing = sorted(set(settings) - wanted), sorted(wanted - set(settings))
     if unknown or missing:
         raise ValueError(f"{key or 'config'}: unknown keys {unknown}, missing keys {missing}")
     for name, value in settings.items():
-        if not known[name].allows(value):
+        if name in known and not known[name].allows(value):
             where = f"{key}.{name}" if key else name
             control = isinstance(value, str) and _CONTROL & set(value)
             also = " without control characters" if control else ""
             raise ValueError(f"{where}={value!r} must be {known[name]}{also}")
-
-
-def _several(kinds: type | tuple[type, ...]) -> tuple[type, ...]:
-    return kinds if isinstance(kinds, tuple) else (kinds,)

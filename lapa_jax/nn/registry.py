@@ -32,8 +32,10 @@ def named_config(settings: Mapping[str, Any], registry: Registry, key: str) -> t
 def typed_config(kind: type, settings: Mapping[str, Any], key: str) -> Any:
     """`kind(**settings)`; settings that are unknown, missing, defaults or not, or out of range
     raise ValueError."""
-    filled_in = {field.name for field in fields(kind)} - {one.name for one in keys.of(kind)}
+    filled_in = {field.name for field in fields(kind)} - keys.names(kind)
     keys.check(kind, {k: v for k, v in settings.items() if k not in filled_in}, key)
+    if missing := sorted(filled_in - set(settings)):
+        raise ValueError(f"{key}: unknown keys [], missing keys {missing}")
     return kind(**settings)
 
 
