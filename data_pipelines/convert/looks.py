@@ -175,6 +175,9 @@ def _scaled(frame: av.VideoFrame, height: int, width: int) -> np.ndarray:
     is_hdr, mapped = frame.color_trc in _LIGHTS, _needs_mapping(frame)
     if is_hdr and frame.colorspace == _UNKNOWN:
         frame.colorspace = _BT2020
+    if "555" in frame.format.name or "565" in frame.format.name:
+        # White of 31 becomes 255 unscaled and packed alone, else 248.
+        frame = _packed("unpack", frame)
     shrinks = width <= frame.width and height <= frame.height
     planes = _reformatter("scale").reformat(
         frame,

@@ -67,7 +67,7 @@ def test_colours_are_those_of_pictures_that_are_resized_as_rgb(tmp_path):
 @pytest.mark.parametrize(
     "pixels",
     "yuv420p yuvj420p yuv422p yuv444p yuv411p nv12 uyvy422 yuv420p10le p010le yuv444p12le yuva420p"
-    " rgb24 bgr0 rgba gbrp rgb48le gray gray10le ya8".split(),
+    " rgb24 bgr0 rgba gbrp rgb48le rgb555le bgr565le gray gray10le ya8".split(),
 )
 def test_white_black_and_means_of_every_pixel_format(pixels):
     frame = as_frame(waves(), pixels)
