@@ -96,7 +96,7 @@ def test_a_part_that_is_damaged_before_they_are_joined_is_read_again(tmp_path):
     (job,) = build._jobs(tmp_path, shards, tmp_path / "parts", settings)
     build._write_part(job)
     whole, data = build._load_part(job), job.target.read_bytes()
-    for place in [*range(0, len(data), 31), *range(len(data) - 700, len(data), 7)]:
+    for place in [*range(0, len(data), 61), *range(len(data) - 700, len(data), 11)]:
         damaged = bytearray(data)
         damaged[place] ^= 1 << place % 8
         job.target.write_bytes(damaged)
