@@ -21,9 +21,10 @@ class Found:
     passed_over: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
-def find(source: Path) -> Found:
+def find(source: Path, used: str | Path | None = None) -> Found:
     """Looks through a folder and those below it, also through links to folders, each once: where
-    it really lies, if that is below the folder, else by the first link to it."""
+    it really lies, if that is below the folder, else by the first link to it. used: a file that is
+    no clip, but not passed over either."""
     given_folder(source, f"a folder of videos ({', '.join(decode.EXTENSIONS)})")
     found = Found()
     seen: set[tuple[int, int]] = set()
@@ -36,6 +37,13 @@ def find(source: Path) -> Found:
         todo = sorted(links)
     for names in (found.videos, found.picture_folders, *found.passed_over.values()):
         names.sort()
+    if used is not None and Path(used).resolve().is_relative_to(source.resolve()):
+        name = Path(used).resolve().relative_to(source.resolve()).as_posix()
+        found.passed_over = {
+            kind: kept
+            for kind, names in found.passed_over.items()
+            if (kept := [one for one in names if one != name])
+        }
     return found
 
 

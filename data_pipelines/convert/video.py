@@ -178,6 +178,8 @@ class Options(conversion.Options):
         super().__post_init__()
         if not 0 <= self.picture_fps < float("inf"):
             raise ValueError(f"--picture_fps {self.picture_fps} must be a rate, or 0")
+        if not all(self.cameras):
+            raise ValueError(f"--cameras {','.join(self.cameras)!r} holds an empty word")
         for flag in ("picture_fps", "cameras"):
             if self.split_scenes and getattr(self, flag):
                 raise ValueError(f"--split_scenes cannot be used with --{flag}")
@@ -193,7 +195,7 @@ def convert_videos(options: Options) -> conversion.Report:
         source_fps=options.source_fps,
         cut_threshold=options.split_scenes,
     )
-    found = folders.find(source)
+    found = folders.find(source, options.captions)
     files = sorted(found.videos + (found.picture_folders if options.picture_fps else []))
     if not files:
         told = f"; {len(found.picture_folders)} folders of pictures (--picture_fps)"
@@ -204,6 +206,11 @@ def convert_videos(options: Options) -> conversion.Report:
     recordings, bad, others = [(file,) for file in files], {}, []
     if options.cameras:
         recordings, bad, others = folders.by_camera(files, options.cameras)
+        if not recordings:
+            raise ValueError(
+                f"--cameras {','.join(options.cameras)}: below {source} there is no recording by "
+                f"all of them; a path is {files[0]!r} ({next(iter(bad.values()), 'of no camera')})"
+            )
     texts = captioning.read(options.captions, options.instruction_key) if options.captions else {}
     used = texts.keys() & set(files)
     if texts and not used:

@@ -257,7 +257,7 @@ def test_videos_of_several_cameras_make_one_corpus(tmp_path):
         ("overview.mp4", 6),
     ):
         files.write_video(root / name, files.grey_frames(count), fps=10)
-    table = tmp_path / "captions.csv"
+    table = root / "captions.csv"
     table.write_text("file,caption\nwrist/ep1.mkv,push\n")
     report = convert(
         root, tmp_path / "out", cameras=("front", "wrist"), captions=table, max_bad_fraction=0.5
@@ -267,7 +267,8 @@ def test_videos_of_several_cameras_make_one_corpus(tmp_path):
         "front/ep3.mp4": "the cameras front, wrist have [6, 9] frames",
         "front/ep4.mp4": "there is no video of ['wrist'] beside it",
     }
-    assert report.passed_over["videos of no camera"] == ["overview.mp4"]
+    not_used = {kind: names for kind, names in report.passed_over.items() if names}
+    assert not_used == {"videos of no camera": ["overview.mp4"]}
     found = read(tmp_path / "out")
     assert {name: one["language_instruction"] for name, one in found.items()} == {
         "front/ep1.mp4": "push",
@@ -289,6 +290,9 @@ def test_videos_of_several_cameras_make_one_corpus(tmp_path):
     one = read(tmp_path / "told")["front/ep1.mp4@0.3-0.6"]
     assert files.frame_numbers(one["wrist"]) == files.frame_numbers(one["image"]) == [3, 4, 5]
     assert ("front/ep1.mp4@2-3", "the video ends before it begins") in report.bad
+    for words, told in ((("left", "right"), "no recording by all.*of no camera"), (("",), "empty")):
+        with pytest.raises(ValueError, match=told):
+            convert(root, tmp_path / "none", cameras=words)
     with pytest.raises(ValueError, match="--split_scenes cannot be used with --cameras"):
         convert(root, tmp_path / "none", cameras=("front", "wrist"), split_scenes=0.3)
 
