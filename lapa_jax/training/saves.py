@@ -66,11 +66,6 @@ class SavePolicy:
         look_every_steps: int,
         clock: Callable[[], float] = time.monotonic,
     ):
-        if every_steps < 1 or every_minutes < 0:
-            raise ValueError(
-                f"checkpoint.every_steps={every_steps} must be at least 1, and "
-                f"checkpoint.every_minutes={every_minutes} at least 0"
-            )
         self._every_steps, self._every_seconds = every_steps, 60 * every_minutes
         self._look_every_steps, self._clock = look_every_steps, clock
         self._since = clock()

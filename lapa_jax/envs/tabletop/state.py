@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from data_pipelines import keys
+
 SHAPES = ("cube", "star", "moon", "ring")
 COLOURS = ("red", "blue", "green", "yellow")
 NUM_KINDS = len(SHAPES) * len(COLOURS)  # kind = shape * 4 + colour
@@ -58,28 +60,12 @@ class SceneConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "families", tuple(self.families))
-        unknown = [f for f in self.families if f not in FAMILIES]
-        if unknown or not self.families:
-            raise ValueError(
-                f"SceneConfig.families = {list(self.families)}: must be a non-empty part of "
-                f"{list(FAMILIES)}"
-            )
+        keys.check(SceneConfig, dataclasses.asdict(self), "evaluation.env")
         if len(set(self.families)) != len(self.families):
             raise ValueError(f"SceneConfig.families = {list(self.families)}: repeated family")
-        smallest = 3 if "separate_blocks" in self.families else 2
-        if not smallest <= self.blocks <= 8:
+        if "separate_blocks" in self.families and self.blocks < 3:
             raise ValueError(
-                f"SceneConfig.blocks = {self.blocks}: must be {smallest}..8 "
-                f"(3 or more with separate_blocks)"
-            )
-        if self.horizon < 1:
-            raise ValueError(f"SceneConfig.horizon = {self.horizon}: must be at least 1")
-        if not 0.0 <= self.min_gap <= 0.03:
-            raise ValueError(f"SceneConfig.min_gap = {self.min_gap}: must be within 0..0.03 m")
-        if self.combinations not in ("all", "train", "held_out"):
-            raise ValueError(
-                f"SceneConfig.combinations = {self.combinations!r}: must be 'all', 'train' or "
-                "'held_out'"
+                f"SceneConfig.blocks = {self.blocks}: must be 3 or more with separate_blocks"
             )
 
 
