@@ -20,13 +20,14 @@ import sys
 from typing import Any
 
 from lapa_jax.machine import xla_flags
-from lapa_jax.machine.tpu_shapes import SLICES
 
+from .check import check_on_slices, slice_shape
 from .shell import (
     NEEDED,
     Action,
     Shell,
     assignments,
+    at_least,
     checked_env_file,
     given,
     run_tool,
@@ -62,7 +63,7 @@ ACTIONS = {
 FLAGS = {
     "job": {"help": "its name"},
     "--namespace": {"default": "default"},
-    "--restarts": {"type": int, "default": 100, "help": "of all pods (default 100)"},
+    "--restarts": {"type": at_least(0), "default": 100, "help": "of all pods (default 100)"},
     "--claim": {**NEEDED, "help": f"PersistentVolumeClaim, mounted at {MOUNT}"},
     "--secret": {"help": "Kubernetes secret whose entries become variables"},
     "--cluster": NEEDED,
@@ -76,6 +77,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _work(args: argparse.Namespace, command: list[str], shell: Shell) -> None:
+    if command:
+        check_on_slices(command, args.accelerator, args.slices)
     if args.action == "run":
         manifest = json.dumps(jobset(args, command), indent=1)
         shell.run(["kubectl", "apply", "-f", "-"], stdin=manifest)
@@ -96,16 +99,7 @@ def shape(accelerator: str) -> tuple[str, str, int, int]:
 
     Slices of one host with eight chips, and those below four chips, are not among them.
     """
-    chip = xla_flags.chip_of(accelerator)
-    if chip not in SLICES:
-        raise ValueError(f"--accelerator {accelerator} is no TPU")
-    count = accelerator.rpartition("-")[2]
-    if not count.isdecimal():
-        raise ValueError(f"--accelerator {accelerator}: give the size too, for example {chip}-64")
-    topology = SLICES[chip].get(int(count))
-    if topology is None:
-        sizes = ", ".join(f"{chip}-{size}" for size in SLICES[chip])
-        raise ValueError(f"--accelerator {accelerator}: known are {sizes}")
+    chip, topology = slice_shape(accelerator)
     chips = math.prod(map(int, topology.split("x")))
     return ACCELERATORS[chip], topology, chips // CHIPS_PER_HOST, CHIPS_PER_HOST
 

@@ -13,11 +13,12 @@ import sys
 from lapa_jax.machine import xla_flags
 
 from . import supervise
-from .shell import Action, Shell, assignments, run_tool
+from .check import check_training
+from .shell import Action, Shell, assignments, at_least, run_tool
 
 FLAGS = {
-    "--gpus": {"type": int, "default": 8, "help": "of the machine (default 8)"},
-    "--processes": {"type": int, "default": 1, "help": "that share the GPUs (default 1)"},
+    "--gpus": {"type": at_least(1), "default": 8, "help": "of the machine (default 8)"},
+    "--processes": {"type": at_least(1), "default": 1, "help": "that share the GPUs (default 1)"},
 }
 RUN = Action("", "--hardware --exact --gpus --processes", takes_command=True)
 
@@ -29,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace, command: list[str], shell: Shell) -> int:
+    check_training(command, f"{args.hardware}-{args.gpus}", args.gpus)
     variables = xla_flags.gpu_environment(args.hardware, args.exact)
     if args.processes < 1 or args.gpus % args.processes:
         raise ValueError(f"--gpus {args.gpus} must divide by --processes {args.processes}")

@@ -15,11 +15,23 @@ from typing import Any, NamedTuple
 # A word that carries the value of a secret: HF_TOKEN=..., --api_key=...
 _SECRET = re.compile(r"(?i)(?:^|[-_.\s])(\w*(?:token|secret|password|api_?key|credentials?))=\S")
 
+
+def at_least(low: int) -> Callable[[str], int]:
+    """What argparse reads a whole number with that has a lower bound."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"{text} is no whole number of at least {low}")
+        return int(text)
+
+    return number
+
+
 NEEDED, SWITCH = {"required": True}, {"action": "store_true"}
 Flags = dict[str, dict[str, Any]]  # flag, or word without a flag → what argparse is told of it
 FLAGS: Flags = {  # of more than one tool
     "--accelerator": {**NEEDED, "help": "v5p-64, v5e-256, v6e-256, on GKE tpu7x-64 too, ..."},
-    "--slices": {"type": int, "default": 1, "help": "that make one machine (default 1)"},
+    "--slices": {"type": at_least(1), "default": 1, "help": "that make one machine (default 1)"},
     "--spot": {**SWITCH, "help": "cheaper, and taken away at any time"},
     "--image": {**NEEDED, "help": "built from launch/docker/tpu.Dockerfile"},
     "--zone": {"help": "default: that of gcloud's configuration"},
@@ -27,7 +39,11 @@ FLAGS: Flags = {  # of more than one tool
     "--hardware": {**NEEDED, "help": "h100, h200 or b200"},
     "--exact": {**SWITCH, "help": "the same bits each time, maybe slower"},
     "--env_file": {"help": "NAME=VALUE lines, secrets too; readable by you alone"},
-    "--save_seconds": {"type": int, "default": 300, "help": "to save, at the end (default 300)"},
+    "--save_seconds": {
+        "type": at_least(1),
+        "default": 300,
+        "help": "to save, at the end (default 300)",
+    },
 }
 
 

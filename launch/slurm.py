@@ -10,17 +10,19 @@ The workdir and the data must be on storage that all nodes share.
 
 import argparse
 import os
+import re
 import shlex
 import sys
 
 from lapa_jax.machine import xla_flags
 from lapa_jax.training.run_files import EXIT_RESTART
 
-from .shell import Action, Shell, assignments, checked_env_file, run_tool, supervised
+from .check import check_training
+from .shell import Action, Shell, assignments, at_least, checked_env_file, run_tool, supervised
 
 FLAGS = {
-    "--nodes": {"type": int, "default": 1},
-    "--gpus_per_node": {"type": int, "default": 8},
+    "--nodes": {"type": at_least(1), "default": 1},
+    "--gpus_per_node": {"type": at_least(1), "default": 8},
     "--process_per": {
         "choices": ("gpu", "node"),
         "default": "gpu",
@@ -42,6 +44,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _submit(args: argparse.Namespace, command: list[str], shell: Shell) -> None:
+    gpus = args.nodes * args.gpus_per_node
+    check_training(command, f"{args.hardware}-{gpus}", gpus)
+    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", args.time):
+        raise ValueError(f"--time {args.time} must be as sbatch has it: HH:MM:SS, DAYS-HH, ...")
     shell.run(["sbatch"], stdin=script(args, command))
 
 

@@ -21,6 +21,7 @@ import time
 
 from lapa_jax.machine import xla_flags
 
+from .check import check_on_slices
 from .shell import Action, Shell, checked_env_file, given, run_tool, supervised
 
 RUNTIMES = {
@@ -69,6 +70,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _work(args: argparse.Namespace, command: list[str], shell: Shell) -> None:
+    if command:
+        check_on_slices(command, args.accelerator, args.slices)
     getattr(Pod(args, command, shell), args.action)()
 
 

@@ -17,7 +17,7 @@ from lapa_jax.aot import topology
 from lapa_jax.machine import xla_flags
 from launch import gke, gpu_host, slurm, tpu_pod
 
-TRAIN = ["lapa", "train", "--config", "experiments/latent_vla/paper.py:hardware=v5p-64"]
+TRAIN = ["lapa", "train", "--config", "experiments/latent_vla/paper.py:batch=512"]
 TRAIN += ["--workdir", "/mnt/lapa/runs/x"]
 IMAGE = "--image=europe-docker.pkg.dev/project/lapa/tpu:1"
 PODS = {
@@ -93,6 +93,49 @@ def test_dry_runs_print_these_commands(tool, case, here, capsys):
         golden.parent.mkdir(exist_ok=True)
         golden.write_text(printed)
     assert printed == golden.read_text(), "if this is meant: LAPA_UPDATE_GOLDEN=1, and review"
+
+
+PAPER = ["lapa", "train", "--workdir", "/mnt/lapa/runs/x", "--config"]
+
+
+@pytest.mark.parametrize(
+    ("tool", "flags", "command", "said"),
+    [
+        (
+            tpu_pod,
+            "run pod --accelerator=v5p-128",
+            [":hardware=v5p-64"],
+            "laid out for v5p-64, and",
+        ),
+        (gke, "run j --claim=c --slices=2 --accelerator=v5p-64", [":hardware=v5p-64"], "2xv5p-64"),
+        (slurm, "--hardware=h100 --nodes=4", [":hardware=h100-64"], "and h100-32 is asked for"),
+        (gpu_host, "--hardware=h200", [":hardware=h100-8"], "and h200-8 is asked for"),
+        (gpu_host, "--hardware=h100", ["", "--config.mesh.data=3"], "but there are 8"),
+        (gpu_host, "--hardware=h100", [":batch=60"], "global_batch=60 must be a multiple"),
+        (gpu_host, "--hardware=h100", ["", "--config.stepz=3"], "stepz"),
+        (gpu_host, "--hardware=h100", ["", "--config.steps=-1"], "steps"),
+        (slurm, "--hardware=h100 --nodes=0", [""], "0 is no whole number of at least 1"),
+        (slurm, "--hardware=h100 --time=soon", [""], "--time soon"),
+        (tpu_pod, "run pod --accelerator=v5p-65", [""], "known are v5p-8,"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_sent(tool, flags, command, said, capsys):
+    first, *rest = command
+    config = f"experiments/latent_vla/paper.py{first}"
+    flags = [*flags.split(), *([IMAGE] if tool in (tpu_pod, gke) else []), "--dry_run"]
+    try:
+        code = tool.main([*flags, "--", *PAPER, config, *rest])
+    except SystemExit as exit:  # argparse
+        code = exit.code
+    told = capsys.readouterr()
+    assert code == 2 and said in told.err.splitlines()[-1] and not told.out, told.err
+
+
+def test_a_config_of_the_image_is_left_to_it(here, capsys):
+    for spec in ("/mnt/lapa/mine.py", "mine.py:x=1"):
+        assert gpu_host.main(["--hardware=h100", "--dry_run", "--", *PAPER, spec]) == 0
+        told = capsys.readouterr()
+        assert "is not checked here" in told.err and spec in told.out
 
 
 def commands_of(file: Path) -> list[list[str]]:

@@ -75,7 +75,7 @@ kubectl apply -f - <<'END'
            "lapa",
            "train",
            "--config",
-           "experiments/latent_vla/paper.py:hardware=v5p-64",
+           "experiments/latent_vla/paper.py:batch=512",
            "--workdir",
            "/mnt/lapa/runs/x"
           ],

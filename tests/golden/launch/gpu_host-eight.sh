@@ -1,3 +1,3 @@
 XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 \
     XLA_FLAGS='--xla_gpu_enable_latency_hiding_scheduler=true --xla_gpu_enable_pipelined_all_gather=true --xla_gpu_enable_pipelined_reduce_scatter=true --xla_gpu_enable_while_loop_double_buffering=true --xla_gpu_exclude_nondeterministic_ops=true' \
-    python -m launch.supervise --processes 8 --devices_per_process 1 -- lapa train --config experiments/latent_vla/paper.py:hardware=v5p-64 --workdir /mnt/lapa/runs/x
+    python -m launch.supervise --processes 8 --devices_per_process 1 -- lapa train --config experiments/latent_vla/paper.py:batch=512 --workdir /mnt/lapa/runs/x

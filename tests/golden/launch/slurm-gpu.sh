@@ -15,7 +15,7 @@ sbatch <<'END'
 cd HERE || exit
 export XLA_PYTHON_CLIENT_MEM_FRACTION=0.9
 export XLA_FLAGS='--xla_gpu_enable_latency_hiding_scheduler=true --xla_gpu_enable_pipelined_all_gather=true --xla_gpu_enable_pipelined_reduce_scatter=true --xla_gpu_enable_while_loop_double_buffering=true --xla_gpu_exclude_nondeterministic_ops=true'
-srun --kill-on-bad-exit=0 python -m launch.supervise --drain_seconds 270 -- lapa train --config experiments/latent_vla/paper.py:hardware=v5p-64 --workdir /mnt/lapa/runs/x
+srun --kill-on-bad-exit=0 python -m launch.supervise --drain_seconds 270 -- lapa train --config experiments/latent_vla/paper.py:batch=512 --workdir /mnt/lapa/runs/x
 code=$?
 if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$code"
