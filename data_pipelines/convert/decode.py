@@ -126,15 +126,6 @@ class Span(NamedTuple):
     end: Fraction | None = None
 
 
-def nearest_frames(
-    frames: Iterable[tuple[Fraction, object]], fps: Fraction, tolerance: Fraction
-) -> Iterator[tuple[object, bool]]:
-    """(frame, shown before) at times t0, t0 + 1/fps, ... up to the last frame's time."""
-    for _, frame, shown in nearest_of_spans(frames, fps, tolerance, (Span(),)):
-        if frame is not None:
-            yield frame, bool(shown)
-
-
 def nearest_of_spans(
     frames: Iterable[tuple[Fraction, object]],
     fps: Fraction,

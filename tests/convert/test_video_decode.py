@@ -21,6 +21,12 @@ def make_settings(**changes):
     return decode.VideoSettings(**(values | changes))
 
 
+def nearest_frames(frames, fps, tolerance):
+    """Of a whole video: (frame, whether it was shown before)."""
+    found = decode.nearest_of_spans(frames, fps, tolerance, (decode.Span(),))
+    return [(frame, bool(shown)) for _, frame, shown in found if frame is not None]
+
+
 def read(path, **changes):
     clips = list(decode.read_clips(path, make_settings(**changes)))
     return [image for clip in clips for image in clip.images]
@@ -68,7 +74,7 @@ def test_variable_frame_rate_keeps_real_times(tmp_path):
 def test_nearest_frames_against_brute_force(gaps, fps, first):
     times = [Fraction(t, 1000) for t in np.cumsum([first, *gaps]).tolist()]
     fps = Fraction(fps)
-    got = list(decode.nearest_frames(zip(times, range(len(times)), strict=True), fps, Fraction(0)))
+    got = list(nearest_frames(zip(times, range(len(times)), strict=True), fps, Fraction(0)))
     count = int((times[-1] - times[0]) * fps) + 1
     wanted = [
         min(range(len(times)), key=lambda i, k=k: (abs(times[i] - times[0] - k / fps), i))
@@ -248,7 +254,7 @@ def test_time_stamps_of_decoding_are_put_in_the_order_of_the_frames():
     assert times_of(stub_stream(sparse, None, held=4)) == [0.05, 0.09, 0.13, 0.17, 0.21]
     broken = stub_stream([0, 20, 10], 10)
     with pytest.raises(decode.VideoError, match="go back from 0.2 s to 0.1 s"):
-        list(decode.nearest_frames(decode._timed_frames(broken, "", make_settings(), set()), 10, 0))
+        list(nearest_frames(decode._timed_frames(broken, "", make_settings(), set()), 10, 0))
 
 
 @pytest.mark.parametrize(
@@ -272,7 +278,7 @@ def test_streams_without_frames_or_with_broken_time_stamps_are_refused():
     for pts, reason in [([0, 20, 10], "go back"), ([0, 100 * 3600], "gap of 3600 s")]:
         frames = [(Fraction(p, 100), p) for p in pts]
         with pytest.raises(decode.VideoError, match=reason):
-            list(decode.nearest_frames(frames, Fraction(10), Fraction(0)))
+            list(nearest_frames(frames, Fraction(10), Fraction(0)))
 
 
 @pytest.mark.parametrize(
