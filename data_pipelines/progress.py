@@ -84,7 +84,7 @@ class Progress:
             else:
                 self._bar.update(pieces)
         elif self._show:
-            now, last = self._clock(), self.done == self._total
+            now, last = self._clock(), self._is_done
             if last or now >= self._next_line:
                 self._next_line = now + self._every
                 self._line(f"{self._fields}, " * bool(self._fields) + self._left(now))
@@ -93,6 +93,10 @@ class Progress:
         """Ends the bar."""
         if self._bar is not None:
             self._bar.close()
+
+    @property
+    def _is_done(self) -> bool:
+        return self._total is not None and self.done >= self._total
 
     def _count_from(self) -> None:
         """Speed is measured from here on."""
@@ -111,7 +115,7 @@ class Progress:
 
     def _left(self, now: float) -> str:
         counted = self.done - self._first
-        if self.done == self._total or self._total is None or not counted:
+        if self._is_done or self._total is None or not counted:
             return f"{tqdm.tqdm.format_interval(now - self._began)} taken"
         seconds = (now - self._start) / counted * (self._total - self.done)
         return f"{tqdm.tqdm.format_interval(seconds)} left"

@@ -82,6 +82,9 @@ def test_tiny_demo_runs_whole_serves_and_continues(tmp_path, capsys):
     demo = light_process("demo", "--size", "tiny", "--workdir", workdir)
     told, _ = demo.communicate()
     assert demo.returncode == 0 and str(workdir / "report.html") in told, told[-3000:]
+    plan = "lapa demo, tiny: 48 videos each of human and robot"
+    assert plan in told and told.index(plan) < told.index("=== collect (part 1 of 8) ===")
+    assert "\r" not in told and f"next: lapa serve --workdir {workdir}/lapa" in told
 
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary["wall_seconds"] > 0
@@ -91,12 +94,16 @@ def test_tiny_demo_runs_whole_serves_and_continues(tmp_path, capsys):
     for arm in ("lapa", "scratch"):
         counts = summary["policy"][arm]
         assert 0 <= counts["successes"] <= counts["episodes"] == 16
+    same = summary["same_code_in_both_views"]["agreement"]
+    assert 0 <= same["low"] <= same["estimate"] <= same["high"] <= 1
     gap, policy = summary["lapa_minus_scratch"], summary["policy"]
     assert gap["low"] <= gap["estimate"] <= gap["high"]
     assert 16 * gap["estimate"] == policy["lapa"]["successes"] - policy["scratch"]["successes"]
 
     page = Page()
-    page.feed((workdir / "report.html").read_text())
+    text = (workdir / "report.html").read_text()
+    page.feed(text)
+    assert "LAPA minus Scratch" in text and "paired outcomes" in text
     assert "Data" in page.headings and len(page.alts) >= 10
     assert all(load.startswith(("data:", "#")) for load in page.loads)
 

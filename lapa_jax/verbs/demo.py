@@ -32,7 +32,9 @@ def main(argv: list[str]) -> int:
         sys.stderr.write("lapa: interrupted; the same command continues where it was\n")
         return EXIT_RESTART
     text.say(f"report: {report}\nnumbers: {workdir}/summary.json")
-    text.say(f"next: lapa evaluate --workdir {workdir}/quantizer --report {workdir}/quantizer.html")
+    new = "" if args.videos else f"--corpus {workdir}/data/heldout/robot "
+    page = f"--report {workdir}/quantizer.html"
+    text.say(f"next: lapa evaluate --workdir {workdir}/quantizer {new}{page}")
     if not args.videos:
         text.say(f"next: lapa serve --workdir {workdir}/lapa")
     return 0

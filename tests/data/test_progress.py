@@ -71,6 +71,7 @@ def test_a_terminal_has_a_bar_that_says_what_it_waits_for(monkeypatch):
     [
         ("B", 3000, [1500, 1500], "x: 3.00kB/3.00kB, 00:02 taken"),
         ("frame", None, [7] * 6, "x: frame 35, 00:05 taken"),
+        ("video", 3, [2, 2], "x: video 4/3, 00:02 taken"),  # more than was announced
         ("frame", 0, [], None),  # nothing to do, nothing to say
     ],
 )
