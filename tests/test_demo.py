@@ -128,6 +128,7 @@ def test_tiny_demo_runs_whole_serves_and_continues(tmp_path, capsys):
     server = light_process("serve", "--workdir", workdir / "lapa", "--port", 0)
     try:
         address = next(word for line in server.stdout for word in line.split() if "http://" in word)
+        assert any(": ready" in line for line in server.stdout)  # 503 while it compiles
         picture = encode_jpeg(np.zeros((64, 64, 3), np.uint8))
         body = {"image": base64.b64encode(picture).decode(), "instruction": "reach the red star"}
         asked = urllib.request.Request(

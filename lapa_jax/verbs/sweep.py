@@ -2,7 +2,7 @@
 
 A sweep file has `get_sweep(arg)`: {config, grid: {config key: values}}. Point i of n is run by the
 machine with i mod COUNT = INDEX; the same command continues. Whoever finds all points done writes
-the table, sweep.csv and the heat maps of sweep.html.
+the table, sweep.csv, and sweep.html with charts that mark the best point.
 """
 
 from pathlib import Path
