@@ -58,6 +58,7 @@ class Supervised:
 
     def start(self, processes: int) -> None:
         self.processes, self.lines, self.times = processes, [], []
+        self._first: dict[int, tuple[float, int]] = {}  # attempt → when it had which step
         flags = [*FLAGS, "--processes", str(processes)]
         train = [sys.executable, "-m", "lapa_jax", "train", *self._arguments]
         self._supervisor = subprocess.Popen(
@@ -135,8 +136,11 @@ class Supervised:
 
     def first_step(self, attempt: int) -> tuple[float, int] | None:
         """When an attempt had trained its first step, and which; None before."""
-        found = self.said(r": step (\d+)/\d+, loss", attempt)
-        return (found[0][0], int(found[0][1][1])) if found else None
+        if attempt == self.attempt and attempt not in self._first:
+            began = self.said(r": step (\d+)/\d+, compiling", attempt)  # old lines are gone then
+            if began and (step := self.step()) > int(began[-1][1][1]):
+                self._first[attempt] = (time.monotonic(), step)
+        return self._first.get(attempt)
 
     def step(self) -> int:
         """The newest step that was logged."""
