@@ -157,6 +157,9 @@ def run(module: str, argv: list[str]) -> int:
     try:
         config.shipped()
         return importlib.import_module(module).main(argv) or 0
+    except BrokenPipeError:  # of `lapa ... | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError, RuntimeError, ArithmeticError, AssertionError) as error:
         if not (message := _message(error)):
             raise

@@ -241,6 +241,11 @@ def explained(config: ConfigDict) -> Iterator[tuple[str, Any, str]]:
 def check(config: ConfigDict) -> None:
     """Raises ValueError, which names the key, the value and what it must be, for a config that
     cannot be trained by what its keys alone say. Reads no file."""
+    if config.stage == "image_tokenizer":
+        raise ValueError(
+            "config.stage='image_tokenizer' cannot be trained: its runs come from lapa import "
+            "--format vqgan_pickle"
+        )
     for key, values, kinds in parts(config):
         keys.check(kinds, values, key)
     DataSettings.of(config.data)

@@ -7,7 +7,7 @@ from lapa_jax.nn.layers import dtype_of
 from lapa_jax.nn.module import Functional
 from lapa_jax.nn.registry import typed_config
 from lapa_jax.policy.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
-from lapa_jax.stages.stage import Assets, Params, Sources, Stage, Variables
+from lapa_jax.stages.stage import Assets, Params, Stage, Variables
 
 
 class ImageTokenizerStage(Stage):
@@ -20,14 +20,6 @@ class ImageTokenizerStage(Stage):
         dtype = dtype_of(config.compute_dtype)
         self.model = Functional(
             lambda rngs: ImageTokenizer(self.model_config, dtype=dtype, rngs=rngs)
-        )
-
-    @staticmethod
-    def make_assets(config: ConfigDict, sources: Sources) -> dict[str, bytes]:
-        """Only training makes assets."""
-        raise ValueError(
-            "config.stage='image_tokenizer' cannot be trained: its runs come from lapa import "
-            "--format vqgan_pickle"
         )
 
     def encode(self, params: Params, variables: Variables, images: jax.Array) -> jax.Array:

@@ -60,7 +60,7 @@ def test_unknown_names_list_the_known(name, known):
 @pytest.mark.parametrize("name", ["v5e-4", "h100-8"])
 def test_a_missing_compiler_is_named(name, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
-    with pytest.raises(RuntimeError, match=r"needs (libtpu|jax_cuda12_plugin).*lapa_jax\[aot\]"):
+    with pytest.raises(RuntimeError, match=r"needs (libtpu|jax_cuda12_plugin).*make .venv/.aot"):
         topology.parse(name).devices()
 
 

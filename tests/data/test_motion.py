@@ -106,7 +106,7 @@ def test_a_set_of_other_pairs_is_refused(corpus):
         make(corpus[0], a__window_seconds=0.6)
     with pytest.raises(ValueError, match="other steps .*delete it and .*--fps 10"):
         make(corpus[0], a__fps=10.0)
-    with pytest.raises(ValueError, match="data.min_pair_difference is 300"):
+    with pytest.raises(ValueError, match="data.min_pair_difference=300.0 must be"):
         config = data_config({"a": corpus[0]}, min_pair_difference=300.0)
         Loader(config, fields=("frames",), global_batch=4, seed=0)
 

@@ -127,5 +127,3 @@ def flatten_axes(tree, prefix=""):
 def test_errors_name_the_key():
     with pytest.raises(ValueError, match="model.lora_pattern='attention' .*'attention/q'"):
         build(pattern="attention")
-    with pytest.raises(ValueError, match="model.lora_rank=-1"):
-        build(rank=-1)
