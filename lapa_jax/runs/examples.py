@@ -92,7 +92,7 @@ class Pairs(Frames):
     ):
         self.window_seconds = corpus.get("window_seconds") or trained_window(config)
         there = {"fps": 0.0} | corpus | {"window_seconds": self.window_seconds}
-        data = DataSettings.of(config.data).in_order().on({"corpus": there})
+        data = DataSettings.of(config.data).on({"corpus": there}).in_order()
         opened = open_mixture(data, ["frames"]).corpora[0]
         super().__init__(opened.index, data.image_size, batch=batch)
         samples = np.arange(opened.num_samples)

@@ -140,10 +140,13 @@ def test_what_training_leaves_out_is_held_out_wherever_it_lies(quantizer, data, 
     config = ConfigDict(run.config.to_dict())
     config.data.corpora.robot.fraction = 0.5
     moved = shutil.copytree(data / "robot", tmp_path / "moved")
-    for path in (data / "robot", moved):
-        every, out = (
-            examples.Pairs(config, {"path": str(path)}, held_out=held) for held in (False, True)
-        )
+    corpora = (
+        {"path": str(data / "robot")},
+        {"path": str(moved)},
+        config.data.corpora.robot.to_dict(),
+    )
+    for corpus in corpora:
+        every, out = (examples.Pairs(config, corpus, held_out=held) for held in (False, True))
         drawn = examples.drawn_in_training(config, every.index)
         assert 0 < drawn.sum() < len(drawn)
         episodes = every.index.episode_of_rows(every.rows[:, 0])
