@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from data_pipelines.convert import decode, reading
 from data_pipelines.rlds import selection
 
-_CLOCK = re.compile(r"(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)")
+_CLOCK = re.compile(r"(?:(\d+):(?=[0-5]?\d:))?(\d+):([0-5]?\d(?:\.\d+)?)")
 
 
 class Caption(NamedTuple):
@@ -41,20 +41,23 @@ class Caption(NamedTuple):
 Captions = dict[str, tuple[Caption, ...]]
 
 
-def read(path: str | Path, text_key: str = "caption") -> Captions:
-    """file → its captions, of a .csv (columns file, caption, start, end) or .jsonl (the same keys).
+def read(path: str | Path, text_key: str = "caption") -> tuple[Captions, list[str]]:
+    """(file → its captions, the columns that are not used) of a .csv (columns file, caption, start,
+    end) or .jsonl (the same keys).
 
     text_key: a selection of columns; the first text of a row that is not blank counts. start and
     end, seconds or H:MM:SS, may be absent or empty.
     """
     path, wanted = Path(path), selection.paths(text_key)
-    if path.suffix == ".csv":
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
-    elif path.suffix == ".jsonl":
-        rows = [row for _, row in reading.json_lines(path)]
-    else:
-        raise ValueError(f"captions {path} must end in .csv or .jsonl")
+    try:
+        if path.suffix == ".csv":
+            rows = _csv(path)
+        elif path.suffix == ".jsonl":
+            rows = [row for _, row in reading.json_lines(path)]
+        else:
+            raise ValueError(f"captions {path} must end in .csv or .jsonl")
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is no UTF-8 text of a table: {error}") from error
     found: dict[str, list[Caption]] = {}
     for number, row in enumerate(rows, 1):
         where = f"{path}, entry {number}"
@@ -73,7 +76,25 @@ def read(path: str | Path, text_key: str = "caption") -> Captions:
         others.append(one)
     if not found:
         raise ValueError(f"{path} holds no captions")
-    return {file: tuple(sorted(ones, key=lambda one: one.start)) for file, ones in found.items()}
+    used = {"file", "start", "end", *wanted, *(key.partition("/")[0] for key in wanted)}
+    unused = dict.fromkeys(str(key) for row in rows for key in row if key not in used)
+    ordered = {file: tuple(sorted(ones, key=lambda one: one.start)) for file, ones in found.items()}
+    return ordered, list(unused)
+
+
+def _csv(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        lines = csv.DictReader(file)
+        rows, names = list(lines), list(lines.fieldnames or ())
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"{path} has several columns {', '.join(map(repr, twice))}")
+    for number, row in enumerate(rows, 1):
+        if None in row:
+            raise ValueError(
+                f"{path}, entry {number}: more cells than the {len(names)} columns, {row[None]} "
+                'among them; a text with a comma must stand in quotes, as "pick, then place"'
+            )
+    return rows
 
 
 def _value(row: dict, key: str) -> Any:

@@ -211,7 +211,9 @@ def convert_videos(options: Options) -> conversion.Report:
                 f"--cameras {','.join(options.cameras)}: below {source} there is no recording by "
                 f"all of them; a path is {files[0]!r} ({next(iter(bad.values()), 'of no camera')})"
             )
-    texts = captioning.read(options.captions, options.instruction_key) if options.captions else {}
+    texts, columns = {}, []
+    if options.captions:
+        texts, columns = captioning.read(options.captions, options.instruction_key)
     used = texts.keys() & set(files)
     if texts and not used:
         raise ValueError(
@@ -233,7 +235,7 @@ def convert_videos(options: Options) -> conversion.Report:
     )
     if texts:
         report.notes["captions unused"] = len(texts) - len(used)
-    report.passed_over |= {"videos of no camera": others}
+    report.passed_over |= {"videos of no camera": others, "columns of the captions": columns}
     if not options.picture_fps:
         report.passed_over["folders of pictures (--picture_fps)"] = found.picture_folders
     report.passed_over |= found.passed_over

@@ -349,10 +349,10 @@ def test_captions(folder, tmp_path, suffix):
     table = tmp_path / f"captions{suffix}"
     if suffix == ".csv":
         lines = [
-            "file,caption",
-            'a/x.mp4," push, ""gently"" "',
-            "n.mov,öffne die Tür",
-            "gone.mp4,nothing",
+            "file,caption,Start",
+            'a/x.mp4," push, ""gently"" ",',
+            "n.mov,öffne die Tür,1",
+            "gone.mp4,nothing,",
         ]
         table.write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
     else:
@@ -365,6 +365,8 @@ def test_captions(folder, tmp_path, suffix):
     assert found["n.mov"][1:] == ("öffne die Tür", True)
     assert found["m.webm"][1:] == ("", False)
     assert (report.episodes_with_language, report.notes) == (2, {"captions unused": 1})
+    if suffix == ".csv":
+        assert report.passed_over["columns of the captions"] == ["Start"]
 
 
 @pytest.mark.parametrize(
@@ -374,6 +376,9 @@ def test_captions(folder, tmp_path, suffix):
         ("c.csv", "file,caption\na.mp4,x\na.mp4,y\n", "second caption"),
         ("c.csv", "file,caption\nelsewhere.mp4,x\n", "relative to that folder"),
         ("c.csv", "", "no captions"),
+        ("c.csv", "file,caption\nm.webm,pick, then place\n", "must stand in quotes"),
+        ("c.csv", "file,caption,caption\nm.webm,x,y\n", "several columns 'caption'"),
+        ("c.csv", "\udcff\udcfefile,caption\n", "no UTF-8 text"),
         *(
             ("c.csv", f"file,caption,start,end\nm.webm,x,{start},{end}\n", message)
             for start, end, message in (
@@ -382,6 +387,9 @@ def test_captions(folder, tmp_path, suffix):
                 ("nan", "", "must be seconds from the beginning"),
                 ("", "inf", "must be seconds from the beginning"),
                 ("soon", "", "start is 'soon', neither seconds nor H:MM:SS"),
+                ("1:75", "", "neither seconds nor H:MM:SS"),
+                ("0:90:00", "", "neither seconds nor H:MM:SS"),
+                ("1", "2,3", "entry 1: more cells than the 4 columns"),
                 ("1", "2\nm.webm,y,1.0,2", "entry 2: second caption for 'm.webm@1-2'"),
             )
         ),
@@ -391,7 +399,7 @@ def test_captions(folder, tmp_path, suffix):
     ],
 )
 def test_bad_captions(folder, tmp_path, name, text, message):
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=message):
         convert(folder, tmp_path / "out", captions=tmp_path / name)
     assert not (tmp_path / "out").exists()
