@@ -332,7 +332,7 @@ def _timed_frames(
     to `notes`."""
     rate = stream.average_rate or stream.guessed_rate
     rate = rate or (settings.source_fps and Fraction(str(settings.source_fps)))
-    crop = _cropping(stream)
+    crop, said = _cropping(stream), looks.colours(stream)
     if stream.metadata.get("alpha_mode") == "1":  # of WebM, whose decoder leaves it out
         notes.add(looks.TRANSPARENT)
     if others := len(stream.container.streams.video) - 1:
@@ -344,6 +344,7 @@ def _timed_frames(
         if crop is not None:
             crop.push(frame)
             frame = crop.pull()
+        looks.complete(frame, said)
         notes |= looks.notes(frame)
         yield time, frame
     if start is None:

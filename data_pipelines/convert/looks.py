@@ -126,6 +126,22 @@ def orientation(frame: av.VideoFrame) -> tuple[bool, int, int]:
     return turned, -1 if along < 0 else 1, -1 if across < 0 else 1
 
 
+_COLOURS = ("colorspace", "color_primaries", "color_trc")
+
+
+def colours(stream: av.video.stream.VideoStream) -> dict[str, int]:
+    """What its container says of a stream that has not been decoded yet."""
+    said = {name: getattr(stream.codec_context, name) for name in _COLOURS}
+    return {name: value for name, value in said.items() if value != _UNKNOWN}
+
+
+def complete(frame: av.VideoFrame, said: dict[str, int]) -> None:
+    """Gives a frame whose coded stream does not tell its colours those of the container."""
+    for name, value in said.items():
+        if getattr(frame, name) == _UNKNOWN:
+            setattr(frame, name, value)
+
+
 def notes(frame: av.VideoFrame) -> set[str]:
     """What others may show otherwise, for the report. Raises VideoError for what nobody shows."""
     found = set()
@@ -136,6 +152,8 @@ def notes(frame: av.VideoFrame) -> set[str]:
             f"colours of {_name(ColorPrimaries, frame.color_primaries)}, "
             f"{_name(ColorTrc, frame.color_trc)}: mapped to BT.709"
         )
+    elif frame.colorspace == _BT2020 and frame.color_trc == _UNKNOWN:
+        found.add("coded as BT.2020, without saying whether HDR: shown as SDR")
     if frame.interlaced_frame:
         found.add("interlaced: both fields of a frame are shown at once")
     if _has_alpha(frame.format.name) and _is_transparent(frame):

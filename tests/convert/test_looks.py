@@ -42,6 +42,20 @@ def waves(height=96, width=128):
     return (127 + 120 * np.stack(channels, -1)).astype(np.uint8)
 
 
+def edit_coded(path, out, edit):
+    """Another file with the coded stream of one of H.264 changed, and what the container says."""
+    with av.open(str(path)) as source, av.open(str(out), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        coded = av.bitstream.BitStreamFilterContext(
+            f"h264_metadata={edit}", source.streams.video[0], stream
+        )
+        for packet in source.demux(video=0):
+            for edited in coded.filter(packet) if packet.size else ():
+                edited.stream = stream
+                target.mux(edited)
+    return out
+
+
 # ---------------------------------------------------------------- sizes
 
 
@@ -139,6 +153,33 @@ def test_hdr_is_mapped_to_sdr_and_named(light):
     np.testing.assert_array_equal(looks.fit_frame(frame, (24, 35), "crop"), image)
 
 
+def test_colours_that_the_container_alone_tells_are_used(tmp_path):
+    path = tmp_path / "coded.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, width=70, height=48, pix_fmt="yuv444p")
+        context = stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = 1
+        context.color_range = 1
+        stream.options = {"qp": "0"}
+        frame = as_frame(bars(), "yuv444p", 1, 1)
+        frame.color_primaries = frame.color_trc = 1
+        for number in range(2):
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    named = "colour_primaries={}:transfer_characteristics={}:matrix_coefficients={}".format
+    unsaid = edit_coded(path, tmp_path / "unsaid.mkv", named(2, 2, 2))
+    images, notes = read(unsaid, (48, 70))
+    assert np.abs(images[0] - bars())[:, 3::10].max() < 12 and not notes
+    data = unsaid.read_bytes()
+    transfer, primaries = (b"\x55\xba\x81%c", b"\x55\xbb\x81%c")
+    assert data.count(transfer % 1) == data.count(primaries % 1) == 1
+    unsaid.write_bytes(
+        data.replace(transfer % 1, transfer % 16).replace(primaries % 1, primaries % 9)
+    )
+    assert read(unsaid, (48, 70))[1] == {"HDR (PQ): mapped to SDR"}
+
+
 def test_a_wide_gamut_is_noted_and_what_cannot_be_mapped_refused():
     frame = as_frame(bars(), "yuv444p", "ITU709")
     frame.colorspace, frame.color_trc, frame.color_primaries = 1, 1, 9
@@ -159,8 +200,9 @@ def test_a_shape_that_would_fill_the_size_only_far_too_large_is_refused():
 
 
 def test_what_others_may_show_otherwise_is_noted():
-    def frame(*kinds, trc=2, pixels="yuv420p", interlaced=False):
+    def frame(*kinds, trc=2, matrix=2, pixels="yuv420p", interlaced=False):
         return types.SimpleNamespace(
+            colorspace=matrix,
             color_trc=trc,
             color_primaries=2,
             interlaced_frame=interlaced,
@@ -172,6 +214,7 @@ def test_what_others_may_show_otherwise_is_noted():
     assert not looks.notes(frame())
     for given, told in (
         (frame(interlaced=True), "interlaced"),
+        (frame(matrix=9), "without saying whether HDR"),
         (frame(kinds.STEREO3D), "stereo 3D"),
         (frame(kinds.SPHERICAL), "360 degrees"),
         (frame(kinds.ICC_PROFILE), "ICC profile"),
@@ -247,15 +290,7 @@ def test_cropping_by_the_coded_stream_and_by_the_container(tmp_path):
     stereo, crop_left = b"\x53\xb8\x81\x01", b"\x54\xcc\x81\x10"
     assert data.count(stereo) == 1
     (tmp_path / "container.mkv").write_bytes(data.replace(stereo, crop_left))
-    with av.open(str(path)) as source, av.open(str(tmp_path / "coded.mp4"), "w") as out:
-        stream = out.add_stream_from_template(source.streams.video[0])
-        edit = av.bitstream.BitStreamFilterContext(
-            "h264_metadata=crop_left=16", source.streams.video[0], stream
-        )
-        for packet in source.demux(video=0):
-            for edited in edit.filter(packet) if packet.size else ():
-                edited.stream = stream
-                out.mux(edited)
+    edit_coded(path, tmp_path / "coded.mp4", "crop_left=16")
     _, notes = read(path)
     assert notes == {"stereo 3D: the views are side by side, as stored"}
     for name in ("container.mkv", "coded.mp4"):
