@@ -72,7 +72,7 @@ class LeRobotSource(conversion.Source):
         rows = np.flatnonzero(table.column("episode_index").to_numpy() == one.number)
         for place, frames in zip(one.places, shown, strict=True):
             count = len(rows) if frames is None else len(frames[1])
-            if not len(rows) == count == one.length:
+            if not 0 < len(rows) == count == one.length:
                 told = f", {count} frames in {place.video}" if place else ""
                 raise conversion.RecordingError(
                     f"{one.length} steps by the metadata, {len(rows)} rows in {one.data}{told}"
@@ -137,12 +137,18 @@ class LeRobotSource(conversion.Source):
 
     def _numbers(self, table: pa.Table, parts: Sequence[selection.Part]) -> np.ndarray:
         """float32 (rows, A) of columns of numbers or lists of them."""
-        from pyarrow.types import is_nested
+        from pyarrow import FixedSizeListArray, LargeListArray, ListArray, compute
 
+        lists = (ListArray, LargeListArray, FixedSizeListArray)
         found = []
         for key, stop in parts:
             column, width = table.column(key).combine_chunks(), self.fields.sizes[key]
-            while is_nested(column.type) and not column.null_count:
+            while isinstance(column, lists) and not column.null_count:
+                sizes = compute.list_value_length(column).unique().to_pylist()
+                if len(sizes) > 1:
+                    raise conversion.RecordingError(
+                        f"{key} has {min(sizes)} to {max(sizes)} values a row, not as many"
+                    )
                 column = column.flatten()
             if column.null_count or len(column) != table.num_rows * width:
                 raise conversion.RecordingError(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -71,8 +72,30 @@ def read_info(root: Path) -> dict[str, Any]:
             f"{path}: codebase_version is {info['codebase_version']!r}, known are {VERSIONS}; "
             "convert the data set with the `lerobot` package first"
         )
-    told = {name: {"dtype": "?", "shape": [], **one} for name, one in info["features"].items()}
+    if isinstance(info["fps"], bool) or not isinstance(info["fps"], int | float):
+        raise ValueError(f"{path}: fps is {info['fps']!r}, not a number")
+    if not isinstance(info["features"], dict):
+        raise ValueError(f"{path}: features is {info['features']!r}, not an object")
+    told = {name: _described(one) for name, one in info["features"].items()}
     return info | {"features": told}
+
+
+def _described(one: Any) -> dict[str, Any]:
+    """Its dtype is "?" where the description is of no use, which matters once it is selected."""
+    unknown = {"dtype": "?", "shape": []}
+    one = unknown | one if isinstance(one, dict) else unknown
+    sized = isinstance(one["shape"], list) and all(type(size) is int for size in one["shape"])
+    return one if sized and isinstance(one["dtype"], str) else unknown
+
+
+def _path(root: Path, info: dict[str, Any], key: str, **numbers: object) -> str:
+    """A file of the data set by its template in info.json."""
+    try:
+        return info[key].format(**numbers)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{root / 'meta' / 'info.json'}: {key} {info[key]!r} is no template for {numbers}"
+        ) from error
 
 
 def is_camera(feature: dict) -> bool:
@@ -148,8 +171,7 @@ def _is_number(feature: dict) -> bool:
 def _tasks(root: Path) -> dict[int, str]:
     meta = root / "meta"
     if (meta / "tasks.jsonl").is_file():  # v2
-        rows = _read_lines(meta / "tasks.jsonl", "task_index", "task")
-        return {number: text.strip() for number, text in rows}
+        return _named(meta / "tasks.jsonl", _read_lines(meta / "tasks.jsonl", "task_index", "task"))
     table = read_parquet(root, "meta/tasks.parquet")
     texts = [name for name in table.column_names if name != "task_index"]
     if "task_index" not in table.column_names or len(texts) != 1:  # the index of a data frame
@@ -157,7 +179,15 @@ def _tasks(root: Path) -> dict[int, str]:
             f"{meta / 'tasks.parquet'} has columns {table.column_names}, not task_index and a text"
         )
     numbers, names = table["task_index"].to_pylist(), table[texts[0]].to_pylist()
-    return {number: text.strip() for number, text in zip(numbers, names, strict=True)}
+    return _named(meta / "tasks.parquet", zip(numbers, names, strict=True))
+
+
+def _named(path: Path, rows: Iterable[tuple]) -> dict[int, str]:
+    tasks = dict(rows)
+    for number, text in tasks.items():
+        if type(number) is not int or not isinstance(text, str):
+            raise ValueError(f"{path}: task {number!r} is {text!r}, not a number and a text")
+    return {number: text.strip() for number, text in tasks.items()}
 
 
 def find_recordings(root: Path, info: dict[str, Any], cameras: Sequence[str]) -> list[Recording]:
@@ -169,14 +199,15 @@ def find_recordings(root: Path, info: dict[str, Any], cameras: Sequence[str]) ->
     if info["codebase_version"].startswith("v2"):
         rows = _read_lines(root / "meta" / "episodes.jsonl", "episode_index", "length")
         for number, length in rows:
+            _check_number(root, number)
             keys = dict(episode_index=number, episode_chunk=number // info.get("chunks_size", 1000))
             places = {
-                camera: Place(info["video_path"].format(**keys, video_key=camera), 0.0)
+                camera: Place(_path(root, info, "video_path", **keys, video_key=camera), 0.0)
                 for camera in videos
             }
-            data = info["data_path"].format(**keys)
+            data = _path(root, info, "data_path", **keys)
             found.append(Recording(number, length, data, tuple(map(places.get, cameras))))
-        return sorted(found, key=lambda one: one.number)
+        return _in_order(root, found)
     columns = ["episode_index", "length", "data/chunk_index", "data/file_index"]
     for camera in videos:
         names = ("chunk_index", "file_index", "from_timestamp")
@@ -186,17 +217,38 @@ def find_recordings(root: Path, info: dict[str, Any], cameras: Sequence[str]) ->
         raise FileNotFoundError(f"{root / 'meta' / 'episodes'} has no parquet files")
     for path in files:
         for row in read_parquet(root, path.relative_to(root).as_posix(), columns).to_pylist():
-            data = info["data_path"].format(
-                chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]
-            )
+            _check_number(root, row["episode_index"])
+            at = {name: row[f"data/{name}"] for name in ("chunk_index", "file_index")}
+            data = _path(root, info, "data_path", **at)
             places = {}
             for camera in videos:
                 at = {k.rpartition("/")[2]: row[k] for k in columns if f"/{camera}/" in k}
                 start = at.pop("from_timestamp")
-                places[camera] = Place(info["video_path"].format(video_key=camera, **at), start)
+                if not isinstance(start, float) or not math.isfinite(start):
+                    raise ValueError(
+                        f"{path}: episode {row['episode_index']} starts at {start} of {camera}"
+                    )
+                places[camera] = Place(
+                    _path(root, info, "video_path", video_key=camera, **at), start
+                )
             places = tuple(map(places.get, cameras))
             found.append(Recording(row["episode_index"], row["length"], data, places))
-    return _with_ends(sorted(found, key=lambda one: one.number))
+    return _with_ends(_in_order(root, found))
+
+
+def _check_number(root: Path, number: object) -> None:
+    if type(number) is not int:
+        raise ValueError(
+            f"{root / 'meta'}: the number of an episode is {number!r}, not a whole one"
+        )
+
+
+def _in_order(root: Path, recordings: list[Recording]) -> list[Recording]:
+    found = sorted(recordings, key=lambda one: one.number)
+    for one, after in itertools.pairwise(found):
+        if one.number == after.number:
+            raise ValueError(f"{root / 'meta'} has episode {one.number} twice")
+    return found
 
 
 def _with_ends(recordings: list[Recording]) -> list[Recording]:

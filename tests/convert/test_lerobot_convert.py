@@ -205,6 +205,7 @@ OF_COLUMNS = {
     "action.large": (("int64", 2), [[2**24, -(2**25)]] * ROWS),
     "action.huge": (("int64", 1), [[2**40 + 1]] * ROWS),
     "action.far": (("float64", 1), [[1e300]] * ROWS),
+    "action.ragged": (("float32", 3), [[1.0, 2.0], [1.0, 2.0, 3.0, 4.0]] * 4),
     "said": (("string", 1), ["", "wave ", "wave", "wave", None, "stop", "stop", "stop"]),
     "ways": (("string", 2), [["", "a"], ["b", "a"]] * 4),
 }
@@ -229,6 +230,7 @@ def from_columns(root, out, *, without=(), tasks=True, **changes):
         ("action.large", [[2**24, -(2**25)]] * 4),
         ("action.huge", "action.huge holds 1099511627777, which float32 cannot hold"),
         ("action.far", "action.far holds 1e.300, which float32 cannot hold"),
+        ("action.ragged", "action.ragged has 2 to 4 values a row, not as many"),
         ("action", r"action is a group: name what is wanted of \['action.arm', "),
         ("image", "image does not hold numbers"),
         ("nothing", r"nothing is not there .*action.grid \(float32\[2,2\]\).*task \(text\)"),
@@ -277,6 +279,26 @@ def test_texts_and_cameras_of_columns(tmp_path):
 def test_columns_that_cannot_be_used_are_named(tmp_path, changes, told):
     with pytest.raises(ValueError, match=told):
         from_columns(tmp_path / "set", tmp_path / "out", **changes)
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "told"),
+    [
+        ("info.json", '"fps": 10', '"fps": null', "info.json: fps is None, not a number"),
+        ("info.json", '"features": {', '"features": 1, "_": {', "features is 1, not an object"),
+        ("info.json", '"shape": [3]', '"shape": "3"', "action does not hold numbers"),
+        ("info.json", "{episode_index:06d}.parquet", "{part}.parquet", "data_path .* no template"),
+        ("tasks.jsonl", '"wave"', "null", "tasks.jsonl: task 2 is None, not a number and a text"),
+        ("episodes.jsonl", '"episode_index": 1', '"episode_index": 0', "has episode 0 twice"),
+        ("episodes.jsonl", '"episode_index": 1', '"episode_index": "1"', "an episode is '1'"),
+    ],
+)
+def test_descriptions_that_are_wrong_are_named(tmp_path, file, old, new, told):
+    root = lerobot.write_v2(tmp_path / "set", parts()[:2])
+    path = root / "meta" / file
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(ValueError, match=told):
+        convert(root, tmp_path / "out")
 
 
 def test_several_cameras_make_one_corpus(tmp_path):
