@@ -26,7 +26,7 @@ from faults import DEVICES, EARLY, FAULTS, Supervised, TortureError  # noqa: E40
 
 SAVE_EVERY_STEPS = 5
 DELAY_STEPS = 8  # are trained from when a fault is due to when it strikes
-END_STEPS = 20  # are left when the last fault strikes
+END_STEPS = 60  # are left at least when the last fault is due: a busy driver strikes late
 START_SECONDS = 5.0  # about what an attempt takes to its first step
 STAGES = ("teacher", "quantizer", "latent_pretraining", "action_finetuning")
 EXPECTED = {  # how an attempt ends that was training
@@ -128,8 +128,9 @@ class Torture:
             self._wait(lambda: run.first_step(attempt) is not None)
             self._judge()
             _, first = run.first_step(attempt)
-            share = (self.steps - END_STEPS - first) // left - DELAY_STEPS
-            target = first + rng.randint(0, max(0, 2 * share))
+            room = self.steps - END_STEPS - first
+            share = room // left - DELAY_STEPS
+            target = first + rng.randint(0, max(0, min(2 * share, room)))
             self._wait(lambda: run.step() >= target)
             time.sleep(rng.uniform(0, 0.1))
         entry = {"kind": kind, "early": early, "step": run.step(), "processes": run.processes}
