@@ -23,7 +23,8 @@ from lapa_jax.training.saves import Keeper
 from lapa_jax.training.session import EXIT_RESTART, Clock, Session, parse_profile, tell_end
 
 
-def main(argv: list[str]) -> int:
+def parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict]:
+    """The flags and the config of a command; exits with usage where they are wrong."""
     parser = argparse.ArgumentParser(
         prog="lapa train",
         description="Train a stage. The same command on the same --workdir continues a run.",
@@ -38,7 +39,11 @@ def main(argv: list[str]) -> int:
         help="go on to another config.steps though the learning rate so far was for the old",
     )
     distributed.add_flags(parser)
-    args, config = configs.parse(parser, argv)
+    return configs.parse(parser, argv)
+
+
+def main(argv: list[str]) -> int:
+    args, config = parse(argv)
     span = parse_profile(args.profile)
     start.initialize(args)
     programs.keep_compiled(args.workdir)

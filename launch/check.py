@@ -31,27 +31,37 @@ def slice_shape(accelerator: str) -> tuple[str, str]:
     return chip, topology
 
 
-def check_on_slices(command: list[str], accelerator: str, slices: int) -> None:
-    """`check_training` on so many slices of TPUs."""
+def check_on_slices(command: list[str], accelerator: str, slices: int, mount: str) -> None:
+    """`check_training` on so many slices of TPUs, whose hosts run it in containers, with shared
+    storage below `mount`."""
     chip, topology = slice_shape(accelerator)
     devices = math.prod(map(int, topology.split("x"))) * CORES.get(chip, 1) * slices
     name = f"{chip}-{accelerator.rpartition('-')[2]}"
-    check_training(command, f"{slices}x{name}" if slices > 1 else name, devices)
+    check_training(command, f"{slices}x{name}" if slices > 1 else name, devices, mount)
 
 
-def check_training(command: list[str], hardware: str, devices: int) -> None:
+def check_training(
+    command: list[str], hardware: str, devices: int, mount: str | None = None
+) -> None:
     """Of `lapa train ...`; other commands are not looked at.
 
-    hardware: the machine as configs name it: v5p-64, 2xv5p-128, h100-64. ValueError says what does
-    not fit: the config, what it is laid out for, its mesh, or its batch.
+    hardware: the machine as configs name it: v5p-64, 2xv5p-128, h100-64. mount: where only what
+    lies below it, or in a bucket, outlives the job. ValueError says what does not fit: the flags,
+    the config, what it is laid out for, its mesh, or its batch.
     """
     if command[:2] != ["lapa", "train"]:
         return
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config")
-    args, rest = parser.parse_known_args(command[2:])
-    if not args.config:
-        raise ValueError("lapa train needs --config FILE")
+    parser.add_argument("--workdir")
+    args, _ = parser.parse_known_args(command[2:])
+    if not args.config or not args.workdir:
+        raise ValueError("lapa train needs --config FILE and --workdir DIR")
+    if mount is not None and not args.workdir.startswith((f"{mount}/", "gs://")):
+        raise ValueError(
+            f"--workdir {args.workdir} would lie in the container of each host, and end with it: "
+            f"give a path below {mount}/, which all hosts share, or gs://BUCKET/PATH"
+        )
     laid_out = re.search(r"\bhardware=([^,]+)", args.config)
     if laid_out and laid_out[1] != hardware:
         raise ValueError(
@@ -59,14 +69,14 @@ def check_training(command: list[str], hardware: str, devices: int) -> None:
         )
     try:
         from lapa_jax import config as configs
-        from lapa_jax import settings
+        from lapa_jax import settings, train
         from lapa_jax.parallel.mesh import axis_sizes
 
         configs.locate(args.config)
     except (ModuleNotFoundError, FileNotFoundError) as error:
         sys.stderr.write(f"the config is not checked here: {error}\n")
         return
-    config = configs.load(args.config, [word for word in rest if word.startswith("--config.")])
+    _, config = train.parse(command[2:])
     settings.check(config)
     sizes = axis_sizes(config.mesh, devices)
     shards = sizes[0] * sizes[1]

@@ -15,6 +15,7 @@ from docs.cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus.
 import argparse
 import json
 import math
+import re
 import shlex
 import sys
 from typing import Any
@@ -78,7 +79,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def _work(args: argparse.Namespace, command: list[str], shell: Shell) -> None:
     if command:
-        check_on_slices(command, args.accelerator, args.slices)
+        # What xpk's clusters mount is theirs to say.
+        mount = MOUNT if args.action == "run" else ""
+        check_on_slices(command, args.accelerator, args.slices, mount)
+        if not re.fullmatch("[a-z]([-a-z0-9]{0,38}[a-z0-9])?", args.job):
+            raise ValueError(
+                f"job {args.job} must be a name of Kubernetes: a-z, 0-9 and -, 40 at most, first a "
+                f"letter"
+            )
     if args.action == "run":
         manifest = json.dumps(jobset(args, command), indent=1)
         shell.run(["kubectl", "apply", "-f", "-"], stdin=manifest)

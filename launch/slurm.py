@@ -9,6 +9,7 @@ The workdir and the data must be on storage that all nodes share.
 """
 
 import argparse
+import math
 import os
 import re
 import shlex
@@ -46,9 +47,29 @@ def main(argv: list[str] | None = None) -> int:
 def _submit(args: argparse.Namespace, command: list[str], shell: Shell) -> None:
     gpus = args.nodes * args.gpus_per_node
     check_training(command, f"{args.hardware}-{gpus}", gpus)
-    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", args.time):
-        raise ValueError(f"--time {args.time} must be as sbatch has it: HH:MM:SS, DAYS-HH, ...")
+    if seconds_of(args.time) <= args.save_seconds:
+        raise ValueError(
+            f"--time {args.time} is no longer than the --save_seconds {args.save_seconds} at its "
+            f"end: the run would be stopped as it starts, and queue again for ever"
+        )
     shell.run(["sbatch"], stdin=script(args, command))
+
+
+def seconds_of(limit: str) -> float:
+    """A time limit as sbatch reads it; 0 is none. ValueError for what it does not take."""
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", limit)
+    if not found:
+        raise ValueError(
+            f"--time {limit} must be as sbatch has it: MINUTES, MM:SS, HH:MM:SS, DAYS-HH, ..."
+        )
+    days, *parts = found.groups()
+    numbers = [int(part) for part in parts if part is not None]
+    if days is not None:  # hours come first
+        numbers += [0] * (3 - len(numbers))
+    elif len(numbers) < 3:  # minutes do
+        numbers = [0, *numbers, 0][:3]
+    hours, minutes, seconds = numbers
+    return 86400 * int(days or 0) + 3600 * hours + 60 * minutes + seconds or math.inf
 
 
 def script(args: argparse.Namespace, command: list[str]) -> str:

@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _work(args: argparse.Namespace, command: list[str], shell: Shell) -> None:
     if command:
-        check_on_slices(command, args.accelerator, args.slices)
+        check_on_slices(command, args.accelerator, args.slices, MOUNT)
     getattr(Pod(args, command, shell), args.action)()
 
 

@@ -80,7 +80,7 @@ ALLOWED = {
     "launch": (
         *("lapa_jax.training.run_files", "lapa_jax.machine.tpu_shapes"),
         *("lapa_jax.machine.xla_flags", "lapa_jax.settings", "lapa_jax.config"),
-        "lapa_jax.parallel.mesh",
+        *("lapa_jax.parallel.mesh", "lapa_jax.train"),
     ),
 }
 # Where the floors of data_pipelines are named by the next lower one alone.

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,11 @@ PAPER = ["lapa", "train", "--workdir", "/mnt/lapa/runs/x", "--config"]
         (gpu_host, "--hardware=h100", ["", "--config.steps=-1"], "steps"),
         (slurm, "--hardware=h100 --nodes=0", [""], "0 is no whole number of at least 1"),
         (slurm, "--hardware=h100 --time=soon", [""], "--time soon"),
+        (slurm, "--hardware=h100 --time=00:05:00", [""], "--time 00:05:00 is no longer than"),
+        (slurm, "--hardware=h100", ["", "--config.steps", "10"], "written --config.key=value"),
+        (slurm, "--hardware=h100", ["", "--confg.steps=10"], "unknown arguments"),
+        (tpu_pod, "run pod --accelerator=v5p-64", ["", "--workdir=x"], "below /mnt/lapa/"),
+        (gke, "run J_1 --claim=c --accelerator=v5p-64", [""], "J_1 must be"),
         (tpu_pod, "run pod --accelerator=v5p-65", [""], "known are v5p-8,"),
     ],
 )
@@ -129,6 +135,11 @@ def test_what_does_not_fit_is_refused_before_anything_is_sent(tool, flags, comma
         code = exit.code
     told = capsys.readouterr()
     assert code == 2 and said in told.err.splitlines()[-1] and not told.out, told.err
+
+
+def test_time_limits_are_those_of_sbatch():
+    read = {"99": 5940, "10:30": 630, "1:00:01": 3601, "2-3": 183600, "1-0:10": 87000, "0": inf}
+    assert {limit: slurm.seconds_of(limit) for limit in read} == read
 
 
 def test_a_config_of_the_image_is_left_to_it(here, capsys):
