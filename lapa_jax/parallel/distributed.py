@@ -137,6 +137,13 @@ def initialize(
             )
         _heartbeat_seconds = heartbeat_seconds
     devices = jax.devices()
+    asked = os.environ.get("JAX_PLATFORMS", "cpu")
+    if devices[0].platform == "cpu" and asked.split(",")[0] in ("cuda", "gpu"):
+        # JAX passes over CUDA without its plugin, though it refuses other platforms that lack.
+        raise RuntimeError(
+            f"JAX_PLATFORMS={asked}, but JAX has no plugin for CUDA and would use the CPU: install "
+            "requirements/cuda.txt, or set JAX_PLATFORMS=cpu"
+        )
     logging.info(
         "process %d of %d: %d local of %d devices, %s (%s)",
         jax.process_index(),

@@ -53,6 +53,15 @@ def test_start_up_on_one_process():
         distributed.initialize(process_id=3)
 
 
+def test_the_cpu_is_not_taken_for_a_gpu(monkeypatch):
+    for asked in ("cuda,cpu", "cuda"):
+        monkeypatch.setenv("JAX_PLATFORMS", asked)
+        with pytest.raises(RuntimeError, match=f"JAX_PLATFORMS={asked}, but JAX has no plugin"):
+            distributed.initialize()
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu,cuda")
+    distributed.initialize()
+
+
 def test_addresses_come_from_flags_or_from_the_environment(monkeypatch):
     asked = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **settings: asked.append(settings))
