@@ -19,12 +19,12 @@ def hash_of_files(root: Path, files: Iterable[str]) -> str:
 
 
 def size_of(path: Path) -> int:
-    """Of a file, or of those of a folder, in bytes; -1 where it is missing."""
+    """Of a file, or of those of a folder, in bytes; -1 where there is none."""
     try:
         if path.is_dir():
             return sum(max(0, size_of(one)) for one in path.iterdir() if not one.is_dir())
         return path.stat().st_size
-    except FileNotFoundError:
+    except OSError:  # absent, or a link to itself
         return -1
 
 
