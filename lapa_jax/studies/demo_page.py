@@ -93,6 +93,7 @@ def write_videos(
     of, told = {"videos": found}, found.report
     report = Report("Latent actions of your videos", what_was_measured(told))
     numbers = {"quantizer": _quantizer_numbers(quantizer, of), "verdict": told["verdict"]}
+    numbers["held_out"] = told["seen_in_training"] == 0.0
     _cards(report, numbers, seconds)
     section = report.section(
         "Quantizer",

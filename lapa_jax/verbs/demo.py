@@ -1,5 +1,6 @@
 """`lapa demo`: the whole method on the tabletop world, or a quantizer on your own clips."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -32,7 +33,11 @@ def main(argv: list[str]) -> int:
         sys.stderr.write("lapa: interrupted; the same command continues where it was\n")
         return EXIT_RESTART
     text.say(f"report: {report}\nnumbers: {workdir}/summary.json")
-    new = "" if args.videos else f"--corpus {workdir}/data/heldout/robot "
+    if args.videos:
+        numbers = json.loads((workdir / "summary.json").read_text())
+        new = "--holdout " if numbers.get("held_out") else ""
+    else:
+        new = f"--corpus {workdir}/data/heldout/robot "
     page = f"--report {workdir}/quantizer.html"
     text.say(f"next: lapa evaluate --workdir {workdir}/quantizer {new}{page}")
     if not args.videos:

@@ -89,7 +89,7 @@ def test_clips_of_an_earlier_version_are_not_guessed(told, tmp_path, capsys):
     assert "earlier version" in refused(capsys, folder, workdir)
 
 
-def test_what_is_there_counts_until_it_is_converted(told, tmp_path, monkeypatch):
+def test_what_is_there_counts_until_it_is_converted(told, tmp_path, monkeypatch, capsys):
     folder, workdir = clips(tmp_path / "clips", 2), tmp_path / "demo"
 
     def stop(*args, **kwargs):
@@ -104,3 +104,11 @@ def test_what_is_there_counts_until_it_is_converted(told, tmp_path, monkeypatch)
     counts = json.loads((workdir / "data" / "dataset_info.json").read_text())["splits"]
     assert sum(int(n) for n in counts[0]["shardLengths"]) == 24
     assert 0.5 < told[0] < 1.0 and json.loads((workdir / "summary.json").read_text())["held_out"]
+    (folder / "away.avi").symlink_to("away.avi")
+    assert "clips.away.avi: absent there" in refused(capsys, folder, workdir)
+    (folder / "away.avi").unlink()
+    arguments = ["--videos", str(folder), "--workdir", str(workdir), "--size", "tiny"]
+    assert cli.main(["demo", *arguments]) == 0
+    assert f"next: lapa evaluate --workdir {workdir}/quantizer --holdout" in "".join(
+        capsys.readouterr()
+    )
