@@ -1,6 +1,7 @@
 """LeRobot v2.1 and v3.0: shared videos, actions, states, tasks, what disagrees."""
 
 import json
+import shlex
 from pathlib import Path
 
 import lerobot_files as lerobot
@@ -316,9 +317,22 @@ def test_several_cameras_make_one_corpus(tmp_path):
 
 
 def test_the_verb(tmp_path, capsys):
-    root = lerobot.write_v2(tmp_path / "set", parts())
-    argv = ["convert", "lerobot", root, "--out", tmp_path / "out", "--size", 16]
+    """The line that it ends with trains on what was written."""
+    root, out = lerobot.write_v3(tmp_path / "set", parts()), tmp_path / "out"
+    argv = ["convert", "lerobot", root, "--out", out, "--size", 16, "--split", "val"]
+    argv += [
+        "--camera",
+        f"{lerobot.CAMERA},observation.images.wrist",
+        "--sidecar_dir",
+        out / "side",
+    ]
     assert data.main([str(part) for part in argv]) == 0
-    assert "v2.1" in capsys.readouterr().out
-    assert data.main(["index", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().out
+    assert "v3.0" in told
+    words = shlex.split(told.splitlines()[-1].removeprefix("next: lapa train "))
+    words = [word for word in words if word not in ("--workdir", "RUN")]
+    argv = ["batch", *words, "--config.data.corpora.videos.window_seconds=0.1", "--step", "0"]
+    assert data.main(argv) == 0
+    assert "episode_000004  steps" in capsys.readouterr().out
+    assert data.main(["index", str(out), "--image_key", "wrist"]) == 0
     assert "5 episodes, 25 frames" in capsys.readouterr().out

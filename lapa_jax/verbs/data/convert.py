@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from data_pipelines.checks import statistics
 from data_pipelines.checks.binning import middle_edges
 from data_pipelines.convert import lapa_jsonl, lerobot, rlds, ssv2, to_lapa_jsonl, video
+from data_pipelines.convert.report import Report
 from data_pipelines.index.build import build_index
 from lapa_jax import version
 from lapa_jax.policy import codecs
@@ -91,6 +93,19 @@ SOURCES = {
 INDEXED = ("video", "ssv2", "lerobot", "tfds")  # lapa_jsonl does it itself
 
 
+def _training(report: Report, size: tuple[int, int], sidecar_dir: str | None) -> str:
+    """The flags of a quantizer's training on what was written."""
+    (height, width), corpus = size, "--config.data.corpora.videos"
+    config = f"quantizer/videos:data={report.directory},holdout=0.1"
+    config += f",size={height}" if height == width != 64 else ""
+    config += f",sidecars={sidecar_dir}" if sidecar_dir else ""
+    words = ["--config", config, "--workdir", "RUN"]
+    words += [f"--config.data.image_size=({height}, {width})"] if height != width else []
+    words += [f"{corpus}.image_key={report.cameras[0]}"] if len(report.cameras) > 1 else []
+    words += [f"{corpus}.split={report.split}"] if report.split != "train" else []
+    return shlex.join(words)
+
+
 def main(argv: list[str]) -> int:
     """Converts one source and indexes what was written; the report goes to stdout."""
     parser = data.parser("convert", "Foreign recordings to RLDS corpora.")
@@ -112,8 +127,5 @@ def main(argv: list[str]) -> int:
         report.notes["index"] = ", ".join(map(str, folders))
     text.show(report.to_json() if args.json else report.table())
     if args.format in INDEXED and not args.json:
-        text.show(
-            f"next: lapa train --config experiments/quantizer/videos.py:data={report.directory},"
-            f"holdout=0.1 --workdir RUN"
-        )
+        text.show(f"next: lapa train {_training(report, options.size, args.sidecar_dir)}")
     return 0
