@@ -54,8 +54,9 @@ class _Opening:
             raise ValueError(
                 f"corpus {self.name!r} ({self.index.directory}, {self.index.num_episodes} "
                 f"episodes, the longest of {self.index.episode_length.max()} steps) has no "
-                f"eligible frame for fields {list(self.fields)}; see data.corpora.{self.name}, "
-                "data.tail, data.action_padding, data.min_pair_difference and data.chain_pairs"
+                f"eligible frame for fields {list(self.fields)}; see data.corpora.{self.name} "
+                f"(fraction={self.settings.fraction:g}), data.tail, data.action_padding, "
+                "data.min_pair_difference and data.chain_pairs"
             )
         eligible = (chains, counts, kept, self.data.sampling == "per_video", self.unusable)
         owned = (actions, labels, tokens, motion, frames)
@@ -199,7 +200,7 @@ class _Opening:
                 last = np.where(actions.known & whole, last, length)
             stop = np.minimum(stop, last)
         drawn = length >= settings.min_episode_steps
-        drawn &= order.drawn_from(settings.fraction, index.num_episodes)
+        drawn &= self._of_fraction()
         if "instruction" in fields or settings.require_instruction:
             drawn &= ~self._without_instruction()
         drawn &= ~self.unusable
@@ -223,6 +224,14 @@ class _Opening:
                 data.chain_pairs,
             )
         return chains
+
+    def _of_fraction(self) -> np.ndarray:
+        """Which episodes data.corpora.<name>.fraction lets draw from, bool (episodes,)."""
+        drawn = order.drawn_from(self.settings.fraction, self.index.num_episodes)
+        if not drawn.all():  # of few episodes quite another part than was asked for
+            told = (self.name, drawn.sum(), len(drawn), self.settings.key("fraction"))
+            logging.info("Corpus %r: %d of %d episodes are drawn from (%s).", *told)
+        return drawn
 
     def _without_instruction(self) -> np.ndarray:
         """Which episodes have none, bool (episodes,)."""

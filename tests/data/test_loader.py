@@ -145,7 +145,8 @@ def test_eligible_frames(corpora, overrides, fields, eligible):
     ]
 
 
-def test_smaller_fractions_are_part_of_larger_ones(tmp_path):
+def test_smaller_fractions_are_part_of_larger_ones(tmp_path, caplog):
+    caplog.set_level("INFO")
     write_corpus(tmp_path, lengths=[4] * 200)
 
     def episodes(fraction):
@@ -157,6 +158,8 @@ def test_smaller_fractions_are_part_of_larger_ones(tmp_path):
     tenth, third, whole = (episodes(f) for f in (0.1, 0.3, 1.0))
     assert tenth < third < whole and len(whole) == 200
     assert 10 <= len(tenth) <= 32 and 42 <= len(third) <= 80
+    told = "of 200 episodes are drawn from (data.corpora.a.fraction)."
+    assert f"'a': {len(tenth)} {told}" in caplog.text and caplog.text.count(told) == 2
     with pytest.raises(ValueError, match="data.corpora.a.fraction=0.0 must be"):
         episodes(0.0)
 
