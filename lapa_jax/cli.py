@@ -160,7 +160,7 @@ def run(module: str, argv: list[str]) -> int:
     except BrokenPipeError:  # of `lapa ... | head`: nobody reads on
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError, RuntimeError, ArithmeticError, AssertionError) as error:
+    except Exception as error:
         if not (message := _message(error)):
             raise
         sys.stderr.write(f"lapa: {message}\n")
@@ -171,20 +171,30 @@ def run(module: str, argv: list[str]) -> int:
 
 
 def _not_chatter(record: py_logging.LogRecord) -> bool:
-    """Drops what libraries tell at INFO: Orbax dozens of lines a checkpoint, JAX of backends."""
+    """Drops what libraries tell at INFO: Orbax dozens of lines a checkpoint, JAX of backends; and
+    the tracebacks of gcsfs, which raises what it logs."""
+    if record.name.startswith("gcsfs"):
+        record.exc_info = record.exc_text = None
     ours = record.name == "absl" and "orbax" not in record.pathname
     return ours or record.levelno > py_logging.INFO
 
 
 def _message(error: Exception) -> str | None:
     """What tells a user enough without a traceback; None where an error may be a fault of ours."""
-    frame = error.__traceback__
-    while frame.tb_next:
+    modules, frame = [], error.__traceback__
+    while frame:
+        modules.append(frame.tb_frame.f_globals.get("__name__", ""))
         frame = frame.tb_next
-    module = frame.tb_frame.f_globals.get("__name__", "")
+    module = modules[-1]
     ours = module.split(".")[0] in ("lapa_jax", "data_pipelines", "experiments", "launch")
-    if ours or (isinstance(error, OSError) and error.filename):
+    told = isinstance(error, ValueError | OSError | RuntimeError | ArithmeticError | AssertionError)
+    if (ours and told) or (isinstance(error, OSError) and error.filename):
         return f"{type(error).__name__}: {error}"
+    if any(name.startswith("gcsfs.") for name in modules):
+        return (
+            f"a bucket does not answer as asked ({type(error).__name__}: {error}). Does it exist, "
+            "and may this machine use it? `lapa doctor --bucket gs://BUCKET/PATH` tells"
+        )
     if module == "jax._src.xla_bridge":  # with nothing but "AssertionError" for cuda
         asked = os.environ.get("JAX_PLATFORMS")
         said = str(error).partition(" (set JAX_PLATFORMS")[0]

@@ -258,7 +258,8 @@ def from_first(action: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def stop_signal() -> Iterator[Callable[[], bool]]:
-    """`stopped()`: whether SIGTERM (preemption) or Ctrl-C asks to stop after this step.
+    """`stopped()`: whether SIGTERM (preemption), Ctrl-C or a closed terminal (not under `nohup`)
+    asks to stop after this step.
 
     With several processes, a signal to any of them stops all after the same step: all must ask
     after every step. JAX catches the signal, and the processes agree on which time of asking beside
@@ -268,21 +269,23 @@ def stop_signal() -> Iterator[Callable[[], bool]]:
         yield lambda: False
         return
     if jax.process_count() > 1:
-        # Only Ctrl-C is ours: a handler for SIGTERM would take the place of JAX's.
-        handlers = {signal.SIGINT: lambda *_: os.kill(os.getpid(), signal.SIGTERM)}
+        # SIGTERM is JAX's, whose place a handler of ours would take.
+        names, handler = (signal.SIGINT,), lambda *_: os.kill(os.getpid(), signal.SIGTERM)
         # They agree on the one after the latest number: all numbers must occur, from 1. Steps do
         # not, in a run that continues.
         stopped = lambda: multihost_utils.reached_preemption_sync_point(next(_asked))  # noqa: E731
     else:
         stop = threading.Event()
-        handlers = dict.fromkeys((signal.SIGTERM, signal.SIGINT), lambda *_: stop.set())
+        names, handler = (signal.SIGTERM, signal.SIGINT), lambda *_: stop.set()
         stopped = stop.is_set
-    before = {name: signal.signal(name, handler) for name, handler in handlers.items()}
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        names = (*names, signal.SIGHUP)
+    before = {name: signal.signal(name, handler) for name in names}
     try:
         yield stopped
     finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
+        for name, earlier in before.items():
+            signal.signal(name, earlier)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import tiny
 
 from experiments import base
 from lapa_jax import train
-from lapa_jax.parallel import sharding
+from lapa_jax.parallel import distributed, sharding
 from lapa_jax.runs import status
 from lapa_jax.training import checkpoint
 from lapa_jax.training.guard import Guard
@@ -144,3 +144,26 @@ def test_the_next_batch_goes_to_the_devices_before_a_step_is_waited_for(
     assert train.train(config, tmp_path)
     first, later, last = ["put", "step", "put"], ["step", "put", "settled"], ["step", "settled"]
     assert events == first + later * 2 + last + ["settled"], "and none that is not used"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_what_asks_to_stop(number):
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        with distributed.stop_signal() as stopped:
+            assert not stopped()
+            signal.raise_signal(number)
+            assert stopped()
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_closed_terminal_is_nothing_under_nohup():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with distributed.stop_signal() as stopped:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stopped()
+    finally:
+        signal.signal(signal.SIGHUP, before)

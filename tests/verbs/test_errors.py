@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import shutil
+import sys
 import time
 import types
 
@@ -48,6 +49,19 @@ def data(tiny_data, tmp_path):
 
 
 # --- The command line ---
+
+
+def test_a_bucket_that_does_not_answer_is_one_line(capsys, monkeypatch):
+    def main(_):
+        raise Exception("no such bucket, 404")
+
+    gcsfs = types.ModuleType("gcsfs.retry")
+    gcsfs.main = types.FunctionType(main.__code__, gcsfs.__dict__)
+    monkeypatch.setitem(sys.modules, "gcsfs.retry", gcsfs)
+    assert cli.run("gcsfs.retry", []) == 2
+    assert "a bucket does not answer as asked (Exception: no such bucket, 404)" in (
+        capsys.readouterr().err
+    )
 
 
 def test_lapa_alone_prints_every_verb_with_an_example():
