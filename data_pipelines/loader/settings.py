@@ -1,5 +1,6 @@
 """`config.data` as typed settings, which check themselves: what a `Loader` is made from."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Annotated, Any
@@ -15,6 +16,10 @@ def _checked(kind: type, values: Mapping[str, Any], key: str) -> dict[str, Any]:
     values = {**defaults, **values}
     keys.check(kind, values, key)
     return values
+
+
+def _folder(path: str) -> str:
+    return path.rstrip("/") if "://" in path else os.path.realpath(path)
 
 
 @dataclass(frozen=True)
@@ -157,13 +162,18 @@ class DataSettings:
 
     def on(self, corpora: Mapping[str, Any], **keys: Any) -> "DataSettings":
         """Like the first corpus, but there: corpora by name, each a path, or the keys in which it
-        differs; `keys` are of all of them."""
+        differs; `keys` are of all of them. Sidecars belong to a path."""
         first = self.corpora[0] if self.corpora else CorpusSettings("", "")
+        sidecars = {_folder(one.path): one.sidecar_dir for one in reversed(self.corpora)}
         found = (
             (name, there if isinstance(there, Mapping) else {"path": str(there)})
             for name, there in sorted(corpora.items())
         )
-        made = (CorpusSettings.of(name, {**first.as_dict(), **keys, **own}) for name, own in found)
+        made = []
+        for name, own in found:
+            own = {**first.as_dict(), "sidecar_dir": "", **keys, **own}
+            own["sidecar_dir"] = own["sidecar_dir"] or sidecars.get(_folder(own["path"]), "")
+            made.append(CorpusSettings.of(name, own))
         return replace(self, corpora=tuple(made))
 
     def draw_any(self) -> "DataSettings":

@@ -112,6 +112,10 @@ def test_like_the_first_corpus_but_there(corpora):
         ("x", "/x", "test", 3.0, 0.5),
         ("y", "/y", "test", 1.0, 0.5),
     ]
+    beside = DataSettings.of(data_config(corpora, a__sidecar_dir="/a", b__sidecar_dir="/b"))
+    paths = {name: f"{one.path}/" for name, one in zip("ab", beside.corpora, strict=True)}
+    there = beside.on({**paths, "x": "/x", "y": {"path": "/y", "sidecar_dir": "/s"}})
+    assert [one.sidecar_dir for one in there.corpora] == ["/a", "/b", "", "/s"]
     none = settings.on({})
     assert not none.corpora and none.on({"x": "/x"}).corpora[0].image_key == "image"
     with pytest.raises(ValueError, match="data.corpora is empty"):
