@@ -177,6 +177,8 @@ class LabelSetWriter:
                     "or delete the folder"
                 )
             self.complete = saved["complete"]
+            if self.complete:
+                LabelSet.open(sidecar_dir, name, index, kind)  # raises where it is damaged
         else:
             self._write_manifest(complete=False)
             self.complete = False
@@ -386,7 +388,8 @@ class LabelSet:
         if sidecar.file_digest(folder / f"{index.split}.npy") != manifest["digest"]:
             raise sidecar.SidecarError(
                 f"{folder}/{index.split}.npy is damaged (its digest is not "
-                f"the manifest's): make it again with {kind.command}"
+                f"the manifest's): delete {folder}/{index.split}.* and make it again with "
+                f"{kind.command}"
             )
         return cls(folder, rows, manifest, kind)
 
