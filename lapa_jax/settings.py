@@ -201,9 +201,9 @@ def parts(config: ConfigDict) -> Iterator[tuple[str, dict[str, Any], tuple[type,
 
 
 @functools.cache
-def _named(key: str) -> type:
+def _named(choices: tuple[str, ...]) -> type:
     """The key that chooses among the parts of a registry."""
-    return make_dataclass("Named", [("name", Annotated[str, KINDS[key], "which one"])])
+    return make_dataclass("Named", [("name", Annotated[str, choices, "which one"])])
 
 
 def _parts(values: dict[str, Any], key: str, stage: str) -> Iterator[Any]:
@@ -218,7 +218,7 @@ def _parts(values: dict[str, Any], key: str, stage: str) -> Iterator[Any]:
         name = values.get("name")
         if not isinstance(name, str) or name not in kind:
             raise ValueError(f"{key}.name={name!r} must be one of {sorted(kind)}")
-        yield key, values, (_named(above), kind[name][0])
+        yield key, values, (_named(tuple(kind)), kind[name][0])
     elif kind:
         yield key, values, (kind, _Beside) if key == "data" else (kind,)
     for name, value in values.items():

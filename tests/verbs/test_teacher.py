@@ -74,7 +74,8 @@ def test_teachers_that_do_not_fit(teacher, tiny_data, tmp_path):
 
     assert "model.objective.weights is empty" in told("")
     nowhere = tmp_path / "nowhere"
-    assert f"model.objective.weights='{nowhere}': no checkpoint" in told(nowhere)
+    assert f"model.objective.weights='{nowhere}'" in (error := told(nowhere))
+    assert f"{nowhere} does not exist" in error
     error = told(
         teacher, model__objective__teacher__depth=2, model__objective__teacher__registers=1
     )
