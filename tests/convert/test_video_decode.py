@@ -193,7 +193,8 @@ def test_refused_with_a_reason(tmp_path, name):
 
 def stub_stream(pts, rate, *, coded=None, container="matroska", held=0):
     """A frame for each of `pts`, by as many packets, whose time stamps are `coded`."""
-    looks = dict(color_trc=2, color_primaries=2, interlaced_frame=False, side_data=[])
+    colours = dict(color_trc=2, color_primaries=2, colorspace=2, color_range=0)
+    looks = dict(interlaced_frame=False, side_data=[], **colours)
     shown = types.SimpleNamespace(is_corrupt=False, dts=None, **looks)
     shown.format, shown.time_base = types.SimpleNamespace(name="yuv420p"), Fraction(1, 100)
 
@@ -206,7 +207,7 @@ def stub_stream(pts, rate, *, coded=None, container="matroska", held=0):
     stream = types.SimpleNamespace(
         average_rate=rate, guessed_rate=rate, duration=None, time_base=None, metadata={}, index=0
     )
-    stream.codec_context = types.SimpleNamespace(has_b_frames=coded is not None)
+    stream.codec_context = types.SimpleNamespace(has_b_frames=coded is not None, **colours)
     stream.container = types.SimpleNamespace(
         demux=lambda _: iter(packets),
         streams=types.SimpleNamespace(video=[stream]),
