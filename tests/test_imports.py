@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -228,3 +229,17 @@ def test_what_goes_with_exported_weights_needs_nothing_of_ours():
     imported = {module.split(".")[0] for module in modules if not module.startswith(here)}
     theirs = {"numpy", "safetensors", "sentencepiece", "torch", "transformers"}
     assert files and imported <= theirs | sys.stdlib_module_names
+
+
+def test_an_installation_takes_two_names_and_has_every_package(monkeypatch):
+    """`launch` is ROS 2's name, and anybody's `experiments`: these lie inside of lapa_jax there."""
+    given = {}
+    monkeypatch.setattr("setuptools.setup", lambda **settings: given.update(settings))
+    monkeypatch.chdir(ROOT)
+    runpy.run_path("setup.py")
+    assert {name.split(".")[0] for name in given["packages"]} == {"lapa_jax", "data_pipelines"}
+    folders = {given["package_dir"].get(x, x.replace(".", "/")) for x in given["packages"]}
+    there = {str(path.parent.relative_to(ROOT)) for top in TOP for path in sources(top)}
+    assert there <= folders
+    for package, patterns in given["package_data"].items():
+        assert all(list((ROOT / package.replace(".", "/")).glob(x)) for x in patterns), package
