@@ -4,6 +4,7 @@ A name is a key, or a path of keys: "observation/image" is found in {"observatio
 in {"observation": {"image": ...}}. What a policy does not use is not looked at.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ def _get(sent: Any, name: str) -> Any:
 
 def _keys(sent: Mapping[str, Any]) -> str:
     """The names of what was sent, those in mappings as paths; the first few of many."""
-    names = [name for name, _ in zip(_paths(sent, "", 3), range(_SHOWN + 1), strict=False)]
+    names = list(itertools.islice(_paths(sent, "", 3), _SHOWN + 1))
     return f"{names[:_SHOWN]}{' and more' if len(names) > _SHOWN else ''}"
 
 

@@ -175,9 +175,11 @@ def _keep_until(path: Path, step: int) -> int:
     """Drops the lines after `step` and a torn last line, atomically; returns the last step kept."""
     if not path.exists():
         return -1
-    lines = path.read_bytes().splitlines(keepends=True)
+    with path.open("rb") as file:
+        lines = file.readlines()
+    whole = [line for line in lines if line.endswith(b"\n")]
     steps = [row["step"] for row in all_metrics(path)]
-    kept = [line for line, line_step in zip(lines, steps, strict=False) if line_step <= step]
+    kept = [line for line, line_step in zip(whole, steps, strict=True) if line_step <= step]
     if len(kept) < len(lines):
         logging.info(
             "%s: dropped %d lines after step %d, where this run starts",
