@@ -21,7 +21,7 @@ import av
 import numpy as np
 import simplejpeg
 
-from data_pipelines.convert import looks, scenes, stamps
+from data_pipelines.convert import endings, looks, scenes, stamps
 from data_pipelines.convert.conversion import FITS, Options
 from data_pipelines.convert.looks import VideoError
 from data_pipelines.convert.stamps import UnknownFpsError as UnknownFpsError
@@ -298,6 +298,9 @@ def _open(path: str | Path) -> Iterator[av.video.stream.VideoStream]:
         raise VideoError("no such file")
     if path.stat().st_size == 0:
         raise VideoError("empty file")
+    with looks.explained():
+        if gone := endings.missing(path):
+            raise VideoError(f"cut off: {gone}")
     with (
         looks.explained(),
         av.open(str(path), options=_OPEN_OPTIONS, **_METADATA) as container,

@@ -56,10 +56,10 @@ class VideoError(RecordingError):
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """FFmpeg's errors as VideoError."""
+    """FFmpeg's errors, and those of reading a file, as VideoError."""
     try:
         yield
-    except av.FFmpegError as error:
+    except (av.FFmpegError, OSError) as error:
         raise VideoError(f"undecodable: {error.strerror or error}") from error
 
 

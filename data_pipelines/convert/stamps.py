@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 from collections import deque
@@ -36,7 +37,7 @@ def stamped(
     # AVI numbers frames as they are decoded, and so do files that are made of its packets.
     are_of_decoding = stream.container.format.name == "avi"
     only_rise, last_pts, last, number = True, None, None, 0
-    for packet in stream.container.demux(stream):
+    for packet in _packets(stream):
         if packet.pts is not None:
             only_rise &= last_pts is None or packet.pts > last_pts
             last_pts = packet.pts
@@ -58,6 +59,13 @@ def stamped(
                 time = Fraction(0) if last is None else last.time + last.held
             last = Stamped(time, held, frame, _MAX_REORDERED if reorders else 0)
             yield last
+
+
+def _packets(stream: av.video.stream.VideoStream) -> Iterator[av.Packet]:
+    """Those of the stream. After the last one PyAV asks those streams for more, too, that began in
+    the middle of the file (sound in FLV or MPEG streams), which it does not know."""
+    with contextlib.suppress(IndexError):
+        yield from stream.container.demux(stream)
 
 
 def in_order(

@@ -191,6 +191,43 @@ def test_refused_with_a_reason(tmp_path, name):
         read(path)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "codec", "pixels", "size_at", "unknown"),
+    [
+        (".mkv", "ffv1", "yuv420p", b"\x18\x53\x80\x67", b"\x01" + b"\xff" * 7),
+        (".webm", "libvpx-vp9", "yuv420p", b"\x18\x53\x80\x67", b"\x01" + b"\xff" * 7),
+        (".avi", "mjpeg", "yuvj420p", b"RIFF", b"\xff" * 4),
+        (".gif", "gif", "rgb8", None, None),
+        (".ogv", "libvpx", "yuv420p", None, None),
+    ],
+)
+def test_what_a_container_misses_at_its_end(tmp_path, suffix, codec, pixels, size_at, unknown):
+    path = files.write_video(
+        tmp_path / f"v{suffix}", files.grey_frames(20), codec=codec, pixels=pixels, fps=10
+    )
+    whole = path.read_bytes()
+    assert len(read(path)) == 20
+    for kept in (len(whole) - 2, len(whole) * 95 // 100):  # a tenth may go by the times alone
+        path.write_bytes(whole[:kept])
+        with pytest.raises(decode.VideoError, match="cut off"):
+            read(path)
+    path.write_bytes(whole + b"more")
+    assert len(read(path)) == 20
+    if size_at:  # as recorders write it that cannot go back
+        at = whole.index(size_at) + 4
+        path.write_bytes(whole[:at] + unknown + whole[at + len(unknown) :])
+        assert len(read(path)) == 20
+
+
+def test_sound_that_begins_in_the_middle_of_a_file(tmp_path):
+    """PyAV ends in an IndexError behind the last frame of such a file."""
+    path = files.write_video(tmp_path / "v.flv", files.grey_frames(20) * 6, codec="flv", fps=10)
+    data = path.read_bytes()
+    sound = b"\x08" + (7).to_bytes(3) + (9500).to_bytes(3) + bytes(4) + b"\x22" + b"\x80" * 6
+    path.write_bytes(data + sound + (18).to_bytes(4))
+    assert len(read(path)) == 120
+
+
 def stub_stream(pts, rate, *, coded=None, container="matroska", held=0):
     """A frame for each of `pts`, by as many packets, whose time stamps are `coded`."""
     colours = dict(color_trc=2, color_primaries=2, colorspace=2, color_range=0)
