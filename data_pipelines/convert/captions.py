@@ -56,8 +56,8 @@ def read(path: str | Path, text_key: str = "caption") -> tuple[Captions, list[st
             rows = [row for _, row in reading.json_lines(path)]
         else:
             raise ValueError(f"captions {path} must end in .csv or .jsonl")
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is no UTF-8 text of a table: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text: {error}") from error
     found: dict[str, list[Caption]] = {}
     for number, row in enumerate(rows, 1):
         where = f"{path}, entry {number}"
@@ -84,8 +84,14 @@ def read(path: str | Path, text_key: str = "caption") -> tuple[Captions, list[st
 
 def _csv(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = csv.DictReader(file)
-        rows, names = list(lines), list(lines.fieldnames or ())
+        lines = csv.DictReader(file, strict=True)
+        try:
+            rows, names = list(lines), list(lines.fieldnames or ())
+        except csv.Error as error:
+            raise ValueError(
+                f"{path}, after line {lines.line_num}: {error}; a text that begins with a quote "
+                'must end with one, and quotes within it are double, as "the ""red"" block"'
+            ) from error
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"{path} has several columns {', '.join(map(repr, twice))}")
     for number, row in enumerate(rows, 1):

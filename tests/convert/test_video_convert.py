@@ -377,6 +377,8 @@ def test_captions(folder, tmp_path, suffix):
         ("c.csv", "file,caption\nelsewhere.mp4,x\n", "relative to that folder"),
         ("c.csv", "", "no captions"),
         ("c.csv", "file,caption\nm.webm,pick, then place\n", "must stand in quotes"),
+        ("c.csv", 'file,caption\nm.webm,"pick\nn.webm,put\n', "after line 1.*quotes within"),
+        ("c.csv", 'file,caption\nm.webm,"pick" it\n', "after line 1.*quotes within"),
         ("c.csv", "file,caption,caption\nm.webm,x,y\n", "several columns 'caption'"),
         ("c.csv", "\udcff\udcfefile,caption\n", "no UTF-8 text"),
         *(
