@@ -187,8 +187,12 @@ def action_clusters(actions: np.ndarray, count: int) -> tuple[np.ndarray, np.nda
             "many actions as clusters (model.targets.action.vocab)"
         )
     _check_finite(actions)
-    scale = actions.std(axis=0)
-    scale = np.where(scale > 0, scale, 1.0)
+    with np.errstate(over="ignore"):
+        scale = actions.std(axis=0)
+    if not np.isfinite(scale).all():  # its squares are beyond float32
+        scale = actions.std(axis=0, dtype=np.float64)
+    constant = (actions == actions[0]).all(axis=0)  # also one whose mean is rounded
+    scale = np.where(constant | (scale == 0), 1.0, scale)
     different = np.unique(actions, axis=0)
     if len(different) <= count:
         return different, scale

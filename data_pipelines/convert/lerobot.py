@@ -55,6 +55,7 @@ class LeRobotSource(conversion.Source):
     def _table(self, file: str) -> pa.Table:
         fields = self.fields
         columns = {"episode_index", *fields.texts, *fields.pictures}
+        columns |= {"frame_index"} & {*layout.column_names(self.root, file)}
         if fields.pictures != fields.cameras:
             columns.add("timestamp")
         columns |= {part.path for part in fields.actions + fields.states}
@@ -80,6 +81,11 @@ class LeRobotSource(conversion.Source):
         if (np.diff(rows) != 1).any():
             raise conversion.RecordingError(f"its rows in {one.data} are not together")
         table, views = table.slice(rows[0], len(rows)), []
+        if "frame_index" in table.column_names:
+            if not (np.diff(table.column("frame_index").to_numpy()) > 0).all():
+                raise conversion.RecordingError(
+                    f"its rows in {one.data} are not in the order of frame_index"
+                )
         for camera, place, frames in zip(fields.cameras, one.places, shown, strict=True):
             if frames is None:
                 views.append(self._pictures(table, camera))
@@ -109,7 +115,7 @@ class LeRobotSource(conversion.Source):
 
     def _check_times(self, table: pa.Table, place: layout.Place, times: np.ndarray) -> None:
         wanted = place.start + table.column("timestamp").to_numpy()
-        late = np.flatnonzero(np.abs(times - wanted) > 0.5 / self.spec.fps)
+        late = np.flatnonzero(~(np.abs(times - wanted) <= 0.5 / self.spec.fps))  # NaN, too
         if len(late):
             step = late[0]
             raise conversion.RecordingError(
@@ -166,9 +172,9 @@ def _texts(table: pa.Table, fields: layout.Fields) -> list[str]:
     for name in fields.texts:
         if name == layout.TASK:
             numbers = table.column("task_index").to_pylist()
-            unknown = sorted(set(numbers) - fields.tasks.keys())
-            if unknown:
-                raise conversion.RecordingError(f"task {unknown[0]} is not in the list of tasks")
+            for number in numbers:
+                if not isinstance(number, int | float) or number not in fields.tasks:
+                    raise conversion.RecordingError(f"task {number} is not in the list of tasks")
             columns.append([fields.tasks[number] for number in numbers])
         else:
             columns.append([_text(value, name) for value in table.column(name).to_pylist()])

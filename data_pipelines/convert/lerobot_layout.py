@@ -72,8 +72,11 @@ def read_info(root: Path) -> dict[str, Any]:
             f"{path}: codebase_version is {info['codebase_version']!r}, known are {VERSIONS}; "
             "convert the data set with the `lerobot` package first"
         )
-    if isinstance(info["fps"], bool) or not isinstance(info["fps"], int | float):
-        raise ValueError(f"{path}: fps is {info['fps']!r}, not a number")
+    fps, chunk = info["fps"], info.setdefault("chunks_size", 1000)
+    if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < math.inf:
+        raise ValueError(f"{path}: fps is {fps!r}, not a number above 0")
+    if info["codebase_version"] != "v3.0" and (type(chunk) is not int or chunk < 1):
+        raise ValueError(f"{path}: chunks_size is {chunk!r}, not a whole number above 0")
     if not isinstance(info["features"], dict):
         raise ValueError(f"{path}: features is {info['features']!r}, not an object")
     told = {name: _described(one) for name, one in info["features"].items()}
@@ -156,7 +159,7 @@ def find_fields(root: Path, info: dict[str, Any], options: Any) -> Fields:
         numbers("state_key", state),
         tuple(texts),
         sizes,
-        _tasks(root) if TASK in texts else {},
+        _tasks(root, info["codebase_version"]) if TASK in texts else {},
     )
 
 
@@ -168,9 +171,9 @@ def _is_number(feature: dict) -> bool:
     return feature["dtype"].startswith(("float", "int", "uint", "bool"))
 
 
-def _tasks(root: Path) -> dict[int, str]:
+def _tasks(root: Path, version: str) -> dict[int, str]:
     meta = root / "meta"
-    if (meta / "tasks.jsonl").is_file():  # v2
+    if version.startswith("v2"):
         return _named(meta / "tasks.jsonl", _read_lines(meta / "tasks.jsonl", "task_index", "task"))
     table = read_parquet(root, "meta/tasks.parquet")
     texts = [name for name in table.column_names if name != "task_index"]
@@ -183,11 +186,13 @@ def _tasks(root: Path) -> dict[int, str]:
 
 
 def _named(path: Path, rows: Iterable[tuple]) -> dict[int, str]:
-    tasks = dict(rows)
-    for number, text in tasks.items():
+    tasks: dict[int, str] = {}
+    for number, text in rows:
         if type(number) is not int or not isinstance(text, str):
             raise ValueError(f"{path}: task {number!r} is {text!r}, not a number and a text")
-    return {number: text.strip() for number, text in tasks.items()}
+        if tasks.setdefault(number, text.strip()) != text.strip():
+            raise ValueError(f"{path}: task {number} is {tasks[number]!r} and {text.strip()!r}")
+    return tasks
 
 
 def find_recordings(root: Path, info: dict[str, Any], cameras: Sequence[str]) -> list[Recording]:
@@ -200,7 +205,7 @@ def find_recordings(root: Path, info: dict[str, Any], cameras: Sequence[str]) ->
         rows = _read_lines(root / "meta" / "episodes.jsonl", "episode_index", "length")
         for number, length in rows:
             _check_number(root, number)
-            keys = dict(episode_index=number, episode_chunk=number // info.get("chunks_size", 1000))
+            keys = dict(episode_index=number, episode_chunk=number // info["chunks_size"])
             places = {
                 camera: Place(_path(root, info, "video_path", **keys, video_key=camera), 0.0)
                 for camera in videos

@@ -30,7 +30,7 @@ def size_of(path: Path) -> int:
 
 def json_lines(path: Path) -> Iterator[tuple[int, dict]]:
     """(line number, object) of a .jsonl file; blank lines are passed over."""
-    with path.open(encoding="utf-8-sig") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield number, json_object(path, number, line)

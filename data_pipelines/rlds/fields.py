@@ -123,7 +123,9 @@ def _numbers(
                 f"{key} has {min(*sizes, last)} to {max(*sizes, last)} values a step, not as many"
             )
         if free and last != sizes[0]:  # whatever it is: one that float32 does not hold
-            values = np.append(values[: len(values) - last], [np.nan] * sizes[0])
+            each = len(values) // (sum(sizes) + last)  # where these are vectors
+            end = [np.nan] * (sizes[0] * each)
+            values = np.append(values[: len(values) - last * each], end)
     if values.size == 0 or values.size % rows:
         raise FieldError(f"{steps} images but {values.size} values of {key}")
     values = values.reshape(rows, -1)
@@ -153,7 +155,10 @@ def _flat(
 def _tensor(item: bytes, key: str, of: Declared) -> np.ndarray:
     """The flat numbers of a tensor that is stored as bytes."""
     try:
-        return np.frombuffer(zlib.decompress(item) if of.encoding == "zlib" else item, of.dtype)
+        raw = zlib.decompress(item) if of.encoding == "zlib" else item
+        if of.dtype == "bfloat16":  # the upper half of a float32
+            return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
+        return np.frombuffer(raw, of.dtype)
     except (zlib.error, TypeError, ValueError) as error:
         raise FieldError(f"{key} is not {of} as {of.encoding}: {error}") from error
 

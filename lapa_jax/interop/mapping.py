@@ -184,14 +184,16 @@ def unwrapped(tensors: Mapping[str, Any], anchor: str, what: str, sep: str = "."
 
 
 def _names_average(prefix: str, sep: str) -> bool:
-    return any("ema" in part.split("_") for part in prefix.split(sep))
+    return any("ema" in part.lower().split("_") for part in prefix.split(sep))
 
 
 def _is_average(tensors: Mapping[str, Any], prefix: str, sep: str) -> bool:
-    """ema_pytorch keeps beside its copies whether the average has begun (`initted`)."""
-    beside = prefix.partition("ema_model" + sep)[0]
-    begun = tensors.get(f"{beside}initted")
-    return _names_average(prefix, sep) and (begun is None or bool(np.asarray(begun).all()))
+    """ema_pytorch keeps the model itself beside its average (`online_model`), and whether that has
+    begun (`initted`)."""
+    if not _names_average(prefix, sep) or "online_model" in prefix.split(sep):
+        return False
+    begun = tensors.get(f"{prefix.partition('ema_model' + sep)[0]}initted")
+    return begun is None or bool(np.asarray(begun).all())
 
 
 def names(rule: Rule | Constant) -> list[str]:

@@ -157,6 +157,7 @@ LAYOUTS = 3  # steps
 
 def write_layouts(parent):
     """One episode with images, numbers and texts in every form that TFDS has for them."""
+    import tensorflow as tf
     import tensorflow_datasets as tfds
 
     of = tfds.features
@@ -174,12 +175,18 @@ def write_layouts(parent):
         "action": {
             "move": of.Tensor(shape=(2,), dtype=np.float64, encoding="bytes"),
             "half": of.Tensor(shape=(1,), dtype=np.float16),
+            "brain": of.Tensor(shape=(2,), dtype=tf.bfloat16, encoding="bytes"),
             "grip": np.bool_,
             "mode": of.ClassLabel(names=["open", "close"]),
             "list": of.Sequence(np.float32),
             "ragged": of.Sequence(np.float32),
             "huge": np.int64,
-            "ends": {"int": np.int64, "list": of.Sequence(np.int64), "far": far},
+            "ends": {
+                "int": np.int64,
+                "list": of.Sequence(np.int64),
+                "far": far,
+                "pairs": of.Sequence(of.Tensor(shape=(2,), dtype=np.float32)),
+            },
         },
         "texts": of.Sequence(of.Text()),
         "pair": of.Tensor(shape=(2,), dtype=np.object_),
@@ -202,6 +209,7 @@ def write_layouts(parent):
             "action": {
                 "move": np.full(2, i / 2 if i < LAYOUTS - 1 else np.nan),
                 "half": np.full(1, i, np.float16),
+                "brain": np.array([i, -0.5], tf.bfloat16.as_numpy_dtype),
                 "grip": i == 1,
                 "mode": i % 2,
                 "list": [float(i), 7.0],
@@ -211,6 +219,7 @@ def write_layouts(parent):
                     "int": i if i < LAYOUTS - 1 else 2**53 + 1,
                     "list": [i, i] if i < LAYOUTS - 1 else [],
                     "far": np.full(1, float(i) if i < LAYOUTS - 1 else 1e300),
+                    "pairs": [np.full(2, i, np.float32)] * (2 if i < LAYOUTS - 1 else 1),
                 },
             },
             "texts": ["", " take it ", "grab it"],

@@ -282,14 +282,27 @@ def test_columns_that_cannot_be_used_are_named(tmp_path, changes, told):
         from_columns(tmp_path / "set", tmp_path / "out", **changes)
 
 
+def test_rows_that_are_not_in_order_are_left_out(tmp_path, monkeypatch):
+    """Pictures have no times that would tell."""
+    order = (("int64", 1), [0, 2, 1, 3, 0, 1, 2, 3])
+    monkeypatch.setitem(OF_COLUMNS, "frame_index", order)
+    report = from_columns(tmp_path / "set", tmp_path / "out")
+    assert list(read(tmp_path / "out")) == ["episode_000001"]
+    assert "not in the order of frame_index" in report.bad[0][1]
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new", "told"),
     [
         ("info.json", '"fps": 10', '"fps": null', "info.json: fps is None, not a number"),
+        ("info.json", '"fps": 10', '"fps": NaN', "info.json: fps is nan, not a number above 0"),
+        ("info.json", '"chunks_size": 2', '"chunks_size": 0', "chunks_size is 0, not a whole"),
         ("info.json", '"features": {', '"features": 1, "_": {', "features is 1, not an object"),
         ("info.json", '"shape": [3]', '"shape": "3"', "action does not hold numbers"),
         ("info.json", "{episode_index:06d}.parquet", "{part}.parquet", "data_path .* no template"),
         ("tasks.jsonl", '"wave"', "null", "tasks.jsonl: task 2 is None, not a number and a text"),
+        ("tasks.jsonl", '"task_index": 2', '"task_index": 0', "task 0 is '.*' and 'wave'"),
+        ("tasks.jsonl", '"wave"', '"dr\udcfcck"', "tasks.jsonl, line 3: 'utf-8' codec"),
         ("episodes.jsonl", '"episode_index": 1', '"episode_index": 0', "has episode 0 twice"),
         ("episodes.jsonl", '"episode_index": 1', '"episode_index": "1"', "an episode is '1'"),
     ],
@@ -297,7 +310,7 @@ def test_columns_that_cannot_be_used_are_named(tmp_path, changes, told):
 def test_descriptions_that_are_wrong_are_named(tmp_path, file, old, new, told):
     root = lerobot.write_v2(tmp_path / "set", parts()[:2])
     path = root / "meta" / file
-    path.write_text(path.read_text().replace(old, new))
+    path.write_bytes(path.read_text().replace(old, new).encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=told):
         convert(root, tmp_path / "out")
 

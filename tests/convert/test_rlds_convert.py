@@ -141,6 +141,7 @@ def test_images_in_every_form(layouts, tmp_path, key):
     ("key", "wanted"),
     [
         ("action/half", [[0], [1], [2]]),
+        ("action/brain", [[0, -0.5], [1, -0.5], [2, -0.5]]),
         ("action/grip", [[0], [1], [0]]),
         ("action/mode", [[0], [1], [0]]),
         ("action/list", [[0, 7], [1, 7], [2, 7]]),
@@ -152,11 +153,12 @@ def test_images_in_every_form(layouts, tmp_path, key):
             "action/ends/int,action/ends/list,action/ends/far",
             [[0, 0, 0, 0], [1, 1, 1, 1], [np.nan] * 4],
         ),
+        ("action/ends/pairs", [[0] * 4, [1] * 4, [np.nan] * 4]),
         ("action/ragged", "0 to 2 values a step"),
         ("action/huge", "holds 16777217, which float32 cannot hold"),
         (
             "action",
-            r"no field action: it is a dictionary of \['action/ends/far', .*\('' for none\)",
+            r"no field action: it is a dictionary of \['action/brain', .*\('' for none\)",
         ),
         ("texts", "holds bytes, not numbers"),
     ],

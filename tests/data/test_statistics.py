@@ -111,6 +111,11 @@ def test_clusters_find_the_groups_of_any_scale():
         action_clusters(np.zeros((3, 2)), 9)
     with pytest.raises(ValueError, match="action 1, dimension 0 is nan"):
         action_clusters(np.array([[0.0, 1.0], [np.nan, 1.0]]), 1)
+    actions = actions.astype(np.float32)[:, [0, 0, 0]]
+    actions[:, 1], actions[7, 2] = 0.1, 1e30  # whose mean is not 0.1; whose square is infinite
+    centres, scale = action_clusters(actions, 4)
+    assert np.isfinite(centres).all() and np.isfinite(scale).all() and scale[1] == 1.0
+    assert (centres[:, 1] == np.float32(0.1)).all() and centres[:, 2].max() == np.float32(1e30)
 
 
 def heavy_tailed(count, seed=0):

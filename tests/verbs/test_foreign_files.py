@@ -69,6 +69,10 @@ WRAPPERS = {
     "a model and its average": lambda s: {
         "model": {name: x + 1 for name, x in s.items()}, "model_ema": s
     },
+    "a model and its ema_pytorch": lambda s: {
+        "model": {name: x + 1 for name, x in s.items()}, "ema": ema(s)
+    },
+    "a model and its ema_pytorch before it begins": lambda s: {"model": s, "ema": ema(s, False)},
     "an averaged model": lambda s: {"n_averaged": torch.tensor(3), **named(s, "module.{}")},
 }  # fmt: skip
 
@@ -105,6 +109,15 @@ def test_dtypes_are_widened_and_two_models_are_not_chosen_from(state, tmp_path):
         with pytest.raises(ValueError, match=message) as error:
             tensor_files.tensors(tmp_path / "x.pt")
         assert "weights_only" not in str(error.value)
+
+
+def test_damage_that_pytorch_reads_on_is_named(state, tmp_path):
+    torch.save(state, tmp_path / "x.pt")
+    found = bytearray((tmp_path / "x.pt").read_bytes())
+    found[len(found) // 2] ^= 1
+    (tmp_path / "x.pt").write_bytes(found)
+    with pytest.raises(ValueError, match="x.pt is no whole file .*Bad CRC-32 for file 'x/data/"):
+        tensor_files.tensors(tmp_path / "x.pt")
 
 
 def test_image_tokenizers_and_streams_too(tmp_path):
