@@ -10,15 +10,22 @@ from typing import Any, BinaryIO
 METRICS_FILE, EVALUATION_FILE = "metrics.jsonl", "evaluation.jsonl"
 GUARD_FILE = "guard.jsonl"  # of steps that were skipped or rolled back
 COMMITTED = "commit_success.txt"  # which Orbax writes last into a step behind a URL
+META = "meta"  # of a step, what it says of itself
 EXIT_RESTART = 75  # of lapa train: stopped by a signal after saving, the same command continues
 TAIL_BYTES = 1 << 16
 SMALL_BYTES = 1 << 20  # files that are read whole
 
 
 def saved_steps(checkpoints: Path) -> list[int]:
-    """Complete steps in a directory of checkpoints, oldest first; one that is being written has
-    another name, or behind a URL lacks the file that is written last. Raises ValueError for what
-    looks like a step and is none."""
+    """Steps of `step_folders` that have their meta, without which nothing is a checkpoint."""
+    folders = step_folders(checkpoints)
+    return [step for step in folders if (checkpoints / str(step) / META).is_dir()]
+
+
+def step_folders(checkpoints: Path) -> list[int]:
+    """What is named as a step in a directory of checkpoints, oldest first, whole or damaged; one
+    that is being written has another name, or behind a URL lacks the file that is written last.
+    Raises ValueError for what looks like a step and is none."""
     local = isinstance(checkpoints, Path)
     if not checkpoints.is_dir():
         if local and checkpoints.exists():

@@ -10,14 +10,14 @@ from absl import logging
 from data_pipelines.storage import places
 from lapa_jax.parallel import distributed
 from lapa_jax.training.manifest import CheckpointDamagedError, CheckpointMismatchError
-from lapa_jax.training.run_files import saved_steps
+from lapa_jax.training.run_files import step_folders
 
 T = TypeVar("T")
 
 
 def list_steps(directory: str | Path) -> list[int]:
-    """Complete steps in a checkpoint directory, oldest first."""
-    return saved_steps(places.directory(directory))
+    """Steps in a checkpoint directory, oldest first; that one is damaged shows when it is read."""
+    return step_folders(places.directory(directory))
 
 
 def newest_sound(

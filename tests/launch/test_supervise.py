@@ -277,7 +277,8 @@ def test_lines_that_a_restart_cuts_off_are_not_progress(tmp_path):
     metrics.write_text("".join(lines[:3]))
     assert watch.advanced() and not watch.advanced()
     assert watch.step == 4  # the furthest that it ever was
-    (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "5" / "meta").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "7").mkdir()  # empty: none
     (tmp_path / "checkpoints" / "9.orbax-checkpoint-tmp").mkdir()
     assert watch.advanced() and watch.step == 5
     metrics.write_text("no line of metrics\n")

@@ -39,7 +39,7 @@ def make_run(
     config = CONFIG | {"checkpoint": {"every_steps": 200}}
     (workdir / "config.json").write_text(json.dumps(config))
     for number in saved:
-        (workdir / "checkpoints" / str(number)).mkdir(parents=True)
+        (workdir / "checkpoints" / str(number) / "meta").mkdir(parents=True)
     lines = [
         {"step": s, "loss": 1000.0 / s, "examples_per_second": 32.0, "step_seconds": step_seconds}
         for s in range(50, step + 1, 50)
@@ -80,6 +80,14 @@ def make_run(
 )
 def test_state(state, run, tmp_path):
     assert look(make_run(tmp_path / "run", **run), time.time()).state == state
+
+
+def test_a_stray_folder_is_no_checkpoint(tmp_path):
+    run = make_run(tmp_path / "run", age=5, saved=(400,))
+    for stray in ("5700", "step_x", "step_5700"):
+        (run / "checkpoints" / stray).mkdir()
+    found = look(run, time.time())
+    assert (found.state, found.step, found.saved) == ("running", 500, 400)
 
 
 def hold(workdir: Path, *, age: float, **changes) -> None:
