@@ -45,10 +45,13 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, ConfigDict]:
 def main(argv: list[str]) -> int:
     args, config = parse(argv)
     span = parse_profile(args.profile)
-    start.initialize(args)
-    programs.keep_compiled(args.workdir)
+    done = False
+    with distributed.stopped_at_once():
+        start.initialize(args)
+        programs.keep_compiled(args.workdir)
+        with distributed.leaving_on_error():
+            done = train(config, args.workdir, span, extend=args.extend)
     with distributed.leaving_on_error():
-        done = train(config, args.workdir, span, extend=args.extend)
         tell_end(args.workdir, config, done)
         return 0 if done else EXIT_RESTART
 
@@ -60,18 +63,21 @@ def train(
     *,
     extend: bool = False,
 ) -> bool:
-    """Trains to `config.steps`; False if a signal stopped it before (after saving).
+    """Trains to `config.steps`; False if a signal stopped it before (after saving, where there was
+    a step to save).
 
     `profile`: the first step to trace and the one after the last. `extend`: to other `steps` than
     those of a run that goes on, though its learning rate so far depended on them. Raises
     LockedError where another process trains there.
     """
     config = configs.today(config)
+    done = None
     with start.attempt(workdir) as attempt:
-        while (done := _train(config, workdir, attempt, profile, extend)) is None:
-            logging.warning("%s goes back to its newest checkpoint", workdir)
+        with distributed.stopped_at_once():
+            while (done := _train(config, workdir, attempt, profile, extend)) is None:
+                logging.warning("%s goes back to its newest checkpoint", workdir)
         attempt.end("finished" if done else "stopped")
-    return done
+    return bool(done)
 
 
 def _train(

@@ -289,6 +289,34 @@ def stop_signal() -> Iterator[Callable[[], bool]]:
 
 
 @contextlib.contextmanager
+def stopped_at_once() -> Iterator[None]:
+    """Around what comes before and after the steps, where nothing waits to be saved: what
+    `stop_signal` knows ends it, which is told.
+
+    With several processes a closed terminal is SIGTERM, which JAX catches: all stop after the first
+    step. Ctrl-C is an error there, of this one alone.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    names, handler = (signal.SIGTERM, signal.SIGINT), signal.default_int_handler
+    if jax.distributed.is_initialized():
+        names, handler = (), lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        names = (*names, signal.SIGHUP)
+    before = {name: signal.signal(name, handler) for name in names}
+    try:
+        yield
+    except KeyboardInterrupt:
+        if jax.distributed.is_initialized():
+            raise
+        logging.warning("stopped by a signal, at no step: there is nothing new to save")
+    finally:
+        for name, earlier in before.items():
+            signal.signal(name, earlier)
+
+
+@contextlib.contextmanager
 def leaving_on_error() -> Iterator[None]:
     """After an error this process ends in time, however long the others could keep it waiting.
 

@@ -78,7 +78,7 @@ class Attempt:
 def note_failure(workdir: str | Path, error: BaseException) -> None:
     """Of a start that found no devices, before it held the directory; nothing where another holds
     it."""
-    if not str(error):  # as JAX says it of GPUs
+    if isinstance(error, AssertionError) and not str(error):  # as JAX says it of GPUs
         error = RuntimeError(f"no device with JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}")
     with contextlib.suppress(OSError, ValueError), Attempt(workdir) as attempt:
         attempt.end(*_told(error))

@@ -53,10 +53,10 @@ class Opened:
 
 
 def initialize(args: argparse.Namespace) -> None:
-    """`distributed.initialize_from`; that it fails is noted in the directory of the run."""
+    """`distributed.initialize_from`; an error or a stop is noted in the run's directory."""
     try:
         distributed.initialize_from(args)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         note_failure(args.workdir, error)
         raise
 

@@ -146,6 +146,36 @@ def test_the_next_batch_goes_to_the_devices_before_a_step_is_waited_for(
     assert events == first + later * 2 + last + ["settled"], "and none that is not used"
 
 
+@pytest.mark.parametrize(
+    ("number", "where"),
+    [
+        (signal.SIGTERM, "initialize"),
+        (signal.SIGINT, "open_run"),
+        (signal.SIGHUP, "open_run"),
+        (signal.SIGTERM, "first_state"),
+    ],
+)
+def test_a_signal_before_the_first_step(number, where, tiny_data, tmp_path, monkeypatch, capsys):
+    """While processes are joined, data are checked, or the state is made or restored."""
+
+    def signalled(*_, **__):
+        signal.raise_signal(number)
+        raise AssertionError("it goes on")
+
+    before = signal.signal(number, signal.SIG_DFL)
+    owner = distributed if where == "initialize" else train.start
+    monkeypatch.setattr(owner, where, signalled)
+    try:
+        config = tiny.arguments("quantizer", tiny_data, steps=4)
+        assert train.main([*config, "--workdir", str(tmp_path)]) == 75
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(number, before)
+    assert status.look(tmp_path, time.time()).state == "stopped"
+    assert not (tmp_path / "run.lock").exists()
+    assert "not at its end: the same command continues" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_what_asks_to_stop(number):
     before = signal.signal(number, signal.SIG_DFL)
