@@ -183,6 +183,18 @@ def make_directory(path: Path) -> Path:
 
 
 @contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Around the making of `.NAME.*.incomplete` beside `path`: its errors name `path`."""
+    try:
+        yield
+    except OSError as error:
+        at = str(error.filename or "")
+        if f"/.{path.name}." in f"/{at}" and ".incomplete" in at:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+@contextlib.contextmanager
 def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yields a temporary path beside `path`, whose folder is made; renames it on success, removes
     it on failure: a reader sees the old file or the whole new one. durable: it is on the disk
@@ -191,11 +203,12 @@ def atomic_path(path: Path, *, durable: bool = True) -> Iterator[Path]:
     # Hosts that share a disk may write one file at once, and Beam a job twice.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.incomplete")
     try:
-        yield temporary
-        if durable:
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with named(path):
+            yield temporary
+            if durable:
+                with open(temporary, "rb") as file:
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

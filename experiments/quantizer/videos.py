@@ -12,6 +12,8 @@ Cost: 0.14 M parameters; as experiments/quantizer/tabletop.py, 900 steps in abou
 cores of an AMD EPYC. quick=True runs in about a minute there.
 """
 
+import math
+
 from ml_collections import ConfigDict
 
 from experiments import base
@@ -30,6 +32,22 @@ def get_config(arg: str | None = None) -> ConfigDict:
     videos = base.corpus(arg.data, window_seconds=arg.window, **found)
     config.data.corpora = ConfigDict({"videos": videos})
     config.data.image_size = (arg.size, arg.size)
-    # The grid of patches stays that of 64 px.
-    config.model.patch_size = config.model.patch_size * arg.size // 64
+    config.model.patch_size = patch_of((arg.size, arg.size), config.model.patch_size)
     return config
+
+
+def patch_of(sides: tuple[int, int], of_64: int = 8) -> int:
+    """Pixels a side of the patches that frames of these sides are cut into, as near as may be to
+    as many as 64 px have in patches of `of_64`. Raises ValueError where none is near."""
+    wanted, common = min(sides) * of_64 / 64, math.gcd(*sides)
+    near = range(max(1, math.ceil(wanted / 2)), max(1, int(2 * wanted)) + 1)
+    fitting = [patch for patch in near if common % patch == 0]
+    if not fitting:
+        patch = max(1, round(wanted))
+        better = [max(1, round(side / patch)) * patch for side in sides]
+        size = "x".join(map(str, dict.fromkeys(better) if sides[0] == sides[1] else better))
+        raise ValueError(
+            f"frames of {sides[0]}x{sides[1]} pixels cannot be cut into square patches of about "
+            f"{patch}: `lapa data convert --size {size}` makes frames that can"
+        )
+    return min(fitting, key=lambda patch: abs(math.log(patch / wanted)))

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import jax.numpy as jnp
 import numpy as np
 
+from data_pipelines import storage
 from lapa_jax import config as configs
 from lapa_jax import stages
 from lapa_jax.interop.parity import Parity
@@ -93,9 +94,9 @@ def staged(
     failed, parity = out.with_name(f"{out.name}.failed"), Parity()
     if failed.exists():
         shutil.rmtree(failed)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    storage.make_directory(out.parent)
     beside = dict(dir=out.parent, prefix=f".{out.name}.", suffix=".incomplete")
-    with tempfile.TemporaryDirectory(**beside) as made:
+    with storage.named(out), tempfile.TemporaryDirectory(**beside) as made:
         folder = Path(made) / "export"  # with the rights of any other
         folder.mkdir()
         yield folder, parity

@@ -1,15 +1,18 @@
 """Config files that are found, told and completed, and what is said of those that are wrong."""
 
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 import tiny
 
-from lapa_jax import cli
+from data_pipelines.convert.report import Report
+from lapa_jax import cli, settings
 from lapa_jax import config as configs
 from lapa_jax.verbs import completion
+from lapa_jax.verbs.data import convert
 from lapa_jax.version import __version__
 
 GOOD = "from experiments.quantizer import tabletop\ndef get_config(arg=None):\n    config = "
@@ -64,9 +67,27 @@ def test_what_a_spec_may_be(tmp_path, monkeypatch):
         ("config.json", "is no Python file"),
         ("quantizer/tabletop:qick=1", "'qick' is unknown; known"),
         ("quantizer/videos:window=wide", "window='wide' must be a number, as 0.5"),
+        ("quantizer/videos:size=97", "cannot be cut .*: `lapa data convert --size 96` makes"),
     ):
         with pytest.raises((ValueError, FileNotFoundError), match=told):
             configs.load(spec)
+
+
+@pytest.mark.parametrize(
+    ("size", "flags"),
+    [
+        ((64, 64), ""),
+        ((50, 50), ""),
+        ((100, 100), ""),
+        ((48, 64), " '--config.data.image_size=(48, 64)'"),
+        ((60, 90), " '--config.data.image_size=(60, 90)' --config.model.patch_size=6"),
+    ],
+)
+def test_what_follows_a_conversion_can_run(size, flags):
+    told = convert._training(Report("data", "train", "video", 1), size, None)
+    assert told.endswith(f" --workdir RUN{flags}")
+    _, spec, _, _, *overrides = shlex.split(told)
+    settings.check(configs.load(spec, overrides))
 
 
 def test_home_is_found_in_keys_and_flags(monkeypatch):

@@ -16,11 +16,13 @@ from tiny import lapa, needs_torch, succeed
 from tiny_policy import INSTRUCTIONS, TOKENIZER_MODEL, make_policy, tokenizer, write
 
 import lapa_jax
+from data_pipelines import storage
 from experiments import base
 from lapa_jax.interop import (
     hf,
     hf_llama,
     safetensors_files,
+    staged,
     torch_code,
 )
 from lapa_jax.nn.module import flatten
@@ -123,6 +125,13 @@ def test_a_failed_check_is_a_failed_export(policy, tmp_path, monkeypatch):
     monkeypatch.undo()
     export_error = lapa("export", "--format", "safetensors", "--workdir", policy, "--out", policy)
     assert export_error[0] == 2 and "exists" in export_error[2]
+
+
+def test_a_place_that_takes_nothing_is_named_as_it_was_given():
+    out = Path("/proc/policy")
+    for place in (staged.staged(out, None, None), storage.atomic_path(out)):
+        with pytest.raises(OSError, match=f": '{out}'$"), place as made:
+            made.write_text("")
 
 
 # --- Hugging Face ---

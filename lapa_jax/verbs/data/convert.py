@@ -94,13 +94,20 @@ INDEXED = ("video", "ssv2", "lerobot", "tfds")  # lapa_jsonl does it itself
 
 
 def _training(report: Report, size: tuple[int, int], sidecar_dir: str | None) -> str:
-    """The flags of a quantizer's training on what was written."""
+    """The flags of a quantizer's training on what was written. Raises ValueError where its frames
+    have a size that none fits."""
     (height, width), corpus = size, "--config.data.corpora.videos"
     config = f"quantizer/videos:data={report.directory},holdout=0.1"
     config += f",size={height}" if height == width != 64 else ""
     config += f",sidecars={sidecar_dir}" if sidecar_dir else ""
     words = ["--config", config, "--workdir", "RUN"]
-    words += [f"--config.data.image_size=({height}, {width})"] if height != width else []
+    if height != width:
+        words.append(f"--config.data.image_size=({height}, {width})")
+    if height != width or height % 8:
+        from experiments.quantizer.videos import patch_of
+
+        patch = patch_of(size)
+        words += [f"--config.model.patch_size={patch}"] if height != width and patch != 8 else []
     words += [f"{corpus}.image_key={report.cameras[0]}"] if len(report.cameras) > 1 else []
     words += [f"{corpus}.split={report.split}"] if report.split != "train" else []
     return shlex.join(words)
@@ -127,5 +134,8 @@ def main(argv: list[str]) -> int:
         report.notes["index"] = ", ".join(map(str, folders))
     text.show(report.to_json() if args.json else report.table())
     if args.format in INDEXED and not args.json:
-        text.show(f"next: lapa train {_training(report, options.size, args.sidecar_dir)}")
+        try:
+            text.show(f"next: lapa train {_training(report, options.size, args.sidecar_dir)}")
+        except ValueError as error:
+            text.show(f"next: another size, to train with quantizer/videos: {error}")
     return 0
