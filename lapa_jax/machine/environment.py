@@ -61,15 +61,17 @@ def _devices() -> dict[str, Any]:
     }
 
 
-def code_revision(file: str | Path = __file__) -> dict[str, Any] | None:
-    """The git revision that holds `file` and whether tracked files differ; None if not in git."""
-    file = Path(file).resolve()
+def code_revision(path: str | Path = __file__) -> dict[str, Any] | None:
+    """The git revision that holds a file or folder and whether tracked files differ; None if not in
+    git."""
+    path = Path(path).resolve()
+    folder, name = (path, ".") if path.is_dir() else (path.parent, path.name)
 
     def git(*arguments: str) -> str | None:
         try:
             done = subprocess.run(
                 ["git", *arguments],
-                cwd=file.parent,
+                cwd=folder,
                 capture_output=True,
                 text=True,
                 timeout=20,
@@ -80,7 +82,7 @@ def code_revision(file: str | Path = __file__) -> dict[str, Any] | None:
         return done.stdout.strip() if done.returncode == 0 else None
 
     # An installed copy inside somebody else's repository is not at that repository's revision.
-    if git("ls-files", "--error-unmatch", file.name) is None:
+    if git("ls-files", "--error-unmatch", name) is None:
         return None
     revision = git("rev-parse", "HEAD")
     if revision is None:
@@ -89,17 +91,21 @@ def code_revision(file: str | Path = __file__) -> dict[str, Any] | None:
     return {"revision": revision, "modified": None if changes is None else bool(changes)}
 
 
+def host() -> dict[str, Any]:
+    """What is known of the machine without asking JAX."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": _cores(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+    }
+
+
 def describe_environment() -> dict[str, Any]:
     """Asks JAX for its devices, so call it where the run itself already did."""
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "packages": package_versions(),
-        "hardware": {
-            "cpu": _cpu_model(),
-            "cores": _cores(),
-            "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-            "devices": _devices(),
-        },
+        "hardware": {**host(), "devices": _devices()},
         "code": code_revision(),
     }

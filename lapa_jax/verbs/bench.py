@@ -9,6 +9,7 @@
     lapa bench label                         # reading, encoding and writing, beside encoding alone
     lapa bench save                          # checkpoints, beside the step that they delay
     lapa bench serve                         # round trips, beside the call alone; many clients
+    lapa bench compare --help                # two builds, or the code of others, in turn
 
 The fraction of peak is taken in one process: model FLOP/s of the step over the FLOP/s of the best
 of a few large matrix products in the same dtype. Decoding of one row must read every weight of the
@@ -16,16 +17,17 @@ backbone and the head for every token: its bound is their bytes over the bandwid
 measured in the same process. (Weights that fit in a CPU's cache can beat it.)
 """
 
+import argparse
 from typing import Any
 
 import jax
 
-from lapa_jax.benchmarks import attention, label, loop, policy, quantizer, save, serve
+from lapa_jax.benchmarks import attention, compare, label, loop, policy, quantizer, save, serve
 from lapa_jax.verbs import flags, text
 
 BENCHMARKS = {
     module.__name__.rpartition(".")[2]: module
-    for module in (quantizer, policy, attention, loop, label, save, serve)
+    for module in (quantizer, policy, attention, loop, label, save, serve, compare)
 }
 
 
@@ -35,29 +37,36 @@ def main(argv: list[str]) -> int:
     for name, module in BENCHMARKS.items():
         one = what.add_parser(name)
         module.add_arguments(one)
-        one.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-        one.add_argument(
-            "--steps",
-            type=flags.number(int, "[1, 1e9]"),
-            default=10,
-            help="timed calls of a program",
-        )
         one.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+        if module is not compare:
+            _add_of_device(one)
     args = parser.parse_args(argv)
-    device = jax.devices()[0]
-    result = {
-        "device": f"{jax.device_count()} x {device.device_kind}",
-        "jax": jax.__version__,
-        "dtype": args.dtype,
-    }
+    # The sides of a comparison have the device, not this process.
+    result = {} if args.what == "compare" else _device(args)
     result |= BENCHMARKS[args.what].run(args)
     text.show(result if args.json else _tables(result))
     return 0
 
 
+def _add_of_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    steps = flags.number(int, "[1, 1e9]")
+    parser.add_argument("--steps", type=steps, default=10, help="timed calls of a program")
+
+
+def _device(args: argparse.Namespace) -> dict[str, Any]:
+    kind = jax.devices()[0].device_kind
+    return {
+        "device": f"{jax.device_count()} x {kind}",
+        "jax": jax.__version__,
+        "dtype": args.dtype,
+    }
+
+
 def _tables(result: dict[str, Any]) -> str:
     rows_of = {key: value for key, value in result.items() if isinstance(value, list)}
-    lines = [", ".join(f"{key} {value}" for key, value in result.items() if key not in rows_of)]
+    told = [f"{key} {x}" for key, x in result.items() if not isinstance(x, list | dict)]
+    lines = [", ".join(told)]
     for title, rows in rows_of.items():
         lines += ["", title, text.table([rows[0], *(row.values() for row in rows)])]
     return "\n".join(lines)

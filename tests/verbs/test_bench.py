@@ -1,11 +1,13 @@
 """The benchmark verb runs and counts right; it asserts no time."""
 
 import json
+import subprocess
+import sys
 
 import pytest
-from tiny import succeed
+from tiny import lapa, succeed
 
-from lapa_jax.benchmarks import loop, policy, quantizer
+from lapa_jax.benchmarks import compare, loop, policy, quantizer, side
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -109,3 +111,70 @@ def test_a_save_beside_a_step_and_the_bytes_of_the_state(tmp_path):
     assert row["stall"] == pytest.approx(row["call_ms"] / row["step_ms"], rel=0.01)
     assert 0 < row["call_ms"] < row["call_and_write_ms"]
     assert not list(tmp_path.iterdir())
+
+
+BUSY = """
+import pathlib, which
+
+def prepare(log, work, loops):
+    def step():
+        with pathlib.Path(log).open("a") as file:
+            file.write(which.NAME)
+        print("not a reply", sum(range(loops)))
+        if loops < 0:
+            raise ValueError("cannot")
+    step.work = work
+    return step
+"""
+
+
+@pytest.fixture
+def sides(tmp_path):
+    """Flags of two sides whose folders have a module `which` each, and the file they write to."""
+    (tmp_path / "case.py").write_text(BUSY)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "which.py").write_text(f"NAME = {name!r}")
+    cases = [x for name in "ab" for x in ("--case", f"{tmp_path}/case.py@{tmp_path}/{name}")]
+    log = tmp_path / "log"
+    return ["bench", "compare", *cases, "--option", f"log={log}", "--option", "loops=1000"], log
+
+
+def test_two_sides_take_turns(sides, tmp_path):
+    flags, log = sides
+    of_each = ["--first", "work=3", "--second", "work=0.5"]
+    given = [*flags, *of_each, "--rounds", 3, "--warmup", 2, "--out", tmp_path / "found.json"]
+    result = json.loads(succeed(*given, "--json"))
+    assert result == json.loads((tmp_path / "found.json").read_text())
+    assert log.read_text() == "abab" + "ab" + "ba" + "ab"
+    assert result["first"]["options"] == {"log": str(log), "loops": 1000, "work": 3}
+    assert result["second"]["folder"] == f"{tmp_path}/b" and result["second"]["code"] is None
+    assert result["machine"]["cores"] and "T" in result["date"]
+    (cpu, wall), rounds = result["ratios"], result["rounds"]
+    for kind, row in {"cpu": cpu, "wall": wall}.items():
+        ratios = [x[f"first_{kind}"] / 3 / (x[f"second_{kind}"] / 0.5) for x in rounds]
+        assert sorted(ratios) == pytest.approx([row["min"], row["median"], row["max"]], rel=1e-3)
+        assert row["min"] <= row["low_95"] <= row["median"] <= row["high_95"] <= row["max"]
+    first, _ = result["sides"]
+    assert first["work_per_cpu_second"] == pytest.approx(3 / first["cpu_median"], rel=1e-3)
+
+
+def test_a_side_that_fails_is_named(sides):
+    code, _, err = lapa(*sides[0], "--option", "work=1", "--second", "loops=-1", "--rounds", 1)
+    assert code == 2 and "a side ended" in err and "case.py" in err and "/b" in err
+    code, _, err = lapa("bench", "compare", "--case", "no.py@nowhere", "--case", "no.py")
+    assert code == 2 and "no file 'no.py', no folder 'nowhere'" in err
+
+
+def test_cpu_time_is_that_of_children_too():
+    code = "import time\nwhile time.process_time() < 0.05: pass"
+    before = side.cpu_seconds()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert side.cpu_seconds() - before >= 0.05
+
+
+def test_the_interval_of_a_median():
+    assert compare.interval([1.0, 2.0]) == (None, None)
+    assert compare.interval([0.5] * 5) == (0.5, 0.5)
+    low, high = compare.interval(list(range(1, 101)))
+    assert 35 < low < 50.5 < high < 66  # 50.5 +- 1.96 * 10, of the order statistics
