@@ -244,8 +244,9 @@ def convert_lapa_jsonl(
             options,
             {**dataclasses.asdict(settings), "images": str(images), **origin},
         )
+    found = _load_index(out, options)
     for key, one in sets.items():
-        _write_set(one.writer(_load_index(out, options)), key, episodes, source)
+        _write_set(one.writer(found), key, episodes, source)
         report.notes[one.kind.what] = one.name
     if images is None:
         report.notes["images"] = "placeholders: train from image tokens"

@@ -102,6 +102,7 @@ def test_finetuning_rows_keep_actions_and_images(tmp_path):
     convert(file, tmp_path / "small", images=images, size=(8, 8))
     episodes = read(tmp_path / "same")
     assert list(episodes) == [f"bridge/e_{i}" for i in range(4)]
+    assert index.load_index(tmp_path / "same").num_frames == len(found)
     for row in found:
         name, step = row["id"].rsplit("_", 1)
         item = episodes[name]
