@@ -301,7 +301,8 @@ def _write_parts(
             listing = "; ".join(f"{printable(name)}: {reason}" for name, reason in bad[:5])
             raise TooManyBadError(
                 f"{len(bad)} of {total} {source.noun}s {source.place} cannot be converted, more "
-                f"than max_bad_fraction={options.max_bad_fraction} (--max_bad_fraction): {listing}"
+                f"than max_bad_fraction={options.max_bad_fraction} (take them away, or allow more "
+                f"by --max_bad_fraction of `lapa data convert`): {listing}"
                 + (", ..." if len(bad) > 5 else "")
             )
 

@@ -262,9 +262,9 @@ def convert_picture(data: bytes | np.ndarray, settings: VideoSettings) -> bytes:
         image = np.repeat(data, 3, 2) if data.shape[2] == 1 else data[..., :3]
     elif (kind := picture_kind(data)) == "jpeg":
         try:
-            if jpeg_size(data) == (*settings.size, 3):
-                return data
-            image = simplejpeg.decode_jpeg(data)
+            size, image = jpeg_size(data), simplejpeg.decode_jpeg(data)
+            if size == (*settings.size, 3):
+                return data  # whole, as its decoding tells
         except ValueError as error:
             raise VideoError(f"undecodable: {error}") from error
     elif kind == "png":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -31,7 +32,7 @@ def read_spans(
         nonlocal size
         data = file.read_bytes()
         try:
-            if (turned := _orientation(data)) != 1:
+            if 2 <= (turned := _orientation(data)) <= 8:  # others are reserved
                 raise decode.VideoError(f"is marked as turned (EXIF {turned}): turn its pixels")
             found = _size(data)
             if found != (size := size or found):
@@ -40,7 +41,7 @@ def read_spans(
         except ValueError as error:
             raise decode.VideoError(f"picture {file.name}: {error}") from error
 
-    yield from decode.clips_of(frames(), Fraction(0), encode, settings, spans, set())
+    yield from decode.clips_of(frames(), Fraction(0), encode, settings, spans, _gaps(files))
 
 
 def in_order(folder: Path) -> list[Path]:
@@ -54,6 +55,15 @@ def in_order(folder: Path) -> list[Path]:
 
 def _numbers(path: Path) -> tuple[list[int], str]:
     return [int(number) for number in re.findall(r"\d+", path.name)], path.name
+
+
+def _gaps(files: Sequence[Path]) -> set[str]:
+    """What is to be told where their numbers do not rise evenly."""
+    columns = zip(*(_numbers(file)[0] for file in files), strict=True)
+    moving = [column for column in columns if len(set(column)) > 1]
+    if len(moving) == 1 and len({b - a for a, b in itertools.pairwise(moving[0])}) > 1:
+        return {"numbers of pictures leave gaps: shown one step apart all the same"}
+    return set()
 
 
 def _size(data: bytes) -> tuple[int, int]:

@@ -213,6 +213,12 @@ def test_folders_of_pictures_are_clips(tmp_path):
     assert report.passed_over["folders of pictures (--picture_fps)"] == ["one", "two"]
     exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0"
     marker = b"\xff\xe1" + (len(exif) + 2).to_bytes(2) + exif
+    reserved = (marker[:-4] + bytes(4)).join((images[0][:2], images[0][2:]))
+    write_pictures(root / "cut", 2)
+    (root / "cut" / "img_0.jpg").write_bytes(images[0][:-4])
+    write_pictures(root / "gap", 4)
+    (root / "gap" / "img_2.jpg").unlink()
+    (root / "gap" / "img_0.jpg").write_bytes(reserved)
     write_pictures(root / "turned", 2)
     (root / "turned" / "img_0.jpg").write_bytes(images[0][:2] + marker + images[0][2:])
     table = tmp_path / "captions.csv"
@@ -221,9 +227,13 @@ def test_folders_of_pictures_are_clips(tmp_path):
     found = episodes(tmp_path / "out")
     assert {name: item[0] for name, item in found.items()} == {
         "clip.mp4": [0, 1, 2, 3],
+        "gap": [0, 3],
         "one": [0, 2, 4, 6, 8, 10],
     }
+    gaps = "numbers of pictures leave gaps: shown one step apart all the same"
+    assert report.seen == {gaps: ["gap"]}
     assert report.bad == [
+        ("cut", "picture img_0.jpg: undecodable: Premature end of JPEG file"),
         ("turned", "picture img_0.jpg: is marked as turned (EXIF 6): turn its pixels"),
         ("two", "pictures of several kinds in one folder: img_#.jpg, thumb.jpg"),
     ]
