@@ -13,6 +13,8 @@ import fcntl
 import hashlib
 import os
 import shutil
+import socket
+import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +22,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 CACHE_ENV = "LAPA_CACHE"
+GOOGLE = ("storage.googleapis.com", 443)
+TELL_SECONDS, REACH_SECONDS = 3, 12
 
 
 @dataclass(frozen=True, order=True)
@@ -70,9 +76,43 @@ def locate(path: str | os.PathLike | RemotePath) -> Location:
 
 
 @cache
+def reach(protocol: str) -> None:
+    """Raises ConnectionError where Google's storage does not answer; gcsfs asks for a minute. Knows
+    nothing of other storages, of proxies, and of addresses that are configured."""
+    if protocol not in ("gs", "gcs") or "STORAGE_EMULATOR_HOST" in os.environ:
+        return
+    import urllib.request
+
+    import fsspec
+
+    if "endpoint_url" in fsspec.config.conf.get("gcs", {}) or urllib.request.getproxies():
+        return
+    failed: list[object] = [f"no answer in {REACH_SECONDS} s"]
+
+    def connect() -> None:
+        try:
+            socket.create_connection(GOOGLE, timeout=REACH_SECONDS).close()
+            failed.clear()
+        except OSError as error:
+            failed[:] = [error]
+
+    trying = threading.Thread(target=connect, daemon=True)  # to ask for a name takes its own time
+    trying.start()
+    trying.join(TELL_SECONDS)
+    if trying.is_alive():
+        logging.warning("waiting for %s:// (%s:%d), %d s at most", protocol, *GOOGLE, REACH_SECONDS)
+        trying.join(REACH_SECONDS - TELL_SECONDS)
+    if failed:
+        raise ConnectionError(
+            f"{protocol}:// cannot be reached from here: {GOOGLE[0]}:{GOOGLE[1]}: {failed[0]}"
+        )
+
+
+@cache
 def _filesystem(protocol: str) -> Any:
     import fsspec
 
+    reach(protocol)
     try:
         return fsspec.filesystem(protocol)
     except ImportError as error:

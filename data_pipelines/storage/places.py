@@ -42,6 +42,7 @@ def directory(place: str | os.PathLike) -> Path:
     import fsspec
     from etils import epath
 
+    storage.reach("gs")
     # Other processes write there too.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     return epath.Path(text.rstrip("/"))

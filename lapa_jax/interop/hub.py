@@ -5,6 +5,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
+from absl import logging
+
 PREFIX = "hf://"
 # Not of the corpus or the model: hidden files, what is being written, locks.
 _LEFT_OUT = [".*", "**/.*", "*.incomplete", "*.lock", "*.tmp"]
@@ -36,6 +38,7 @@ def parse(text: str, kind: str = "model") -> Address:
 def pull(address: Address, into: str | Path | None = None) -> Path:
     """The folder or file on this machine: in `into`, or in the library's cache. Raises RuntimeError
     with what the library says, FileNotFoundError for a path that the repository lacks."""
+    logging.info("asking the hub for %s", address.repo)
     only = [address.path, f"{address.path}/*"] if address.path else None
     try:
         folder = _library().snapshot_download(
