@@ -13,7 +13,7 @@ ACTION_DIM = 7  # of the stand-in actions
 
 @dataclasses.dataclass(frozen=True)
 class OfCorpora:
-    """Those of a run's own corpora."""
+    """Those of a run's own corpora; actions of the episodes that are not left out."""
 
     mixture: Mixture
     inherited: Mapping[str, bytes]  # assets of the run that it starts from
@@ -25,6 +25,7 @@ class OfCorpora:
         found = []
         for corpus in self.mixture.corpora:
             rows = statistics.valid_action_rows(corpus.index)
+            rows = rows[~corpus.left_out[corpus.index.episode_of_rows(rows)]]
             found.append(corpus.index.actions[rows[corpus.actions.mask(rows)[:, 0]]])
         return np.concatenate(found)
 

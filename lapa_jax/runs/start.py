@@ -88,15 +88,23 @@ def open_run(config: ConfigDict, workdir: str | Path, *, extend: bool = False) -
     source = find(config.init_from) if config.init_from else None
     if source is not None:
         _check_source(config, source)
+    inherited = source.assets if source else {}
+
+    def made(mixture: Mixture) -> dict[str, bytes]:
+        return _sent_by_first(
+            lambda: stage_class.make_assets(config, OfCorpora(mixture, inherited))
+        )
+
     if saved is not None:
         assets = saved["assets"]
         distributed.on_first(lambda: runs.check_assets(workdir, assets))
     else:
-        inherited = source.assets if source else {}
-        assets = _sent_by_first(
-            lambda: stage_class.make_assets(config, OfCorpora(mixture, inherited))
-        )
+        assets = made(mixture)
     stage = stages.build(config, assets)
+    used = distributed.together(lambda: usable(mixture, stage))
+    if saved is None and used is not mixture:  # what is left out takes no part in them
+        assets = made(used)
+        stage = stages.build(config, assets)
     loader = distributed.together(
         lambda: loaders.Loader(
             config.data,
@@ -106,7 +114,7 @@ def open_run(config: ConfigDict, workdir: str | Path, *, extend: bool = False) -
             host=host,
             num_hosts=num_hosts,
             prepare=stage.prepare,
-            mixture=usable(mixture, stage),
+            mixture=used,
         )
     )
     return Opened(config, workdir, mesh, loader, stage, assets, source, saved is not None, extend)

@@ -11,7 +11,9 @@ from data_pipelines.index import build, load_index
 from data_pipelines.loader import DataSettings, Loader, open_mixture
 from data_pipelines.loader.unusable import UnusableError
 from lapa_jax.evidence.in_training import Evaluation
+from lapa_jax.policy import heads
 from lapa_jax.runs import start
+from lapa_jax.runs.sources import OfCorpora
 from lapa_jax.verbs import data
 
 LONG = "lift the small red cup with one hand and hold the plate still with the other, then " * 4
@@ -81,6 +83,10 @@ def test_a_long_instruction_is_refused_or_left_out(corpora, tmp_path, monkeypatc
     assert drawn(run.loader) == set(range(7)) and run.loader.mixture.hash != whole.hash
     for step in range(BATCHES):
         run.loader.batch(step)
+    actions = OfCorpora(run.loader.mixture, {})
+    assert len(actions.actions()) == (load_index(corpora / "robot").episode_length[:7] - 1).sum()
+    bins = heads.make_assets(run.config, actions)
+    assert bins and bins.items() <= run.assets.items()  # fitted to what is used
     again = start.open_run(config(corpora, **sound), tmp_path / "run")
     assert again.loader.fingerprint(3) == run.loader.fingerprint(3)
     evaluation = config(corpora, evaluation__every_steps=2, **sound)
