@@ -19,7 +19,7 @@ VERBS = {
     "train": (
         "lapa_jax.train",
         "train any stage: teacher, quantizer, latent_pretraining, action_finetuning",
-        "lapa train --config experiments/quantizer/tabletop.py:quick=True --workdir runs/quantizer",
+        "lapa train --config quantizer/tabletop:quick=True --workdir runs/quantizer",
     ),
     "label": (
         "lapa_jax.verbs.label",
@@ -39,7 +39,7 @@ VERBS = {
     "sweep": (
         "lapa_jax.verbs.sweep",
         "a grid of quantizer runs, with a table, CSV and heat maps",
-        "lapa sweep experiments/sweeps/codebook.py --workdir runs/sweep --dry_run",
+        "lapa sweep sweeps/codebook --workdir runs/sweep --dry_run",
     ),
     "study": (
         "lapa_jax.verbs.study",
@@ -74,7 +74,7 @@ VERBS = {
     "compile": (
         "lapa_jax.verbs.compile",
         "compile a training step for a TPU slice or GPU hosts that are not there: does it fit?",
-        "lapa compile --config experiments/quantizer/paper.py --topology v5e-16",
+        "lapa compile --config quantizer/paper --topology v5e-16",
     ),
     "import": (
         "lapa_jax.verbs.importer",

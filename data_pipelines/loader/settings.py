@@ -162,17 +162,18 @@ class DataSettings:
 
     def on(self, corpora: Mapping[str, Any], **keys: Any) -> "DataSettings":
         """Like the first corpus, but there: corpora by name, each a path, or the keys in which it
-        differs; `keys` are of all of them. Sidecars belong to a path."""
+        differs; `keys` are of all of them. Sidecars and fps belong to a path."""
         first = self.corpora[0] if self.corpora else CorpusSettings("", "")
-        sidecars = {_folder(one.path): one.sidecar_dir for one in reversed(self.corpora)}
+        by_path = {_folder(one.path): one for one in reversed(self.corpora)}
         found = (
             (name, there if isinstance(there, Mapping) else {"path": str(there)})
             for name, there in sorted(corpora.items())
         )
         made = []
         for name, own in found:
-            own = {**first.as_dict(), "sidecar_dir": "", **keys, **own}
-            own["sidecar_dir"] = own["sidecar_dir"] or sidecars.get(_folder(own["path"]), "")
+            own = {**first.as_dict(), "sidecar_dir": "", "fps": 0.0, **keys, **own}
+            if (known := by_path.get(_folder(own["path"]))) is not None:
+                own |= {key: own[key] or getattr(known, key) for key in ("sidecar_dir", "fps")}
             made.append(CorpusSettings.of(name, own))
         return replace(self, corpora=tuple(made))
 

@@ -104,8 +104,8 @@ class Pairs(Frames):
             if not len(rows):
                 raise ValueError(
                     f"no episode of {self.index.directory} was held out of the training: train "
-                    "with data.corpora.<name>.fraction below 1 (experiments/quantizer/videos.py: "
-                    "holdout=0.1), or evaluate another corpus"
+                    "with data.corpora.<name>.fraction below 1 (quantizer/videos:holdout=0.1), or "
+                    "evaluate another corpus"
                 )
         self.rows = rows
 

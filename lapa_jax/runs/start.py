@@ -160,6 +160,14 @@ def first_state(
         loaders.check_fingerprint(meta["data"], run.loader.fingerprint(step))
         logging.info("%s continues at step %d of %d", run.workdir, step, run.config.steps)
         provenance |= {key: meta["provenance"].get(key) for key in ("init_from", "frozen_from")}
+        began = provenance["init_from"]
+        if run.source is not None and began not in (None, run.source.params_hash):
+            logging.warning(
+                "init_from %s holds other parameters (%s) than this run began with (%s): it was "
+                "trained on, or replaced. The run goes on from its own; to begin with the new "
+                "ones, take another --workdir",
+                *(run.source.workdir, run.source.params_hash, began),
+            )
     else:
         _check_frozen(program, run.source)
         state = program.init(jax.random.key(run.config.seed))
@@ -215,20 +223,20 @@ class Source:
     stage: str
     assets: dict[str, bytes]
     params: dict[str, Any]  # abstract; as `Model.params`
+    params_hash: str  # of all parameters
     merged: Model | None  # with LoRA: read whole, since its kernels must be computed
 
-    def read(self, shardings: dict[str, Any]) -> tuple[dict[str, jax.Array], str]:
-        """({path: parameter} of the paths in `shardings`, each read to where it says and nowhere
-        else; the hash of all parameters). Every process must call it."""
+    def read(self, shardings: dict[str, Any]) -> dict[str, jax.Array]:
+        """{path: parameter} of the paths in `shardings`, each read to where it says and nowhere
+        else. Every process must call it."""
         if self.merged is not None:
             flat = flatten(self.merged.params)
-            taken = {path: flat[path] for path in shardings}
-            return sharding.place(taken, shardings), self.merged.params_hash
+            return sharding.place({path: flat[path] for path in shardings}, shardings)
         directory, meta = open_checkpoints(self.workdir)
         loaded = checkpoint.load_params(
             directory, ema=averages(meta), shardings=unflatten(shardings)
         )
-        return flatten(loaded.params), digest(loaded.records)
+        return flatten(loaded.params)
 
 
 def find(workdir: str | Path) -> Source:
@@ -250,6 +258,7 @@ def find(workdir: str | Path) -> Source:
         stage=meta["config"]["stage"],
         assets=meta["assets"],
         params=params if merged is None else jax.eval_shape(lambda: merged.params),
+        params_hash=digest(records) if merged is None else merged.params_hash,
         merged=merged,
     )
 
@@ -263,13 +272,13 @@ def _start_from(
     where = flatten(shardings.params)
     plan = surgery.plan_swap(source.params, program.state.params)
     logging.info("init_from %s: %s", source.workdir, plan)
-    taken, params_hash = source.read({path: where[path] for path in plan.taken})
+    taken = source.read({path: where[path] for path in plan.taken})
     key = jax.random.key(state.seed)
     params = surgery.head_swap(plan, taken, program.stage.model, key, where)
     ema = None if state.ema is None else states.first_average(params, program.optimizer)
     opt_state = jax.jit(program.optimizer.init, out_shardings=shardings.opt_state)(params)
     state = state.replace(params=params, ema=ema, opt_state=opt_state)
-    return state, dataclasses.asdict(plan), params_hash
+    return state, dataclasses.asdict(plan), source.params_hash
 
 
 def _check_frozen(program: Program, source: Source | None) -> None:

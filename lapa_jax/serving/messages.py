@@ -102,7 +102,7 @@ class Reader:
     def from_msgpack(self, data: bytes) -> Observation:
         try:
             message = msgpack.unpackb(
-                data, object_hook=_msgpack_array, strict_map_key=False, max_array_len=100_000
+                data, object_pairs_hook=_msgpack_object, strict_map_key=False, max_array_len=100_000
             )
         except msgpack.ExtraData as error:
             raise Refused(400, "the message is msgpack with more after it") from error
@@ -181,20 +181,32 @@ def _instruction(text: Any) -> str:
 
 def _load_json(text: bytes | str) -> Any:
     try:
-        return json.loads(text, object_hook=_json_array)
+        return json.loads(text, object_pairs_hook=_json_object)
     except json.JSONDecodeError as error:
         raise Refused(400, f"the body is not JSON: {error.msg}, character {error.pos}") from error
     except (ValueError, RecursionError) as error:
         raise Refused(400, "the body is not JSON in UTF-8, or nested too deep") from error
 
 
-def _json_array(value: dict) -> Any:
+def _once(pairs: list[tuple[Any, Any]]) -> dict:
+    """An object. Of a key that occurs twice readers take what they like."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [key for key, _ in pairs]
+        twice = next(key for key in value if names.count(key) > 1)
+        raise Refused(422, f"the key {str(twice)[:80]!r} occurs twice")
+    return value
+
+
+def _json_object(pairs: list[tuple[str, Any]]) -> Any:
+    value = _once(pairs)
     if "__numpy__" not in value:
         return value
     return Array(value["__numpy__"], value.get("dtype"), value.get("shape"), base64=True)
 
 
-def _msgpack_array(value: dict) -> Any:
+def _msgpack_object(pairs: list[tuple[Any, Any]]) -> Any:
+    value = _once(pairs)
     if b"__npgeneric__" in value:
         return Array(None, "a NumPy scalar", None)
     if b"__ndarray__" not in value:

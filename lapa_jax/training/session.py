@@ -31,7 +31,7 @@ NEXT = {
     ),
     "latent_pretraining": (
         "lapa evaluate --workdir {run}",
-        "lapa train --config experiments/action_vla/FILE.py:init_from={run} --workdir OTHER",
+        "lapa train --config action_vla/NAME:init_from={run} --workdir OTHER",
     ),
     "action_finetuning": ("lapa evaluate --workdir {run}", "lapa serve --workdir {run}"),
 }

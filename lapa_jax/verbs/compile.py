@@ -3,7 +3,7 @@
 Compiles, ahead of time and with no accelerator, the step that `lapa train` runs, for a TPU slice
 (libtpu) or for GPU hosts (the CUDA plugin), and reports memory, collectives and a roofline:
 
-    lapa compile --config experiments/quantizer/paper.py --topology v5e-16
+    lapa compile --config quantizer/paper --topology v5e-16
     lapa compile --config ... --topology v5p:4x4x4 --num_slices 2 --json
     lapa compile --config ... --topology h100-8 --search
 

@@ -116,9 +116,20 @@ def parse(of: argparse.ArgumentParser, argv: list[str] | None, options: type) ->
 
 
 def read(args: argparse.Namespace, options: type) -> Any:
-    """The dataclass of what was given. Raises what its own checks raise."""
+    """The dataclass of what was given. Raises what its own checks raise, and ValueError for a
+    selection of fields (NAME_key, camera) that is none."""
     names = [field.name for field in dataclasses.fields(options) if hasattr(args, field.name)]
-    return options(**{name: getattr(args, name) for name in names})
+    given = {name: getattr(args, name) for name in names}
+    for name, value in given.items():
+        if isinstance(value, str) and (name.endswith("_key") or name == "camera"):
+            from data_pipelines.rlds import selection  # with NumPy
+
+            numbers = name in ("action_key", "state_key")
+            try:
+                (selection.parts if numbers else selection.paths)(value)
+            except ValueError as error:
+                raise ValueError(f"--{name} {error}") from error
+    return options(**given)
 
 
 def add_choice(

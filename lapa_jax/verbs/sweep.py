@@ -16,7 +16,7 @@ def main(argv: list[str]) -> int:
     parser = flags.parser(
         "lapa sweep",
         __doc__,
-        "lapa sweep experiments/sweeps/codebook.py:quick=True --workdir runs/sweep",
+        "lapa sweep sweeps/codebook:quick=True --workdir runs/sweep",
     )
     add = parser.add_argument
     add("sweep", metavar="FILE[:args]", help="a file, or a shipped one (`lapa configs`)")

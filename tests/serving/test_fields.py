@@ -4,6 +4,7 @@ import json
 import re
 
 import json_numpy
+import msgpack
 import numpy as np
 import pytest
 from openpi_client import msgpack_numpy
@@ -84,6 +85,16 @@ def test_cameras_by_name():
         reader("a", cameras=2)
     with pytest.raises(ValueError, match="not distinct"):
         reader("a", "a", cameras=2)
+
+
+def test_a_key_that_occurs_twice_is_named():
+    told = "the key 'prompt' occurs twice"
+    texts = [b'{"image": 1, "prompt": "a", "prompt": "b"}', b'{"a": {"prompt": 1, "prompt": 1}}']
+    packed = msgpack.packb({"prompt": 1, "prompu": 2}).replace(b"prompu", b"prompt")
+    for read, sent in (*((reader().from_json, x) for x in texts), (reader().from_msgpack, packed)):
+        with pytest.raises(Refused) as error:
+            read(sent)
+        assert (error.value.status, error.value.reason) == (422, told)
 
 
 def test_what_is_missing():

@@ -57,6 +57,29 @@ def test_defaults_and_types():
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Fields:
+    """Of a source."""
+
+    action_key: str = "action"
+    instruction_key: str = ""
+    camera: str = ""
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "told"),
+    [
+        ("action_key", "arm[:", "is not PATH"),
+        ("instruction_key", "task[:2]", "is for numbers"),
+        ("camera", "a,", "is not PATH"),
+    ],
+)
+def test_a_selection_that_is_none_is_told_by_its_flag(flag, value, told):
+    parser = flags.parser("lapa test", "Tests.")
+    with pytest.raises(ValueError, match=f"--{flag} .*{told}"):
+        flags.parse(parser, [f"--{flag}", value], Fields)
+
+
 def test_help_is_what_docstrings_say(capsys):
     with pytest.raises(SystemExit):
         parse("--help")

@@ -77,7 +77,7 @@ class Features(Objective):
         return Borrowed(
             key="model.objective.weights",
             run=settings.weights,
-            hint="a teacher (experiments/teacher/tabletop.py, or lapa import --format dinov2)",
+            hint="a teacher (teacher/tabletop, or lapa import --format dinov2)",
             stage="teacher",
             settings_key=TeacherConfig.KEY,
             settings=settings.teacher.architecture(),
