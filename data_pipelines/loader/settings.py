@@ -171,9 +171,9 @@ class DataSettings:
         )
         made = []
         for name, own in found:
-            own = {**first.as_dict(), "sidecar_dir": "", "fps": 0.0, **keys, **own}
-            if (known := by_path.get(_folder(own["path"]))) is not None:
-                own |= {key: own[key] or getattr(known, key) for key in ("sidecar_dir", "fps")}
+            known = by_path.get(_folder(own.get("path", first.path)), CorpusSettings("", ""))
+            own = {**first.as_dict(), "sidecar_dir": "", "fps": known.fps, **keys, **own}
+            own["sidecar_dir"] = own["sidecar_dir"] or known.sidecar_dir
             made.append(CorpusSettings.of(name, own))
         return replace(self, corpora=tuple(made))
 

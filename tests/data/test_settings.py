@@ -109,11 +109,13 @@ def test_like_the_first_corpus_but_there(corpora):
     assert DataSettings.of(settings) is settings
     there = settings.on({"y": {"path": "/y", "fps": 1.0}, "x": "/x"}, split="test")
     assert [(c.name, c.path, c.split, c.fps, c.fraction) for c in there.corpora] == [
-        ("x", "/x", "test", 3.0, 0.5),
+        ("x", "/x", "test", 0.0, 0.5),
         ("y", "/y", "test", 1.0, 0.5),
     ]
     beside = DataSettings.of(data_config(corpora, a__sidecar_dir="/a", b__sidecar_dir="/b"))
     paths = {name: f"{one.path}/" for name, one in zip("ab", beside.corpora, strict=True)}
+    paced = settings.on(paths | {"c": {"path": paths["b"], "fps": 0.0}})
+    assert [one.fps for one in paced.corpora] == [3.0, 4.0, 0.0]
     there = beside.on({**paths, "x": "/x", "y": {"path": "/y", "sidecar_dir": "/s"}})
     assert [one.sidecar_dir for one in there.corpora] == ["/a", "/b", "", "/s"]
     none = settings.on({})
