@@ -103,9 +103,10 @@ def peculiarities(found: dict[str, Any], errors: Sequence[float], tokens: str) -
     for dimension, distinct in enumerate(found["distinct"]):
         mode, share = found["mode"][dimension], found["mode_share"][dimension]
         heavy = f"{mode:g} in {share:.1%} of the actions"
+        few = distinct is not None and 4 * distinct <= actions and distinct <= _FEW
         if distinct == 1:
             lines.append(f"action dimension {dimension} is constant: {mode:g}")
-        elif distinct is not None and distinct <= _FEW and 4 * distinct <= actions:
+        elif few and 2 * (distinct - 1) <= (1 - share) * actions:
             lines.append(f"action dimension {dimension} is discrete: {distinct} values, {heavy}")
         elif share >= max(_HEAVY, 3 / actions):
             lines.append(f"action dimension {dimension} is heavy at one value: {heavy}")

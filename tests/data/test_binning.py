@@ -135,5 +135,8 @@ def test_dimensions_are_named_by_what_tokens_may_lose():
     assert constant == "action dimension 0 is constant: -37.5"
     assert discrete.startswith("action dimension 1 is discrete: 3 values, 0 in 9")
     assert heavy.startswith("action dimension 2 is heavy at one value: ")
+    zeros = np.append(np.zeros(150), RNG.normal(size=50))  # the others are not few
+    (heavy, _) = peculiarities(statistics_of([zeros]), [0], "256 bins")
+    assert heavy.startswith("action dimension 0 is heavy at one value: 0 in 75.0%")
     assert far.startswith("action dimension 3 has values far from the others: -1e+30, 98% lie ")
     assert error.startswith("the largest error of an action said by 9 bins is 0.25, in dimension 2")
