@@ -25,7 +25,8 @@ def valid_action_rows(index: CorpusIndex) -> np.ndarray:
         names = [key for key, kind in index.keys.items() if kind == "float"]
         raise ValueError(
             f"{index.directory} has no actions under steps/{index.action_key}; float "
-            f"features: {names or 'none'} (data.corpora.<name>.action_key)"
+            f"features: {names or 'none'} (clips have none; `lapa data index --action_key` says "
+            "which of these they are)"
         )
     last = index.episode_start + index.episode_length - 1
     valid = np.ones(index.num_frames, bool)
