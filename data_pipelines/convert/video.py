@@ -239,7 +239,24 @@ def convert_videos(options: Options) -> conversion.Report:
     if not options.picture_fps:
         report.passed_over["folders of pictures (--picture_fps)"] = found.picture_folders
     report.passed_over |= found.passed_over
+    if again := _again(source, files):
+        report.seen["the same file as one before it, converted again"] = again
     return report
+
+
+def _again(source: Path, files: Sequence[str]) -> list[str]:
+    """Those that are links to a file which another of them is, or is a link to."""
+    there: set[tuple[int, int]] = set()
+    found = []
+    for file in files:
+        try:
+            state = (source / file).stat()
+        except OSError:
+            continue  # for the conversion to count
+        if (state.st_dev, state.st_ino) in there:
+            found.append(file)
+        there.add((state.st_dev, state.st_ino))
+    return found
 
 
 def convert_files(

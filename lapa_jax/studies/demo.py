@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import xxhash
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -225,25 +226,24 @@ def run_videos(
 
 
 def _identity(path: Path) -> str:
-    """Of a clip: its bytes, and a digest of those at its ends, where containers say what is in
-    them. One that cannot be read is for the conversion to count."""
-    edge = 1 << 20
+    """Of a clip: its size, and a digest of its bytes. One that cannot be read is for the conversion
+    to count."""
     try:
-        size = path.stat().st_size
         with path.open("rb") as file:
-            digest = hashlib.sha256(file.read(edge))
-            file.seek(max(0, size - edge))
-            digest.update(file.read(edge))
+            digest = hashlib.file_digest(file, xxhash.xxh3_128)
+            size = file.tell()
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     return f"{size} bytes, {digest.hexdigest()[:16]}"
 
 
 def _holdout(episodes: int) -> float:
-    """The least part of the clips, from a tenth on, that leaves some out of the training; 0: there
-    are too few, and the training clips are measured."""
-    for part in (0.1, 0.2, 0.3):
-        drawn = order.drawn_from(1 - part, episodes)
-        if drawn.any() and (~drawn).sum() >= MIN_HELD_OUT:
-            return part
-    return 0.0
+    """The part that leaves a tenth of the clips out of the training, to the clip, or MIN_HELD_OUT
+    of them; 0.0 where that were above three tenths, and the training clips are measured."""
+    wanted = max(MIN_HELD_OUT, round(episodes / 10))
+    if wanted > round(0.3 * episodes):
+        return 0.0
+    low, high = 0.0, 1.0  # parts that leave out too few, and too many: each clip has its own
+    while (found := (~order.drawn_from(1 - (part := (low + high) / 2), episodes)).sum()) != wanted:
+        low, high = (part, high) if found < wanted else (low, part)
+    return part

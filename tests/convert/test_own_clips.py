@@ -6,6 +6,7 @@ import shutil
 import pytest
 import video_files as files
 
+from data_pipelines.loader import order
 from lapa_jax import cli
 from lapa_jax.studies import demo, demo_page
 from lapa_jax.studies.study import Part
@@ -80,6 +81,22 @@ def test_other_clips_are_refused_by_name(told, tmp_path, capsys):
     (folder / "2.avi").write_bytes(other)
     assert "clips.2.avi" in refused(capsys, folder, workdir)
     assert kept.stat().st_mtime_ns == before
+
+
+def test_what_tells_clips_apart_and_how_many_are_left_out(tmp_path):
+    clip = tmp_path / "clip"
+    data = bytearray(3 << 20)
+    known = set()
+    for place in (0, len(data) // 2, len(data) - 1):
+        data[place] = 1
+        clip.write_bytes(data)
+        known.add(demo._identity(clip))
+    assert len(known) == 3
+    counts = {}
+    for clips in (1, 6, 8, 9, 10, 14, 35, 96, 1000):
+        drawn = order.drawn_from(1 - demo._holdout(clips), clips)
+        counts[clips] = int((~drawn).sum())
+    assert counts == {1: 0, 6: 0, 8: 0, 9: 3, 10: 3, 14: 3, 35: 4, 96: 10, 1000: 100}
 
 
 def test_clips_of_an_earlier_version_are_not_guessed(told, tmp_path, capsys):

@@ -119,12 +119,19 @@ def test_linked_folders_are_read_once_and_the_rest_is_counted(folder, tmp_path):
     (root / "more again").symlink_to(elsewhere / "deep")
     (elsewhere / "deep" / "loop").symlink_to(elsewhere)
     (elsewhere / "up").symlink_to(tmp_path)
+    (root / "twice.mp4").symlink_to("z/real.mp4")
     (root / "gone").symlink_to(tmp_path / "nowhere")
     (root / "notes.TXT").write_text("")
     (root / "README").write_text("")
     (root / "z" / "._real.mp4").write_bytes(b"\0")
     report = convert(root, tmp_path / "out")
-    assert list(episodes(tmp_path / "out")) == ["more/b.mp4", "more/deep/c.mkv", "z/real.mp4"]
+    assert list(episodes(tmp_path / "out")) == [
+        "more/b.mp4",
+        "more/deep/c.mkv",
+        "twice.mp4",
+        "z/real.mp4",
+    ]
+    assert report.seen == {"the same file as one before it, converted again": ["z/real.mp4"]}
     assert {kind: names for kind, names in report.passed_over.items() if names} == {
         "links to folders seen before": [
             "a_link",

@@ -212,10 +212,11 @@ def check(loader, good, steps):
 @pytest.fixture
 def quiet():
     """Tens of thousands of warnings are most of the time."""
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    logger = logging.get_absl_logger()
+    before = logger.level  # of verbosity absl has no "unset", and later tests would see no INFO
+    logger.setLevel("ERROR")
     yield
-    logging.set_verbosity(before)
+    logger.setLevel(before)
 
 
 @pytest.mark.slow

@@ -146,7 +146,7 @@ def test_eligible_frames(corpora, overrides, fields, eligible):
 
 
 def test_smaller_fractions_are_part_of_larger_ones(tmp_path, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="absl")
     write_corpus(tmp_path, lengths=[4] * 200)
 
     def episodes(fraction):

@@ -91,7 +91,7 @@ def test_static_pairs_are_not_drawn(corpus):
 
 
 def test_what_was_left_out_is_told(corpus, caplog):
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="absl"):
         make(corpus[0])
     assert (
         "'a': of 21 examples 6 have frames that differ by less than data.min_pair_difference=1.0"

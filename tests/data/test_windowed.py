@@ -262,7 +262,7 @@ def windows(loader, start, stop):
 
 
 def test_the_log_tells_what_is_held_and_shared(corpora, caplog):
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="absl"):
         loader = make(corpora[0], host=0, num_hosts=2)
     longest = sum(blocks.length.max() for blocks in loader._files._blocks)
     held = f"hold up to {longest * 12 / 2**30:.2f} GiB"

@@ -160,7 +160,7 @@ def test_parameters_load_without_knowing_the_tree(saved):
 
 
 def test_parts_are_read_and_the_log_lists_what_was_left(saved, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="absl")
     split = NamedSharding(make_mesh(dict(data=1, fsdp=8, seq=1, tensor=1)), P("fsdp"))
     model = load_params(saved, ema=True, shardings={"blocks": {"kernel": split}})
     assert_equal(model.params["blocks"].pop("kernel"), make_state(2).ema["blocks"]["kernel"])
