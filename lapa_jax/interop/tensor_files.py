@@ -30,10 +30,20 @@ _FLOATS = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-_DTYPES = _FLOATS | {
-    name: np.dtype(f"{'uint' if name[0] == 'U' else 'int'}{name[1:]}")
-    for name in ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8")
+_FLOAT8 = {
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
 }
+_DTYPES = (
+    _FLOATS
+    | _FLOAT8
+    | {
+        name: np.dtype(f"{'uint' if name[0] == 'U' else 'int'}{name[1:]}")
+        for name in ("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8")
+    }
+)
 _DTYPES["BOOL"] = np.dtype(bool)
 
 
@@ -79,8 +89,23 @@ def json_object(path: str | Path, what: str = "a JSON file") -> dict[str, Any]:
 
 def tensors(source: str | Path) -> dict[str, Tensor]:
     """Of a file (safetensors or PyTorch's), or of a directory in Hugging Face's form: one of them,
-    or shards with an index. Mappings inside of mappings are joined by dots."""
-    source = Path(source)
+    or shards with an index. Mappings inside of mappings are joined by dots. Raises ValueError for
+    float8 with a scale beside it: its values are others."""
+    found = _tensors(Path(source))
+    for name in [name for name, one in found.items() if one.dtype in _FLOAT8.values()]:
+        module = name.rpartition(".")[0]
+        for other in found:
+            folder, _, last = other.rpartition(".")
+            scale = "scale" in last and folder in (module, name)
+            if scale or other == "scaled_fp8":
+                raise ValueError(
+                    f"{source}: tensor {name!r} is {found[name].dtype}, scaled by {other!r}: "
+                    "quantized weights are not read. Save the weights in bfloat16 or float32"
+                )
+    return found
+
+
+def _tensors(source: Path) -> dict[str, Tensor]:
     if not source.is_dir():
         return _of_file(given_file(source, "a file of weights"))
     name = next((name for name in _OF_FOLDERS if (source / name).exists()), None)
@@ -117,6 +142,8 @@ def _of_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError, safe_open
 
     def make(name: str) -> np.ndarray:
+        if found[name].dtype in _FLOAT8.values():  # which it reads for other frameworks alone
+            return _bytes_of(path, name).view(found[name].dtype).reshape(found[name].shape)
         with safe_open(path, framework="numpy") as file:
             return file.get_tensor(name)
 
@@ -132,6 +159,15 @@ def _of_safetensors(path: Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise ValueError(f"{path} is no whole safetensors file: {error}") from error
     return found
+
+
+def _bytes_of(path: Path, name: str) -> np.ndarray:
+    """Of a tensor in a whole safetensors file: a length in 8 bytes, a JSON header, the data."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        begin, end = json.loads(file.read(length))[name]["data_offsets"]
+        file.seek(8 + length + begin)
+        return np.frombuffer(file.read(end - begin), np.uint8)
 
 
 def _of_torch(path: Path) -> dict[str, Tensor]:
@@ -198,13 +234,16 @@ def _lazy(path: Path, name: str, tensor: Any) -> Tensor:
     names = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16"}
     names |= {torch.bfloat16: "BF16", torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8"}
     names |= {torch.int16: "I16", torch.int32: "I32", torch.int64: "I64"}
+    names |= {getattr(torch, dtype.name): name for name, dtype in _FLOAT8.items()}
     if tensor.layout != torch.strided or tensor.dtype not in names or tensor.is_meta:
         raise ValueError(_odd(path, name, f"{tensor.dtype}, {tensor.layout}, {tensor.device}"))
     dtype = _DTYPES[names[tensor.dtype]]
 
     def make() -> np.ndarray:
         found = tensor.detach().contiguous()
-        return found.view(torch.int16).numpy().view(dtype) if dtype.kind == "V" else found.numpy()
+        if names[tensor.dtype] == "BF16" or dtype in _FLOAT8.values():  # which NumPy has not
+            found = found.view({1: torch.uint8, 2: torch.int16}[dtype.itemsize])
+        return found.numpy().view(dtype)
 
     return Tensor(tuple(tensor.shape), dtype, make)
 

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as save_torch
 from tiny import NO_TORCH, lapa
 from tiny_policy import tokenizer
 
@@ -100,7 +101,7 @@ def test_dtypes_are_widened_and_two_models_are_not_chosen_from(state, tmp_path):
     with pytest.raises(ValueError, match="several models, 'student.', 'teacher.': write"):
         laq_pt.from_tensors(tensor_files.tensors(tmp_path / "x.pt"), 64)
     for bad, message in (
-        ({"x": torch.zeros(2).to(torch.float8_e4m3fn)}, "float8_e4m3fn"),
+        ({"x": torch.zeros(2).to(torch.complex64)}, "complex64"),
         ({"x": torch.zeros(2, 2).to_sparse()}, "sparse"),
         ({"x": torch.zeros(2), "y": Fraction(1, 2)}, "names fractions.Fraction, which is not run"),
         ([torch.zeros(2)], "no state dict"),
@@ -109,6 +110,23 @@ def test_dtypes_are_widened_and_two_models_are_not_chosen_from(state, tmp_path):
         with pytest.raises(ValueError, match=message) as error:
             tensor_files.tensors(tmp_path / "x.pt")
         assert "weights_only" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["e4m3fn", "e5m2", "e4m3fnuz", "e5m2fnuz"])
+def test_float8_is_widened_where_nothing_scales_it(kind, tmp_path):
+    bits = torch.arange(256, dtype=torch.uint8).reshape(2, 128)
+    weights = bits.view(getattr(torch, f"float8_{kind}"))
+    torch.save({"a.weight": weights, "norm.scale": torch.ones(1)}, tmp_path / "x.pt")
+    save_torch({"norm.scale": torch.ones(1), "a.weight": weights}, tmp_path / "x.safetensors")
+    for path in (tmp_path / "x.pt", tmp_path / "x.safetensors"):
+        found = np.asarray(tensor_files.tensors(path)["a.weight"]).astype(np.float32)
+        np.testing.assert_array_equal(found, weights.float().numpy())
+    scaled = ("b.scale", "b.weight_scale", "b.weight_scale_inv", "b.weight.scale", "scaled_fp8")
+    for name in scaled:
+        given = {"b.weight": weights, "c.bias": torch.ones(1), name: torch.ones(1)}
+        save_torch(given, tmp_path / "x.safetensors")
+        with pytest.raises(ValueError, match=f"'b.weight' is float8_{kind}, scaled by '{name}'"):
+            tensor_files.tensors(tmp_path / "x.safetensors")
 
 
 def test_damage_that_pytorch_reads_on_is_named(state, tmp_path):
