@@ -131,9 +131,9 @@ class _Scan:
         self._add_images(where, record, features, texts[0], metadata["episode_id"])
         if actions is not None:
             # RLDS: the action of the last step is invalid.
-            actions = actions[: max(1, steps - 1)]
+            actions = actions[: max(0, steps - 1)]
             self.actions.add(where, actions)
-            if self.strips and self.strips[-1]["number"] == self.episodes:
+            if len(actions) and self.strips and self.strips[-1]["number"] == self.episodes:
                 self.strips[-1]["actions"] = actions.T.tolist()
 
     def summary(self) -> dict[str, Any]:

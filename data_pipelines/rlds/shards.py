@@ -91,7 +91,9 @@ def index_folder(
     sidecar_dir: str | os.PathLike | None = None,
 ) -> Location:
     if not re.fullmatch(r"[\w./-]+", image_key) or ".." in image_key:
-        raise ValueError(f"image_key {image_key!r} is not the name of an observation")
+        raise ValueError(
+            f"image_key {image_key!r} is not the name of an observation; an index is of one camera"
+        )
     root = storage.locate(sidecar_dir or directory)
     return root / "index" / image_key.replace("/", ".") / split
 

@@ -65,8 +65,9 @@ def _split(page: Report, split: Mapping[str, Any]) -> None:
                 [(_frame(shown["kind"], image, step), str(step)) for step, image in frames],
                 f"{strip['instruction'] or 'no instruction'} ({strip['episode']}{seen})",
             )
-        drawn = zip(actions, strip["actions"], strict=True)
-        page.row([(_line(values, a), f"a{a['dimension']}") for a, values in drawn])
+        if actions and strip["actions"]:  # an episode of a single step has none
+            drawn = zip(actions, strip["actions"], strict=True)
+            page.row([(_line(values, a), f"a{a['dimension']}") for a, values in drawn])
     most = max(lengths["histogram"])
     edges = lengths["edges"]
     page.table(

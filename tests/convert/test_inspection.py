@@ -68,6 +68,19 @@ def test_only_some_episodes_and_one_split(tmp_path):
     assert "first episodes only" in to_text(report)
 
 
+def test_an_action_of_a_single_step_is_none(tmp_path):
+    """It is that of the last step, and may be anything."""
+    episodes = [make_episode(0), make_episode(1, steps=1)]
+    episodes[1].actions[:] = np.inf
+    write(tmp_path, episodes)
+    report = inspect(tmp_path, strips=True)
+    split = report["splits"]["train"]
+    assert split["actions_not_finite"] == 0
+    assert split["actions"][0]["max"] == episodes[0].actions[:-1, 0].max()
+    assert [len(strip["actions"]) for strip in split["strips"]] == [3, 0]
+    corpus_page(report).html()
+
+
 def test_constant_actions_and_corpora_without_actions(tmp_path):
     constant = np.full((4, 3), 0.25, np.float32)
     write(tmp_path / "a", [make_episode(0, actions=False)], spec=make_spec(action_dim=0))
