@@ -176,10 +176,13 @@ def load(spec: str, overrides: list[str] | None = None) -> ConfigDict:
     config = call(spec, "get_config")
     if not isinstance(config, ConfigDict):
         raise ValueError(f"{spec}: get_config gives a {type(config).__name__}, not a ConfigDict")
-    config = today(config.lock())
+    try:
+        config = today(config.lock())
+    except ValueError as error:
+        raise ValueError(f"{spec}: {error}") from error
     if not overrides:
         return config
-    known, named, old = _flatten(config), [], []
+    known, named, old = flatten(config), [], []
     for override in overrides:
         key, _, value = override.removeprefix("--config.").partition("=")
         if key in RENAMED:
@@ -246,7 +249,7 @@ def _upgrade(values: dict[str, Any], old: list[str]) -> None:
         *path, name = key.split(".")
         for holder in _holders(values, path):
             there = holder.setdefault(name, copy.deepcopy(value))
-            if isinstance(value, dict) and "name" not in there:
+            if isinstance(value, dict) and isinstance(there, dict) and "name" not in there:
                 there |= copy.deepcopy(value)
     if len(old) > before:
         _complete_targets(values)
@@ -283,19 +286,37 @@ def _made(values: dict[str, Any], path: list[str]) -> dict[str, Any]:
     return values
 
 
-def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """A config's values by their keys, as "optimizer.b1"."""
     flat = {}
     for key, value in config.items():
         if isinstance(value, (ConfigDict, dict)):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = list(value) if isinstance(value, tuple) else value
     return flat
 
 
 def to_dict(config: ConfigDict) -> dict[str, Any]:
-    """The config as plain JSON values (tuples become lists)."""
-    return json.loads(json.dumps(config.to_dict()))
+    """The config as plain JSON values (tuples become lists). ValueError names a key whose value is
+    none, as a Path or a NumPy scalar."""
+    try:
+        return json.loads(json.dumps(config.to_dict()))
+    except TypeError:
+        for key, value in flatten(config).items():
+            _check_plain(key, value)
+        raise
+
+
+def _check_plain(key: str, value: Any) -> None:
+    try:
+        json.dumps(value)
+    except TypeError as error:
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise ValueError(
+            f"{key}={value!r}, a {kind}, must be a plain value of Python: a number, a text, or a "
+            f"tuple of them"
+        ) from error
 
 
 def from_dict(values: dict[str, Any]) -> ConfigDict:
@@ -311,7 +332,7 @@ def from_dict(values: dict[str, Any]) -> ConfigDict:
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Keys whose values differ between two plain configs: key → (old, new)."""
-    a, b = _flatten(old), _flatten(new)
+    a, b = flatten(old), flatten(new)
     return {
         k: (a.get(k, "absent"), b.get(k, "absent"))
         for k in sorted(a.keys() | b.keys())

@@ -253,6 +253,23 @@ def from_first(action: Callable[[], T]) -> T:
     return json.loads(exchange(told)[0])
 
 
+def agree(what: str, values: Mapping[str, Any]) -> None:
+    """Raises ValueError on every process where one has another of these JSON values than process 0:
+    each would compute its part of another step, and nothing else tells."""
+    told = [json.loads(text) for text in exchange(json.dumps(values))]
+    lines = [
+        f"  {key}: {told[0].get(key)!r} on process 0, {other.get(key)!r} on process {number}"
+        for number, other in enumerate(told)
+        for key in sorted(told[0].keys() | other.keys())
+        if json.dumps(told[0].get(key)) != json.dumps(other.get(key))  # 1, 1.0 and True differ
+    ]
+    if lines:
+        more = [f"  and {len(lines) - 8} more"] if len(lines) > 8 else []
+        raise ValueError(
+            f"the processes of a run must have the same {what}\n" + "\n".join(lines[:8] + more)
+        )
+
+
 # --- The end ---
 
 

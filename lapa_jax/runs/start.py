@@ -5,6 +5,7 @@ come from. Nothing is written to its directory before all of that is there.
 import argparse
 import base64
 import dataclasses
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,14 @@ from ml_collections import ConfigDict
 from data_pipelines import loader as loaders
 from data_pipelines.loader.mixture import Mixture
 from data_pipelines.storage import places
+from lapa_jax import config as configs
 from lapa_jax import settings, stages
 from lapa_jax.nn import lora, surgery
 from lapa_jax.nn.module import flatten, unflatten
 from lapa_jax.parallel import distributed, sharding
 from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.runs import run as runs
-from lapa_jax.runs.attempt import Attempt, note_failure
+from lapa_jax.runs.attempt import LOCK_FILE, Attempt, note_failure
 from lapa_jax.runs.loaded import Model, averages, digest, load, newest_meta, open_checkpoints
 from lapa_jax.runs.program import Program
 from lapa_jax.runs.sources import OfCorpora
@@ -35,6 +37,8 @@ from lapa_jax.training import checkpoint
 from lapa_jax.training import state as states
 from lapa_jax.training.optimizer import make_schedule
 from lapa_jax.version import __version__
+
+SEE_SECONDS = 20  # in which a file that another machine wrote must be there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +74,14 @@ def open_run(config: ConfigDict, workdir: str | Path, *, extend: bool = False) -
     """Opens the data, and makes the run's small files or takes them from its newest checkpoint.
     Writes nothing: what fails here leaves the directory as it was.
 
-    Raises ValueError where the directory is another config's run.
+    Raises ValueError where the directory is another config's run, and where processes of one run
+    have other configs, code or data.
     """
-    settings.check(config)
+    distributed.together(lambda: settings.check(config))
+    told = {"code version": __version__, "--extend": extend}
+    distributed.agree("command and code", configs.flatten(configs.to_dict(config)) | told)
     workdir = places.directory(workdir)
+    distributed.together(lambda: _check_shared(workdir))
     if places.is_remote(workdir):
         where = places.scratch(workdir)
         logging.info("%s is a URL: TensorBoard files and traces go to %s", workdir, where)
@@ -117,7 +125,21 @@ def open_run(config: ConfigDict, workdir: str | Path, *, extend: bool = False) -
             mixture=used,
         )
     )
+    distributed.agree("data, in their copies", loader.fingerprint(0))
     return Opened(config, workdir, mesh, loader, stage, assets, source, saved is not None, extend)
+
+
+def _check_shared(workdir: Path) -> None:
+    """Raises FileNotFoundError on a process that does not see the directory of process 0, which
+    holds its lock: no checkpoint would ever be whole, and saving would wait for ever."""
+    for _ in range(SEE_SECONDS):
+        if distributed.is_first() or (workdir / LOCK_FILE).exists():
+            return
+        time.sleep(1.0)
+    raise FileNotFoundError(
+        f"{workdir} on this machine is not the directory that process 0 writes to ({LOCK_FILE} is "
+        f"not there): --workdir must be on a file system that all processes share, or in a bucket"
+    )
 
 
 def stage_for(config: ConfigDict, mixture: Mixture, workdir: str | None = None) -> stages.Stage:
@@ -175,6 +197,8 @@ def first_state(
         if run.source is not None:
             state, report, provenance["init_from"] = _start_from(run.source, state, program)
         state, provenance["frozen_from"] = _adopt_frozen(state, program)
+    origin = {key: provenance[key] for key in ("init_from", "frozen_from")}
+    distributed.agree("parameters (by hash) to start from", origin)
     _log_size(state, program)
     distributed.on_first(lambda: runs.write(run.workdir, run.config, run.assets, report))
     return state, provenance

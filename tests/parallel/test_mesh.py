@@ -1,6 +1,7 @@
 """Mesh sizes, and start-up."""
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from jax.sharding import AxisType
 from lapa_jax.parallel import distributed
 from lapa_jax.parallel.mesh import axis_sizes, make_mesh
 from lapa_jax.parallel.sharding import ShardingError
+from lapa_jax.runs import start
 
 
 def config(data=1, fsdp=1, seq=1, tensor=1, **more):
@@ -42,6 +44,35 @@ def test_sizes_that_do_not_fit_are_named(sizes, words):
     with pytest.raises(ShardingError) as error:
         axis_sizes(sizes, 8)
     assert all(word in str(error.value) for word in words), error.value
+
+
+def test_processes_that_differ_are_refused_on_each_of_them(monkeypatch):
+    def told(*others):
+        texts = [json.dumps(other) for other in others]
+        monkeypatch.setattr(distributed, "exchange", lambda text: [*texts, text])
+
+    mine = {"optimizer.peak_lr": 0.1, "seed": 1, "data.path": ["a"]}
+    distributed.agree("command", mine)
+    told(mine, mine)
+    distributed.agree("command", mine)
+    told(mine | {"seed": True}, mine | {"more": 3})
+    with pytest.raises(ValueError, match="must have the same command") as error:
+        distributed.agree("command", mine)
+    assert str(error.value).splitlines()[1:] == [
+        "  more: None on process 0, 3 on process 1",
+        "  seed: True on process 0, 1 on process 1",
+        "  seed: True on process 0, 1 on process 2",
+    ]
+
+
+def test_a_process_that_does_not_see_the_directory_of_the_first_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(start, "SEE_SECONDS", 1)
+    start._check_shared(tmp_path)  # the first
+    monkeypatch.setattr(distributed, "is_first", lambda: False)
+    with pytest.raises(FileNotFoundError, match="--workdir must be on a file system that all"):
+        start._check_shared(tmp_path)
+    (tmp_path / "run.lock").touch()
+    start._check_shared(tmp_path)
 
 
 def test_start_up_on_one_process():

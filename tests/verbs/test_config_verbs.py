@@ -27,6 +27,11 @@ FILES = {
     "name": (DEF + "return x\n", "name.py, line 2: NameError: name 'x' is not defined"),
     "key": (GOOD + "    config.data.steps.x = 3\n", "key.py, line 4: AttributeError: .*'steps'?"),
     "locked": (GOOD + "    config.lock().stpes = 1\n", 'line 4: .*Did you mean "steps" instead'),
+    "path": (
+        GOOD + "    from pathlib import Path\n    from experiments import base\n"
+        "    config.data.corpora = {'a': base.corpus(Path('x'))}\n    return config\n",
+        r"data.corpora.a.path=PosixPath\('x'\), a pathlib.PosixPath, must be a plain value",
+    ),
     "module": ("import no_such_module\n", "module.py, line 1: ModuleNotFoundError: .*no_such_mod"),
     "zero": ("\0", "zero.py: source code string cannot contain null bytes"),
     "bytes": ("# \udcff\n", "bytes.py"),
@@ -41,6 +46,15 @@ def test_a_file_that_is_wrong_is_told_with_its_line(tmp_path, name):
     with pytest.raises(ValueError, match=told) as error:
         configs.load(str(path))
     assert str(path) in str(error.value) and len(str(error.value)) < 400
+
+
+def test_a_value_where_a_group_of_keys_is_meant_is_refused_by_its_key():
+    config = configs.load("quantizer/tabletop")
+    values = config.to_dict()
+    for wrong in (3, "tabletop", [1]):
+        values["evaluation"]["env"] = wrong
+        with pytest.raises(ValueError, match="evaluation.env"):
+            settings.check(configs.from_dict(values))
 
 
 def test_what_a_spec_may_be(tmp_path, monkeypatch):
