@@ -31,10 +31,11 @@ RENAMED: dict[str, str] = {
     "action_tokens": "model.targets.action.codec",
     "scene.num_blocks": "scene.blocks",  # of a demo
 }
-# Keys that came later ("*": under every name there is), with the value that says what was done
-# before: what runs of earlier code have. Of a part that a name chooses, all that it lacked until it
-# had one.
+# Keys that came later ("*": under every name there is; "X(Y)": under X where it has Y), with the
+# value that says what was done before: what runs of earlier code have. Of a part that a name
+# chooses, all that it lacked until it had one.
 ADDED: dict[str, Any] = {
+    "model(lora_rank).base_dtype": "param_dtype",
     "data.action_horizon": 1,
     "data.action_padding": "repeat",
     "data.action_absolute": [],
@@ -272,11 +273,13 @@ def _complete_targets(values: dict[str, Any]) -> None:
 
 
 def _holders(values: dict[str, Any], path: list[str]) -> list[dict[str, Any]]:
-    """The mappings at a path, in which "*" is any name; none where it leads nowhere."""
+    """The mappings at a path, in which "*" is any name and "X(Y)" an X that has Y; none where it
+    leads nowhere."""
     found = [values]
-    for name in path:
+    for part in path:
+        name, _, sibling = part.removesuffix(")").partition("(")
         nexts = [v for x in found for k, v in x.items() if name in ("*", k)]
-        found = [x for x in nexts if isinstance(x, dict)]
+        found = [x for x in nexts if isinstance(x, dict) and (not sibling or sibling in x)]
     return found
 
 

@@ -13,6 +13,12 @@ run of an image tokenizer (`vqgan`):
     lapa train --config experiments/action_vla/paper.py:task=real,data=data/robot,vqgan=runs/vqgan \
         --config.init_from=runs/lapa_openx --workdir runs/lapa_real
 
+On one GPU the head and LoRA train beside a frozen base, which `base` holds in bfloat16 or int8
+(docs/training.md, Memory):
+
+    lapa train --config experiments/action_vla/paper.py:lora=16,base=int8,data=data/simpler \
+        --config.global_batch=8 --config.init_from=runs/lapa_openx --workdir runs/lapa_lora
+
 Known (the original's scripts): AdamW at a constant 2e-5, batch 128; 500 steps and an action
 vocabulary of 245 for SIMPLER, 2,000 and 256 for the real robot, whose images are augmented: crops
 of 0.9 of the area, then brightness, contrast, hue, saturation and value, as data.augment says. Its
@@ -35,8 +41,9 @@ TASKS = {"simpler": (500, 245), "real": (2000, 256), "language_table": (500, 256
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """`task`: one of TASKS. `data`: its labelled corpus (256 px), with `image_token_set` unless
-    the task is real; that needs `vqgan`, the run of an image tokenizer. `hardware`: a rule of
-    hardware.POLICY_7B. `optimizer`: one of base.optimizer."""
+    the task is real; that needs `vqgan`, the run of an image tokenizer. `lora`: rank of the
+    factors that train with the head, 0: everything trains; `base`: model.base_dtype of the rest.
+    `hardware`: a rule of hardware.POLICY_7B. `optimizer`: one of base.optimizer."""
     arg = base.parse_arg(
         arg,
         task="simpler",
@@ -44,6 +51,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         image_token_set="vqgan",
         vqgan="",
         init_from="",
+        lora=0,
+        base="param_dtype",
         hardware="",
         optimizer="adamw",
     )
@@ -66,6 +75,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.data.augment = base.augment("crop_and_colour")
         config.model.front_end = base.front_end("vqgan")
         config.model.front_end.weights = arg.vqgan
+    if arg.lora:
+        config.model.update(lora_rank=arg.lora, base_dtype=arg.base)
+        config.optimizer.groups = base.head_and_rest("action", frozen=True)
+    elif arg.base != "param_dtype":
+        raise ValueError(f"config argument base={arg.base!r} is for lora=RANK")
     hardware.use(config, hardware.POLICY_7B, arg.hardware)
     if arg.quick:
         base.make_lwm_policy_quick(config)

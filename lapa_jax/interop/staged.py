@@ -41,7 +41,7 @@ def exported_config(run: Model, precision: str | None) -> tuple[dict[str, Any], 
     config["optimizer"]["ema_decay"] = 0.0  # where there was an average, it is what is exported
     dtype = PRECISIONS.get(precision, config["model"].get("param_dtype", "float32"))
     if "param_dtype" in config["model"]:
-        config["model"]["param_dtype"] = dtype
+        config["model"] |= {"param_dtype": dtype, "base_dtype": "param_dtype"}
     elif dtype != "float32":
         raise ValueError(f"--precision {precision}: a run of stage {run.config.stage!r} is float32")
     return config, np.dtype(dtype)

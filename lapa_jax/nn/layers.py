@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lapa_jax.nn import int8
 from lapa_jax.nn.module import AXES, param
 from lapa_jax.parallel.sharding import GPU, placement
 
@@ -52,13 +53,22 @@ class Dense(nnx.Module):
         self.bias = param(jnp.zeros(outputs), *axes[len(inputs) :]) if bias else None
         self.dtype, self.num_inputs = dtype, len(inputs)
         self.factor_scale = None  # of lora_a lora_b, beside the kernel: see lora.py
+        self.kernel_scale = None  # where the kernel is int8: see int8.py
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = self._product(x, self.kernel, self.num_inputs)
+        if self.kernel_scale is None:
+            y = self._product(x, self.kernel, self.num_inputs)
+        else:
+            held = self.kernel[...], self.kernel_scale[...]
+            y = frozen_product(x.astype(self.dtype), *held, self.num_inputs)
         if self.factor_scale is not None:
             low = self._product(x, self.lora_a, self.num_inputs)
             y = y + self.factor_scale * self._product(low, self.lora_b, 1)
         return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+    def hold(self, dtype: str) -> None:
+        """Holds the kernel, which then cannot train, in fewer bits; of `int8.HELD`."""
+        int8.hold(self, "kernel", dtype, range(self.num_inputs))
 
     def add_factors(self, rank: int, scale: float, rngs: nnx.Rngs) -> None:
         """Adds `scale` · lora_a lora_b to what the kernel does; nothing until lora_b is trained."""
@@ -97,19 +107,51 @@ def _product_backward(k, saved, g):
 
     def by_matrices(x, kernel, g):
         rows, inputs = math.prod(x.shape[: x.ndim - k]), math.prod(kernel.shape[:k])
-        x2, kernel2, g2 = (y.reshape(n, -1) for y, n in ((x, rows), (kernel, inputs), (g, rows)))
-        dx, dkernel = _dot(g2, kernel2, (1,), (1,)), _dot(x2, g2, (0,), (0,))
-        return dx.reshape(x.shape), dkernel.reshape(kernel.shape)
+        dkernel = _dot(x.reshape(rows, inputs), g.reshape(rows, -1), (0,), (0,))
+        return _dx_by_matrices(kernel, g, k), dkernel.reshape(kernel.shape)
 
     def as_they_are(x, kernel, g):
-        batch = x.ndim - k
-        dx = _dot(g, kernel, range(batch, g.ndim), range(k, kernel.ndim))
-        return dx, _dot(x, g, range(batch), range(batch))
+        batch = range(x.ndim - k)
+        return _dx_as_it_is(kernel, g, k), _dot(x, g, batch, batch)
 
     return jax.lax.platform_dependent(x, kernel, g, cpu=by_matrices, default=as_they_are)
 
 
 product.defvjp(_product_forward, _product_backward)
+
+
+def _dx_by_matrices(kernel: jax.Array, g: jax.Array, k: int) -> jax.Array:
+    rows, inputs = g.shape[: g.ndim - kernel.ndim + k], kernel.shape[:k]
+    kernel2 = kernel.reshape(math.prod(inputs), -1)
+    dx = _dot(g.reshape(math.prod(rows), -1), kernel2, (1,), (1,))
+    return dx.reshape(*rows, *inputs)
+
+
+def _dx_as_it_is(kernel: jax.Array, g: jax.Array, k: int) -> jax.Array:
+    return _dot(g, kernel, range(g.ndim - kernel.ndim + k, g.ndim), range(k, kernel.ndim))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def frozen_product(x: jax.Array, values: jax.Array, scale: jax.Array, k: int) -> jax.Array:
+    """`product` with a kernel in int8 (int8.py), which has no gradient: the backward pass needs
+    neither `x` nor the kernel as floats, and nothing keeps them."""
+    return product(x, int8.dequantize(values, scale, x.dtype), k)
+
+
+def _frozen_forward(x, values, scale, k):
+    kernel = int8.dequantize(values, scale, x.dtype)
+    return _dot(x, kernel, range(x.ndim - k, x.ndim), range(k)), (values, scale)
+
+
+def _frozen_backward(k, saved, g):
+    kernel = int8.dequantize(*saved, g.dtype)
+    dx = jax.lax.platform_dependent(
+        kernel, g, cpu=partial(_dx_by_matrices, k=k), default=partial(_dx_as_it_is, k=k)
+    )
+    return dx, None, None
+
+
+frozen_product.defvjp(_frozen_forward, _frozen_backward)
 
 
 def _dot(a: jax.Array, b: jax.Array, a_axes: Sequence[int], b_axes: Sequence[int]) -> jax.Array:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lapa_jax.nn import int8
 from lapa_jax.nn.layers import Dense
 from lapa_jax.nn.module import Tree, flatten, unflatten
 
@@ -37,13 +38,16 @@ def is_adapted(params: Tree) -> bool:
     return any(path.endswith("/lora_a") for path in flatten(params))
 
 
-def merge(params: Tree, alpha: float) -> Tree:
+def merge(params: Tree, alpha: float, dtype: jnp.dtype = jnp.float32) -> Tree:
     """The parameters of the model without factors that computes the same but for rounding: kernels
-    keep their dtype. `alpha` as in the model's config."""
+    keep their dtype, and what is int8 becomes `dtype`. `alpha` as in the model's config."""
     flat = flatten(params)
     for path in [path for path in flat if path.endswith("/lora_a")]:
         layer = path.removesuffix("lora_a")
         a, b, kernel = flat.pop(path), flat.pop(layer + "lora_b"), flat[layer + "kernel"]
+        kept = kernel.dtype
+        if kept == jnp.int8:
+            kernel, kept = int8.dequantize(kernel, flat.pop(layer + "kernel_scale")), dtype
         rank = a.shape[-1]
         stacked = kernel.shape[: a.ndim + b.ndim - 2 - kernel.ndim]  # dimensions of a layer stack
         change = jnp.matmul(
@@ -52,5 +56,5 @@ def merge(params: Tree, alpha: float) -> Tree:
             precision=jax.lax.Precision.HIGHEST,
         )
         merged = kernel + (alpha / rank) * change.reshape(kernel.shape)
-        flat[layer + "kernel"] = merged.astype(kernel.dtype)
-    return unflatten(flat)
+        flat[layer + "kernel"] = merged.astype(kept)
+    return int8.as_floats(unflatten(flat), dtype)

@@ -30,6 +30,10 @@ class Frozen(nnx.Variable):
     state or moving average."""
 
 
+class Held(nnx.Param):
+    """A parameter in fewer bits than training needs: it must be frozen. See int8.py."""
+
+
 def freeze(module: nnx.Module) -> None:
     """Makes every parameter of a module `Frozen`, in place."""
     for _, node in list(nnx.iter_graph(module)):
@@ -73,6 +77,12 @@ class Functional:
     def axes(self) -> Tree:
         """The logical axis names of every parameter, in the structure of `params`."""
         return self._params.axes()
+
+    @property
+    def held(self) -> frozenset[str]:
+        """Paths of the parameters that are `Held`."""
+        variables = self._params.variables().items()
+        return frozenset(path for path, variable in variables if isinstance(variable, Held))
 
     def abstract(self) -> tuple[Tree, Tree]:
         """(params, variables) as `jax.ShapeDtypeStruct`s."""
@@ -131,13 +141,16 @@ class _Pure:
         if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in jax.tree.leaves(self.tree)]:
             raise ValueError(f"{what}: the state and its dict form order their leaves differently")
 
+    def variables(self) -> dict[str, nnx.Variable]:
+        found = jax.tree.leaves(self.state, is_leaf=lambda x: isinstance(x, nnx.Variable))
+        return dict(zip(flatten(self.tree), found, strict=True))
+
     def axes(self) -> Tree:
-        variables = jax.tree.leaves(self.state, is_leaf=lambda x: isinstance(x, nnx.Variable))
         names = []
-        for variable, leaf in zip(variables, jax.tree.leaves(self.tree), strict=True):
+        for path, variable in self.variables().items():
             axes = variable.get_metadata().get(AXES)
-            if axes is None or len(axes) != len(leaf.shape):
-                raise ValueError(f"parameter of shape {leaf.shape} has axis names {axes}")
+            if axes is None or len(axes) != len(variable.shape):
+                raise ValueError(f"{path} of shape {variable.shape} has the axis names {axes}")
             names.append(axes)
         return jax.tree.unflatten(self._dict_structure, names)
 

@@ -4,7 +4,7 @@ Nothing is matched by guess: a parameter is taken, dropped or newly initialised,
 lists each. Anything beyond what the patterns allow is an error that names the parameters.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lapa_jax.nn import int8
 from lapa_jax.nn.module import Functional, Tree, flatten, unflatten
 
 HEADS = ("embeddings/*", "heads/*", "front_end/*")
@@ -35,17 +36,19 @@ class Borrowed(NamedTuple):
 @dataclass(frozen=True)
 class SwapReport:
     """Paths of parameters: taken from the pretrained tree (some from bfloat16 to float32, which is
-    exact: `widened`), dropped from it, newly initialised."""
+    exact: `widened`; some in fewer bits: `held`), dropped from it, newly initialised."""
 
     taken: tuple[str, ...]
     dropped: tuple[str, ...]
     initialised: tuple[str, ...]
     widened: tuple[str, ...]
+    held: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return (
             f"{len(self.taken)} parameters taken, {len(self.widened)} of them widened from "
-            f"bfloat16; dropped: {list(self.dropped)}; newly initialised: {list(self.initialised)}"
+            f"bfloat16, {len(self.held)} held in fewer bits; dropped: {list(self.dropped)}; newly "
+            f"initialised: {list(self.initialised)}"
         )
 
 
@@ -56,9 +59,9 @@ def head_swap(
     key: jax.Array,
     shardings: Mapping[str, Any] | None = None,
 ) -> Tree:
-    """Parameters of `target`: those that the plan takes, by path, and new ones. Only the new ones
-    are computed, each where `shardings` (by path) says."""
-    merged = {path: taken[path] for path in plan.taken}
+    """Parameters of `target`: those that the plan takes, by path (with the scales of those that it
+    holds), and new ones. Only the new ones are computed, each where `shardings` (by path) says."""
+    merged = dict(taken)
     for path in plan.widened:
         merged[path] = merged[path].astype(jnp.float32)
     if plan.initialised:
@@ -77,16 +80,23 @@ def plan_swap(
     target: Tree,
     *,
     may_change: Sequence[str] = HEADS,
+    held: Collection[str] = (),
 ) -> SwapReport:
     """What of `pretrained` becomes of `target`; both trees may be abstract. Only paths matching
-    `may_change` (shell patterns) may be dropped or missing."""
+    `may_change` (shell patterns) may be dropped or missing. `held`: paths of `target` that are in
+    fewer bits (`Functional.held`)."""
     have, want = flatten(pretrained), flatten(target)
-    taken, initialised, widened = [], [], []
+    scales = set(int8.scales(target).values())  # come with their values
+    taken, initialised, widened, coarser = [], [], [], []
     for path, leaf in want.items():
+        if path in scales and path.removesuffix(int8.SCALE) in have:
+            continue
         if path not in have:
             initialised.append(path)
             continue
-        if (have[path].dtype, leaf.dtype) == (jnp.bfloat16, jnp.float32):
+        if path in held and leaf.dtype != have[path].dtype:
+            coarser.append(path)
+        elif (have[path].dtype, leaf.dtype) == (jnp.bfloat16, jnp.float32):
             widened.append(path)
         elif leaf.dtype != have[path].dtype:
             raise ValueError(
@@ -111,7 +121,33 @@ def plan_swap(
                 f"the checkpoint {what} {wrong[:8]} ({len(wrong)} in all), which may not change "
                 f"(allowed: {list(may_change)})"
             )
-    return SwapReport(tuple(taken), tuple(dropped), tuple(initialised), tuple(widened))
+    return SwapReport(*map(tuple, (taken, dropped, initialised, widened, coarser)))
+
+
+def hold(
+    path: str, x: jax.Array, target: Mapping[str, Any], shardings: Mapping[str, Any]
+) -> tuple[dict[str, jax.Array], float]:
+    """({path: array} of a parameter as `target` (by path) holds it, with its scale where it has
+    one, each where `shardings` (by path) says; by how much that is off, as a part of its RMS)."""
+    dtype, scale = target[path].dtype, path + int8.SCALE
+    if dtype == jnp.int8:
+        where = {path: shardings[path], scale: shardings[scale]}
+        shape = target[scale].shape
+
+        def made(x: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
+            values, found = int8.quantize(x, shape)
+            return {path: values, scale: found}, int8.relative_error(x, values, found)
+    else:
+        where = {path: shardings[path]}
+
+        def made(x: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
+            y = x.astype(dtype)
+            return {path: y}, int8.relative_error(x, y, jnp.ones((1,) * x.ndim))
+
+    held, error = jax.jit(made, out_shardings=(where, None))(x)
+    if not jnp.isfinite(error):
+        raise ValueError(f"parameter {path} holds NaN or infinity: it cannot be held as {dtype}")
+    return held, float(error)
 
 
 def _matches(path: str, patterns: Sequence[str]) -> bool:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lapa_jax.nn import lora
+from lapa_jax.nn import int8, lora
 from lapa_jax.nn.attention import ATTENTIONS, attention
 from lapa_jax.nn.layers import DTYPES, Dense, RMSNorm, SwiGLU, dtype_of
 from lapa_jax.nn.position import rope, rope_tables
@@ -63,6 +63,11 @@ class VLAConfig:
     norm_eps: Annotated[float, "(0, 1]", "added to the variance in norms"] = 1e-6
     init_std: Annotated[float, "(0, 100]", "of the weights at first"] = 0.06
     param_dtype: Annotated[str, DTYPES, "of the parameters"] = "float32"
+    base_dtype: Annotated[
+        str,
+        ("param_dtype", *int8.HELD),
+        "of the kernels and tables of layers and vocabularies, which then must be frozen",
+    ] = "param_dtype"
     attention: Annotated[str, ATTENTIONS, "kernel of attention, see docs/sharding.md"] = "auto"
     remat: Annotated[str, REMAT, "what the backward pass keeps, see docs/training.md"] = "none"
     unroll: Annotated[int, "[0, 1024]", "layers per scan step; 0: all"] = 0
@@ -81,6 +86,11 @@ class VLAConfig:
         front_end_config(self.front_end)
         dtype_of(self.compute_dtype)
         dtype_of(self.param_dtype, "param_dtype")
+        if self.base_dtype in int8.HELD and self.param_dtype != "float32":
+            raise ValueError(
+                f"model.param_dtype={self.param_dtype!r} must be 'float32' with model.base_dtype="
+                f"{self.base_dtype!r}: it is that of what trains beside the base"
+            )
         if self.head_dim % 2:
             raise ValueError(f"model.head_dim={self.head_dim} must be even: RoPE rotates pairs")
 
@@ -130,6 +140,8 @@ class Layer(nnx.Module):
                 pattern=config.lora_pattern,
                 rngs=rngs,
             )
+        if config.base_dtype in int8.HELD:
+            int8.hold_all(self, config.base_dtype)
 
     def __call__(self, x_BTD: jax.Array, tables, segments_BT, blocks_BT) -> jax.Array:
         return self.prefill(x_BTD, tables, segments_BT, blocks_BT, None)[0]
@@ -204,6 +216,9 @@ class VLA(nnx.Module):
             stacked=stacked,
         )
         self.norm = RMSNorm(config.dim, eps=config.norm_eps)
+        if config.base_dtype in int8.HELD:
+            for name in given.keys() & embeddings.keys():
+                int8.hold_all((embeddings[name], heads[name]), config.base_dtype)
         if config.param_dtype != "float32":
             for _, node in nnx.iter_graph(self):
                 if isinstance(node, nnx.Param):

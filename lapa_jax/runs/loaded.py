@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 from data_pipelines.storage import given_folder, places
 from lapa_jax import config as configs
 from lapa_jax import stages
-from lapa_jax.nn import lora
+from lapa_jax.nn import int8, lora
+from lapa_jax.nn.layers import dtype_of
 from lapa_jax.nn.module import flatten
 from lapa_jax.parallel import distributed
 from lapa_jax.policy.modality import MODALITIES
@@ -29,8 +30,8 @@ from lapa_jax.training import checkpoint, checksum
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A trained model, and where it comes from. What LoRA has learned is in the kernels: `config`,
-    `stage` and `params` are without its factors."""
+    """A trained model, and where it comes from. What LoRA has learned is in the kernels, and those
+    in int8 are floats: `config`, `stage` and `params` are without factors and scales."""
 
     of: ClassVar[type] = object  # the stage of its runs; here any
     what: ClassVar[str] = "a model"
@@ -315,9 +316,13 @@ def load(workdir: str | Path, step: int | None = None) -> Model:
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     loaded = checkpoint.load_params(directory, step, ema=averages(meta), shardings=device)
     params, params_hash = loaded.params, digest(loaded.records)
-    if lora.is_adapted(params):
-        params = lora.merge(params, config.model.lora_alpha)
+    if int8.scales(params) or lora.is_adapted(params):
+        # Products round their kernels to the dtype that they compute in.
+        dtype = dtype_of(config.compute_dtype)
+        params = lora.merge(params, config.model.lora_alpha, dtype)
         config.model.lora_rank = 0
+        if config.model.base_dtype == "int8":
+            config.model.base_dtype = "bfloat16" if dtype == jnp.bfloat16 else "param_dtype"
         params_hash = digest(
             {
                 path: {

@@ -41,6 +41,7 @@ class Program:
     preset: str
     optimizer: Optimizer
     init: Callable[[jax.Array], states.TrainState]  # jitted: key → the state before the first step
+    beside: Callable[[jax.Array], states.TrainState]  # the same without all that is of parameters
     step: Callable  # jitted: (state, batch) → (state, metrics); takes over the state's buffers
     leave_out: Callable  # jitted: the state after a step that changes nothing; takes it over
     state: states.TrainState  # abstract arrays that carry their shardings
@@ -74,6 +75,16 @@ def build(config: ConfigDict, stage: Stage, mesh: Mesh) -> Program:
         # No weak types: the step returns none, and would be compiled once more for its own output.
         return jax.tree.map(lambda x: x.astype(x.dtype), state)
 
+    def without(state: states.TrainState) -> states.TrainState:
+        return state.replace(params=None, opt_state=None, ema=None)
+
+    too_coarse = sorted(stage.model.held - optimizer.frozen)
+    if too_coarse:
+        raise ValueError(
+            f"optimizer.groups trains {too_coarse[:8]} ({len(too_coarse)} in all), which "
+            f"model.base_dtype={config.model.base_dtype!r} holds in too few bits for that: freeze "
+            f"them, or set model.base_dtype='param_dtype'"
+        )
     abstract = jax.eval_shape(init, jax.random.key(config.seed))
     param_shardings = sharding.tree_shardings(stage.axes(), abstract.params, mesh, preset)
     shardings = states.state_shardings(abstract, param_shardings, mesh)
@@ -91,6 +102,11 @@ def build(config: ConfigDict, stage: Stage, mesh: Mesh) -> Program:
         preset=preset,
         optimizer=optimizer,
         init=jax.jit(init, out_shardings=shardings, compiler_options=_quick(mesh)),
+        beside=jax.jit(
+            lambda key: without(init(key)),
+            out_shardings=without(shardings),
+            compiler_options=_quick(mesh),
+        ),
         step=jax.jit(
             sharding.with_rules(step, mesh, preset),
             donate_argnums=0,

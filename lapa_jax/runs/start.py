@@ -22,7 +22,7 @@ from data_pipelines.loader.mixture import Mixture
 from data_pipelines.storage import places
 from lapa_jax import config as configs
 from lapa_jax import settings, stages
-from lapa_jax.nn import lora, surgery
+from lapa_jax.nn import int8, lora, surgery
 from lapa_jax.nn.module import flatten, unflatten
 from lapa_jax.parallel import distributed, sharding
 from lapa_jax.parallel.mesh import make_mesh
@@ -192,10 +192,12 @@ def first_state(
             )
     else:
         _check_frozen(program, run.source)
-        state = program.init(jax.random.key(run.config.seed))
+        key = jax.random.key(run.config.seed)
         provenance["init_from"] = None
-        if run.source is not None:
-            state, report, provenance["init_from"] = _start_from(run.source, state, program)
+        if run.source is None:
+            state = program.init(key)
+        else:
+            state, report, provenance["init_from"] = _start_from(run.source, key, program)
         state, provenance["frozen_from"] = _adopt_frozen(state, program)
     origin = {key: provenance[key] for key in ("init_from", "frozen_from")}
     distributed.agree("parameters (by hash) to start from", origin)
@@ -248,7 +250,7 @@ class Source:
     assets: dict[str, bytes]
     params: dict[str, Any]  # abstract; as `Model.params`
     params_hash: str  # of all parameters
-    merged: Model | None  # with LoRA: read whole, since its kernels must be computed
+    merged: Model | None  # with LoRA or int8: read whole, since its kernels must be computed
 
     def read(self, shardings: dict[str, Any]) -> dict[str, jax.Array]:
         """{path: parameter} of the paths in `shardings`, each read to where it says and nowhere
@@ -276,7 +278,7 @@ def find(workdir: str | Path) -> Source:
             for path, r in records.items()
         }
     )
-    merged = load(workdir) if lora.is_adapted(params) else None
+    merged = load(workdir) if lora.is_adapted(params) or int8.scales(params) else None
     return Source(
         workdir=places.directory(workdir),
         stage=meta["config"]["stage"],
@@ -287,30 +289,50 @@ def find(workdir: str | Path) -> Source:
     )
 
 
+def _plan(source: Source, program: Program) -> surgery.SwapReport:
+    held = program.stage.model.held
+    return surgery.plan_swap(source.params, program.state.params, held=held)
+
+
 def _start_from(
-    source: Source, state: states.TrainState, program: Program
+    source: Source, key: jax.Array, program: Program
 ) -> tuple[states.TrainState, dict[str, list[str]], str]:
-    """Takes over another run's parameters, read to where they belong; says which were taken,
-    dropped and newly initialised, and the hash of the other's parameters."""
-    shardings = program.shardings
+    """The first state with another run's parameters, read to where they belong; which were taken,
+    dropped and newly initialised; the hash of the other's parameters."""
+    shardings, wanted = program.shardings, flatten(program.state.params)
     where = flatten(shardings.params)
-    plan = surgery.plan_swap(source.params, program.state.params)
+    plan = _plan(source, program)
     logging.info("init_from %s: %s", source.workdir, plan)
-    taken = source.read({path: where[path] for path in plan.taken})
-    key = jax.random.key(state.seed)
+    as_they_are = [path for path in plan.taken if path not in plan.held]
+    taken = source.read({path: where[path] for path in as_they_are})
+    errors = {}
+    for path in plan.held:  # one at a time: in more bits they may not fit
+        found = source.read({path: where[path]})
+        held, errors[path] = surgery.hold(path, found.pop(path), wanted, where)
+        taken |= held
+    if errors:
+        worst = max(errors, key=errors.get)
+        logging.info(
+            "%d parameters are held as %s: off by %.2g of their RMS on average, %.2g at most (%s)",
+            *(len(errors), program.stage.config.model.base_dtype),
+            *(sum(errors.values()) / len(errors), errors[worst], worst),
+        )
     params = surgery.head_swap(plan, taken, program.stage.model, key, where)
-    ema = None if state.ema is None else states.first_average(params, program.optimizer)
+    ema = None
+    if program.state.ema is not None:
+        ema = states.first_average(params, program.optimizer)
     opt_state = jax.jit(program.optimizer.init, out_shardings=shardings.opt_state)(params)
-    state = state.replace(params=params, ema=ema, opt_state=opt_state)
+    state = program.beside(key).replace(params=params, ema=ema, opt_state=opt_state)
     return state, dataclasses.asdict(plan), source.params_hash
 
 
 def _check_frozen(program: Program, source: Source | None) -> None:
     """Refuses to freeze parameters that nothing has trained."""
-    taken = ()
+    taken = set()
     if source is not None:
-        taken = surgery.plan_swap(source.params, program.state.params).taken
-    random = sorted(program.optimizer.frozen - set(taken))
+        plan = _plan(source, program)
+        taken = {*plan.taken, *(path + int8.SCALE for path in plan.held)}
+    random = sorted(program.optimizer.frozen - taken)
     if random:
         raise ValueError(
             f"optimizer.groups freezes {random[:8]} ({len(random)} in all), which are newly "

@@ -138,6 +138,8 @@ class Stage(Protocol):
         gradient of all parameters, traced with plain attention. Takes a second or more."""
         config = self.config.copy_and_resolve_references()
         config.model.update(remat="none", unroll=1)
+        if "base_dtype" in config.model:
+            config.model.base_dtype = "param_dtype"  # int8 has no gradient
         stage = type(self)(config, self.assets)
 
         def loss(*given: Any) -> jax.Array:

@@ -9,7 +9,7 @@ import pytest
 from tiny_policy import token_heads
 
 from experiments import base
-from lapa_jax.nn import lora
+from lapa_jax.nn import int8, lora
 from lapa_jax.nn.module import Functional, flatten, paths, unflatten
 from lapa_jax.nn.surgery import head_swap, plan_swap
 from lapa_jax.parallel.mesh import make_mesh
@@ -17,6 +17,7 @@ from lapa_jax.parallel.sharding import tree_shardings
 from lapa_jax.policy.modality import FILL, IMAGE, LATENT, TEXT
 from lapa_jax.policy.vla import VLA, VLAConfig
 from lapa_jax.stages.policy import LAYOUT_KEYS
+from lapa_jax.training.groups import merge, split
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -40,18 +41,17 @@ def build(rank=RANK, pattern="attention/(q|out)|mlp/up", **changes):
     return Functional(lambda rngs: VLA(config, token_heads(latent=8), rngs=rngs))
 
 
-@functools.cache
-def logits_of(rank):
+def outputs(model, params):
     images = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 1, 8, 8, 3)), jnp.float32)
     tokens = jnp.asarray([[1, 5, 2, *[FILL] * 4, 3], [1, 7, 4, *[FILL] * 4, 0]])
     modality = jnp.asarray([[TEXT] * 3 + [IMAGE] * 4 + [LATENT]] * 2)
-    model = build(rank)
+    rows = (tokens, modality, jnp.ones_like(tokens), images)
+    return model.apply(params, {}, "outputs", *rows, slots={"latent": None})[0]["latent"]
 
-    def logits(params):
-        rows = (tokens, modality, jnp.ones_like(tokens), images)
-        return model.apply(params, {}, "outputs", *rows, slots={"latent": None})[0]["latent"]
 
-    return jax.jit(logits)
+@functools.cache
+def logits_of(rank):
+    return jax.jit(functools.partial(outputs, build(rank)))
 
 
 @functools.cache
@@ -95,6 +95,41 @@ def test_merged_kernels_compute_what_the_factors_did():
 
 
 @pytest.mark.slow
+def test_a_base_in_int8_trains_as_its_floats_and_merges():
+    held = build(base_dtype="int8")
+    assert not any("lora" in path or "latent" in path for path in held.held)
+    flat = flatten(jax.jit(held.init)(jax.random.key(0))[0])
+    assert {str(flat[p].dtype) for p in held.held if not p.endswith("_scale")} == {"int8"}
+    flat |= {p: x for p, x in flatten(trained()).items() if "lora_b" in p}
+    floats = int8.as_floats(unflatten(flat), jnp.float32)
+
+    def gradients(model, params):
+        trains, rest = split(params, held.held)
+        loss = lambda x: jnp.var(outputs(model, merge(x, rest)))  # noqa: E731
+        return jax.tree.leaves(jax.jit(jax.value_and_grad(loss))(trains))
+
+    for x, y in zip(gradients(held, unflatten(flat)), gradients(build(), floats), strict=True):
+        np.testing.assert_array_equal(x, y)
+    merged = lora.merge(unflatten(flat), ALPHA)
+    assert {str(x.dtype) for x in flatten(merged).values()} == {"float32"}
+    expected = logits_of(RANK)(floats)
+    np.testing.assert_allclose(logits_of(0)(merged), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_base_in_bfloat16_is_of_kernels_and_tables_alone():
+    model = build(base_dtype="bfloat16")
+    dtypes = {path: str(x.dtype) for path, x in flatten(model.abstract()[0]).items()}
+    coarse = {path for path, dtype in dtypes.items() if dtype == "bfloat16"}
+    assert coarse == model.held
+    layers = {f"attention/{n}" for n in ("q", "k", "v", "out")}
+    layers |= {f"mlp/{n}" for n in ("gate", "up", "down")}
+    kernels = {f"backbone/layers/{layer}/kernel" for layer in layers}
+    assert coarse == kernels | {"embeddings/text/table", "heads/text/kernel"}
+    with pytest.raises(ValueError, match="model.param_dtype='bfloat16' must be 'float32'"):
+        build(param_dtype="bfloat16", base_dtype="int8")
+
+
+@pytest.mark.slow
 def test_factors_are_new_in_a_swap_and_never_dropped():
     plain = fresh(0)
     report = plan_swap(plain, build().abstract()[0])
@@ -116,6 +151,11 @@ def test_factors_are_split_as_their_kernels_are():
     assert tuple(shardings[f"{layer}/q/lora_a"].spec) == (None, "fsdp", None)
     assert tuple(shardings[f"{layer}/q/lora_b"].spec) == (None, None, "tensor", None)
     assert tuple(shardings[f"{layer}/out/lora_b"].spec) == (None, None, "fsdp")
+    held = build(base_dtype="int8")
+    shardings = flatten(tree_shardings(held.axes(), held.abstract()[0], mesh, "fsdp_tp"))
+    assert tuple(shardings[f"{layer}/q/kernel"].spec) == (None, "fsdp", "tensor", None)
+    assert tuple(shardings[f"{layer}/q/kernel_scale"].spec) == (None, None, "tensor", None)
+    assert tuple(shardings[f"{layer}/out/kernel_scale"].spec) == (None, None, None, "fsdp")
 
 
 def flatten_axes(tree, prefix=""):

@@ -1,6 +1,8 @@
 """A checkpoint is self-contained, a workdir belongs to one config, and bad states are not saved."""
 
 import json
+import logging
+import re
 import shutil
 
 import jax
@@ -12,7 +14,7 @@ from data_pipelines.index import load_index
 from data_pipelines.loader import FingerprintError
 from lapa_jax import config as configs
 from lapa_jax import train
-from lapa_jax.nn import lora, module
+from lapa_jax.nn import int8, module
 from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.policy import codecs
 from lapa_jax.policy.text import TextTokenizer
@@ -249,9 +251,9 @@ def test_parameters_of_a_source_are_read_split(latent_run, monkeypatch):
 
 
 @pytest.mark.slow
-def test_fine_tuning_a_head_and_factors(latent_run, tiny_data, tmp_path):
+def test_fine_tuning_a_head_and_factors(latent_run, tiny_data, tmp_path, caplog):
     """LoRA on a frozen backbone: nothing else moves, and nothing else has moments or an average;
-    who starts from it takes the merged kernels."""
+    who starts from it takes the merged kernels, as floats or in int8."""
     config = tiny.config(
         "action_finetuning",
         tiny_data,
@@ -280,11 +282,49 @@ def test_fine_tuning_a_head_and_factors(latent_run, tiny_data, tmp_path):
     assert len(moments) == 2 * len(new)
     assert all(any(path.endswith(name) for name in new) for path in moments)
 
-    config = tiny.config("action_finetuning", tiny_data, init_from=str(tmp_path / "lora"), steps=2)
-    assert train.train(config, tmp_path / "whole")
-    report = json.loads((tmp_path / "whole" / "init_from.json").read_text())
-    assert report["initialised"] == report["dropped"] == []
-    assert not lora.is_adapted(loaded.load(tmp_path / "whole").params)
+    # Once more from there, the kernels in int8; then on to another step.
+    config = tiny.config(
+        "action_finetuning",
+        tiny_data,
+        init_from=str(tmp_path / "lora"),
+        steps=2,
+        optimizer__schedule="constant",
+        optimizer__warmup_steps=0,
+        optimizer__groups__rest__frozen=True,
+        model__lora_rank=2,
+        model__base_dtype="int8",
+    )
+    again = tmp_path / "again"
+    caplog.clear()
+    caplog.set_level(logging.INFO)
+    assert train.train(config, again)
+    assert re.search(r"held as int8: off by 0.00\d+ of their RMS on average", caplog.text)
+    report = json.loads((again / "init_from.json").read_text())
+    assert report["dropped"] == [] and all("lora" in path for path in report["initialised"])
+    merged = module.flatten(loaded.load(tmp_path / "lora").params)
+
+    def held():
+        return module.flatten(checkpoint.load_params(again / "checkpoints").params)
+
+    first = held()
+    for path in report["held"]:
+        values, scale = first[path], first[f"{path}_scale"]
+        off = np.abs(int8.dequantize(values, scale) - merged[path])
+        assert values.dtype == np.int8 and np.all(off <= 0.501 * scale), path
+    run = loaded.load(again)
+    assert run.config.model.base_dtype == "param_dtype" and run.config.model.lora_rank == 0
+    assert all(x.dtype == np.float32 for x in module.flatten(run.params).values())
+    with config.unlocked():
+        config.steps = 3
+    assert train.train(config, again)
+    changed = {path for path, x in held().items() if not np.array_equal(x, first[path])}
+    assert changed and changed <= new
+    config.model.base_dtype = "bfloat16"
+    with pytest.raises(ValueError, match="model.base_dtype.*int8.*bfloat16"):
+        train.train(config, again)
+    config.optimizer.groups.rest.frozen = False
+    with pytest.raises(ValueError, match="optimizer.groups trains .*model.base_dtype='bfloat16'"):
+        train.train(config, tmp_path / "trained")
 
 
 def test_what_nothing_has_trained_cannot_be_frozen(tiny_data, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from tiny_policy import token_heads
 
 from experiments import base
+from lapa_jax.nn import int8
 from lapa_jax.nn.module import Functional
 from lapa_jax.policy.vla import SIZES, VLA, VLAConfig
 from lapa_jax.stages.policy import LAYOUT_KEYS
@@ -54,10 +55,11 @@ def test_counted_bytes_are_those_of_a_state(name, frozen):
 
 @pytest.mark.slow
 def test_the_memory_of_7b_is_what_the_docs_say():
-    def policy(rank):
+    def policy(rank, base_dtype="param_dtype"):
         settings = base.policy_model(action_vocab=256).to_dict() | SIZES["7b"]
         settings = {key: value for key, value in settings.items() if key not in LAYOUT_KEYS}
         settings |= dict(text_vocab=32_000, image_vocab=8_448, lora_rank=rank)
+        settings["base_dtype"] = base_dtype
         settings["front_end"] = {"name": "cached_tokens", "num_tokens": 256}
         config = VLAConfig(**settings, compute_dtype="bfloat16")
         return Functional(lambda rngs: VLA(config, token_heads(action=256), rngs=rngs))
@@ -65,6 +67,7 @@ def test_the_memory_of_7b_is_what_the_docs_say():
     plain, adapted = policy(0), policy(16)
     modes = [("all", plain, name) for name in OPTIMIZERS]
     modes += [("head, backbone frozen", plain, "adamw"), ("head and LoRA", adapted, "adamw")]
+    modes += [(f"the same, `{x}`", policy(16, x), "adamw") for x in int8.HELD]
     for mode, model, name in modes:
         config = base.optimizer(name)
         if mode != "all":

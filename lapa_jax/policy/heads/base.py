@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from lapa_jax.nn import int8
 from lapa_jax.nn.layers import Dense, dtype_of
 from lapa_jax.nn.module import Functional, Tree, param
 from lapa_jax.policy.modality import ACTION, MODALITIES
@@ -166,10 +167,17 @@ class Embedding(nnx.Module):
     def __init__(self, vocab: int, model: Backbone, axis: str | None, rngs: nnx.Rngs):
         table = model.init_std * jax.random.normal(rngs.params(), (vocab, model.dim))
         self.table = param(table, axis, "embed")
+        self.table_scale = None  # where the table is int8: see nn/int8.py
         self.dtype = dtype_of(model.compute_dtype)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
+        if self.table_scale is not None:
+            return int8.dequantize(self.table[...][ids], self.table_scale[...][ids], self.dtype)
         return self.table[...][ids].astype(self.dtype)
+
+    def hold(self, dtype: str) -> None:
+        """Holds the table, which then cannot train, in fewer bits; of `int8.HELD`."""
+        int8.hold(self, "table", dtype, (1,))
 
 
 def readout(size: int, model: Backbone, axis: str | None, rngs: nnx.Rngs) -> Dense:
