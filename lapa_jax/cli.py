@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 
+from lapa_jax.machine import allocator
 from lapa_jax.version import __version__
 
 # verb → (module, what it does, an example)
@@ -100,6 +101,10 @@ VERBS = {
     ),
 }
 
+# Verbs whose programs run over and over. The others handle large things once, and give back what
+# they no longer need.
+STEADY = ("demo", "train", "label", "evaluate", "sweep", "study", "bench")
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb; a user error becomes one line on stderr and exit code 2."""
@@ -107,6 +112,8 @@ def main(argv: list[str] | None = None) -> int:
     if argv == ["--version"]:
         sys.stdout.write(f"lapa_jax {__version__}\n")
         return 0
+    if argv and argv[0] in STEADY:
+        allocator.keep_freed()
     return dispatch("lapa", VERBS, list(map(_at_home, argv)), run)
 
 

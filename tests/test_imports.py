@@ -70,7 +70,7 @@ ALLOWED = {
     "lapa_jax.train": TRAIN,
     "lapa_jax.studies": STUDIES,
     "lapa_jax.benchmarks": ("lapa_jax.serving", "lapa_jax.interop", "lapa_jax.aot", *STUDIES),
-    "lapa_jax.cli": ("lapa_jax.config", "lapa_jax.version"),  # knows verbs by name
+    "lapa_jax.cli": ("lapa_jax.config", "lapa_jax.machine", "lapa_jax.version"),  # verbs by name
     "lapa_jax.verbs": (
         *("lapa_jax.studies", "lapa_jax.benchmarks", "lapa_jax.serving", "lapa_jax.interop"),
         *("lapa_jax.cli", "lapa_jax.aot", *STUDIES),
