@@ -1,5 +1,6 @@
 """A run behind a gs:// URL is the run that it is in a directory."""
 
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -107,3 +108,27 @@ def test_what_is_no_place_for_a_run_is_refused(monkeypatch):
     monkeypatch.setattr(places, "importlib", nothing)
     with pytest.raises(ValueError, match=r"gcsfs: pip install gcsfs"):
         places.directory("gs://bucket/run")
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_storage_that_cannot_be_reached_is_told_soon(hangs, monkeypatch, caplog):
+    ended = threading.Event()
+
+    def connect(address, timeout):
+        assert address == places.storage.GOOGLE and timeout <= 12
+        if hangs:
+            ended.wait()
+        raise OSError("no such name")
+
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST", raising=False)
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    monkeypatch.setattr(places.storage.socket, "create_connection", connect)
+    monkeypatch.setattr(places.storage, "TELL_SECONDS", 0)
+    monkeypatch.setattr(places.storage, "REACH_SECONDS", 0.05)
+    places.storage.reach.cache_clear()
+    told = "no answer in 0.05 s" if hangs else "no such name"
+    with pytest.raises(ConnectionError, match=f"gs:// cannot .*.com:443: {told}"):
+        places.directory("gs://bucket/run")
+    ended.set()
+    if hangs:
+        assert "waiting for gs:// (storage.googleapis.com:443)" in caplog.text
