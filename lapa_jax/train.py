@@ -91,27 +91,28 @@ def _train(
     # --- Data and stage; the step, with state and batch by shape --------------------------------
     clock = Clock(workdir, first=distributed.is_first())
     run = start.open_run(config, workdir, extend=extend)
-    programs.warn_if_inexact(run.mesh.devices.flat[0].platform)
-    program = programs.build(config, run.stage, run.mesh)
+    with distributed.uninterrupted():
+        programs.warn_if_inexact(run.mesh.devices.flat[0].platform)
+        program = programs.build(config, run.stage, run.mesh)
 
-    # --- State: restore, or initialise (from another run's parameters where the config asks) ----
-    plain = configs.to_dict(config)
-    keeper = Keeper(run.workdir, plain)
-    evaluation = Evaluation(config, program)
-    state, provenance = start.first_state(run, program, keeper.checkpoints)
-    begin = int(state.step)
-    keeper.begin(begin, assets=run.assets, provenance=provenance)
-    guard = keeper.guard
-    session = Session(
-        run.workdir,
-        plain,
-        begin,
-        clock=clock,
-        guard=guard,
-        work=program.work,
-        alarms=run.stage.alarms,
-        profile=profile,
-    )
+        # --- State: restore, or initialise (from another run where the config asks) -------------
+        plain = configs.to_dict(config)
+        keeper = Keeper(run.workdir, plain)
+        evaluation = Evaluation(config, program)
+        state, provenance = start.first_state(run, program, keeper.checkpoints)
+        begin = int(state.step)
+        keeper.begin(begin, assets=run.assets, provenance=provenance)
+        guard = keeper.guard
+        session = Session(
+            run.workdir,
+            plain,
+            begin,
+            clock=clock,
+            guard=guard,
+            work=program.work,
+            alarms=run.stage.alarms,
+            profile=profile,
+        )
 
     # --- Loop -----------------------------------------------------------------------------------
     with contextlib.ExitStack() as stack:

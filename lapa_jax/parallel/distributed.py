@@ -41,6 +41,7 @@ _LOST = (
 _asked = itertools.count(1)
 _heartbeat_seconds = HEARTBEAT_SECONDS
 _leaving: threading.Timer | None = None
+_uninterrupted = _noted = False  # a signal waits
 
 
 class OtherProcessError(RuntimeError):
@@ -308,7 +309,8 @@ def stop_signal() -> Iterator[Callable[[], bool]]:
 @contextlib.contextmanager
 def stopped_at_once() -> Iterator[None]:
     """Around what comes before and after the steps, where nothing waits to be saved: what
-    `stop_signal` knows ends it, which is told.
+    `stop_signal` knows ends it, which is told; inside of `uninterrupted` when that is done, or at
+    a second signal.
 
     With several processes a closed terminal is SIGTERM, which JAX catches: all stop after the first
     step. Ctrl-C is an error there, of this one alone.
@@ -316,7 +318,16 @@ def stopped_at_once() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    names, handler = (signal.SIGTERM, signal.SIGINT), signal.default_int_handler
+    global _noted
+    _noted = False
+
+    def at_once(*_: Any) -> None:
+        global _noted
+        if not _uninterrupted or _noted:
+            raise KeyboardInterrupt
+        _noted = True
+
+    names, handler = (signal.SIGTERM, signal.SIGINT), at_once
     if jax.distributed.is_initialized():
         names, handler = (), lambda *_: os.kill(os.getpid(), signal.SIGTERM)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
@@ -331,6 +342,21 @@ def stopped_at_once() -> Iterator[None]:
     finally:
         for name, earlier in before.items():
             signal.signal(name, earlier)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Around tracing and compiling: the process may crash where an exception of a signal's handler
+    comes out of them."""
+    global _uninterrupted, _noted
+    before, _uninterrupted = _uninterrupted, True
+    try:
+        yield
+    finally:
+        _uninterrupted = before
+    if _noted and not before:
+        _noted = False
+        raise KeyboardInterrupt
 
 
 @contextlib.contextmanager

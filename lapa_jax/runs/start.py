@@ -85,7 +85,9 @@ def open_run(config: ConfigDict, workdir: str | Path, *, extend: bool = False) -
     if places.is_remote(workdir):
         where = places.scratch(workdir)
         logging.info("%s is a URL: TensorBoard files and traces go to %s", workdir, where)
-    saved = newest_meta(workdir)
+    with distributed.uninterrupted():
+        saved = newest_meta(workdir)
+        source = find(config.init_from) if config.init_from else None
     if saved is not None:
         runs.check_step(workdir / "checkpoints" / str(saved["step"]), saved, config)
     mesh = make_mesh(config.mesh)
@@ -93,7 +95,6 @@ def open_run(config: ConfigDict, workdir: str | Path, *, extend: bool = False) -
     stage_class = stages.get(config.stage)
     fields = stage_class.fields_of(config)
     mixture = distributed.together(lambda: loaders.open_mixture(config.data, fields))
-    source = find(config.init_from) if config.init_from else None
     if source is not None:
         _check_source(config, source)
     inherited = source.assets if source else {}
@@ -108,11 +109,13 @@ def open_run(config: ConfigDict, workdir: str | Path, *, extend: bool = False) -
         distributed.on_first(lambda: runs.check_assets(workdir, assets))
     else:
         assets = made(mixture)
-    stage = stages.build(config, assets)
+    with distributed.uninterrupted():
+        stage = stages.build(config, assets)
     used = distributed.together(lambda: usable(mixture, stage))
     if saved is None and used is not mixture:  # what is left out takes no part in them
         assets = made(used)
-        stage = stages.build(config, assets)
+        with distributed.uninterrupted():
+            stage = stages.build(config, assets)
     loader = distributed.together(
         lambda: loaders.Loader(
             config.data,
