@@ -41,13 +41,15 @@ class ShardingError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """Mesh axes of each logical name; a name that is absent is not split."""
+    """Mesh axes of each logical name; a name that is absent is not split. `used`: those of the
+    parameters inside a step, which gathers them first; None: as they are stored."""
 
     params: Mapping[str, tuple[str, ...]]
     activations: Mapping[str, tuple[str, ...]]
+    used: Mapping[str, tuple[str, ...]] | None = None
 
     def __post_init__(self) -> None:
-        for table in (self.params, self.activations):
+        for table in (self.params, self.activations, self.used or {}):
             unknown = [n for n in table if n not in LOGICAL_AXES]
             unknown += [a for axes in table.values() for a in axes if a not in MESH_AXES]
             if unknown:
@@ -70,6 +72,11 @@ PRESETS: dict[str, Preset] = {
     "fsdp_tp_sp": Preset(
         params={"embed": ("fsdp", "seq"), **_TENSOR},
         activations={**_BATCH, **_TENSOR, **_LENGTH},
+    ),
+    # State split as by fsdp and fsdp_tp, but gathered once a step: ZeRO-2, arXiv:1910.02054
+    "zero": Preset(params={"embed": ("fsdp",)}, activations=_BATCH, used={}),
+    "zero_tp": Preset(
+        params={"embed": ("fsdp",), **_TENSOR}, activations={**_BATCH, **_TENSOR}, used=_TENSOR
     ),
 }
 
@@ -138,8 +145,13 @@ def partition_spec(
 
 def tree_shardings(axes_tree: Any, shape_tree: Any, mesh: Mesh, preset: str) -> Any:
     """Shardings of a parameter tree. `axes_tree` holds a tuple of logical names per leaf."""
+    return _tree_shardings(axes_tree, shape_tree, mesh, preset, get_preset(preset).params)
+
+
+def _tree_shardings(
+    axes_tree: Any, shape_tree: Any, mesh: Mesh, preset: str, table: Mapping[str, tuple[str, ...]]
+) -> Any:
     check_preset(mesh, preset)
-    table = get_preset(preset).params
     names_of = {
         jax.tree_util.keystr(path): names
         for path, names in jax.tree_util.tree_flatten_with_path(
@@ -159,6 +171,39 @@ def tree_shardings(axes_tree: Any, shape_tree: Any, mesh: Mesh, preset: str) -> 
         spec = partition_spec(names_of[key], leaf.shape, mesh, table, f"parameter {key}")
         shardings.append(NamedSharding(mesh, spec))
     return jax.tree_util.tree_unflatten(treedef, shardings)
+
+
+def gather(params: Any, axes_tree: Any, mesh: Mesh, preset: str, dtype: Any) -> Any:
+    """The parameters as the layers of a step use them.
+
+    A preset with `used` gathers every array that it splits otherwise in storage, once, and scatters
+    its gradient, once. Matrices travel in `dtype`, in which layers multiply by them anyway; the few
+    that a model uses in more are rounded to it. Other presets leave it to the compiler, which
+    gathers where an array is used: in the backward pass once more.
+    """
+    if get_preset(preset).used is None:
+        return params
+    stored = tree_shardings(axes_tree, params, mesh, preset)
+    used = _tree_shardings(axes_tree, params, mesh, preset, get_preset(preset).used)
+    return jax.tree.map(functools.partial(_gather, dtype=dtype), params, stored, used)
+
+
+def _gather(x: jax.Array, stored: NamedSharding, used: NamedSharding, dtype: Any) -> jax.Array:
+    if stored == used:
+        return x
+    moved = dtype if x.ndim >= 2 else x.dtype
+
+    @jax.custom_vjp
+    def gathered(x: jax.Array) -> jax.Array:
+        # Narrow where it lies, so that the narrow array travels.
+        here = jax.lax.with_sharding_constraint(x.astype(moved), stored)
+        return jax.lax.with_sharding_constraint(here, used)
+
+    def backward(_: None, gradient: jax.Array) -> tuple[jax.Array]:
+        return (jax.lax.with_sharding_constraint(gradient, stored).astype(x.dtype),)
+
+    gathered.defvjp(lambda x: (gathered(x), None), backward)
+    return gathered(x)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

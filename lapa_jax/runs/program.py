@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.storage import places
 from lapa_jax.machine import chips, xla_flags
+from lapa_jax.nn.layers import dtype_of
 from lapa_jax.nn.registry import typed_config
 from lapa_jax.nn.stack import check_remat
 from lapa_jax.parallel import sharding
@@ -95,6 +96,9 @@ def build(config: ConfigDict, stage: Stage, mesh: Mesh) -> Program:
         ema_decay=config.optimizer.ema_decay,
         after_update=stage.after_update,
         guard=typed_config(GuardConfig, config.guard, "guard"),
+        gather=lambda params: sharding.gather(
+            params, stage.axes(), mesh, preset, dtype_of(config.compute_dtype)
+        ),
     )
     return Program(
         mesh=mesh,

@@ -42,9 +42,10 @@ def make_train_step(
     ema_decay: float = 0.0,
     after_update: AfterUpdate | None = None,
     guard: guards.GuardConfig = guards.OFF,
+    gather: Callable[[Any], Any] = lambda params: params,
 ) -> Callable[[TrainState, Mapping[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds the step. Frozen parameters are not differentiated, and `grad_norm` does not count
-    them.
+    them. `gather` makes of the parameters as they are stored those that the loss is given.
 
     metrics["nonfinite"] is 1 if the loss, the gradients or the update hold a NaN or an infinity,
     metrics["spike"] if the loss is one (guard.py). With guard.action "skip" such a step changes
@@ -68,7 +69,7 @@ def make_train_step(
         # --- Gradients ---
         def grads_of(variables: Any, rows: Any, rng: jax.Array) -> tuple[Any, tuple]:
             def loss_of(trained: Any) -> tuple[jax.Array, tuple]:
-                params = merge(trained, frozen)
+                params = gather(merge(trained, frozen))
                 loss, metrics, new_variables = loss_fn(params, variables, rows, rng)
                 return loss.astype(jnp.float32), (metrics, new_variables)
 

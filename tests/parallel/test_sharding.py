@@ -1,5 +1,7 @@
 """Rule table: specs, errors, constraints, batches."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,6 +69,32 @@ def test_errors_name_parameter_dimension_and_axis():
         sharding.tree_shardings({}, {"b": jnp.zeros(2)}, mesh, "fsdp_tp")
     with pytest.raises(ShardingError, match="without a parameter.*'b'"):
         sharding.tree_shardings({"b": (None,)}, {}, mesh, "fsdp_tp")
+
+
+def test_zero_gathers_a_matrix_once_and_scatters_its_gradient_as_it_is_stored():
+    """... in the dtype of the products; vectors keep theirs, and other presets gather nothing."""
+    mesh = mesh_of(data=2, fsdp=4)
+    axes = {"w": ("embed", "mlp"), "scale": ("embed",)}
+    params = {"w": jnp.linspace(-1, 1, 96).reshape(8, 12), "scale": jnp.linspace(1, 2, 8)}
+    stored = sharding.tree_shardings(axes, params, mesh, "zero")
+    x = jax.device_put(jnp.linspace(0, 1, 64).reshape(8, 8), sharding.batch_sharding(mesh))
+
+    def loss(params, dtype):
+        used = sharding.gather(params, axes, mesh, "zero", dtype)
+        assert (used["w"].dtype, used["scale"].dtype) == (dtype, jnp.float32)
+        h = (x * used["scale"]).astype(dtype)
+        return jnp.square(jnp.tanh(h @ used["w"]) @ used["w"].T).sum().astype(jnp.float32)
+
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    found = gradient(jax.device_put(params, stored), jnp.float32)
+    assert all(v.sharding.is_equivalent_to(stored[k], v.ndim) for k, v in found.items())
+    for name, expected in jax.grad(loss)(params, jnp.float32).items():
+        np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-4)
+    program = gradient.lower(jax.device_put(params, stored), jnp.float32).compile().as_text()
+    assert len(re.findall(r"= f32\[8,12\]\S* all-gather\(", program)) == 1
+    assert sharding.gather(params, axes, mesh, "fsdp", jnp.bfloat16) is params
+    narrow = gradient(jax.device_put(params, stored), jnp.bfloat16)
+    assert {v.dtype for v in narrow.values()} == {jnp.dtype("float32")}
 
 
 def test_constrain_is_a_no_op_without_rules_and_splits_with_them():

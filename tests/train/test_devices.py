@@ -23,10 +23,11 @@ MESHES = {
     "fsdp_tp": dict(data=2, fsdp=2, tensor=2),
     "fsdp_sp": dict(data=2, fsdp=2, seq=2),
     "fsdp_tp_sp": dict(fsdp=2, seq=2, tensor=2),
+    "zero_tp": dict(data=2, fsdp=2, tensor=2),
 }
 CASES = [
     *(("latent_pretraining", preset) for preset in MESHES),
-    ("quantizer", "fsdp_tp"),
+    ("quantizer", "zero_tp"),
     ("action_finetuning", "fsdp_tp"),
     ("teacher", "fsdp_tp"),
 ]
