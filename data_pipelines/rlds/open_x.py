@@ -15,7 +15,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from data_pipelines.rlds import shards
+from data_pipelines.rlds import schema, shards
+from data_pipelines.rlds.declared import declaration_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,5 +126,10 @@ def name_of(directory: Path, split: str) -> str:
 
 
 def keys_of(directory: Path, split: str) -> Keys | None:
-    """What the table says of the data set in a directory, None if it is not in the table."""
-    return DATA_SETS.get(name_of(directory, split))
+    """What the table says of the data set in a directory, None if it is not in the table.
+
+    A corpus in this project's form is not, whatever its name: it may be one converted from there.
+    """
+    found = DATA_SETS.get(name_of(directory, split))
+    ours = {schema.METADATA + name for name in schema.METADATA_DTYPES}
+    return None if found and ours <= declaration_of(directory).keys() else found

@@ -352,12 +352,20 @@ def test_a_set_of_open_x_trains_in_place(tmp_path, capsys):
 
 
 def test_the_verb_converts_and_indexes(bridge, tmp_path, capsys):
-    out, sidecars = tmp_path / "out", tmp_path / "sidecars"
+    """What is written has this project's form, though its name is in the table."""
+    out, sidecars = tmp_path / "bridge", tmp_path / "sidecars"
     arguments = ["--out", out, "--size", "24x32", "--sidecar_dir", sidecars]
     code = data.main(["convert", "tfds", str(bridge), *map(str, arguments)])
     assert code == 0 and f"  {sidecars}/index/image/train" in capsys.readouterr().out
     assert index.load_index(out, sidecar_dir=sidecars).num_frames == 12
     assert not (out / "index").exists()
+    where = [str(out), "--sidecar_dir", str(sidecars)]
+    assert data.main(["inspect", *where]) == 0
+    said = capsys.readouterr().out
+    assert "instructions: 100.0% of the episodes" in said and "actions: 7 dimensions" in said
+    assert data.main(["index", *where]) == 0
+    assert "actions 7 dimensions, 3 instructions" in capsys.readouterr().out
+    assert convert(out, tmp_path / "again").notes["action"] == "action (7 numbers)"
 
 
 def test_the_table_is_well_formed():
