@@ -105,8 +105,8 @@ def _batches(loader: Loader, left_out: np.ndarray | None, most: int) -> list[np.
             break
     if not len(chosen):
         raise ValueError(
-            f"no episode of {of.index.directory} was held out of the training: train with "
-            "data.corpora.<name>.fraction below 1, or evaluate another corpus"
+            f"no episode of {of.index.directory} was held out of the training: train with a "
+            "smaller data.corpora.<name>.fraction, or evaluate another corpus"
         )
     return np.split(chosen, range(loader.global_batch, len(chosen), loader.global_batch))
 

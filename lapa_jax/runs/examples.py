@@ -103,9 +103,10 @@ class Pairs(Frames):
             rows = rows[~drawn[self.index.episode_of_rows(rows[:, 0])]]
             if not len(rows):
                 raise ValueError(
-                    f"no episode of {self.index.directory} was held out of the training: train "
-                    "with data.corpora.<name>.fraction below 1 (quantizer/videos:holdout=0.1), or "
-                    "evaluate another corpus"
+                    f"no episode of {self.index.directory} was held out of the training, of "
+                    f"{self.index.num_episodes}: train with a smaller data.corpora.<name>.fraction "
+                    "(quantizer/videos: a larger holdout; of few episodes it may leave none out), "
+                    "or evaluate another corpus"
                 )
         self.rows = rows
 
