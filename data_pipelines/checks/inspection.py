@@ -112,11 +112,14 @@ class _Scan:
         steps = _num_steps(where, features, record)
         self.lengths.append(steps)
         try:
+            overview.require(features, self.action_key, overview.STANDARD["action"])
+            overview.require(features, self.instruction_key, overview.STANDARD["instruction"])
             of = features, record, steps
             texts = fields.texts(*of, self.instruction_key, self.declared) or [""]
             actions = fields.actions(*of, self.action_key, self.declared)
         except fields.FieldError as error:
-            raise ValueError(f"{where}: {error}") from error
+            there = overview.listing(features, record, self.declared)
+            raise ValueError(f"{where}: {error}; {there}") from error
         self.instructions[texts[0]] += 1
         self.mixed_instructions += len(set(texts)) > 1
         metadata = {

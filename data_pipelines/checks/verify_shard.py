@@ -62,11 +62,17 @@ class ShardReader:
     declared: Declaration = field(default_factory=dict)
 
     def check_keys(self, shards: Sequence[Path]) -> None:
-        """Raises ValueError where the first record has no images of a key."""
+        """Raises ValueError where the first record has not what a key names."""
         first = tfrecord.first_example(shards)
         if first is None:
             return  # faults, which `read` reports
         path, number, record, features = first
+        try:
+            overview.require(features, self.action_key, overview.STANDARD["action"])
+            overview.require(features, self.instruction_key, overview.STANDARD["instruction"])
+        except fields.FieldError as error:
+            there = overview.listing(features, record, self.declared)
+            raise ValueError(f"{path}, record {number}: {error}; {there}") from error
         missing = [key for key in self.image_keys if not fields.images(features, key)]
         if missing:
             raise ValueError(

@@ -32,7 +32,6 @@ from data_pipelines.rlds.shards import (
 from data_pipelines.storage import Location, Lock
 
 FORMAT = 1
-_STANDARD = {"action": "action", "instruction": "language_instruction"}
 _REWRITE = "the loader reads JPEG: rewrite the corpus with `lapa data convert tfds`"
 REBUILD = "run `lapa data index`"
 _EPISODE = [  # of each, in the order in which a shard is read
@@ -306,13 +305,11 @@ class _EpisodeReader:
 
     def _check_keys(self, features: dict, record: memoryview, fail: Callable) -> None:
         """That there is what was asked for; the standard keys only where it is."""
-        for what, standard in _STANDARD.items():
-            key = self.settings[f"{what}_key"]
+        for what, standard in overview.STANDARD.items():
             try:
-                overview.require(features, key)
+                overview.require(features, self.settings[f"{what}_key"], standard)
             except fields.FieldError as error:
-                if key != standard:
-                    raise fail(self._no(what, error, features, record)) from error
+                raise fail(self._no(what, error, features, record)) from error
 
     def _no(self, what: str, why: object, features: dict, record: memoryview) -> str:
         there = overview.listing(features, record, self.declared)

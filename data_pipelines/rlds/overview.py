@@ -10,8 +10,15 @@ _FLAGS = {schema.IS_FIRST, schema.IS_LAST, schema.IS_TERMINAL, schema.REWARD, sc
 _FLAGS |= {schema.FPS, schema.METADATA + "file_path"}
 
 
-def require(features: fields.Features, selected: str) -> None:
-    """Raises FieldError where there is no field of a path, for what is asked for by name."""
+# Of the fields that a corpus may lack.
+STANDARD = {"action": "action", "instruction": "language_instruction"}
+
+
+def require(features: fields.Features, selected: str, standard: str = "") -> None:
+    """Raises FieldError where there is no field of a path, for what is asked for by name. What is
+    `standard` need not be there."""
+    if selected == standard:
+        return
     for path, _ in fields.parts(selected):
         if fields.find(features, path) is None:
             inner = [_path(key) for key in _keys(features) if f"/{path}/" in f"/{_path(key)}"]

@@ -12,6 +12,7 @@ from PIL import Image
 from test_rlds_writer import make_episode, make_spec, write
 
 from data_pipelines.checks import inspection
+from data_pipelines.checks.verify import verify_corpus
 from data_pipelines.rlds import tfrecord, writer
 from lapa_jax.report.corpus import contact_sheet, corpus_page
 from lapa_jax.verbs.data.inspect import to_text
@@ -134,6 +135,10 @@ def test_errors_name_the_file(tmp_path):
     with pytest.raises(FileNotFoundError, match="features.json"):
         inspect(tmp_path)
     write(tmp_path, [make_episode(0)])
+    for key in ("action_key", "instruction_key"):
+        for look in (inspection.inspect_corpus, verify_corpus):
+            with pytest.raises(ValueError, match="record 0: there is no field nope; images: "):
+                look(tmp_path, progress=False, **{key: "nope"})
     (shard,) = tmp_path.glob("*.tfrecord-*")
     data = bytearray(shard.read_bytes())
     data[200] ^= 1
