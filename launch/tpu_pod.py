@@ -176,8 +176,10 @@ class Pod:
 
         Raises ValueError where the supervisor has given up: the machines stay, for a look at them.
         """
+        state = self.state()
+        if state is None:  # now it is a mistake; later it may be the network
+            raise ValueError("gcloud does not list queued resources: its message is above")
         while True:
-            state = self.state()
             if state in GONE:
                 self.delete()
             if state in GONE or state == "":
@@ -196,6 +198,7 @@ class Pod:
             if self._shell.dry_run:
                 return
             time.sleep(POLL_SECONDS)
+            state = self.state()
 
     def _queued(self, action: str, *flags: str) -> None:
         self._shell.run([*QUEUED, action, self._args.pod, *self._where, *flags])

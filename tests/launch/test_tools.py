@@ -355,6 +355,15 @@ def test_keep_asks_again_where_nobody_answers(programs):
     assert not any("docker run" in line or "create" in line for line in told)
 
 
+def test_keep_does_not_begin_where_gcloud_refuses(programs, capsys):
+    answers, calls = programs
+    answers(list=[None])
+    assert tpu_pod.main(PODS["keep"]) == 2
+    told = capsys.readouterr().err
+    assert "ERROR: there is none" in told and "its message is above" in told
+    assert len(calls()) == 1
+
+
 def test_a_command_that_fails_ends_the_tool(programs, capsys):
     answers, _ = programs
     answers(delete=[None])
