@@ -53,6 +53,7 @@ def attention(
     q_segments_BT: jax.Array | None = None,
     kv_segments_BS: jax.Array | None = None,
     blocks_BT: jax.Array | None = None,
+    last_BT: jax.Array | None = None,
     bias_KTS: jax.Array | None = None,
     implementation: str = "auto",
 ) -> jax.Array:
@@ -67,6 +68,9 @@ def attention(
     block is a run of tokens of one segment and one positive id, and its tokens see each other in
     both directions. Where the targets at the end of an example are one block, they see the prompt
     and each other, and the prompt sees none of them.
+
+    `last_BT` (int32), instead of `causal`, says which key is the last that each query sees, where
+    there are queries of a few positions only: `xla` alone does that.
 
     `implementation`: a name of the table above, or "auto" (see `choose`). ValueError for a named
     one that cannot serve the call.
@@ -103,7 +107,9 @@ def attention(
         )
     more = {} if bias_KTS is None else {"bias_KTS": bias_KTS}
     if blocks_BT is not None:
-        more["last_BT"] = last_seen(blocks_BT, q_segments_BT)
+        last_BT = last_seen(blocks_BT, q_segments_BT)
+    if last_BT is not None:
+        more["last_BT"] = last_BT
     y = IMPLEMENTATIONS[implementation](
         q_BTKC,
         k_BSKC,
@@ -256,7 +262,7 @@ def _xla(q, k, v, *, scale, causal, q_segments_BT, kv_segments_BS, bias_KTS=None
         logits = logits + bias_KTS
     visible = None
     if last_BT is not None:
-        visible = _up_to(last_BT)
+        visible = _up_to(last_BT, k.shape[1])
     elif causal:
         visible = jnp.tri(q.shape[1], dtype=bool)
     if q_segments_BT is not None:
@@ -289,7 +295,8 @@ def _cudnn(
     neither."""
     mask = None if q_segments_BT is None else _same_segment(q_segments_BT, kv_segments_BS)
     if last_BT is not None:
-        mask, causal = _up_to(last_BT) if mask is None else mask & _up_to(last_BT), False
+        seen, causal = _up_to(last_BT, k.shape[1]), False
+        mask = seen if mask is None else mask & seen
     return jax.nn.dot_product_attention(
         q, k, v, mask=mask, scale=scale, is_causal=causal, implementation=kernel
     )
@@ -300,9 +307,9 @@ def _same_segment(q_segments_BT: jax.Array, kv_segments_BS: jax.Array) -> jax.Ar
     return (q_segments_BT[:, :, None] == kv_segments_BS[:, None, :])[:, None]
 
 
-def _up_to(last_BT: jax.Array) -> jax.Array:
-    """(B, 1, T, T)."""
-    return (jnp.arange(last_BT.shape[1]) <= last_BT[..., None])[:, None]
+def _up_to(last_BT: jax.Array, number: int) -> jax.Array:
+    """(B, 1, T, `number` of keys)."""
+    return (jnp.arange(number) <= last_BT[..., None])[:, None]
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., jax.Array]] = {

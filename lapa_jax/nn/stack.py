@@ -84,18 +84,32 @@ class Stack(nnx.Module):
             if isinstance(node, nnx.Variable):
                 node.set_metadata(AXES, ("layers", *node.get_metadata()[AXES]))
 
+    @property
+    def apart(self) -> bool:
+        """Whether the layers are computed one by one, so that the last may do something else."""
+        return not self.stacked or self.unroll >= self.depth
+
     def __call__(
-        self, carry: Any, *shared: Any, per_layer: Any = None, method: str = "__call__"
+        self,
+        carry: Any,
+        *shared: Any,
+        per_layer: Any = None,
+        method: str = "__call__",
+        last: Callable[[Any, Any], Any] | None = None,
     ) -> tuple[Any, Any]:
         """Returns (carry, stacked second outputs).
 
         Each layer runs `method(carry, *shared)` → carry, or, given `per_layer` (a pytree with a
         leading layer axis), `method(carry, *shared, slice)` → (carry, out). Unless stacked,
-        `per_layer` and the second outputs are sequences, and nothing is rematerialised.
+        `per_layer` and the second outputs are sequences, and nothing is rematerialised. Of a stack
+        that is `apart`, without `per_layer`, `last(layer, carry)` is what the last layer does.
         """
         if not self.stacked:
-            return self._one_by_one(carry, shared, per_layer, method)
+            return self._one_by_one(carry, shared, per_layer, method, last)
         graph, state = nnx.split(self.layers)
+
+        def final(carry, layer_state):
+            return last(nnx.merge(graph, layer_state), carry)
 
         def body(carry, inputs):
             layer_state, extra = inputs
@@ -105,16 +119,24 @@ class Stack(nnx.Module):
             return function(carry, *shared, extra)
 
         if self.remat != "none":
-            body = jax.checkpoint(body, policy=REMAT[self.remat], prevent_cse=False)
-        return jax.lax.scan(
-            body, carry, (state, per_layer), length=self.depth, unroll=min(self.unroll, self.depth)
-        )
+            body, final = (
+                jax.checkpoint(f, policy=REMAT[self.remat], prevent_cse=False)
+                for f in (body, final)
+            )
+        if last is None:
+            unroll = min(self.unroll, self.depth)
+            return jax.lax.scan(body, carry, (state, per_layer), length=self.depth, unroll=unroll)
+        before, own = (jax.tree.map(lambda x, i=i: x[i], state) for i in (slice(-1), -1))
+        carry, _ = jax.lax.scan(body, carry, (before, None), length=self.depth - 1, unroll=True)
+        return final(carry, own), None
 
-    def _one_by_one(self, carry, shared, per_layer, method):
+    def _one_by_one(self, carry, shared, per_layer, method, last):
         outs = []
         for i in range(self.depth):
             function = getattr(self.layers[_number(i)], method)
-            if per_layer is None:
+            if last is not None and i == self.depth - 1:
+                carry = last(self.layers[_number(i)], carry)
+            elif per_layer is None:
                 carry = function(carry, *shared)
             else:
                 carry, out = function(carry, *shared, per_layer[i])

@@ -17,14 +17,15 @@ from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from lapa_jax.nn import int8, lora
-from lapa_jax.nn.attention import ATTENTIONS, attention
+from lapa_jax.nn.attention import ATTENTIONS, attention, last_seen
 from lapa_jax.nn.layers import DTYPES, Dense, RMSNorm, SwiGLU, dtype_of
 from lapa_jax.nn.position import rope, rope_tables
 from lapa_jax.nn.stack import REMAT, Stack
-from lapa_jax.parallel.sharding import constrain
+from lapa_jax.parallel.sharding import constrain, placement
 from lapa_jax.policy.front_end import FRONT_ENDS, front_end_config, front_end_settings
 from lapa_jax.policy.heads.base import Embedding, Head, readout
 from lapa_jax.policy.modality import FILL, IMAGE, MODALITIES
@@ -109,13 +110,19 @@ class SelfAttention(nnx.Module):
         self.out = Dense(shape, (config.dim,), (*names, "embed"), **common)
         self.scale, self.implementation = config.head_dim**-0.5, config.attention
 
-    def heads(self, x_BTD: jax.Array, tables) -> tuple[jax.Array, jax.Array, jax.Array]:
-        q, k, v = rope(self.q(x_BTD), *tables), rope(self.k(x_BTD), *tables), self.v(x_BTD)
+    def heads(
+        self, x_BTD: jax.Array, tables, slots_Bn: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries, at these slots only where they are given, keys and values."""
+        asked, at = x_BTD, tables
+        if slots_Bn is not None:
+            asked, *at = (take(x, slots_Bn) for x in (x_BTD, *tables))
+        q, k, v = rope(self.q(asked), *at), rope(self.k(x_BTD), *tables), self.v(x_BTD)
         return tuple(constrain(y, "batch", "length", "heads", None) for y in (q, k, v))
 
     def attend(self, q, k, v, **mask) -> jax.Array:
-        y = attention(q, k, v, scale=self.scale, implementation=self.implementation, **mask)
-        return self.out(y)
+        given = {"implementation": self.implementation} | mask
+        return self.out(attention(q, k, v, scale=self.scale, **given))
 
 
 class Layer(nnx.Module):
@@ -152,6 +159,16 @@ class Layer(nnx.Module):
         mask = dict(q_segments_BT=segments_BT, kv_segments_BS=segments_BT, blocks_BT=blocks_BT)
         return self._finish(x_BTD, q, k, v, causal=True, **mask), (k, v)
 
+    def at(self, x_BTD, slots_Bn, tables, segments_BT, blocks_BT) -> jax.Array:
+        """What a call gives at these slots, (B, n, D), without computing the others."""
+        q, k, v = self.attention.heads(self.attention_norm(x_BTD), tables, slots_Bn)
+        last_Bn = slots_Bn
+        if blocks_BT is not None:
+            last_Bn = jnp.take_along_axis(last_seen(blocks_BT, segments_BT), slots_Bn, axis=1)
+        own = jnp.take_along_axis(segments_BT, slots_Bn, axis=1)
+        mask = dict(q_segments_BT=own, kv_segments_BS=segments_BT, last_BT=last_Bn)
+        return self._finish(take(x_BTD, slots_Bn), q, k, v, implementation="xla", **mask)
+
     def step(self, x_BnD, tables, segments_BS, slot, cache):
         """Tokens that see each other, whose keys and values enter the cache from `slot` on; returns
         the new cache."""
@@ -168,6 +185,11 @@ class Layer(nnx.Module):
         x = x + self.attention.attend(q, k, v, **mask)
         x = x + self.mlp(self.mlp_norm(x))
         return constrain(x, "batch", "length", "embed")
+
+
+def take(x_BTD: jax.Array, slots_Bn: jax.Array) -> jax.Array:
+    """(B, n, D)."""
+    return jnp.take_along_axis(x_BTD, slots_Bn[..., None], axis=1)
 
 
 class Cache(NamedTuple):
@@ -240,12 +262,18 @@ class VLA(nnx.Module):
         all where they are None. Of a vocabulary it is the logits of the token after the slot.
         `fed`: by modality, (B, m, ...) for its m slots of FILL."""
         x = self.embed(tokens_BT, modality_BT, images_BNHWC, fed)
-        x, _ = self._run(x, positions(segments_BT), segments_BT, self._blocks(modality_BT))
-        found = {}
-        for name, at_Bn in slots.items():
-            chosen = x if at_Bn is None else jnp.take_along_axis(x, at_Bn[..., None], axis=1)
-            found[name] = self._head(self.norm(chosen), name)
-        return found
+        given = (x, positions(segments_BT), segments_BT, self._blocks(modality_BT))
+        names, asked = list(slots), list(slots.values())
+        given_all = bool(asked) and all(at is not None for at in asked)
+        if given_all and self.backbone.apart and placement()[1] == 1:
+            # Nobody reads what the last layer would give elsewhere.
+            x, _ = self._run(*given, only_Bn=jnp.concatenate(asked, axis=1))
+            ends = np.cumsum([at.shape[1] for at in asked])
+            chosen = jnp.split(x, ends[:-1], axis=1)
+        else:
+            x, _ = self._run(*given)
+            chosen = [x if at is None else take(x, at) for at in asked]
+        return {name: self._head(self.norm(y), name) for name, y in zip(names, chosen, strict=True)}
 
     def embed(
         self,
@@ -281,12 +309,17 @@ class VLA(nnx.Module):
             return None
         return jnp.where(jnp.isin(modality_BT, jnp.array(self.blocks)), modality_BT, 0)
 
-    def _run(self, x_BTD, positions_BT, *shared, **options) -> tuple[jax.Array, Any]:
-        """The backbone: embeddings → hidden states before the last norm."""
+    def _run(
+        self, x_BTD, positions_BT, *shared, only_Bn: jax.Array | None = None, **options
+    ) -> tuple[jax.Array, Any]:
+        """The backbone: embeddings → hidden states before the last norm, at these slots only where
+        they are given."""
         x = constrain(x_BTD, "batch", "length", "embed")
         config = self.config
         rounded = dtype_of(config.compute_dtype) if config.legacy else jnp.float32
         tables = rope_tables(positions_BT, config.head_dim, config.rope_theta, rounded)
+        if only_Bn is not None:
+            options["last"] = lambda layer, x: layer.at(x, only_Bn, tables, *shared)
         return self.backbone(x, tables, *shared, **options)
 
     def _head(self, hidden_BnD: jax.Array, name: str) -> jax.Array:

@@ -130,6 +130,35 @@ def test_decode_respects_slot_vocabularies_keys_and_top_k():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_compile")
+def test_a_last_layer_computes_the_slots_that_are_asked_for():
+    """Of two examples in a row, whose latent slots see each other."""
+    heads = token_heads(latent=8, action=11)
+    heads["latent"].one_block = True
+    net = Functional(lambda rngs: VLA(config(unroll=0), heads, rngs=rngs))
+    params = net.init(jax.random.key(0))[0]
+    modality = jnp.array([[TEXT, TEXT, LATENT, LATENT, ACTION, TEXT, LATENT, LATENT, ACTION]])
+    segments = jnp.array([[1] * 5 + [2] * 3 + [0]])
+    rows = (jnp.arange(9)[None] % 8, modality, segments)
+    slots = {"latent": jnp.array([[2, 3, 6, 7]]), "action": jnp.array([[3, 7]])}
+
+    def loss(params, all_of_them):
+        asked = dict.fromkeys(slots) if all_of_them else slots
+        found = net.apply(params, {}, "outputs", *rows, slots=asked)[0]
+        if all_of_them:
+            found = {name: found[name][:, slots[name][0]] for name in slots}
+        return sum(jnp.sin(y).sum() for y in found.values()), found
+
+    wanted, given = (
+        jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)(params, whole)
+        for whole in (True, False)
+    )
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), given, wanted)
+    flops = [counted(lambda w=whole: loss(params, w)) for whole in (True, False)]
+    assert flops[1] < 0.9 * flops[0]
+
+
+@pytest.mark.slow
 def test_padding_and_later_targets_are_invisible():
     rows, images = prompts()
     targets = jnp.array([[1, 2, 3]] * 3)
@@ -256,8 +285,9 @@ def test_flops_match_the_compiler_and_sizes_are_llama():
     lowered = jax.jit(forward(net)).lower(net.abstract()[0], images)
     measured = lowered.cost_analysis()["flops"] / 3
     assert flops() == pytest.approx(measured, rel=0.2)
-    # Of two layers and nine tokens, two operations a multiply-add.
-    more = 2 * 2 * 9 * 4 * ((128 + 128) + (352 + 128))
+    # Nine tokens in the first layer, the four that are asked for in the last; two operations a
+    # multiply-add.
+    more = 2 * (9 + 4) * 4 * ((128 + 128) + (352 + 128))
     assert flops(lora_rank=4, lora_pattern="attention/q|mlp/down") == flops() + more
     size = SIZES["7b"]
     inner = size["heads"] * size["head_dim"]
