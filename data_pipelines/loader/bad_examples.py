@@ -37,6 +37,10 @@ class BadExamples:
         self._found: dict[tuple[int, int, int], BadExample] = {}
         self._num_seen = self._num_bad = 0
 
+    @property
+    def is_any(self) -> bool:
+        return bool(self._found)
+
     def all(self) -> list[BadExample]:
         with self._lock:
             return list(self._found.values())
@@ -48,7 +52,7 @@ class BadExamples:
 
     def refuse(self, corpus: Corpus, camera: int, row: int) -> None:
         """Raises BadImage for an image that is known to be bad."""
-        if self._found and (reason := self.reason(corpus, camera, row)) is not None:
+        if (reason := self.reason(corpus, camera, row)) is not None:
             raise BadImage(reason)
 
     def count_seen(self) -> None:

@@ -12,8 +12,9 @@ from data_pipelines.loader.corpus import Corpus
 
 def instructions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
     """str objects (b,)."""
-    episodes = corpus.index.episode_of_rows(rows[:, 0])
-    return np.array([corpus.index.instruction(episode) for episode in episodes], object)
+    index = corpus.index
+    numbers = index.instruction_of_episode[index.episode_of_rows(rows[:, 0])].tolist()
+    return np.array(["" if n < 0 else index.instructions[n] for n in numbers], object)
 
 
 def actions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:

@@ -6,7 +6,6 @@ agree on pixels and on what is damaged. What libjpeg warns about (extraneous byt
 
 import os
 import threading
-from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -36,43 +35,48 @@ class ImageSizeError(ValueError):
         self.found = found
 
 
+class _Opened:
+    """A descriptor, closed with the last reference to it: so not under a reader."""
+
+    __slots__ = ("descriptor",)
+
+    def __init__(self, path: Path):
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self, close=os.close):
+        if hasattr(self, "descriptor"):
+            close(self.descriptor)
+
+
 class ShardFiles:
-    """Shards by byte range, at most `limit` local ones open; safe to use from several threads."""
+    """Shards by byte range, at most `limit` local ones open beside those that are being read; safe
+    to use from several threads, which share no lock where a shard is open."""
 
     def __init__(self, limit: int = _MAX_OPEN_FILES):
         self._limit, self._lock = limit, threading.Lock()
-        self._open: OrderedDict[Path, list[int]] = OrderedDict()  # path → [descriptor, users]
+        self._open: dict[Path, _Opened] = {}
 
     def pread(self, path: Location, length: int, offset: int) -> bytes:
         """Up to `length` bytes of a file from `offset` on."""
-        if not isinstance(path, Path):
-            return storage.read_range(path, offset, offset + length)
-        with self._lock:
-            entry = self._open.get(path)
-            if entry is None:
-                self._close_idle(self._limit - 1)
-                entry = self._open[path] = [os.open(path, os.O_RDONLY | os.O_CLOEXEC), 0]
-            self._open.move_to_end(path)
-            entry[1] += 1
-        try:
-            return os.pread(entry[0], length, offset)
-        finally:
-            with self._lock:
-                entry[1] -= 1
+        file = self._open.get(path)
+        if file is None:
+            if not isinstance(path, Path):
+                return storage.read_range(path, offset, offset + length)
+            file = self._opened(path)
+        return os.pread(file.descriptor, length, offset)
 
     def close(self) -> None:
         with self._lock:
-            self._close_idle(0)
+            self._open.clear()
 
-    def __del__(self):
-        self.close()
-
-    def _close_idle(self, limit: int) -> None:
-        for path in list(self._open):
-            if len(self._open) <= limit:
-                return
-            if self._open[path][1] == 0:  # a descriptor in use must not be closed under a reader
-                os.close(self._open.pop(path)[0])
+    def _opened(self, path: Path) -> _Opened:
+        with self._lock:
+            file = self._open.get(path)
+            if file is None:
+                while len(self._open) >= self._limit:
+                    del self._open[next(iter(self._open))]
+                file = self._open[path] = _Opened(path)
+            return file
 
 
 class Place(NamedTuple):
@@ -87,16 +91,9 @@ class Place(NamedTuple):
 def places(index: CorpusIndex, rows: np.ndarray) -> list[Place]:
     """Where frames lie, for all rows at once."""
     shards = index.shard_of_episode[index.episode_of_rows(rows)].tolist()
-    return [
-        Place(index.shards[shard], *rest)
-        for shard, *rest in zip(
-            shards,
-            take(index.frame_offset, rows).tolist(),
-            take(index.frame_length, rows).tolist(),
-            take(index.frame_crc, rows).tolist(),
-            strict=True,
-        )
-    ]
+    columns = (index.frame_offset, index.frame_length, index.frame_crc)
+    found = [index.shards[shard] for shard in shards], *(take(x, rows).tolist() for x in columns)
+    return list(map(Place, *found))
 
 
 def read_jpeg(files: ShardFiles, place: Place) -> bytes:

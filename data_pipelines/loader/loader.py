@@ -245,15 +245,8 @@ class Plan:
             if self.frames is None:
                 self.frames = loader._buffers.take(loader._frames_shape(self.size))
 
-        def decode(i: int, image: int) -> None:
-            if self._is_shared(i, image):
-                self.frames[i, 0] = self.frames[i - 1, -1]
-            else:
-                jpeg = read_jpeg(loader._files, self.places[i][image])
-                frames.decode_jpeg(jpeg, self.frames[i, image])
-
         for i in range(start, stop):
-            self._try(i, decode)
+            self._read(i)
 
     def finish(self) -> dict[str, Any]:
         """The batch, once the frames are there."""
@@ -275,22 +268,30 @@ class Plan:
             out[mine] = values
         return out
 
-    def _try(self, i: int, act: Callable[[int, int], Any]) -> None:
-        """Acts on the images of example i; on a bad one, on those of the next sample instead."""
+    def _read(self, i: int) -> None:
+        """The images of example i; where one is bad, those of the next sample instead."""
         loader = self._loader
-        bad, corpus = loader._bad, loader.mixture.corpora[self.corpus[i]]
+        files, bad = loader._files, loader._bad
+        corpus = loader.mixture.corpora[self.corpus[i]]
+
+        def where(image: int) -> tuple[Corpus, int, int]:
+            frame, camera = divmod(image, loader.mixture.num_cameras)
+            return corpus, camera, int(self.rows[i, frame])
+
         bad.count_seen()
         for attempt in range(1, _MAX_ATTEMPTS + 1):
-            where = corpus, 0, 0
+            image = 0
             try:
-                for image in range(loader.num_images):
-                    frame, camera = divmod(image, loader.mixture.num_cameras)
-                    where = corpus, camera, int(self.rows[i, frame])
-                    bad.refuse(*where)
-                    act(i, image)
+                for image, out in enumerate(self.frames[i]):
+                    if bad.is_any:
+                        bad.refuse(*where(image))
+                    if image == 0 and self._follows(i):
+                        out[:] = self.frames[i - 1, -1]
+                    else:
+                        frames.decode_jpeg(read_jpeg(files, self.places[i][image]), out)
                 return
             except BadImage as error:
-                bad.report(*where, str(error))
+                bad.report(*where(image), str(error))
             except ImageSizeError as error:
                 raise wrong_size(corpus.name, error.found, loader.mixture.image_size) from error
             _, rows = loader._rows(self.positions[i : i + 1], attempt)
@@ -301,11 +302,12 @@ class Plan:
             f"{loader.bad_examples[-3:]}"
         )
 
-    def _is_shared(self, i: int, image: int) -> bool:
-        """Whether an image is the last one of the example before, in the same chain."""
-        follows = image == 0 and self.positions[i] % self._loader.chain_pairs > 0
+    def _follows(self, i: int) -> bool:
+        """Whether an example begins with the last frame of the one before, in the same chain."""
+        pairs = self._loader.chain_pairs
         return bool(
-            follows
+            pairs > 1
+            and self.positions[i] % pairs
             and self.corpus[i] == self.corpus[i - 1]
             and self.rows[i, 0] == self.rows[i - 1, -1]
         )

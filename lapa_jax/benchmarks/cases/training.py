@@ -1,4 +1,5 @@
-"""A training step of a shipped config, on one batch that stays on the device. Work: its examples.
+"""A training step of a shipped config, on one batch that stays on the device. Work: its examples, of
+a quantizer the pairs of its clips.
 
     --option config=quantizer.tabletop
     --option config=quantizer.paper:legacy=True --option global_batch=4
@@ -49,16 +50,15 @@ def prepare(config: str = "quantizer.tabletop", **keys: Any) -> Callable[[], Any
         state, metrics = program.step(state, batch)
         jax.block_until_ready((state, metrics))
 
-    step.work = given.global_batch
+    step.work = given.global_batch * max(1, given.data.num_frames - 1)
     return step
 
 
 def _columns(config: Any, stage: stages.Stage) -> dict[str, Any]:
     """Of the loader: noise, and actions of the tabletop."""
     number, rng = config.global_batch, np.random.default_rng(0)
-    images = 2 if config.stage == "quantizer" else 1
-    frames = rng.integers(0, 256, (number, images, *config.data.image_size, 3), np.uint8)
-    columns = {"frames": frames}
+    shape = (number, config.data.num_frames, *config.data.image_size, 3)
+    columns: dict[str, Any] = {"frames": rng.integers(0, 256, shape, np.uint8)}
     if "instruction" in stage.fields_of(config):
         columns["instruction"] = [f"push block {i % 20} to the wall" for i in range(number)]
     if "latent_action" in stage.fields_of(config):
