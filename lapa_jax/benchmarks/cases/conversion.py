@@ -3,8 +3,8 @@
     --first by=ours --second by=loop --option size=224 --option folder=/tmp/videos
 
 by: `ours`, whole conversions to a corpus; `loop`, the same libraries without anything around them;
-`ffmpeg`, a command per file that writes frames (of imageio-ffmpeg); `lerobot`, a LeRobot data set made
-of the same frames (in its own environment). folder: keeps the videos, made by the first side.
+`ffmpeg`, a command per file that writes frames (of imageio-ffmpeg); `lerobot`, a LeRobot data
+set of the same frames (in its own environment). folder: keeps the videos, made by the first side.
 """
 
 import itertools
@@ -107,7 +107,9 @@ def _videos(folder: Path) -> list[Path]:
             picture = 128 + 52 * plane / plane.std(axis=(1, 2), keepdims=True)
             picture = np.clip(picture, 0, 255).astype(np.uint8).transpose(1, 2, 0)
             with av.open(str(making / f"{number}.mp4"), "w") as container:
-                stream = container.add_stream("libx264", rate=SOURCE_FPS, width=WIDTH, height=HEIGHT)
+                stream = container.add_stream(
+                    "libx264", rate=SOURCE_FPS, width=WIDTH, height=HEIGHT
+                )
                 stream.pix_fmt, stream.bit_rate = "yuv420p", 3_000_000
                 stream.options = {"preset": "veryfast"}
                 for i in range(SECONDS * SOURCE_FPS):

@@ -3,9 +3,9 @@
     git clone https://github.com/LatentActionPretraining/LAPA
     --case FILE@LAPA/laq@PYTHON        # with torch, einops and beartype
 
-Beside training.py with config=quantizer.paper:legacy=True. Work: its pairs. The device that its code
-names is replaced by the CPU, and OpenMP's threads sleep while they wait: else they wait at full speed,
-which beside other work makes its CPU time three times as long.
+Beside training.py with config=quantizer.paper:legacy=True. Work: its pairs. The device that its
+code names is replaced by the CPU, and OpenMP's threads sleep while they wait: else they wait at
+full speed, which beside other work makes its CPU time three times as long.
 """
 
 import importlib

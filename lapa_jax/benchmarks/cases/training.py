@@ -1,5 +1,5 @@
-"""A training step of a shipped config, on one batch that stays on the device. Work: its examples, of
-a quantizer the pairs of its clips.
+"""A training step of a shipped config, on one batch that stays on the device. Work: its examples,
+of a quantizer the pairs of its clips.
 
     --option config=quantizer.tabletop
     --option config=quantizer.paper:legacy=True --option global_batch=4
