@@ -36,6 +36,7 @@ RENAMED: dict[str, str] = {
 # chooses, all that it lacked until it had one.
 ADDED: dict[str, Any] = {
     "model(lora_rank).base_dtype": "param_dtype",
+    "optimizer(b2).moments": "float32",
     "data.action_horizon": 1,
     "data.action_padding": "repeat",
     "data.action_absolute": [],

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from lapa_jax.nn.registry import named_config, named_settings
 from lapa_jax.parallel.trees import flatten, flatten_names, path_name
+from lapa_jax.training import moments
 from lapa_jax.training.groups import (
     Group,
     assign,
@@ -27,6 +28,7 @@ from lapa_jax.training.groups import (
     read_groups,
     split,
 )
+from lapa_jax.training.moments import MOMENTS
 
 Schedule = Callable[[Any], Any]  # step → learning rate
 Axes = Mapping[str, tuple[str | None, ...]]  # logical axis names by slash-separated path
@@ -115,13 +117,14 @@ def _leafwise(function: Callable[[str, Any, Any], Any]) -> optax.GradientTransfo
 def _adamw(config: Mapping[str, Any], axes: Axes) -> optax.GradientTransformation:
     """Loshchilov and Hutter 2019."""
     del axes
-    return optax.scale_by_adam(b1=config["b1"], b2=config["b2"], eps=config["eps"])
+    tx = optax.scale_by_adam(b1=config["b1"], b2=config["b2"], eps=config["eps"])
+    return moments.held(tx, config["moments"])
 
 
 def _lion(config: Mapping[str, Any], axes: Axes) -> optax.GradientTransformation:
     """Chen et al. 2023, arXiv:2302.06675: the sign of a momentum."""
     del axes
-    return optax.scale_by_lion(b1=config["b1"], b2=config["b2"])
+    return moments.held(optax.scale_by_lion(b1=config["b1"], b2=config["b2"]), config["moments"])
 
 
 def _adafactor(config: Mapping[str, Any], axes: Axes) -> optax.GradientTransformation:
@@ -168,10 +171,13 @@ def _muon(config: Mapping[str, Any], axes: Axes) -> optax.GradientTransformation
         )
 
     muon = optax.chain(
-        optax.contrib.scale_by_muon(
-            ns_steps=config["newton_schulz_steps"],
-            beta=config["momentum"],
-            weight_dimension_numbers=dims_of,
+        moments.held(
+            optax.contrib.scale_by_muon(
+                ns_steps=config["newton_schulz_steps"],
+                beta=config["momentum"],
+                weight_dimension_numbers=dims_of,
+            ),
+            config["moments"],
         ),
         _leafwise(rescale),
     )
@@ -303,7 +309,14 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AdamWConfig(OptimizerConfig):
+class MomentsConfig(OptimizerConfig):
+    """Those of every optimizer with moments of the size of the parameters."""
+
+    moments: Annotated[str, MOMENTS, "how they are held between the steps"] = "float32"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdamWConfig(MomentsConfig):
     b1: Annotated[float, "[0, 1)", "decay of the first moment"] = 0.9
     b2: Annotated[float, "[0, 1)", "decay of the second moment"] = 0.95
     eps: Annotated[float, "(0, 1]", "added to the root of the second moment"] = 1e-8
@@ -322,7 +335,7 @@ class AdafactorConfig(OptimizerConfig):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LionConfig(OptimizerConfig):
+class LionConfig(MomentsConfig):
     """Every update has an RMS of 1."""
 
     b1: Annotated[float, "[0, 1)", "how much of the momentum is in an update"] = 0.9

@@ -12,6 +12,7 @@ from lapa_jax.nn import int8
 from lapa_jax.nn.module import Functional
 from lapa_jax.policy.vla import SIZES, VLA, VLAConfig
 from lapa_jax.stages.policy import LAYOUT_KEYS
+from lapa_jax.training.moments import MOMENTS
 from lapa_jax.training.optimizer import OPTIMIZERS, make_optimizer
 from lapa_jax.training.state import create, held_bytes, tree_bytes
 
@@ -66,10 +67,13 @@ def test_the_memory_of_7b_is_what_the_docs_say():
 
     plain, adapted = policy(0), policy(16)
     modes = [("all", plain, name) for name in OPTIMIZERS]
+    modes += [("all", plain, f"adamw, `{x}`") for x in MOMENTS[1:]]
     modes += [("head, backbone frozen", plain, "adamw"), ("head and LoRA", adapted, "adamw")]
     modes += [(f"the same, `{x}`", policy(16, x), "adamw") for x in int8.HELD]
     for mode, model, name in modes:
-        config = base.optimizer(name)
+        config = base.optimizer(name.partition(",")[0])
+        if "`" in name:
+            config.moments = name.split("`")[1]
         if mode != "all":
             config.groups = base.head_and_rest("action", frozen=True)
         optimizer = make_optimizer(config, 1000, model.axes())

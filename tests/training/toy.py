@@ -92,7 +92,10 @@ def compiled(mesh, preset, microbatches, noise, name):
 
 
 def make(name="adamw", **changes):
-    """The optimizer of this name for the toy model."""
+    """The optimizer of this name for the toy model; "NAME/MOMENTS" holds moments so."""
+    name, _, moments = name.partition("/")
+    if moments:
+        changes["moments"] = moments
     shared = {key: OPTIMIZER[key] for key in ("warmup_steps", "weight_decay", "ema_decay")}
     settings = OPTIMIZER if name == "adamw" else base.optimizer(name).to_dict() | shared
     if name == "adafactor":
