@@ -49,7 +49,6 @@ setup(
         "scipy",
         "sentencepiece",
         "simplejpeg",
-        "tensorboardX",
         "tqdm",
         "xxhash",
         # Training runs without these three (the threads decoder): they are for the tf.data

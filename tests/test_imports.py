@@ -57,6 +57,7 @@ ALLOWED = {
     "lapa_jax.training": (
         *("lapa_jax.parallel", "lapa_jax.nn.registry"),
         *("data_pipelines.storage", "data_pipelines.progress", KEYS),
+        "data_pipelines.rlds.tfrecord",
     ),
     "lapa_jax.config": ("data_pipelines.storage",),
     "lapa_jax.latent": MODELS,

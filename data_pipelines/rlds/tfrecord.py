@@ -147,7 +147,8 @@ def read_payloads(path: str | PathLike) -> Iterator[bytes]:
 # ---------------------------------------------------------------- encoding
 
 
-def _encode_varint(value: int) -> bytes:
+def encode_varint(value: int) -> bytes:
+    """Of a number that is not negative."""
     out = bytearray()
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)
@@ -156,14 +157,15 @@ def _encode_varint(value: int) -> bytes:
     return bytes(out)
 
 
-def _delimited(field: int, payload: bytes) -> bytes:
-    return _encode_varint(field << 3 | _DELIMITED) + _encode_varint(len(payload)) + payload
+def delimited(field: int, payload: bytes) -> bytes:
+    """A field of bytes, a text or a message."""
+    return encode_varint(field << 3 | _DELIMITED) + encode_varint(len(payload)) + payload
 
 
 def _encode_int64(values: np.ndarray) -> bytes:
     if values.size == 0 or (values.min() >= 0 and values.max() < 0x80):
         return values.astype(np.uint8).tobytes()  # one byte each, the usual case: flags
-    return b"".join(_encode_varint(value & 0xFFFFFFFFFFFFFFFF) for value in values.tolist())
+    return b"".join(encode_varint(value & 0xFFFFFFFFFFFFFFFF) for value in values.tolist())
 
 
 def _encode_feature(key: str, value: FeatureValue) -> bytes:
@@ -171,7 +173,7 @@ def _encode_feature(key: str, value: FeatureValue) -> bytes:
         value = [value]
     if isinstance(value, list | tuple) and all(isinstance(item, bytes | str) for item in value):
         items = [item.encode() if isinstance(item, str) else item for item in value]
-        return _delimited(1, b"".join(_delimited(1, item) for item in items))
+        return delimited(1, b"".join(delimited(1, item) for item in items))
     array = np.asarray(value)
     if array.dtype == np.float64 and not isinstance(value, np.ndarray | np.generic):
         array = array.astype(np.float32)  # Python floats; a float64 array is refused below
@@ -184,7 +186,7 @@ def _encode_feature(key: str, value: FeatureValue) -> bytes:
             f"feature {key!r} has dtype {array.dtype}; tf.train.Example holds bytes, "
             "float32 and integers: convert it explicitly"
         )
-    return _delimited(field, _delimited(1, packed) if array.size else b"")
+    return delimited(field, delimited(1, packed) if array.size else b"")
 
 
 def encode_example(features: Mapping[str, FeatureValue]) -> bytes:
@@ -194,12 +196,10 @@ def encode_example(features: Mapping[str, FeatureValue]) -> bytes:
     (flattened); bool and integer arrays or scalars → int64_list.
     """
     entries = (
-        _delimited(
-            1, _delimited(1, key.encode()) + _delimited(2, _encode_feature(key, features[key]))
-        )
+        delimited(1, delimited(1, key.encode()) + delimited(2, _encode_feature(key, features[key])))
         for key in sorted(features)
     )
-    return _delimited(1, b"".join(entries))
+    return delimited(1, b"".join(entries))
 
 
 # ---------------------------------------------------------------- parsing

@@ -17,6 +17,7 @@ import numpy as np
 from absl import logging
 
 from data_pipelines.storage import places
+from lapa_jax.training.event_files import EventFile
 from lapa_jax.training.run_files import EVALUATION_FILE, METRICS_FILE, all_metrics
 
 # The fields that differ between two runs of the same work.
@@ -57,12 +58,7 @@ class MetricWriter:
         }
         self._board = self._wandb = None
         if tensorboard:
-            # It imports torch where that is installed, which importing a verb must not.
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(
-                str(places.scratch(workdir) / "tensorboard"), purge_step=step + 1
-            )
+            self._board = EventFile(places.scratch(workdir) / "tensorboard", step + 1)
         if wandb_project:
             self._wandb = _start_wandb(workdir, wandb_project, config or {})
 
@@ -89,8 +85,7 @@ class MetricWriter:
     def _write(self, kind: str, step: int, metrics: Mapping[str, Any]) -> None:
         values = self._files[kind].write(step, metrics)
         if self._board is not None:
-            for key, value in values.items():
-                self._board.add_scalar(kind + key, value, step)
+            self._board.write(step, {kind + key: value for key, value in values.items()})
         if self._wandb is not None:
             self._wandb.log({kind + key: value for key, value in values.items()}, step=step)
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipelines.rlds.tfrecord import read_payloads
 from lapa_jax.training.clock import Clock as Watch
 from lapa_jax.training.clock import Work, starving
 from lapa_jax.training.metrics import (
@@ -55,6 +56,20 @@ def test_killed_and_restarted_equals_uninterrupted(tmp_path_factory, saved, logg
     write(broken, saved, range(saved + 1, 11), speed=2.0)
     assert without_timing(broken) == without_timing(whole)
     assert sorted(p.name for p in broken.iterdir()) == [METRICS_FILE, "tensorboard"]
+
+
+def test_tensorboard_reads_the_scalars(tmp_path):
+    """The bytes are those that protobuf writes of such events; each begins with a time."""
+    with MetricWriter(tmp_path, 299) as writer:
+        writer.write(300, {"loss": 0.5})
+    (file,) = (tmp_path / "tensorboard").glob("events.out.tfevents.*")
+    events = [bytes(one) for one in read_payloads(file)]
+    assert [one[0] for one in events] == [9] * 3
+    assert [one[9:] for one in events] == [
+        b"\x10\x00\x1a\x0dbrain.Event:2",
+        b"\x10\xac\x02\x3a\x02\x08\x01",
+        b"\x10\xac\x02\x2a\x0d\x0a\x0b\x0a\x04loss\x15\x00\x00\x00\x3f",
+    ]
 
 
 def test_lines_are_standard_json_and_on_disk_at_once(tmp_path):
