@@ -13,7 +13,7 @@ from lapa_jax.nn.module import param
 
 
 def frame_attention(
-    q_BTNKC: jax.Array, k_BTNKC: jax.Array, v_BTNKC: jax.Array, *, scale: float, causal: bool
+    q_BTNKC: jax.Array, k_BTNKC: jax.Array, v_BTNKC: jax.Array, *, causal: bool
 ) -> jax.Array:
     """Attention over a few frames T at every cell N, without moving T next to the heads.
 
@@ -21,7 +21,7 @@ def frame_attention(
     """
     outputs = []
     frames = q_BTNKC.shape[1]
-    q = q_BTNKC.astype(jnp.float32) * scale
+    q = q_BTNKC.astype(jnp.float32)
     for t in range(frames):
         seen = slice(0, t + 1 if causal else frames)
         if seen.stop == 1:
@@ -48,7 +48,7 @@ class CosineAttention(nnx.Module):
     takes them from the input before its norm.
     """
 
-    SCALE = 8.0
+    SCALE = 8.0  # a power of two: exact wherever it is multiplied in
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class CosineAttention(nnx.Module):
     def heads(
         self, x: jax.Array, context: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """q, k, v with their heads; q and k normalised and scaled."""
+        """q, k, v with their heads; q and k normalised and scaled, q with all of the scales."""
         normed = self.norm(x)
         if context is not None:
             source = self.context_norm(context)
@@ -94,7 +94,7 @@ class CosineAttention(nnx.Module):
                 (2, x.shape[0], *self.null_kv.shape[1:]),
             )
             k, v = (jnp.concatenate([null[i], y], axis=1) for i, y in enumerate((k, v)))
-        q = (l2_normalize(q) * self.q_scale[...]).astype(self.dtype)
+        q = (l2_normalize(q) * (self.SCALE * self.q_scale[...])).astype(self.dtype)
         k = (l2_normalize(k) * self.k_scale[...]).astype(self.dtype)
         return q, k, v
 
@@ -107,9 +107,9 @@ class CosineAttention(nnx.Module):
         implementation: str,
     ) -> jax.Array:
         q, k, v = self.heads(x_BTD, context_BSD)
-        y = attention(q, k, v, scale=self.SCALE, bias_KTS=bias_KTS, implementation=implementation)
+        y = attention(q, k, v, scale=1.0, bias_KTS=bias_KTS, implementation=implementation)
         return self.out(y)
 
     def over_frames(self, x_BTND: jax.Array, *, causal: bool) -> jax.Array:
         q, k, v = self.heads(x_BTND)
-        return self.out(frame_attention(q, k, v, scale=self.SCALE, causal=causal))
+        return self.out(frame_attention(q, k, v, causal=causal))
