@@ -1,13 +1,22 @@
-"""All tests run on CPU with eight virtual devices, in full float32 precision."""
+"""All tests run on CPU with eight virtual devices, in full float32 precision.
+
+Compiling is most of what they do: programs are not optimised, and what one process of a test run
+has compiled, the others read.
+"""
 
 import os
+import shutil
+import tempfile
 
-from quick_flags import QUICK
+from quick_flags import ENVIRONMENT, QUICK
 
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ |= ENVIRONMENT
 os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", QUICK]
 ).strip()
+_MADE = "JAX_COMPILATION_CACHE_DIR" not in os.environ  # else by the main process, or by the user
+if _MADE:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="compiled-")
 
 from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
@@ -16,17 +25,29 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 import tiny  # noqa: E402
 from fake_gcs import FakeStorage  # noqa: E402
-from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 
 from lapa_jax.parallel.mesh import make_mesh  # noqa: E402
 from lapa_jax.runs import start  # noqa: E402
 
 jax.config.update("jax_default_matmul_precision", "highest")
 
-_CACHE = {
-    "jax_persistent_cache_min_compile_time_secs": 0.5,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-}
+
+# Files of one test each or of many that take a minute or more, the longest first: begun before the
+# others, they leave no worker alone at the end. Order it by `--durations=60`.
+LONG = (
+    *("test_torture", "test_demo", "test_hosts", "test_pipeline", "test_bottlenecks"),
+    *("test_resume", "test_no_collapse", "test_bench", "test_quantizer", "test_devices"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+
+
+def pytest_unconfigure() -> None:
+    if _MADE:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -38,36 +59,12 @@ def real_data() -> Path:
     return Path(folder)
 
 
-@pytest.fixture(scope="session")
-def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Compiled programs, shared by all processes of a test session."""
-    named = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    if named:
-        return Path(named)
-    base = tmp_path_factory.getbasetemp()
-    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
-
-
 @pytest.fixture(scope="module")
-def quick_compile(cache_folder: Path) -> Iterator[None]:
-    """For this module and the processes it starts: programs are compiled for one device, without
-    optimisation, and never twice."""
-    before = {name: getattr(jax.config, name) for name in _CACHE}
+def quick_compile() -> Iterator[None]:
+    """For this module: what trains compiles for one device."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache_folder))
-        for name, value in _CACHE.items():
-            patch.setenv(name.upper(), str(value))
-            jax.config.update(name, value)
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder))
-        jax.config.update("jax_disable_most_optimizations", True)
-        compilation_cache.reset_cache()
         patch.setattr(start, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
         yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    jax.config.update("jax_compilation_cache_dir", None)
-    jax.config.update("jax_disable_most_optimizations", False)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")

@@ -74,7 +74,10 @@ class Training:
     def __init__(self, config: QuantizerConfig):
         self.model = Functional(lambda rngs: Quantizer(config, rngs=rngs))
         self._optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(2e-3, b2=0.99))
-        self._step, self._evaluate = jax.jit(self._one_step), jax.jit(self._metrics)
+        # A hundred steps take longer than to compile one with some optimisation.
+        quick = {"xla_backend_optimization_level": 1}
+        self._step = jax.jit(self._one_step, compiler_options=quick)
+        self._evaluate = jax.jit(self._metrics)
 
     def start(self):
         return jax.jit(self.model.init)(jax.random.key(0))

@@ -1,4 +1,4 @@
-"""Flags of XLA with which tests compile faster; to be read before JAX starts."""
+"""Settings with which tests compile faster; to be read before JAX starts."""
 
 import importlib.metadata
 
@@ -6,3 +6,10 @@ JAX_VERSION = tuple(int(part) for part in importlib.metadata.version("jax").spli
 # Compiling is most of what the tests do; without the fusion emitters it takes half as long. Newer
 # releases have no other way, and end at a flag that they do not know.
 QUICK = "--xla_cpu_use_fusion_emitters=false" if JAX_VERSION < (0, 11) else ""
+# Programs are not optimised, and kept where JAX_COMPILATION_CACHE_DIR says.
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}

@@ -49,10 +49,9 @@ class Page(HTMLParser):
 
 def light_process(*arguments: object) -> subprocess.Popen:
     """`lapa ARGUMENTS` in the light installation; what it writes is one text."""
-    environ = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XLA_FLAGS": QUICK}
     return subprocess.Popen(
         [LIGHT / "lapa", *map(str, arguments)],
-        env=environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        env=os.environ | {"XLA_FLAGS": QUICK, "PYTHONPATH": str(Path(__file__).parents[1])},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 import pytest
 import simplejpeg
-from quick_flags import QUICK
+from quick_flags import ENVIRONMENT, QUICK
 
 from data_pipelines.index import load_index
 from data_pipelines.index.build import build_index
@@ -251,18 +251,20 @@ def logged_step(workdir: Path) -> int:
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-    """Of a process that compiles as under `quick_compile`."""
-    return os.environ | {
-        "XLA_FLAGS": QUICK,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(devices),
-        "JAX_DEFAULT_MATMUL_PRECISION": "highest",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
+    """Of a process with so many devices, which compiles as the tests do."""
+    return (
+        os.environ
+        | ENVIRONMENT
+        | {
+            "XLA_FLAGS": QUICK,
+            "JAX_NUM_CPU_DEVICES": str(devices),
+            "JAX_DEFAULT_MATMUL_PRECISION": "highest",
+        }
+    )
 
 
 def command(arguments: list[str], output: IO[str], devices: int = 1) -> subprocess.Popen:
-    """`python -m lapa_jax ARGUMENTS`, compiled as under `quick_compile`."""
+    """`python -m lapa_jax ARGUMENTS` in that environment."""
     return subprocess.Popen(
         [sys.executable, "-m", "lapa_jax", *arguments],
         cwd=ROOT,

@@ -22,7 +22,8 @@ needs_compilers = pytest.mark.skipif(
 def lapa_compile(*arguments: str) -> tuple[int, dict, str]:
     """(exit code, the JSON of the last line, everything that was printed)."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tiny.ROOT), str(FOLDER)])}
-    environment.pop("XLA_FLAGS", None)
+    for name in ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS", "JAX_COMPILATION_CACHE_DIR"):
+        environment.pop(name, None)
     done = subprocess.run(
         [sys.executable, "-m", "lapa_jax", "compile", *arguments, "--json"],
         env=environment,

@@ -59,6 +59,10 @@ def on_cpu(monkeypatch):
     monkeypatch.setattr(Topology, "devices", lambda self: jax.devices())
 
 
+class Lowered(Exception):
+    """Ends a run before it compiles."""
+
+
 @pytest.mark.slow
 def test_what_is_compiled_is_what_runs(on_cpu, tiny_data, tmp_path, monkeypatch):
     """The step of `lapa train` and that of `lapa compile` lower to the same program."""
@@ -68,7 +72,7 @@ def test_what_is_compiled_is_what_runs(on_cpu, tiny_data, tmp_path, monkeypatch)
     def stop(*args, **kwargs):
         program = build(*args, **kwargs)
         lowered.append(program.step.lower(program.state, program.batch).as_text())
-        raise KeyboardInterrupt
+        raise Lowered
 
     config = tiny.config("latent_pretraining", tiny_data, mesh__preset="fsdp", mesh__fsdp=4)
     monkeypatch.setattr(train.programs, "build", stop)
@@ -76,7 +80,7 @@ def test_what_is_compiled_is_what_runs(on_cpu, tiny_data, tmp_path, monkeypatch)
         lambda: train.train(config, tmp_path),
         lambda: aot.build(config, parse("h100:2x4")),
     ):
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Lowered):
             run()
     assert lowered[0] == lowered[1]
 

@@ -64,8 +64,7 @@ class Supervised:
         self._supervisor = subprocess.Popen(
             [sys.executable, "-c", SUPERVISE, *flags, "--", *train, "--workdir", self.workdir],
             cwd=tiny.ROOT,
-            env=tiny.environment(DEVICES // processes)
-            | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"},
+            env=tiny.environment(DEVICES // processes),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -6,10 +6,9 @@ from faults import FAULTS
 
 
 @pytest.mark.slow
-def test_every_fault_and_the_same_run(tiny_data, tmp_path, cache_folder, monkeypatch):
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache_folder))
+def test_every_fault_and_the_same_run(tiny_data, tmp_path):
     folder = tmp_path / "torture"
-    result = torture.torture("latent_pretraining", tiny_data, folder, faults=10, seed=15, mean=60)
+    result = torture.torture("latent_pretraining", tiny_data, folder, faults=10, seed=15, mean=30)
     assert result["faults"].keys() == FAULTS.keys()
     assert sum(result["faults"].values()) == 10
     assert result["restarts"] == 10 and result["checkpoints_compared"] >= 2

@@ -143,3 +143,15 @@ def test_gpus_are_told_what_gives_the_same_bits(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_exclude_nondeterministic_ops=false")
     program.warn_if_inexact("gpu")
     assert "lacks --xla_gpu_exclude_nondeterministic_ops=true" in told[0]
+
+
+def test_compiled_programs_stay_with_the_run_unless_a_folder_is_named(tmp_path):
+    named = jax.config.jax_compilation_cache_dir
+    program.keep_compiled(tmp_path)
+    assert jax.config.jax_compilation_cache_dir == named
+    jax.config.update("jax_compilation_cache_dir", None)
+    try:
+        program.keep_compiled(tmp_path)
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path / "compile_cache")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", named)

@@ -89,8 +89,7 @@ def test_labelling_beside_the_forward_pass(tmp_path):
 
 
 @pytest.mark.slow
-def test_serving_beside_the_call(monkeypatch):
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of the server's process
+def test_serving_beside_the_call():
     out = succeed("bench", "serve", "--clients", 4, "--steps", 1, "--json")
     (row,) = json.loads(out)["serve"]
     assert row["added_ms_p50"] == pytest.approx(
