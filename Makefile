@@ -5,7 +5,8 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 # `make test PYTHON=python3.13` has an environment of its own.
 VENV := $(if $(filter file,$(origin PYTHON)),.venv,.venv-$(VERSION))
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# What is imported is compiled then; of all 20,000 files it would take a minute.
+PIP := -m pip install --quiet --disable-pip-version-check --no-compile
 
 # The files of requirements/ are complete and pinned, for Python 3.11. Other versions get the newest
 # that setup.py admits, without compilers for accelerators, Apache Beam and PyTorch: the tests that
@@ -20,6 +21,9 @@ DEV := -e .[dev,serve]
 ENVIRONMENTS = $(VENV)/.dev
 endif
 
+# A file is one worker's; they begin in the order of tests/conftest.py.
+BY_FILE := --dist loadfile --no-loadscope-reorder
+
 .PHONY: check demo demo-plan test test-aot fuzz torture lint clean
 
 # Huge pages: memory that a step takes anew comes in fewer faults (docs/performance.md).
@@ -33,11 +37,11 @@ demo-plan:
 
 test: $(ENVIRONMENTS)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) $(BY_FILE)
 
 # The inner loop: lint and the fast tests, in two minutes on two cores.
 check: lint
-	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m "not slow and not aot"
+	$(BIN)/python -m pytest -q -n $(JOBS) $(BY_FILE) -m "not slow and not aot"
 
 # Every shipped config for every machine it names, ahead of time: about an hour on two cores.
 test-aot: $(VENV)/.dev $(VENV)/.aot
@@ -61,35 +65,33 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.base: requirements/base.txt setup.py | $(BIN)/python
-	$(PIP) $(BASE)
-	$(PIP) --no-deps -e .
+	$(BIN)/python $(PIP) $(BASE)
+	$(BIN)/python $(PIP) --no-deps -e .
 	touch $@
 
 $(VENV)/.dev: requirements/dev.txt requirements/gcs.txt requirements/no_deps.txt $(VENV)/.base
-	$(PIP) $(DEV)
-	$(PIP) --no-deps -r requirements/no_deps.txt
+	$(BIN)/python $(PIP) $(DEV)
+	$(BIN)/python $(PIP) --no-deps -r requirements/no_deps.txt
 	touch $@
 
 # Compilers for accelerators, in a folder of their own: in the environment itself JAX would look for
 # the hardware at every start. --no-deps: the CUDA libraries are not needed to compile.
 $(VENV)/.aot: requirements/aot.txt | $(BIN)/python
-	$(PIP) --upgrade --no-deps --target $(VENV)/aot -r requirements/aot.txt
+	$(BIN)/python $(PIP) --upgrade --no-deps --target $(VENV)/aot -r requirements/aot.txt
 	touch $@
 
 # Apache Beam, which wants older versions of what .base has, in an environment of its own.
 $(VENV)/.beam: requirements/beam.txt setup.py | $(BIN)/python
 	$(BIN)/python -m venv --clear $(VENV)/beam
-	$(VENV)/beam/bin/python -m pip install --quiet --disable-pip-version-check \
-		-r requirements/beam.txt
-	$(VENV)/beam/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(VENV)/beam/bin/python $(PIP) -r requirements/beam.txt
+	$(VENV)/beam/bin/python $(PIP) --no-deps -e .
 	touch $@
 
 # The light installation, which the tests run the demo in: without TensorFlow, under 1 GB.
 $(VENV)/.light: requirements/light.txt setup.py | $(BIN)/python
 	$(BIN)/python -m venv --clear $(VENV)/light
-	$(VENV)/light/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
-		--no-compile -r requirements/light.txt
-	$(VENV)/light/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(VENV)/light/bin/python $(PIP) --no-deps -r requirements/light.txt
+	$(VENV)/light/bin/python $(PIP) --no-deps -e .
 	touch $@
 
 clean:
