@@ -326,7 +326,10 @@ def _start_from(
         ema = states.first_average(params, program.optimizer)
     opt_state = jax.jit(program.optimizer.init, out_shardings=shardings.opt_state)(params)
     state = program.beside(key).replace(params=params, ema=ema, opt_state=opt_state)
-    return state, dataclasses.asdict(plan), source.params_hash
+    report = dataclasses.asdict(plan)
+    if not plan.held:
+        del report["held"]  # as of runs that were before it
+    return state, report, source.params_hash
 
 
 def _check_frozen(program: Program, source: Source | None) -> None:
