@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import types
 
 import pytest
 from tiny import lapa, succeed
@@ -163,6 +164,17 @@ def test_a_side_that_fails_is_named(sides):
     assert code == 2 and "a side ended" in err and "case.py" in err and "/b" in err
     code, _, err = lapa("bench", "compare", "--case", "no.py@nowhere", "--case", "no.py")
     assert code == 2 and "no file 'no.py', no folder 'nowhere'" in err
+
+
+def test_an_installation_lends_a_build_nothing(monkeypatch):
+    ours = types.SimpleNamespace(MAPPING={"lapa_jax": "here", "lapa_jax.machine": "here"})
+    theirs = types.SimpleNamespace(MAPPING={"other": "there"})
+    monkeypatch.setitem(sys.modules, "finder_of_ours", ours)
+    monkeypatch.setitem(sys.modules, "finder_of_theirs", theirs)
+    finders = [type("F", (), {"__module__": f"finder_of_{x}"}) for x in ("ours", "theirs")]
+    monkeypatch.setattr(sys, "meta_path", finders)
+    side.forget_installed()
+    assert sys.meta_path == finders[1:]
 
 
 def test_cpu_time_is_that_of_children_too():
