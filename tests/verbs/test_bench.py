@@ -172,7 +172,7 @@ def test_an_installation_lends_a_build_nothing(monkeypatch):
     monkeypatch.setitem(sys.modules, "finder_of_ours", ours)
     monkeypatch.setitem(sys.modules, "finder_of_theirs", theirs)
     finders = [type("F", (), {"__module__": f"finder_of_{x}"}) for x in ("ours", "theirs")]
-    monkeypatch.setattr(sys, "meta_path", finders)
+    monkeypatch.setattr(sys, "meta_path", list(finders))
     side.forget_installed()
     assert sys.meta_path == finders[1:]
 
