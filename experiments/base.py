@@ -101,6 +101,7 @@ def legacy_quantizer_model() -> ConfigDict:
 
 def make_quantizer_quick(config: ConfigDict) -> None:
     """Shrinks a quantizer experiment to a minute on a CPU."""
+    config.compile_effort = "least"
     config.steps, config.log_every_steps, config.checkpoint.every_steps = 60, 10, 30
     config.model.update(dim=32, mlp_dim=64, heads=2, head_dim=16)
     if not config.model.legacy:
@@ -150,6 +151,7 @@ def middle_policy(config: ConfigDict, arg: ConfigDict, **vocabularies: int) -> N
 
 def make_policy_quick(config: ConfigDict) -> None:
     """Shrinks a policy experiment to a minute on a CPU."""
+    config.compile_effort = "least"
     config.steps, config.log_every_steps, config.checkpoint.every_steps = 60, 10, 30
     config.global_batch, config.optimizer.warmup_steps = 16, 10
     config.model.update(dim=32, mlp_dim=64, depth=2, heads=2, head_dim=16)

@@ -33,8 +33,9 @@ RENAMED: dict[str, str] = {
 }
 # Keys that came later ("*": under every name there is; "X(Y)": under X where it has Y), with the
 # value that says what was done before: what runs of earlier code have. Of a part that a name
-# chooses, all that it lacked until it had one.
+# chooses, all that it lacked until it had one. "(Y)" is the config itself where it has Y.
 ADDED: dict[str, Any] = {
+    "(stage).compile_effort": "full",
     "model(lora_rank).base_dtype": "param_dtype",
     "optimizer(b2).moments": "float32",
     "data.action_horizon": 1,
@@ -279,7 +280,7 @@ def _holders(values: dict[str, Any], path: list[str]) -> list[dict[str, Any]]:
     found = [values]
     for part in path:
         name, _, sibling = part.removesuffix(")").partition("(")
-        nexts = [v for x in found for k, v in x.items() if name in ("*", k)]
+        nexts = [v for x in found for k, v in x.items() if name in ("*", k)] if name else found
         found = [x for x in nexts if isinstance(x, dict) and (not sibling or sibling in x)]
     return found
 

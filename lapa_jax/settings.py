@@ -76,6 +76,11 @@ class StageSettings:
     microbatches: Annotated[
         int, "[1, 1e7]", "gradient accumulation: the batch in this many parts"
     ] = 1
+    compile_effort: Annotated[
+        str,
+        ("full", "least"),
+        "least: on CPUs the step compiles in a quarter of the time and takes twice as long",
+    ] = "full"
     log_every_steps: Annotated[int, "[1, 1e9]", "lines of metrics.jsonl"] = 50
     init_from: Annotated[str, "workdir of the run whose parameters to start from"] = ""
 

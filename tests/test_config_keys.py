@@ -104,7 +104,7 @@ def test_the_stages_of_a_demo_have_todays_keys(caplog):
     assert now["scene"] == scene and len(caplog.records) == 1
     assert now["action"]["model"]["targets"]["action"]["codec"] == "bins"
     assert now["action"]["evaluation"]["env"]["blocks"] == 2
-    assert now["quantizer"] == {"stage": "quantizer"}
+    assert now["quantizer"] == {"stage": "quantizer", "compile_effort": "full"}
 
 
 def test_the_environment_of_earlier_runs():

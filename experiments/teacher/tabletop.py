@@ -25,6 +25,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optimizer.update(peak_lr=1e-3, weight_decay=0.05)
     config.model = base.teacher_model()
     if arg.quick:
+        config.compile_effort = "least"
         base.make_vit_quick(config.model)
         config.model.decoder_depth = 1
         config.steps, config.global_batch = 200, 32

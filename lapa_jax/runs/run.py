@@ -17,9 +17,11 @@ from lapa_jax import config as configs
 
 CONFIG_FILE, ASSETS, COMPLETE = "config.json", "assets", "complete"
 
-# Keys that may differ when a run is continued: none of them changes what is computed, those of
-# the guard not before a step that it is for. Every other key is compared.
+# Keys that may differ when a run is continued: none of them changes what is computed, but for last
+# bits that depend on the compiler, those of the guard not before a step that it is for. Every other
+# key is compared.
 MAY_CHANGE = (
+    "compile_effort",
     "log_every_steps",
     "checkpoint.",
     "guard.",
