@@ -82,9 +82,11 @@ def rounds_as_then() -> bool:
 
 
 def as_now(meta: dict) -> dict:
-    """With today's keys in the config, and without the version that wrote it."""
+    """With today's keys in the config, without the version that wrote it and what a run may
+    change."""
     provenance = {k: v for k, v in meta["provenance"].items() if k != "code_version"}
-    return meta | {"provenance": provenance, "config": tiny.configs.upgrade(meta["config"])}
+    config = tiny.configs.upgrade(meta["config"]) | {"compile_effort": "full"}
+    return meta | {"provenance": provenance, "config": config}
 
 
 def assert_same(workdir: str, expected: dict) -> None:
