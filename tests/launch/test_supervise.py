@@ -106,7 +106,9 @@ def test_a_loop_at_the_same_step_ends(tmp_path, quickly):
 
 @pytest.mark.slow
 def test_crashes_at_new_steps_never_end_it(tmp_path, quickly):
-    body = "(run / 'checkpoints' / str(attempt)).mkdir(parents=True); sys.exit(attempt < 6)"
+    body = (
+        "(run / 'checkpoints' / str(attempt) / 'meta').mkdir(parents=True); sys.exit(attempt < 6)"
+    )
     flags = ("--backoff_seconds", "0.01", "--max_failures", "2")
     assert supervise.main(command(tmp_path, body, *flags)) == 0
     assert attempts(tmp_path) == 6

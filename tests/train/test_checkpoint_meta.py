@@ -48,11 +48,11 @@ def interrupted(tiny_data, tmp_path_factory):
 
     def stop(self, step, metrics):
         if step == 3:
-            raise KeyboardInterrupt
+            raise RuntimeError("at step 3")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Guard, "check", stop)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(RuntimeError, match="at step 3"):
             train.train(tiny.config("latent_pretraining", data), workdir)
     assert checkpoint.list_steps(workdir / "checkpoints") == [2]
     return data, workdir

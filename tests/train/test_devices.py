@@ -23,6 +23,7 @@ MESHES = {
     "fsdp_tp": dict(data=2, fsdp=2, tensor=2),
     "fsdp_sp": dict(data=2, fsdp=2, seq=2),
     "fsdp_tp_sp": dict(fsdp=2, seq=2, tensor=2),
+    "zero": dict(data=2, fsdp=4),
     "zero_tp": dict(data=2, fsdp=2, tensor=2),
 }
 CASES = [
