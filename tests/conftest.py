@@ -4,6 +4,7 @@ Compiling is most of what they do: programs are not optimised, and what one proc
 has compiled, the others read.
 """
 
+import gc
 import os
 import shutil
 import tempfile
@@ -30,6 +31,7 @@ from lapa_jax.parallel.mesh import make_mesh  # noqa: E402
 from lapa_jax.runs import start  # noqa: E402
 
 jax.config.update("jax_default_matmul_precision", "highest")
+gc.set_threshold(50_000, 20, 100)  # of tracing a program, collecting garbage was a third
 
 
 # Files of one test each or of many that take a minute or more, the longest first: begun before the

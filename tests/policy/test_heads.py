@@ -29,6 +29,7 @@ from lapa_jax.serving.messages import Reader
 from lapa_jax.stages.policy import TOKENIZER
 from lapa_jax.train import train
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
 HORIZON, SCALE = 3, "scale.json"
 
 
