@@ -21,8 +21,9 @@ DEV := -e .[dev,serve]
 ENVIRONMENTS = $(VENV)/.dev
 endif
 
-# A file is one worker's; they begin in the order of tests/conftest.py.
-BY_FILE := --dist loadfile --no-loadscope-reorder
+# A file is one worker's; they begin in the order of tests/conftest.py. A worker that crashes ends the
+# run: replaced, it would leave the others waiting for ever (pytest-xdist 3.8, #1378).
+BY_FILE := --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .PHONY: check demo demo-plan test test-aot fuzz torture lint clean
 
@@ -45,7 +46,7 @@ check: lint
 
 # Every shipped config for every machine it names, ahead of time: about an hour on two cores.
 test-aot: $(VENV)/.dev $(VENV)/.aot
-	$(BIN)/python -m pytest -n $(JOBS) -m aot tests/aot
+	$(BIN)/python -m pytest -n $(JOBS) -m aot -o faulthandler_timeout=0 tests/aot
 
 # 10,000 requests that `lapa serve` should refuse, and 1,000 clients that vanish: some minutes.
 fuzz: $(VENV)/.dev
