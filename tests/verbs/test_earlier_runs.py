@@ -65,7 +65,7 @@ def located(argv: list[str]) -> list[str]:
 def alone(argv: list[str]) -> str:
     """Runs a command as the earlier version did: with one thread, as the bits of a sum depend on
     how many share it, and with programs that were compiled so. Its output."""
-    env = tiny.environment() | {"NPROC": "1", "PYTHONPATH": str(tiny.ROOT)}
+    env = tiny.environment() | {"PJRT_NPROC": "1", "PYTHONPATH": str(tiny.ROOT)}
     env.pop("JAX_COMPILATION_CACHE_DIR", None)
     done = subprocess.run(
         [sys.executable, "-m", "lapa_jax", *located(argv)],
