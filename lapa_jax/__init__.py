@@ -38,9 +38,9 @@ def load_image_tokenizer(directory):
     return load_image_tokenizer(directory)
 
 
-def load_policy(directory, *, image_tokenizer=None):
+def load_policy(directory, *, image_tokenizer=None, weights="trained"):
     """A trained or imported policy, with `predict_latent`, `predict_action` and `logits`: see
     lapa_jax.runs.loaded."""
     from lapa_jax.runs.loaded import load_policy
 
-    return load_policy(directory, image_tokenizer=image_tokenizer)
+    return load_policy(directory, image_tokenizer=image_tokenizer, weights=weights)

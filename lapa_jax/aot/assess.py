@@ -19,6 +19,7 @@ from lapa_jax import stages
 from lapa_jax.aot import hlo, roofline
 from lapa_jax.aot.search import Layout
 from lapa_jax.aot.topology import Topology
+from lapa_jax.machine.chips import Chip
 from lapa_jax.nn.flops import executed
 from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.parallel.sharding import MESH_AXES, ShardingError
@@ -66,10 +67,7 @@ def assess(
     flops = executed(traced.jaxpr.jaxpr)
     start = time.monotonic()
     try:
-        # Without a card no kernel is tuned, and the untuned tiles of a Triton product do not exist
-        # for every shape: products of GPUs are the library's.
-        options = {} if chip.is_tpu else {"xla_gpu_enable_triton_gemm": False}
-        compiled = traced.lower().compile(options)
+        compiled = traced.lower().compile(options(chip))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -107,6 +105,13 @@ def assess(
         "mfu_bound": roofline.mfu(chip, topology.num_devices, model_flops, bounds.seconds),
         "compile_seconds": seconds,
     }
+
+
+def options(chip: Chip) -> dict[str, bool]:
+    """Of compilers for a device that is not there. Without a card no kernel is tuned, and the
+    untuned tiles of a Triton product do not exist for every shape: products of GPUs are the
+    library's."""
+    return {} if chip.is_tpu else {"xla_gpu_enable_triton_gemm": False}
 
 
 def held_bytes(program: programs.Program) -> int:

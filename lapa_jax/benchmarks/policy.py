@@ -4,6 +4,7 @@ Rows are 28 text, 256 image and 4 latent tokens, already ids, all of one segment
 """
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,14 +13,14 @@ from ml_collections import ConfigDict
 
 from experiments.latent_vla import paper, tabletop
 from lapa_jax import stages
+from lapa_jax.aot import assess, hlo, topology
 from lapa_jax.aot.assess import stand_in_assets
 from lapa_jax.benchmarks import measure
 from lapa_jax.nn import flops
-from lapa_jax.nn.module import Functional
 from lapa_jax.policy import decoding
 from lapa_jax.policy.front_end import front_end_settings
-from lapa_jax.policy.modality import IMAGE, LATENT, MODALITIES, TEXT
-from lapa_jax.policy.vla import SIZES, VLA, VLAConfig
+from lapa_jax.policy.modality import IMAGE, LATENT, MODALITIES, TEXT, WEIGHTS
+from lapa_jax.policy.vla import SIZES, VLAConfig
 from lapa_jax.stages.policy import PolicyStage
 
 TEXT_TOKENS, IMAGE_TOKENS, TARGETS = 28, 256, 4
@@ -39,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_training_arguments(parser)
     parser.add_argument("--part", choices=["train", "decode", "both"], default="both")
     parser.add_argument("--tokens", type=int, default=32, help="to decode after the first")
+    parser.add_argument("--topology", help="count the bytes of decoding there; nothing is run")
+    parser.add_argument("--weights", choices=WEIGHTS, default="trained", help="that decode")
 
 
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +58,8 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """A row for every size, of training and of decoding."""
     result: dict[str, Any] = {}
+    if args.topology:
+        return {"compiled": [_compiled(size, args) for size in args.size or DECODE]}
     if args.part != "decode":
         peak = measure.matmul_peak(args.dtype)
         result |= {"matmul_peak_tflops": round(peak / 1e12, 4)}
@@ -128,15 +133,62 @@ def _products(config: VLAConfig, number: int) -> list[tuple[int, int, int]]:
     return [s for m, k, n in forward for s in ((m, k, n), (m, n, k), (k, m, n))]
 
 
+def decoder(size: str, args: argparse.Namespace) -> tuple[PolicyStage, dict[str, np.ndarray]]:
+    """(the stage that decodes with `args.weights`, one prompt)."""
+    config = policy_config(size, args)
+    stage = stages.build(config, stand_in_assets(config)).apart(args.weights)
+    given = rows(stage, 1)
+    return stage, {key: given[key][:, :-TARGETS] for key in ("tokens", "modality", "segments")}
+
+
+def _compiled(size: str, args: argparse.Namespace) -> dict[str, Any]:
+    """GB that the compiled prefill and a token read and write in device memory, and an action of
+    seven tokens, which is one of the first and six of the second."""
+    machine = topology.parse(args.topology)
+    where = jax.sharding.SingleDeviceSharding(machine.devices()[0])
+    stage, prompt = decoder(size, args)
+    params, variables = stage.model.abstract()
+
+    def placed(tree: Any) -> Any:
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
+
+    def call(method: str) -> Callable:
+        return lambda params, variables, *given: stage.model.apply(
+            params, variables, method, *given, head="latent", **more[method]
+        )[0]
+
+    def gigabytes(method: str, *given: Any) -> float:
+        traced = jax.jit(call(method)).trace(*placed((params, variables, *given)))
+        text = traced.lower().compile(assess.options(machine.chip)).as_text()
+        return hlo.Module(text).hbm_bytes() / 1e9
+
+    more: dict[str, dict[str, int]] = {"prefill": {"num_tokens": 7}, "step": {}}
+    rows = prompt["tokens"], prompt["modality"], prompt["segments"], None
+    _, cache = jax.eval_shape(call("prefill"), params, variables, *rows)
+    ids, slot = np.zeros((1, 1), np.int32), np.zeros((), np.int32)
+    first, token = gigabytes("prefill", *rows), gigabytes("step", ids, slot, cache)
+    return {
+        "size": size,
+        "weights": args.weights,
+        "topology": machine.name,
+        "weights_gb": round(_read(params) / 1e9, 3),
+        "prefill_gb": round(first, 3),
+        "token_gb": round(token, 3),
+        "action_gb": round(first + 6 * token, 3),
+    }
+
+
+def _read(params: Any) -> int:
+    """Bytes of the weights that every token reads."""
+    weights = [params["backbone"], params["norm"], params["heads"]["latent"]]
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(weights))
+
+
 def _decode(size: str, args: argparse.Namespace, bandwidth: float) -> dict[str, Any]:
     """One prompt, greedy, the fastest of the timed calls. The time of a token is what more of them
     take."""
-    config = policy_config(size, args)
-    stage = stages.build(config, stand_in_assets(config))
-    model = Functional(lambda rngs: VLA(stage.model_config, stage.parts, rngs=rngs, stacked=False))
-    params, variables = jax.jit(model.init)(jax.random.key(0))
-    given = rows(stage, 1)
-    prompt = {key: given[key][:, :-TARGETS] for key in ("tokens", "modality", "segments")}
+    stage, prompt = decoder(size, args)
+    model, (params, variables) = stage.model, jax.jit(stage.model.init)(jax.random.key(0))
 
     def decode(number):
         return decoding.decode(model, params, variables, prompt, None, "latent", number)
@@ -146,12 +198,12 @@ def _decode(size: str, args: argparse.Namespace, bandwidth: float) -> dict[str, 
 
     prefill = fastest(1)
     token = (fastest(1 + args.tokens) - prefill) / args.tokens
-    weights = [params["backbone"], params["norm"], params["heads"]["latent"]]
-    size_bytes = sum(x.nbytes for x in jax.tree.leaves(weights))
+    size_bytes = _read(params)
     bound = size_bytes / bandwidth
     return {
         "size": size,
         "parameters": sum(x.size for x in jax.tree.leaves(params)),
+        "weights": args.weights,
         "prompt_tokens": ROW - TARGETS,
         "prefill_ms": round(1e3 * prefill, 3),
         "prefill_tflops": round(flops.counted(lambda: decode(1)) / prefill / 1e12, 4),

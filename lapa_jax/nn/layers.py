@@ -131,11 +131,54 @@ def _dx_as_it_is(kernel: jax.Array, g: jax.Array, k: int) -> jax.Array:
     return _dot(g, kernel, range(g.ndim - kernel.ndim + k, g.ndim), range(k, kernel.ndim))
 
 
+FEW_ROWS = 8  # up to which products with int8 kernels are made for their bytes, not for their FLOPs
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def frozen_product(x: jax.Array, values: jax.Array, scale: jax.Array, k: int) -> jax.Array:
     """`product` with a kernel in int8 (int8.py), which has no gradient: the backward pass needs
     neither `x` nor the kernel as floats, and nothing keeps them."""
+    rows, outputs = math.prod(x.shape[: x.ndim - k]), values.shape[k:]
+    if rows <= FEW_ROWS and scale.size == math.prod(outputs):
+        by = dict(cpu=_by_eights, cuda=_by_sums, default=_by_product)
+        given = {platform: partial(function, k=k) for platform, function in by.items()}
+        few = jax.lax.platform_dependent(x, values, **given)
+        return (few * scale.reshape(outputs)).astype(x.dtype)
     return product(x, int8.dequantize(values, scale, x.dtype), k)
+
+
+def _by_product(x: jax.Array, values: jax.Array, k: int) -> jax.Array:
+    """x · values in float32: on TPUs the conversion, which is exact, fuses with the product."""
+    axes = tuple(range(x.ndim - k, x.ndim)), tuple(range(k))
+    return jax.lax.dot_general(
+        x, values.astype(x.dtype), (axes, ((), ())), preferred_element_type=jnp.float32
+    )
+
+
+def _by_sums(x: jax.Array, values: jax.Array, k: int) -> jax.Array:
+    """The same for GPUs, where products are the library's and conversions fuse with sums alone."""
+    rows, inputs = x.reshape(-1, math.prod(values.shape[:k]), 1), math.prod(values.shape[:k])
+    y = (rows.astype(jnp.float32) * values.reshape(inputs, -1).astype(jnp.float32)).sum(1)
+    return y.reshape(*x.shape[: x.ndim - k], *values.shape[k:])
+
+
+def _by_eights(x: jax.Array, values: jax.Array, k: int) -> jax.Array:
+    """The same for CPUs, where both would have the matrix converted as a whole, in memory, or
+    piece by piece: eight rows of it are added up while they are converted, and a product with ones
+    adds what comes of it (a plain sum would be taken apart from the conversion)."""
+    # Else the conversion, which does not depend on the token, leaves the loop over tokens.
+    x, values = jax.lax.optimization_barrier((x, values))
+    inputs, outputs = math.prod(values.shape[:k]), values.shape[k:]
+    parts = math.gcd(inputs, 8)
+    kernel = values.reshape(parts, inputs // parts, -1)
+    ones = jnp.ones(inputs // parts)
+
+    def one(row: jax.Array) -> jax.Array:
+        of_parts = row.astype(jnp.float32).reshape(parts, -1, 1)
+        return ones @ sum(a * w.astype(jnp.float32) for a, w in zip(of_parts, kernel, strict=True))
+
+    rows = x.reshape(-1, inputs)
+    return jnp.stack([one(row) for row in rows]).reshape(*x.shape[: x.ndim - k], *outputs)
 
 
 def _frozen_forward(x, values, scale, k):

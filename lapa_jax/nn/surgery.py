@@ -150,5 +150,20 @@ def hold(
     return held, float(error)
 
 
+def held(params: Tree, target: Functional) -> Tree:
+    """Floats as `target` holds them, each where it is. Takes them out of `params`, so that there is
+    at most one of them twice at a time."""
+    wanted = flatten(target.abstract()[0])
+    for path in sorted(target.held & flatten(params).keys()):
+        *parents, name = path.split("/")
+        node = params
+        for parent in parents:
+            node = node[parent]
+        x = node.pop(name)
+        found, _ = hold(path, x, wanted, dict.fromkeys((path, path + int8.SCALE), x.sharding))
+        node |= {at.rsplit("/", 1)[-1]: y for at, y in found.items()}
+    return params
+
+
 def _matches(path: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(path, pattern) for pattern in patterns)

@@ -172,6 +172,11 @@ class LoadedPolicy(Model):
     image_tokenizer: LoadedImageTokenizer | None = None
 
     @property
+    def weights(self) -> str:
+        """Of WEIGHTS: what it decodes with."""
+        return "int8" if self.stage.model_config.base_dtype == "int8" else "trained"
+
+    @property
     def image_size(self) -> tuple[int, int]:
         return self.config.data.image_size
 
@@ -359,14 +364,18 @@ def load_image_tokenizer(directory: str | Path) -> LoadedImageTokenizer:
 
 
 def load_policy(
-    directory: str | Path, *, image_tokenizer: str | Path | LoadedImageTokenizer | None = None
+    directory: str | Path,
+    *,
+    image_tokenizer: str | Path | LoadedImageTokenizer | None = None,
+    weights: str = "trained",
 ) -> LoadedPolicy:
     """The policy of a run directory, trained here or made by `lapa import`, laid out for decoding.
-    `image_tokenizer`: what `load_image_tokenizer` returned, or its directory."""
+    `image_tokenizer`: what `load_image_tokenizer` returned, or its directory. `weights`: "trained",
+    or "int8", which is rounded (docs/serving.md)."""
     if isinstance(image_tokenizer, str | Path):
         image_tokenizer = load_image_tokenizer(image_tokenizer)
     policy = require(load(directory), LoadedPolicy)
-    stage, params = policy.stage.for_decoding(policy.params)
+    stage, params = policy.stage.for_decoding(policy.params, weights)
     return dataclasses.replace(policy, stage=stage, params=params, image_tokenizer=image_tokenizer)
 
 

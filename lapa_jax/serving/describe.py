@@ -48,6 +48,7 @@ def metadata(
             "step": policy.step,
             "params_hash": policy.params_hash,
             "stage": policy.config.stage,
+            "weights": policy.weights,  # what decodes
             "provenance": policy.provenance,
         },
     }

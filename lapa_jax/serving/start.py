@@ -59,7 +59,9 @@ def prepare(
 
 def build(args: argparse.Namespace, limits: Limits) -> Server:
     """The server of parsed arguments, not compiled yet."""
-    policy = loaded.load_policy(args.workdir, image_tokenizer=args.image_tokenizer)
+    policy = loaded.load_policy(
+        args.workdir, image_tokenizer=args.image_tokenizer, weights=args.weights
+    )
     quantizer = loaded.load_quantizer(args.quantizer) if args.quantizer else None
     if quantizer:
         describe.check_quantizer(policy, quantizer)

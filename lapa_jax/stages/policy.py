@@ -8,7 +8,7 @@ front-end computes image tokens, text_slots, text_targets int32 (R, k·M) where 
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +19,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from data_pipelines.rlds.schema import images_per_example
+from lapa_jax.nn import surgery
 from lapa_jax.nn.module import Functional
 from lapa_jax.nn.registry import default_settings, typed_config
 from lapa_jax.nn.stack import unstack
@@ -27,7 +28,7 @@ from lapa_jax.policy.decoding import extend
 from lapa_jax.policy.front_end import front_end_column, front_end_config
 from lapa_jax.policy.heads.tokens import cross_entropy
 from lapa_jax.policy.layout import Layout, LegacyLayout, Slots, by_row, left_pad, pack
-from lapa_jax.policy.modality import MODALITIES
+from lapa_jax.policy.modality import MODALITIES, WEIGHTS
 from lapa_jax.policy.text import TextTokenizer, train
 from lapa_jax.policy.vla import VLA, VLAConfig
 from lapa_jax.stages import augmentation
@@ -118,7 +119,12 @@ class PolicyStage(Stage):
         self.examples_per_row = config.model.examples_per_row
         longest = self.examples_per_row * self.layout.example_length
         self.row_length = config.model.sequence_length or longest
-        self.model = Functional(lambda rngs: VLA(self.model_config, self.parts, rngs=rngs))
+        self.model = self.functional()
+
+    def functional(self, *, stacked: bool = True) -> Functional:
+        """Its model, with the layers stacked or apart."""
+        config, parts = self.model_config, self.parts
+        return Functional(lambda rngs: VLA(config, parts, rngs=rngs, stacked=stacked))
 
     @property
     def head(self) -> heads.Head:
@@ -278,15 +284,28 @@ class PolicyStage(Stage):
             total = (1.0 - weight) * total + weight * text_loss
         return total, metrics, variables
 
-    def for_decoding(self, params: Params) -> tuple["PolicyStage", Params]:
-        """(this stage, its parameters) with the layers apart: decodes faster, and cannot train.
+    def apart(self, weights: str = "trained") -> "PolicyStage":
+        """This stage with the model's layers apart: decodes faster, and cannot train. `weights`: of
+        WEIGHTS; what is not int8 has the dtypes of the parameters that it is given."""
+        if weights not in WEIGHTS:
+            raise ValueError(f"weights={weights!r} must be one of {list(WEIGHTS)}")
+        stage = copy.copy(self)
+        if weights == "int8":
+            held = dict(base_dtype="int8", param_dtype="float32")
+            stage.model_config = replace(self.model_config, **held)
+        stage.model = stage.functional(stacked=False)
+        return stage
+
+    def for_decoding(
+        self, params: Params, weights: str = "trained"
+    ) -> tuple["PolicyStage", Params]:
+        """(`apart`, its parameters).
 
         `params` are taken over: the stacked layers are taken out of them.
         """
-        stage = copy.copy(self)
-        stage.model = Functional(
-            lambda rngs: VLA(self.model_config, self.parts, rngs=rngs, stacked=False)
-        )
+        stage = self.apart(weights)
+        if weights == "int8":
+            params = surgery.held(params, stage.functional())
         return stage, unstack(params, "backbone")
 
     def prompts(

@@ -3,7 +3,8 @@
     lapa bench quantizer                     # the demo's and the released quantizer
     lapa bench quantizer --config released --batch 4 --dtype bfloat16
     lapa bench policy                        # training of debug and 20m, decoding of debug and demo
-    lapa bench policy --size 7b --part decode --dtype bfloat16
+    lapa bench policy --size 7b --part decode --dtype bfloat16 --weights int8
+    lapa bench policy --size 7b --topology v5e:1x1 --dtype bfloat16 --weights int8
     lapa bench attention --dtype bfloat16    # every implementation that runs here
     lapa bench loop                          # the training loop, beside its step alone
     lapa bench label                         # reading, encoding and writing, beside encoding alone
@@ -41,8 +42,9 @@ def main(argv: list[str]) -> int:
         if module is not compare:
             _add_of_device(one)
     args = parser.parse_args(argv)
-    # The sides of a comparison have the device, not this process.
-    result = {} if args.what == "compare" else _device(args)
+    # The sides of a comparison have the device, not this process; compilers need none.
+    elsewhere = args.what == "compare" or getattr(args, "topology", None)
+    result = {} if elsewhere else _device(args)
     result |= BENCHMARKS[args.what].run(args)
     text.show(result if args.json else _tables(result))
     return 0

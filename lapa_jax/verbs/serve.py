@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 
+from lapa_jax.policy.modality import WEIGHTS
 from lapa_jax.serving.images import RESIZING
 from lapa_jax.serving.limits import BATCH_SIZES, TOKEN, Limits
 from lapa_jax.verbs import flags
@@ -42,6 +43,8 @@ def parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", help=f"others than this machine need {TOKEN} to be set")
     add("--port", type=flags.number(int, "[0, 65535]"), default=8000, help="0: any that is free")
     add("--image_tokenizer", help="the run that made the image tokens the policy was trained on")
+    text = "of the policy: as they trained, or rounded to 8 bits, which is faster"
+    add("--weights", choices=WEIGHTS, default="trained", help=text)
     add("--quantizer", help="the run whose labels the policy learnt: decodes z to pictures")
     text = "names of the cameras' images in an observation, in the order of training"
     add("--image_keys", type=_words, default=(), help=f"{text}; default: see /metadata")

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from lapa_jax.nn import int8
-from lapa_jax.nn.layers import frozen_product, product
+from lapa_jax.nn.layers import (
+    FEW_ROWS,
+    _by_eights,
+    _by_product,
+    _by_sums,
+    frozen_product,
+    product,
+)
 
 KERNEL = np.random.default_rng(0).normal(size=(3, 4, 6, 5)).astype(np.float32)
 KERNEL[0, :, :, 1] = 0.0
@@ -56,3 +63,26 @@ def test_a_product_and_its_gradient_are_those_of_the_floats(shape):
     expected = both(lambda x: product(x, int8.dequantize(values, scale), 2))
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 6), (FEW_ROWS, 4, 6)])
+@pytest.mark.parametrize("way", [_by_eights, _by_sums, _by_product])
+def test_a_product_of_few_rows_is_that_of_the_floats_on_every_platform(shape, way):
+    values, scale = int8.quantize(KERNEL[2], (1, 1, 5))
+    x = np.random.default_rng(2).normal(size=shape).astype(np.float32)
+    expected = np.einsum("rab,abo->ro", x, int8.dequantize(values, scale))
+    np.testing.assert_allclose(way(x, values, 2) * scale[0, 0], expected, rtol=1e-5, atol=1e-4)
+    found = jax.jit(frozen_product, static_argnums=3)(x, values, scale, 2)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_a_loop_over_tokens_holds_no_matrix_as_floats():
+    """Else a token would read four times the bytes: conversions do not depend on the token."""
+    values, scale = int8.quantize(np.ones((256, 256), np.float32), (1, 256))
+
+    def tokens(x, values, scale):
+        step = lambda x, _: (frozen_product(x, values, scale, 1), None)  # noqa: E731
+        return jax.lax.scan(step, x, length=4)[0]
+
+    compiled = jax.jit(tokens).lower(jnp.ones((1, 256)), values, scale).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < values.size

@@ -3,6 +3,7 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 
+import jax
 import json_numpy
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from served import TOKEN, b64, picture, png, serving
 from tiny_policy import make_policy
 
 from data_pipelines.convert.looks import fit_image
+from lapa_jax.nn import int8
 from lapa_jax.runs import loaded
 from lapa_jax.serving.engine import worthwhile
 
@@ -183,6 +185,24 @@ def test_metadata(action_server, action_run):
     run = loaded.load_policy(action_run)
     assert found["checkpoint"]["params_hash"] == run.params_hash
     assert found["checkpoint"]["provenance"] == run.provenance
+    assert found["checkpoint"]["weights"] == "trained"
+
+
+def test_weights_in_int8_answer_like_those_that_trained(action_run, action_policy):
+    """Prefill has many rows, a step of eight prompts few: both are those of the rounded floats."""
+    rounded = loaded.load_policy(action_run, weights="int8")
+    assert rounded.params["backbone"]["layers"]["000"]["mlp"]["up"]["kernel"].dtype == np.int8
+    assert (rounded.weights, rounded.params_hash) == ("int8", action_policy.params_hash)
+    images = np.stack([picture(i) for i in range(8)])[:, None]
+    given = action_policy.variables, action_policy.stage.prompts([TEXT] * 8), images
+    of_floats = jax.jit(action_policy.stage.predict)
+    found = jax.jit(rounded.stage.predict)(rounded.params, *given)
+    expected = of_floats(int8.as_floats(rounded.params, np.float32), *given)
+    np.testing.assert_allclose(found.logits, expected.logits, rtol=1e-4, atol=1e-3)
+    # Weights are random: answers are often near another.
+    assert (found.ids == of_floats(action_policy.params, *given).ids).mean() > 0.8
+    with pytest.raises(ValueError, match=r"weights='int4' must be one of \['trained', 'int8'\]"):
+        loaded.load_policy(action_run, weights="int4")
 
 
 def test_metrics_and_health(action_server):

@@ -1,5 +1,5 @@
 """Decoding of one row by a policy with random weights, greedy. Work: its tokens, the first of which
-takes the short prompt along."""
+takes the short prompt along. `weights`: "trained", or "int8" in builds that know it."""
 
 import argparse
 from collections.abc import Callable
@@ -12,7 +12,9 @@ from lapa_jax.benchmarks import policy
 PROMPT = 16  # the last tokens of a row of `lapa bench policy`
 
 
-def prepare(size: str = "200m", tokens: int = 16, dtype: str = "float32") -> Callable[[], None]:
+def prepare(
+    size: str = "200m", tokens: int = 16, dtype: str = "float32", weights: str = "trained"
+) -> Callable[[], None]:
     given = dict(dtype=dtype, unroll=0, attention="auto", remat="", batch=0, microbatches=0)
     config = policy.policy_config(size, argparse.Namespace(**given))
     if hasattr(policy, "workload"):  # 12b9842 and before
@@ -20,8 +22,7 @@ def prepare(size: str = "200m", tokens: int = 16, dtype: str = "float32") -> Cal
         rows = policy.rows(config, 1)
     else:
         stage = stages.build(config, policy.stand_in_assets(config))
-        parts = stage.model_config, stage.parts
-        model = policy.Functional(lambda rngs: policy.VLA(*parts, rngs=rngs, stacked=False))
+        model = stage.apart(weights).model
         rows = policy.rows(stage, 1)
     params, variables = jax.jit(model.init)(jax.random.key(0))
     end = policy.ROW - policy.TARGETS
