@@ -223,6 +223,15 @@ def test_configs_load_without_a_backend():
     assert done.returncode == 0, done.stderr
 
 
+def test_what_steps_simulators_loads_without_jax():
+    code = (
+        "import sys, lapa_jax.envs.env\n"
+        "assert not {'jax', 'flax', 'ml_collections', 'tensorflow'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
 def test_what_goes_with_exported_weights_needs_nothing_of_ours():
     files = list((ROOT / "lapa_jax/interop/torch_files").glob("*.py"))
     here = "lapa_jax.interop.torch_files."

@@ -114,7 +114,7 @@ def collect(
                 env, keys[start : start + batch_size], None, env.spec.horizon, noise
             )
             found = jax.tree.map(np.asarray, found)
-            families = env.families_of(jax.tree.map(lambda x: x[:, 0], found.states))
+            families = env.tasks_of(jax.tree.map(lambda x: x[:, 0], found.states))
             chosen = np.flatnonzero(found.success | (not only_successful))
             chosen = chosen[: episodes - report.episodes]
             # Those after the last one that was needed are neither kept nor dropped.
@@ -157,7 +157,7 @@ def _episodes(
     """The demonstrations whose numbers `ids` has, as one view shows them."""
     chosen = list(ids)
     starts = jax.tree.map(lambda x: x[chosen, 0], found.states)
-    texts, families = env.instructions(starts, np.array(phrasings)), env.families_of(starts)
+    texts, families = env.instructions(starts, np.array(phrasings)), env.tasks_of(starts)
     counts = found.length[chosen] + 1  # states; the last one has no action of its own
     rows, times = np.repeat(chosen, counts), np.concatenate([np.arange(n) for n in counts])
     states = jax.tree.map(lambda x: x[rows, times], found.states)

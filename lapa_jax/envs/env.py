@@ -2,18 +2,25 @@
 
 Every method but those of languages and seeds is a pure function of one state. Of a traceable
 environment a state is a pytree, a batch of them the same pytree with leading axes, and callers vmap
-and jit as they wish (envs/rollout.py). Of any other a state is what the simulator needs to go on
-from there, a batch is a list, and envs/drive.py steps it in Python.
+and jit as they wish (envs/rollout.py). Of any other a state is a frozen dataclass of NumPy arrays,
+numbers and strings with all that the simulator needs to go on from there, a batch is a list, and
+envs/drive.py steps it in Python.
 """
 
-import dataclasses
-from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from __future__ import annotations
 
-import jax
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+
 import numpy as np
 
+if TYPE_CHECKING:
+    pass
+
 Size = int | tuple[int, int]  # of an image in pixels: a side, or height and width
+State = TypeVar("State")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,15 +28,17 @@ class EnvSpec:
     """What a policy and a data writer must know of an environment."""
 
     name: str
-    families: tuple[str, ...]
+    tasks: tuple[str, ...]
     actions: tuple[str, ...]  # names of the dimensions
     action_low: tuple[float, ...]
     action_high: tuple[float, ...]
-    action_unit: str
-    control_hz: float
-    horizon: int  # steps after which an episode has failed
-    views: tuple[str, ...]  # the first one is what policies see, where nothing else is said
+    action_units: tuple[str, ...]  # of each dimension
+    control_hz: float  # of actions, each of which may be several steps of the simulator
+    horizon: int  # actions after which an episode has failed
+    views: tuple[str, ...]  # all that can be rendered
+    cameras: tuple[str, ...]  # the views that a policy sees where nothing else is said, main first
     image_size: tuple[int, int]  # height, width; of pictures where nothing else is said
+    state: tuple[str, ...]  # names of the dimensions of `proprioception`; () where there is none
     traceable: bool  # True: methods may be called under jit and vmap
 
     @property
@@ -39,23 +48,38 @@ class EnvSpec:
 
 @runtime_checkable
 class Environment(Protocol):
-    """A language-conditioned task environment."""
+    """A language-conditioned benchmark, made of an instance of its `Settings`, a dataclass of keys.
+
+    Making one costs nothing: what is missing here is said by `available`, and what takes time is
+    loaded by the first reset.
+    """
 
     # The scripted policy, state → action; None where there is none.
-    expert: Callable[[Any], jax.Array] | None
+    expert: Callable[[Any], Any] | None
 
     @property
     def spec(self) -> EnvSpec: ...
 
-    def reset(self, key: jax.Array, family: Any = None) -> Any: ...
+    @staticmethod
+    def available() -> str:
+        """Why it cannot run here, and the command that mends it, in one line; "" where it can."""
 
-    def step(self, state: Any, action: jax.Array) -> Any: ...
+    def reset(self, key: Any, task: Any = None) -> Any:
+        """The start state of a key, of `training_keys` or any other, and of a task of the spec;
+        None: one that the key chooses. Equal arguments give equal states, in any process."""
 
-    def success(self, state: Any) -> jax.Array: ...
+    def step(self, state: Any, action: Any) -> Any: ...
 
-    def render(self, state: Any, size: Size, view: str) -> jax.Array: ...
+    def success(self, state: Any) -> Any:
+        """bool: whether the task is done in this state, whatever time it is."""
 
-    def families_of(self, states: Any) -> list[str]: ...
+    def render(self, state: Any, size: Size, view: str) -> Any:
+        """uint8 (height, width, 3), row 0 at the top."""
+
+    def proprioception(self, state: Any) -> Any:
+        """float32 (len(spec.state),): what a robot knows of itself."""
+
+    def tasks_of(self, states: Any) -> list[str]: ...
 
     def phrasings(self, split: str = "train") -> range: ...
 
@@ -63,6 +87,67 @@ class Environment(Protocol):
 
     def all_instructions(self, split: str = "train") -> list[str]: ...
 
-    def training_keys(self, seed: int, n: int) -> jax.Array: ...
+    def training_keys(self, seed: int, n: int) -> Any:
+        """n reset keys for collecting data; key k does not depend on n."""
 
-    def evaluation_states(self, seed: int, family: str, n: int) -> Any: ...
+    def evaluation_states(self, seed: int, task: str, n: int, first: int = 0) -> Any:
+        """Start states [first, first + n) of the fixed list of (seed, task), batched; never those
+        of `training_keys`."""
+
+
+def usable(env: Environment) -> Environment:
+    """`env`, or RuntimeError that says why it cannot run here and what mends that."""
+    if why := env.available():
+        raise RuntimeError(why)
+    return env
+
+
+def check_action(spec: EnvSpec, action: np.ndarray) -> np.ndarray:
+    """float32 (A,); ValueError for an action of another dimension, one that is not finite and one
+    beyond the bounds, by more than rounding."""
+    action = np.asarray(action, np.float32)
+    if action.shape != (spec.action_dim,):
+        named = (f"{n} ({u})" for n, u in zip(spec.actions, spec.action_units, strict=True))
+        raise ValueError(
+            f"an action of shape {list(action.shape)}: {spec.name} takes {spec.action_dim} "
+            f"numbers, {', '.join(named)}"
+        )
+    low, high = np.float32(spec.action_low), np.float32(spec.action_high)
+    slack = 1e-4 * (high - low)
+    beyond = ~((action >= low - slack) & (action <= high + slack))  # NaN, too
+    if beyond.any():
+        i = int(np.argmax(beyond))
+        raise ValueError(
+            f"{spec.actions[i]}={action[i]:g} is beyond the bounds of {spec.name}, "
+            f"[{low[i]:g}, {high[i]:g}] {spec.action_units[i]}"
+        )
+    return np.clip(action, low, high)
+
+
+# --- States of simulators in files ---
+
+
+def save_state(path: str | Path, state: Any) -> None:
+    """A state that is a dataclass as an .npz file."""
+    with open(path, "wb") as file:
+        np.savez(file, **{f.name: getattr(state, f.name) for f in dataclasses.fields(state)})
+
+
+def load_state(path: str | Path, kind: type[State]) -> State:
+    """The state of that dataclass that `save_state` wrote, to the bit."""
+    with np.load(path, allow_pickle=False) as found:
+        names = {field.name for field in dataclasses.fields(kind)}
+        if set(found.files) != names:
+            raise ValueError(
+                f"{path} holds {sorted(found.files)}, a {kind.__name__} {sorted(names)}"
+            )
+        return kind(**{name: found[name][()] for name in names})
+
+
+def tasks_named(spec: EnvSpec, wanted: Sequence[str], flag: str = "--tasks") -> tuple[str, ...]:
+    """`wanted`, or all tasks of the spec; ValueError lists the known ones."""
+    if unknown := [task for task in wanted if task not in spec.tasks]:
+        raise ValueError(
+            f"{flag}: {spec.name} has no task {unknown}; it has {', '.join(spec.tasks)}"
+        )
+    return tuple(wanted) or spec.tasks

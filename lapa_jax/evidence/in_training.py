@@ -58,7 +58,7 @@ class Evaluation:
         )
         known = sorted(names)
         if self._config.evaluation.episodes:
-            families = envs.make(self._config.evaluation.env).spec.families
+            families = envs.make(self._config.evaluation.env).spec.tasks
             known += [f"success_{family}" for family in families]
         if metric not in known or not self.every_steps:
             raise ValueError(
@@ -110,7 +110,7 @@ class Evaluation:
 
         env = envs.make(settings.env)
         policy = Model(self._config, self._program.stage, params, state.variables)
-        for family in env.spec.families:
+        for family in env.spec.tasks:
             report = evaluate_success(
                 policy, env, family, episodes=settings.episodes, seed=self._config.seed
             ).report

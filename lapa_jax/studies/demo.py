@@ -146,8 +146,8 @@ def _success(config: ConfigDict, env: Environment, workdir: Path) -> list[dict[s
     """A row of each family; films of the first episodes are in WORKDIR/films.npz, by "FAMILY i"."""
     policy, size = load(workdir), config.action_finetuning.data.image_size
     rows, films = [], {}
-    bar = Progress(f"closed loop {workdir.name}", len(env.spec.families), unit="family")
-    for family in env.spec.families:
+    bar = Progress(f"closed loop {workdir.name}", len(env.spec.tasks), unit="family")
+    for family in env.spec.tasks:
         bar.waits()
         found = evaluate_success(
             policy, env, family, episodes=config.rollout_episodes, seed=config.seed
@@ -155,7 +155,7 @@ def _success(config: ConfigDict, env: Environment, workdir: Path) -> list[dict[s
         bar.update()
         outcomes = np.asarray(found.rollouts.success).tolist()
         rows.append(found.report | {"outcomes": outcomes, "asked": found.instructions})
-        for i in range(3 if len(env.spec.families) == 1 else 1):
+        for i in range(3 if len(env.spec.tasks) == 1 else 1):
             states = jax.tree.map(lambda x, i=i: x[i], found.rollouts.states)
             frames = render_states(env, states, size, env.spec.views[0])
             films[f"{family} {i}"] = frames[: int(found.rollouts.length[i]) + 1]

@@ -183,9 +183,9 @@ def _success(run: Model, args: argparse.Namespace) -> dict[str, Any]:
     env, found = _environment(run, args), {}
     names = ("seed", "view", "temperature", "top_k", "execute")
     how = {"episodes": args.episodes or 200} | {name: getattr(args, name) for name in names}
-    with Progress("closed loop", len(env.spec.families), unit="family") as bar:
+    with Progress("closed loop", len(env.spec.tasks), unit="family") as bar:
         bar.waits()
-        for family in env.spec.families:
+        for family in env.spec.tasks:
             found[family] = evaluate_success(run, env, family, **how).report
             bar.update()
     return found

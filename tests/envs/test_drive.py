@@ -27,8 +27,8 @@ class Stepped(Tabletop):
     )
     _render = jax.jit(Tabletop.render, static_argnums=(0, 2, 3))
 
-    def evaluation_states(self, seed, family, n):
-        states = super().evaluation_states(seed, family, n)
+    def evaluation_states(self, seed, task, n, first=0):
+        states = super().evaluation_states(seed, task, n, first)
         return [jax.tree.map(lambda x, i=i: x[i], states) for i in range(n)]
 
     def step(self, state, action):
@@ -89,19 +89,25 @@ class Counter:
         self.line = line
         self.spec = EnvSpec(
             name="counter",
-            families=("walk",),
+            tasks=("walk",),
             actions=("forward",),
             action_low=(-1.0,),
             action_high=(1.0,),
-            action_unit="places",
+            action_units=("places",),
             control_hz=1.0,
             horizon=line.horizon,
             views=("front",),
+            cameras=("front",),
+            state=(),
             image_size=(2, 3),
             traceable=False,
         )
 
-    def reset(self, key, family=None):
+    @staticmethod
+    def available():
+        return ""
+
+    def reset(self, key, task=None):
         return 0, self.line.goal
 
     def step(self, state, action):
@@ -114,7 +120,10 @@ class Counter:
         assert view == "front"
         return np.full((*size, 3), state[0], np.uint8)
 
-    def families_of(self, states):
+    def proprioception(self, state):
+        return np.zeros(0, np.float32)
+
+    def tasks_of(self, states):
         return ["walk"] * len(states)
 
     def phrasings(self, split="train"):
@@ -129,8 +138,8 @@ class Counter:
     def training_keys(self, seed, n):
         return jax.random.split(jax.random.key(seed), n)
 
-    def evaluation_states(self, seed, family, n):
-        return [(0, self.line.goal + i) for i in range(n)]
+    def evaluation_states(self, seed, task, n, first=0):
+        return [(0, self.line.goal + i) for i in range(first, first + n)]
 
 
 def test_an_environment_is_a_class_and_a_line(monkeypatch):

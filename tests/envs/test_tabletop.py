@@ -56,7 +56,7 @@ def assert_close(first, second, atol):
 def test_protocol_and_spec(env):
     assert isinstance(env, Environment)
     assert hash(env) == hash(Tabletop(FULL)) and env == Tabletop(FULL)
-    assert env.spec.families == FAMILIES
+    assert env.spec.tasks == FAMILIES
     assert env.spec.action_high == (MAX_STEP, MAX_STEP)
 
 

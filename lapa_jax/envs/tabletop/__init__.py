@@ -34,34 +34,41 @@ _TRAIN, _EVALUATE = 0x7EA1, 0xE7A1  # domains of the seed space
 class Tabletop:
     """The environment of one SceneConfig (see lapa_jax/envs/env.py for the protocol)."""
 
+    Settings = SceneConfig
     scene: SceneConfig = SceneConfig()
 
     @property
     def spec(self) -> EnvSpec:
         return EnvSpec(
             name="tabletop",
-            families=self.scene.families,
+            tasks=self.scene.families,
             actions=("x", "y"),
             action_low=(-MAX_STEP, -MAX_STEP),
             action_high=(MAX_STEP, MAX_STEP),
-            action_unit="metres per control step (x right, y up)",
+            action_units=("metres a step, to the right", "metres a step, up"),
             control_hz=CONTROL_HZ,
             horizon=self.scene.horizon,
             views=tuple(VIEWS),
+            cameras=("robot",),
             image_size=(64, 64),
+            state=("x", "y"),
             traceable=True,
         )
 
-    def reset(self, key: jax.Array, family: jax.Array | int | str | None = None) -> State:
-        """A fresh scene and task. family: a name, an index into FAMILIES, or None for any of
-        scene.families. A traced index is not checked against scene.families."""
-        if isinstance(family, (int, np.integer)):
-            if not 0 <= family < len(FAMILIES):
-                raise ValueError(f"family {family} is not within 0..{len(FAMILIES) - 1}")
-            family = FAMILIES[family]
-        if isinstance(family, str):
-            family = self._index(family)
-        return tasks.sample_state(key, family, self.scene)
+    @staticmethod
+    def available() -> str:
+        return ""
+
+    def reset(self, key: jax.Array, task: jax.Array | int | str | None = None) -> State:
+        """A fresh scene and task. task: the name of a family, an index into FAMILIES, or None for
+        any of scene.families. A traced index is not checked against scene.families."""
+        if isinstance(task, (int, np.integer)):
+            if not 0 <= task < len(FAMILIES):
+                raise ValueError(f"family {task} is not within 0..{len(FAMILIES) - 1}")
+            task = FAMILIES[task]
+        if isinstance(task, str):
+            task = self._index(task)
+        return tasks.sample_state(key, task, self.scene)
 
     def _index(self, family: str) -> int:
         if family not in self.scene.families:
@@ -88,13 +95,17 @@ class Tabletop:
         """uint8 (height, width, 3); what is not square shows more of the table's longer side."""
         return _render.render(state, size, view)
 
+    def proprioception(self, state: State) -> jax.Array:
+        """(2,): where the effector is, metres."""
+        return state.effector
+
     # Language, on the host.
 
     def phrasings(self, split: str = "train") -> range:
         """Phrasing numbers of "train", "held_out" or "all"."""
         return language.phrasings(split)
 
-    def families_of(self, states: State) -> list[str]:
+    def tasks_of(self, states: State) -> list[str]:
         """The family of each of a batch of states."""
         return [FAMILIES[f] for f in np.atleast_1d(np.asarray(states.family))]
 
@@ -131,11 +142,11 @@ class Tabletop:
         """n reset keys for collecting data."""
         return jax.random.split(jax.random.fold_in(jax.random.key(seed), _TRAIN), n)
 
-    def evaluation_states(self, seed: int, family: str, n: int) -> State:
-        """n fixed start states of a family, batched; never those of `training_keys`."""
-        index = self._index(family)
+    def evaluation_states(self, seed: int, task: str, n: int, first: int = 0) -> State:
+        """Fixed start states of a family, batched; never those of `training_keys`."""
+        index = self._index(task)
         key = jax.random.fold_in(jax.random.key(seed), _EVALUATE)
-        keys = jax.random.split(jax.random.fold_in(key, index), n)
+        keys = jax.random.split(jax.random.fold_in(key, index), first + n)[first:]
         return self.resets(keys, jnp.full((n,), index, jnp.int32))
 
 
