@@ -103,6 +103,18 @@ def test_forms_of_the_tpu_compiler():
     assert module.hbm_bytes() == permutes + pieces + sliced + during + scattered + counters
 
 
+def test_the_workspace_of_a_library_product_is_no_traffic():
+    text = """HloModule m
+
+ENTRY %main (a: bf16[64,32], b: bf16[32,16]) -> (bf16[64,16], s8[4194304]) {
+  %a = bf16[64,32]{1,0} parameter(0)
+  %b = bf16[32,16]{1,0} parameter(1)
+  ROOT %c = (bf16[64,16]{1,0}, s8[4096]{0}) custom-call(%a, %b), custom_call_target="__cublas$gemm"
+}
+"""
+    assert hlo.Module(text).hbm_bytes() == 2 * (64 * 32 + 32 * 16 + 64 * 16)
+
+
 @pytest.mark.parametrize(
     "attributes, groups",
     [
