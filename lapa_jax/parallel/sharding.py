@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -173,19 +174,29 @@ def _tree_shardings(
     return jax.tree_util.tree_unflatten(treedef, shardings)
 
 
-def gather(params: Any, axes_tree: Any, mesh: Mesh, preset: str, dtype: Any) -> Any:
+def gather(
+    params: Any, axes_tree: Any, mesh: Mesh, preset: str, dtype: Any, *, apart: bool = False
+) -> Any:
     """The parameters as the layers of a step use them.
 
     A preset with `used` gathers every array that it splits otherwise in storage, once, and scatters
     its gradient, once. Matrices travel in `dtype`, in which layers multiply by them anyway; the few
     that a model uses in more are rounded to it. Other presets leave it to the compiler, which
-    gathers where an array is used: in the backward pass once more.
+    gathers where an array is used: in the backward pass once more. `apart`: layers of a stack one
+    by one, for steps that compute them so: else each would be copied out of what was gathered.
     """
     if get_preset(preset).used is None:
         return params
+
+    def one(x: jax.Array, names: tuple, stored: NamedSharding, used: NamedSharding) -> jax.Array:
+        if not (apart and names[:1] == ("layers",)) or stored == used:
+            return _gather(x, stored, used, dtype)
+        stored, used = (NamedSharding(mesh, PartitionSpec(*s.spec[1:])) for s in (stored, used))
+        return jnp.stack([_gather(layer, stored, used, dtype) for layer in x])
+
     stored = tree_shardings(axes_tree, params, mesh, preset)
     used = _tree_shardings(axes_tree, params, mesh, preset, get_preset(preset).used)
-    return jax.tree.map(functools.partial(_gather, dtype=dtype), params, stored, used)
+    return jax.tree.map(one, params, axes_tree, stored, used)
 
 
 def _gather(x: jax.Array, stored: NamedSharding, used: NamedSharding, dtype: Any) -> jax.Array:

@@ -97,7 +97,12 @@ def build(config: ConfigDict, stage: Stage, mesh: Mesh) -> Program:
         after_update=stage.after_update,
         guard=typed_config(GuardConfig, config.guard, "guard"),
         gather=lambda params: sharding.gather(
-            params, stage.axes(), mesh, preset, dtype_of(config.compute_dtype)
+            params,
+            stage.axes(),
+            mesh,
+            preset,
+            dtype_of(config.compute_dtype),
+            apart=config.model.get("unroll") == 0,
         ),
     )
     return Program(

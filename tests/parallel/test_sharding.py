@@ -97,6 +97,28 @@ def test_zero_gathers_a_matrix_once_and_scatters_its_gradient_as_it_is_stored():
     assert {v.dtype for v in narrow.values()} == {jnp.dtype("float32")}
 
 
+def test_layers_that_run_apart_are_gathered_apart():
+    mesh = mesh_of(data=2, fsdp=4)
+    axes = {"stack": ("layers", "embed", "mlp")}
+    params = {"stack": jnp.linspace(-1, 1, 3 * 64).reshape(3, 8, 8)}
+    stored = jax.device_put(params, sharding.tree_shardings(axes, params, mesh, "zero"))
+    x = jax.device_put(jnp.linspace(0, 1, 64).reshape(8, 8), sharding.batch_sharding(mesh))
+
+    def loss(params, apart):
+        used = sharding.gather(params, axes, mesh, "zero", jnp.float32, apart=apart)["stack"]
+        h = x
+        for layer in range(3):
+            h = jnp.tanh(h @ used[layer])
+        return jnp.square(h).sum()
+
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    whole, apart = (gradient(stored, apart)["stack"] for apart in (False, True))
+    np.testing.assert_allclose(apart, whole, rtol=1e-5, atol=1e-6)
+    assert apart.sharding.is_equivalent_to(stored["stack"].sharding, 3)
+    program = gradient.lower(stored, True).compile().as_text()
+    assert not re.findall(r"= f32\[3,8,8\]\S* (all-gather|concatenate)\(", program)
+
+
 def test_constrain_is_a_no_op_without_rules_and_splits_with_them():
     x = jnp.arange(4 * 6 * 8.0).reshape(4, 6, 8)
     assert sharding.constrain(x, "anything") is x
