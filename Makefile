@@ -27,9 +27,8 @@ BY_FILE := --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .PHONY: check demo demo-plan test test-aot fuzz torture lint clean
 
-# Huge pages: memory that a step takes anew comes in fewer faults (docs/performance.md).
 demo: demo-plan $(VENV)/.base
-	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/lapa demo
+	$(BIN)/lapa demo
 
 demo-plan:
 	@[ -e $(VENV)/.base ] || echo "make demo: installs 2.7 GB of packages into $(VENV) first" \
