@@ -52,6 +52,10 @@ ALLOWED = {
     "lapa_jax.diagnostics": (),
     "lapa_jax.report": ("data_pipelines.storage",),
     "lapa_jax.envs": DATA,
+    "lapa_jax.arena": (
+        *("lapa_jax.envs", "lapa_jax.report", "lapa_jax.diagnostics.statistics"),
+        *("lapa_jax.serving.wire", *DATA),
+    ),
     "lapa_jax.machine": ("lapa_jax.parallel",),
     "lapa_jax.nn": ("lapa_jax.parallel", KEYS),
     "lapa_jax.training": (
@@ -74,7 +78,7 @@ ALLOWED = {
     "lapa_jax.cli": ("lapa_jax.config", "lapa_jax.machine", "lapa_jax.version"),  # verbs by name
     "lapa_jax.verbs": (
         *("lapa_jax.studies", "lapa_jax.benchmarks", "lapa_jax.serving", "lapa_jax.interop"),
-        *("lapa_jax.cli", "lapa_jax.aot", *STUDIES),
+        *("lapa_jax.cli", "lapa_jax.aot", "lapa_jax.arena", *STUDIES),
     ),
     "experiments": (
         *("lapa_jax.settings", "lapa_jax.config", "lapa_jax.stages", *STAGES, "lapa_jax.training"),
@@ -225,7 +229,7 @@ def test_configs_load_without_a_backend():
 
 def test_what_steps_simulators_loads_without_jax():
     code = (
-        "import sys, lapa_jax.envs.env\n"
+        "import sys, lapa_jax.arena.worker\n"
         "assert not {'jax', 'flax', 'ml_collections', 'tensorflow'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import msgpack
 import numpy as np
 import psutil
 
@@ -28,6 +27,7 @@ from lapa_jax.aot.assess import stand_in_assets
 from lapa_jax.benchmarks import measure
 from lapa_jax.interop.imported import Imported, write_run
 from lapa_jax.runs import loaded
+from lapa_jax.serving import wire
 from lapa_jax.serving.limits import BATCH_SIZES
 
 REQUESTS = 100  # for each of --steps
@@ -153,18 +153,12 @@ async def _ask(port: int, clients: int, number: int) -> tuple[list[float], list[
     async def client(text: str) -> list[tuple[float, int]]:
         found = []
         async with connect(f"ws://127.0.0.1:{port}", compression=None) as connection:
-            metadata = msgpack.unpackb(await connection.recv())
+            metadata = wire.unpack(await connection.recv())
             image = _images(1, metadata["image_size"])[0]
-            array = {
-                b"__ndarray__": True,
-                b"data": image.tobytes(),
-                b"dtype": image.dtype.str,
-                b"shape": image.shape,
-            }
             for _ in range(number // clients):
                 start = time.perf_counter()
-                await connection.send(msgpack.packb({"image": array, "prompt": text}))
-                answer = msgpack.unpackb(await connection.recv())
+                await connection.send(wire.pack({"image": image, "prompt": text}))
+                answer = wire.unpack(await connection.recv())
                 milliseconds = 1e3 * (time.perf_counter() - start)
                 found.append((milliseconds, answer["server_timing"]["batch"]))
         return found

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from importlib import resources
 from typing import Any, TypeVar
 
-import msgpack
 import numpy as np
 from absl import logging
 from PIL import Image
@@ -27,6 +26,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from lapa_jax.serving import wire
 from lapa_jax.serving.engine import Answer, Engine
 from lapa_jax.serving.limits import Limits, Rate, Refused
 from lapa_jax.serving.messages import Observation
@@ -194,7 +194,7 @@ class Server:
         await websocket.accept()
         # Who comes while programs are compiled waits for the metadata.
         if await self._patient(self.engine.ready.wait(), None) is not None:
-            await websocket.send_bytes(_pack(self.metadata))
+            await websocket.send_bytes(wire.pack(self.metadata))
         why = "the server stops"
         while not self.engine.stopping:
             seconds = self.limits.idle_seconds
@@ -232,7 +232,7 @@ class Server:
                         found = {"actions": self._steps(found["a"])}
                     if observation.picture:
                         found["picture"] = await self.engine.picture(observation, answer.values)
-                await websocket.send_bytes(_pack(found | {"server_timing": _timing(answer)}))
+                await websocket.send_bytes(wire.pack(found | {"server_timing": _timing(answer)}))
         except Refused as error:
             await websocket.send_text(f"{error.status}: {error.reason}")
         except WebSocketDisconnect:
@@ -320,19 +320,6 @@ def _timing(answer: Answer) -> dict[str, float]:
         "infer_ms": round(answer.infer_ms, 3),
         "queue_ms": round(answer.queue_ms, 3),
         "batch": answer.batch,
-    }
-
-
-def _pack(value: dict[str, Any]) -> bytes:
-    return msgpack.packb(value, default=_msgpack_array)
-
-
-def _msgpack_array(array: np.ndarray) -> dict[bytes, Any]:
-    return {
-        b"__ndarray__": True,
-        b"data": array.tobytes(),
-        b"dtype": array.dtype.str,
-        b"shape": array.shape,
     }
 
 

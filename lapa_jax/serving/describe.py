@@ -16,9 +16,11 @@ def metadata(
     *,
     action_names: Sequence[str] = (),
     action_units: Sequence[str] = (),
+    control_hz: float = 0.0,
     quantizer: LoadedQuantizer | None = None,
 ) -> dict[str, Any]:
-    """Plain values, for JSON and msgpack. What the run does not record is None."""
+    """Plain values, for JSON and msgpack. What the run does not record is None. control_hz: of
+    actions; 0: `fps` of the run's corpora, where its config says it."""
     stage, limits = policy.stage, reader.limits
     found = {
         "policy": stage.head.modality,
@@ -37,6 +39,7 @@ def metadata(
         "text_length": policy.config.model.text_length,  # tokens
         "unnorm_keys": unnorm_keys(policy),
         "chunk": stage.head.horizon,  # actions that an answer holds
+        "control_hz": control_hz or _rate(policy),
         "pictures": quantizer is not None,
         "limits": {
             "request_bytes": limits.request_bytes,
@@ -92,6 +95,12 @@ def check_quantizer(policy: LoadedPolicy, quantizer: LoadedQuantizer) -> None:
             f"--quantizer: its hash is {quantizer.params_hash}, but the policy learnt labels "
             f"of {sorted(hashes)}"
         )
+
+
+def _rate(policy: LoadedPolicy) -> float | None:
+    """Of actions, where all corpora have the same and the config says it."""
+    rates = {corpus.fps for corpus in policy.config.data.corpora.values()}
+    return next(iter(rates)) or None if len(rates) == 1 else None
 
 
 def _named(dim: int, names: Sequence[str], units: Sequence[str]) -> dict[str, Any]:

@@ -78,6 +78,7 @@ def build(args: argparse.Namespace, limits: Limits) -> Server:
         reader,
         action_names=args.action_names,
         action_units=args.action_units,
+        control_hz=args.control_hz,
         quantizer=quantizer,
     )
     logging.info("an observation has %s", describe.needed(reader))

@@ -21,14 +21,17 @@ from lapa_jax.evidence.quantizer import evaluate_paired_views, evaluate_quantize
 from lapa_jax.evidence.simulated import evaluate_distractors, evaluate_transfer
 from lapa_jax.runs.examples import trained_window
 from lapa_jax.runs.loaded import Model, load
-from lapa_jax.verbs import flags
+from lapa_jax.verbs import benchmark, flags
 from lapa_jax.verbs.text import table
 
 
 def main(argv: list[str]) -> int:
+    if any(word == "--benchmark" or word.startswith("--benchmark=") for word in argv):
+        return benchmark.main(argv)
     parser = flags.parser(
         "lapa evaluate",
-        __doc__ + "\nThe result is JSON.",
+        __doc__ + "\nThe result is JSON. `lapa evaluate --benchmark NAME --help`: a policy behind "
+        "a server,\nin an environment that runs in processes of its own.",
         "lapa evaluate --workdir runs/action_vla --families reach --blocks 4",
     )
     add = parser.add_argument

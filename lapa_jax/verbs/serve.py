@@ -52,6 +52,8 @@ def parser() -> argparse.ArgumentParser:
     add("--batch_sizes", type=_numbers, default=BATCH_SIZES, help="compiled, e.g. 1,4,16")
     add("--action_names", type=_words, default=(), help="of each dimension, e.g. x,y")
     add("--action_units", type=_words, default=(), help="of each dimension, e.g. m,m")
+    text = "actions a second; 0: as the run's config says, if it does"
+    add("--control_hz", type=flags.number(float, "[0, 1e4]"), default=0.0, help=text)
     add("--compile_cache", default="", help="a folder that keeps compiled programs")
     flags.add(parser, Limits)
     return parser

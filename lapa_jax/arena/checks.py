@@ -1,0 +1,114 @@
+"""Whether a server's policy fits an environment, and how it is asked, before the first episode."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lapa_jax.arena.client import Policy
+from lapa_jax.arena.worker import Setup, observation
+from lapa_jax.envs.env import EnvSpec
+
+_NAMES = ("observation/image", "observation/wrist_image")  # openpi's LIBERO client's
+
+
+def cameras(spec: EnvSpec, metadata: Mapping[str, Any], wanted: Sequence[str]) -> tuple[str, ...]:
+    """The views that are sent: `wanted`, or as many of the spec's as the policy sees."""
+    if unknown := [name for name in wanted if name not in spec.views]:
+        raise ValueError(f"--cameras: {spec.name} has no {unknown}; it has {', '.join(spec.views)}")
+    frames, images = metadata.get("num_frames", 1), metadata.get("images")
+    if frames != 1:
+        raise ValueError(
+            f"--server: its policy sees {frames} frames of the past, and here it is sent the "
+            "current one: serve one that was trained with data.num_frames=1"
+        )
+    found = tuple(wanted) or spec.cameras[:images]
+    if images is not None and len(found) != images:
+        raise ValueError(
+            f"--server: its policy sees {images} cameras, {spec.name} sends {len(found)} "
+            f"({', '.join(found)}): --cameras names them, of {', '.join(spec.views)}"
+        )
+    return found
+
+
+def image_keys(
+    metadata: Mapping[str, Any], found: Sequence[str], wanted: Sequence[str]
+) -> tuple[str, ...]:
+    """The fields of an observation that images are sent in: one each, or one for all."""
+    if wanted:
+        if len(wanted) not in (1, len(found)) or len(set(wanted)) != len(wanted):
+            raise ValueError(f"--image_keys {','.join(wanted)}: {len(found)} cameras, a name each")
+        return tuple(wanted)
+    told = metadata.get("observation")
+    if isinstance(told, Mapping) and told.get("images"):
+        return tuple(next((n for n in names if n in _NAMES), names[0]) for names in told["images"])
+    if len(found) > len(_NAMES):
+        raise ValueError(
+            f"--image_keys: the server does not say how the images of {', '.join(found)} are named"
+        )
+    return _NAMES[: len(found)]
+
+
+def image_size(
+    spec: EnvSpec, metadata: Mapping[str, Any], wanted: Sequence[int]
+) -> tuple[int, int]:
+    """Height and width of what is rendered."""
+    theirs = metadata.get("image_size")
+    theirs = tuple(theirs) if isinstance(theirs, list) and len(theirs) == 2 else None
+    if len(wanted) > 2:
+        raise ValueError(f"--image_size {','.join(map(str, wanted))}: a side, or height,width")
+    size = tuple(wanted) * 2 if len(wanted) == 1 else tuple(wanted)
+    if not size:
+        return theirs or spec.image_size
+    if theirs and metadata.get("resizing") == "none" and size != theirs:
+        raise ValueError(
+            f"--image_size {size[0]},{size[1]}: the policy takes {theirs[0]},{theirs[1]} and its "
+            "server resizes nothing: leave the flag out, or serve with --resizing crop"
+        )
+    return size
+
+
+def fits(spec: EnvSpec, metadata: Mapping[str, Any]) -> None:
+    """ValueError where the server says that its policy acts otherwise than the environment."""
+    what = metadata.get("policy", "action")
+    if what != "action":
+        raise ValueError(
+            f"--server: its policy predicts {what}s, no actions: serve one that was fine-tuned "
+            "on actions"
+        )
+    action = metadata.get("action")
+    action = action if isinstance(action, Mapping) else {}
+    dim, names = action.get("dim", spec.action_dim), action.get("names")
+    hint = f"`lapa evaluate --benchmark {spec.name} --list` tells those of {spec.name}"
+    if dim != spec.action_dim:
+        raise ValueError(
+            f"--server: its policy's actions have {dim} dimensions, those of {spec.name} "
+            f"{spec.action_dim} ({', '.join(spec.actions)}): serve a policy of this environment"
+        )
+    if names and [str(n).lower() for n in names] != [n.lower() for n in spec.actions]:
+        raise ValueError(
+            f"--server: its policy's actions are {', '.join(map(str, names))}, those of "
+            f"{spec.name} {', '.join(spec.actions)}: {hint}"
+        )
+    rate = metadata.get("control_hz")
+    if isinstance(rate, int | float) and not math.isclose(rate, spec.control_hz, rel_tol=0.02):
+        raise ValueError(
+            f"--server: its policy acts at {rate:g} Hz, {spec.name} at {spec.control_hz:g} Hz: "
+            "serve a policy that was trained at this rate"
+        )
+
+
+def trial(spec: EnvSpec, policy: Policy, how: Setup) -> None:
+    """Asks about a black image, twice: the first answer may wait for a compilation. Raises
+    ServerError, or ValueError where an answer holds fewer actions than are to be executed."""
+    images = [np.zeros((*how.image_size, 3), np.uint8)] * len(how.cameras)
+    own = np.zeros(len(spec.state), np.float32)
+    sent = observation(how, images, own, spec.tasks[0].replace("_", " "))
+    for seconds in (how.start_seconds, how.answer_seconds):
+        policy.answer_seconds = seconds
+        found = policy.ask(sent, spec.action_dim)
+    if len(found) < how.execute:
+        raise ValueError(
+            f"--execute {how.execute}: an answer of {policy.url} holds {len(found)} actions"
+        )

@@ -1,0 +1,83 @@
+"""The folder of an evaluation: its settings, and a line of JSON for each finished episode."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from data_pipelines import storage
+
+SETTINGS, EPISODES = "settings.json", "episodes.jsonl"
+
+Key = tuple[str, int]  # task, number
+
+
+class Records:
+    """What is there is read; `append` adds to it, on the disk before it returns."""
+
+    def __init__(self, out: Path, settings: Mapping[str, Any]):
+        """settings: of JSON's types. ValueError where the folder is of other ones."""
+        self.out, self.found = out, {}
+        settings = json.loads(json.dumps(settings))
+        path = out / SETTINGS
+        if path.is_file():
+            _same(out, json.loads(path.read_text()), settings)
+        elif (out / EPISODES).exists():
+            raise ValueError(f"--out {out} has {EPISODES} and no {SETTINGS}: take another folder")
+        else:
+            storage.write_text(path, json.dumps(settings, indent=1) + "\n")
+        self._file = os.open(out / EPISODES, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        data = (out / EPISODES).read_bytes()
+        whole = data.rfind(b"\n") + 1
+        if whole < len(data):  # a line that was being written when all ended
+            os.ftruncate(self._file, whole)
+        for number, line in enumerate(data[:whole].splitlines(), 1):
+            try:
+                one = json.loads(line)
+                self.found[one["task"], one["number"]] = one
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{out / EPISODES}: line {number} is no episode") from error
+
+    def append(self, one: Mapping[str, Any]) -> None:
+        data = json.dumps(one).encode() + b"\n"
+        try:
+            if os.write(self._file, data) < len(data):
+                raise OSError(28, "No space left on device")
+            os.fsync(self._file)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{error.strerror}; {len(self.found)} episodes are kept: the same command goes on",
+                str(self.out / EPISODES),
+            ) from error
+        self.found[one["task"], one["number"]] = dict(one)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+@contextlib.contextmanager
+def opened(out: Path, settings: Mapping[str, Any]) -> Iterator[Records]:
+    """Held by one process at a time."""
+    storage.make_directory(out)
+    with storage.Lock(out / ".lock", out):
+        records = Records(out, settings)
+        try:
+            yield records
+        finally:
+            records.close()
+
+
+def _same(out: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    differ = [
+        f"{name} {json.dumps(theirs.get(name))} there, {json.dumps(ours.get(name))} here"
+        for name in sorted(theirs.keys() | ours.keys())
+        if theirs.get(name) != ours.get(name)
+    ]
+    if differ:
+        raise ValueError(
+            f"--out {out} holds episodes of other settings ({'; '.join(differ)}): take another "
+            "folder, or these settings"
+        )

@@ -1,0 +1,220 @@
+"""A process that steps one environment and asks a policy for its actions: `python -m
+lapa_jax.arena.worker`, in the simulator's own Python.
+
+Needs NumPy, websockets and msgpack, and what the environment needs. On standard input, a line of
+JSON each: first the settings (`Setup`), then episodes (`Job`). Where standard output was, a line of
+JSON for what is done, and an empty one now and then while steps are taken; what the simulator
+prints goes to standard error.
+"""
+
+import ctypes
+import dataclasses
+import functools
+import json
+import os
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from lapa_jax import envs
+from lapa_jax.arena.client import Policy, ServerError
+from lapa_jax.envs.env import Environment, EnvSpec
+
+BEAT_SECONDS = 0.2
+_BLOCK = 16  # start states of a traceable environment that are made at once
+_PDEATHSIG = 1  # of prctl: the signal when the parent is gone
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """How all episodes are run."""
+
+    env: dict[str, Any]  # of envs.make
+    server: str
+    answer_seconds: float
+    start_seconds: float
+    seed: int
+    steps: int  # of an episode at most
+    execute: int  # actions of an answer that are taken before the next question
+    phrasings: str  # split of the instructions
+    cameras: Sequence[str]  # views
+    image_size: Sequence[int]  # height, width
+    image_keys: Sequence[str]  # of each camera, or one of all of them
+    state_key: str
+    prompt_key: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    task: str
+    number: int  # in the list of start states of (seed, task)
+    frames: str = ""  # file for what the first camera sees at each step, .npy; "": none
+
+
+def observation(
+    how: Setup, images: Sequence[np.ndarray], state: np.ndarray, text: str
+) -> dict[str, Any]:
+    """As openpi's clients send it."""
+    one_field = len(how.image_keys) == 1 and len(images) > 1
+    sent = [np.stack(images)] if one_field else images
+    found: dict[str, Any] = dict(zip(how.image_keys, sent, strict=True))
+    if state.size:
+        found[how.state_key] = state
+    return found | {how.prompt_key: text}
+
+
+def callable_by_python(env: Environment) -> Any:
+    """The functions of one state that an episode needs, compiled where they can be, and `start`."""
+    found = SimpleNamespace(
+        **{name: getattr(env, name) for name in ("step", "success", "render", "proprioception")}
+    )
+
+    def start(seed: int, task: str, number: int) -> Any:
+        return env.evaluation_states(seed, task, 1, number)[0]
+
+    found.start = start
+    if env.spec.traceable:
+        import jax  # is this simulator's, then
+
+        for name in ("step", "success", "proprioception"):
+            setattr(found, name, jax.jit(getattr(env, name)))
+        found.render = jax.jit(env.render, static_argnums=(1, 2))
+
+        @functools.lru_cache
+        def block(seed: int, task: str, first: int) -> Any:  # each compiles something
+            return jax.device_get(env.evaluation_states(seed, task, _BLOCK, first))
+
+        def start_of(seed: int, task: str, number: int) -> Any:
+            states = block(seed, task, number - number % _BLOCK)
+            return jax.tree.map(lambda x: x[number % _BLOCK], states)
+
+        found.start = start_of
+    return found
+
+
+def clip(spec: EnvSpec, action: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Within the bounds, and whether it was beyond them, by more than rounding."""
+    low, high = np.float32(spec.action_low), np.float32(spec.action_high)
+    slack = 1e-4 * (high - low)
+    beyond = (action < low - slack) | (action > high + slack)
+    return np.clip(action, low, high), bool(beyond.any())
+
+
+def episode(
+    env: Environment, does: Any, policy: Policy, how: Setup, job: Job, beat: Callable[[], None]
+) -> dict[str, Any]:
+    """Runs one; what is recorded of it."""
+    clock, spec, size = time.perf_counter, env.spec, tuple(how.image_size)
+    began = clock()
+    known = env.phrasings(how.phrasings)
+    state = does.start(how.seed, job.task, job.number)
+    (text,) = env.instructions(state if spec.traceable else [state], known[job.number % len(known)])
+    done = bool(does.success(state))
+    simulator, latency, frames = clock() - began, [], []
+    steps = clipped = 0
+    chunk: list[np.ndarray] = []
+    while True:
+        over = done or steps == how.steps
+        if job.frames or not (chunk or over):
+            then = clock()
+            wanted = how.cameras if not (chunk or over) else how.cameras[:1]
+            images = [np.asarray(does.render(state, size, view)) for view in wanted]
+            frames += images[:1] if job.frames else []
+            simulator += clock() - then
+        if over:
+            break
+        if not chunk:
+            then = clock()
+            own = np.asarray(does.proprioception(state), np.float32)
+            asked = clock()
+            simulator += asked - then
+            answer = policy.ask(observation(how, images, own, text), spec.action_dim)
+            latency.append(clock() - asked)
+            if len(answer) < how.execute:
+                raise ServerError(f"--execute {how.execute}: an answer holds {len(answer)} actions")
+            chunk = list(answer[: how.execute])
+        action, beyond = clip(spec, chunk.pop(0))
+        clipped += beyond
+        then = clock()
+        state = does.step(state, action)
+        done = bool(does.success(state))
+        simulator += clock() - then
+        steps += 1
+        beat()
+    total = clock() - began
+    if job.frames:
+        with open(job.frames, "wb") as file:
+            np.save(file, np.stack(frames))
+    return {
+        "task": job.task,
+        "number": job.number,
+        "seed": how.seed,
+        "instruction": text,
+        "success": done,
+        "steps": steps,
+        "clipped": clipped,
+        "asked": len(latency),
+        "latency_ms": _ms(statistics.median(latency)) if latency else None,
+        "latency_max_ms": _ms(max(latency)) if latency else None,
+        "simulator_s": round(simulator, 5),
+        "policy_s": round(sum(latency), 5),
+        "total_s": round(total, 5),
+    }
+
+
+def _ms(seconds: float) -> float:
+    return round(1e3 * seconds, 3)
+
+
+class Replies:
+    """Where standard output was. Simulators print; from here on that goes to standard error."""
+
+    def __init__(self) -> None:
+        self._file = os.fdopen(os.dup(1), "wb", buffering=0)
+        os.dup2(2, 1)
+        self._last = time.monotonic()
+
+    def send(self, message: dict[str, Any]) -> None:
+        self._file.write(json.dumps(message).encode() + b"\n")
+        self._last = time.monotonic()
+
+    def beat(self) -> None:
+        if time.monotonic() > self._last + BEAT_SECONDS:
+            self._file.write(b"\n")
+            self._last = time.monotonic()
+
+
+def main() -> int:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when
+    replies = Replies()
+    how = Setup(**json.loads(sys.stdin.readline()))
+    try:
+        env = envs.make(how.env)
+        if why := env.available():
+            raise RuntimeError(why)
+        does = callable_by_python(env)
+        policy = Policy(how.server, how.answer_seconds, how.start_seconds)
+    except Exception as error:
+        replies.send({"cannot": f"{error}"})
+        return 1
+    replies.send({"ready": os.getpid()})
+    for line in sys.stdin:
+        try:
+            found = episode(env, does, policy, how, Job(**json.loads(line)), replies.beat)
+        except ServerError as error:
+            replies.send({"server": str(error)})
+            return 1
+        replies.send({"done": found})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
