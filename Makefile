@@ -36,6 +36,7 @@ demo-plan:
 		"6 minutes on two quiet CPU cores, 20 where others use them; 0.3 GB in runs/demo."
 
 test: $(ENVIRONMENTS)
+	@$(BIN)/python -I lapa_jax/envs/graphics.py
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n $(JOBS) $(BY_FILE)
 

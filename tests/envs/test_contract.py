@@ -40,7 +40,23 @@ def effector_upright(env, state, image):
     np.testing.assert_allclose((column + 0.5, row + 0.5), (side * (1 + x), side * (1 - y)), atol=4)
 
 
+def fingers_upright(env, state, image):
+    """The hand begins at one place; the left finger is the only cyan thing there, and the arm comes
+    to it from the lower left."""
+    red, green, blue = np.moveaxis(image.astype(int), -1, 0)
+    row, column = np.argwhere((red < 40) & (green > 120) & (blue > 120)).mean(0)
+    np.testing.assert_allclose((column + 0.5, row + 0.5), (36.5, 30), atol=2.5)
+    row, column = np.argwhere((red > 80) & (green < 60) & (blue < 60)).mean(0)
+    assert 20 < row < 32 and column < 25
+
+
 CASES = {
+    "metaworld": Case(
+        tasks=("drawer-open", "reach"),
+        upright=fingers_upright,
+        rate=0.9,
+        episodes=3,
+    ),
     "tabletop": Case(
         tasks=("reach", "block_to_block"),
         upright=effector_upright,
