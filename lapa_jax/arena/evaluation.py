@@ -2,13 +2,14 @@
 
 import dataclasses
 import json
-import logging
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+from absl import logging
 
 from data_pipelines import keys, storage
 from data_pipelines.progress import Progress
@@ -49,7 +50,7 @@ class Options:
     start_seconds: Annotated[float, "[0.1, 1e5]", "for a server or a worker to be ready"] = 600
 
     def __post_init__(self) -> None:
-        keys.check(Options, dataclasses.asdict(self), "--")
+        keys.check(Options, dataclasses.asdict(self), "")
         if not self.out:
             raise ValueError("--out DIR is missing: where results go")
         if bool(self.server) == bool(self.workdir):
@@ -61,8 +62,8 @@ def evaluate(env: Environment, settings: Mapping[str, Any], options: Options) ->
     spec = env.spec
     tasks = tasks_named(spec, options.tasks)
     python = options.python or _python(env)
-    if python == sys.executable:  # else the workers say
-        usable(env)
+    if python == sys.executable or not (options.python or shutil.which(python)):
+        usable(env)  # in another Python the workers say
     out = storage.make_directory(Path(options.out))
     if options.server:
         return _with(address(options.server), spec, tasks, python, settings, options, out)
@@ -73,7 +74,7 @@ def evaluate(env: Environment, settings: Mapping[str, Any], options: Options) ->
 
 
 def _python(env: Environment) -> str:
-    """The interpreter that has the environment's simulator, where it is not this one."""
+    """The interpreter that has the environment's simulator; this one, where it names none."""
     return str(getattr(env, "python", "") or sys.executable)
 
 
@@ -156,6 +157,7 @@ def _run(
         for one in pool.run(jobs):
             if "error" in one:
                 logging.warning("%s, episode %d: %s", one["task"], one["number"], one["error"])
+                (kept.out / VIDEOS / f"{one['task']}-{one['number']}.npy").unlink(missing_ok=True)
             elif videos is not None and one["number"] < options.videos:
                 _keep_video(videos / f"{one['task']}-{one['number']}.npy", spec.control_hz)
             kept.append(one)

@@ -8,6 +8,7 @@ import os
 import selectors
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,8 @@ class Worker:
         self.log, self.job, self.ready, self._rest = log, None, False, b""
         self.deadline = 0.0
         environment = dict.fromkeys(_THREADS, "1") | {"JAX_PLATFORMS": "cpu"} | os.environ
-        environment["PYTHONPATH"] = packages
+        ours = [os.environ.get("PYTHONPATH", "")] if python == sys.executable else []
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [packages, *ours]))
         with open(log, "ab") as errors:
             try:
                 self.process = subprocess.Popen(
@@ -123,8 +125,10 @@ class Pool:
                 yield from self._hear(key.data)
             for worker in [w for w in self._all if w.job and time.monotonic() > w.deadline]:
                 worker.process.kill()
-                what = f"no step in {self.step_seconds:g} s (--step_seconds)"
-                yield from self._lost(worker, f"it hung, {what}")
+                why = f"it hung, no step in {self.step_seconds:g} s (--step_seconds)"
+                if not worker.ready:
+                    why = f"not ready in {self.setup.start_seconds:g} s (--start_seconds)"
+                yield from self._lost(worker, why)
 
     def _start(self) -> None:
         log = self.logs / f"worker-{self._made % self.workers}.log"

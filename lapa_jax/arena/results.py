@@ -45,12 +45,13 @@ def summary(
             "share_of_simulator": seconds["simulator"] / total,
             "share_of_policy": seconds["policy"] / total,
             "loop_by_simulator": other / seconds["simulator"],
-            "simulator_ms_per_step": 1e3 * seconds["simulator"] / steps,
+            "reset_ms": 1e3 * seconds["reset"] / len(ran),
+            "step_ms": 1e3 * (seconds["simulator"] - seconds["reset"]) / steps,
         }
     return result
 
 
-_PARTS = ("simulator", "policy", "total")
+_PARTS = ("reset", "simulator", "policy", "total")
 
 
 def _rate(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -121,18 +122,19 @@ def page(
     section.table(header, lines)
     if result["steps"]:
         section.table(
-            ["latency, median", "largest", "simulator", "policy", "of a step"],
+            ["latency, median", "largest", "simulator", "policy", "a step", "a reset"],
             [
                 [
                     f"{result['latency_ms']:.1f} ms",
                     f"{result['latency_max_ms']:.1f} ms",
                     f"{result['share_of_simulator']:.0%}",
                     f"{result['share_of_policy']:.0%}",
-                    f"{result['simulator_ms_per_step']:.2f} ms",
+                    f"{result['step_ms']:.2f} ms",
+                    f"{result['reset_ms']:.0f} ms",
                 ]
             ],
-            "Of questions to the policy; shares of the time of episodes; the simulator's time for "
-            "a step, with what it renders.",
+            "Latency of questions to the policy; shares of the time of episodes; the simulator's "
+            "time for a step, with what it renders, and for a reset.",
         )
     shown = [key for key in sorted(records) if key in videos and "error" not in records[key]]
     if shown:

@@ -51,7 +51,8 @@ class Environment(Protocol):
     """A language-conditioned benchmark, made of an instance of its `Settings`, a dataclass of keys.
 
     Making one costs nothing: what is missing here is said by `available`, and what takes time is
-    loaded by the first reset.
+    loaded by the first reset. One whose simulator needs a Python of its own has its path as
+    `python`, with which the workers of lapa_jax/arena run.
     """
 
     # The scripted policy, state → action; None where there is none.

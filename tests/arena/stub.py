@@ -33,9 +33,11 @@ class Stub:
 
 
 @contextlib.contextmanager
-def serving(*args: Any, **more: Any) -> Iterator[Stub]:
+def serving(*args: Any, status: int = 0, **more: Any) -> Iterator[Stub]:
+    """status: of HTTP, with which it refuses everybody."""
     stub = Stub(*args, **more)
-    with serve(stub.handle, "127.0.0.1", 0, compression=None) as server:
+    refuse = (lambda connection, _: connection.respond(status, "")) if status else None
+    with serve(stub.handle, "127.0.0.1", 0, compression=None, process_request=refuse) as server:
         host, port = server.socket.getsockname()[:2]
         stub.url = f"ws://{host}:{port}"
         thread = threading.Thread(target=server.serve_forever)

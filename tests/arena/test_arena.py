@@ -1,5 +1,6 @@
 """`lapa evaluate --benchmark`: workers and a server, when all goes well and when it does not."""
 
+import dataclasses
 import os
 import threading
 
@@ -9,7 +10,8 @@ import pytest
 import stub
 import toy
 
-from lapa_jax.arena import records
+from lapa_jax import envs
+from lapa_jax.arena import evaluation, records
 from lapa_jax.verbs import evaluate
 
 EPISODES = 3  # of a call of `run`
@@ -74,7 +76,13 @@ def test_an_evaluation(run, read, tmp_path, capfd):
 def test_workers_that_crash_or_hang_are_replaced(run, read, tmp_path, capfd):
     """Episodes 1 of three tasks end a process: once, and each time."""
     tasks = ("--tasks", "die,hang,crash", "--step_seconds", 0.3, "--answer_seconds", 1)
-    with stub.serving() as server:
+
+    def answer(seen):
+        if len(server.asked) % 5 == 3:
+            return "429: more than 200 requests a second"  # is asked again
+        return {"actions": np.full((2, 2), 0.5, np.float32)}
+
+    with stub.serving({}, answer) as server:
         assert run(server.url, *tasks, "--episodes", 2, "--once", tmp_path) == 0
         _, found = read(tmp_path / "out")
         assert [found[task, 1]["tries"] for task in ("die", "hang", "crash")] == [2, 2, 2]
@@ -127,6 +135,7 @@ BAD = {
     "ragged": ({}, acts([[0.0], [0.0, 1.0]]), "must be numbers, \\(steps, 2\\)"),
     "empty": ({}, acts(np.zeros((0, 1))), "actions of shape \\[0, 1\\]"),
     "nan": ({}, acts(np.full((1, 2), np.nan)), "not finite: \\[nan, nan\\]"),
+    "closes": ({}, lambda seen: 1 / 0, "has closed the connection"),
     "error": ({}, lambda seen: "422: image: missing", "answers: 422: image: missing"),
     "traceback": ({}, lambda seen: "Traceback:\n  File\nKeyError: 'x'\n", "answers: KeyError: 'x'"),
 }
@@ -137,6 +146,13 @@ def test_bad_servers_are_one_line(run, case):
     metadata, answer, why = BAD[case]
     with stub.serving(metadata, answer) as server, pytest.raises(ValueError, match=why):
         raise ValueError(run(server.url))
+
+
+def test_flags_of_environments_are_no_others():
+    ours = {field.name for field in dataclasses.fields(evaluation.Options)}
+    for name in envs.ENVS:
+        kind, _ = envs.ENVS[name]
+        assert not ours & {field.name for field in dataclasses.fields(kind)}, name
 
 
 def test_late_and_absent_servers(run):
@@ -150,5 +166,8 @@ def test_late_and_absent_servers(run):
     with stub.serving({}, answer) as server:
         assert "no answer in time: --answer_seconds" in run(server.url, "--answer_seconds", 0.2)
         waits.set()
+    for status, why in ((401, "set LAPA_SERVE_TOKEN"), (404, "is it openpi's?")):
+        with stub.serving(status=status) as server:
+            assert f"HTTP {status}: {why}" in run(server.url)
     assert "no server there" in run("ws://127.0.0.1:9")
     assert "is no address" in run("ftp://somewhere")
