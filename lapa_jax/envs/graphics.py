@@ -44,6 +44,8 @@ def choose() -> None:
     if why := missing():
         raise RuntimeError(why)
     os.environ["MUJOCO_GL"] = os.environ["PYOPENGL_PLATFORM"] = backend()
+    # Mesa on a CPU: threads cost more than they give where workers are many.
+    os.environ.setdefault("LP_NUM_THREADS", "1")
 
 
 @functools.cache
