@@ -17,8 +17,8 @@ def cameras(spec: EnvSpec, metadata: Mapping[str, Any], wanted: Sequence[str]) -
     """The views that are sent: `wanted`, or as many of the spec's as the policy sees."""
     if unknown := [name for name in wanted if name not in spec.views]:
         raise ValueError(f"--cameras: {spec.name} has no {unknown}; it has {', '.join(spec.views)}")
-    frames, images = metadata.get("num_frames", 1), metadata.get("images")
-    if frames != 1:
+    frames, images = _said(metadata, "num_frames", int), _said(metadata, "images", int)
+    if frames not in (None, 1):
         raise ValueError(
             f"--server: its policy sees {frames} frames of the past, and here it is sent the "
             "current one: serve one that was trained with data.num_frames=1"
@@ -40,9 +40,9 @@ def image_keys(
         if len(wanted) not in (1, len(found)) or len(set(wanted)) != len(wanted):
             raise ValueError(f"--image_keys {','.join(wanted)}: {len(found)} cameras, a name each")
         return tuple(wanted)
-    told = metadata.get("observation")
-    if isinstance(told, Mapping) and told.get("images"):
-        return tuple(next((n for n in names if n in _NAMES), names[0]) for names in told["images"])
+    told = _said(_said(metadata, "observation", Mapping) or {}, "images", list)
+    if told and all(isinstance(names, list) and names for names in told):
+        return tuple(next((n for n in names if n in _NAMES), names[0]) for names in told)
     if len(found) > len(_NAMES):
         raise ValueError(
             f"--image_keys: the server does not say how the images of {', '.join(found)} are named"
@@ -54,8 +54,8 @@ def image_size(
     spec: EnvSpec, metadata: Mapping[str, Any], wanted: Sequence[int]
 ) -> tuple[int, int]:
     """Height and width of what is rendered."""
-    theirs = metadata.get("image_size")
-    theirs = tuple(theirs) if isinstance(theirs, list) and len(theirs) == 2 else None
+    theirs = tuple(_said(metadata, "image_size", list) or ())
+    theirs = theirs if len(theirs) == 2 and all(type(n) is int and n > 0 for n in theirs) else ()
     if len(wanted) > 2:
         raise ValueError(f"--image_size {','.join(map(str, wanted))}: a side, or height,width")
     size = tuple(wanted) * 2 if len(wanted) == 1 else tuple(wanted)
@@ -71,17 +71,15 @@ def image_size(
 
 def fits(spec: EnvSpec, metadata: Mapping[str, Any]) -> None:
     """ValueError where the server says that its policy acts otherwise than the environment."""
-    what = metadata.get("policy", "action")
-    if what != "action":
+    if metadata.get("policy") == "latent":
         raise ValueError(
-            f"--server: its policy predicts {what}s, no actions: serve one that was fine-tuned "
-            "on actions"
+            "--server: its policy predicts latents, no actions: serve one that was fine-tuned on "
+            "actions"
         )
-    action = metadata.get("action")
-    action = action if isinstance(action, Mapping) else {}
-    dim, names = action.get("dim", spec.action_dim), action.get("names")
+    action = _said(metadata, "action", Mapping) or {}
+    dim, names = _said(action, "dim", int), _said(action, "names", list)
     hint = f"`lapa evaluate --benchmark {spec.name} --list` tells those of {spec.name}"
-    if dim != spec.action_dim:
+    if dim not in (None, spec.action_dim):
         raise ValueError(
             f"--server: its policy's actions have {dim} dimensions, those of {spec.name} "
             f"{spec.action_dim} ({', '.join(spec.actions)}): serve a policy of this environment"
@@ -91,12 +89,18 @@ def fits(spec: EnvSpec, metadata: Mapping[str, Any]) -> None:
             f"--server: its policy's actions are {', '.join(map(str, names))}, those of "
             f"{spec.name} {', '.join(spec.actions)}: {hint}"
         )
-    rate = metadata.get("control_hz")
-    if isinstance(rate, int | float) and not math.isclose(rate, spec.control_hz, rel_tol=0.02):
+    rate = _said(metadata, "control_hz", int | float)
+    if rate and not math.isclose(rate, spec.control_hz, rel_tol=0.02):
         raise ValueError(
             f"--server: its policy acts at {rate:g} Hz, {spec.name} at {spec.control_hz:g} Hz: "
             "serve a policy that was trained at this rate"
         )
+
+
+def _said(metadata: Mapping[str, Any], name: str, kind: Any) -> Any:
+    """None where the server does not say it, or means something else by that name."""
+    found = metadata.get(name)
+    return found if isinstance(found, kind) and not isinstance(found, bool) else None
 
 
 def trial(spec: EnvSpec, policy: Policy, how: Setup) -> None:

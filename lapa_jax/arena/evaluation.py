@@ -1,6 +1,7 @@
 """An evaluation of a server's policy in an environment: what `lapa evaluate --benchmark` does."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import sys
@@ -124,7 +125,7 @@ def _identity(metadata: Mapping[str, Any]) -> Any:
     of = metadata.get("checkpoint")
     if isinstance(of, Mapping):
         return {k: of.get(k) for k in ("step", "params_hash", "weights")}
-    return json.loads(json.dumps(metadata, default=str))
+    return {"metadata_hash": hashlib.sha256(repr(metadata).encode()).hexdigest()[:16]}
 
 
 def _asked(kept: records.Records, tasks: tuple[str, ...], options: Options) -> dict:
@@ -141,8 +142,8 @@ def _run(
 ) -> None:
     """The episodes that are not there, or are there as errors."""
     videos = storage.make_directory(kept.out / VIDEOS) if options.videos else None
-    wanted = [(task, number) for number in range(options.episodes) for task in tasks]
-    done = [key for key in wanted if "error" not in kept.found.get(key, {"error": ""})]
+    wanted = [(task, number) for task in tasks for number in range(options.episodes)]
+    done = {key for key in wanted if "error" not in kept.found.get(key, {"error": ""})}
     jobs = []
     for task, number in wanted:
         if (task, number) not in done:

@@ -20,6 +20,7 @@ from lapa_jax.arena.worker import BEAT_SECONDS, Job, Setup
 
 TRIES = 3  # of an episode whose worker crashes or hangs
 _STARTS = 2  # workers in a row that end before they are ready
+_IN_VAIN = 4 * TRIES  # that crash or hang before any episode is finished
 _ROOT = Path(__file__).parents[2]
 # A worker is one process of many: its libraries start no threads of their own.
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LP_NUM_THREADS")
@@ -29,7 +30,9 @@ class Worker:
     """One process, and its pipes. Its standard error goes to `log`."""
 
     def __init__(self, python: str, packages: str, setup: Setup, log: Path):
-        self.log, self.job, self.ready, self._rest = log, None, False, b""
+        self.log, self.ready, self._rest = log, False, b""
+        self.job: Job | None = None
+        self.task = ""  # of its last episode
         self.deadline = 0.0
         environment = dict.fromkeys(_THREADS, "1") | {"JAX_PLATFORMS": "cpu"} | os.environ
         ours = [os.environ.get("PYTHONPATH", "")] if python == sys.executable else []
@@ -93,14 +96,17 @@ class Pool:
 
     def run(self, jobs: Sequence[Job]) -> Iterator[dict[str, Any]]:
         """What each episode gave, as they finish; of one that fails TRIES times `error`. Raises
-        RuntimeError where workers cannot start, ServerError for one that does not answer."""
+        RuntimeError where workers cannot start or none gets to an end, ServerError for a server
+        that does not answer."""
         with tempfile.TemporaryDirectory(prefix="lapa-") as packages:
             for name in ("lapa_jax", "data_pipelines"):  # and nothing else of our environment
                 (Path(packages) / name).symlink_to(_ROOT / name)
             self._packages = packages
-            self._waiting, self._tries = collections.deque(jobs), collections.Counter()
+            self._waiting, self._tries = collections.defaultdict(list), collections.Counter()
+            for job in reversed(jobs):  # the first of a task is the last of its list
+                self._waiting[job.task].append(job)
             self._all: list[Worker] = []
-            self._unstarted = self._made = 0
+            self._unstarted = self._made = self._finished = 0
             with selectors.DefaultSelector() as self._selector:
                 try:
                     yield from self._run()
@@ -110,11 +116,11 @@ class Pool:
 
     def _run(self) -> Iterator[dict[str, Any]]:
         while True:
-            while self._waiting and len(self._all) < self.workers:
+            while len(self._all) < min(self.workers, self._left):
                 self._start()
             for worker in self._all:
-                if worker.job is None and self._waiting:
-                    worker.job = self._waiting.popleft()
+                if worker.job is None and (job := self._next(worker)):
+                    worker.job, worker.task = job, job.task
                     worker.send(dataclasses.asdict(worker.job))
                     self._alive(worker)
             busy = [worker for worker in self._all if worker.job]
@@ -129,6 +135,22 @@ class Pool:
                 if not worker.ready:
                     why = f"not ready in {self.setup.start_seconds:g} s (--start_seconds)"
                 yield from self._lost(worker, why)
+
+    @property
+    def _left(self) -> int:
+        """Episodes that run or wait."""
+        waiting = sum(map(len, self._waiting.values()))
+        return waiting + sum(worker.job is not None for worker in self._all)
+
+    def _next(self, worker: Worker) -> Job | None:
+        """Of the worker's task while there is one: others make some simulators anew. Else of the
+        task that is most left alone."""
+        tasks = [task for task, jobs in self._waiting.items() if jobs]
+        busy = {one.task for one in self._all if one.job}
+        tasks.sort(
+            key=lambda task: (task == worker.task, task not in busy, len(self._waiting[task]))
+        )
+        return self._waiting[tasks[-1]].pop() if tasks else None
 
     def _start(self) -> None:
         log = self.logs / f"worker-{self._made % self.workers}.log"
@@ -156,6 +178,7 @@ class Pool:
             if "ready" in message:
                 worker.ready, self._unstarted = True, 0
             if "done" in message:
+                self._finished += 1
                 yield message["done"] | {"tries": self._tries[worker.job] + 1}
                 worker.job = None
             self._alive(worker)
@@ -172,7 +195,12 @@ class Pool:
                 raise RuntimeError(f"{self.python} -m lapa_jax.arena.worker does not start: {why}")
         elif job:
             self._tries[job] += 1
+            if not self._finished and self._tries.total() >= _IN_VAIN:
+                raise RuntimeError(
+                    f"{_IN_VAIN} workers ended in their episode, one after another; "
+                    f"the last one: {why} ({worker.log})"
+                )
         if job and self._tries[job] < TRIES:
-            self._waiting.append(job)
+            self._waiting[job.task].insert(0, job)
         elif job:
             yield {"task": job.task, "number": job.number, "error": why, "tries": TRIES}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines import storage
+from data_pipelines.storage import places
 
 SETTINGS, EPISODES = "settings.json", "episodes.jsonl"
 
@@ -23,7 +24,7 @@ class Records:
         settings = json.loads(json.dumps(settings))
         path = out / SETTINGS
         if path.is_file():
-            _same(out, json.loads(path.read_text()), settings)
+            _same(out, places.read_json(path, f"take another folder than {out}"), settings)
         elif (out / EPISODES).exists():
             raise ValueError(f"--out {out} has {EPISODES} and no {SETTINGS}: take another folder")
         else:

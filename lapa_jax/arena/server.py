@@ -28,11 +28,12 @@ def started(
     flags = ["--workdir", workdir, "--port", "0", "--requests_per_second", "0"]
     flags += ["--batch_sizes", ",".join(map(str, sizes))]
     flags += ["--image_keys", ",".join(image_keys)] if image_keys else []
-    with open(log, "wb") as file:
+    with open(log, "ab") as file:
+        before = file.tell()
         command = [sys.executable, "-c", _CODE, "serve", *flags]
         process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
     try:
-        yield f"ws://{_address(process, log, seconds)}"
+        yield f"ws://{_address(process, log, before, seconds)}"
     finally:
         process.send_signal(signal.SIGTERM)
         try:
@@ -42,11 +43,11 @@ def started(
             process.wait()
 
 
-def _address(process: subprocess.Popen, log: Path, seconds: float) -> str:
+def _address(process: subprocess.Popen, log: Path, before: int, seconds: float) -> str:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         ended = process.poll() is not None
-        text = log.read_text(errors="replace")
+        text = log.read_bytes()[before:].decode(errors="replace")
         if found := _SERVED.search(text):
             return found[1]
         if ended:

@@ -11,7 +11,7 @@ import stub
 import toy
 
 from lapa_jax import envs
-from lapa_jax.arena import evaluation, records
+from lapa_jax.arena import evaluation, pool, records
 from lapa_jax.verbs import evaluate
 
 EPISODES = 3  # of a call of `run`
@@ -73,7 +73,7 @@ def test_an_evaluation(run, read, tmp_path, capfd):
     assert "metres a step" in capfd.readouterr().out
 
 
-def test_workers_that_crash_or_hang_are_replaced(run, read, tmp_path, capfd):
+def test_workers_that_crash_or_hang_are_replaced(run, read, tmp_path, capfd, monkeypatch):
     """Episodes 1 of three tasks end a process: once, and each time."""
     tasks = ("--tasks", "die,hang,crash", "--step_seconds", 0.3, "--answer_seconds", 1)
 
@@ -82,17 +82,20 @@ def test_workers_that_crash_or_hang_are_replaced(run, read, tmp_path, capfd):
             return "429: more than 200 requests a second"  # is asked again
         return {"actions": np.full((2, 2), 0.5, np.float32)}
 
-    with stub.serving({}, answer) as server:
+    with stub.serving(THEIRS, answer) as server:
         assert run(server.url, *tasks, "--episodes", 2, "--once", tmp_path) == 0
         _, found = read(tmp_path / "out")
         assert [found[task, 1]["tries"] for task in ("die", "hang", "crash")] == [2, 2, 2]
         assert all(one["success"] or one["steps"] == toy.HORIZON for one in found.values())
-        found, flags = {}, ("--tasks", "die,crash", "--episodes", 2)
+        flags = ("--tasks", "die,crash", "--episodes", 2)
         assert run(server.url, *flags, out="always") == 3
         result, found = read(tmp_path / "always")
         assert result["all"]["errors"] == 2 and result["all"]["episodes"] == 2
         assert "SIGKILL" in found["die", 1]["error"] and found["die", 1]["tries"] == 3
         assert "ArithmeticError: the simulator is unstable" in found["crash", 1]["error"]
+        monkeypatch.setattr(pool, "_IN_VAIN", 2)
+        why = run(server.url, "--tasks", "crash", "--episodes", 2, out="always")
+        assert "2 workers ended in their episode, one after another" in why
     assert "2 episodes ended in an error" in capfd.readouterr().err
 
 
@@ -114,6 +117,18 @@ def acts(value):
     return lambda seen: {"actions": value}
 
 
+# Of a server that means other things by our names.
+THEIRS = {
+    "policy": "pi",
+    "images": ["base", "wrist"],
+    "num_frames": None,
+    "action": 3,
+    "control_hz": "x",
+    "observation": {"images": 2},
+    "image_size": "224",
+    "checkpoint": "x",
+    "names": {1: 2},
+}
 OURS = {"policy": "action", "num_frames": 1, "images": 2, "image_size": [8, 8]}
 BAD = {
     "latent": (OURS | {"policy": "latent"}, None, "predicts latents, no actions"),
