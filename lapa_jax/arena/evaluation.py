@@ -33,7 +33,11 @@ class Options:
     tasks: Annotated[tuple[str, ...], "", "joined by commas; default: all"] = ()
     episodes: Annotated[int, "[1, 1e6]", "of each task"] = 50
     seed: Annotated[int, "[0, 2147483647]", "of the start states"] = 0
-    phrasings: Annotated[str, ("train", "held_out", "all"), "of the instructions"] = "train"
+    phrasings: Annotated[
+        str,
+        ("train", "held_out", "all", "none", "shuffled"),
+        "of the instructions; none: no words; shuffled: those of the other tasks",
+    ] = "train"
     steps: Annotated[int, "[0, 1e6]", "of an episode at most; 0: the environment's horizon"] = 0
     execute: Annotated[int, "[1, 1e4]", "actions of an answer before the policy is asked again"] = 1
     cameras: Annotated[tuple[str, ...], "", "views that are sent; default: the environment's"] = ()
@@ -62,6 +66,8 @@ def evaluate(env: Environment, settings: Mapping[str, Any], options: Options) ->
     """Runs what is not there yet; gives and writes the result. settings: of `envs.make`."""
     spec = env.spec
     tasks = tasks_named(spec, options.tasks)
+    if options.phrasings == "shuffled" and len(spec.tasks) < 2:
+        raise ValueError(f"--phrasings shuffled: {spec.name} has no other task than {tasks[0]}")
     python = options.python or _python(env)
     if python == sys.executable or not (options.python or shutil.which(python)):
         usable(env)  # in another Python the workers say

@@ -42,7 +42,7 @@ class Setup:
     seed: int
     steps: int  # of an episode at most
     execute: int  # actions of an answer that are taken before the next question
-    phrasings: str  # split of the instructions
+    phrasings: str  # split of the instructions; none; shuffled: those of the other tasks
     cameras: Sequence[str]  # views
     image_size: Sequence[int]  # height, width
     image_keys: Sequence[str]  # of each camera, or one of all of them
@@ -111,15 +111,26 @@ def clip(spec: EnvSpec, action: np.ndarray) -> tuple[np.ndarray, bool]:
     return np.clip(action, low, high), bool(beyond.any())
 
 
+def told(env: Environment, does: Any, how: Setup, job: Job, state: Any) -> str:
+    """The instruction of an episode that starts in `state`."""
+    if how.phrasings == "none":
+        return ""
+    if how.phrasings == "shuffled":
+        others = [task for task in env.spec.tasks if task != job.task]
+        state = does.start(how.seed, others[job.number % len(others)], job.number)
+    known = env.phrasings("train" if how.phrasings == "shuffled" else how.phrasings)
+    states = state if env.spec.traceable else [state]
+    return env.instructions(states, known[job.number % len(known)])[0]
+
+
 def episode(
     env: Environment, does: Any, policy: Policy, how: Setup, job: Job, beat: Callable[[], None]
 ) -> dict[str, Any]:
     """Runs one; what is recorded of it."""
     clock, spec, size = time.perf_counter, env.spec, tuple(how.image_size)
     began = clock()
-    known = env.phrasings(how.phrasings)
     state = does.start(how.seed, job.task, job.number)
-    (text,) = env.instructions(state if spec.traceable else [state], known[job.number % len(known)])
+    text = told(env, does, how, job, state)
     done = bool(does.success(state))
     reset = simulator = clock() - began
     latency, frames = [], []

@@ -4,11 +4,13 @@ import dataclasses
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from lapa_jax import envs
+from lapa_jax.arena import worker
 from lapa_jax.envs import graphics
 from lapa_jax.envs.metaworld import language
 
@@ -67,6 +69,20 @@ def test_the_goal_is_seen_in_every_view_that_does_not_turn(env):
             red, green, blue = np.moveaxis(env.render(state, 64, view).astype(int), -1, 0)
             seen = (green > red + 60) & (green > blue + 60)
             assert seen.any(), view
+
+
+def test_words_are_the_task_s_none_or_of_another_one(env):
+    def start(seed, task, number):
+        return env.evaluation_states(seed, task, 1, number)[0]
+
+    does, job, told = SimpleNamespace(start=start), worker.Job("reach", 1), {}
+    state = start(0, job.task, job.number)
+    for split in ("train", "held_out", "none", "shuffled"):
+        how = SimpleNamespace(seed=0, phrasings=split)
+        told[split] = worker.told(env, does, how, job, state)
+    reach = language.SENTENCES["reach"]
+    assert (told["train"], told["held_out"], told["none"]) == (reach[1], reach[4], "")
+    assert told["shuffled"] not in reach and told["shuffled"] in env.all_instructions()
 
 
 def test_distractors_move_with_the_clock_alone(env):
