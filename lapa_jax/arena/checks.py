@@ -1,6 +1,7 @@
 """Whether a server's policy fits an environment, and how it is asked, before the first episode."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,13 @@ from lapa_jax.arena.client import Policy
 from lapa_jax.arena.worker import Setup, observation
 from lapa_jax.envs.env import EnvSpec
 
+_UNITS = {
+    "m": ("m", "metre", "metres", "meter", "meters"),
+    "cm": ("cm", "centimetre", "centimetres", "centimeter", "centimeters"),
+    "mm": ("mm", "millimetre", "millimetres", "millimeter", "millimeters"),
+    "rad": ("rad", "radian", "radians"),
+    "deg": ("deg", "degree", "degrees"),
+}
 _NAMES = ("observation/image", "observation/wrist_image")  # openpi's LIBERO client's
 
 
@@ -89,6 +97,15 @@ def fits(spec: EnvSpec, metadata: Mapping[str, Any]) -> None:
             f"--server: its policy's actions are {', '.join(map(str, names))}, those of "
             f"{spec.name} {', '.join(spec.actions)}: {hint}"
         )
+    units = _said(action, "units", list) or []
+    units = units if len(units) == spec.action_dim else spec.action_units
+    for name, ours, theirs in zip(spec.actions, spec.action_units, units, strict=True):
+        known = {_unit(ours), _unit(str(theirs))} - {None}
+        if len(known) > 1:
+            raise ValueError(
+                f"--server: {name} of its policy is in {theirs}, that of {spec.name} in {ours}: "
+                f"serve a policy that was trained on actions of this unit; {hint}"
+            )
     rate = _said(metadata, "control_hz", int | float)
     if rate and not math.isclose(rate, spec.control_hz, rel_tol=0.02):
         raise ValueError(
@@ -101,6 +118,12 @@ def _said(metadata: Mapping[str, Any], name: str, kind: Any) -> Any:
     """None where the server does not say it, or means something else by that name."""
     found = metadata.get(name)
     return found if isinstance(found, kind) and not isinstance(found, bool) else None
+
+
+def _unit(text: str) -> str | None:
+    """Of what is said of a unit, the unit, where it is one of those that are mistaken."""
+    first = re.match(r"[a-z]*", text.lower())[0]
+    return next((unit for unit, names in _UNITS.items() if first in names), None)
 
 
 def trial(spec: EnvSpec, policy: Policy, how: Setup) -> None:

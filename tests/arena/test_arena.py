@@ -138,6 +138,11 @@ BAD = {
         None,
         "x, y, those of toy x, grip",
     ),
+    "units": (
+        OURS | {"action": {"dim": 2, "units": ["cm", "m"]}},
+        None,
+        "x of its policy is in cm, that of toy in metres a step",
+    ),
     "rate": (OURS | {"control_hz": 5.0}, None, "acts at 5 Hz, toy at 10 Hz"),
     "cameras": (OURS | {"images": 3}, None, "sees 3 cameras, toy sends 2 \\(front, wrist\\)"),
     "history": (OURS | {"num_frames": 2}, None, "sees 2 frames"),

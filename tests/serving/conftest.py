@@ -20,7 +20,7 @@ def action_policy(action_run):
 
 @pytest.fixture(scope="module")
 def action_server(action_run):
-    flags = ("--action_names", "x,grip", "--requests_per_second", 0)
+    flags = ("--action_names", "x,grip", "--control_hz", 5, "--requests_per_second", 0)
     with serving(action_run, *flags) as found:
         yield found
 

@@ -38,6 +38,7 @@ def test_openpi_client(robot, action_policy):
     """The client of PyPI, unchanged; an error is one of its, and the connection goes on."""
     metadata = robot.get_server_metadata()
     assert metadata["image_size"] == [32, 48] and metadata["chunk"] == 1
+    assert metadata["control_hz"] == 5
     for seed in range(3):
         found = robot.infer({"observation/image": picture(seed), "prompt": TEXT})
         expected = action_policy.predict_action(picture(seed), TEXT)
