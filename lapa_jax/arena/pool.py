@@ -34,7 +34,7 @@ class Worker:
         self.job: Job | None = None
         self.task = ""  # of its last episode
         self.deadline = 0.0
-        environment = dict.fromkeys(_THREADS, "1") | {"JAX_PLATFORMS": "cpu"} | os.environ
+        environment = dict.fromkeys(_THREADS, "1") | os.environ | {"JAX_PLATFORMS": "cpu"}
         ours = [os.environ.get("PYTHONPATH", "")] if python == sys.executable else []
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [packages, *ours]))
         with open(log, "ab") as errors:

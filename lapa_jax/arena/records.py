@@ -12,7 +12,11 @@ from data_pipelines.storage import places
 
 SETTINGS, EPISODES = "settings.json", "episodes.jsonl"
 
-Key = tuple[str, int]  # task, number
+# What results are made of; of an episode that ended in an error there is `error` instead.
+RECORDED = (
+    *("instruction", "success", "steps", "clipped", "latency_ms", "latency_max_ms"),
+    *("reset_s", "simulator_s", "policy_s", "total_s"),
+)
 
 
 class Records:
@@ -35,11 +39,13 @@ class Records:
         if whole < len(data):  # a line that was being written when all ended
             os.ftruncate(self._file, whole)
         for number, line in enumerate(data[:whole].splitlines(), 1):
-            try:
-                one = json.loads(line)
-                self.found[one["task"], one["number"]] = one
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{out / EPISODES}: line {number} is no episode") from error
+            one = _episode(line)
+            if one is None:
+                raise ValueError(
+                    f"{out / EPISODES}: line {number} is no episode of this version: take another "
+                    "folder"
+                )
+            self.found[one["task"], one["number"]] = one
 
     def append(self, one: Mapping[str, Any]) -> None:
         data = json.dumps(one).encode() + b"\n"
@@ -69,6 +75,17 @@ def opened(out: Path, settings: Mapping[str, Any]) -> Iterator[Records]:
             yield records
         finally:
             records.close()
+
+
+def _episode(line: bytes) -> dict[str, Any] | None:
+    try:
+        one = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(one, dict):
+        return None
+    wanted = {"task", "number", *(() if "error" in one else RECORDED)}
+    return one if one.keys() >= wanted else None
 
 
 def _same(out: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:

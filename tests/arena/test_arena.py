@@ -61,6 +61,11 @@ def test_an_evaluation(run, read, tmp_path, capfd):
         result, more = read(tmp_path / "out")
         assert {key: more[key] for key in found} == found and len(more) == EPISODES + 1
         assert len(server.asked) == asked + 2 + more["go", EPISODES]["asked"]
+        whole = path.read_text()
+        for line in ('{"task": "go", "number": 9}', "[]", "{"):
+            path.write_text(f"{whole}{line}\n")
+            assert f"line {EPISODES + 2} is no episode" in run(server.url, *flags)
+        path.write_text(whole)
         why = run(server.url, *flags[:2], "--seed", 1)
         assert "execute 2 there, 1 here; seed 0 there, 1 here" in why
     with stub.serving({"checkpoint": {"params_hash": "another"}}, answer) as server:
