@@ -29,7 +29,8 @@ VERBS = {
     ),
     "evaluate": (
         "lapa_jax.verbs.evaluate",
-        "diagnostics of a quantizer; token accuracy and closed-loop success of a policy",
+        "diagnostics of a quantizer; token accuracy and closed-loop success of a policy, also of "
+        "one behind a server (--benchmark)",
         "lapa evaluate --workdir runs/quantizer",
     ),
     "serve": (
