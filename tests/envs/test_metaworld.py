@@ -63,6 +63,20 @@ def test_episodes_do_not_mix(env):
     np.testing.assert_array_equal(*ends)
 
 
+def test_pictures_of_two_tasks_do_not_mix(env):
+    """Drawn by turns, each with buffers of its own, and of two sizes."""
+    states = {task: starts(env, task, 3) for task in ("reach", "push")}
+    sizes = {"reach": 64, "push": 32}
+    of = [(task, i) for task in states for i in range(3)]
+    by_turns = {
+        (t, i): env.render(states[t][i], sizes[t]) for t, i in sorted(of, key=lambda x: x[1])
+    }
+    for task, i in of:
+        picture = env.render(states[task][i], sizes[task])
+        np.testing.assert_array_equal(by_turns[task, i], picture)
+    assert len({picture.tobytes() for picture in by_turns.values()}) == len(of)
+
+
 def test_the_goal_is_seen_in_every_view_that_does_not_turn(env):
     for state in starts(env, "push", 3):
         for view in ("robot", "human", "gripper", "recolour", "distractors"):

@@ -22,6 +22,7 @@ from lapa_jax.envs.metaworld.simulator import Simulator, State
 __all__ = ["Metaworld", "MetaworldSettings", "State"]
 
 _NEEDS = {"metaworld": "3.1.1", "mujoco": "3.3.0"}
+_PINNED = " ".join(f"{name}=={version}" for name, version in _NEEDS.items())
 _STEP_HZ = 80.0  # of the benchmark: 5 steps of MuJoCo of 2.5 ms
 _TRAIN, _EVALUATE = 0, 1  # the lowest bit of a reset key
 
@@ -77,9 +78,9 @@ class Metaworld:
             try:
                 found = importlib.metadata.version(name)
             except importlib.metadata.PackageNotFoundError:
-                return f"{name} is not installed: pip install 'lapa_jax[metaworld]'"
+                return f"{name} is not installed: pip install {_PINNED}"
             if found != version:
-                return f"{name} {found} is not {version}: pip install 'lapa_jax[metaworld]'"
+                return f"{name} is {found}, not {version}: pip install {_PINNED}"
         return graphics.missing()
 
     def reset(self, key: Any, task: str | None = None) -> State:

@@ -1,8 +1,8 @@
 """Pictures of a state in several views, by rules that make them cheap on a CPU.
 
-No shadows, reflections and multisampling, and meshes of many faces with their vertices merged
-within cells of MESH_CELL metres: the robot has 67,000 faces, most of them under a pixel. Views
-change what is drawn only. Images are LeRobot's: its camera, turned upright.
+No shadows, reflections and multisampling, spheres of fewer faces, and meshes of many with their
+vertices merged within cells of MESH_CELL metres: the robot has 67,000 faces, most of them under a
+pixel. Views change what is drawn only. Images are LeRobot's: its camera, turned upright.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from lapa_jax.envs import graphics
 
 MESH_CELL = 0.006
+_SLICES, _STACKS = 16, 10  # of spheres and capsules, of which MuJoCo has 28 and 16
 _DETAILED = 1000  # faces from which on a mesh is simplified
 _CAMERA = "corner2"
 _CAMERA_POSITION = (0.75, 0.075, 0.7)  # as LeRobot moves it
@@ -93,6 +94,8 @@ class Painter:
         if max(size) > self._side:
             self._side = max(size)
             mujoco.mjr_resizeOffscreen(self._side, self._side, self._context)
+        # Another task's picture may have been the last: else it is drawn there, and read here.
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         if look.colours:
             self.model.geom_matid[:], self.model.geom_rgba[:] = self._looks[True]
         mujoco.mjv_updateScene(
@@ -137,13 +140,13 @@ class Painter:
 
     def _uploaded(self) -> Any:
         simple = copy.copy(self.model)
-        simple.vis.quality.offsamples = simple.vis.quality.shadowsize = 0
+        quality = simple.vis.quality
+        quality.offsamples = quality.shadowsize = 0
+        quality.numslices, quality.numstacks = _SLICES, _STACKS
         simple.vis.global_.offwidth = simple.vis.global_.offheight = 16
         for mesh in np.flatnonzero(simple.mesh_facenum >= _DETAILED):
             _simplify(simple, mesh)
-        found = self._mujoco.MjrContext(simple, self._mujoco.mjtFontScale.mjFONTSCALE_100)
-        self._mujoco.mjr_setBuffer(self._mujoco.mjtFramebuffer.mjFB_OFFSCREEN, found)
-        return found
+        return self._mujoco.MjrContext(simple, self._mujoco.mjtFontScale.mjFONTSCALE_100)
 
     def _recoloured(self) -> tuple[np.ndarray, np.ndarray]:
         model = self.model
