@@ -58,7 +58,7 @@ def context() -> Any:
         from mujoco.osmesa import GLContext
     found = GLContext(_LARGEST, _LARGEST)
     found.make_current()
-    atexit.register(found.free)
+    atexit.register(context.cache_clear)  # it is freed by its end, once
     return found
 
 
