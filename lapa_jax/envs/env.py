@@ -125,6 +125,14 @@ def check_action(spec: EnvSpec, action: np.ndarray) -> np.ndarray:
     return np.clip(action, low, high)
 
 
+def phrasing_numbers(split: str, trained: int, count: int) -> range:
+    """Phrasings of "train", the first `trained` of `count`, of "held_out", the others, or "all"."""
+    ranges = {"train": range(trained), "held_out": range(trained, count), "all": range(count)}
+    if split not in ranges:
+        raise ValueError(f"split {split!r} is not one of {list(ranges)}")
+    return ranges[split]
+
+
 # --- States of simulators in files ---
 
 

@@ -3,6 +3,8 @@
 The last NUM_HELD_OUT are held out from training. No two tasks share a sentence.
 """
 
+from lapa_jax.envs.env import phrasing_numbers
+
 NUM_TRAIN = 3
 NUM_HELD_OUT = 2
 NUM_PHRASINGS = NUM_TRAIN + NUM_HELD_OUT
@@ -377,14 +379,7 @@ SUITES: dict[str, tuple[str, ...]] = {
 
 def phrasings(split: str) -> range:
     """Phrasing numbers of "train", "held_out" or "all"."""
-    ranges = {
-        "train": range(NUM_TRAIN),
-        "held_out": range(NUM_TRAIN, NUM_PHRASINGS),
-        "all": range(NUM_PHRASINGS),
-    }
-    if split not in ranges:
-        raise ValueError(f"split {split!r} is not one of {list(ranges)}")
-    return ranges[split]
+    return phrasing_numbers(split, NUM_TRAIN, NUM_PHRASINGS)
 
 
 def instruction(task: str, phrasing: int) -> str:

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from lapa_jax.envs.env import phrasing_numbers
 from lapa_jax.envs.tabletop.state import COLOURS, FAMILIES, NUM_KINDS, SHAPES
 
 NUM_TRAIN = 4
@@ -96,14 +97,7 @@ def block_name(kind: int) -> str:
 
 def phrasings(split: str) -> range:
     """Phrasing numbers of "train", "held_out" or "all"."""
-    ranges = {
-        "train": range(NUM_TRAIN),
-        "held_out": range(NUM_TRAIN, NUM_PHRASINGS),
-        "all": range(NUM_PHRASINGS),
-    }
-    if split not in ranges:
-        raise ValueError(f"split {split!r} is not one of {list(ranges)}")
-    return ranges[split]
+    return phrasing_numbers(split, NUM_TRAIN, NUM_PHRASINGS)
 
 
 def instruction(task: Task, phrasing: int) -> str:
