@@ -42,7 +42,7 @@ test: $(ENVIRONMENTS)
 
 # The inner loop: lint and the fast tests, in two minutes on two cores.
 check: lint
-	$(BIN)/python -m pytest -q -n $(JOBS) $(BY_FILE) -m "not slow and not aot"
+	$(BIN)/python -m pytest -q -n $(JOBS) $(BY_FILE) -m "not slow and not aot and not simulator"
 
 # Every shipped config for every machine it names, ahead of time: about an hour on two cores.
 test-aot: $(VENV)/.dev $(VENV)/.aot

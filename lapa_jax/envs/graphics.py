@@ -50,7 +50,13 @@ def choose() -> None:
 
 @functools.cache
 def context() -> Any:
-    """The OpenGL context of this process, made current: all pictures are drawn in one."""
+    """The OpenGL context of this process, made current: all pictures are drawn in one. RuntimeError
+    where TensorFlow is loaded: Mesa would end the process, as both bring an LLVM."""
+    if "tensorflow" in sys.modules:
+        raise RuntimeError(
+            "OpenGL cannot draw in a process that has loaded TensorFlow: use another one, such as "
+            'the workers of `lapa evaluate --benchmark`, or data.decode="threads"'
+        )
     choose()
     if backend() == "egl":
         from mujoco.egl import GLContext

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import toy
+import walk
 
 from lapa_jax import cli, envs
 from lapa_jax.arena import records
@@ -15,9 +15,9 @@ from lapa_jax.verbs import evaluate
 @pytest.fixture
 def run(tmp_path, monkeypatch):
     """Calls the verb: what it returns, or its one line where it refuses."""
-    monkeypatch.setitem(envs.ENVS, "toy", (toy.Settings, toy.Toy))
+    monkeypatch.setitem(envs.ENVS, "toy", (walk.Settings, walk.Toy))
     python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{toy.__file__}"\n')
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{walk.__file__}"\n')
     python.chmod(0o755)
 
     def call(server: str, *given: object, out: str = "out") -> int | str:

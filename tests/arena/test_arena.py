@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 import stub
-import toy
+import walk
 
 from lapa_jax import envs
 from lapa_jax.arena import evaluation, pool, records
@@ -29,12 +29,12 @@ def test_an_evaluation(run, read, tmp_path, capfd):
         assert run(server.url, *flags) == 0
         result, found = read(tmp_path / "out")
         # 2.0 and -3.0 are clipped.
-        goals = [state.goal for state in toy.Toy().evaluation_states(0, "go", EPISODES)]
+        goals = [state.goal for state in walk.Toy().evaluation_states(0, "go", EPISODES)]
         ways = np.cumsum([0.5, 1, 0.5, 1, 0.5, -1, 0.5, 1, 0.5, -1, 0.5, -1])
         for (_, number), one in found.items():
             reached = np.flatnonzero(ways >= goals[number])
             assert one["success"] == bool(len(reached))
-            assert one["steps"] == (reached[0] + 1 if len(reached) else toy.HORIZON)
+            assert one["steps"] == (reached[0] + 1 if len(reached) else walk.HORIZON)
             assert one["clipped"] == one["steps"] // 2 and one["seed"] == 0
             assert one["asked"] == (one["steps"] + 1) // 2
         for seen in server.asked[2:]:  # the first two are black
@@ -91,7 +91,7 @@ def test_workers_that_crash_or_hang_are_replaced(run, read, tmp_path, capfd, mon
         assert run(server.url, *tasks, "--episodes", 2, "--once", tmp_path) == 0
         _, found = read(tmp_path / "out")
         assert [found[task, 1]["tries"] for task in ("die", "hang", "crash")] == [2, 2, 2]
-        assert all(one["success"] or one["steps"] == toy.HORIZON for one in found.values())
+        assert all(one["success"] or one["steps"] == walk.HORIZON for one in found.values())
         flags = ("--tasks", "die,crash", "--episodes", 2)
         assert run(server.url, *flags, out="always") == 3
         result, found = read(tmp_path / "always")

@@ -119,7 +119,11 @@ def trace(name: str) -> list[str]:
     return found
 
 
-@pytest.fixture(scope="module", params=list(CASES))
+MARKS = {"metaworld": pytest.mark.simulator}
+PARAMS = [pytest.param(name, marks=MARKS.get(name, ())) for name in CASES]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def case(request):
     return CASES[request.param], Plain(request.param)
 

@@ -14,6 +14,8 @@ from lapa_jax.arena import worker
 from lapa_jax.envs import graphics
 from lapa_jax.envs.metaworld import language
 
+pytestmark = pytest.mark.simulator
+
 
 @pytest.fixture(scope="module")
 def env():
