@@ -241,7 +241,7 @@ def convert(
     out, split = Path(options.out), options.split
     lock = writer.lock_output(out)
     try:
-        resuming = (out / f".staging-{split}").exists()
+        resuming = staging.folder(out, split).exists()
         output = writer.Output(out, options.dataset, source.spec, split)
         output.check(resuming=resuming)
         settings = {**settings, "name": output.name, "per_shard": options.per_shard}

@@ -15,8 +15,9 @@ import os
 import pickle
 import shlex
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
+from concurrent.futures import process
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,21 @@ class Job:
         return self.path.with_suffix(".json")
 
 
+@dataclasses.dataclass(frozen=True)
+class Local:
+    """So many processes of this machine; 1: this one."""
+
+    workers: int
+    runner: str = ""
+    beam_options: str = ""
+
+
 def run(
-    work: Callable[[Any], dict], jobs: Sequence[Job], options: Any
+    work: Callable[[Any], dict], jobs: Iterable[Job], options: Any
 ) -> contextlib.closing[Iterator[dict]]:
     """The result of each job, in the order in which they end; what runs elsewhere is ended with
-    the block. `options`: those of every conversion that say where it runs."""
+    the block. `options`: those of every conversion that say where it runs, or `Local`. In this
+    process `jobs` are taken one by one, each when the one before is done."""
     if jobs and options.runner:
         results = _run_on_beam(work, jobs, options.runner, options.beam_options)
     elif jobs and options.workers > 1:
@@ -72,6 +83,11 @@ def _run_in_processes(
                 yield future.result()
             except tuple(_FINAL.values()) as error:
                 raise error.with_traceback(None) from None
+            except process.BrokenProcessPool:
+                raise RuntimeError(
+                    f"one of {workers} worker processes was ended, by want of memory (fewer "
+                    "--workers need less) or by a crash; the same command goes on"
+                ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -90,12 +90,17 @@ def join(job: JoinJob) -> dict[str, Any]:
     return result
 
 
+def folder(directory: Path, split: str) -> Path:
+    """Where the staging area of a split is."""
+    return directory / f".staging-{split}"
+
+
 class Staging:
     """The staging area of one split. The caller holds the lock of the output directory."""
 
     def __init__(self, directory: Path, split: str, settings: dict):
         self.directory = directory
-        self.folder = directory / f".staging-{split}"
+        self.folder = folder(directory, split)
         self.split = split
         self.plan: list[PlannedShard] | None = None
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -180,6 +185,6 @@ class Staging:
         if changed:
             listing = "; ".join(f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in changed)
             raise ValueError(
-                f"{self.folder} holds an unfinished conversion with other settings ({listing}); "
+                f"{self.folder} holds an unfinished run with other settings ({listing}); "
                 "use the same settings to continue it, or delete that folder to start again"
             )

@@ -146,6 +146,11 @@ class Output:
                 "while it published them. Delete them"
             )
 
+    def is_finished(self) -> bool:
+        """Whether the corpus has the split."""
+        info = read_info(self.directory)
+        return bool(info) and any(one["name"] == self.split for one in info["splits"])
+
     def publish(self, shards: Sequence[Shard]) -> None:
         """Gives the shards their final names and lists the split; can be repeated after a stop.
 

@@ -1,35 +1,41 @@
 """Expert episodes of an environment as RLDS corpora, one per view.
 
 Every view shows the same trajectories under the same episode ids. Episode k is a function of
-(seed, split, environment, noise) alone, not of the batch size or of the other arguments. A run that
-is stopped leaves no corpus, and the same command starts it again.
+(seed, split, environment, tasks, noise) alone, not of the number of processes. A block of episodes
+that is finished survives a stop (data_pipelines/convert/staging.py): the same command goes on.
 """
 
-import contextlib
+from __future__ import annotations
+
 import dataclasses
-import zlib
+import functools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from data_pipelines.convert import executors
 from data_pipelines.convert.decode import encode_jpeg
 from data_pipelines.progress import Progress
 from data_pipelines.rlds import schema
-from data_pipelines.rlds.writer import RldsWriter
-from lapa_jax.envs.env import Environment, Size
+from lapa_jax.envs import demonstrations
+from lapa_jax.envs.corpora import Corpora
+from lapa_jax.envs.demonstrations import Block, Plan, Try
+from lapa_jax.envs.env import Environment, Size, tasks_named, usable
 from lapa_jax.envs.rollout import Episodes, collect_expert, render_states
 
 _RENDER_BATCH = 256  # frames per call of the renderer
 _ATTEMPTS_PER_EPISODE = 4
+_BLOCK = 16  # episodes of a simulator that are made, or lost, together
 
 
 @dataclasses.dataclass
 class CollectReport:
-    """What was collected. `dropped`: episodes that did not succeed and were left out."""
+    """What was collected. `dropped`: episodes that did not succeed and were left out; `resumed`:
+    those that a run before had made."""
 
     directories: dict[str, Path]
     episodes: int
@@ -38,6 +44,7 @@ class CollectReport:
     failed: int  # of the kept episodes
     episodes_of_family: dict[str, int]
     dropped_of_family: dict[str, int]
+    resumed: int = 0
 
     def table(self) -> str:
         lines = [f"{view:<12}  {path}" for view, path in self.directories.items()]
@@ -46,6 +53,7 @@ class CollectReport:
             f"frames        {self.frames} per view",
             f"dropped       {self.dropped} that did not succeed",
         ]
+        lines += [f"from before   {self.resumed} episodes"] * bool(self.resumed)
         for family in sorted(self.episodes_of_family.keys() | self.dropped_of_family.keys()):
             lines.append(
                 f"  {family:<24} {self.episodes_of_family.get(family, 0):>6} kept, "
@@ -60,6 +68,7 @@ def collect(
     *,
     episodes: int,
     views: Sequence[str] = ("robot",),
+    tasks: Sequence[str] = (),
     with_actions: bool = True,
     with_language: bool = True,
     seed: int = 0,
@@ -68,12 +77,15 @@ def collect(
     noise: float = 0.0,
     only_successful: bool = True,
     batch_size: int = 64,
+    workers: int = 1,
     progress: bool = True,
 ) -> CollectReport:
     """Writes `episodes` expert episodes to out/<view> for each view.
 
     noise: standard deviation of the exploration noise, as a part of the action range; recorded
-    actions are those that were executed. Splits of equal seed hold different episodes.
+    actions are those that were executed. Splits of equal seed hold different episodes. An
+    environment that can be traced makes `batch_size` at once, of the tasks that it draws; of any
+    other `tasks` (default: all) take turns, and `workers` processes make them.
     """
     if episodes < 1:
         raise ValueError(f"episodes={episodes} must be at least 1 (--episodes)")
@@ -87,96 +99,159 @@ def collect(
         raise ValueError(
             f"views={list(views)} must be different ones of {list(env.spec.views)} (--views)"
         )
-    spec = schema.EpisodeSpec(
-        image_shape=(height, width, 3),
-        action_dim=env.spec.action_dim if with_actions else 0,
-        language=with_language,
-        source=env.spec.name,
-        fps=env.spec.control_hz,
-        extras={"family": "string"},
+    if env.expert is None:
+        raise ValueError(
+            f"{env.spec.name} has no scripted expert whose episodes could be collected"
+        )
+    if tasks and env.spec.traceable:
+        raise ValueError(f"--tasks: {env.spec.name} draws them; its flag is --families")
+    if len(set(tasks)) != len(tasks):
+        raise ValueError(f"tasks={list(tasks)} must be different ones (--tasks)")
+    plan = Plan(
+        env=usable(env),
+        spec=_spec(env, (height, width), with_actions, with_language),
+        views=tuple(views),
+        tasks=tasks_named(env.spec, tasks),
+        seed=seed,
+        split=split,
+        noise=noise,
+        only_successful=only_successful,
     )
-    batch_size = min(batch_size, max(8, episodes))
-    limit = -(-(_ATTEMPTS_PER_EPISODE * episodes + 64) // batch_size) * batch_size
-    keys = env.training_keys(_split_seed(seed, split), limit)
-    report = CollectReport({view: Path(out) / view for view in views}, 0, 0, 0, 0, {}, {})
-    kept, dropped, phrasings = Counter(), Counter(), np.array(env.phrasings("train"))
-    with contextlib.ExitStack() as stack:
-        writers = {
-            view: stack.enter_context(
-                RldsWriter(path, name=f"{env.spec.name}_{view}", spec=spec, split=split)
-            )
-            for view, path in report.directories.items()
-        }
-        bar = stack.enter_context(Progress("collect", episodes, unit="episode", show=progress))
-        bar.waits()
-        for start in range(0, limit, batch_size):
-            found = collect_expert(
-                env, keys[start : start + batch_size], None, env.spec.horizon, noise
-            )
-            found = jax.tree.map(np.asarray, found)
-            families = env.tasks_of(jax.tree.map(lambda x: x[:, 0], found.states))
-            chosen = np.flatnonzero(found.success | (not only_successful))
-            chosen = chosen[: episodes - report.episodes]
-            # Those after the last one that was needed are neither kept nor dropped.
-            looked_at = int(chosen[-1]) + 1 if len(chosen) + report.episodes == episodes else None
-            tried = Counter(families[:looked_at])
-            taken = Counter(families[i] for i in chosen)
-            dropped.update(tried - taken)
-            kept.update(taken)
-            ids = {i: f"{split}-{seed}-{start + i:07d}" for i in chosen}
-            draws = [np.random.default_rng((seed, start + i)).choice(phrasings) for i in chosen]
-            for view, writer in writers.items() if len(chosen) else ():
-                for episode in _episodes(env, found, ids, draws, spec, view):
-                    writer.write(episode)
-            report.episodes += len(chosen)
-            report.frames += int((found.length[chosen] + 1).sum())
-            report.failed += int((~found.success[chosen]).sum())
-            bar.update(len(chosen))
-            if report.episodes == episodes:
-                break
-        if report.episodes < episodes:
-            raise ValueError(
-                f"only {report.episodes} of {report.episodes + dropped.total()} expert episodes "
-                f"succeeded within horizon={env.spec.horizon}, {episodes} were asked for: raise "
-                "the horizon (--horizon), lower the noise (--noise) or keep the failures "
-                f"(--keep_failures). Dropped: {dict(dropped)}"
-            )
-    report.dropped = dropped.total()
-    report.episodes_of_family, report.dropped_of_family = dict(kept), dict(dropped)
+    batch_size = min(batch_size, max(8, episodes)) if env.spec.traceable else _BLOCK
+    where = executors.Local(1 if env.spec.traceable else workers)
+    with Corpora(plan, Path(out), _settings(plan, episodes, batch_size)) as corpora:
+        resumed = corpora.episodes
+        if not corpora.planned:
+            try:
+                _make(plan, corpora, episodes, batch_size, where, progress)
+            except executors.NeedsSettingError:
+                corpora.remove()  # it would end so again
+                raise
+        report = _report(corpora, resumed)
+        corpora.publish(where)
     return report
 
 
+def _spec(
+    env: Environment, size: tuple[int, int], with_actions: bool, with_language: bool
+) -> schema.EpisodeSpec:
+    # The tabletop's corpora stay as they have always been.
+    old = env.spec.name == "tabletop"
+    return schema.EpisodeSpec(
+        image_shape=(*size, 3),
+        action_dim=env.spec.action_dim if with_actions else 0,
+        state_dim=0 if old else len(env.spec.state),
+        language=with_language,
+        source=env.spec.name,
+        fps=env.spec.control_hz,
+        extras={"family" if old else "task": "string"},
+    )
+
+
+def _settings(plan: Plan, episodes: int, block: int) -> dict[str, Any]:
+    """All that decides the corpora, by what the flags are called."""
+    (settings,) = dataclasses.asdict(plan.env).values()
+    return settings | {
+        "benchmark": plan.env.spec.name,
+        "episodes": episodes,
+        "views": plan.views,
+        "tasks": plan.tasks,
+        "seed": plan.seed,
+        "size": plan.spec.image_shape[:2],
+        "noise": plan.noise,
+        "keep_failures": not plan.only_successful,
+        "actions": bool(plan.spec.action_dim),
+        "language": plan.spec.language,
+        "episodes at once": block,
+    }
+
+
+def _make(
+    plan: Plan,
+    corpora: Corpora,
+    episodes: int,
+    block: int,
+    where: executors.Local,
+    progress: bool,
+) -> None:
+    """Makes the blocks that are missing."""
+    if plan.env.spec.traceable:
+        limit = -(-(_ATTEMPTS_PER_EPISODE * episodes + 64) // block) * block
+        tries = functools.partial(_batch, plan, plan.env.training_keys(plan.split_seed, limit))
+        jobs: Iterable[Block] = _while_wanted(corpora, episodes, limit, block)
+    else:
+        tries = functools.partial(demonstrations.stepped, plan)
+        jobs = [
+            corpora.block(part, range(start, min(start + block, episodes)), block)
+            for part, start in enumerate(range(0, episodes, block))
+            if part not in corpora.finished
+        ]
+    done = corpora.episodes
+    with Progress("collect", episodes, unit="episode", done=done, show=progress) as bar:
+        bar.waits(*() if plan.env.spec.traceable else ("the simulators start",))
+        write = functools.partial(demonstrations.write, tries, plan.spec)
+        with executors.run(write, jobs, where) as results:
+            for result in results:
+                corpora.add(result)
+                bar.update(len(result["frames"]))
+    if corpora.episodes < episodes:
+        tried = [one for result in corpora.results for one in result["tries"]]
+        dropped = dict(Counter(task for task, _, kept in tried if not kept))
+        told = demonstrations.failed(plan, corpora.episodes, len(tried))
+        raise executors.NeedsSettingError(f"{told}; {episodes} were asked for. Dropped: {dropped}")
+
+
+def _while_wanted(corpora: Corpora, episodes: int, limit: int, block: int) -> Iterator[Block]:
+    """One after the other is made while episodes lack."""
+    for part, start in enumerate(range(0, limit, block)):
+        if corpora.episodes == episodes:
+            return
+        if part not in corpora.finished:
+            wanted = episodes - corpora.episodes
+            yield corpora.block(part, range(start, start + block), wanted)
+
+
+def _batch(plan: Plan, keys: jax.Array, job: Block) -> Iterator[Try]:
+    """Episodes of a traceable environment, all at once; after the last one that is wanted no more
+    are looked at."""
+    env, of_job = plan.env, keys[job.numbers.start : job.numbers.stop]
+    found = collect_expert(env, of_job, None, env.spec.horizon, plan.noise)
+    found = jax.tree.map(np.asarray, found)
+    tasks = env.tasks_of(jax.tree.map(lambda x: x[:, 0], found.states))
+    chosen = np.flatnonzero(found.success | (not plan.only_successful))[: job.wanted]
+    made = _episodes(plan, found, chosen, job.numbers)
+    looked_at = int(chosen[-1]) + 1 if len(chosen) == job.wanted else len(tasks)
+    for i in range(looked_at):
+        yield Try(tasks[i], bool(found.success[i]), next(made) if i in chosen else ())
+
+
 def _episodes(
-    env: Environment,
-    found: Episodes,
-    ids: dict[int, str],
-    phrasings: Sequence[int],
-    spec: schema.EpisodeSpec,
-    view: str,
-) -> Iterator[schema.Episode]:
-    """The demonstrations whose numbers `ids` has, as one view shows them."""
-    chosen = list(ids)
+    plan: Plan, found: Episodes, chosen: np.ndarray, numbers: range
+) -> Iterator[tuple[schema.Episode, ...]]:
+    """Of each chosen one what every view shows."""
+    env, counts = plan.env, found.length[chosen] + 1  # states
     starts = jax.tree.map(lambda x: x[chosen, 0], found.states)
-    texts, families = env.instructions(starts, np.array(phrasings)), env.tasks_of(starts)
-    counts = found.length[chosen] + 1  # states; the last one has no action of its own
+    texts = env.instructions(starts, np.array([plan.phrasing(numbers[i]) for i in chosen]))
     rows, times = np.repeat(chosen, counts), np.concatenate([np.arange(n) for n in counts])
     states = jax.tree.map(lambda x: x[rows, times], found.states)
-    images = _render(env, states, len(rows), spec.image_shape[:2], view)
-    ends = np.cumsum(counts)
-    for number, (i, count) in enumerate(zip(chosen, counts, strict=True)):
-        actions = np.zeros((count, found.actions.shape[-1]), np.float32)
-        actions[:-1] = found.actions[i, : count - 1]
-        reward = np.zeros(count, np.float32)
-        reward[-1] = found.success[i]
-        yield schema.Episode(
-            images=images[ends[number] - count : ends[number]],
-            actions=actions if spec.action_dim else None,
-            instruction=texts[number] if spec.language else "",
-            episode_id=ids[i],
-            camera=view,
-            reward=reward,
-            terminal=bool(found.success[i]),
-            extras={"family": families[number]},
+    images = [
+        _render(env, states, len(rows), plan.spec.image_shape[:2], view) for view in plan.views
+    ]
+    own = None
+    if plan.spec.state_dim:
+        own = np.asarray(jax.vmap(env.proprioception)(states), np.float32)
+    stops = np.cumsum(counts)
+    told = zip(chosen, env.tasks_of(starts), texts, stops - counts, stops, strict=True)
+    for i, task, text, start, stop in told:
+        yield demonstrations.episodes(
+            plan,
+            numbers[i],
+            task=task,
+            success=bool(found.success[i]),
+            text=text,
+            actions=found.actions[i, : stop - start - 1],
+            states=None if own is None else own[start:stop],
+            images=[of_view[start:stop] for of_view in images],
         )
 
 
@@ -191,6 +266,21 @@ def _render(env: Environment, states: Any, count: int, size: Size, view: str) ->
     return images
 
 
-def _split_seed(seed: int, split: str) -> int:
-    """Another seed per split, so that a test split with the same --seed holds new episodes."""
-    return seed if split == "train" else (seed + zlib.crc32(split.encode())) & 0x7FFFFFFF
+def _report(corpora: Corpora, resumed: int) -> CollectReport:
+    kept, dropped = Counter(), Counter()
+    frames = failed = 0
+    for result in corpora.results:
+        frames += sum(result["frames"])
+        for task, success, is_kept in result["tries"]:
+            (kept if is_kept else dropped)[task] += 1
+            failed += is_kept and not success
+    return CollectReport(
+        directories=corpora.directories,
+        episodes=kept.total(),
+        frames=frames,
+        dropped=dropped.total(),
+        failed=failed,
+        episodes_of_family=dict(kept),
+        dropped_of_family=dict(dropped),
+        resumed=resumed,
+    )

@@ -46,7 +46,7 @@ def parser(
     )
 
 
-def add(to: argparse.ArgumentParser, options: type) -> None:
+def add(to: argparse.ArgumentParser, options: type, defaults: Any = None) -> None:
     """A flag for each field of a dataclass: its name, type and default, required without one.
 
     Types: str, int, float, bool (a switch), tuple[T, ...] (joined by commas), each also `| None`,
@@ -54,7 +54,8 @@ def add(to: argparse.ArgumentParser, options: type) -> None:
     Help is `help` of the field's metadata, or what its annotation says, as of a key of a config
     (data_pipelines/keys.py), with the range of a number; or what the docstring of the class says
     after `name:`. Further metadata: `positional` (no flag), and choices, metavar, type, nargs and
-    const as argparse has them. A field with `flag` False in it is left to the caller.
+    const as argparse has them. A field with `flag` False in it is left to the caller. defaults: an
+    instance with other ones than the dataclass has.
     """
     texts, hints = _texts(options), typing.get_type_hints(options)
     known = {key.name: key for key in keys.of(options)}
@@ -65,6 +66,8 @@ def add(to: argparse.ArgumentParser, options: type) -> None:
         default = field.default
         if field.default_factory is not dataclasses.MISSING:
             default = field.default_factory()
+        if defaults is not None:
+            default = getattr(defaults, field.name)
         required = default is dataclasses.MISSING
         text = field.metadata.get("help", texts.get(field.name, ""))
         if "default" not in text and not required and default not in (None, "", (), [], False):
