@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -77,17 +78,21 @@ def _run_in_processes(
 ) -> Iterator[dict]:
     # Spawned, not forked: the parent may hold threads (JAX, tqdm).
     pool = futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    waiting = iter(jobs)
     try:
-        for future in futures.as_completed([pool.submit(work, job) for job in jobs]):
-            try:
-                yield future.result()
-            except tuple(_FINAL.values()) as error:
-                raise error.with_traceback(None) from None
-            except process.BrokenProcessPool:
-                raise RuntimeError(
-                    f"one of {workers} worker processes was ended, by want of memory (fewer "
-                    "--workers need less) or by a crash; the same command goes on"
-                ) from None
+        # No more are given away than run: what a pool has queued is done even after a stop.
+        running = {pool.submit(work, job) for job in itertools.islice(waiting, workers)}
+        while running:
+            done, running = futures.wait(running, return_when=futures.FIRST_COMPLETED)
+            running |= {pool.submit(work, job) for job in itertools.islice(waiting, len(done))}
+            yield from (future.result() for future in done)
+    except tuple(_FINAL.values()) as error:
+        raise error.with_traceback(None) from None
+    except process.BrokenProcessPool:
+        raise RuntimeError(
+            f"one of {workers} worker processes was ended, by want of memory (fewer --workers need "
+            "less) or by a crash; the same command goes on"
+        ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -1,4 +1,4 @@
-"""Corpora of environments that are stepped in Python, by processes and blocks that survive stops."""
+"""Corpora of environments that are stepped in Python: in processes, and by blocks that survive."""
 
 import dataclasses
 import json
