@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines import sidecar
+from data_pipelines.processes import end_with_parent
 from data_pipelines.rlds import writer
 
 _POLL_SECONDS = 0.5
@@ -77,7 +78,8 @@ def _run_in_processes(
     work: Callable[[Any], dict], jobs: Sequence[Job], workers: int
 ) -> Iterator[dict]:
     # Spawned, not forked: the parent may hold threads (JAX, tqdm).
-    pool = futures.ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    spawn = multiprocessing.get_context("spawn")
+    pool = futures.ProcessPoolExecutor(workers, spawn, initializer=end_with_parent)
     waiting = iter(jobs)
     try:
         # No more are given away than run: what a pool has queued is done even after a stop.

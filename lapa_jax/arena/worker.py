@@ -7,7 +7,6 @@ JSON for what is done, and an empty one now and then while steps are taken; what
 prints goes to standard error.
 """
 
-import ctypes
 import dataclasses
 import functools
 import json
@@ -22,13 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from data_pipelines.processes import end_with_parent
 from lapa_jax import envs
 from lapa_jax.arena.client import Policy, ServerError
 from lapa_jax.envs.env import Environment, EnvSpec
 
 BEAT_SECONDS = 0.2
 _BLOCK = 16  # start states of a traceable environment that are made at once
-_PDEATHSIG = 1  # of prctl: the signal when the parent is gone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,8 +208,7 @@ class Replies:
 
 
 def main() -> int:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when
     replies = Replies()
     how = Setup(**json.loads(sys.stdin.readline()))

@@ -29,7 +29,7 @@ from lapa_jax.envs.rollout import Episodes, collect_expert, render_states
 
 _RENDER_BATCH = 256  # frames per call of the renderer
 _ATTEMPTS_PER_EPISODE = 4
-_BLOCK = 16  # episodes of a simulator that are made, or lost, together
+_BLOCK = 8  # episodes of a simulator that are made, or lost, together
 
 
 @dataclasses.dataclass
