@@ -19,7 +19,7 @@ import numpy as np
 
 from data_pipelines.convert import executors
 from data_pipelines.convert.decode import encode_jpeg
-from data_pipelines.progress import Progress
+from data_pipelines.progress import COMPILING, Progress
 from data_pipelines.rlds import schema
 from lapa_jax.envs import demonstrations
 from lapa_jax.envs.corpora import Corpora
@@ -188,7 +188,7 @@ def _make(
         ]
     done = corpora.episodes
     with Progress("collect", episodes, unit="episode", done=done, show=progress) as bar:
-        bar.waits(*() if plan.env.spec.traceable else ("the simulators start",))
+        bar.waits(COMPILING if plan.env.spec.traceable else "the simulators start")
         write = functools.partial(demonstrations.write, tries, plan.spec)
         with executors.run(write, jobs, where) as results:
             for result in results:

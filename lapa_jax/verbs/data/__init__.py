@@ -12,7 +12,7 @@ from lapa_jax.verbs import flags
 # verb → (what it does, an example); each is the module of its name
 _TOLD = {
     "collect": (
-        "expert episodes of the tabletop world, one corpus per view",
+        "expert episodes of the tabletop or a benchmark, one corpus per view",
         "lapa data collect --out data/tabletop --episodes 200 --views robot,human",
     ),
     "convert": (

@@ -33,7 +33,7 @@ class Options:
     episodes: Annotated[int, "[1, 1e9]", "episodes per view"]
     views: tuple[str, ...] = ("robot",)
     tasks: tuple[str, ...] = ()
-    seed: int = 0
+    seed: Annotated[int, "[0, 2147483647]", "other episodes"] = 0
     size: Annotated[int, "[1, 8192]", "image side in pixels"] = 64
     split: str = "train"
     noise: Annotated[
@@ -72,6 +72,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--no-language", action="store_true", help="leave instructions empty")
     flags.add(parser, Options)
     args = parser.parse_args(argv)
+    if args.benchmark != name:
+        parser.error("--benchmark is to be written out: it decides which flags there are")
     options = dataclasses.asdict(flags.read(args, Options))
     options["workers"] = options["workers"] or len(os.sched_getaffinity(0))
     report = collect(
