@@ -6,14 +6,14 @@ import json
 import numpy as np
 import pytest
 import simplejpeg
-import walk
+import walking_env
 
 from data_pipelines.convert import staging
 from data_pipelines.rlds import schema, shards, tfrecord
 from lapa_jax.envs import collect, demonstrations
 from lapa_jax.verbs import data
 
-ENV = walk.Walk()
+ENV = walking_env.Walk()
 HOW = dict(episodes=40, views=("front", "back"), size=16, noise=0.3, progress=False)
 
 
@@ -80,7 +80,7 @@ def test_episodes_are_what_happened(whole):
             for t, action in enumerate(actions):
                 np.testing.assert_array_equal(own[t], ENV.proprioception(state))
                 grey = simplejpeg.decode_jpeg(seen[t])
-                assert np.abs(grey.astype(int) - walk.level(state.x, view)).max() <= 2
+                assert np.abs(grey.astype(int) - walking_env.level(state.x, view)).max() <= 2
                 assert ENV.success(state) == (t == len(actions) - 1)
                 if t < len(actions) - 1:
                     state = ENV.step(state, [action])
@@ -95,7 +95,7 @@ def test_episodes_are_what_happened(whole):
 
 def test_processes_one_of_which_is_killed(whole, tmp_path, monkeypatch):
     """The same command goes on, and the number of processes changes nothing."""
-    monkeypatch.setenv(walk.DIES, str(tmp_path / "died"))
+    monkeypatch.setenv(walking_env.DIES, str(tmp_path / "died"))
     with pytest.raises(RuntimeError, match="one of 2 worker processes .* same command goes on"):
         run(tmp_path / "out", workers=2)
     report = run(tmp_path / "out", workers=2)
@@ -115,7 +115,7 @@ def test_a_stop_loses_a_block_at_most(whole, tmp_path, monkeypatch, stopped):
     with pytest.raises(ValueError, match=r"other settings \(noise: 0.3 -> 0.4; seed: 0 -> 1\)"):
         run(tmp_path, noise=0.4, seed=1)
     with pytest.raises(ValueError, match=r"lost: 4 -> 5"):
-        run(tmp_path, walk.Walk(walk.Settings(lost=5)))
+        run(tmp_path, walking_env.Walk(walking_env.Settings(lost=5)))
     (tmp_path / "back/.staging-train/part-00000.json").unlink()  # one view had it, one had not
     again = stopped(1000)
     report = run(tmp_path)
@@ -161,7 +161,7 @@ def test_failures_are_kept_or_end_it(tmp_path):
     assert report.episodes == 12 and report.failed == len(failed) > 0 and report.dropped == 0
     assert all(len(one[schema.IMAGE]) == 10 and not one[schema.IS_TERMINAL].any() for one in failed)
     assert not any(schema.ACTION in one for one in found)
-    hopeless = walk.Walk(walk.Settings(lost=1))
+    hopeless = walking_env.Walk(walking_env.Settings(lost=1))
     with pytest.raises(ValueError, match="only 0 of 50 expert episodes of near .*horizon=9"):
         run(tmp_path / "none", hopeless, **how)
     assert not [*(tmp_path / "none/front").iterdir()]
