@@ -14,8 +14,9 @@ TOP = ("lapa_jax", "data_pipelines", "experiments", "launch")
 
 DATA = ("data_pipelines",)
 KEYS = "data_pipelines.keys"
+NORMALISE = "data_pipelines.normalise"
 MODELS = ("lapa_jax.nn", "lapa_jax.parallel")
-STAGES = ("lapa_jax.latent", "lapa_jax.policy", *MODELS, "data_pipelines.rlds.schema")
+STAGES = ("lapa_jax.latent", "lapa_jax.policy", *MODELS, "data_pipelines.rlds.schema", NORMALISE)
 RUNS = (
     *("lapa_jax.stages", *STAGES, "lapa_jax.training", "lapa_jax.machine"),
     *("lapa_jax.config", "lapa_jax.settings", "lapa_jax.version", *DATA),
@@ -29,6 +30,7 @@ STUDIES = ("lapa_jax.train", *TRAIN, "experiments")
 ALLOWED = {
     "data_pipelines.keys": (),
     "data_pipelines.processes": (),
+    "data_pipelines.normalise": (),
     "data_pipelines.progress": (),
     "data_pipelines.storage": (),
     "data_pipelines.sidecar": ("data_pipelines.storage",),
@@ -38,7 +40,7 @@ ALLOWED = {
     ),
     "data_pipelines.loader": ("data_pipelines.index", KEYS),
     "data_pipelines.convert": ("data_pipelines.loader", "data_pipelines.processes"),
-    "data_pipelines.checks": ("data_pipelines.loader",),
+    "data_pipelines.checks": ("data_pipelines.loader", NORMALISE),
     "data_pipelines.bench": ("data_pipelines.loader",),
     "lapa_jax.__init__": (
         *("lapa_jax.version", "lapa_jax.runs.loaded", "lapa_jax.serving.adapters"),
@@ -66,7 +68,8 @@ ALLOWED = {
     ),
     "lapa_jax.config": ("data_pipelines.storage",),
     "lapa_jax.latent": MODELS,
-    "lapa_jax.policy": (*MODELS, "data_pipelines.checks.statistics"),  # where codecs are fitted
+    # where codecs are fitted
+    "lapa_jax.policy": (*MODELS, NORMALISE, "data_pipelines.checks.statistics"),
     "lapa_jax.stages": STAGES,
     "lapa_jax.aot": USES,
     "lapa_jax.runs": RUNS,
