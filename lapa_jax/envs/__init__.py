@@ -25,7 +25,9 @@ class _Entries(dict):
 
 
 # name → the class in the module of that name
-ENVS: Mapping[str, tuple[type, type]] = _Entries(metaworld="Metaworld", tabletop="Tabletop")
+ENVS: Mapping[str, tuple[type, type]] = _Entries(
+    libero="Libero", metaworld="Metaworld", tabletop="Tabletop"
+)
 
 
 def make(settings: Mapping[str, Any]) -> Environment:

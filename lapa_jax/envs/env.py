@@ -133,6 +133,12 @@ def phrasing_numbers(split: str, trained: int, count: int) -> range:
     return ranges[split]
 
 
+def reset_key(domain: int, *entropy: int) -> int:
+    """A reset key of 63 bits, of another set of them for each domain."""
+    word = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+    return word >> 2 << 1 | domain
+
+
 # --- States of simulators in files ---
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from data_pipelines import keys
 from lapa_jax.envs import graphics
-from lapa_jax.envs.env import EnvSpec, Size, check_action
+from lapa_jax.envs.env import EnvSpec, Size, check_action, reset_key
 from lapa_jax.envs.metaworld import language
 from lapa_jax.envs.metaworld.pictures import VIEWS, Painter
 from lapa_jax.envs.metaworld.simulator import Simulator, State
@@ -138,17 +138,13 @@ class Metaworld:
     # Seeds.
 
     def training_keys(self, seed: int, n: int) -> np.ndarray:
-        return np.array([_key(_TRAIN, seed, k) for k in range(n)], np.uint64)
+        return np.array([reset_key(_TRAIN, seed, k) for k in range(n)], np.uint64)
 
     def evaluation_states(self, seed: int, task: str, n: int, first: int = 0) -> list[State]:
         index = language.TASKS.index(task)
-        return [self.reset(_key(_EVALUATE, seed, index, k), task) for k in range(first, first + n)]
-
-
-def _key(domain: int, *entropy: int) -> int:
-    """A reset key of 63 bits, of another set of them for each domain."""
-    word = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
-    return word >> 2 << 1 | domain
+        return [
+            self.reset(reset_key(_EVALUATE, seed, index, k), task) for k in range(first, first + n)
+        ]
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lapa_jax.envs import graphics
+from lapa_jax.envs import graphics, meshes
 
 MESH_CELL = 0.006
 _SLICES, _STACKS = 16, 10  # of spheres and capsules, of which MuJoCo has 28 and 16
@@ -144,8 +144,7 @@ class Painter:
         quality.offsamples = quality.shadowsize = 0
         quality.numslices, quality.numstacks = _SLICES, _STACKS
         simple.vis.global_.offwidth = simple.vis.global_.offheight = 16
-        for mesh in np.flatnonzero(simple.mesh_facenum >= _DETAILED):
-            _simplify(simple, mesh)
+        meshes.simplify(simple, MESH_CELL, _DETAILED)
         return self._mujoco.MjrContext(simple, self._mujoco.mjtFontScale.mjFONTSCALE_100)
 
     def _recoloured(self) -> tuple[np.ndarray, np.ndarray]:
@@ -225,26 +224,3 @@ def _parts(model: Any) -> tuple[np.ndarray, np.ndarray]:
 
     gripper = below(_GRIPPER_ROOT)
     return np.array(sorted(below(_ARM_ROOT) - gripper)), np.array(sorted(gripper))
-
-
-def _simplify(model: Any, mesh: int) -> None:
-    """Merges vertices that lie in one cell, and drops faces without area or that are there twice.
-    Normals stay those of the corners."""
-    first, count = model.mesh_vertadr[mesh], model.mesh_vertnum[mesh]
-    face, faces = model.mesh_faceadr[mesh], model.mesh_facenum[mesh]
-    vertices = model.mesh_vert[first : first + count]
-    cells = np.unique(np.floor(vertices / MESH_CELL), axis=0, return_inverse=True)[1].ravel()
-    number = cells.max() + 1
-    mean = np.stack([np.bincount(cells, vertices[:, k], number) for k in range(3)], 1)
-    kept = np.full(number, count)
-    np.minimum.at(kept, cells, np.arange(count))
-    vertices[kept] = mean / np.bincount(cells)[:, None]
-    corners = kept[cells[model.mesh_face[face : face + faces]]]
-    normals = model.mesh_facenormal[face : face + faces].copy()
-    a, b, c = corners.T
-    whole = np.flatnonzero((a != b) & (b != c) & (a != c))
-    once = np.unique(np.sort(corners[whole], 1), axis=0, return_index=True)[1]
-    chosen = whole[np.sort(once)]
-    model.mesh_face[face : face + len(chosen)] = corners[chosen]
-    model.mesh_facenormal[face : face + len(chosen)] = normals[chosen]
-    model.mesh_facenum[mesh] = len(chosen)
