@@ -14,7 +14,7 @@ PIP := -m pip install --quiet --disable-pip-version-check --no-compile
 ifeq ($(VERSION),3.11)
 BASE := -r requirements/base.txt
 DEV := -r requirements/dev.txt
-ENVIRONMENTS = $(VENV)/.dev $(VENV)/.aot $(VENV)/.beam $(VENV)/.light
+ENVIRONMENTS = $(VENV)/.dev $(VENV)/.aot $(VENV)/.beam $(VENV)/.libero $(VENV)/.light
 else
 BASE := -e .
 DEV := -e .[dev,serve]
@@ -86,6 +86,12 @@ $(VENV)/.beam: requirements/beam.txt setup.py | $(BIN)/python
 	$(BIN)/python -m venv --clear $(VENV)/beam
 	$(VENV)/beam/bin/python $(PIP) -r requirements/beam.txt
 	$(VENV)/beam/bin/python $(PIP) --no-deps -e .
+	touch $@
+
+# LIBERO, which wants another MuJoCo than Meta-World, in an environment of its own (2 GB).
+$(VENV)/.libero: requirements/libero.txt | $(BIN)/python
+	$(BIN)/python -m venv --clear $(VENV)/libero
+	$(VENV)/libero/bin/python $(PIP) --no-deps -r requirements/libero.txt
 	touch $@
 
 # The light installation, which the tests run the demo in: without TensorFlow, under 1 GB.

@@ -1,7 +1,10 @@
-"""What every environment that can run here keeps (lapa_jax/envs/env.py)."""
+"""What every environment keeps (lapa_jax/envs/env.py): those of this Python. test_libero.py runs it
+in that of LIBERO, which is without JAX, and has this file's cases for it.
+"""
 
 import dataclasses
 import hashlib
+import importlib.util
 import os
 import subprocess
 import sys
@@ -9,13 +12,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
 from lapa_jax import envs
 from lapa_jax.envs.env import Environment, check_action, load_state, save_state, tasks_named
-from lapa_jax.envs.tabletop.state import TABLE_HALF
+
+if HERE := importlib.util.find_spec("jax") is not None:  # the project's own Python
+    import jax
+
+    from lapa_jax.envs.tabletop.state import TABLE_HALF
 
 STEPS = 4
 
@@ -31,6 +37,7 @@ class Case:
     rate: float = 0.0  # of the expert, at least, over `episodes` of each task
     episodes: int = 3
     size: tuple[int, int] = (64, 64)
+    here: bool = True  # in the project's Python, not in one of its own
 
 
 def middle(mask: np.ndarray) -> np.ndarray:
@@ -53,7 +60,27 @@ def fingers_seen(state, image):
     return [(finger, (34, 27.5), (39, 32.5)), (arm, (0, 20.5), (25.5, 32.5))]
 
 
+def cheese_upright(env, state, image):
+    """The cream cheese is the only blue thing."""
+    found = env.simulator(state)
+    found.stand_at(state)
+    camera, thing = found.data.camera("agentview"), found.data.body("cream_cheese_1_main")
+    x, y, z = camera.xmat.reshape(3, 3).T @ (thing.xpos - camera.xpos)
+    per_radian = 1 / np.tan(np.radians(found.model.camera("agentview").fovy[0] / 2))
+    side = len(image) / 2
+    column, row = side * (1 - per_radian * x / z), side * (1 + per_radian * y / z)
+    red, _, blue = np.moveaxis(image.astype(int), -1, 0)
+    np.testing.assert_allclose(np.argwhere(blue > red + 25).mean(0) + 0.5, (row, column), atol=2)
+
+
 CASES = {
+    "libero": Case(
+        tasks=("put_the_bowl_on_the_plate",),
+        upright=cheese_upright,
+        settings={"drawing": "fast", "horizon": 100},
+        size=(128, 128),
+        here=False,
+    ),
     "metaworld": Case(
         tasks=("drawer-open", "reach"),
         seen=fingers_seen,
@@ -123,7 +150,9 @@ def trace(name: str) -> list[str]:
 
 
 MARKS = {"metaworld": pytest.mark.simulator}
-PARAMS = [pytest.param(name, marks=MARKS.get(name, ())) for name in CASES]
+PARAMS = [
+    pytest.param(name, marks=MARKS.get(name, ())) for name in CASES if CASES[name].here == HERE
+]
 
 
 @pytest.fixture(scope="module", params=PARAMS)
@@ -161,7 +190,7 @@ def test_the_spec_is_whole(case):
 
 def test_seeds_decide_everything_in_any_process(request, case):
     name = request.node.callspec.params["case"]
-    code = f"import conftest, test_contract; print(*test_contract.trace({name!r}))"
+    code = f"import {'conftest, ' * HERE}test_contract; print(*test_contract.trace({name!r}))"
     here = Path(__file__).parent
     env = os.environ | {"PYTHONPATH": f"{here.parents[1]}:{here.parent}:{here}"}
     command = [sys.executable, "-c", code]
@@ -228,7 +257,7 @@ def test_start_states_are_a_list(case):
 
 
 def jax_bits(keys: Any) -> Any:
-    return jax.random.key_data(keys) if isinstance(keys, jax.Array) else keys
+    return keys if isinstance(keys, np.ndarray) else jax.random.key_data(keys)
 
 
 def test_every_state_has_words(case):

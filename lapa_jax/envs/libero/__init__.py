@@ -11,6 +11,7 @@ import collections
 import dataclasses
 import functools
 import importlib.metadata
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,8 +96,9 @@ class Libero:
     @property
     def python(self) -> str:
         """The interpreter that `make .venv/.libero` makes; "" where it is not there."""
-        found = _PROJECT / ".venv/libero/bin/python"
-        return str(found) if found.exists() else ""
+        places = (Path(sys.prefix), _PROJECT / ".venv")
+        found = (place / "libero/bin/python" for place in places)
+        return next((str(python) for python in found if python.exists()), "")
 
     @staticmethod
     def available() -> str:
@@ -121,7 +123,7 @@ class Libero:
         )
 
     def step(self, state: State, action: np.ndarray) -> State:
-        return self._of(state).step(state, check_action(self.spec, action))
+        return self.simulator(state).step(state, check_action(self.spec, action))
 
     def success(self, state: State) -> bool:
         """What the benchmark said after the last action (of a start state, after settling)."""
@@ -132,20 +134,21 @@ class Libero:
         if view not in VIEWS:
             raise ValueError(f"view {view!r} is not one of {list(VIEWS)}")
         size = (size, size) if isinstance(size, int) else tuple(size)
-        self._of(state).stand_at(state)
+        self.simulator(state).stand_at(state)
         return _painter(str(state.suite), str(state.task), self.settings.drawing).draw(view, size)
 
     def proprioception(self, state: State) -> np.ndarray:
         """Where the grip is, metres, how the hand is turned, axis times angle in radians, and where
         the fingers are, metres: as openpi's client of LIBERO sends it."""
-        return self._of(state).proprioception(state)
+        return self.simulator(state).proprioception(state)
 
     def _task(self, task: str) -> str:
         if task not in self.settings.tasks:
             raise ValueError(f"task {task!r} is not one of {list(self.settings.tasks)}")
         return task
 
-    def _of(self, state: State) -> Simulator:
+    def simulator(self, state: State) -> Simulator:
+        """The live one of the state's task, which does not yet stand at the state."""
         return _simulator(str(state.suite), str(state.task))
 
     # Language.

@@ -13,7 +13,7 @@ import numpy as np
 from lapa_jax.envs import graphics, meshes
 
 VIEWS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}  # name → camera of the model
-_CELL, _DETAILED = 0.004, 300  # metres, and faces from which on a mesh is simplified; if fast
+_CELL, _DETAILED = 0.002, 300  # metres, and faces from which on a mesh is simplified; if fast
 _SIDES = (640, 480)  # pixels that the model has memory for; more is taken when it is asked for
 
 
