@@ -122,8 +122,8 @@ def _said(metadata: Mapping[str, Any], name: str, kind: Any) -> Any:
 
 def _unit(text: str) -> str | None:
     """Of what is said of a unit, the unit, where it is one of those that are mistaken."""
-    first = re.match(r"[a-z]*", text.lower())[0]
-    return next((unit for unit, names in _UNITS.items() if first in names), None)
+    number, first = re.match(r"([\d.]+ )?([a-z]*)", text.lower()).groups("")
+    return next((number + unit for unit, names in _UNITS.items() if first in names), None)
 
 
 def trial(spec: EnvSpec, policy: Policy, how: Setup) -> None:

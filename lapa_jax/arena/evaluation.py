@@ -68,7 +68,9 @@ def evaluate(env: Environment, settings: Mapping[str, Any], options: Options) ->
     tasks = tasks_named(spec, options.tasks)
     if options.phrasings == "shuffled" and len(spec.tasks) < 2:
         raise ValueError(f"--phrasings shuffled: {spec.name} has no other task than {tasks[0]}")
-    python = options.python or _python(env)
+    if options.phrasings in ("train", "held_out") and not len(env.phrasings(options.phrasings)):
+        raise ValueError(f"--phrasings {options.phrasings}: {spec.name} has none of these here")
+    python = options.python or python_of(env)
     if python == sys.executable or not (options.python or shutil.which(python)):
         usable(env)  # in another Python the workers say
     out = storage.make_directory(Path(options.out))
@@ -80,7 +82,7 @@ def evaluate(env: Environment, settings: Mapping[str, Any], options: Options) ->
         return _with(url, spec, tasks, python, settings, options, out)
 
 
-def _python(env: Environment) -> str:
+def python_of(env: Environment) -> str:
     """The interpreter that has the environment's simulator; this one, where it names none."""
     return str(getattr(env, "python", "") or sys.executable)
 

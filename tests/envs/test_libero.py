@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from lapa_jax import envs
+from lapa_jax.arena import checks
 from lapa_jax.envs import libero
 from lapa_jax.envs.libero import suites
 
@@ -41,6 +42,14 @@ def test_without_it_tasks_are_known_and_what_mends_it():
         assert len(env.all_instructions()) == len(env.spec.tasks)
         assert not {*env.all_instructions()} & {*env.all_instructions("held_out")}
     assert "put the bowl on the stove" in envs.make({"name": "libero"}).all_instructions()
+
+
+def test_actions_of_other_units_are_refused():
+    spec = envs.make({"name": "libero"}).spec
+    checks.fits(spec, {"action": {"units": ["5 cm"] * 3 + ["0.5 rad"] * 3 + ["-1..1"]}})
+    for units in (["m"] * 3 + ["0.5 rad"] * 3, ["5 cm"] * 3 + ["rad"] * 3):
+        with pytest.raises(ValueError, match="that of libero in (5 cm|0.5 rad) in 1/20 s"):
+            checks.fits(spec, {"action": {"units": [*units, ""]}})
 
 
 def test_its_python_is_found(tmp_path, monkeypatch):

@@ -77,14 +77,14 @@ class Libero:
             action_low=(-1.0,) * 7,
             action_high=(1.0,) * 7,
             action_units=(
-                *("of 5 cm in 1/20 s, away from the robot", "of 5 cm in 1/20 s, to its left"),
-                *("of 5 cm in 1/20 s, up", "of 0.5 rad in 1/20 s", "of 0.5 rad in 1/20 s"),
-                *("of 0.5 rad in 1/20 s", "its sign: 1 closes, -1 opens"),
+                *("5 cm in 1/20 s, away from the robot", "5 cm in 1/20 s, to its left"),
+                *("5 cm in 1/20 s, up", *(f"0.5 rad in 1/20 s, about {axis}" for axis in "xyz")),
+                "its sign: 1 closes, -1 opens",
             ),
             control_hz=20.0,
             horizon=self.settings.horizon or suites.HORIZONS[suites.plain(self.settings.suite)],
             views=tuple(VIEWS),
-            cameras=tuple(VIEWS),
+            cameras=("agentview", "wrist"),
             image_size=(128, 128),
             state=(
                 *("x", "y", "z", "axis_angle_x", "axis_angle_y", "axis_angle_z"),

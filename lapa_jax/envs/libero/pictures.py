@@ -12,7 +12,14 @@ import numpy as np
 
 from lapa_jax.envs import graphics, meshes
 
-VIEWS = {"agentview": "agentview", "wrist": "robot0_eye_in_hand"}  # name → camera of the model
+# name → camera of the model, and whether left is right: published sets of demonstrations have their
+# pictures turned by half a turn from how robosuite gives them, which is upside down.
+VIEWS = {
+    "agentview": ("agentview", False),
+    "wrist": ("robot0_eye_in_hand", False),
+    "agentview_mirrored": ("agentview", True),
+    "wrist_mirrored": ("robot0_eye_in_hand", True),
+}
 _CELL, _DETAILED = 0.002, 300  # metres, and faces from which on a mesh is simplified; if fast
 _SIDES = (640, 480)  # pixels that the model has memory for; more is taken when it is asked for
 
@@ -37,7 +44,7 @@ class Painter:
         self._context = mujoco.MjrContext(shown, mujoco.mjtFontScale.mjFONTSCALE_150)
         self._width, self._height = _SIDES
         mujoco.mjr_resizeOffscreen(*_SIDES, self._context)
-        self._cameras = {view: self._camera(name) for view, name in VIEWS.items()}
+        self._cameras = {view: self._camera(name) for view, (name, _) in VIEWS.items()}
 
     def draw(self, view: str, size: tuple[int, int]) -> np.ndarray:
         """uint8 (height, width, 3), row 0 at the top."""
@@ -54,7 +61,8 @@ class Painter:
         image, area = np.empty((*size, 3), np.uint8), mujoco.MjrRect(0, 0, width, height)
         mujoco.mjr_render(area, self._scene, self._context)
         mujoco.mjr_readPixels(image, None, area, self._context)
-        return np.ascontiguousarray(image[::-1])  # MuJoCo's rows begin at the bottom
+        upright = image[::-1]  # MuJoCo's rows begin at the bottom
+        return np.ascontiguousarray(upright[:, ::-1] if VIEWS[view][1] else upright)
 
     def free(self) -> None:
         self._context.free()
