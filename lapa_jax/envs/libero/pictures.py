@@ -20,7 +20,7 @@ VIEWS = {
     "agentview_mirrored": ("agentview", True),
     "wrist_mirrored": ("robot0_eye_in_hand", True),
 }
-_CELL, _DETAILED = 0.002, 300  # metres, and faces from which on a mesh is simplified; if fast
+_CELL, _DETAILED = 0.005, 300  # metres, and faces from which on a mesh is simplified; if fast
 _SIDES = (640, 480)  # pixels that the model has memory for; more is taken when it is asked for
 
 
