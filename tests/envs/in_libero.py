@@ -75,7 +75,7 @@ def test_a_recorded_solution_gives_the_recorded_states(tmp_path):
     assert digest(again) == digest(state)
 
 
-def test_what_is_wrong_is_said():
+def test_what_is_wrong_is_said(tmp_path, monkeypatch):
     env = made("goal")
     with pytest.raises(ValueError, match="'fly' is not one of .*turn_on_the_stove"):
         env.evaluation_states(0, "fly", 1)
@@ -83,3 +83,7 @@ def test_what_is_wrong_is_said():
         made("moon")
     with pytest.raises(ValueError, match="view 'top' is not one of .*agentview"):
         env.render(None, 64, "top")
+    (tmp_path / "config.yaml").write_text("assets: /nowhere")
+    monkeypatch.setenv("LIBERO_CONFIG_PATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match="turn_on_the_stove: .*/nowhere.*make -B .venv/.libero"):
+        env.evaluation_states(0, "turn_on_the_stove", 1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,6 @@ class Simulator:
         folder = f"libero_{suite}"
         problem = str(Path(get_libero_path("bddl_files")) / folder / f"{task}.bddl")
         states = Path(get_libero_path("init_states")) / folder / f"{task}.pruned_init"
-        self.official = load_initial_states(states)
         made = {}
 
         class Problem(TASK_MAPPING[get_problem_info(problem)["problem_name"]]):
@@ -69,16 +68,21 @@ class Simulator:
                 made.update({k: getattr(self.sim.model, k).copy() for k in _PLACES})
 
         Problem.__name__ = Problem.__mro__[1].__name__  # it is compared with the file's
-        with _numpy_seeded(0):
-            self.env = env = Problem(
-                problem,
-                robots=["Panda"],
-                controller_configs=robosuite.load_controller_config(default_controller="OSC_POSE"),
-                initialization_noise=None,
-                use_camera_obs=False,
-                has_offscreen_renderer=False,
-                ignore_done=True,
-                camera_names=["agentview", "robot0_eye_in_hand"],
+        with _numpy_seeded(0), self._whole():
+            self.official = load_initial_states(states)
+            self.env = env = self._tried(
+                lambda: Problem(
+                    problem,
+                    robots=["Panda"],
+                    controller_configs=robosuite.load_controller_config(
+                        default_controller="OSC_POSE"
+                    ),
+                    initialization_noise=None,
+                    use_camera_obs=False,
+                    has_offscreen_renderer=False,
+                    ignore_done=True,
+                    camera_names=["agentview", "robot0_eye_in_hand"],
+                )
             )
         self._made = made
         env.hard_reset = False
@@ -155,16 +159,28 @@ class Simulator:
         for name, value in self._made.items():
             getattr(self.model, name)[:] = value
         with _numpy_seeded(seed):
-            for _ in range(_ATTEMPTS):
-                with contextlib.suppress(self._no_place):
-                    self.env.reset()
-                    break
-            else:
-                raise RuntimeError(
-                    f"libero_{self.suite}, {self.task}: no placement without collisions"
-                )
+            self._tried(self.env.reset)
         self._controller, self._gripper = self.env.robots[0].controller, self.env.robots[0].gripper
         self._gripper.current_action = np.zeros_like(self._gripper.current_action)
+
+    def _tried(self, make: Callable[[], Any]) -> Any:
+        """What it gives when it finds places that do not collide."""
+        for _ in range(_ATTEMPTS):
+            with contextlib.suppress(self._no_place):
+                return make()
+        raise RuntimeError(f"libero_{self.suite}, {self.task}: no places without collisions")
+
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Says in one line what is missing of the packages."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            why = " ".join(str(error).split())
+            raise RuntimeError(
+                f"libero_{self.suite}, {self.task}: {why[:300]} (if the packages are not whole: "
+                "make -B .venv/.libero; LIBERO_CONFIG_PATH may name another place of theirs)"
+            ) from error
 
     def _advance(self, action: np.ndarray) -> bool:
         """One step of the benchmark, 25 of MuJoCo; whether the task is done then."""
