@@ -20,7 +20,7 @@ import numpy as np
 
 from data_pipelines import keys
 from lapa_jax.envs import graphics
-from lapa_jax.envs.env import EnvSpec, Size, check_action, reset_key
+from lapa_jax.envs.env import EnvSpec, Size, check_action, phrasing_numbers, reset_key
 from lapa_jax.envs.libero import suites
 from lapa_jax.envs.libero.pictures import VIEWS, Painter
 from lapa_jax.envs.libero.simulator import Simulator, State
@@ -160,7 +160,7 @@ class Libero:
     def phrasings(self, split: str = "train") -> range:
         """train: the benchmark's words. held_out: LIBERO-PRO's other words; none of suite 90."""
         known = suites.instructions(self.settings.suite, self.settings.tasks[0])
-        return range(1) if split == "train" else range(1, len(known))
+        return phrasing_numbers(split, 1, len(known))
 
     def instructions(self, states: list[State], phrasing: int | np.ndarray = 0) -> list[str]:
         numbers = np.broadcast_to(np.asarray(phrasing), (len(states),))
