@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,8 +41,6 @@ class Simulator:
     is asked for another. It draws nothing (libero/pictures.py)."""
 
     def __init__(self, suite: str, task: str):
-        # Of the many small matrices of a controller, threads would make work.
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
         import mujoco
         import robosuite
         from libero.libero import (
