@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from lapa_jax.envs import graphics
+
 SETTLING = 10  # steps without a motion that evaluators begin with
 _STILL = np.array([0, 0, 0, 0, 0, 0, -1], np.float32)  # the gripper stays open
 _ATTEMPTS = 100  # at a placement without collisions
@@ -41,6 +43,7 @@ class Simulator:
     is asked for another. It draws nothing (libero/pictures.py)."""
 
     def __init__(self, suite: str, task: str):
+        graphics.choose()  # else robosuite does
         import mujoco
         import robosuite
         from libero.libero import (
