@@ -12,13 +12,13 @@ import numpy as np
 
 from lapa_jax.envs import graphics, meshes
 
-# name → camera of the model, and whether left is right: published sets of demonstrations have their
-# pictures turned by half a turn from how robosuite gives them, which is upside down.
+# name → camera of the model, and whether left is right: published sets of demonstrations and
+# evaluators have pictures turned by half a turn from how robosuite gives them, upside down.
 VIEWS = {
-    "agentview": ("agentview", False),
-    "wrist": ("robot0_eye_in_hand", False),
-    "agentview_mirrored": ("agentview", True),
-    "wrist_mirrored": ("robot0_eye_in_hand", True),
+    "agentview": ("agentview", True),
+    "wrist": ("robot0_eye_in_hand", True),
+    "agentview_unmirrored": ("agentview", False),
+    "wrist_unmirrored": ("robot0_eye_in_hand", False),
 }
 _CELL, _DETAILED = 0.005, 300  # metres, and faces from which on a mesh is simplified; if fast
 _SIDES = (640, 480)  # pixels that the model has memory for; more is taken when it is asked for
