@@ -28,8 +28,9 @@ STEPS = 4
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """How one environment is tried. seen(env, state, image): of things whose place is known, where they
-    are in the image of the first camera, (column, row), and between which places they should be."""
+    """How one environment is tried. seen(env, state, image): of things whose place is known, where
+    they are in the image of the first camera, (column, row), and between which places they should
+    be."""
 
     tasks: tuple[str, ...]  # that are tried
     seen: Callable[[Environment, Any, np.ndarray], list[tuple]]
