@@ -43,6 +43,7 @@ ADDED: dict[str, Any] = {
     "data.action_absolute": [],
     "data.unusable_episodes": "refuse",
     "data.corpora.*.action_fraction": 1.0,
+    "data.corpora.*.state_key": "",
     "evaluation.env": {
         "name": "tabletop",
         "horizon": 40,

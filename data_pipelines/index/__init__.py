@@ -19,6 +19,7 @@ from absl import logging
 from data_pipelines import sidecar, storage
 from data_pipelines.index.build import FORMAT, REBUILD, build_index
 from data_pipelines.rlds import open_x, schema, tfrecord
+from data_pipelines.rlds.fields import STATE
 from data_pipelines.rlds.shards import find_shards, index_folder, shard_fingerprint
 from data_pipelines.storage import Location
 
@@ -35,7 +36,7 @@ class MissingIndexError(FileNotFoundError):
 
 @dataclass(frozen=True, eq=False)
 class CorpusIndex:
-    """Episodes (E), frames (F) and actions (A) of one split, in shard order."""
+    """Episodes (E), frames (F), actions (A) and states (S) of one split, in shard order."""
 
     directory: Location
     sidecar_dir: Location
@@ -60,6 +61,8 @@ class CorpusIndex:
     frame_length: np.ndarray  # uint32 (F,)
     frame_crc: np.ndarray  # uint32 (F,) CRC32C (not masked) of the JPEG
     actions: np.ndarray | None  # float32 (F, A)
+    states: np.ndarray | None = None  # float32 (F, S); indexes of earlier code have none
+    state_key: str = ""  # where they are from
     # Episodes with images of another size than image_size: one such size. Indexes of earlier code
     # do not know them.
     other_sizes: dict[int, tuple[int, int]] = dataclasses.field(default_factory=dict)
@@ -82,6 +85,10 @@ class CorpusIndex:
     @property
     def action_dim(self) -> int:
         return 0 if self.actions is None else self.actions.shape[1]
+
+    @property
+    def state_dim(self) -> int:
+        return 0 if self.states is None else self.states.shape[1]
 
     @cached_property
     def shard_start(self) -> np.ndarray:
@@ -132,11 +139,12 @@ def load_index(
     image_key: str = "image",
     action_key: str = "",
     instruction_key: str = "",
+    state_key: str = "",
 ) -> CorpusIndex:
     """Opens an index; missing, stale or damaged → an error that names the command to run.
 
-    image_key "": the only one that is indexed. action_key, instruction_key: if given, the index
-    must have been built with them.
+    image_key "": the only one that is indexed. action_key, instruction_key, state_key: if given,
+    the index must have been built with them.
     """
     directory = storage.locate(directory)
     sidecars = storage.locate(sidecar_dir or directory)
@@ -166,8 +174,20 @@ def load_index(
                 f"says {wanted!r}: {REBUILD} with path {directory}"
             )
     _check_fresh(directory, shards, manifest)
+    digests, states = dict(manifest["digests"]), manifest.get("states", {})
+    built_with = (manifest.get("state_key") or STATE) if states else ""
+    if state_key and (state_key != built_with or not states["digest"]):
+        why = f"was built with state_key {built_with!r}" if states else "is of earlier code"
+        if state_key == built_with:
+            why = f"has no states {state_key!r} ({states['why']})"
+        raise StaleIndexError(
+            f"{folder} {why}, the config says {state_key!r}: {REBUILD} --state_key {state_key} "
+            f"with path {directory}"
+        )
+    if states.get("digest"):
+        digests["states"] = states["digest"]
     arrays = {}
-    for name, digest in manifest["digests"].items():
+    for name, digest in digests.items():
         path = folder / f"{name}.npy"
         arrays[name] = sidecar.map_array(path)
         if sidecar.file_digest(path) != digest:
@@ -189,6 +209,7 @@ def load_index(
         instructions=manifest["instructions"],
         other_sizes={int(e): tuple(s) for e, s in manifest.get("other_sizes", {}).items()},
         actions=arrays.pop("actions", None),
+        state_key=built_with,
         **arrays,
     )
 

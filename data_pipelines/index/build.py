@@ -54,6 +54,7 @@ def build_index(
     image_key: str = "image",
     action_key: str = "action",
     instruction_key: str = "language_instruction",
+    state_key: str = "",
     fps: float = 0.0,
     progress: bool = True,
     exclude: Collection[tuple[str, int]] | None = None,
@@ -62,11 +63,12 @@ def build_index(
     """Reads all shards of a split and writes its index; returns the index's folder.
 
     image_key, action_key, instruction_key: selections (fields.py); the standard ones may be absent,
-    others must be there. fps: of episodes whose metadata do not tell it (0:
-    unknown). exclude: (shard file name, record number) of episodes to leave out, for
-    example damaged ones; their contents are not even looked at. workers: processes to read with
-    (default: one per core). A directory behind a URL needs a local sidecar_dir, and each worker
-    then holds the shard that it reads.
+    others must be there. state_key: likewise; "": the standard one, which is left out, with the
+    reason in the manifest, where the shards do not hold it as numbers. fps: of episodes whose
+    metadata do not tell it (0: unknown). exclude: (shard file name, record number) of episodes to
+    leave out, for example damaged ones; their contents are not even looked at. workers: processes
+    to read with (default: one per core). A directory behind a URL needs a local sidecar_dir, and
+    each worker then holds the shard that it reads.
     """
     directory = storage.locate(directory)
     shards = find_shards(directory, split)
@@ -81,10 +83,11 @@ def build_index(
         "image_key": image_key,
         "action_key": action_key,
         "instruction_key": instruction_key,
+        "state_key": state_key,
         "fps": float(fps),
         "exclude": [list(episode) for episode in left_out],
     }
-    for key in (action_key, instruction_key):
+    for key in (action_key, instruction_key, state_key):
         fields.parts(key)
     if not (np.isfinite(fps) and fps >= 0):
         raise ValueError(f"fps is {fps}; it must be positive, or 0 where it is unknown")
@@ -222,6 +225,8 @@ class _EpisodeReader:
         self.record_crc: list[int] = []
         self.frames: list[tuple[int, int, int]] = []
         self.actions: list[np.ndarray] = []
+        self.states: list[np.ndarray] = []
+        self.no_states = ""  # why there are none
         self.instructions: dict[str, int] = {}
         self.keys: dict[str, str] = {}
         self.image_size: tuple[int, int] | None = None
@@ -281,8 +286,32 @@ class _EpisodeReader:
                 f"action_key {self.settings['action_key']!r} is in some episodes and not in "
                 "others; keep them as two corpora"
             )
+        self._add_states(features, record, steps, fail)
         (crc,) = np.frombuffer(self.data[offset + length : offset + length + 4], "<u4")
         self.record_crc.append(crc)
+
+    def _add_states(self, features: dict, record: memoryview, steps: int, fail: Callable) -> None:
+        """Those of an episode; a problem with what nobody asked for by name is only noted."""
+        asked = self.settings["state_key"]
+        key = asked or fields.STATE
+        if self.no_states:
+            return
+        try:
+            overview.require(features, key)
+            states = fields.numbers(features, record, steps, key, self.declared)
+            if states is None:
+                raise fields.FieldError(f"there are no numbers {key}")
+            fields.check_finite(states, "state")
+            if self.states and states.shape[1] != self.states[0].shape[1]:
+                raise fields.FieldError(
+                    f"it has {states.shape[1]} dimensions, {self.states[0].shape[1]} in the "
+                    "episodes before"
+                )
+            self.states.append(states)
+        except fields.FieldError as error:
+            if asked:
+                raise fail(f"state_key is {asked!r}: {error}") from error
+            self.states, self.no_states = [], str(error)
 
     def _add_sizes(self, record: memoryview, spans: list[tuple[int, int]]) -> None:
         """Notes an episode whose images are of other sizes. Of those that have none the loader
@@ -343,6 +372,8 @@ class _EpisodeReader:
         part["record_crc"] = np.array(self.record_crc, np.uint32)
         if self.actions:
             part["actions"] = np.concatenate(self.actions)
+        if self.states:
+            part["states"] = np.concatenate(self.states)
         part["info"] = {
             "settings": self.settings,
             "instructions": list(self.instructions),
@@ -350,6 +381,7 @@ class _EpisodeReader:
             "image_size": self.image_size,
             "other_sizes": self.other_sizes,
             "action_dim": self.actions[0].shape[1] if self.actions else 0,
+            "no_states": self.no_states,
         }
         return part
 
@@ -370,6 +402,23 @@ def _other_sizes(parts: list[dict], wanted: tuple[int, int] | None) -> dict[str,
                     found[str(start + number)] = size
         start += count
     return found
+
+
+def _join_states(
+    shards: list[Location], parts: list[dict], asked: str
+) -> tuple[np.ndarray | None, str]:
+    """(float32 (F, S), ""), or (None, why there are none)."""
+    full = [(one, shard) for one, shard in zip(parts, shards, strict=True) if len(one["fps"])]
+    if why := next(filter(None, (part["info"].get("no_states") for part, _ in full)), ""):
+        return None, why
+    sizes = {part["states"].shape[1]: shard for part, shard in full}
+    if len(sizes) > 1:
+        why = f"steps/{asked or fields.STATE} has different sizes: "
+        why += ", ".join(f"{dim} in {shard.name}" for dim, shard in sizes.items())
+        if asked:
+            raise ValueError(f"{shards[0].parent}: {why}")
+        return None, why
+    return np.concatenate([part["states"] for part, _ in full]), ""
 
 
 def _join_parts(
@@ -406,6 +455,7 @@ def _join_parts(
         arrays["actions"] = np.concatenate(
             [part["actions"] for part in parts if len(part["episode_length"])]
         )
+    states, no_states = _join_states(shards, parts, settings["state_key"])
     fingerprints = [part["info"]["settings"]["shard"] for part in parts]
     contents = np.concatenate([part["record_crc"] for part in parts])
     image_size = next(filter(None, (part["info"]["image_size"] for part in parts)), None)
@@ -420,6 +470,11 @@ def _join_parts(
         "other_sizes": _other_sizes(parts, image_size),
         "instructions": list(texts),
         "digests": {name: sidecar.array_digest(array) for name, array in arrays.items()},
+        # Earlier code makes an array of every digest.
+        "states": {
+            "digest": "" if states is None else sidecar.array_digest(states),
+            "why": no_states,
+        },
         "hash": sidecar.value_hash(
             [
                 FORMAT,
@@ -436,6 +491,8 @@ def _join_parts(
     fresh, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{x}") for x in ("new", "old"))
     if fresh.exists():
         shutil.rmtree(fresh)
+    if states is not None:
+        arrays["states"] = states
     for name, array in arrays.items():
         sidecar.write_array(fresh / f"{name}.npy", array)
     sidecar.write_json(fresh / "manifest.json", manifest)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from data_pipelines.loader.corpus import Corpus
+from data_pipelines.sidecar import take
 
 
 def instructions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
@@ -33,6 +34,11 @@ def action_known(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
     return action_mask(corpus, rows)[:, 0]
 
 
+def states(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
+    """float32 (b, S): of the frame at which an example stands."""
+    return take(corpus.index.states, rows[:, corpus.frames.current])
+
+
 def latent_actions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
     """int32 (b, L); float32 (b, L, width) of a quantizer that has no codes."""
     return corpus.labels.labels(rows[:, corpus.frames.current])
@@ -50,6 +56,7 @@ COLUMNS: dict[str, Callable[[Corpus, np.ndarray], np.ndarray]] = {
     "action": actions,
     "action_mask": action_mask,  # also where there are several actions and it is not asked for
     "action_known": action_known,  # who asks for it takes examples without, too
+    "state": states,
     "latent_action": latent_actions,
     "image_tokens": image_tokens,
 }

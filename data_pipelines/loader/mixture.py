@@ -106,6 +106,8 @@ def _hash(corpora: list[Corpus], data: DataSettings, fields: Sequence[str]) -> s
     known = [float(corpus.settings.action_fraction) for corpus in corpora]
     if {"action", "action_known"} & set(fields) and set(known) != {1.0}:
         settings["action_fraction"] = known
+    if "state" in fields:
+        settings["state_keys"] = [corpus.index.state_key for corpus in corpora]
     left_out = [np.flatnonzero(corpus.left_out).tolist() for corpus in corpora]
     if any(left_out):
         settings["left_out"] = left_out
@@ -154,6 +156,8 @@ def _check_equal(corpora: list[Corpus], fields: Sequence[str]) -> None:
     if "action" in fields:
         with_actions = [c for c in corpora if c.index.actions is not None]
         found["action_dim"] = {c.name: c.index.action_dim for c in with_actions}
+    if "state" in fields:
+        found["state_dim"] = {c.name: c.index.state_dim for c in corpora}
     if "latent_action" in fields:
         for what in ("code_length", "codebook_size", "width", "quantizer_hash"):
             found[what] = {c.name: c.labels.provenance.get(what) for c in corpora}

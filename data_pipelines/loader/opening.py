@@ -65,6 +65,11 @@ class _Opening:
     def _cameras(self) -> tuple[CorpusIndex, ...]:
         """The indexes of `image_key` and of each of `extra_image_keys`, which must agree."""
         settings, data = self.settings, self.data
+        if "state" in self.fields and not settings.state_key:
+            raise ValueError(
+                f"corpus {self.name!r} needs the robot's state, but {settings.key('state_key')} is "
+                "empty: name what the index has, as observation/state"
+            )
         cameras = tuple(
             load_or_build(
                 settings.path,
@@ -73,6 +78,7 @@ class _Opening:
                 image_key=image_key,
                 action_key=settings.action_key,
                 instruction_key=settings.instruction_key,
+                state_key=settings.state_key if "state" in self.fields else "",
             )
             for image_key in (settings.image_key, *settings.extra_image_keys)
         )

@@ -49,6 +49,9 @@ class CorpusSettings:
     instruction_key: Annotated[str, "of the index; empty: that it was built with"] = (
         "language_instruction"
     )
+    state_key: Annotated[
+        str, "of the index: the robot's state, as observation/state; empty: it is not read"
+    ] = ""
     label_set: Annotated[str, "name of the label set that gives latent actions"] = ""
     image_token_set: Annotated[str, "name of the set that gives image tokens, of each camera"] = ""
 

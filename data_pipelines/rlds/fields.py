@@ -17,13 +17,14 @@ import numpy as np
 
 from data_pipelines.rlds import schema, selection, tfrecord
 from data_pipelines.rlds.declared import NOTHING, Declaration, Declared
-from data_pipelines.rlds.selection import FieldError, parts
+from data_pipelines.rlds.selection import FieldError, check_finite, parts
 
-__all__ = ["FieldError", "parts"]
+__all__ = ["FieldError", "check_finite", "parts"]
 
 Features = Mapping[str, tfrecord.Feature]
 
 STEPS = "steps/"
+STATE = schema.STATE.removeprefix(STEPS)
 _BASES = (STEPS, "", schema.METADATA)
 _IMAGE_BASES = (schema.OBSERVATION, STEPS, "")
 FLAT, _ROWS = "/ragged_flat_values", "/ragged_row_lengths_0"
@@ -60,7 +61,7 @@ def actions(
 def check_actions(features: Features, record: tfrecord.Buffer, values: np.ndarray) -> None:
     """Raises FieldError for an action that has a meaning and is not finite."""
     end = len(values) - ends_by_flag(features, record, len(values))
-    selection.check_finite(values[:end], "action")
+    check_finite(values[:end], "action")
 
 
 def ends_by_flag(features: Features, record: tfrecord.Buffer, steps: int) -> bool:

@@ -27,12 +27,14 @@ def episode(
     actions: int = 3,
     instruction: str | None = None,
     fps: float = 5.0,
+    states: int = 0,
 ) -> schema.Episode:
     images = [simplejpeg.encode_jpeg(picture(rng, size), 95) for _ in range(steps)]
     return schema.Episode(
         images=images,
         instruction=f"do thing {number % 3}" if instruction is None else instruction,
         actions=rng.normal(size=(steps, actions)).astype(np.float32) if actions else None,
+        states=rng.normal(size=(steps, states)).astype(np.float32) if states else None,
         episode_id=f"episode-{number}",
         file_path=f"/videos/{number}.mp4",
         camera="front",
@@ -40,8 +42,8 @@ def episode(
     )
 
 
-def spec(size: int = 16, actions: int = 3) -> schema.EpisodeSpec:
-    return schema.EpisodeSpec((size, size, 3), actions, True, "synthetic")
+def spec(size: int = 16, actions: int = 3, states: int = 0) -> schema.EpisodeSpec:
+    return schema.EpisodeSpec((size, size, 3), actions, True, "synthetic", state_dim=states)
 
 
 def write_corpus(
@@ -58,20 +60,19 @@ def write_corpus(
     index: bool = True,
     instruction: str | None = None,
     cameras: tuple[str, ...] = (),
+    states: int = 0,
 ) -> list[schema.Episode]:
     """Writes (and indexes) a corpus; returns its episodes in shard order. `cameras`: observations
     beside `image`."""
     directory.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
-    episodes = [
-        episode(rng, steps, number, size=size, actions=actions, fps=fps, instruction=instruction)
-        for number, steps in enumerate(lengths)
-    ]
+    said = dict(size=size, actions=actions, fps=fps, instruction=instruction, states=states)
+    episodes = [episode(rng, steps, number, **said) for number, steps in enumerate(lengths)]
     for shard, numbers in enumerate(np.array_split(np.arange(len(episodes)), shards)):
         path = directory / f"{name}-{split}.tfrecord-{shard:05d}-of-{shards:05d}"
         with open(path, "wb") as file:
             for number in numbers:
-                record = schema.encode_episode(episodes[number], spec(size, actions))
+                record = schema.encode_episode(episodes[number], spec(size, actions, states))
                 for camera in cameras:
                     images = episode(rng, lengths[number], number, size=size).images
                     record += tfrecord.encode_example({schema.OBSERVATION + camera: images})

@@ -92,7 +92,7 @@ def test_a_part_that_is_damaged_before_they_are_joined_is_read_again(tmp_path):
     write_corpus(tmp_path, shards=1)
     shards = find_shards(tmp_path, "train")
     keys = dict(image_key="image", action_key="action", instruction_key="language_instruction")
-    settings = {"split": "train", **keys, "fps": 0.0, "exclude": []}
+    settings = {"split": "train", **keys, "state_key": "", "fps": 0.0, "exclude": []}
     (job,) = build._jobs(tmp_path, shards, tmp_path / "parts", settings)
     build._write_part(job)
     whole, data = build._load_part(job), job.target.read_bytes()

@@ -20,6 +20,8 @@ class Options(Corpus):
         (default: image)
     fps: of episodes whose metadata do not tell it, 0: unknown (default: that of the data set where
         it is known)
+    state_key: the robot's state, numbers below steps/, several joined by commas (default:
+        observation/state where there are such)
     sidecar_dir: where to write (default: in the corpus directory)
     workers: processes (default: one per core)
     exclude: leave a damaged episode out, by shard file name and record number; repeatable
@@ -27,6 +29,7 @@ class Options(Corpus):
     """
 
     image_key: str | None = None
+    state_key: str = ""
     fps: float | None = None
     workers: int | None = None
     exclude: list[str] = flags.option([], metavar="SHARD:RECORD")
@@ -45,6 +48,7 @@ def main(argv: list[str]) -> int:
     for split in splits:
         known = options.known(split)
         keys = {"image_key": options.image_key or known.image, **options.keys(split)}
+        keys["state_key"] = options.state_key
         folder = build_index(
             directory,
             split=split,
@@ -58,6 +62,8 @@ def main(argv: list[str]) -> int:
         parts = [key for key in found.keys if key.startswith("steps/action/")]
         if actions == "none" and parts:
             actions += f" (there are {', '.join(parts)}: --action_key)"
+        if found.states is not None:
+            actions += f", states {found.state_dim} dimensions"
         text.show(
             f"{split}: {found.num_episodes} episodes, {found.num_frames} frames, images "
             f"{found.image_size}, actions {actions}, {len(found.instructions)} instructions -> "
