@@ -102,19 +102,19 @@ VERBS = {
     ),
 }
 
-# Verbs whose programs run over and over. The others handle large things once, and give back what
-# they no longer need.
+# Verbs whose programs run over and over.
 STEADY = ("demo", "train", "label", "evaluate", "sweep", "study", "bench")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one verb; a user error becomes one line on stderr and exit code 2."""
-    argv = sys.argv[1:] if argv is None else argv
+    whole = argv is None  # the process is ours
+    argv = sys.argv[1:] if whole else argv
     if argv == ["--version"]:
         sys.stdout.write(f"lapa_jax {__version__}\n")
         return 0
-    if argv and argv[0] in STEADY:
-        allocator.keep_freed()
+    if whole and argv and argv[0] in STEADY:
+        allocator.take_huge_pages()
     return dispatch("lapa", VERBS, list(map(_at_home, argv)), run)
 
 

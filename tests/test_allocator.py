@@ -1,44 +1,43 @@
-"""What is freed serves what is asked for next, in every thread."""
+"""Processes of `lapa` that compute ask for huge pages, and say so once."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 
-_FAULTS = """
-import ctypes, resource, sys, threading
+from lapa_jax import cli
 from lapa_jax.machine import allocator
 
-kept = sys.argv[1] == "kept" and allocator.keep_freed()
-if sys.argv[1] == "kept" and not kept:
-    sys.exit(3)
-
-libc = ctypes.CDLL(None)
-libc.malloc.restype = libc.memset.restype = ctypes.c_void_p
-libc.free.argtypes = [ctypes.c_void_p]
-libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
-
-def pages():
-    libc.free(libc.memset(libc.malloc(ctypes.c_size_t(80_000_000)), 1, 80_000_000))
-
-def faults():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-for _ in range(2):
-    pages()
-    thread = threading.Thread(target=pages)
-    before = faults()
-    thread.start()
-    thread.join()
-print(faults() - before)
+_SAID = """
+import os, sys
+from lapa_jax import cli
+cli.dispatch = lambda *_: print(os.getpid(), sys.argv[1:], os.environ.get("GLIBC_TUNABLES"))
+sys.exit(cli.main())
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is asked for on Linux")
-def test_freed_memory_is_used_again():
-    def faults(which):
-        command = [sys.executable, "-c", _FAULTS, which]
-        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+@pytest.mark.parametrize(
+    "given, verb, said",
+    [
+        ("", "train", "glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.check=0", "train", "glibc.malloc.check=0:glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.hugetlb=0", "train", "glibc.malloc.hugetlb=0"),
+        ("", "status", "None"),
+    ],
+)
+def test_huge_pages_are_asked_for(given, verb, said):
+    env = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
+    env |= {"GLIBC_TUNABLES": given} if given else {}
+    command = [sys.executable, "-c", _SAID, verb, "--workdir", "a b"]
+    started = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+    told, _ = started.communicate(timeout=60)
+    assert told == f"{started.pid} {[verb, '--workdir', 'a b']} {said}\n"
 
-    assert faults("given_back") > 15_000  # pages of 4 KiB in 80 MB
-    assert faults("kept") < 1000
+
+def test_who_calls_a_verb_is_not_started_anew(monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setattr(allocator.os, "execv", None)  # would fail
+    monkeypatch.setattr(cli, "dispatch", lambda *_: 7)
+    assert cli.main(["train"]) == 7

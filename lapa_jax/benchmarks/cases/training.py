@@ -8,7 +8,6 @@ of a quantizer the pairs of its clips.
 Further options are keys of the config.
 """
 
-import contextlib
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -20,10 +19,6 @@ from lapa_jax import stages
 from lapa_jax.parallel import sharding
 from lapa_jax.parallel.mesh import make_mesh
 
-with contextlib.suppress(ImportError):  # as `lapa` does
-    from lapa_jax.machine import allocator
-
-    allocator.keep_freed()
 try:
     from lapa_jax.aot.assess import stand_in_assets
     from lapa_jax.config import shipped
