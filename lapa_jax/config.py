@@ -44,6 +44,11 @@ ADDED: dict[str, Any] = {
     "data.unusable_episodes": "refuse",
     "data.corpora.*.action_fraction": 1.0,
     "data.corpora.*.state_key": "",
+    "model(targets).state": {},
+    "model(targets).state.enabled": False,
+    "model(targets).state.normalisation": "q01_q99",
+    "model(targets).state.noise_std": 0.0,
+    "model(targets).state.dropout": 0.0,
     "evaluation.env": {
         "name": "tabletop",
         "horizon": 40,

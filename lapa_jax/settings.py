@@ -25,6 +25,7 @@ from lapa_jax.parallel.sharding import PRESETS
 from lapa_jax.policy.front_end import FRONT_ENDS
 from lapa_jax.policy.heads import HEADS
 from lapa_jax.policy.image_tokenizer import ImageTokenizerConfig
+from lapa_jax.policy.state import StateConfig
 from lapa_jax.policy.vla import VLAConfig
 from lapa_jax.stages import STAGES
 from lapa_jax.stages.augmentation import AUGMENTATIONS, augment_settings
@@ -182,6 +183,7 @@ KINDS: dict[str, type | Registry] = {
     "model.front_end": FRONT_ENDS,
     "model.front_end.tokenizer": ImageTokenizerConfig,
     "model.targets.*": HEADS,
+    "model.state": StateConfig,
     "optimizer": OPTIMIZERS,
     "optimizer.groups.*": Group,
     "mesh": MeshSettings,

@@ -141,11 +141,14 @@ def write_corpus(
     size: int = SIZE,
     fps: float = FPS,
     index: bool = True,
+    states: bool = False,
 ) -> Path:
-    """A square that moves as the actions say, in `shards` shards."""
+    """A square that moves as the actions say, in `shards` shards. `states`: with its place, and a
+    number that is constant."""
     rng = np.random.default_rng(seed)
-    made = [_episode(rng, number, size, fps) for number in range(episodes)]
-    spec = schema.EpisodeSpec((size, size, 3), 2, True, "squares", fps)
+    made = [_episode(rng, number, size, fps, states) for number in range(episodes)]
+    dim = made[0].states.shape[1] if states else 0
+    spec = schema.EpisodeSpec((size, size, 3), 2, True, "squares", fps, state_dim=dim)
     record = len(schema.encode_episode(made[0], spec))
     limit = record * episodes // shards + record // 2
     with RldsWriter(directory, name="squares", spec=spec, shard_bytes=limit) as writer:
@@ -156,12 +159,15 @@ def write_corpus(
     return directory
 
 
-def _episode(rng: np.random.Generator, number: int, size: int, fps: float) -> schema.Episode:
+def _episode(
+    rng: np.random.Generator, number: int, size: int, fps: float, with_states: bool
+) -> schema.Episode:
     steps = int(rng.integers(8, 12))
     actions = rng.uniform(-1, 1, (steps, 2)).astype(np.float32)
     place = rng.uniform(0.3, 0.7, 2)
-    images = []
+    images, states = [], []
     for action in actions:
+        states.append([*place, 0.7])
         image = np.full((size, size, 3), 40, np.uint8)
         y, x = (place * (size - 12)).astype(int)
         image[y : y + 12, x : x + 12] = (250, 80 + number % 3 * 60, 60)
@@ -171,6 +177,7 @@ def _episode(rng: np.random.Generator, number: int, size: int, fps: float) -> sc
     return schema.Episode(
         images=images,
         actions=actions,
+        states=np.array(states, np.float32) if with_states else None,
         instruction=f"move the {words} to place {number % 4}",
         episode_id=f"episode-{number}",
         camera="robot",

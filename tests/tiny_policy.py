@@ -13,6 +13,7 @@ from lapa_jax.interop.imported import Imported, write_run
 from lapa_jax.policy import heads, text
 from lapa_jax.policy.codecs import Bins
 from lapa_jax.policy.heads.tokens import CODEC
+from lapa_jax.policy.state import STATISTICS
 from lapa_jax.stages.policy import TOKENIZER
 
 EDGES = [np.linspace(-1, 1, 6), np.array([-0.5, 0.1, 0.5, 1.5])]
@@ -38,7 +39,8 @@ def tokenizer() -> bytes:
 
 
 def make_policy(out: Path, head: str, **model) -> Path:
-    """A run of random weights, as loud as trained ones."""
+    """A run of random weights, as loud as trained ones. `state`: the statistics of the robot's, of
+    a policy that sees it."""
     config = base.stage_defaults("action_finetuning" if head == "action" else "latent_pretraining")
     config.compute_dtype = model.pop("compute_dtype", "float32")
     config.data.image_size = model.pop("image_size", (32, 48))
@@ -47,7 +49,9 @@ def make_policy(out: Path, head: str, **model) -> Path:
         config.data.corpora.robot = base.corpus(str(corpus))
     config.data.num_frames = model.pop("num_frames", 1)
     config.data.history_seconds = 1.0 if config.data.num_frames > 1 else 0.0
+    statistics = model.pop("state", None)
     config.model = base.policy_model(**{f"{head}_vocab": 8})
+    config.model.state.enabled = statistics is not None
     config.model.update(
         {"text_vocab": 320, "text_length": 24, "dim": 32, "depth": 2, "heads": 4, "head_dim": 8}
     )
@@ -60,6 +64,8 @@ def make_policy(out: Path, head: str, **model) -> Path:
         config.model.front_end.tokenizer = TOKENIZER_MODEL
     config.model.update(mlp_dim=48, unroll=1, init_std=0.3, **model)
     assets = {TOKENIZER: tokenizer()}
+    if statistics:
+        assets[STATISTICS] = statistics.to_json()
     if head == "action":
         assets[CODEC] = BINS.to_json()
     else:

@@ -58,6 +58,17 @@ def image_keys(
     return _NAMES[: len(found)]
 
 
+def state_key(metadata: Mapping[str, Any], wanted: str) -> str:
+    """The field of an observation that what the robot knows of itself is sent in."""
+    told = _said(_of_state(metadata), "names", list) or ["observation/state"]
+    return wanted or str(told[0])
+
+
+def _of_state(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the server says of the state that its policy sees."""
+    return _said(_said(metadata, "observation", Mapping) or {}, "state", Mapping) or {}
+
+
 def image_size(
     spec: EnvSpec, metadata: Mapping[str, Any], wanted: Sequence[int]
 ) -> tuple[int, int]:
@@ -106,6 +117,13 @@ def fits(spec: EnvSpec, metadata: Mapping[str, Any]) -> None:
                 f"--server: {name} of its policy is in {theirs}, that of {spec.name} in {ours}: "
                 f"serve a policy that was trained on actions of this unit; {hint}"
             )
+    own = _said(_of_state(metadata), "dim", int)
+    if own not in (None, len(spec.state)):
+        raise ValueError(
+            f"--server: its policy sees states of {own} numbers, {spec.name} has "
+            f"{len(spec.state)} ({', '.join(spec.state) or 'none'}): serve a policy that was "
+            "trained with states of this environment"
+        )
     rate = _said(metadata, "control_hz", int | float)
     if rate and not math.isclose(rate, spec.control_hz, rel_tol=0.02):
         raise ValueError(

@@ -45,7 +45,9 @@ class Options:
         tuple[int, ...], "[8, 4096]", "a side or height,width; default: the policy's"
     ] = ()
     image_keys: Annotated[tuple[str, ...], "", "of each camera; default: as the server says"] = ()
-    state_key: Annotated[str, "", "what the robot knows of itself is sent as"] = "observation/state"
+    state_key: Annotated[
+        str, "", "what the robot knows of itself is sent as; default: as the server says"
+    ] = ""
     prompt_key: Annotated[str, "", "the instruction is sent as"] = "prompt"
     workers: Annotated[int, "[1, 1024]", "processes, an environment each"] = 2
     python: Annotated[str, "", "of the workers; default: the environment's, or this one"] = ""
@@ -106,6 +108,7 @@ def _with(
             cameras=cameras,
             image_size=checks.image_size(spec, metadata, options.image_size),
             image_keys=checks.image_keys(metadata, cameras, options.image_keys),
+            state_key=checks.state_key(metadata, options.state_key),
             steps=options.steps or spec.horizon,
             **{name: getattr(options, name) for name in _AS_THEY_ARE},
         )
@@ -123,7 +126,7 @@ def _with(
 
 _AS_THEY_ARE = (
     *("answer_seconds", "start_seconds", "seed", "execute", "phrasings"),
-    *("state_key", "prompt_key"),
+    "prompt_key",
 )
 _MAY_DIFFER = ("server", "answer_seconds", "start_seconds")  # when an evaluation goes on
 

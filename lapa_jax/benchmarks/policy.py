@@ -19,7 +19,7 @@ from lapa_jax.benchmarks import measure
 from lapa_jax.nn import flops
 from lapa_jax.policy import decoding
 from lapa_jax.policy.front_end import front_end_settings
-from lapa_jax.policy.modality import IMAGE, LATENT, MODALITIES, TEXT, WEIGHTS
+from lapa_jax.policy.modality import IMAGE, LATENT, TEXT, WEIGHTS, WITH_IDS
 from lapa_jax.policy.vla import SIZES, VLAConfig
 from lapa_jax.stages.policy import PolicyStage
 
@@ -93,7 +93,7 @@ def policy_config(size: str, args: argparse.Namespace) -> ConfigDict:
 def rows(stage: PolicyStage, number: int) -> dict[str, np.ndarray]:
     """Random tokens of whole rows, with the slots that predict the targets."""
     modality = np.repeat([TEXT, IMAGE, LATENT], [TEXT_TOKENS, IMAGE_TOKENS, TARGETS])
-    sizes = np.array([stage.vocabularies[name] for name in MODALITIES])
+    sizes = np.array([stage.vocabularies[name] for name in WITH_IDS])
     tokens = np.random.default_rng(0).integers(0, sizes[modality], (number, ROW), np.int32)
     slots = np.arange(ROW - TARGETS - 1, ROW - 1, dtype=np.int32)
     return {

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from lapa_jax.envs.env import Environment, Size
-from lapa_jax.envs.rollout import Act, Episodes, as_chunks, rollout
+from lapa_jax.envs.env import OWN, Environment, Size
+from lapa_jax.envs.rollout import Act, Episodes, as_chunks, rollout, sees_own
 
 
 def drive(
@@ -43,8 +43,11 @@ def drive(
             for i, state in enumerate(states):
                 if not done[i] or images[i] is None:
                     images[i] = env.render(state, size, view)
-            seen = jax.tree.map(lambda *x: np.stack(x), *images)
-            found = act(seen, prompts, jax.random.fold_in(key, t))
+            seen, given = jax.tree.map(lambda *x: np.stack(x), *images), prompts
+            if sees_own(prompts):  # of an episode that is over, its end's
+                own = [np.asarray(env.proprioception(state), np.float32) for state in states]
+                given = prompts | {OWN: np.stack(own)}
+            found = act(seen, given, jax.random.fold_in(key, t))
             chunks = np.asarray(as_chunks(found, execute))
         taken.append(np.where(done[:, None], np.float32(0), chunks[:, t % execute]))
         for i in np.flatnonzero(~done):

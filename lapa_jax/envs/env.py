@@ -19,6 +19,7 @@ import numpy as np
 if TYPE_CHECKING:
     pass
 
+OWN = "proprioception"  # in prompts of rollouts: what a robot knows of itself, at each question
 Size = int | tuple[int, int]  # of an image in pixels: a side, or height and width
 State = TypeVar("State")
 

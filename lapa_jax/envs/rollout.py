@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from lapa_jax.envs.env import Environment, Size
+from lapa_jax.envs.env import OWN, Environment, Size
 
-# (images uint8 (N, height, width, 3), prompts, key) → actions (N, A), or chunks of them (N, K, A)
+# (images uint8 (N, height, width, 3), prompts, key) → actions (N, A), or chunks of them (N, K, A).
+# Prompts that are a mapping with OWN hold there what `env.proprioception` gives then, (N, S).
 Act = Callable[[jax.Array, Any, jax.Array], jax.Array]
 
 
@@ -92,7 +93,10 @@ def rollout(
 def _rollout(env, act, states0, prompts, key, steps, view, size, execute) -> Episodes:
     def ask(state, t):
         images = render_states(env, state, size, view)
-        return as_chunks(act(images, prompts, jax.random.fold_in(key, t)), execute)
+        given = prompts
+        if sees_own(prompts):
+            given = prompts | {OWN: jax.vmap(env.proprioception)(state)}
+        return as_chunks(act(images, given, jax.random.fold_in(key, t)), execute)
 
     def choose(state, done, t, chunks):
         if execute == 1:
@@ -104,6 +108,10 @@ def _rollout(env, act, states0, prompts, key, steps, view, size, execute) -> Epi
     chunks = jax.eval_shape(ask, states0, 0)
     none_yet = jnp.zeros(chunks.shape, chunks.dtype)
     return _scan(env, states0, jax.vmap(env.success)(states0), choose, none_yet, steps)
+
+
+def sees_own(prompts: Any) -> bool:
+    return isinstance(prompts, dict) and OWN in prompts
 
 
 def as_chunks(actions: Any, execute: int) -> Any:

@@ -55,8 +55,9 @@ def _answers(
     stage, config = run.stage, run.config
     every = {**corpus, "fraction": 1.0, "action_fraction": 1.0}
     data = DataSettings.of(config.data).on({"corpus": every}).draw_any()
-    images, text, *_ = stage.fields_of(config)
+    images, text, *others = stage.fields_of(config)
     fields, size = (images, text, "action", "action_mask"), min(config.global_batch, max_examples)
+    fields += ("state",) if "state" in others else ()
     found = []
     with contextlib.ExitStack() as stack:
         loader = stack.enter_context(
@@ -72,7 +73,7 @@ def _answers(
             plan.fill(0, plan.size)
             batch = plan.finish()
             ids = None if stage.from_pixels else batch["image_tokens"]
-            prompts = stage.prompts(batch["instruction"], ids)
+            prompts = stage.prompts(batch["instruction"], ids, batch.get("state"))
             frames = batch["frames"] if stage.from_pixels else None
             said = jax.device_get(predict(run.params, run.variables, prompts, frames).values)
             rows = plan.rows[:, of.frames.current]

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from data_pipelines.loader import DataSettings
 from data_pipelines.progress import Progress
 from lapa_jax.diagnostics.statistics import wilson_interval
 from lapa_jax.envs.drive import closed_loop
-from lapa_jax.envs.env import Environment
+from lapa_jax.envs.env import OWN, Environment
 from lapa_jax.envs.rollout import Episodes
 from lapa_jax.runs.loaded import Model
 from lapa_jax.runs.usable import open_loader
@@ -66,8 +67,9 @@ def evaluate_success(
 
     Actions are the likeliest ones, or drawn at a `temperature` among the `top_k` likeliest;
     of several at once, `execute` are taken before the policy is asked again. Images are those of
-    `view` (default: the first one). Raises ValueError for a stage that does not act and for one
-    that takes several images an example.
+    `view` (default: the first one); a policy that sees the robot's state gets the environment's.
+    Raises ValueError for a stage that does not act, one that takes several images an example, and
+    one that was trained with states of another width.
     """
     config, stage = policy.config, policy.stage
     if not stage.acts:
@@ -77,6 +79,7 @@ def evaluate_success(
             f"{policy.workdir} takes {stage.num_images} images an example: the closed loop gives "
             "one"
         )
+    own = _own(policy, env, episodes)
     states = env.evaluation_states(seed, family, episodes)
     known = np.array(env.phrasings(phrasings))
     instructions = env.instructions(states, known[np.arange(episodes) % len(known)])
@@ -84,7 +87,7 @@ def evaluate_success(
         env,
         jax.tree_util.Partial(_acting(stage, temperature, top_k), policy.params, policy.variables),
         states,
-        stage.prompts(instructions),
+        stage.prompts(instructions, own=own) | ({} if own is None else {OWN: own}),
         jax.random.key(seed),
         steps=env.spec.horizon,
         view=view,
@@ -105,12 +108,28 @@ def evaluate_success(
     return SuccessEvaluation(report, found, instructions)
 
 
+def _own(policy: Model, env: Environment, episodes: int) -> np.ndarray | None:
+    """What stands for the robot's states before the first question."""
+    if policy.stage.state is None:
+        return None
+    names, dim = env.spec.state, policy.stage.state.dim
+    if len(names) != dim:
+        raise ValueError(
+            f"{policy.workdir} was trained with states of {dim} numbers, {env.spec.name} has "
+            f"{len(names)} ({', '.join(names) or 'none'})"
+        )
+    return np.zeros((episodes, dim), np.float32)
+
+
 @functools.lru_cache(maxsize=4)
 def _acting(stage: Stage, temperature: float, top_k: int) -> Callable[..., jax.Array]:
     """One function for all families and evaluations, so that it is compiled once."""
 
     def act(params, variables, images, prompts, key):
         options = dict(temperature=temperature, top_k=top_k, key=key) if temperature else {}
+        if OWN in prompts:
+            rest = {name: x for name, x in prompts.items() if name != OWN}
+            prompts = rest | {"state": stage.state.fed(prompts[OWN], jnp)}
         return stage.act(params, variables, prompts, images[:, None], **options)
 
     return act

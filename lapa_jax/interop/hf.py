@@ -108,6 +108,8 @@ def rules(stage: PolicyStage) -> list[Rule]:
             f"model.dim={config.dim} is no multiple of model.heads={config.heads}: LLaMA's "
             "configuration wants one"
         )
+    if stage.state is not None:
+        raise ValueError("model.state.enabled=True: PyTorch's LapaPolicy sees no state")
     found = hf_llama.rules(config.depth)
     if len(stage.heads) > 1 or not all(isinstance(x, TokenHead) for x in stage.parts.values()):
         raise ValueError(

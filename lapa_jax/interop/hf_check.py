@@ -13,7 +13,7 @@ from lapa_jax.policy.codecs import ActionCodec
 from lapa_jax.policy.front_end import VqganConfig, front_end_config
 from lapa_jax.policy.image_tokenizer import ImageEncoder, ImageTokenizerConfig, nearest
 from lapa_jax.policy.layout import LEGACY_END_OF_FRAME
-from lapa_jax.policy.modality import MODALITIES
+from lapa_jax.policy.modality import MODALITIES, WITH_IDS
 from lapa_jax.runs.loaded import Model, load_image_tokenizer
 from lapa_jax.stages.policy import PolicyStage
 
@@ -88,7 +88,7 @@ class Inputs:
     def __init__(self, run: Model, tokenizer: Tokenizer | None):
         stage, rng = run.stage, np.random.default_rng(0)
         model, layout = stage.model_config, stage.layout
-        vocab = np.array([stage.vocabularies[name] for name in MODALITIES])
+        vocab = np.array([stage.vocabularies[name] for name in WITH_IDS])
         self.present = np.flatnonzero(vocab)
         self.modality = rng.choice(self.present, (ROWS, ROW_LENGTH))
         self.tokens = rng.integers(0, vocab[self.modality])

@@ -9,12 +9,18 @@ Shape suffixes: B batch, n targets, V vocabulary.
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from lapa_jax.nn.module import Functional, Tree
 from lapa_jax.policy.modality import MODALITIES
+
+
+def fed_of(prompts: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a model is fed beside the tokens of prompts: `fed` of its `outputs` and `prefill`."""
+    return {"state": prompts["state"]} if "state" in prompts else None
 
 
 @partial(jax.jit, static_argnames=("vla", "head", "num_tokens", "temperature", "top_k"))
@@ -34,7 +40,8 @@ def decode(
 ) -> tuple[jax.Array, jax.Array]:
     """(ids int32 (B, num_tokens), the logits float32 (B, num_tokens, V) they were chosen by).
 
-    `prompts`: tokens, modality and segments (B, T) that end at the last slot. `vocab_limit_n`
+    `prompts`: tokens, modality and segments (B, T) that end at the last slot, and what is fed
+    beside them (`fed_of`). `vocab_limit_n`
     (num_tokens,): slot i chooses among ids below vocab_limit_n[i] (action dimensions have different
     numbers of bins). `temperature` > 0 samples, among the `top_k` likeliest (0: all), and needs
     `key`.
@@ -67,7 +74,8 @@ def decode(
         return token, logits_BV
 
     tokens, modality, segments = (prompts[k] for k in ("tokens", "modality", "segments"))
-    logits, cache = call("prefill", tokens, modality, segments, images, head, num_tokens)
+    fed = fed_of(prompts)
+    logits, cache = call("prefill", tokens, modality, segments, images, head, num_tokens, fed)
     first = choose(logits, 0)
 
     def step(carry, i):
@@ -99,7 +107,8 @@ def in_one_pass(
     T, n = prompts["tokens"].shape[1], ids_Bn.shape[1]
     slots = {head: jnp.broadcast_to(T + jnp.arange(n), ids_Bn.shape)}
     given = (tokens, modality, segments, images)
-    return vla.apply(params, variables, "outputs", *given, slots=slots)[0][head]
+    found, _ = vla.apply(params, variables, "outputs", *given, slots=slots, fed=fed_of(prompts))
+    return found[head]
 
 
 def extend(
@@ -109,6 +118,6 @@ def extend(
     more = {"tokens": ids_Bn, "segments": jnp.ones_like(ids_Bn)}
     more["modality"] = jnp.full_like(ids_Bn, MODALITIES.index(modality))
     return {
-        name: jnp.concatenate([x, more[name].astype(x.dtype)], axis=1)
+        name: jnp.concatenate([x, more[name].astype(x.dtype)], axis=1) if name in more else x
         for name, x in prompts.items()
     }

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lapa_jax.policy.modality import FILL, IMAGE, MODALITIES, TEXT
+from lapa_jax.policy.modality import FILL, IMAGE, MODALITIES, STATE, TEXT
 from lapa_jax.policy.text import TextTokenizer
 
 LEGACY_PROMPT = (
@@ -40,8 +40,8 @@ class Example:
 
 
 class Layout:
-    """[begin, instruction][image tokens][tokens of each head's slots, but for a last one that is
-    only predicted]."""
+    """[begin, instruction][image tokens][state, where it is seen][tokens of each head's slots, but
+    for a last one that is only predicted]."""
 
     def __init__(
         self,
@@ -52,7 +52,9 @@ class Layout:
         num_images: int,
         tokens_per_image: int,
         image_vocab: int,
+        sees_state: bool = False,
     ):
+        self.sees_state = sees_state
         self.tokenizer, self.slots, self.text_length = tokenizer, tuple(slots), text_length
         self.num_images, self.tokens_per_image = num_images, tokens_per_image
         self.image_vocab = image_vocab
@@ -65,7 +67,7 @@ class Layout:
     @property
     def prompt_length(self) -> int:
         """Tokens before the first target, at most."""
-        return self.text_length + self.num_images * self.tokens_per_image
+        return self.text_length + self.num_images * self.tokens_per_image + self.sees_state
 
     @property
     def example_length(self) -> int:
@@ -80,7 +82,8 @@ class Layout:
     def prompt(self, instruction: str, image_ids: np.ndarray | None = None) -> Example:
         """Everything before the first target. `image_ids` int (images, tokens an image), or None:
         left to the front-end."""
-        return _join([(self.text(instruction), TEXT), (self._image(image_ids).reshape(-1), IMAGE)])
+        parts = [(self.text(instruction), TEXT), (self._image(image_ids).reshape(-1), IMAGE)]
+        return _join([*parts, ([FILL], STATE)] if self.sees_state else parts)
 
     def example(
         self, instruction: str, image_ids: np.ndarray | None, ids: Sequence[np.ndarray]
@@ -143,6 +146,8 @@ class LegacyLayout(Layout):
 
     def __init__(self, tokenizer: TextTokenizer, *, slots: Sequence[Slots], **sizes: int):
         super().__init__(tokenizer, slots=slots, **sizes)
+        if self.sees_state:
+            raise ValueError("model.legacy=True: the original's rows have no state (model.state)")
         if len(slots) > 1:
             raise ValueError("model.legacy=True: the original's rows have one head's targets")
         modality, count, _ = slots[0] if slots else Slots("latent", 0)

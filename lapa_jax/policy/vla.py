@@ -28,7 +28,8 @@ from lapa_jax.nn.stack import REMAT, Stack
 from lapa_jax.parallel.sharding import constrain, placement
 from lapa_jax.policy.front_end import FRONT_ENDS, front_end_config, front_end_settings
 from lapa_jax.policy.heads.base import Embedding, Head, readout
-from lapa_jax.policy.modality import FILL, IMAGE, MODALITIES
+from lapa_jax.policy.modality import FILL, IMAGE, MODALITIES, STATE
+from lapa_jax.policy.state import StateInput
 
 # Backbone sizes under the names LWM and EasyLM use, and small ones of our own.
 SIZES: dict[str, dict[str, int]] = {
@@ -201,7 +202,8 @@ class Cache(NamedTuple):
 
 
 class VLA(nnx.Module):
-    """`predicted`: the heads, by modality. `stacked`: see stack.py."""
+    """`predicted`: the heads, by modality. `stacked`: see stack.py. `state`: of a policy that sees
+    the robot's."""
 
     def __init__(
         self,
@@ -210,6 +212,7 @@ class VLA(nnx.Module):
         *,
         rngs: nnx.Rngs,
         stacked: bool = True,
+        state: StateInput | None = None,
     ):
         self.config = config
         self.dtype = dtype = dtype_of(config.compute_dtype)
@@ -219,6 +222,8 @@ class VLA(nnx.Module):
             if name in predicted:
                 embeddings[name] = predicted[name].embedding(config, rngs)
                 heads[name] = predicted[name].output(config, rngs)
+            elif state is not None and name == MODALITIES[STATE]:
+                embeddings[name] = state.embedding(config, rngs)
             elif given.get(name):
                 embeddings[name] = Embedding(given[name], config, "vocab", rngs)
                 heads[name] = readout(given[name], config, "vocab", rngs)
@@ -340,13 +345,14 @@ class VLA(nnx.Module):
         images_BNHWC: jax.Array | None,
         head: str,
         num_tokens: int,
+        fed: Mapping[str, jax.Array] | None = None,
     ) -> tuple[jax.Array, Cache]:
         """What the head gives (B, V) at the last slot, of a vocabulary the logits of the first
         target, and a cache with room for `num_tokens` − 1 more.
 
-        Prompts end at the last slot; padding is at the left.
+        Prompts end at the last slot; padding is at the left. `fed`: see `outputs`.
         """
-        x, where = self.embed(tokens_BT, modality_BT, images_BNHWC), positions(segments_BT)
+        x, where = self.embed(tokens_BT, modality_BT, images_BNHWC, fed), positions(segments_BT)
         depth = jnp.arange(self.config.depth)
         mask = segments_BT, self._blocks(modality_BT)
         x, kv = self._run(x, where, *mask, per_layer=depth, method="prefill")

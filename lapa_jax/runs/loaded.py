@@ -21,7 +21,7 @@ from lapa_jax.nn import int8, lora
 from lapa_jax.nn.layers import dtype_of
 from lapa_jax.nn.module import flatten
 from lapa_jax.parallel import distributed
-from lapa_jax.policy.modality import MODALITIES
+from lapa_jax.policy.modality import WITH_IDS
 from lapa_jax.stages.image_tokenizer import ImageTokenizerStage
 from lapa_jax.stages.policy import PolicyStage
 from lapa_jax.stages.quantizer import QuantizerStage
@@ -214,9 +214,9 @@ class LoadedPolicy(Model):
         for name, array in (("tokens", tokens), ("modality", modality)):
             if array.dtype.kind not in "iu":
                 raise ValueError(f"{name} has dtype {array.dtype}: integers are expected")
-        if not np.isin(modality, range(len(MODALITIES))).all():
+        if not np.isin(modality, range(len(WITH_IDS))).all():
             raise ValueError(f"modality holds {modality.min()} to {modality.max()}, not 0 to 3")
-        for number, name in enumerate(MODALITIES):
+        for number, name in enumerate(WITH_IDS):
             ids, size = tokens[modality == number], self.stage.vocabularies[name]
             if ids.size and (ids.min() < 0 or ids.max() >= size):
                 raise ValueError(
@@ -249,10 +249,12 @@ class LoadedPolicy(Model):
         temperature: float = 0.0,
         top_k: int = 0,
         seed: int | None = None,
+        state: np.ndarray | None = None,
     ) -> Prediction:
         """What this policy's head says, with the model's probabilities (of temperature 1, among the
-        ids that may be chosen). Raises ValueError for an image of another size or dtype, and for an
-        instruction of more than `model.text_length` tokens."""
+        ids that may be chosen). `state`: the robot's, float (S,) or (B, S) in the units of the
+        data, for a policy that sees it. Raises ValueError for an image of another size or dtype, a
+        state of another width, and an instruction of more than `model.text_length` tokens."""
         if (seed is None) == (temperature > 0):
             raise ValueError(f"{temperature=} and {seed=}: sampling takes both")
         options = {"top_k": top_k} if top_k else {}  # heads without tokens have none
@@ -261,13 +263,14 @@ class LoadedPolicy(Model):
         single = isinstance(instruction, str)
         texts = [instruction] if single else list(instruction)
         images = self._images(np.asarray(image), len(texts), single)
+        own = state if state is None else np.asarray(state)[None] if single else np.asarray(state)
         ids = None
         if not self.stage.from_pixels:
             ids, images = self._image_ids(images), None
         found = self._predict(
             self.params,
             self.variables,
-            self.stage.prompts(texts, ids),
+            self.stage.prompts(texts, ids, own),
             images,
             **options,
         )

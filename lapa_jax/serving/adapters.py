@@ -29,8 +29,9 @@ class LeRobotPolicy:
     `fields.IMAGES`.
     control_hz: of the calls; needed by policies that see a history (`data.num_frames` > 1). Before
     an episode is as long as the history, its first frame stands for those before it, as in
-    training. resizing: "crop" or "pad", as `lapa data convert --fit` made the training data; only
-    images of another size than the policy's are resized.
+    training. state: name of the robot's state in the observation, for a policy that sees it;
+    default: one of `fields.STATES`. resizing: "crop" or "pad", as `lapa data convert --fit` made
+    the training data; only images of another size than the policy's are resized.
     """
 
     def __init__(
@@ -40,12 +41,16 @@ class LeRobotPolicy:
         cameras: Sequence[str] = (),
         control_hz: float = 0.0,
         resizing: str = "crop",
+        state: str = "",
     ):
         policy.require_head("action")
         if resizing not in FITS:
             raise ValueError(f"resizing={resizing!r} is not one of {FITS}")
         data = policy.config.data
+        if state and policy.stage.state is None:
+            raise ValueError(f"state={state!r}: the policy was trained without the robot's state")
         self.policy, self.resizing = policy, resizing
+        self.states = (state,) if state else fields.STATES
         count = policy.stage.num_cameras
         if cameras and len(cameras) != count:
             raise ValueError(f"cameras={list(cameras)}: the policy sees {count} of them")
@@ -73,9 +78,9 @@ class LeRobotPolicy:
         observation: "task" (or "prompt", "instruction"), a text or B texts, and an image of each
         camera: uint8 (H, W, 3) or (B, H, W, 3), or float in [0, 1] with channels first, (3, H, W)
         or (B, 3, H, W), as LeRobot makes them. NumPy arrays give a NumPy array, torch tensors a
-        tensor on their device. Other keys, such as the robot's state, are not looked at. Raises
-        KeyError for a camera or a task that is missing, with what was given, and ValueError for an
-        image of another form.
+        tensor on their device. Of a policy that sees the robot's state also that, float (S,) or
+        (B, S) in the units of training; other keys are not looked at. Raises KeyError for what is
+        missing, with what was given, and ValueError for an image or a state of another form.
         """
         names = [(name,) for name in self._keys(observation)] or [fields.IMAGES]
         given = [fields.find(observation, one, "camera") for one in names]
@@ -92,21 +97,25 @@ class LeRobotPolicy:
             raise ValueError("another number of images than before: call reset() between episodes")
         self._seen.append(frame)
         if not self._planned:
-            self._planned.extend(np.moveaxis(self._chunk(texts), 1, 0))
+            own = None
+            if self.policy.stage.state:
+                own = _array(fields.find(observation, self.states, "state"))
+                own = own[None] if single else own
+            self._planned.extend(np.moveaxis(self._chunk(texts, own), 1, 0))
         actions = self._planned.popleft()
         found = actions[0] if single else actions
         if hasattr(given[0], "detach"):  # a tensor, so torch is there
             return sys.modules["torch"].as_tensor(found, device=given[0].device)
         return found
 
-    def _chunk(self, texts: list[str]) -> np.ndarray:
+    def _chunk(self, texts: list[str], own: np.ndarray | None) -> np.ndarray:
         """Actions (B, n, action_dim) of the steps from here on."""
         times = range(len(self._seen) - self._seen.maxlen, len(self._seen), self._apart)
         seen = np.stack([self._seen[max(0, t)] for t in times], axis=1)  # (B, frames, cameras, ...)
         seen = seen.reshape(len(texts), -1, *seen.shape[3:])
         if self.policy.stage.num_images == 1:
             seen = seen[:, 0]
-        actions = np.array(self.policy.predict_action(seen, texts))
+        actions = np.array(self.policy.predict_action(seen, texts, state=own))
         return actions.reshape(len(texts), self.policy.stage.head.horizon, -1)
 
     def _keys(self, observation: Mapping[str, Any]) -> Sequence[str]:
@@ -119,7 +128,7 @@ class LeRobotPolicy:
 
     def _image(self, key: str, image: Any) -> np.ndarray:
         """uint8 (..., H, W, 3) of the policy's size."""
-        image = np.asarray(image.detach().cpu() if hasattr(image, "detach") else image)
+        image = _array(image)
         if image.dtype.kind == "f" and image.ndim in (3, 4) and image.shape[-3] == 3:
             if not (image.min() >= 0.0 and image.max() <= 1.0):  # NaN, too
                 raise ValueError(
@@ -158,6 +167,7 @@ def rollout(
     images: Sequence[str] = ("image",),
     control_hz: float = 0.0,
     resizing: str = "crop",
+    state: str = "",
     seed: int | None = None,
     max_steps: int = 1_000,
 ) -> Episode:
@@ -170,15 +180,20 @@ def rollout(
         print(found.rewards.sum())
 
     images: keys of the observation, a dict, that hold the cameras; () where the observation is the
-    image. They are uint8 (H, W, 3); control_hz and resizing as of `LeRobotPolicy`. Actions go to
-    `env.step` as they are: whether they fit its action space is for the environment to say.
+    image. They are uint8 (H, W, 3); control_hz, resizing and state as of `LeRobotPolicy`. Actions
+    go to `env.step` as they are: whether they fit its action space is for the environment to say.
     """
     asked = LeRobotPolicy(
-        policy, cameras=images or ("image",), control_hz=control_hz, resizing=resizing
+        policy,
+        cameras=images or ("image",),
+        control_hz=control_hz,
+        resizing=resizing,
+        state=state,
     )
     asked.reset()
     observation, info = env.reset(seed=seed)
-    stepped = _Stepped(env, images, (observation, 0.0, False, False, info))
+    seen = asked.states if policy.stage.state else ()
+    stepped = _Stepped(env, images, (observation, 0.0, False, False, info), seen)
     found = drive(
         stepped,
         lambda seen, texts, key: asked.select_action(seen | {"task": texts}),
@@ -202,6 +217,7 @@ class _Stepped:
     env: Any
     images: Sequence[str]
     last: tuple[Any, float, bool, bool, dict[str, Any]]
+    states: Sequence[str]  # names that the robot's may have; (): it is not asked for
     rewards: list[float] = dataclasses.field(default_factory=list)
     spec: None = None
 
@@ -217,4 +233,12 @@ class _Stepped:
     def render(self, state: Any, size: Any, view: str) -> dict[str, Any]:
         if not self.images:
             return {"image": state[0]}
-        return {key: fields.find(state[0], (key,), "images") for key in self.images}
+        found = {key: fields.find(state[0], (key,), "images") for key in self.images}
+        if self.states:
+            found[self.states[0]] = np.asarray(fields.find(state[0], self.states, "state"))
+        return found
+
+
+def _array(x: Any) -> np.ndarray:
+    """Of an array or a tensor."""
+    return np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)

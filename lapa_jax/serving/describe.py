@@ -33,6 +33,8 @@ def metadata(
             "images": [list(names) for names in reader.names],
             "images_each": reader.images_each,
             "instruction": list(fields.TEXTS),
+            # the robot's, in the units of training; None: it is not looked at
+            "state": stage.state.describe(list(reader.state_names)) if stage.state else None,
             "optional": ["picture"],  # other keys are not looked at
         },
         "resizing": reader.resizing,
@@ -65,8 +67,9 @@ def metadata(
 
 def needed(reader: Reader) -> str:
     """One line: what an observation must hold."""
-    images = [" or ".join(names) for names in (*reader.names, fields.TEXTS)]
-    return "; ".join(images) + "; other keys are not looked at"
+    own = [reader.state_names] if reader.state_dim else []
+    needed = [" or ".join(names) for names in (*reader.names, fields.TEXTS, *own)]
+    return "; ".join(needed) + "; other keys are not looked at"
 
 
 def unnorm_keys(policy: LoadedPolicy) -> list[str]:

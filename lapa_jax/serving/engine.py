@@ -84,9 +84,11 @@ class Engine:
     async def _warm_up(self) -> None:
         """Compiles every program that will be called."""
         start = time.perf_counter()
-        images = np.zeros((self.policy.stage.num_images, *self.policy.image_size, 3), np.uint8)
+        stage = self.policy.stage
+        images = np.zeros((stage.num_images, *self.policy.image_size, 3), np.uint8)
+        own = np.zeros(stage.state.dim, np.float32) if stage.state else None
         for size in self.batch_sizes:
-            await self._call(self._compute, [Observation(images, "")] * size)
+            await self._call(self._compute, [Observation(images, "", state=own)] * size)
             self._compiled += 1
         if self.quantizer:
             z = np.zeros(self.quantizer.code_length, np.int32)
@@ -206,7 +208,9 @@ class Engine:
         images = np.stack([one.images for one in padded])
         if self.policy.stage.num_images == 1:
             images = images[:, 0]
-        return jax.device_get(self.policy.predict(images, [one.instruction for one in padded]))
+        own = np.stack([one.state for one in padded]) if self.policy.stage.state else None
+        texts = [one.instruction for one in padded]
+        return jax.device_get(self.policy.predict(images, texts, state=own))
 
     def _decode(self, frame: np.ndarray, z: np.ndarray) -> np.ndarray:
         found = jax.device_get(self.quantizer.decode(frame[None], z[None]))[0]

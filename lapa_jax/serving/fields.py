@@ -12,6 +12,8 @@ from typing import Any
 OFT_IMAGE = "full_image"
 IMAGES = ("image", "observation/image", OFT_IMAGE)
 TEXTS = ("instruction", "prompt", "task")  # OpenVLA's, openpi's, LeRobot's
+# The robot's state of openpi's (LIBERO), OpenVLA-OFT's and LeRobot's clients.
+STATES = ("observation/state", "state", "observation.state")
 _SHOWN = 12  # keys of those that were sent
 _MISSING = object()
 

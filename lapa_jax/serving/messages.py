@@ -39,6 +39,7 @@ class Observation:
     form: str = "plain"
     encoded: bool = False  # whether the JSON came in a JSON string: OpenVLA's "encoded"
     unnorm_key: str = ""  # of OpenVLA's clients; a policy has one set of units
+    state: np.ndarray | None = None  # float32 (S,), where the policy sees the robot's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,8 @@ class Reader:
     """Bytes → observations of one policy. Every mistake is a Refused that names it.
 
     image_keys: the name of each camera's images, in the order of training; (): all images are in
-    the one field that has a name of `fields.IMAGES`.
+    the one field that has a name of `fields.IMAGES`. state_dim: numbers of the robot's state, 0 of
+    a policy that does not see it; state_key: its name; "": one of `fields.STATES`.
     """
 
     image_size: tuple[int, int]
@@ -65,6 +67,8 @@ class Reader:
     image_keys: tuple[str, ...]
     resizing: str
     limits: Limits
+    state_dim: int = 0
+    state_key: str = ""
 
     def __post_init__(self):
         if self.image_keys and len(self.image_keys) != self.num_cameras:
@@ -76,11 +80,20 @@ class Reader:
             raise ValueError(
                 f"--image_keys {','.join(self.image_keys)}: the names are not distinct"
             )
+        if self.state_key and not self.state_dim:
+            raise ValueError(
+                f"--state_key {self.state_key}: the policy was trained without the robot's state"
+            )
 
     @property
     def names(self) -> list[Sequence[str]]:
         """Of each field with images, the names that it may have."""
         return [(name,) for name in self.image_keys] or [fields.IMAGES]
+
+    @property
+    def state_names(self) -> Sequence[str]:
+        """That the field with the robot's state may have."""
+        return (self.state_key,) if self.state_key else fields.STATES
 
     @property
     def images_each(self) -> int:
@@ -119,6 +132,7 @@ class Reader:
         try:
             text = fields.find(message, fields.TEXTS, "instruction")
             sent = [fields.find(message, names, "image") for names in self.names]
+            own = fields.find(message, self.state_names, "state") if self.state_dim else None
         except fields.NotSent as error:
             raise Refused(422, str(error)) from error
         form = "array" if all(isinstance(one, Array) for one in sent) else "plain"
@@ -131,6 +145,7 @@ class Reader:
             picture,
             form,
             unnorm_key=unnorm_key if isinstance(unnorm_key, str) else "",
+            state=_state(own, self.state_dim) if self.state_dim else None,
         )
 
     def _images(self, sent: list[Any]) -> np.ndarray:
@@ -165,6 +180,33 @@ class Reader:
             raise Refused(422, f"image has shape {list(sent.shape)}, not (height, width, 3)")
         images.check_size(*sent.shape[:2], self.limits.image_pixels)
         return sent
+
+
+def _state(sent: Any, dim: int) -> np.ndarray:
+    """float32 (dim,)."""
+    if isinstance(sent, Array):
+        values = _values(sent)
+    elif isinstance(sent, list) and all(type(x) in (int, float) for x in sent):
+        values = np.array(sent, np.float64) if _fit_float(sent) else np.full(len(sent), np.inf)
+    else:
+        raise Refused(422, f"state is a {type(sent).__name__}, not an array or a list of numbers")
+    if values.dtype.kind not in "fiu":
+        raise Refused(422, f"state has dtype {values.dtype}, not numbers")
+    if values.shape != (dim,):
+        raise Refused(
+            422, f"state has shape {list(values.shape)}: the policy was trained with {dim} numbers"
+        )
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32)
+    if not np.isfinite(values).all():
+        place = int(np.argmin(np.isfinite(values)))
+        raise Refused(422, f"number {place} of the state is not finite")
+    return values
+
+
+def _fit_float(numbers: list) -> bool:
+    """Whether no integer is beyond floats."""
+    return all(type(x) is float or -(2**1000) < x < 2**1000 for x in numbers)
 
 
 def _instruction(text: Any) -> str:

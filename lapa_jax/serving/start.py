@@ -72,6 +72,8 @@ def build(args: argparse.Namespace, limits: Limits) -> Server:
         image_keys=args.image_keys,
         resizing=args.resizing,
         limits=limits,
+        state_dim=policy.stage.state.dim if policy.stage.state else 0,
+        state_key=args.state_key,
     )
     metadata = describe.metadata(
         policy,

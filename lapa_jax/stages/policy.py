@@ -3,12 +3,13 @@
 Batch (R rows of k examples, T tokens; see policy/layout.py): tokens, segments int32 (R, T),
 modality int8 (R, T), of each head MODALITY_slots int32 (R, k·n) and what it compares with
 (MODALITY_targets int32 (R, k·n) where it predicts tokens), images uint8 (R, k·N, H, W, 3) where the
-front-end computes image tokens, text_slots, text_targets int32 (R, k·M) where text is trained on.
+front-end computes image tokens, text_slots, text_targets int32 (R, k·M) where text is trained on,
+state float32 (R, k, S) and state_out_of_range float32 (R, k) where the robot's state is seen.
 """
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,11 +25,12 @@ from lapa_jax.nn.module import Functional
 from lapa_jax.nn.registry import default_settings, typed_config
 from lapa_jax.nn.stack import unstack
 from lapa_jax.policy import heads
+from lapa_jax.policy import state as states
 from lapa_jax.policy.decoding import extend
 from lapa_jax.policy.front_end import front_end_column, front_end_config
 from lapa_jax.policy.heads.tokens import cross_entropy
 from lapa_jax.policy.layout import Layout, LegacyLayout, Slots, by_row, left_pad, pack
-from lapa_jax.policy.modality import MODALITIES, WEIGHTS
+from lapa_jax.policy.modality import WEIGHTS, WITH_IDS
 from lapa_jax.policy.text import TextTokenizer, train
 from lapa_jax.policy.vla import VLA, VLAConfig
 from lapa_jax.stages import augmentation
@@ -51,6 +53,9 @@ class RowSettings:
     """Keys of config.model that say how rows are laid out; the others are the model's own."""
 
     targets: Annotated[Mapping[str, Any], "what is predicted, by modality, each with its head"]
+    state: Annotated[Mapping[str, Any], "of the robot, as an input"] = field(
+        default_factory=lambda: default_settings(states.StateConfig)
+    )
     tokenizer: Annotated[
         str, "a SentencePiece .model; empty: trained on the corpora's instructions"
     ] = ""
@@ -63,7 +68,7 @@ class RowSettings:
     examples_per_row: Annotated[int, "[1, 1e5]", "more than 1: packing"] = 1
 
 
-LAYOUT_KEYS = tuple(field.name for field in fields(RowSettings))
+LAYOUT_KEYS = tuple(one.name for one in fields(RowSettings))
 
 
 def policy_settings(*, latent_vocab: int = 0, action_vocab: int = 0, **changes: Any) -> ConfigDict:
@@ -100,6 +105,10 @@ class PolicyStage(Stage):
             )
         self.num_images = images_per_example(config.data)
         self.num_cameras = self.num_images // config.data.num_frames
+        self.state: states.StateInput | None = None
+        if config.model.state.enabled:
+            settings = typed_config(states.StateConfig, config.model.state, "model.state")
+            self.state = states.StateInput(settings, assets[states.STATISTICS])
         self.parts = heads.build(config, assets)  # of the model, by modality
         self.heads = [head for head in self.parts.values() if head.settings.loss_weight]
         for head in self.heads[:-1]:
@@ -115,6 +124,7 @@ class PolicyStage(Stage):
             num_images=self.num_images,
             tokens_per_image=self.model_config.tokens_per_image,
             image_vocab=self.model_config.image_vocab,
+            sees_state=self.state is not None,
         )
         self.examples_per_row = config.model.examples_per_row
         longest = self.examples_per_row * self.layout.example_length
@@ -123,8 +133,8 @@ class PolicyStage(Stage):
 
     def functional(self, *, stacked: bool = True) -> Functional:
         """Its model, with the layers stacked or apart."""
-        config, parts = self.model_config, self.parts
-        return Functional(lambda rngs: VLA(config, parts, rngs=rngs, stacked=stacked))
+        config, parts, state = self.model_config, self.parts, self.state
+        return Functional(lambda rngs: VLA(config, parts, rngs=rngs, stacked=stacked, state=state))
 
     @property
     def head(self) -> heads.Head:
@@ -144,16 +154,21 @@ class PolicyStage(Stage):
     def vocabularies(self) -> dict[str, int]:
         """How many ids each modality has; 0 where the model has none of it."""
         found = {"text": self.model_config.text_vocab, "image": self.model_config.image_vocab}
-        return dict.fromkeys(MODALITIES, 0) | found | {m: x.vocab for m, x in self.parts.items()}
+        return dict.fromkeys(WITH_IDS, 0) | found | {m: x.vocab for m, x in self.parts.items()}
 
     @classmethod
     def fields_of(cls, config: ConfigDict) -> tuple[str, ...]:
-        return front_end_column(config.model.front_end), "instruction", *heads.columns(config)
+        found = (front_end_column(config.model.front_end), "instruction", *heads.columns(config))
+        return (*found, "state") if config.model.state.enabled else found
 
     @staticmethod
     def make_assets(config: ConfigDict, sources: Sources) -> dict[str, bytes]:
         tokenizer = {TOKENIZER: PolicyStage.make_tokenizer(config, sources)}
-        return tokenizer | heads.make_assets(config, sources)
+        made = tokenizer | heads.make_assets(config, sources)
+        if config.model.state.enabled:
+            statistics = sources.statistics("state", config.model.state.normalisation)
+            made[states.STATISTICS] = statistics.to_json()
+        return made
 
     @staticmethod
     def make_tokenizer(config: ConfigDict, sources: Sources) -> bytes:
@@ -195,6 +210,8 @@ class PolicyStage(Stage):
     def check(self, batch: dict[str, np.ndarray]) -> None:
         for head in self.heads:
             head.rows(batch)
+        if self.state:
+            self.state.check(batch["state"])
         for ids in () if self.from_pixels else batch["image_tokens"]:
             self.layout.prompt("", ids)
 
@@ -215,6 +232,9 @@ class PolicyStage(Stage):
             rows["text_targets"] = by_row(text, order, k)
         else:
             rows.pop("text_slots", None)
+        if self.state:
+            own = self.state.rows(batch["state"])
+            rows |= {name: by_row(values, order, k) for name, values in own.items()}
         if self.from_pixels:
             rows["images"] = by_row(batch["frames"], order, k)
         return rows | augmentation.column(self.config.data, batch, order, k)
@@ -241,6 +261,8 @@ class PolicyStage(Stage):
             for name, x in head.spec().items():
                 of_rows = rows(k * x.shape[0], *x.shape[1:], dtype=x.dtype)
                 spec[f"{head.modality}_{name}"] = of_rows
+        for name, x in self.state.spec().items() if self.state else ():
+            spec[name] = rows(k, *x.shape[1:], dtype=x.dtype)
         if self.with_text:
             spec["text_slots"] = spec["text_targets"] = rows(k * len(self.layout.text_targets))
         if self.from_pixels:
@@ -253,10 +275,31 @@ class PolicyStage(Stage):
         """The losses of the heads, summed by their weights, and that of the text after the image
         where text is trained on. The metrics of several heads have the modality before their
         names."""
+        return self._loss(params, variables, batch, rng, disturbed=True)
+
+    def eval_metrics(self, params: Params, variables: Variables, batch: Batch) -> Metrics:
+        """The metrics and the loss; every state is shown as it is."""
+        given = (params, variables, batch, jax.random.key(0))
+        loss, metrics, _ = self._loss(*given, disturbed=False)
+        return metrics | {"loss": loss}
+
+    def _loss(
+        self,
+        params: Params,
+        variables: Variables,
+        batch: Batch,
+        rng: jax.Array,
+        *,
+        disturbed: bool,
+    ) -> tuple[jax.Array, Metrics, Variables]:
         targets = {}
         for number, head in enumerate(self.heads):
             given = {name: batch[f"{head.modality}_{name}"] for name in head.spec()}
             targets[head.modality] = given | head.draw(given, jax.random.fold_in(rng, number))
+        fed = {m: given["fed"] for m, given in targets.items() if "fed" in given}
+        if self.state:
+            own = jax.random.fold_in(rng, len(self.heads)) if disturbed else None
+            fed["state"] = self.state.trained_on(batch["state"], own)
         asked = [*targets, "text"] if self.with_text else list(targets)
         outputs, variables = self.model.apply(
             params,
@@ -267,9 +310,11 @@ class PolicyStage(Stage):
             batch["segments"],
             batch.get("images"),
             slots={name: batch[f"{name}_slots"] for name in asked},
-            fed={m: given["fed"] for m, given in targets.items() if "fed" in given},
+            fed=fed,
         )
         total, metrics = 0.0, {}
+        if self.state:
+            metrics[states.OUT_OF_RANGE] = batch[states.OUT_OF_RANGE].mean()
         for head in self.heads:
             loss, found = head.loss(outputs[head.modality], targets[head.modality])
             total += head.settings.loss_weight * loss
@@ -309,13 +354,30 @@ class PolicyStage(Stage):
         return stage, unstack(params, "backbone")
 
     def prompts(
-        self, instructions: Sequence[str], image_ids: Sequence[np.ndarray] | None = None
+        self,
+        instructions: Sequence[str],
+        image_ids: Sequence[np.ndarray] | None = None,
+        own: np.ndarray | None = None,
     ) -> dict[str, np.ndarray]:
         """Prompts for `predict`: tokens, segments int32 and modality int8 (B, T). `image_ids`:
-        int (images, tokens an image) each, for models that take ids."""
+        int (images, tokens an image) each, for models that take ids. `own`: the states of the
+        robot, float32 (B, S) in the units of the data, for policies that see it."""
         images = image_ids if image_ids is not None else [None] * len(instructions)
         prompts = [self.layout.prompt(*one) for one in zip(instructions, images, strict=True)]
-        return left_pad(prompts, self.layout.prompt_length)
+        rows = left_pad(prompts, self.layout.prompt_length)
+        if (own is None) != (self.state is None):
+            raise ValueError(
+                "this policy sees the robot's state: it must be given"
+                if self.state
+                else "this policy was trained without the robot's state: give none"
+            )
+        if self.state:
+            own = np.asarray(own, np.float32)
+            self.state.check(own)
+            if len(own) != len(rows["tokens"]):
+                raise ValueError(f"{len(own)} states for {len(rows['tokens'])} instructions")
+            rows["state"] = self.state.fed(own)
+        return rows
 
     def predict(
         self,

@@ -48,6 +48,8 @@ def parser() -> argparse.ArgumentParser:
     add("--quantizer", help="the run whose labels the policy learnt: decodes z to pictures")
     text = "names of the cameras' images in an observation, in the order of training"
     add("--image_keys", type=_words, default=(), help=f"{text}; default: see /metadata")
+    text = "name of the robot's state in an observation, of a policy that sees it"
+    add("--state_key", default="", help=f"{text}; default: see /metadata")
     add("--resizing", choices=RESIZING, default="crop", help="of images of another size")
     add("--batch_sizes", type=_numbers, default=BATCH_SIZES, help="compiled, e.g. 1,4,16")
     add("--action_names", type=_words, default=(), help="of each dimension, e.g. x,y")

@@ -10,7 +10,7 @@ import pytest
 
 from lapa_jax import envs
 from lapa_jax.envs.drive import closed_loop, drive
-from lapa_jax.envs.env import Environment, EnvSpec
+from lapa_jax.envs.env import OWN, Environment, EnvSpec
 from lapa_jax.envs.rollout import rollout
 from lapa_jax.envs.tabletop import MAX_STEP, Tabletop
 
@@ -41,9 +41,12 @@ class Stepped(Tabletop):
         return np.asarray(self._render(state, size, view))
 
 
-def towards(images, aims, key):
-    """Chunks of three actions, drawn about the way to the block and scaled by what is seen."""
+def towards(images, prompts, key):
+    """Chunks of three actions, drawn about the way to the block and scaled by what is seen and by
+    where the effector is."""
+    aims, own = prompts["aims"], prompts[OWN]
     seen = images.astype(jnp.float32).mean((1, 2, 3))[:, None, None] / 255.0
+    seen += 0.1 * own[:, None, :1]
     noise = jax.random.normal(key, (len(aims), 3, 2))
     return MAX_STEP * jnp.clip(aims[:, None] * (0.5 + seen) + 0.3 * noise, -1.0, 1.0)
 
@@ -59,8 +62,9 @@ def test_stepping_gives_the_successes_of_the_scan(execute):
     aims = way / jnp.abs(way).max(-1, keepdims=True)
     how = dict(steps=STEPS, view="robot", size=(16, 24), execute=execute)
     act, key = jax.tree_util.Partial(towards), jax.random.key(3)
-    scan = rollout(traced, act, states, aims, key, **how)
-    found = closed_loop(stepped, act, stepped.evaluation_states(0, "reach", 6), aims, key, **how)
+    prompts = {"aims": aims, OWN: jnp.zeros((6, len(traced.spec.state)))}
+    scan = rollout(traced, act, states, prompts, key, **how)
+    found = closed_loop(stepped, act, stepped.evaluation_states(0, "reach", 6), prompts, key, **how)
     assert 0 < scan.success.sum() < 6, "some reach it"
     np.testing.assert_array_equal(found.success, scan.success)
     np.testing.assert_array_equal(found.length, scan.length)
@@ -69,7 +73,7 @@ def test_stepping_gives_the_successes_of_the_scan(execute):
         np.testing.assert_allclose(found.actions[i, :length], scan.actions[i, :length], atol=2e-4)
         assert not found.actions[i, length:].any()
     with pytest.raises(ValueError, match="execute=4 must be from 1 to 3"):
-        rollout(traced, act, states, aims, key, **(how | {"execute": 4}))
+        rollout(traced, act, states, prompts, key, **(how | {"execute": 4}))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ def constant(horizon: int = 1, codec=None) -> SimpleNamespace:
     return SimpleNamespace(
         from_pixels=True,
         fields_of=lambda config: ("frames", "instruction", "action"),
-        prompts=lambda texts, ids: {"text": np.zeros(len(texts))},
+        prompts=lambda texts, ids, own: {"text": np.zeros(len(texts))},
         predict=lambda params, variables, prompts, images: Decoded(
             jnp.zeros((len(images), *shape)) + ALWAYS
         ),

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from data_pipelines.normalise import Normaliser
 from lapa_jax.nn import int8
 from lapa_jax.nn.layers import Dense, dtype_of
 from lapa_jax.nn.module import Functional, Tree, param
@@ -33,6 +34,15 @@ class Sources(Protocol):
 
     def actions(self) -> np.ndarray:
         """All actions of its corpora that are known, float32 (N, action_dim)."""
+        ...
+
+    def states(self) -> np.ndarray:
+        """All states of its corpora, float32 (N, S)."""
+        ...
+
+    def statistics(self, of: str, mode: str) -> Normaliser:
+        """Of these "action" or "state" numbers, with the hash of the data; what is peculiar about
+        them is said on the log."""
         ...
 
 
