@@ -29,7 +29,8 @@ def token_heads(length: int = 1, **vocabularies: int) -> dict[str, heads.Head]:
     targets = {
         m: heads.head_settings("tokens", codec="codes", vocab=n) for m, n in vocabularies.items()
     }
-    config = ConfigDict({"model": {"targets": targets}, "code_length": length})
+    data = {"action_horizon": 1}
+    config = ConfigDict({"model": {"targets": targets}, "code_length": length, "data": data})
     return heads.build(config, {})
 
 

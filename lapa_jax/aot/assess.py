@@ -139,7 +139,8 @@ def stand_in_assets(config: ConfigDict) -> dict[str, bytes]:
     if "tokenizer" in config.model:
         config.model.tokenizer = ""
         config.model.text_vocab = min(320, config.model.text_vocab)  # quickly trained
-    return stages.get(config.stage).make_assets(config, StandIn())
+    horizon = config.data.get("action_horizon", 1)
+    return stages.get(config.stage).make_assets(config, StandIn(horizon))
 
 
 def _upper_bound(memory: Any) -> int:

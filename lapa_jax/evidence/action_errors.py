@@ -129,11 +129,9 @@ def action_errors(
         MEAN: np.broadcast_to(mean, true.shape),
         BEFORE: np.broadcast_to(np.where(np.isnan(before), mean, before)[:, None], true.shape),
     }
-    codec = getattr(run.stage.head, "codec", None)
-    if codec is not None:
-        flat = codec.values(codec.encode(true[mask].astype(np.float32)), np)
-        guesses[TOKENS] = true.copy()
-        guesses[TOKENS][mask] = flat
+    nearest = run.stage.head.nearest(true.astype(np.float32))
+    if nearest is not None:
+        guesses[TOKENS] = nearest
     report: dict[str, Any] = {
         "examples": len(true),
         "episodes": len(np.unique(episode)),

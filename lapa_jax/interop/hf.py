@@ -111,10 +111,11 @@ def rules(stage: PolicyStage) -> list[Rule]:
     if stage.state is not None:
         raise ValueError("model.state.enabled=True: PyTorch's LapaPolicy sees no state")
     found = hf_llama.rules(config.depth)
-    if len(stage.heads) > 1 or not all(isinstance(x, TokenHead) for x in stage.parts.values()):
+    several = len(stage.heads) > 1 or any(head.horizon > 1 for head in stage.heads)
+    if several or not all(isinstance(x, TokenHead) for x in stage.parts.values()):
         raise ValueError(
             f"model.targets={stage.config.model.targets.to_dict()}: PyTorch's LapaPolicy has heads "
-            "of tokens, of which one is trained"
+            "of tokens, of which one is trained, for one step"
         )
     for modality, size in stage.vocabularies.items():
         if size and modality != MODALITIES[TEXT]:

@@ -1,8 +1,8 @@
 """Decoding, for heads: `decode` token by token with a key-value cache, `in_one_pass` all slots at
 once.
 
-Tokens come from the asked head's vocabulary only, and there is no end-of-sequence token: exactly
-`num_tokens` are produced. Greedy unless a temperature is given.
+Tokens come from the asked head's vocabulary only, and exactly `num_tokens` are produced: what has
+an end is filled up after it. Greedy unless a temperature is given.
 
 Shape suffixes: B batch, n targets, V vocabulary.
 """
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from lapa_jax.nn.module import Functional, Tree
+from lapa_jax.policy.grammar import Grammar
 from lapa_jax.policy.modality import MODALITIES
 
 
@@ -34,6 +35,7 @@ def decode(
     num_tokens: int,
     *,
     vocab_limit_n: jax.Array | None = None,
+    grammar: Grammar | None = None,
     temperature: float = 0.0,
     top_k: int = 0,
     key: jax.Array | None = None,
@@ -41,10 +43,10 @@ def decode(
     """(ids int32 (B, num_tokens), the logits float32 (B, num_tokens, V) they were chosen by).
 
     `prompts`: tokens, modality and segments (B, T) that end at the last slot, and what is fed
-    beside them (`fed_of`). `vocab_limit_n`
-    (num_tokens,): slot i chooses among ids below vocab_limit_n[i] (action dimensions have different
-    numbers of bins). `temperature` > 0 samples, among the `top_k` likeliest (0: all), and needs
-    `key`.
+    beside them (`fed_of`). `vocab_limit_n` (num_tokens,): slot i chooses among ids below
+    vocab_limit_n[i] (action dimensions have different numbers of bins). `grammar` confines tokens
+    to those that may follow the ones before (see grammar.py). `temperature` > 0 samples, among the
+    `top_k` likeliest (0: all), and needs `key`.
     """
     if num_tokens < 1:
         raise ValueError(f"num_tokens={num_tokens} must be at least 1")
@@ -60,7 +62,14 @@ def decode(
     def call(method, *args):
         return vla.apply(params, variables, method, *args)[0]
 
-    def choose(logits_BV, i):
+    def choose(logits_BV, i, state):
+        if grammar is not None:
+            allowed = grammar.allowed(state, num_tokens - i)
+            logits_BV = jnp.where(allowed, logits_BV, -jnp.inf)
+        token, logits_BV = pick(logits_BV, i)
+        return (token, logits_BV), state if grammar is None else grammar.advance(state, token)
+
+    def pick(logits_BV, i):
         if vocab_limit_n is not None:
             allowed = jnp.arange(logits_BV.shape[-1]) < vocab_limit_n[i]
             logits_BV = jnp.where(allowed, logits_BV, -jnp.inf)
@@ -76,15 +85,16 @@ def decode(
     tokens, modality, segments = (prompts[k] for k in ("tokens", "modality", "segments"))
     fed = fed_of(prompts)
     logits, cache = call("prefill", tokens, modality, segments, images, head, num_tokens, fed)
-    first = choose(logits, 0)
+    state = None if grammar is None else grammar.start(len(tokens))
+    first, state = choose(logits, 0, state)
 
     def step(carry, i):
-        token, cache = carry
+        token, cache, state = carry
         logits, cache = call("step", token[:, None], tokens.shape[1] + i, cache, head)
-        token, logits = choose(logits[:, 0], i + 1)
-        return (token, cache), (token, logits)
+        chosen, state = choose(logits[:, 0], i + 1, state)
+        return (chosen[0], cache, state), chosen
 
-    _, rest = jax.lax.scan(step, (first[0], cache), jnp.arange(num_tokens - 1))
+    _, rest = jax.lax.scan(step, (first[0], cache, state), jnp.arange(num_tokens - 1))
     ids, logits = (
         jnp.concatenate([one[:, None], jnp.moveaxis(more, 0, 1)], axis=1)
         for one, more in zip(first, rest, strict=True)

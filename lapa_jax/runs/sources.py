@@ -1,17 +1,19 @@
 """What the assets of a new run are made of (policy/heads: `Sources`)."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from absl import logging
 
 from data_pipelines.checks import statistics
+from data_pipelines.loader.corpus import Corpus
 from data_pipelines.loader.mixture import Mixture
 from data_pipelines.loader.steps import fps_of
 from data_pipelines.normalise import Normaliser
 
 ACTION_DIM = 7  # of the stand-in actions
+_PART = 2**14  # chunks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,13 +27,22 @@ class OfCorpora:
         return sorted({text for c in self.mixture.corpora for text in c.index.instructions})
 
     def actions(self) -> np.ndarray:
-        found = []
+        return np.concatenate([c.index.actions[rows] for c, rows in self._known()])
+
+    def action_chunks(self) -> Iterator[np.ndarray]:
+        for corpus, rows in self._known():
+            if corpus.actions.padding == "drop":
+                rows = rows[corpus.actions.mask(rows).all(axis=1)]
+            for start in range(0, len(rows), _PART):
+                yield corpus.actions.chunks(rows[start : start + _PART])
+
+    def _known(self) -> Iterator[tuple[Corpus, np.ndarray]]:
+        """Of each corpus that has actions the rows whose actions are known."""
         corpora = self.mixture.corpora
         for corpus in [c for c in corpora if c.index.actions is not None] or corpora:
             rows = statistics.valid_action_rows(corpus.index)
             rows = rows[~corpus.left_out[corpus.index.episode_of_rows(rows)]]
-            found.append(corpus.index.actions[rows[corpus.actions.mask(rows)[:, 0]]])
-        return np.concatenate(found)
+            yield corpus, rows[corpus.actions.mask(rows)[:, 0]]
 
     def states(self) -> np.ndarray:
         found = []
@@ -49,10 +60,12 @@ class OfCorpora:
         return _told(Normaliser.fit(getattr(self, f"{of}s")(), mode, **said), of)
 
 
+@dataclasses.dataclass(frozen=True)
 class StandIn:
     """What gives assets the shapes of real ones, without data."""
 
-    inherited: Mapping[str, bytes] = {}
+    horizon: int = 1  # of chunks
+    inherited: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
 
     def instructions(self) -> list[str]:
         return [f"push block {i} to the wall" for i in range(20)]
@@ -65,6 +78,13 @@ class StandIn:
 
     def statistics(self, of: str, mode: str) -> Normaliser:
         return Normaliser.fit(getattr(self, f"{of}s")(), mode)
+
+    def action_chunks(self) -> Iterator[np.ndarray]:
+        """Smooth ones, which begin at any of the actions."""
+        time = np.linspace(0.0, 1.0, self.horizon, dtype=np.float32)[:, None]
+        turn = 2.0 * np.arange(ACTION_DIM, dtype=np.float32)
+        begins = self.actions()[:: 8192 // 512, None]
+        yield np.cos(np.pi * begins + turn + (3.0 + begins) * time).astype(np.float32)
 
 
 def _told(statistics: Normaliser, of: str) -> Normaliser:

@@ -16,7 +16,7 @@ from lapa_jax.verbs import evaluate
 ALWAYS = np.float32([0.5, -0.25])
 
 
-def constant(horizon: int = 1, codec=None) -> SimpleNamespace:
+def constant(horizon: int = 1, nearest=lambda actions: None) -> SimpleNamespace:
     """A stage that always says the same."""
     shape = (2,) if horizon == 1 else (horizon, 2)
     return SimpleNamespace(
@@ -26,19 +26,9 @@ def constant(horizon: int = 1, codec=None) -> SimpleNamespace:
         predict=lambda params, variables, prompts, images: Decoded(
             jnp.zeros((len(images), *shape)) + ALWAYS
         ),
-        head=SimpleNamespace(codec=codec, describe=lambda: {"dim": 2}),
+        head=SimpleNamespace(nearest=nearest, describe=lambda: {"dim": 2}),
         num_images=1,
     )
-
-
-class Rounded:
-    """A codec of whole numbers."""
-
-    def encode(self, actions):
-        return np.rint(actions)
-
-    def values(self, ids, xp):
-        return ids
 
 
 @pytest.mark.parametrize("horizon", [1, 3])
@@ -47,9 +37,7 @@ def test_errors_are_those_of_all_examples(tiny_data, horizon):
     config = tiny.config("action_finetuning", tiny_data)
     with config.unlocked():
         config.data.action_horizon = horizon
-    run = SimpleNamespace(
-        config=config, stage=constant(horizon, Rounded()), params={}, variables={}
-    )
+    run = SimpleNamespace(config=config, stage=constant(horizon, np.rint), params={}, variables={})
     corpus = config.data.corpora.robot.to_dict()
     found = action_errors.evaluate_actions(run, {"here": corpus}, max_examples=10_000)["here"]
     index = load_index(corpus["path"])

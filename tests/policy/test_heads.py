@@ -252,8 +252,9 @@ def test_two_heads_train_together_and_speak_in_turn(tiny_data):
         targets = heads.token_settings(latent=8, action=8)
         targets.latent.loss_weight, targets.action.loss_weight = 0.25, 2.0
         config.model.targets, config.code_length = targets, 2
+        config.data.action_horizon = 2
     stage_class = stages.get(config.stage)
-    assert stage_class.fields_of(config)[2:] == ("latent_action", "action")
+    assert stage_class.fields_of(config)[2:] == ("latent_action", "action", "action_mask")
     stage = stages.build(config, {TOKENIZER: tokenizer(), CODEC: BINS.to_json()})
     params, variables = stage.init(jax.random.key(0))
     rng = np.random.default_rng(0)
@@ -262,7 +263,8 @@ def test_two_heads_train_together_and_speak_in_turn(tiny_data):
         "frames": frames,
         "instruction": np.array(["push", "pull"], object),
         "latent_action": np.array([[1, 2], [3, 4]], np.int32),
-        "action": np.array([[0.3, 0.0], [-0.9, 1.0]], np.float32),
+        "action": np.array([[[0.3, 0], [-0.9, 1]], [[-0.5, 1], [-0.5, 1]]], np.float32),
+        "action_mask": np.array([[True, True], [True, False]]),
     }
     batch = stage.prepare(columns)
     given = {name: (x.shape, x.dtype) for name, x in batch.items()}
@@ -272,22 +274,28 @@ def test_two_heads_train_together_and_speak_in_turn(tiny_data):
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
     assert {"latent_token_accuracy", "action_token_accuracy"} <= metrics.keys()
     # The action follows the latent action, which is in its row.
-    ids = BINS.encode(columns["action"])
+    ids = BINS.encode(columns["action"]).reshape(2, -1)  # of one action after the other
     tokens, slots = batch["tokens"], batch["action_slots"]
-    assert [tokens[r, slots[r]].tolist() for r in (0, 1)] == [[2, ids[0, 0]], [4, ids[1, 0]]]
+    assert [tokens[r, slots[r]].tolist() for r in (0, 1)] == [
+        [z, *row[:-1]] for z, row in zip((2, 4), ids.tolist(), strict=True)
+    ]
+    # Tokens of an action that is not known do not count.
+    assert batch["action_mask"].tolist() == [[True] * 4, [True, True, False, False]]
+    other = batch | {"action_targets": np.where(batch["action_mask"], batch["action_targets"], 0)}
+    assert stage.loss(params, variables, other, jax.random.key(0))[0] == loss
     with pytest.raises(ValueError, match="of tokens, of which one is trained"):
         hf.rules(stage)
     prompts = stage.prompts(list(columns["instruction"]))
     said = stage.predict(params, variables, prompts, frames)
-    assert said.values.shape == (2, 2) and stage.head.modality == "action"
+    assert said.values.shape == (2, 2, 2) and stage.head.modality == "action"
     z = stage.heads[0].decode(stage.model, params, variables, prompts, frames).ids
-    follows = np.concatenate([prompts["tokens"], z, said.ids[:, :1]], axis=1)
-    rows = follows, np.pad(prompts["modality"], ((0, 0), (0, 3))), np.ones_like(follows)
-    rows[1][:, -3:] = [[2, 2, 3]]
+    follows = np.concatenate([prompts["tokens"], z, said.ids[:, :-1]], axis=1)
+    rows = follows, np.pad(prompts["modality"], ((0, 0), (0, 5))), np.ones_like(follows)
+    rows[1][:, -5:] = [[2, 2, 3, 3, 3]]
     rows[2][:, : prompts["segments"].shape[1]] = prompts["segments"]
-    at = {"action": np.tile([follows.shape[1] - 2, follows.shape[1] - 1], (2, 1))}
+    at = {"action": np.tile(follows.shape[1] - 4 + np.arange(4), (2, 1))}
     logits = stage.model.apply(params, variables, "outputs", *rows, frames, slots=at)[0]["action"]
-    for i, size in enumerate(BINS.sizes):
+    for i, size in enumerate([*BINS.sizes, *BINS.sizes]):
         np.testing.assert_allclose(said.logits[:, i, :size], logits[:, i, :size], atol=1e-4)
 
 

@@ -8,10 +8,11 @@ from lapa_jax.policy.codecs.bins import Bins
 from lapa_jax.policy.codecs.clusters import Clusters
 from lapa_jax.policy.codecs.codec import ActionCodec, Codec
 from lapa_jax.policy.codecs.latent import Codes
+from lapa_jax.policy.codecs.uniform import Uniform
 
-__all__ = ["CODECS", "ActionCodec", "Bins", "Clusters", "Codec", "Codes", "from_json"]
+__all__ = ["CODECS", "ActionCodec", "Bins", "Clusters", "Codec", "Codes", "Uniform", "from_json"]
 
-CODECS: dict[str, type[Codec]] = {kind.kind: kind for kind in (Codes, Bins, Clusters)}
+CODECS: dict[str, type[Codec]] = {kind.kind: kind for kind in (Codes, Bins, Uniform, Clusters)}
 
 
 def from_json(data: bytes) -> Codec:

@@ -98,7 +98,7 @@ class Fast:
         tokens. ValueError for NaN, infinities and what has none, by dimension and frequency."""
         chunks = _finite(chunks)
         self._shape(*chunks.shape[-2:])
-        found = np.around(_transformed(chunks) * self.scale)
+        found = np.around(self.transformed(chunks))
         known = self.pairs.encodable
         numbers = found - self.min_token
         inside = (numbers >= 0) & (numbers < len(known))
@@ -153,6 +153,10 @@ class Fast:
         if most > max(self.max_token, self.min_token + len(self.pairs.encodable) - 1):
             return f"a coefficient of {most}: they run to {self.max_token}"
         return "" if least >= self.min_token else f"a coefficient of {least}"
+
+    def transformed(self, chunks: np.ndarray) -> np.ndarray:
+        """Normalised chunks float (..., T, D) → coefficients before they are rounded."""
+        return _transformed(chunks) * self.scale
 
     def restored(self, coefficients: np.ndarray) -> np.ndarray:
         """Integers (..., T, D) → normalised chunks float64 (..., T, D)."""

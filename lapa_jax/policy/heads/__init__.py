@@ -7,13 +7,17 @@ from ml_collections import ConfigDict
 
 from lapa_jax.nn.registry import named_config, named_settings
 from lapa_jax.policy.heads.base import COLUMNS, Assets, Decoded, Head, HeadConfig, Sources
+from lapa_jax.policy.heads.fast import FastConfig, FastHead
 from lapa_jax.policy.heads.tokens import TokenHead, TokensConfig
 from lapa_jax.policy.modality import MODALITIES
 
 __all__ = ["HEADS", "Decoded", "Head", "Sources", "build", "columns", "make_assets"]
 
 # name → (config, head)
-HEADS: dict[str, tuple[type[HeadConfig], type[Head]]] = {"tokens": (TokensConfig, TokenHead)}
+HEADS: dict[str, tuple[type[HeadConfig], type[Head]]] = {
+    "tokens": (TokensConfig, TokenHead),
+    "fast": (FastConfig, FastHead),
+}
 
 
 def head_settings(name: str, **changes: Any) -> ConfigDict:

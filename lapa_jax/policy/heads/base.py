@@ -3,7 +3,7 @@
 Shape suffixes: B examples, R rows, n slots, D width, V what a slot gives.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple, Protocol
 
@@ -34,6 +34,11 @@ class Sources(Protocol):
 
     def actions(self) -> np.ndarray:
         """All actions of its corpora that are known, float32 (N, action_dim)."""
+        ...
+
+    def action_chunks(self) -> Iterator[np.ndarray]:
+        """The chunks that its corpora's examples have, as batches have them, float32 (n, horizon,
+        action_dim), in parts."""
         ...
 
     def states(self) -> np.ndarray:
@@ -162,6 +167,12 @@ class Head:
         raise NotImplementedError
 
     # --- For others ---
+
+    def nearest(self, actions: np.ndarray) -> np.ndarray | None:
+        """The answers nearest to actions float (B, horizon, action_dim) in the units of the data;
+        None where any action is one."""
+        del actions
+        return None
 
     def describe(self) -> dict[str, Any]:
         """Plain values, for clients of a server; of actions with their dimensions as "dim"."""

@@ -33,8 +33,8 @@ class TokensConfig(HeadConfig):
     vocab: Annotated[
         int,
         "[1, 1e7]",
-        "ids of a token at most: the quantizer's codebook_size, bins of an action dimension, "
-        "clusters of actions",
+        "ids of a token at most: the quantizer's codebook_size, bins of an action dimension (256 "
+        "of OpenVLA's uniform ones), clusters of actions",
     ]
     codec: Annotated[str, codecs.CODECS, "between values and tokens"]
 
@@ -57,13 +57,21 @@ class TokenHead(Head):
             self.codec = codecs.Codes(settings.vocab, config.code_length)
         elif settings.loss_weight:
             self.codec = codecs.from_json(assets[CODEC])
-        self.limits = () if self.codec is None else tuple(int(n) for n in self.codec.sizes)
+        if self.acts:
+            self.horizon = config.data.action_horizon
+        sizes = () if self.codec is None else tuple(int(n) for n in self.codec.sizes)
+        self.limits = sizes * self.horizon  # of all tokens of the first action, then the next
         self.num_slots = len(self.limits)
         if max(self.limits, default=0) > self.vocab:
             raise ValueError(
                 f"model.targets.{modality}.vocab={self.vocab} is too small: {max(self.limits)} ids "
                 "are in use"
             )
+
+    @staticmethod
+    def columns(modality: str, config: ConfigDict) -> tuple[str, ...]:
+        chunks = COLUMNS[modality] == "action" and config.data.action_horizon > 1
+        return (COLUMNS[modality], "action_mask") if chunks else (COLUMNS[modality],)
 
     @staticmethod
     def make_assets(
@@ -80,26 +88,30 @@ class TokenHead(Head):
         return {CODEC: codec.to_json()}
 
     def rows(self, batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        values = batch[COLUMNS[self.modality]]
-        if self.acts and values.ndim != 2:
-            raise ValueError(
-                f"data.action_horizon is {values.shape[1]}, but this head predicts one action: set "
-                "it to 1"
-            )
-        ids = self.codec.encode(values)
-        return ids, {"targets": ids}
+        ids = self.codec.encode(batch[COLUMNS[self.modality]])
+        if self.horizon == 1:
+            return ids, {"targets": ids}
+        # The tokens of actions past the end of the episode do not count.
+        mask = np.repeat(batch["action_mask"], len(self.codec.sizes), axis=1)
+        ids = ids.reshape(len(ids), -1)
+        return ids, {"targets": ids, "mask": mask}
 
     def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        return {"targets": jax.ShapeDtypeStruct((self.num_slots,), jnp.int32)}
+        found = {"targets": jax.ShapeDtypeStruct((self.num_slots,), jnp.int32)}
+        if self.horizon > 1:
+            found["mask"] = jax.ShapeDtypeStruct((self.num_slots,), jnp.bool_)
+        return found
 
     def loss(
         self, outputs_RnV: jax.Array, targets: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Cross entropy, mean over tokens (every row has as many)."""
-        loss, correct = cross_entropy(outputs_RnV, targets["targets"])
+        """Cross entropy, mean over the tokens of actions that are known."""
+        where = targets.get("mask")
+        loss, correct = cross_entropy(outputs_RnV, targets["targets"], where)
+        right = correct if where is None else correct | ~where
         return loss, {
-            "token_accuracy": correct.mean(),
-            "sequence_accuracy": correct.reshape(-1, self.num_slots).all(axis=-1).mean(),
+            "token_accuracy": correct.mean(where=where),
+            "sequence_accuracy": right.reshape(-1, self.num_slots).all(axis=-1).mean(),
         }
 
     def decode(
@@ -124,7 +136,11 @@ class TokenHead(Head):
             vocab_limit_n=jnp.asarray(self.limits),
             **options,
         )
-        return Decoded(self.codec.values(ids, jnp), ids, logits)
+        of_steps = ids if self.horizon == 1 else ids.reshape(len(ids), self.horizon, -1)
+        return Decoded(self.codec.values(of_steps, jnp), ids, logits)
+
+    def nearest(self, actions: np.ndarray) -> np.ndarray | None:
+        return self.codec.values(self.codec.encode(actions))
 
     def describe(self) -> dict[str, Any]:
         return self.codec.describe()
@@ -136,7 +152,10 @@ class TokenHead(Head):
         return found
 
 
-def cross_entropy(logits: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(mean over all tokens, whether the likeliest is the target (R, n))."""
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, targets).mean()
-    return loss, jnp.argmax(logits, axis=-1) == targets
+def cross_entropy(
+    logits: jax.Array, targets: jax.Array, where: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """(mean over all tokens, or over those `where` it is True; whether the likeliest is the target
+    (R, n))."""
+    each = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    return each.mean(where=where), jnp.argmax(logits, axis=-1) == targets
