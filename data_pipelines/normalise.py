@@ -275,13 +275,21 @@ class Normaliser:
             )
 
     def to_json(self) -> bytes:
-        return (json.dumps(dataclasses.asdict(self), indent=1, allow_nan=False) + "\n").encode()
+        return (json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n").encode()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return dataclasses.asdict(self)
 
     @classmethod
     def from_json(cls, data: bytes) -> "Normaliser":
         """What `to_json` gave. ValueError for a field that is missing, unknown or of another
         type."""
-        values = json.loads(data)
+        return cls.from_dict(json.loads(data))
+
+    @classmethod
+    def from_dict(cls, values: Any) -> "Normaliser":
+        """As `from_json`, of plain values."""
         names = [field.name for field in dataclasses.fields(cls)]
         if not isinstance(values, dict) or sorted(values) != sorted(names):
             held = sorted(values) if isinstance(values, dict) else type(values).__name__

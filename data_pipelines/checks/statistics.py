@@ -63,9 +63,9 @@ def action_statistics(index: CorpusIndex) -> dict[str, Any]:
 
 
 def statistics_of(dimensions: Iterable[np.ndarray]) -> dict[str, Any]:
-    """Per dimension, of which these are the actions (N,): mean, std, min, max, q01, q99, constant,
-    distinct (how many values), mode (the most frequent one) and mode_share; and num_actions.
-    JSON-ready."""
+    """Per dimension, of which these are the actions (N,): mean, std, min, max, the quantiles q01,
+    q10, q50, q90, q99, constant, distinct (how many values), mode (the most frequent one) and
+    mode_share; and num_actions. JSON-ready."""
     found: dict[str, Any] = {}
     for numbers in dimensions:  # one in memory at a time
         numbers = numbers.astype(np.float64)
@@ -77,13 +77,13 @@ def statistics_of(dimensions: Iterable[np.ndarray]) -> dict[str, Any]:
 
 
 def _facts(column: Column) -> dict[str, Any]:
-    q01, q99 = column.quantiles(np.array([0.01, 0.99])).tolist()
+    names = ("q01", "q10", "q50", "q90", "q99")
+    quantiles = column.quantiles(np.array([0.01, 0.1, 0.5, 0.9, 0.99])).tolist()
     most = int(column.counts.argmax())
     return {
         "min": float(column.values[0]),
         "max": float(column.values[-1]),
-        "q01": q01,
-        "q99": q99,
+        **dict(zip(names, quantiles, strict=True)),
         "constant": len(column.values) == 1,
         "distinct": len(column.values),
         "mode": float(column.values[most]),
@@ -140,8 +140,8 @@ def describe(
     not wanted, or would need too much memory."""
     approximate = approximate or too_large(index)
     if approximate:
-        sketch = sketch_actions(index)
-        found, columns = sketch.statistics(), sketch.columns()
+        of = sketch_actions(index)
+        found, columns = of.statistics(), of.columns()
     else:
         found = action_statistics(index)
         columns = columns_of(index.actions[valid_action_rows(index)])
@@ -356,14 +356,19 @@ def _most_often(column: Column) -> Column:
 
 
 def sketch_actions(index: CorpusIndex) -> Sketch:
-    """Of the valid actions of a corpus, a part in memory at a time."""
-    rows, sketch = valid_action_rows(index), Sketch.empty(index.action_dim)
-    with Progress("statistics", len(rows), unit="action") as bar:
+    """Of the valid actions of a corpus."""
+    return sketch(index.actions, valid_action_rows(index))
+
+
+def sketch(vectors: np.ndarray, rows: np.ndarray) -> Sketch:
+    """Of these rows of vectors (N, A), a part in memory at a time."""
+    found = Sketch.empty(vectors.shape[1])
+    with Progress("statistics", len(rows), unit="vector") as bar:
         for start in range(0, len(rows), _CHUNK):
-            part = index.actions[rows[start : start + _CHUNK]]
-            sketch = sketch.merge(Sketch.of(part, start))
+            part = vectors[rows[start : start + _CHUNK]]
+            found = found.merge(Sketch.of(part, start))
             bar.update(len(part))
-    return sketch
+    return found
 
 
 def combine_fn(action_dim: int) -> Any:

@@ -1,13 +1,17 @@
 """Chunks of actions, and actions that are known in part, against plain NumPy."""
 
+import dataclasses
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 from shards import LENGTHS, data_config, write_corpus
 from test_loader import assert_same
 
+from data_pipelines.index import load_index
 from data_pipelines.loader import FingerprintError, Loader, check_fingerprint
+from data_pipelines.loader.actions import Actions
 
 ASK = ("frames", "action", "action_known")
 
@@ -226,3 +230,37 @@ def test_chunks_stand_where_a_history_ends(corpora):
         chunk, mask = reference(actions, where["steps"][1], 3, "repeat")
         np.testing.assert_array_equal(found["action"], chunk)
         np.testing.assert_array_equal(found["action_mask"], mask)
+
+
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "heads" / "normalise.npz")
+
+
+@pytest.mark.parametrize(
+    ("original", "padding", "absolute"),
+    [
+        ("openvla/abs0", "no_motion", ()),
+        ("openvla/abs1", "no_motion", (-1,)),
+        ("oft/abs0", "drop", ()),
+        ("oft/abs1", "drop", (-1,)),
+    ],
+)
+@pytest.mark.parametrize(("window", "past"), [("w1f3", 0), ("w2f2", 1)])
+def test_chunks_are_those_of_openvla_and_oft(corpora, original, padding, absolute, window, past):
+    """Their zeros are of normalised actions, ours of the data: here the numbers are the same. The
+    actions before the current one, which longer windows of theirs begin with, are not ours."""
+    theirs = GOLDEN[f"rlds/chunk/{original}/{window}"][:, past:]
+    index = load_index(corpora[0]["a"])
+    (episode,) = np.flatnonzero(index.episode_length == 9)
+    start = index.episode_start[episode]
+    actions = np.full((index.num_frames + 1, 3), np.nan, np.float32)  # one step more: the last
+    actions[start : start + 9] = np.arange(27).reshape(9, 3)
+    length = np.where(np.arange(index.num_episodes) == episode, 10, index.episode_length)
+    longer = dataclasses.replace(index, actions=actions, episode_length=length)
+    known, horizon = np.ones(index.num_episodes, bool), theirs.shape[1]
+    found = Actions(longer, known, horizon, padding, absolute, 3)
+    rows = start + np.arange(9)
+    chunks, mask = found.chunks(rows), found.mask(rows)
+    if padding == "drop":  # such starts are not drawn
+        chunks = chunks[mask.all(axis=1)]
+    np.testing.assert_array_equal(chunks, theirs)
+    np.testing.assert_array_equal(mask.sum(axis=1), np.minimum(horizon, 9 - np.arange(9)))
