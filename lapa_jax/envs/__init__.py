@@ -26,7 +26,11 @@ class _Entries(dict):
 
 # name → the class in the module of that name
 ENVS: Mapping[str, tuple[type, type]] = _Entries(
-    libero="Libero", metaworld="Metaworld", tabletop="Tabletop"
+    language_table="LanguageTable",
+    libero="Libero",
+    metaworld="Metaworld",
+    simpler="Simpler",
+    tabletop="Tabletop",
 )
 
 

@@ -9,8 +9,9 @@ envs/drive.py steps it in Python.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
@@ -138,6 +139,17 @@ def reset_key(domain: int, *entropy: int) -> int:
     """A reset key of 63 bits, of another set of them for each domain."""
     word = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
     return word >> 2 << 1 | domain
+
+
+@contextlib.contextmanager
+def numpy_seeded(seed: int) -> Iterator[None]:
+    """NumPy's global generator, which benchmarks draw from, at a seed; afterwards as before."""
+    before = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(before)
 
 
 # --- States of simulators in files ---

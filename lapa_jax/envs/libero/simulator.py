@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from lapa_jax.envs import graphics
+from lapa_jax.envs.env import numpy_seeded
 
 SETTLING = 10  # steps without a motion that evaluators begin with
 _STILL = np.array([0, 0, 0, 0, 0, 0, -1], np.float32)  # the gripper stays open
@@ -68,7 +69,7 @@ class Simulator:
                 made.update({k: getattr(self.sim.model, k).copy() for k in _PLACES})
 
         Problem.__name__ = Problem.__mro__[1].__name__  # it is compared with the file's
-        with _numpy_seeded(0), self._whole():
+        with numpy_seeded(0), self._whole():
             self.official = load_initial_states(states)
             self.env = env = self._tried(
                 lambda: Problem(
@@ -158,7 +159,7 @@ class Simulator:
         furniture, it adds where that furniture is in the model already."""
         for name, value in self._made.items():
             getattr(self.model, name)[:] = value
-        with _numpy_seeded(seed):
+        with numpy_seeded(seed):
             self._tried(self.env.reset)
         self._controller, self._gripper = self.env.robots[0].controller, self.env.robots[0].gripper
         self._gripper.current_action = np.zeros_like(self._gripper.current_action)
@@ -212,17 +213,6 @@ class Simulator:
 
 
 _PLACES = ("body_pos", "body_quat", "site_rgba")
-
-
-@contextlib.contextmanager
-def _numpy_seeded(seed: int) -> Iterator[None]:
-    """NumPy's global generator, which the benchmark draws from, at a seed; afterwards as before."""
-    before = np.random.get_state()
-    np.random.seed(seed)
-    try:
-        yield
-    finally:
-        np.random.set_state(before)
 
 
 def _axis_angle(wxyz: np.ndarray) -> np.ndarray:
