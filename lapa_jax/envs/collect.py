@@ -71,6 +71,7 @@ def collect(
     tasks: Sequence[str] = (),
     with_actions: bool = True,
     with_language: bool = True,
+    with_state: bool = False,
     seed: int = 0,
     size: Size = 64,
     split: str = "train",
@@ -83,7 +84,8 @@ def collect(
     """Writes `episodes` expert episodes to out/<view> for each view.
 
     noise: standard deviation of the exploration noise, as a part of the action range; recorded
-    actions are those that were executed. Splits of equal seed hold different episodes. An
+    actions are those that were executed. with_state: also of the tabletop, whose corpora else have
+    none, what a robot knows of itself. Splits of equal seed hold different episodes. An
     environment that can be traced makes `batch_size` at once, of the tasks that it draws; of any
     other `tasks` (default: all) take turns, and `workers` processes make them.
     """
@@ -109,7 +111,7 @@ def collect(
         raise ValueError(f"tasks={list(tasks)} must be different ones (--tasks)")
     plan = Plan(
         env=usable(env),
-        spec=_spec(env, (height, width), with_actions, with_language),
+        spec=_spec(env, (height, width), with_actions, with_language, with_state),
         views=tuple(views),
         tasks=tasks_named(env.spec, tasks),
         seed=seed,
@@ -133,14 +135,18 @@ def collect(
 
 
 def _spec(
-    env: Environment, size: tuple[int, int], with_actions: bool, with_language: bool
+    env: Environment,
+    size: tuple[int, int],
+    with_actions: bool,
+    with_language: bool,
+    with_state: bool,
 ) -> schema.EpisodeSpec:
-    # The tabletop's corpora stay as they have always been.
+    # The tabletop's corpora stay as they have always been, unless more is asked for.
     old = env.spec.name == "tabletop"
     return schema.EpisodeSpec(
         image_shape=(*size, 3),
         action_dim=env.spec.action_dim if with_actions else 0,
-        state_dim=0 if old else len(env.spec.state),
+        state_dim=0 if old and not with_state else len(env.spec.state),
         language=with_language,
         source=env.spec.name,
         fps=env.spec.control_hz,
@@ -151,6 +157,8 @@ def _spec(
 def _settings(plan: Plan, episodes: int, block: int) -> dict[str, Any]:
     """All that decides the corpora, by what the flags are called."""
     (settings,) = dataclasses.asdict(plan.env).values()
+    if plan.spec.state_dim and plan.env.spec.name == "tabletop":
+        settings["state"] = True
     return settings | {
         "benchmark": plan.env.spec.name,
         "episodes": episodes,

@@ -7,6 +7,7 @@ import numpy as np
 from absl import logging
 
 from data_pipelines.checks import statistics
+from data_pipelines.checks.vectors import grippers
 from data_pipelines.loader.corpus import Corpus
 from data_pipelines.loader.mixture import Mixture
 from data_pipelines.loader.steps import fps_of
@@ -57,6 +58,9 @@ class OfCorpora:
         rates = np.unique(np.concatenate([fps_of(c.settings, c.index) for c in corpora]))
         rate = float(rates[0]) if len(rates) == 1 and np.isfinite(rates[0]) else 0.0
         said = {"control_hz": rate, "source": self.mixture.index_hash}
+        if of == "action":
+            told = {grippers(c.index) for c in corpora if c.index.actions is not None}
+            said["grippers"] = told.pop() if len(told) == 1 else ()
         return _told(Normaliser.fit(getattr(self, f"{of}s")(), mode, **said), of)
 
 

@@ -186,7 +186,9 @@ def _state(sent: Any, dim: int) -> np.ndarray:
     """float32 (dim,)."""
     if isinstance(sent, Array):
         values = _values(sent)
-    elif isinstance(sent, list) and all(type(x) in (int, float) for x in sent):
+    elif isinstance(sent, list):
+        if other := [type(x).__name__ for x in sent if type(x) not in (int, float)]:
+            raise Refused(422, f"state holds a {other[0]}, not numbers only")
         values = np.array(sent, np.float64) if _fit_float(sent) else np.full(len(sent), np.inf)
     else:
         raise Refused(422, f"state is a {type(sent).__name__}, not an array or a list of numbers")

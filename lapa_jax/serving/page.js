@@ -24,6 +24,9 @@ async function load() {
   const [height, width] = metadata.image_size;
   $("policy").textContent =
     `${metadata.policy} policy, step ${metadata.checkpoint.step}, ${width} x ${height} px`;
+  const own = metadata.observation.state;
+  $("state_label").hidden = !own;
+  if (own) $("state").placeholder = (own.dimensions || Array(own.dim).fill("number")).join(", ");
   if (metadata.images > 1) say(`The policy takes ${metadata.images} images: it gets this one for each.`);
   return true;
 }
@@ -90,7 +93,8 @@ async function predict(event) {
   if (!metadata && !(await load())) return say("This server asks for a token.", true);
   say("...");
   const message = { instruction: $("instruction").value, picture: metadata.pictures };
-  const { images, images_each } = metadata.observation;
+  const { images, images_each, state } = metadata.observation;
+  if (state) message[state.names[0]] = $("state").value.split(",").map((x) => x.trim() ? Number(x) : NaN);
   for (const [name] of images) message[name] = images_each > 1 ? Array(images_each).fill(image) : image;
   const found = await fetch("/act", {
     method: "POST",

@@ -150,6 +150,11 @@ BAD = {
     ),
     "rate": (OURS | {"control_hz": 5.0}, None, "acts at 5 Hz, toy at 10 Hz"),
     "cameras": (OURS | {"images": 3}, None, "sees 3 cameras, toy sends 2 \\(front, wrist\\)"),
+    "state": (
+        OURS | {"observation": {"state": {"dim": 5, "names": ["robot"]}}},
+        None,
+        "sees states of 5 numbers, toy has",
+    ),
     "history": (OURS | {"num_frames": 2}, None, "sees 2 frames"),
     "text": ("hello", None, "first message is 'hello', not metadata"),
     "bytes": (b"\xc1", None, "not msgpack with NumPy arrays: it must speak openpi's protocol"),

@@ -42,6 +42,19 @@ def corpora(tmp_path_factory):
     return out, run(out, views=("robot", "human"))
 
 
+def test_states_are_recorded_where_they_are_asked_for(corpora, tmp_path):
+    out, _ = corpora
+    run(tmp_path, with_state=True)
+    found, plain = episodes(tmp_path / "robot"), episodes(out / "robot")
+    assert all(schema.STATE not in episode for episode in plain)
+    for a, b in zip(found, plain, strict=True):
+        np.testing.assert_array_equal(a[schema.ACTION], b[schema.ACTION])
+        states, actions = (np.reshape(a[key], (-1, 2)) for key in (schema.STATE, schema.ACTION))
+        moved = states[1:] - states[:-1]
+        assert len(states) == len(a[schema.IMAGE]) and np.ptp(states) > 0
+        assert np.abs(moved - actions[:-1]).max() < 0.1, "the effector goes where actions say"
+
+
 def test_views_show_the_same_trajectories(corpora):
     out, report = corpora
     robot, human = episodes(out / "robot"), episodes(out / "human")

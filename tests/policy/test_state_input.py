@@ -203,7 +203,7 @@ def test_a_server_says_what_state_it_needs_and_refuses_others(policy):
         (packed(np.array([True, False])), "dtype bool, not numbers"),
         ([1.0, float("nan")], "number 1 of the state is not finite"),
         ([2**63, 1e300], "number 1 of the state is not finite"),
-        (["1", "2"], "state is a list, not an array or a list of numbers"),
+        (["1", "2"], "state holds a str, not numbers only"),
         (None, "state is a NoneType"),
     ):
         with pytest.raises(Refused, match=why):

@@ -26,6 +26,7 @@ class Options:
     views: comma-separated (default: robot)
     tasks: comma-separated tasks that take turns (default: all); of the tabletop --families instead
     split: name of the split
+    state: record the robot's state of the tabletop, too; of others it always is
     keep_failures: keep episodes that did not succeed
     """
 
@@ -39,6 +40,7 @@ class Options:
     noise: Annotated[
         float, "[0, 1]", "exploration noise, part of the action range (default: 0)"
     ] = 0.0
+    state: bool = False
     keep_failures: bool = False
     workers: Annotated[
         int, "[1, 1024]", "processes that step a simulator (default: as many as there are cores)"
@@ -80,6 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         envs.make({"name": name, **vars(flags.read(args, kind))}),
         with_actions=not args.no_actions,
         with_language=not args.no_language,
+        with_state=options.pop("state"),
         only_successful=not options.pop("keep_failures"),
         **options,
     )
