@@ -16,6 +16,7 @@ from lapa_jax.latent.teacher import MaskedAutoencoderConfig
 from lapa_jax.nn.registry import default_settings
 from lapa_jax.nn.vit import vit_settings as vit
 from lapa_jax.policy.front_end import front_end_settings as front_end
+from lapa_jax.policy.heads import head_settings as head
 from lapa_jax.policy.image_tokenizer import ImageTokenizerConfig
 from lapa_jax.settings import corpus_settings as corpus
 from lapa_jax.settings import stage_settings as stage_defaults

@@ -53,6 +53,17 @@ class OfCorpora:
             found.append(index.states[kept])
         return np.concatenate(found)
 
+    def latents(self) -> np.ndarray:
+        found = []
+        for corpus in self.mixture.corpora:
+            valid = corpus.labels.valid & np.repeat(~corpus.left_out, corpus.index.episode_length)
+            found.append(corpus.labels.labels(np.flatnonzero(valid)))
+            if found[-1].dtype.kind != "f":
+                key, name = corpus.settings.key("label_set"), corpus.settings.label_set
+                raise ValueError(f"{key}={name!r} holds codes: they are for a head of tokens")
+        width = found[0].shape[-1]
+        return np.concatenate([labels.reshape(-1, width) for labels in found])
+
     def statistics(self, of: str, mode: str) -> Normaliser:
         corpora = self.mixture.corpora
         rates = np.unique(np.concatenate([fps_of(c.settings, c.index) for c in corpora]))
@@ -78,6 +89,9 @@ class StandIn:
         return np.linspace(-1.0, 1.0, 8192, dtype=np.float32)[:, None].repeat(ACTION_DIM, axis=1)
 
     def states(self) -> np.ndarray:
+        return self.actions()
+
+    def latents(self) -> np.ndarray:
         return self.actions()
 
     def statistics(self, of: str, mode: str) -> Normaliser:

@@ -319,7 +319,12 @@ class PolicyStage(Stage):
             loss, found = head.loss(outputs[head.modality], targets[head.modality])
             total += head.settings.loss_weight * loss
             prefix = f"{head.modality}_" if len(self.heads) > 1 else ""
-            metrics |= {prefix + name: value for name, value in found.items()}
+            if len(asked) > 1:
+                found.pop("loss_weight", None)  # there is none that is right for all
+            metrics |= {
+                name if name.startswith(prefix) else prefix + name: value
+                for name, value in found.items()
+            }
             if len(asked) > 1:
                 metrics[f"{head.modality}_loss"] = loss
         if self.with_text:

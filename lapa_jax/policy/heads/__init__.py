@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from lapa_jax.nn.registry import named_config, named_settings
 from lapa_jax.policy.heads.base import COLUMNS, Assets, Decoded, Head, HeadConfig, Sources
+from lapa_jax.policy.heads.chunk import ChunkConfig, ChunkHead
 from lapa_jax.policy.heads.fast import FastConfig, FastHead
 from lapa_jax.policy.heads.tokens import TokenHead, TokensConfig
 from lapa_jax.policy.modality import MODALITIES
@@ -17,6 +18,7 @@ __all__ = ["HEADS", "Decoded", "Head", "Sources", "build", "columns", "make_asse
 HEADS: dict[str, tuple[type[HeadConfig], type[Head]]] = {
     "tokens": (TokensConfig, TokenHead),
     "fast": (FastConfig, FastHead),
+    "chunk": (ChunkConfig, ChunkHead),
 }
 
 

@@ -45,9 +45,14 @@ class Sources(Protocol):
         """All states of its corpora, float32 (N, S)."""
         ...
 
+    def latents(self) -> np.ndarray:
+        """All vectors of its label sets, which are of a quantizer without codes, float32 (N,
+        width)."""
+        ...
+
     def statistics(self, of: str, mode: str) -> Normaliser:
-        """Of these "action" or "state" numbers, with the hash of the data; what is peculiar about
-        them is said on the log."""
+        """Of these "action", "latent" or "state" numbers, with the hash of the data; what is
+        peculiar about them is said on the log."""
         ...
 
 
@@ -90,6 +95,7 @@ class Head:
     next_token = False
     one_block = False
 
+    name: str  # in `HEADS`
     modality: str  # "latent" or "action": a name of `modality.MODALITIES`
     settings: HeadConfig
     num_slots: int
