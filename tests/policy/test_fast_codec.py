@@ -140,8 +140,17 @@ def test_what_has_no_token_is_refused(name):
     assert len(least.pairs) == CASES[name]["encode"]["fit_vocab_just_range"]["actual_vocab_len"]
     with pytest.raises(ValueError, match=f"over more than vocab_size={reach - 1} numbers"):
         Fast.fit(chunks, scale=scale, vocab_size=reach - 1)
-    with pytest.raises(ValueError, match="there is none"):
-        Fast.fit(chunks[:0])
+    for match, bad, scale in (
+        ("there is none", chunks[:0], 10.0),
+        ("scale=nan must be positive", chunks, np.nan),
+        ("up to 3e.38 are too large", np.full_like(chunks, 3e38), 10.0),
+        ("dtype complex64, not of real", chunks + 0j, 10.0),
+    ):
+        with pytest.raises(ValueError, match=match):
+            Fast.fit(bad, scale=scale)
+    assert codec.encode(chunks[:0]) == [] and codec.decode([]).shape == (0, *chunks.shape[1:])
+    with pytest.raises(ValueError, match="id 1.5 at place 0"):
+        codec.decode([[1.5]])
 
 
 @settings(max_examples=25, deadline=None)
@@ -184,8 +193,18 @@ def test_files_of_other_tokenizers_are_refused():
     refuse("is not of two of its tokens", "model", "merges", 0, value="no merge")
     refuse("is not in the vocabulary", "model", "merges", 0, value=["1", "8"])
     refuse("'vocab' is missing", "model", value={"type": "BPE"})
-    with pytest.raises(ValueError, match="hold no number min_token"):
-        Fast.from_files(codec.tokenizer_json(), b'{"scale": 10}')
+    refuse("vocab must be a mapping", "model", "vocab", value=["a"])
+    refuse("the merge .3, .4.. is not of two", "model", "merges", 0, value=[3, [4]])
+    for match, numbers in {
+        "min_token is None, not an integer": {"scale": 10},
+        "min_token is -3.5, not an integer": {"scale": 10, "min_token": -3.5},
+        "scale is True, not a number": {"scale": True, "min_token": -3},
+        "scale=0 must be positive": {"scale": 0, "min_token": -3},
+        "time_horizon is -4": {"scale": 10, "min_token": -3, "time_horizon": -4},
+        "are no mapping": [],
+    }.items():
+        with pytest.raises(ValueError, match=match):
+            Fast.from_files(codec.tokenizer_json(), json.dumps(numbers).encode())
     # Merges as files of earlier versions have them are the same ones.
     lines = [" ".join(pair) for pair in good["model"]["merges"]]
     good["model"]["merges"] = lines

@@ -193,6 +193,8 @@ def test_it_trains_acts_and_is_described(tiny_data, tmp_path):
     texts = ["move the red square to place 1", "push"]
     said = policy.predict(images, texts)
     assert said.values.shape == (2, HORIZON, 2) and np.isfinite(said.values).all()
+    served = policy.stage.head.reply(np.asarray(said.values[0]), None)
+    assert served["a"].shape == (HORIZON, 2)
     ids = np.argmax(said.probabilities, axis=-1)
     end = policy.stage.head.end
     assert (ids[:, -1] == end).all()

@@ -131,7 +131,7 @@ class BytePairs:
         bytes that are no number."""
         data = bytearray()
         for place, i in enumerate(ids):
-            if not 0 <= i < len(self.tokens):
+            if not isinstance(i, int | np.integer) or not 0 <= i < len(self.tokens):
                 raise ValueError(f"id {i} at place {place}: ids run from 0 to {len(self) - 1}")
             data += self.tokens[i]
         try:
@@ -234,12 +234,16 @@ class BytePairs:
             # Older files lack the last ones, and said "" for none.
             if (given.get(name, wanted) or None) != (wanted or None):
                 raise ValueError(f"tokenizer.json: {name} is {given[name]!r}, it must be {wanted}")
-        names = sorted(vocabulary, key=vocabulary.get)
-        if not names or [vocabulary[name] for name in names] != list(range(len(names))):
+        if not isinstance(vocabulary, Mapping) or not isinstance(merges, list):
+            raise ValueError("tokenizer.json: vocab must be a mapping, merges a list")
+        ids = list(vocabulary.values())
+        names = sorted(vocabulary, key=lambda name: str(vocabulary[name]).zfill(9))
+        if not names or {*map(type, ids)} != {int} or sorted(ids) != list(range(len(names))):
             raise ValueError(f"tokenizer.json: the ids of {len(names)} tokens are not 0, 1, 2, ...")
-        pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
+        pairs = [m.split(" ") if isinstance(m, str) else m for m in merges]
         for pair in pairs:
-            if len(pair) != 2 or not set(pair) <= vocabulary.keys():
+            whole = isinstance(pair, list) and len(pair) == 2
+            if not whole or not all(isinstance(x, str) and x in vocabulary for x in pair):
                 raise ValueError(f"tokenizer.json: the merge {pair} is not of two of its tokens")
         return cls(names, [(vocabulary[a], vocabulary[b]) for a, b in pairs])
 

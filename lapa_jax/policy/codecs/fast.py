@@ -18,7 +18,8 @@ from lapa_jax.policy.codecs.bpe import BytePairs
 from lapa_jax.policy.codecs.codec import check_actions
 
 PROCESSORS = ("processor_config.json", "preprocessor_config.json")  # beside a tokenizer.json
-_NUMBERS = ("scale", "vocab_size", "min_token", "time_horizon", "action_dim")
+_COUNTS = ("vocab_size", "time_horizon", "action_dim", "max_tokens")
+_NUMBERS = ("scale", "min_token", *_COUNTS[:3])  # of the published processor
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,8 +38,7 @@ class Fast:
     max_tokens: int = 0
 
     def __post_init__(self) -> None:
-        if not (np.isfinite(self.scale) and self.scale > 0):
-            raise ValueError(f"FAST scale={self.scale} must be positive")
+        _check_scale(self.scale)
         if self.max_token < self.min_token:
             raise ValueError(f"FAST coefficients from {self.min_token} to {self.max_token}")
 
@@ -58,6 +58,7 @@ class Fast:
         between the least and the greatest can be encoded, whether it comes or not. `most`: the
         merges are learnt of no more than twice so many chunks, evenly taken; 0: of all.
         """
+        _check_scale(scale)
         low, high, seen, step = np.inf, -np.inf, 0, 1
         kept: list[np.ndarray] = []
         shapes = set()
@@ -68,6 +69,8 @@ class Fast:
             found = np.around(_transformed(part) * scale)
             if not found.size:
                 continue
+            if not np.isfinite(found).all():
+                raise ValueError(f"actions up to {np.abs(part).max():g} are too large for FAST")
             low, high = min(low, found.min()), max(high, found.max())
             if high - low > vocab_size:
                 raise ValueError(
@@ -120,7 +123,12 @@ class Fast:
         if chunks.ndim != 3:
             raise ValueError(f"chunks of shape {chunks.shape}, expected (B, horizon, action_dim)")
         found = self.coefficients(chunks)
-        return self.pairs.encode(found.reshape(len(found), -1) - self.min_token)
+        return self.said(found)
+
+    def said(self, coefficients: np.ndarray) -> list[list[int]]:
+        """As `encode`, of what `coefficients` gave, int (B, T, D)."""
+        B, T, D = coefficients.shape
+        return self.pairs.encode(coefficients.reshape(B, T * D) - self.min_token)
 
     # --- Tokens → chunks ---
 
@@ -189,27 +197,29 @@ class Fast:
     @classmethod
     def of(cls, tokenizer: Mapping[str, Any], numbers: Mapping[str, Any]) -> "Fast":
         """From what the two files hold, read; `numbers` may also have those of `to_json`."""
-        for name in ("scale", "min_token"):
-            if not isinstance(numbers.get(name), int | float):
-                raise ValueError(f"the settings of FAST tokens hold no number {name}")
+        if not isinstance(numbers, Mapping):
+            raise ValueError(f"the settings of FAST tokens are no mapping: {numbers!r:.80}")
+        scale = numbers.get("scale")
+        if not isinstance(scale, int | float) or isinstance(scale, bool):
+            raise ValueError(f"the settings of FAST tokens: scale is {scale!r}, not a number")
+        whole: dict[str, Any] = {}
+        for name in ("min_token", "max_token", *_COUNTS):
+            whole[name] = value = numbers.get(name)
+            given = isinstance(value, int) and not isinstance(value, bool)
+            if value is None and name != "min_token":
+                continue
+            if not given or name in _COUNTS and value < 0:
+                kind = "a number of something" if name in _COUNTS else "an integer"
+                raise ValueError(f"the settings of FAST tokens: {name} is {value!r}, not {kind}")
         pairs = BytePairs.from_json(tokenizer)
-        found = {name: numbers.get(name) for name in ("time_horizon", "action_dim")}
-        # The original takes 0 for "not said", too.
-        found = {name: value or None for name, value in found.items()}
-        low = int(numbers["min_token"])
-        most = numbers.get("max_token")
+        low, most = whole["min_token"], whole["max_token"]
         if most is None:  # the file says it by its first alphabet: all numbers from 0 on
             most = low + next(n for n in range(len(pairs) + 1) if chr(n) not in set(pairs.names))
             most = max(low, most - 1)
-        return cls(
-            pairs,
-            numbers["scale"],
-            low,
-            int(most),
-            int(numbers.get("vocab_size") or 0),
-            **found,
-            max_tokens=int(numbers.get("max_tokens") or 0),
-        )
+        # The original takes 0 for "not said", too.
+        shape = whole["time_horizon"] or None, whole["action_dim"] or None
+        counts = whole["vocab_size"] or 0, *shape, whole["max_tokens"] or 0
+        return cls(pairs, scale, low, most, *counts)
 
     def to_json(self) -> bytes:
         numbers = {name: getattr(self, name) for name in (*_NUMBERS, "max_token", "max_tokens")}
@@ -228,9 +238,16 @@ def _transformed(chunks: np.ndarray) -> np.ndarray:
     return dct(chunks, axis=-2, norm="ortho")
 
 
+def _check_scale(scale: float) -> None:
+    if not (np.isfinite(scale) and scale > 0):
+        raise ValueError(f"FAST scale={scale} must be positive")
+
+
 def _finite(chunks: np.ndarray) -> np.ndarray:
     """float (..., T, D), of NumPy's float32 or float64."""
     chunks = np.asarray(chunks)
+    if chunks.dtype.kind not in "fiu":
+        raise ValueError(f"chunks of actions have dtype {chunks.dtype}, not of real numbers")
     if chunks.ndim < 2 or 0 in chunks.shape[-2:]:
         raise ValueError(f"a chunk of shape {chunks.shape}, expected (horizon, action_dim)")
     chunks = check_actions(chunks, chunks.shape[-1])

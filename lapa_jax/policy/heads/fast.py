@@ -290,7 +290,7 @@ def _tokens(codec: Fast, chunks: np.ndarray) -> list[list[int]]:
             f"{codec.max_token} of the FAST tokens: set model.targets.action.clip, or fit them on "
             "these data"
         )
-    return codec.pairs.encode(found.reshape(len(found), -1) - codec.min_token)
+    return codec.said(found)
 
 
 def _published(folder: Path) -> Fast:
