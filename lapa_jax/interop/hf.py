@@ -65,11 +65,12 @@ def read(source: Path, options: object) -> Imported:
 def write(run: Model, out: Path, options: Options) -> int:
     """`lapa export --format hf`. Takes the model over (`take_over`)."""
     stage = require(run, LoadedPolicy).stage
+    found = rules(stage)
     torch_code.require_torch(torch_code.CHECKING, "transformers")
     config, dtype = staged.exported_config(run, options.precision)
     tokenizer = hf_check.find_tokenizer(run, options.image_tokenizer)
     theirs = hf_config(stage, tokenizer=tokenizer and tokenizer.config, dtype=dtype)
-    tensors = to_theirs(run.params, rules(stage), _sizes(stage), run.variables, dtype)
+    tensors = to_theirs(run.params, found, _sizes(stage), run.variables, dtype)
     if tokenizer is not None and not stage.from_pixels:
         beside = tokenizer_rules(tokenizer.config, "encoder")
         tensors |= to_theirs({}, beside, {}, {"encoder": tokenizer.weights})
