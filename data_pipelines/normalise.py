@@ -7,11 +7,11 @@ and how numbers are normalised by them.
     none       x
 
 There is no epsilon in the denominators: both ways are exact inverses. Instead a dimension whose
-spread is below a floor is not divided by it. Where q01 and q99 are that close, and least and
-greatest value are not (a gripper that seldom closes), these are used; where they are unknown, mean
-and standard deviation; where nothing is spread the dimension is constant, all its values become 0,
-and 0 becomes the constant again. What is not a number is refused; nothing is clipped unless `clip`
-says so.
+spread is below a floor is not divided by it. Where q01 and q99 are that close, or a thousand times
+closer than least and greatest value (a gripper that seldom closes), these are used; where they are
+unknown, mean and standard deviation; where nothing is spread the dimension is constant, all its
+values become 0, and 0 becomes the constant again. What is not a number is refused; nothing is
+clipped unless `clip` says so.
 
 What the originals do otherwise: openpi, OpenVLA-OFT and LeRobot add 1e-6 or 1e-8 to denominators,
 so that one outlier of a dimension with equal quantiles becomes 2e6 to 2e8; OpenVLA sets dimensions
@@ -35,6 +35,7 @@ MODES = ("q01_q99", "min_max", "mean_std", "none")
 KINDS = ("continuous", "binary")  # of grippers
 FLOOR = 1e-6  # in units of the data; of values above 1 relative to the greatest
 CONSTANT = "constant"
+_CLOSE = 1e-3  # q01 to q99, as a share of the range: closer values are not what is to be resolved
 _FALLBACKS = {
     "q01_q99": ("q01_q99", "min_max", "mean_std"),
     "min_max": ("min_max",),
@@ -179,6 +180,7 @@ class Normaliser:
     def _rule(self, d: int) -> tuple[str, float, float, float, float]:
         numbers = {n: getattr(self, n)[d] for n in _NUMBERS if getattr(self, n) is not None}
         seen = (numbers.get("min", -math.inf), numbers.get("max", math.inf))
+        reach = numbers["max"] - numbers["min"] if {"min", "max"} <= set(numbers) else 0.0
         if not self.mask[d] or self.mode == "none":
             return "none", 0.0, 1.0, *seen
         places = [abs(value) for name, value in numbers.items() if name != "std"]
@@ -196,6 +198,8 @@ class Normaliser:
                 centre, scale, spread = low + (high - low) / 2, (high - low) / 2, high - low
                 seen = low, high
             value = centre if value is None else value
+            if form == "q01_q99" and spread < _CLOSE * reach:
+                continue
             if spread > floor:
                 return form, centre, scale, *seen
         return CONSTANT, value, 1.0, value - floor, value + floor

@@ -35,7 +35,9 @@ def action_known(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
 
 
 def states(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
-    """float32 (b, S): of the frame at which an example stands."""
+    """float32 (b, S): of the frame at which an example stands; NaN of a corpus without."""
+    if not corpus.settings.state_key:
+        return np.full((len(rows), corpus.state_dim), np.nan, np.float32)
     return take(corpus.index.states, rows[:, corpus.frames.current])
 
 

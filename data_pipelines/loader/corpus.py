@@ -60,6 +60,7 @@ class Corpus:
     kept: np.ndarray | None
     per_video: bool
     left_out: np.ndarray  # bool (E,): episodes that training cannot use
+    state_dim: int = 0  # of the corpora whose state_key names one, where it is asked for
 
     def without(self, unusable: np.ndarray) -> "Corpus":
         """The corpus without the episodes bool (E,)."""

@@ -42,7 +42,7 @@ class Loader:
         instruction    str objects (b,)
         action         float32 (b, A); (b, n, A) where data.action_horizon is n > 1, which adds
         action_mask    bool (b, n), False where a chunk is padded
-        state          float32 (b, S), of the current frame
+        state          float32 (b, S), of the current frame; NaN of corpora without
         action_known   bool (b,); who asks for it gets examples without an action, too
         latent_action  int32 (b, L); float32 (b, L, width) of a quantizer that has no codes
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from data_pipelines import sidecar
 from data_pipelines.loader.columns import COLUMNS
@@ -68,6 +69,8 @@ def open_mixture(data: Any, fields: Sequence[str] = ("frames",)) -> Mixture:
     if "action" in fields:
         corpora = _with_action_dim(corpora, data)
         columns |= {"action_mask"} if data.action_horizon > 1 else set()
+    if "state" in fields:
+        corpora = _with_state_dim(corpora)
     height, width = data.image_size
     return Mixture(
         corpora,
@@ -107,7 +110,7 @@ def _hash(corpora: list[Corpus], data: DataSettings, fields: Sequence[str]) -> s
     if {"action", "action_known"} & set(fields) and set(known) != {1.0}:
         settings["action_fraction"] = known
     if "state" in fields:
-        settings["state_keys"] = [corpus.index.state_key for corpus in corpora]
+        settings["state_keys"] = [corpus.settings.state_key for corpus in corpora]
     left_out = [np.flatnonzero(corpus.left_out).tolist() for corpus in corpora]
     if any(left_out):
         settings["left_out"] = left_out
@@ -151,13 +154,30 @@ def _with_action_dim(corpora: list[Corpus], data: DataSettings) -> list[Corpus]:
     return [replace(c, actions=replace(c.actions, dim=dim)) for c in corpora]
 
 
+def _with_state_dim(corpora: list[Corpus]) -> list[Corpus]:
+    """Corpora without states give NaN of as many dimensions as the others have."""
+    without = [corpus.name for corpus in corpora if not corpus.settings.state_key]
+    if len(without) == len(corpora):
+        raise ValueError(
+            f"no corpus of {without} has the robot's state: data.corpora.<name>.state_key names "
+            "what its index has, as observation/state"
+        )
+    if without:
+        logging.warning(
+            "%s have no state (data.corpora.<name>.state_key is empty): it is not shown there",
+            ", ".join(without),
+        )
+    dim = max(corpus.index.state_dim for corpus in corpora if corpus.settings.state_key)
+    return [replace(corpus, state_dim=dim) for corpus in corpora]
+
+
 def _check_equal(corpora: list[Corpus], fields: Sequence[str]) -> None:
     found = {"the number of cameras": {c.name: len(c.cameras) for c in corpora}}
     if "action" in fields:
         with_actions = [c for c in corpora if c.index.actions is not None]
         found["action_dim"] = {c.name: c.index.action_dim for c in with_actions}
     if "state" in fields:
-        found["state_dim"] = {c.name: c.index.state_dim for c in corpora}
+        found["state_dim"] = {c.name: c.index.state_dim for c in corpora if c.settings.state_key}
     if "latent_action" in fields:
         for what in ("code_length", "codebook_size", "width", "quantizer_hash"):
             found[what] = {c.name: c.labels.provenance.get(what) for c in corpora}

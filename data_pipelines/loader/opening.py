@@ -65,11 +65,6 @@ class _Opening:
     def _cameras(self) -> tuple[CorpusIndex, ...]:
         """The indexes of `image_key` and of each of `extra_image_keys`, which must agree."""
         settings, data = self.settings, self.data
-        if "state" in self.fields and not settings.state_key:
-            raise ValueError(
-                f"corpus {self.name!r} needs the robot's state, but {settings.key('state_key')} is "
-                "empty: name what the index has, as observation/state"
-            )
         cameras = tuple(
             load_or_build(
                 settings.path,

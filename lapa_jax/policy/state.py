@@ -4,9 +4,11 @@ Its embedding is made of the state, normalised by the statistics of the run's ow
 noise can be added to it, and a part of the examples can go without it: what stands for a state that
 is not shown is learned.
 
-Shape suffixes: B examples, R rows, k examples of a row, S numbers of a state, D width.
+Shape suffixes: B examples, R rows, k examples of a row, S numbers of a state, n what is fed of it
+(S + 1: the state, and 1 where it is shown), D width.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -49,13 +51,17 @@ class StateInput:
         return self.statistics.dim
 
     def rows(self, states_BS: np.ndarray) -> dict[str, np.ndarray]:
-        """Of a batch: the states, normalised, float32 (B, 1, S), and of how many of their numbers
-        each is beyond the data, as a share, float32 (B, 1)."""
+        """Of a batch: what the model is fed of the states, float32 (B, 1, S + 1), of those that are
+        NaN that there is none; and of how many of their numbers each is beyond the data, as a
+        share, float32 (B, 1)."""
+        known = ~np.isnan(states_BS).all(axis=-1)
+        states_BS = np.where(known[:, None], states_BS, np.float32(0))
         self.check(states_BS)
         beyond = self.statistics.beyond(states_BS).mean(axis=1, dtype=np.float32)
+        states = self.statistics.normalise(states_BS)[:, None]
         return {
-            "state": self.statistics.normalise(states_BS)[:, None],
-            OUT_OF_RANGE: beyond[:, None],
+            "state": _shown(states, known[:, None], np),
+            OUT_OF_RANGE: np.where(known, beyond, np.float32(0))[:, None],
         }
 
     def check(self, states_BS: np.ndarray) -> None:
@@ -73,7 +79,7 @@ class StateInput:
     def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Of one example: what `rows` gives."""
         return {
-            "state": jax.ShapeDtypeStruct((1, self.dim), jnp.float32),
+            "state": jax.ShapeDtypeStruct((1, self.dim + 1), jnp.float32),
             OUT_OF_RANGE: jax.ShapeDtypeStruct((1,), jnp.float32),
         }
 
@@ -82,17 +88,23 @@ class StateInput:
         states = self.statistics.normalise(states_BS, xp)[:, None].astype(xp.float32)
         return _shown(states, xp.ones(states.shape[:2], bool), xp)
 
-    def trained_on(self, states_RkS: jax.Array, rng: jax.Array | None) -> jax.Array:
-        """What the model is fed of normalised states, (R, k, S + 1); None: as they are."""
-        settings, shown = self.settings, jnp.ones(states_RkS.shape[:2], bool)
-        if rng is not None:
-            of_noise, of_dropout = jax.random.split(rng)
-            if settings.noise_std:
-                noise = jax.random.normal(of_noise, states_RkS.shape)
-                states_RkS = states_RkS + settings.noise_std * noise
-            if settings.dropout:
-                shown = jax.random.uniform(of_dropout, shown.shape) >= settings.dropout
-        return _shown(states_RkS, shown, jnp)
+    def trained_on(self, fed_Rkn: jax.Array, rng: jax.Array | None) -> jax.Array:
+        """What the model is fed in training, (R, k, n), of what `rows` gives; None: the same."""
+        settings = self.settings
+        if rng is None or not (settings.noise_std or settings.dropout):
+            return fed_Rkn
+        states, shown = fed_Rkn[..., :-1], fed_Rkn[..., -1] > 0
+        of_noise, of_dropout = jax.random.split(rng)
+        if settings.noise_std:
+            states = states + settings.noise_std * jax.random.normal(of_noise, states.shape)
+        if settings.dropout:
+            shown &= jax.random.uniform(of_dropout, shown.shape) >= settings.dropout
+        return _shown(states, shown, jnp)
+
+    def out_of_range(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+        """The share of numbers that are beyond the data, among the states that there are."""
+        known = batch["state"][..., -1].sum()
+        return batch[OUT_OF_RANGE].sum() / jnp.maximum(known, 1.0)
 
     def embedding(self, model: Backbone, rngs: nnx.Rngs) -> nnx.Module:
         return StateEmbedding(self.dim, model, rngs=rngs)

@@ -48,6 +48,8 @@ class OfCorpora:
     def states(self) -> np.ndarray:
         found = []
         for corpus in self.mixture.corpora:
+            if not corpus.settings.state_key:
+                continue
             index = corpus.index
             kept = np.repeat(~corpus.left_out, index.episode_length)
             found.append(index.states[kept])

@@ -4,7 +4,7 @@ Batch (R rows of k examples, T tokens; see policy/layout.py): tokens, segments i
 modality int8 (R, T), of each head MODALITY_slots int32 (R, k·n) and what it compares with
 (MODALITY_targets int32 (R, k·n) where it predicts tokens), images uint8 (R, k·N, H, W, 3) where the
 front-end computes image tokens, text_slots, text_targets int32 (R, k·M) where text is trained on,
-state float32 (R, k, S) and state_out_of_range float32 (R, k) where the robot's state is seen.
+state float32 (R, k, S + 1) and state_out_of_range float32 (R, k) where the robot's state is seen.
 """
 
 import copy
@@ -211,7 +211,7 @@ class PolicyStage(Stage):
         for head in self.heads:
             head.rows(batch)
         if self.state:
-            self.state.check(batch["state"])
+            self.state.rows(batch["state"])
         for ids in () if self.from_pixels else batch["image_tokens"]:
             self.layout.prompt("", ids)
 
@@ -314,7 +314,7 @@ class PolicyStage(Stage):
         )
         total, metrics = 0.0, {}
         if self.state:
-            metrics[states.OUT_OF_RANGE] = batch[states.OUT_OF_RANGE].mean()
+            metrics[states.OUT_OF_RANGE] = self.state.out_of_range(batch)
         for head in self.heads:
             loss, found = head.loss(outputs[head.modality], targets[head.modality])
             total += head.settings.loss_weight * loss

@@ -109,6 +109,15 @@ def test_restore_is_the_inverse(mode, xp):
         )
 
 
+def test_quantiles_that_are_close_beside_the_extremes():
+    """A finger that trembles, and closes once: it is not its trembling that is to be seen."""
+    rng = np.random.default_rng(0)
+    x = np.append(1e-5 * rng.normal(size=500), 1.0)[:, None]
+    ours = Normaliser.fit(x)
+    assert ours.forms == ("min_max",) and np.abs(ours.normalise(x)).max() <= 1 + 1e-9
+    np.testing.assert_allclose(ours.restore(ours.normalise(x)), x, atol=1e-12)
+
+
 def test_quantiles_that_are_equal_and_no_extremes_fall_back_to_the_deviation():
     ours = Normaliser("q01_q99", q01=(0.0,), q99=(0.0,), mean=(0.01,), std=(0.1,))
     np.testing.assert_allclose(ours.normalise(np.array([[1.0]])), [[9.9]])

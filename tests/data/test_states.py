@@ -53,7 +53,9 @@ def test_the_order_is_the_same_and_checkpoints_know_of_it(corpora):
 
 
 def test_mistakes_are_named(corpora, tmp_path):
-    with pytest.raises(ValueError, match="'a' needs the robot's state.*data.corpora.a.state_key"):
+    with pytest.raises(
+        ValueError, match=r"no corpus of .'a', 'b'. has the robot's state.*state_key"
+    ):
         make(corpora, key="")
     with pytest.raises(ValueError, match="agree in state_dim: a has 4, narrow has 2"):
         make(corpora, ("a", "narrow"))
@@ -110,3 +112,14 @@ def test_what_is_no_state_stops_only_who_asks_for_it(tmp_path, states, why):
         load_index(tmp_path / "odd", state_key=KEY)
     with pytest.raises(tfrecord.RecordError, match=why):
         build_index(tmp_path / "odd", state_key=KEY, progress=False)
+
+
+def test_a_corpus_without_states_gives_none(corpora):
+    """Also one whose index has some, of another width, which nobody asks for."""
+    for other in ("none", "narrow"):
+        loader = make(corpora, ("a", other), **{f"{other}__state_key": ""})
+        batch = loader.batch(0)
+        of = np.array([where["corpus"] for where in loader.describe(0)])
+        assert set(of) == {"a", other}
+        assert np.isnan(batch["state"][of == other]).all()
+        assert np.isfinite(batch["state"][of == "a"]).all() and batch["state"].shape == (8, 4)

@@ -133,10 +133,14 @@ def test_what_is_hidden_has_no_influence_in_training_and_none_is_hidden_in_evalu
     assert metrics(batches[0])["loss"] != metrics(batches[1])["loss"]
     far = stage.prepare(columns(OWN[:2] * 0 + [[9.0, 0.0]]))
     assert metrics(far)["state_out_of_range"] == 0.5
-    states = jnp.asarray(batches[0]["state"])
-    fed = stage.state.trained_on(states, jax.random.key(0))
+    fed = stage.state.trained_on(jnp.asarray(batches[0]["state"]), jax.random.key(0))
     assert fed.shape == (2, 1, 3) and not np.asarray(fed).any()
-    np.testing.assert_array_equal(stage.state.trained_on(states, None)[..., :2], states)
+    # Of a corpus without states there is none, which is no number of any.
+    none = stage.prepare(columns(np.stack([OWN[0], np.full(2, np.nan, np.float32)])))
+    assert none["state"][1].tolist() == [[0, 0, 0]] and none["state"][0, 0, 2] == 1
+    assert np.isfinite(metrics(none)["loss"])
+    with pytest.raises(ValueError, match="number 1 of the robot's state is nan"):
+        stage.prepare(columns(OWN[:2] * np.float32([1, np.nan])))
 
 
 @pytest.mark.slow
@@ -222,6 +226,6 @@ def test_where_there_is_no_place_for_a_state(policy, data):
         LegacyLayout(policy.stage.tokenizer, slots=[], sees_state=True, **sizes)
     config = config_of(data, {})
     stage = stages.build(config, stand_in_assets(config))
-    assert stage.batch_spec()["state"].shape == (8, 1, 7)
+    assert stage.batch_spec()["state"].shape == (8, 1, 8)
     with pytest.raises(ValueError, match="7 numbers .data.corpora"):
         stage.check(columns(OWN[:2]) | {"action": np.zeros((2, 7), np.float32)})
