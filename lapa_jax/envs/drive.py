@@ -49,6 +49,8 @@ def drive(
                 given = prompts | {OWN: np.stack(own)}
             found = act(seen, given, jax.random.fold_in(key, t))
             chunks = np.asarray(as_chunks(found, execute))
+            if not np.isfinite(chunks[~done]).all():
+                raise ValueError(f"at step {t} the policy's actions are not finite: none is taken")
         taken.append(np.where(done[:, None], np.float32(0), chunks[:, t % execute]))
         for i in np.flatnonzero(~done):
             states[i] = env.step(states[i], taken[-1][i])

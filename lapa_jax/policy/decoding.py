@@ -102,6 +102,13 @@ def decode(
     return ids, logits
 
 
+def if_finite(values: jax.Array, logits_BnV: jax.Array) -> jax.Array:
+    """Values float (B, ...), NaN where the logits that they were chosen by say nothing: those of
+    tokens that are no choice are -inf."""
+    finite_B = jnp.isfinite(logits_BnV.max(axis=-1)).all(axis=1)
+    return jnp.where(finite_B.reshape(-1, *[1] * (values.ndim - 1)), values, jnp.nan)
+
+
 def in_one_pass(
     vla: Functional,
     params: Tree,

@@ -116,6 +116,8 @@ class LeRobotPolicy:
         if self.policy.stage.num_images == 1:
             seen = seen[:, 0]
         actions = np.array(self.policy.predict_action(seen, texts, state=own))
+        if not np.isfinite(actions).all():
+            raise ValueError("the policy's actions are not finite: none is taken")
         return actions.reshape(len(texts), self.policy.stage.head.horizon, -1)
 
     def _keys(self, observation: Mapping[str, Any]) -> Sequence[str]:

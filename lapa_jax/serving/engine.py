@@ -137,6 +137,9 @@ class Engine:
                 if not one.answer.done():  # cancelled while the server stops
                     times = 1e3 * seconds, 1e3 * (start - one.since)
                     of_one = jax.tree.map(lambda x, i=i: x[i], found)
+                    if not np.isfinite(of_one.values).all():
+                        one.answer.set_exception(Refused(503, "the policy's answer is not finite"))
+                        continue
                     reply = self.policy.stage.head.reply(*of_one)
                     one.answer.set_result(Answer(reply, of_one.values, *times, len(batch)))
 

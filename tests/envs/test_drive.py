@@ -72,6 +72,9 @@ def test_stepping_gives_the_successes_of_the_scan(execute):
         # a pixel may be rounded otherwise by another program
         np.testing.assert_allclose(found.actions[i, :length], scan.actions[i, :length], atol=2e-4)
         assert not found.actions[i, length:].any()
+    lost = prompts | {"aims": aims * jnp.nan}
+    with pytest.raises(ValueError, match="at step 0 the policy's actions are not finite"):
+        closed_loop(stepped, act, stepped.evaluation_states(0, "reach", 6), lost, key, **how)
     with pytest.raises(ValueError, match="execute=4 must be from 1 to 3"):
         rollout(traced, act, states, prompts, key, **(how | {"execute": 4}))
 

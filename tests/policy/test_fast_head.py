@@ -16,13 +16,15 @@ from lapa_jax import stages
 from lapa_jax.aot.assess import stand_in_assets
 from lapa_jax.policy import heads
 from lapa_jax.policy.codecs.fast import Fast
-from lapa_jax.policy.heads.fast import STATISTICS, TOKENS, FastHead
+from lapa_jax.policy.heads.fast import TOKENS, FastHead
 from lapa_jax.runs.sources import StandIn
 from lapa_jax.serving import describe
+from lapa_jax.serving.adapters import LeRobotPolicy
 from lapa_jax.serving.limits import Limits
 from lapa_jax.serving.messages import Reader
 from lapa_jax.train import train
 
+STATISTICS = "action_statistics.json"
 pytestmark = pytest.mark.usefixtures("quick_compile")
 HORIZON = 4
 
@@ -74,7 +76,7 @@ def test_every_choice_leads_to_a_chunk():
     ids, targets = head.rows(batch_of(chunks))
     said, good = read(jnp.asarray(ids))
     assert good.all()
-    expected = head.codec.decode(head.codec.encode(head.normaliser.normalise(chunks)))
+    expected = head.codec.decode(head.codec.encode(head.vectors.statistics.normalise(chunks)))
     np.testing.assert_allclose(said, expected, atol=1e-4)
     # What was learnt may be said: no true token is left out.
     state = grammar.start(len(ids))
@@ -84,7 +86,7 @@ def test_every_choice_leads_to_a_chunk():
     for slot in range(head.num_slots):
         allowed, state = step(state, head.num_slots - slot, ids[:, slot])
         of_true = np.asarray(allowed)[np.arange(len(ids)), ids[:, slot]]
-        assert of_true[targets["mask"][:, slot]].all()
+        assert of_true[targets["counted"][:, slot]].all()
     # Whatever is likely, what is chosen says a chunk, to the codec, too.
     confined = jax.jit(head._confined)
     for likes in ("any", "short", "open"):
@@ -123,20 +125,23 @@ def test_the_loss_counts_tokens_to_the_end_and_steps_that_are_known():
     loss, _ = jax.jit(head.loss)(logits, targets)
     log = np.asarray(jax.nn.log_softmax(logits))
     each = -np.take_along_axis(log, ids[..., None], axis=-1)[..., 0]
-    mask = targets["mask"]
+    mask = targets["counted"]
     assert mask.sum(axis=1).min() < head.num_slots
     expected = ((each * mask).sum(axis=1) / mask.sum(axis=1)).mean()
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     # Two examples a row are two examples, and what fills up does not count.
     rows = {k: v.reshape(2, -1, *v.shape[2:]) for k, v in targets.items()}
     packed = logits.reshape(2, -1, head.num_outputs).copy()
-    packed[~rows["mask"]] += rng.normal(size=head.num_outputs)
+    packed[~rows["counted"]] += rng.normal(size=head.num_outputs)
     np.testing.assert_allclose(jax.jit(head.loss)(packed, rows)[0], loss, rtol=1e-5)
     sure = 40.0 * jax.nn.one_hot(ids, head.num_outputs)
     _, metrics = jax.jit(head.loss)(sure, targets)
     assert metrics["decodable"] == metrics["token_accuracy"] == metrics["sequence_accuracy"] == 1.0
     nearest = head.nearest(batch["action"])
-    off = np.abs(head.normaliser.normalise(nearest) - head.normaliser.normalise(batch["action"]))
+    off = np.abs(
+        head.vectors.statistics.normalise(nearest)
+        - head.vectors.statistics.normalise(batch["action"])
+    )
     np.testing.assert_allclose(metrics["l1"], off[:, :2].mean(), atol=1e-5)
 
 
@@ -147,11 +152,11 @@ def test_what_cannot_be_is_named(tmp_path, caplog):
         caplog.text
     )
     told = caplog.text.split("in its units: ")[1].splitlines()[0]
-    bound = 0.5 * np.sqrt(HORIZON) / 10.0 * np.array(head.normaliser._columns[1])
+    bound = 0.5 * np.sqrt(HORIZON) / 10.0 * np.array(head.vectors.statistics._columns[1])
     assert (np.array(told.split(", "), float) <= bound).all()
     with pytest.raises(ValueError, match="coefficient .* of action dimension 1 at frequency 0 has"):
         head.rows(batch_of(chunks[:1] + np.array([0, 9999, 0], np.float32)))
-    with pytest.raises(ValueError, match="action value nan|value nan of dimension"):
+    with pytest.raises(ValueError, match="action: value nan of dimension 0 is not finite"):
         head.rows(batch_of(chunks[:1] * np.nan))
     rough = np.where(rng.random(chunks.shape) < 0.5, chunks.min((0, 1)), chunks.max((0, 1)))
     with pytest.raises(ValueError, match=r"FAST tokens, more than the \d+ of .*max_tokens|has no"):
@@ -166,7 +171,7 @@ def test_what_cannot_be_is_named(tmp_path, caplog):
         made(rng, tokenizer="nowhere")
     config = ConfigDict({"model": {"targets": {}}, "data": {"action_horizon": 5}})
     config.model.targets.action = heads.head_settings("fast")
-    assets = {TOKENS: head.codec.to_json(), STATISTICS: head.normaliser.to_json()}
+    assets = {TOKENS: head.codec.to_json(), STATISTICS: head.vectors.statistics.to_json()}
     with pytest.raises(ValueError, match="is for chunks of 4 steps .*action_horizon is 5"):
         heads.build(config, assets)
     config.model.targets = {"latent": heads.head_settings("fast")}
@@ -209,6 +214,9 @@ def test_it_trains_acts_and_is_described(tiny_data, tmp_path):
     broken = dataclasses.replace(policy, params=lost)
     broken.__dict__["_predict"] = policy._predict  # compiled
     assert np.isnan(broken.predict_action(images, texts)).all()
+    asked = LeRobotPolicy(broken, cameras=("front",))
+    with pytest.raises(ValueError, match="actions are not finite: none is taken"):
+        asked.select_action({"front": images, "task": texts})
 
 
 @pytest.mark.slow
@@ -217,6 +225,6 @@ def test_what_compile_builds(tiny_data):
     config.model.targets.action.vocab = 256
     stage = stages.build(config, stand_in_assets(config))
     spec = stage.batch_spec()
-    assert spec["action_actions"].shape == (8, HORIZON, 7)
-    assert spec["action_targets"].shape == spec["action_mask"].shape == (8, stage.head.num_slots)
+    assert spec["action_values"].shape == (8, HORIZON, 7)
+    assert spec["action_targets"].shape == spec["action_counted"].shape == (8, stage.head.num_slots)
     assert stage.model_flops() > 0

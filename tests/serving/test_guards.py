@@ -276,7 +276,12 @@ def test_failures_show_nothing_of_the_server(action_run):
         raise RuntimeError("a secret of line 7")
 
     with serving(action_run, "--batch_sizes", 1) as server:
-        server.server.engine._compute = fail
+        engine = server.server.engine
+        compute = engine._compute
+        engine._compute = lambda batch: compute(batch)._replace(values=np.full((1, 2), np.nan))
+        status, told = act(server, b64(png(PIXELS)))
+        assert (status, told) == (503, "the policy's answer is not finite")
+        engine._compute = fail
         status, told = act(server, b64(png(PIXELS)))
         assert (status, told) == (500, "the server failed; its log says how")
         client = WebsocketClientPolicy("127.0.0.1", server.port)

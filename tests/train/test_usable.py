@@ -26,8 +26,8 @@ def corpora(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unusable")
     make = tiny._episode
 
-    def episode(rng, number, size, fps):
-        found = make(rng, number, 32 if number > 7 else size, fps)
+    def episode(rng, number, size, fps, states):
+        found = make(rng, number, 32 if number > 7 else size, fps, states)
         return dataclasses.replace(found, instruction=LONG) if number == 7 else found
 
     with pytest.MonkeyPatch.context() as patch:
@@ -85,6 +85,17 @@ def test_a_long_instruction_is_refused_or_left_out(corpora, tmp_path, monkeypatc
         run.loader.batch(step)
     actions = OfCorpora(run.loader.mixture, {})
     assert len(actions.actions()) == (load_index(corpora / "robot").episode_length[:7] - 1).sum()
+    known = run.loader.mixture.corpora[0].actions
+    for padding, most in (("repeat", len(actions.actions())), ("drop", 0)):
+        of = dataclasses.replace(known, horizon=3, padding=padding)
+        corpora_of = tuple(dataclasses.replace(c, actions=of) for c in run.loader.mixture.corpora)
+        mixture = dataclasses.replace(run.loader.mixture, corpora=corpora_of)
+        chunks = np.concatenate(list(OfCorpora(mixture, {}).action_chunks()))
+        lengths = load_index(corpora / "robot").episode_length[:7] - 1
+        assert chunks.shape == (most or (lengths - 2).sum(), 3, 2)
+        if padding == "repeat":
+            np.testing.assert_array_equal(chunks[:, 0], actions.actions())
+        assert np.isin(chunks, actions.actions()).all()
     bins = heads.make_assets(run.config, actions)
     assert bins and bins.items() <= run.assets.items()  # fitted to what is used
     again = start.open_run(config(corpora, **sound), tmp_path / "run")

@@ -16,14 +16,15 @@ import optax
 from absl import logging
 from ml_collections import ConfigDict
 
-from data_pipelines.normalise import MODES, Normaliser
+from data_pipelines.normalise import Normaliser
 from lapa_jax.nn.module import Functional, Tree
 from lapa_jax.policy.codecs.fast import PROCESSORS, Fast
-from lapa_jax.policy.decoding import decode
+from lapa_jax.policy.decoding import decode, if_finite
 from lapa_jax.policy.grammar import Grammar
-from lapa_jax.policy.heads.base import Assets, Decoded, Head, HeadConfig, Sources
+from lapa_jax.policy.heads.base import Assets, Decoded, HeadConfig, Sources
+from lapa_jax.policy.heads.vectors import STATISTICS, Normalisation, VectorHead, masked_mean
 
-TOKENS, STATISTICS = "fast_tokenizer.json", "action_statistics.json"  # the assets
+TOKENS = "fast_tokenizer.json"  # the asset
 _LEARNT = 4096  # chunks that merges are learnt of, at least, where there are more
 
 
@@ -35,7 +36,7 @@ class FastConfig(HeadConfig):
     scale: Annotated[
         float, "(0, 1e6]", "coefficients are rounded in units of 1 / scale: larger is more exact"
     ] = 10.0
-    normalisation: Annotated[str, MODES, "of actions before they become tokens"] = "q01_q99"
+    normalisation: Normalisation = "q01_q99"
     clip: Annotated[
         bool, "normalised actions to [-1, 1], as for a tokenizer of other data; else they are kept"
     ] = False
@@ -49,21 +50,23 @@ class FastConfig(HeadConfig):
     ] = 0
 
 
-class FastHead(Head):
+class FastHead(VectorHead):
     next_token = True
+    name = "fast"
+    settings: FastConfig
 
     def __init__(self, modality: str, settings: FastConfig, config: ConfigDict, assets: Assets):
         self.modality, self.settings = modality, settings
         if not self.acts:
             raise ValueError(f"model.targets.{modality}.name='fast' is of actions: set 'tokens'")
+        if settings.loss_weight:
+            super().__init__(modality, settings, config, assets)
         self.end = settings.vocab
         self.vocab = self.num_outputs = settings.vocab + 1
         self.horizon, self.num_slots = config.data.action_horizon, 0
         if not settings.loss_weight:  # only kept: what its codec needs may be missing
             return
-        self.codec = Fast.from_json(assets[TOKENS])
-        self.normaliser = Normaliser.from_json(assets[STATISTICS])
-        self.dim = self.normaliser.dim
+        self.codec, self.dim = Fast.from_json(assets[TOKENS]), self.vectors.dim
         shape = self.codec.time_horizon, self.codec.action_dim
         if shape != (self.horizon, self.dim):
             raise ValueError(
@@ -80,26 +83,22 @@ class FastHead(Head):
             )
 
     @staticmethod
-    def columns(modality: str, config: ConfigDict) -> tuple[str, ...]:
-        return "action", "action_mask"
-
-    @staticmethod
     def make_assets(
         modality: str, settings: FastConfig, config: ConfigDict, sources: Sources
     ) -> dict[str, bytes]:
         """Statistics of this run's own labelled actions, and tokens of their chunks."""
-        normaliser = sources.statistics("action", settings.normalisation)
+        normaliser = sources.statistics(modality, settings.normalisation)
         normaliser = replace(normaliser, clip=settings.clip)
         codec, lines = _fitted(settings, config.data.action_horizon, normaliser, sources)
         for line in lines:
             logging.warning("%s", line)
-        return {TOKENS: codec.to_json(), STATISTICS: normaliser.to_json()}
+        return {TOKENS: codec.to_json(), STATISTICS.format(modality): normaliser.to_json()}
 
     # --- On the host ---
 
     def rows(self, batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        actions = batch["action"].reshape(-1, self.horizon, self.dim)
-        said = _tokens(self.codec, self.normaliser.normalise(actions))
+        found = self.vectors.rows(batch)
+        said = _tokens(self.codec, found["targets"])
         longest = max(map(len, said), default=0)
         if longest >= self.num_slots:
             raise ValueError(
@@ -111,18 +110,15 @@ class FastHead(Head):
         for row, tokens in zip(ids, said, strict=True):
             row[: len(tokens)] = tokens
         length = np.array([len(tokens) for tokens in said])[:, None]
-        mask = np.arange(self.num_slots) <= length  # the end counts, what fills up does not
-        known = batch["action_mask"].reshape(-1, self.horizon)
-        targets = {"targets": ids, "mask": mask}
-        return ids, targets | {"actions": actions.astype(np.float32), "known": known}
+        counted = np.arange(self.num_slots) <= length  # the end, and nothing that fills up
+        return ids, found | {"targets": ids, "counted": counted, "values": found["targets"]}
 
     def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
-        n, T = (self.num_slots,), (self.horizon,)
-        return {
-            "targets": jax.ShapeDtypeStruct(n, jnp.int32),
-            "mask": jax.ShapeDtypeStruct(n, jnp.bool_),
-            "actions": jax.ShapeDtypeStruct((*T, self.dim), jnp.float32),
-            "known": jax.ShapeDtypeStruct(T, jnp.bool_),
+        found = self.vectors.spec()
+        return found | {
+            "targets": jax.ShapeDtypeStruct((self.num_slots,), jnp.int32),
+            "counted": jax.ShapeDtypeStruct((self.num_slots,), jnp.bool_),
+            "values": found["targets"],
         }
 
     # --- In the model ---
@@ -149,23 +145,20 @@ class FastHead(Head):
         """
         n, V = self.num_slots, self.num_outputs
         logits, ids = outputs_RnV.reshape(-1, n, V), targets["targets"].reshape(-1, n)
-        mask = targets["mask"].reshape(-1, n)
+        counted = targets["counted"].reshape(-1, n)
         each = optax.softmax_cross_entropy_with_integer_labels(logits, ids)
-        loss = each.mean(axis=1, where=mask).mean()
+        loss = each.mean(axis=1, where=counted).mean()
         logits = jax.lax.stop_gradient(logits)
         likeliest = jnp.argmax(logits, axis=-1)
         correct = likeliest == ids
-        actions = targets["actions"].reshape(-1, self.horizon, self.dim)
-        known = targets["known"].reshape(actions.shape[:2])
-        true = self.normaliser.normalise(actions, jnp)
+        true = targets["values"].reshape(-1, self.horizon, self.dim)
         error = jnp.abs(self._said(self._confined(logits)) - true).mean(axis=-1)
         return loss, {
-            "token_accuracy": correct.mean(where=mask),
-            "sequence_accuracy": (correct | ~mask).all(axis=-1).mean(),
+            "token_accuracy": correct.mean(where=counted),
+            "sequence_accuracy": (correct | ~counted).all(axis=-1).mean(),
             "decodable": self.grammar.read(likeliest)[1].mean(),
-            "l1": error.mean(where=known),
-            "action_out_of_range": self.normaliser.out_of_range(actions, jnp, known).mean(),
-        }
+            "l1": masked_mean(error, targets["mask"].reshape(error.shape)),
+        } | self.out_of_range(targets)
 
     def _confined(self, logits_BnV: jax.Array) -> jax.Array:
         """The likeliest ids of each slot that may follow those before, int32 (B, n)."""
@@ -215,25 +208,20 @@ class FastHead(Head):
             grammar=self.grammar,
             **options,
         )
-        finite = ~jnp.isnan(logits).any(axis=(1, 2))
-        actions = jnp.where(finite[:, None, None], self._said(ids), jnp.nan)
-        actions = self.normaliser.restore(actions, jnp)
-        return Decoded(actions if self.horizon > 1 else actions[:, 0], ids, logits)
+        actions = self.vectors.restored(self._said(ids))
+        return Decoded(if_finite(actions, logits), ids, logits)
 
     # --- For others ---
 
     def nearest(self, actions: np.ndarray) -> np.ndarray | None:
-        return _nearest(self.codec, self.normaliser, actions)
+        return _nearest(self.codec, self.vectors.statistics, actions)
 
     def describe(self) -> dict[str, Any]:
         codec = self.codec
-        return {
-            "dim": self.dim,
-            "tokens": "fast",
+        return super().describe() | {
             "num_tokens": len(codec.pairs),
             "max_tokens": codec.max_tokens,
             "scale": codec.scale,
-            "normalisation": self.settings.normalisation,
         }
 
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from lapa_jax.nn.module import Functional, Tree
 from lapa_jax.policy import codecs
-from lapa_jax.policy.decoding import decode
+from lapa_jax.policy.decoding import decode, if_finite
 from lapa_jax.policy.heads.base import (
     COLUMNS,
     Assets,
@@ -22,6 +22,7 @@ from lapa_jax.policy.heads.base import (
     HeadConfig,
     Sources,
 )
+from lapa_jax.policy.heads.vectors import masked_mean
 
 CODEC = "action_bins.json"  # the asset, of whatever kind the codec is
 
@@ -41,6 +42,7 @@ class TokensConfig(HeadConfig):
 
 class TokenHead(Head):
     next_token = True
+    name = "tokens"
 
     def __init__(self, modality: str, settings: TokensConfig, config: ConfigDict, assets: Assets):
         self.modality, self.settings = modality, settings
@@ -109,8 +111,9 @@ class TokenHead(Head):
         where = targets.get("mask")
         loss, correct = cross_entropy(outputs_RnV, targets["targets"], where)
         right = correct if where is None else correct | ~where
-        return loss, {
-            "token_accuracy": correct.mean(where=where),
+        weight = {} if where is None else {"loss_weight": where.sum()}
+        return loss, weight | {
+            "token_accuracy": correct.mean() if where is None else masked_mean(correct, where),
             "sequence_accuracy": right.reshape(-1, self.num_slots).all(axis=-1).mean(),
         }
 
@@ -124,7 +127,8 @@ class TokenHead(Head):
         **options: Any,
     ) -> Decoded:
         """Greedy unless `options` (of policy/decoding.decode) ask for more. Confined to the ids
-        that each token has, so that none is out of range."""
+        that each token has, so that none is out of range. Where the model's outputs are not finite
+        actions are NaN."""
         ids, logits = decode(
             model,
             params,
@@ -137,7 +141,10 @@ class TokenHead(Head):
             **options,
         )
         of_steps = ids if self.horizon == 1 else ids.reshape(len(ids), self.horizon, -1)
-        return Decoded(self.codec.values(of_steps, jnp), ids, logits)
+        values = self.codec.values(of_steps, jnp)
+        if jnp.issubdtype(values.dtype, jnp.floating):
+            values = if_finite(values, logits)
+        return Decoded(values, ids, logits)
 
     def nearest(self, actions: np.ndarray) -> np.ndarray | None:
         return self.codec.values(self.codec.encode(actions))
@@ -158,4 +165,5 @@ def cross_entropy(
     """(mean over all tokens, or over those `where` it is True; whether the likeliest is the target
     (R, n))."""
     each = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-    return each.mean(where=where), jnp.argmax(logits, axis=-1) == targets
+    loss = each.mean() if where is None else masked_mean(each, where)
+    return loss, jnp.argmax(logits, axis=-1) == targets
