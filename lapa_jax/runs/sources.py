@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from absl import logging
 
+from data_pipelines import sidecar
 from data_pipelines.checks import statistics
 from data_pipelines.checks.vectors import grippers
 from data_pipelines.loader.corpus import Corpus
@@ -70,7 +71,9 @@ class OfCorpora:
         corpora = self.mixture.corpora
         rates = np.unique(np.concatenate([fps_of(c.settings, c.index) for c in corpora]))
         rate = float(rates[0]) if len(rates) == 1 and np.isfinite(rates[0]) else 0.0
-        said = {"control_hz": rate, "source": self.mixture.index_hash}
+        hashes = [c.index.hash for c in corpora]  # of one corpus as `lapa data stats` has it
+        source = hashes[0] if len(hashes) == 1 else sidecar.value_hash(hashes)
+        said = {"control_hz": rate, "source": source}
         if of == "action":
             told = {grippers(c.index) for c in corpora if c.index.actions is not None}
             said["grippers"] = told.pop() if len(told) == 1 else ()

@@ -152,6 +152,8 @@ def _limit_memory(reader: Reader) -> None:
 
 def _pack(found: Observation) -> bytes:
     plain = vars(found) | {"images": found.images.tobytes(), "shape": found.images.shape}
+    if found.state is not None:
+        plain["state"] = found.state.tobytes()
     return msgpack.packb(plain, unicode_errors="backslashreplace")
 
 
@@ -163,4 +165,6 @@ def _observation(reply: bytes) -> Observation:
         raise Refused(found["status"], found["reason"])
     shape = found.pop("shape")
     images = np.frombuffer(found.pop("images"), np.uint8).reshape(shape)
+    if found["state"] is not None:
+        found["state"] = np.frombuffer(found["state"], np.float32)
     return Observation(images, **found)

@@ -12,6 +12,7 @@ import tiny
 from tiny_policy import make_policy, tokenizer
 
 import lapa_jax
+from data_pipelines.index import load_index
 from data_pipelines.normalise import Normaliser
 from lapa_jax import envs, stages
 from lapa_jax.aot.assess import stand_in_assets
@@ -20,7 +21,7 @@ from lapa_jax.interop import hf
 from lapa_jax.policy.heads.tokens import CODEC
 from lapa_jax.policy.layout import LegacyLayout
 from lapa_jax.policy.state import STATISTICS
-from lapa_jax.serving import describe
+from lapa_jax.serving import describe, reading
 from lapa_jax.serving.adapters import LeRobotPolicy
 from lapa_jax.serving.limits import Limits, Refused
 from lapa_jax.serving.messages import Reader
@@ -69,7 +70,8 @@ def test_it_trains_with_noise_and_dropout(data, tmp_path):
     assert all(0 <= line["state_out_of_range"] < 0.2 for line in lines if "loss" in line)
     policy = lapa_jax.load_policy(tmp_path / "run")
     statistics = policy.stage.state.statistics
-    assert statistics.dim == 3 and statistics.forms[2] == "constant" and statistics.source
+    assert statistics.dim == 3 and statistics.forms[2] == "constant"
+    assert statistics.source == load_index(data / "robot").hash
     assert statistics.control_hz == tiny.FPS
     image, text = np.zeros((64, 64, 3), np.uint8), "push"
     said = policy.predict(image, text, state=[0.4, 0.5, 0.7])
@@ -187,7 +189,8 @@ def test_a_server_says_what_state_it_needs_and_refuses_others(policy):
     def read(own, key="observation/state", reader=reader):
         image = packed(np.zeros((32, 48, 3), np.uint8))
         sent = {"observation/image": image, "prompt": "push", key: own}
-        return reader.from_msgpack(msgpack.packb(sent)).state
+        # as it comes from the process that reads it
+        return reading._observation(reading._pack(reader.from_msgpack(msgpack.packb(sent)))).state
 
     def packed(x):
         return {
