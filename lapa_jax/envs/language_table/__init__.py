@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 import functools
 import importlib.metadata
@@ -158,3 +159,6 @@ class LanguageTable:
 @functools.cache
 def _simulator(task: str) -> Simulator:
     return Simulator(task)
+
+
+atexit.register(_simulator.cache_clear)  # before PyBullet, whose clients say goodbye to it

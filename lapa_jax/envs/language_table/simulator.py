@@ -9,9 +9,12 @@ its seed and all actions since the start, which give the same numbers in a new w
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
+import functools
 import importlib
 import itertools
+import os
 import sys
 import types
 from collections.abc import Iterator
@@ -60,7 +63,7 @@ class State:
 
 class Simulator:
     """The live simulator of a family. It stands at the state that it gave last; for another it
-    begins anew and repeats that one's actions."""
+    begins anew and repeats that one's actions. A second draws pictures, of the numbers alone."""
 
     def __init__(self, task: str):
         self.task, self._parts = task, _parts(task)
@@ -112,19 +115,28 @@ class Simulator:
         return self._planned[1]
 
     def draw(self, state: State, size: tuple[int, int]) -> np.ndarray:
-        """uint8 (height, width, 3), row 0 at the top."""
-        self._stand_at(state)
-        height, width = size
-        view, projection, *_ = self.env.calc_camera_params((_HEIGHT, _HEIGHT * width / height))
-        drawn = self._bullet.getCameraImage(
+        """uint8 (height, width, 3), row 0 at the top, in a world that is for pictures alone."""
+        env, numbers = self._painted, iter(state.bodies.tolist())
+        bullet, (height, width) = env.pybullet_client, size
+        for body in _bodies(env):
+            place, turn, _ = (list(itertools.islice(numbers, count)) for count in (3, 4, 6))
+            bullet.resetBasePositionAndOrientation(body, place, turn)
+            for joint in range(bullet.getNumJoints(body)):
+                bullet.resetJointState(body, joint, next(numbers), next(numbers))
+        view, projection, *_ = env.calc_camera_params((_HEIGHT, _HEIGHT * width / height))
+        drawn = bullet.getCameraImage(
             width=width,
             height=height,
             viewMatrix=view,
             projectionMatrix=projection,
-            flags=self._bullet.ER_SEGMENTATION_MASK_OBJECT_AND_LINKINDEX,
-            renderer=self._bullet.ER_TINY_RENDERER,
+            flags=bullet.ER_SEGMENTATION_MASK_OBJECT_AND_LINKINDEX,
+            renderer=bullet.ER_TINY_RENDERER,
         )
         return np.reshape(drawn[2], (height, width, 4)).astype(np.uint8)[:, :, :3]
+
+    @functools.cached_property
+    def _painted(self) -> Any:
+        return self._made(0)
 
     def sentences(self) -> list[str]:
         """What the benchmark may say of this family and eight blocks."""
@@ -158,13 +170,17 @@ class Simulator:
         if self.env is not None:
             self._bullet.disconnect()
         with numpy_seeded(seed):
-            self.env = self._kind(
+            self.env = self._made(seed)
+            self.env.reset()
+        self._bullet, self._rewards = self.env.pybullet_client, self.env._reward_calculator
+
+    def _made(self, seed: int) -> Any:
+        with _printing_aside():
+            return self._kind(
                 block_mode=self._mode,
                 reward_factory=getattr(self._parts["reward"], FAMILIES[self.task][1]),
                 seed=seed,
             )
-            self.env.reset()
-        self._bullet, self._rewards = self.env.pybullet_client, self.env._reward_calculator
 
     def _act(self, action: np.ndarray) -> None:
         self.env._step_robot_and_sim(action.astype(np.float64))
@@ -187,12 +203,11 @@ class Simulator:
 
     def _numbers(self) -> np.ndarray:
         found: list[float] = []
-        robot, bullet = self.env._robot, self._bullet
-        for body in (robot.xarm, robot.end_effector, *self.env._block_ids):
-            place, velocity = bullet.getBasePositionAndOrientation, bullet.getBaseVelocity
+        place, velocity = self._bullet.getBasePositionAndOrientation, self._bullet.getBaseVelocity
+        for body in _bodies(self.env):
             found += [x for part in (*place(body), *velocity(body)) for x in part]
-            for joint in range(bullet.getNumJoints(body)):
-                found += bullet.getJointState(body, joint)[:2]
+            for joint in range(self._bullet.getNumJoints(body)):
+                found += self._bullet.getJointState(body, joint)[:2]
         return np.array(found)
 
     def _planner(self) -> Any:
@@ -203,6 +218,10 @@ class Simulator:
             action_spec=dict,
         )
         return self._parts["planner"].ObstacleOrientedPushOracleBoard2dRRT(env, use_ee_planner=True)
+
+
+def _bodies(env: Any) -> list[int]:
+    return [env._robot.xarm, env._robot.end_effector, *env._block_ids]
 
 
 def _parts(task: str) -> dict[str, Any]:
@@ -237,6 +256,20 @@ def _stand_ins() -> Iterator[None]:
     finally:
         for name in made:
             del sys.modules[name]
+
+
+@contextlib.contextmanager
+def _printing_aside() -> Iterator[None]:
+    """What C prints meanwhile goes to standard error: PyBullet tells each connection."""
+    libc, output = ctypes.CDLL(None), os.dup(1)
+    libc.fflush(None)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        libc.fflush(None)
+        os.dup2(output, 1)
+        os.close(output)
 
 
 def _separations(names: list[str], reward: Any) -> list[str]:

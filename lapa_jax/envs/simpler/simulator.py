@@ -1,9 +1,9 @@
 """One task of SIMPLER as functions of a state: ManiSkill's environment, on SAPIEN.
 
 PhysX keeps contacts and their friction from step to step, and neither its snapshots nor ManiSkill's
-states hold them: what rests on the table slides some tenths of a millimetre otherwise after either
-is set. A state here is therefore its start and all actions since, which give the same numbers
-anywhere, and the numbers themselves, from which it is drawn.
+states hold them: continued from either, things at rest move otherwise at once. A state here is
+therefore its start and all actions since, which give the same numbers anywhere, and the numbers
+themselves, from which it is drawn.
 """
 
 from __future__ import annotations
