@@ -79,7 +79,7 @@ class Fast:
                 )
             rows = found.astype(np.int64).reshape(-1, found.shape[-2] * found.shape[-1])
             used.update(np.unique(rows).tolist())
-            kept.extend(rows[-seen % step :: step])
+            kept.extend(row.copy() for row in rows[-seen % step :: step])  # not all of the part
             seen += len(rows)
             while most and len(kept) > 2 * most:
                 kept, step = kept[::2], 2 * step
