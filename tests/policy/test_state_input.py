@@ -1,5 +1,7 @@
 """Policies that see the robot's state: in training, in answers, in rollouts and behind a server."""
 
+import copy
+import dataclasses
 import json
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from lapa_jax.evidence.policy import evaluate_success
 from lapa_jax.interop import hf
 from lapa_jax.policy.heads.tokens import CODEC
 from lapa_jax.policy.layout import LegacyLayout
-from lapa_jax.policy.state import STATISTICS
+from lapa_jax.policy.state import STATISTICS, StateConfig, StateInput
 from lapa_jax.serving import describe, reading
 from lapa_jax.serving.adapters import LeRobotPolicy
 from lapa_jax.serving.limits import Limits, Refused
@@ -68,17 +70,10 @@ def test_it_trains_with_noise_and_dropout(data, tmp_path):
     assert train(config, tmp_path / "run")
     lines = [json.loads(x) for x in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert all(0 <= line["state_out_of_range"] < 0.2 for line in lines if "loss" in line)
-    policy = lapa_jax.load_policy(tmp_path / "run")
-    statistics = policy.stage.state.statistics
+    statistics = Normaliser.from_json((tmp_path / "run/assets" / STATISTICS).read_bytes())
     assert statistics.dim == 3 and statistics.forms[2] == "constant"
     assert statistics.source == load_index(data / "robot").hash
     assert statistics.control_hz == tiny.FPS
-    image, text = np.zeros((64, 64, 3), np.uint8), "push"
-    said = policy.predict(image, text, state=[0.4, 0.5, 0.7])
-    other = policy.predict(image, text, state=[0.6, 0.5, 0.7])
-    same = policy.predict(image, text, state=[0.4, 0.5, 0.9])
-    assert np.abs(said.probabilities - other.probabilities).max() > 1e-5
-    np.testing.assert_array_equal(said.probabilities, same.probabilities, "a constant is nothing")
 
 
 def stage_of(data: Path, state: dict, **changes):
@@ -99,48 +94,44 @@ def columns(states: np.ndarray) -> dict:
 
 
 @pytest.mark.slow
-def test_each_example_sees_its_own_state_alone(data):
-    stage = stage_of(data, {}, model__examples_per_row=2, global_batch=2)
-    params, variables = stage.init(jax.random.key(0))
+def test_each_example_sees_its_own_state_alone_and_in_training_none_that_is_hidden(data):
+    state = dict(dropout=1.0, noise_std=1.0)
+    stage = stage_of(data, state, model__examples_per_row=2, global_batch=2)
+    params, variables = jax.jit(stage.init)(jax.random.key(0))
 
     @jax.jit
-    def outputs(batch):
-        fed = {"state": stage.state.trained_on(batch["state"], None)}
+    def asked(batch):
+        fed = {"state": batch["state"]}
         rows = (batch[name] for name in ("tokens", "modality", "segments", "images"))
         slots = {"action": batch["action_slots"]}
-        return stage.model.apply(params, variables, "outputs", *rows, slots=slots, fed=fed)[0]
+        found, _ = stage.model.apply(params, variables, "outputs", *rows, slots=slots, fed=fed)
+        loss = stage.loss(params, variables, batch, jax.random.key(1))[0]
+        metrics = stage.eval_metrics(params, variables, batch)
+        return found["action"].reshape(2, 2, -1), loss, metrics
 
-    def logits(states):
-        batch = stage.prepare(columns(states))
+    def ask(*states):
+        batch = stage.prepare(columns(np.stack(states)))
         assert {name: x.shape for name, x in batch.items()} == {
             name: x.shape for name, x in stage.batch_spec().items()
         }
-        return np.asarray(outputs(batch)["action"])[0].reshape(2, 2, -1), batch
+        return batch, *jax.device_get(asked(batch))
 
-    (one, batch), (two, _) = logits(OWN[:2]), logits(np.stack([OWN[0], OWN[2]]))
+    batch, one, loss, metrics = ask(OWN[0], OWN[1])
+    _, two, other_loss, other = ask(OWN[0], OWN[2])
     changed = np.abs(one - two).max(axis=(1, 2))
-    rows = stage.state.rows(OWN[:2])["state"][:, 0]
-    mine = int(np.abs(batch["state"][0] - rows[0]).sum(axis=1).argmin())  # packing's order
+    first = stage.state.rows(OWN[:1])["state"][0]
+    mine = int(np.abs(batch["state"][0] - first).sum(axis=1).argmin())  # packing's order
     assert changed[mine] == 0 and changed[1 - mine] > 1e-5
-
-
-@pytest.mark.slow
-def test_what_is_hidden_has_no_influence_in_training_and_none_is_hidden_in_evaluation(data):
-    stage = stage_of(data, dict(dropout=1.0, noise_std=1.0), global_batch=2)
-    params, variables = stage.init(jax.random.key(0))
-    batches = [stage.prepare(columns(OWN[i : i + 2])) for i in (0, 4)]
-    loss = jax.jit(lambda batch: stage.loss(params, variables, batch, jax.random.key(1))[0])
-    assert loss(batches[0]) == loss(batches[1])
-    metrics = jax.jit(lambda batch: stage.eval_metrics(params, variables, batch))
-    assert metrics(batches[0])["loss"] != metrics(batches[1])["loss"]
-    far = stage.prepare(columns(OWN[:2] * 0 + [[9.0, 0.0]]))
-    assert metrics(far)["state_out_of_range"] == 0.5
-    fed = stage.state.trained_on(jnp.asarray(batches[0]["state"]), jax.random.key(0))
-    assert fed.shape == (2, 1, 3) and not np.asarray(fed).any()
+    assert loss == other_loss and metrics["loss"] != other["loss"]
+    *_, far = ask([9.0, 0.0], [9.0, 0.0])
+    assert far["state_out_of_range"] == 0.5
+    fed = stage.state.trained_on(jnp.asarray(batch["state"]), jax.random.key(0))
+    assert fed.shape == (1, 2, 3) and not np.asarray(fed).any()
     # Of a corpus without states there is none, which is no number of any.
-    none = stage.prepare(columns(np.stack([OWN[0], np.full(2, np.nan, np.float32)])))
-    assert none["state"][1].tolist() == [[0, 0, 0]] and none["state"][0, 0, 2] == 1
-    assert np.isfinite(metrics(none)["loss"])
+    batch, *_, none = ask([9.0, 0.0], np.full(2, np.nan, np.float32))
+    assert sorted(batch["state"][0, :, 2]) == [0, 1] and np.isfinite(none["loss"])
+    assert not batch["state"][0, batch["state"][0, :, 2] == 0].any()
+    assert none["state_out_of_range"] == 0.5
     with pytest.raises(ValueError, match="number 1 of the robot's state is nan"):
         stage.prepare(columns(OWN[:2] * np.float32([1, np.nan])))
 
@@ -169,13 +160,14 @@ def test_answers_are_of_the_state_that_is_given(policy):
 
 
 @pytest.mark.slow
-def test_it_acts_in_an_environment_whose_state_it_knows(policy, tmp_path):
-    env = envs.make({"name": "tabletop", "horizon": 3})
-    found = evaluate_success(policy, env, "reach", episodes=2, seed=0).report
-    assert found["episodes"] == 2
-    wide = make_policy(tmp_path / "wide", "action", state=Normaliser.fit(np.ones((3, 5))))
+def test_it_acts_in_an_environment_whose_state_it_knows(policy):
+    env = envs.make({"name": "tabletop", "horizon": 2})
+    assert evaluate_success(policy, env, "reach", episodes=2, seed=0).report["episodes"] == 2
+    knows_more = StateInput(StateConfig(), Normaliser.fit(np.ones((3, 5))).to_json())
+    wide = dataclasses.replace(policy, stage=copy.copy(policy.stage))
+    wide.stage.state = knows_more
     with pytest.raises(ValueError, match="trained with states of 5 numbers, tabletop has 2"):
-        evaluate_success(lapa_jax.load_policy(wide), env, "reach", episodes=2, seed=0)
+        evaluate_success(wide, env, "reach", episodes=2, seed=0)
 
 
 def test_a_server_says_what_state_it_needs_and_refuses_others(policy):
