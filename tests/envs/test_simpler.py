@@ -28,6 +28,7 @@ def test_its_tasks_are_known_without_it():
 def test_what_is_missing_is_said_with_what_mends_it(tmp_path, monkeypatch):
     found = {"mani_skill": "3.0.0", "sapien": "3.0.3", "torch": "2"}
     monkeypatch.setattr(simpler.importlib.metadata, "version", found.__getitem__)
+    monkeypatch.setitem(sys.modules, "sapien", ModuleType("sapien"))
     monkeypatch.setenv("MS_ASSET_DIR", str(tmp_path))
     assert "mani_skill is 3.0.0, not 3.0.1: pip install" in simpler.Simpler.available()
     found["mani_skill"] = "3.0.1"

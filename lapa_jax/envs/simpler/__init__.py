@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import importlib.metadata
 import os
 from pathlib import Path
@@ -115,11 +116,12 @@ class Simpler:
                 return f"{name} is not installed in this Python: pip install {_PACKAGES}"
             if version and found != version:
                 return f"{name} is {found}, not {version}: pip install {_PACKAGES}"
-        data = Path(os.environ.get("MS_ASSET_DIR") or Path.home() / ".maniskill") / "data"
+        data = Path(os.environ.get("MS_ASSET_DIR", Path.home() / ".maniskill")) / "data"
         for file, asset in _ASSETS.items():
             if not (data / file).exists():
                 mends = f"python -m mani_skill.utils.download_asset {asset} -y"
                 return f"{data / file} is missing (MS_ASSET_DIR says where data are): {mends}"
+        importlib.import_module("sapien")  # names a driver of its own where the system has none
         return vulkan.missing()
 
     def reset(self, key: Any, task: str | None = None) -> State:
