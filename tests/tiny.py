@@ -186,7 +186,7 @@ def _episode(
 
 
 def write_labels(directory: Path, name: str = LABEL_SET, **provenance) -> None:
-    """A label set of random codes: of a quantizer that never was."""
+    """A label set of random codes, or vectors of a `width`: of a quantizer that never was."""
     index = load_index(directory, split="train")
     provenance = {
         "quantizer_hash": "0" * 32,
@@ -203,10 +203,16 @@ def write_labels(directory: Path, name: str = LABEL_SET, **provenance) -> None:
         - index.episode_start[index.episode_of_rows(np.arange(index.num_frames))]
     )
     length = index.episode_length[index.episode_of_rows(np.arange(index.num_frames))]
-    codes[step + round(provenance["window_seconds"] * FPS) >= length] = -1
+    absent = step + round(provenance["window_seconds"] * FPS) >= length
+    codes[absent] = -1
+    codes = codes.astype(np.int16)
+    if width := provenance.get("width"):
+        del provenance["codebook_size"]
+        codes = np.random.default_rng(1).normal(size=(*shape, width)).astype(np.float32)
+        codes[absent] = np.nan
     writer = LabelSetWriter(index.sidecar_dir, name, index, provenance=provenance)
     for shard in range(len(index.shards)):
-        writer.write_shard(shard, codes[index.rows_of_shard(shard)].astype(np.int16))
+        writer.write_shard(shard, codes[index.rows_of_shard(shard)])
     writer.finish()
 
 

@@ -79,6 +79,7 @@ def evaluate_success(
             f"{policy.workdir} takes {stage.num_images} images an example: the closed loop gives "
             "one"
         )
+    stage.check_sampling(temperature, top_k)
     own = _own(policy, env, episodes)
     states = env.evaluation_states(seed, family, episodes)
     known = np.array(env.phrasings(phrasings))
@@ -127,6 +128,8 @@ def _acting(stage: Stage, temperature: float, top_k: int) -> Callable[..., jax.A
 
     def act(params, variables, images, prompts, key):
         options = dict(temperature=temperature, top_k=top_k, key=key) if temperature else {}
+        if stage.head.draws:
+            options["key"] = key
         if OWN in prompts:
             rest = {name: x for name, x in prompts.items() if name != OWN}
             prompts = rest | {"state": stage.state.fed(prompts[OWN], jnp)}

@@ -291,16 +291,30 @@ class GEGLU(nnx.Module):
         return product(h[..., 0, :] * jax.nn.gelu(h[..., 1, :], approximate=False), wo, 1)
 
 
-class SwiGLU(nnx.Module):
-    """down(silu(gate x) * up x), without biases; the norm is the block's."""
+ACTIVATIONS = {"silu": jax.nn.silu, "gelu": jax.nn.gelu}  # the latter by tanh
 
-    def __init__(self, dim: int, mlp_dim: int, *, dtype: jnp.dtype, std: float, rngs: nnx.Rngs):
+
+class SwiGLU(nnx.Module):
+    """down(silu(gate x) * up x), without biases; the norm is the block's. Of another activation it
+    is what that makes it: GeGLU."""
+
+    def __init__(
+        self,
+        dim: int,
+        mlp_dim: int,
+        *,
+        dtype: jnp.dtype,
+        std: float,
+        activation: str = "silu",
+        rngs: nnx.Rngs,
+    ):
         def dense(inputs, outputs, axes):
             return Dense((inputs,), (outputs,), axes, dtype=dtype, std=std, rngs=rngs)
 
         self.gate = dense(dim, mlp_dim, ("embed", "mlp"))
         self.up = dense(dim, mlp_dim, ("embed", "mlp"))
         self.down = dense(mlp_dim, dim, ("mlp", "embed"))
+        self.activation = activation
 
     def __call__(self, x_BND: jax.Array) -> jax.Array:
-        return self.down(jax.nn.silu(self.gate(x_BND)) * self.up(x_BND))
+        return self.down(ACTIVATIONS[self.activation](self.gate(x_BND)) * self.up(x_BND))

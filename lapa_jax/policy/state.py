@@ -20,7 +20,7 @@ from flax import nnx
 from data_pipelines.normalise import MODES, Normaliser
 from lapa_jax.nn.layers import Dense, dtype_of
 from lapa_jax.nn.module import param
-from lapa_jax.policy.heads.base import Backbone
+from lapa_jax.policy.attention import Backbone
 
 STATISTICS = "state_statistics.json"  # the asset
 OUT_OF_RANGE = "state_out_of_range"

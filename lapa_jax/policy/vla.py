@@ -21,11 +21,13 @@ import numpy as np
 from flax import nnx
 
 from lapa_jax.nn import int8, lora
-from lapa_jax.nn.attention import ATTENTIONS, attention, last_seen
-from lapa_jax.nn.layers import DTYPES, Dense, RMSNorm, SwiGLU, dtype_of
-from lapa_jax.nn.position import rope, rope_tables
+from lapa_jax.nn.attention import ATTENTIONS, last_seen
+from lapa_jax.nn.layers import DTYPES, RMSNorm, SwiGLU, dtype_of
+from lapa_jax.nn.position import rope_tables
 from lapa_jax.nn.stack import REMAT, Stack
 from lapa_jax.parallel.sharding import constrain, placement
+from lapa_jax.policy.attention import SelfAttention, positions, take
+from lapa_jax.policy.expert import Context
 from lapa_jax.policy.front_end import FRONT_ENDS, front_end_config, front_end_settings
 from lapa_jax.policy.heads.base import Embedding, Head, readout
 from lapa_jax.policy.modality import FILL, IMAGE, MODALITIES, STATE
@@ -101,37 +103,12 @@ class VLAConfig:
         return front_end_config(self.front_end)[1].num_tokens
 
 
-class SelfAttention(nnx.Module):
-    def __init__(self, config: VLAConfig, *, rngs: nnx.Rngs):
-        common = dict(dtype=dtype_of(config.compute_dtype), std=config.init_std, rngs=rngs)
-        shape, names = (config.heads, config.head_dim), ("heads", "head_dim")
-        self.q = Dense((config.dim,), shape, ("embed", *names), **common)
-        self.k = Dense((config.dim,), shape, ("embed", *names), **common)
-        self.v = Dense((config.dim,), shape, ("embed", *names), **common)
-        self.out = Dense(shape, (config.dim,), (*names, "embed"), **common)
-        self.scale, self.implementation = config.head_dim**-0.5, config.attention
-
-    def heads(
-        self, x_BTD: jax.Array, tables, slots_Bn: jax.Array | None = None
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries, at these slots only where they are given, keys and values."""
-        asked, at = x_BTD, tables
-        if slots_Bn is not None:
-            asked, *at = (take(x, slots_Bn) for x in (x_BTD, *tables))
-        q, k, v = rope(self.q(asked), *at), rope(self.k(x_BTD), *tables), self.v(x_BTD)
-        return tuple(constrain(y, "batch", "length", "heads", None) for y in (q, k, v))
-
-    def attend(self, q, k, v, **mask) -> jax.Array:
-        given = {"implementation": self.implementation} | mask
-        return self.out(attention(q, k, v, scale=self.scale, **given))
-
-
 class Layer(nnx.Module):
     """Pre-norm attention and SwiGLU."""
 
     def __init__(self, config: VLAConfig, *, rngs: nnx.Rngs):
         self.attention_norm = RMSNorm(config.dim, eps=config.norm_eps)
-        self.attention = SelfAttention(config, rngs=rngs)
+        self.attention = SelfAttention(config, config.dim, rngs=rngs)
         self.mlp_norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.mlp = SwiGLU(
             config.dim,
@@ -188,11 +165,6 @@ class Layer(nnx.Module):
         return constrain(x, "batch", "length", "embed")
 
 
-def take(x_BTD: jax.Array, slots_Bn: jax.Array) -> jax.Array:
-    """(B, n, D)."""
-    return jnp.take_along_axis(x_BTD, slots_Bn[..., None], axis=1)
-
-
 class Cache(NamedTuple):
     """State of a decode in progress."""
 
@@ -220,7 +192,8 @@ class VLA(nnx.Module):
         embeddings, heads = {}, {}
         for name in MODALITIES:  # the order in which random numbers are drawn
             if name in predicted:
-                embeddings[name] = predicted[name].embedding(config, rngs)
+                if not predicted[name].beside:
+                    embeddings[name] = predicted[name].embedding(config, rngs)
                 heads[name] = predicted[name].output(config, rngs)
             elif state is not None and name == MODALITIES[STATE]:
                 embeddings[name] = state.embedding(config, rngs)
@@ -228,6 +201,7 @@ class VLA(nnx.Module):
                 embeddings[name] = Embedding(given[name], config, "vocab", rngs)
                 heads[name] = readout(given[name], config, "vocab", rngs)
         self.embeddings, self.heads = nnx.data(embeddings), nnx.data(heads)
+        self.beside = {m: head.beside for m, head in predicted.items() if head.beside}
         self.blocks = tuple(MODALITIES.index(m) for m, head in predicted.items() if head.one_block)
         name, settings = front_end_config(config.front_end)
         module = FRONT_ENDS[name][1]
@@ -265,12 +239,21 @@ class VLA(nnx.Module):
     ) -> dict[str, jax.Array]:
         """What the heads that `slots` names give, float32 (B, n, V), at its slots int (B, n), or at
         all where they are None. Of a vocabulary it is the logits of the token after the slot.
-        `fed`: by modality, (B, m, ...) for its m slots of FILL."""
+        `fed`: by modality, (B, m, ...) for its m slots of FILL; what a head beside the backbone
+        computes with, and then it gives what its module does."""
+        fed = dict(fed or {})
+        of_beside = {name: fed.pop(name) for name in slots if name in self.beside}
         x = self.embed(tokens_BT, modality_BT, images_BNHWC, fed)
         given = (x, positions(segments_BT), segments_BT, self._blocks(modality_BT))
-        names, asked = list(slots), list(slots.values())
+        asked_of = {name: at for name, at in slots.items() if name not in self.beside}
+        names, asked = list(asked_of), list(asked_of.values())
         given_all = bool(asked) and all(at is not None for at in asked)
-        if given_all and self.backbone.apart and placement()[1] == 1:
+        found = {}
+        if of_beside:
+            x, context = self._context(*given, *of_beside)
+            found = {m: self.heads[m](values, context) for m, values in of_beside.items()}
+            chosen = [x if at is None else take(x, at) for at in asked]
+        elif given_all and self.backbone.apart and placement()[1] == 1:
             # Nobody reads what the last layer would give elsewhere.
             x, _ = self._run(*given, only_Bn=jnp.concatenate(asked, axis=1))
             ends = np.cumsum([at.shape[1] for at in asked])
@@ -278,7 +261,23 @@ class VLA(nnx.Module):
         else:
             x, _ = self._run(*given)
             chosen = [x if at is None else take(x, at) for at in asked]
-        return {name: self._head(self.norm(y), name) for name, y in zip(names, chosen, strict=True)}
+        pairs = zip(names, chosen, strict=True)
+        return found | {name: self._head(self.norm(y), name) for name, y in pairs}
+
+    def _context(
+        self, x_BTD, positions_BT, segments_BT, blocks_BT, *heads: str
+    ) -> tuple[jax.Array, Context]:
+        """(hidden states, what these heads see of the backbone)."""
+        wanted = {self.beside[name] for name in heads}
+        given = (x_BTD, positions_BT, segments_BT, blocks_BT)
+        if "layers" in wanted:
+            depth = jnp.arange(self.config.depth)
+            x, kv = self._run(*given, per_layer=depth, method="prefill")
+            if isinstance(kv, list):  # of layers that are apart
+                kv = jax.tree.map(lambda *of_layers: jnp.stack(of_layers), *kv)
+        else:
+            (x, _), kv = self._run(*given), None
+        return x, Context(segments_BT, kv, self.norm(x) if "hidden" in wanted else None)
 
     def embed(
         self,
@@ -337,6 +336,24 @@ class VLA(nnx.Module):
 
     # --- Decoding: a prompt once, then what follows it (see decoding.py) ---
 
+    def context(
+        self,
+        tokens_BT: jax.Array,
+        modality_BT: jax.Array,
+        segments_BT: jax.Array,
+        images_BNHWC: jax.Array | None,
+        head: str,
+        fed: Mapping[str, jax.Array] | None = None,
+    ) -> Context:
+        """What a head beside the backbone sees of prompts."""
+        x = self.embed(tokens_BT, modality_BT, images_BNHWC, fed)
+        given = (x, positions(segments_BT), segments_BT, self._blocks(modality_BT))
+        return self._context(*given, head)[1]
+
+    def beside_it(self, values: Any, context: Context, head: str) -> Any:
+        """What the module of such a head makes of these values."""
+        return self.heads[head](values, context)
+
     def prefill(
         self,
         tokens_BT: jax.Array,
@@ -376,11 +393,3 @@ class VLA(nnx.Module):
         layers = dict(per_layer=cache.keys_and_values, method="step")
         x, kv = self._run(x, where, segments, slot, **layers)
         return self._head(self.norm(x), head), Cache(kv, segments, cache.position_B + n)
-
-
-def positions(segments_BT: jax.Array) -> jax.Array:
-    """Rotary positions, counted from 0 in every segment."""
-    index = jnp.arange(segments_BT.shape[1])
-    before = jnp.pad(segments_BT[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
-    starts = jnp.where(segments_BT != before, index, 0)
-    return index - jax.lax.cummax(starts, axis=1)

@@ -252,14 +252,21 @@ class LoadedPolicy(Model):
         state: np.ndarray | None = None,
     ) -> Prediction:
         """What this policy's head says, with the model's probabilities (of temperature 1, among the
-        ids that may be chosen). `state`: the robot's, float (S,) or (B, S) in the units of the
-        data, for a policy that sees it. Raises ValueError for an image of another size or dtype, a
-        state of another width, and an instruction of more than `model.text_length` tokens."""
-        if (seed is None) == (temperature > 0):
+        ids that may be chosen). A head that begins with noise draws it by `seed`, 0 if None, the
+        same for all examples: an answer is a function of the observation and the seed. `state`: the
+        robot's, float (S,) or (B, S) in the units of the data, for a policy that sees it. Raises
+        ValueError for an image of another size or dtype, a state of another width, and an
+        instruction of more than `model.text_length` tokens."""
+        self.stage.check_sampling(temperature, top_k)
+        if self.stage.head.draws:
+            seed = seed or 0
+        elif (seed is None) == (temperature > 0):
             raise ValueError(f"{temperature=} and {seed=}: sampling takes both")
         options = {"top_k": top_k} if top_k else {}  # heads without tokens have none
+        if temperature:
+            options["temperature"] = temperature
         if seed is not None:
-            options |= {"temperature": temperature, "key": jax.random.key(seed)}
+            options["key"] = jax.random.key(seed)
         single = isinstance(instruction, str)
         texts = [instruction] if single else list(instruction)
         images = self._images(np.asarray(image), len(texts), single)

@@ -48,7 +48,8 @@ class _Waiting:
 class Engine:
     """`predict` and `picture` are of one event loop, in which `run` runs; the rest is its thread's.
 
-    quantizer: decodes a latent policy's z to a picture; of the policy's image size.
+    quantizer: decodes a latent policy's z to a picture; of the policy's image size. seed: of the
+    noise that some heads begin every answer with.
     """
 
     def __init__(
@@ -59,11 +60,13 @@ class Engine:
         quantizer: LoadedQuantizer | None = None,
         batch_sizes: Sequence[int] = BATCH_SIZES,
         max_waiting: int = 256,
+        seed: int = 0,
     ):
         if list(batch_sizes) != sorted(set(batch_sizes)) or batch_sizes[0] < 1:
             raise ValueError(f"--batch_sizes {list(batch_sizes)} must ascend from 1 or more")
         self.policy, self.quantizer, self.metrics = policy, quantizer, metrics
         self.batch_sizes, self.max_waiting = tuple(batch_sizes), max_waiting
+        self.drawn_by = {"seed": seed} if policy.stage.head.draws else {}
         self.ready, self.stopping, self.busy = asyncio.Event(), False, False
         self.failed: Exception | None = None  # of compiling
         self.open: set[asyncio.Task] = set()  # requests
@@ -213,7 +216,7 @@ class Engine:
             images = images[:, 0]
         own = np.stack([one.state for one in padded]) if self.policy.stage.state else None
         texts = [one.instruction for one in padded]
-        return jax.device_get(self.policy.predict(images, texts, state=own))
+        return jax.device_get(self.policy.predict(images, texts, state=own, **self.drawn_by))
 
     def _decode(self, frame: np.ndarray, z: np.ndarray) -> np.ndarray:
         found = jax.device_get(self.quantizer.decode(frame[None], z[None]))[0]

@@ -91,6 +91,7 @@ def build(args: argparse.Namespace, limits: Limits) -> Server:
         quantizer=quantizer,
         batch_sizes=args.batch_sizes,
         max_waiting=limits.waiting,
+        seed=args.seed,
     )
     return Server(engine, Readers(reader), metadata, limits, metrics)
 

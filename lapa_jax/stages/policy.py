@@ -150,6 +150,12 @@ class PolicyStage(Stage):
     def acts(self) -> bool:
         return bool(self.heads) and self.head.acts
 
+    def check_sampling(self, temperature: float, top_k: int) -> None:
+        """Raises ValueError where there are no tokens to sample."""
+        if (temperature or top_k) and not self.head.next_token:
+            name = self.head.name
+            raise ValueError(f"{temperature=}, {top_k=}: the head {name!r} has no tokens to sample")
+
     @property
     def vocabularies(self) -> dict[str, int]:
         """How many ids each modality has; 0 where the model has none of it."""
@@ -225,6 +231,8 @@ class PolicyStage(Stage):
         ]
         rows, order = pack(examples, examples_per_row=k, length=self.row_length)
         for head, (_, targets) in zip(self.heads, found, strict=True):
+            if head.beside:
+                del rows[f"{head.modality}_slots"]  # of nothing
             for name, values in targets.items():
                 rows[f"{head.modality}_{name}"] = by_row(values, order, k)
         if self.with_text:
@@ -257,7 +265,8 @@ class PolicyStage(Stage):
 
         spec = {"tokens": rows(T), "modality": rows(T, dtype=jnp.int8), "segments": rows(T)}
         for head in self.heads:
-            spec[f"{head.modality}_slots"] = rows(k * head.num_slots)
+            if not head.beside:
+                spec[f"{head.modality}_slots"] = rows(k * head.num_slots)
             for name, x in head.spec().items():
                 of_rows = rows(k * x.shape[0], *x.shape[1:], dtype=x.dtype)
                 spec[f"{head.modality}_{name}"] = of_rows
@@ -309,7 +318,7 @@ class PolicyStage(Stage):
             batch["modality"],
             batch["segments"],
             batch.get("images"),
-            slots={name: batch[f"{name}_slots"] for name in asked},
+            slots={name: batch.get(f"{name}_slots") for name in asked},
             fed=fed,
         )
         total, metrics = 0.0, {}

@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
     )
     add("--episodes", type=flags.number(int, "[0, inf)"), help=text)
     add("--view", default="", help="that the policy sees; default: the first one")
-    add("--seed", type=int, default=0, help="of the start states")
+    add("--seed", type=int, default=0, help="of the start states, and of what is drawn")
     add(
         "--temperature",
         type=flags.number(float, "[0, inf)"),

@@ -56,6 +56,8 @@ def parser() -> argparse.ArgumentParser:
     add("--action_units", type=_words, default=(), help="of each dimension, e.g. m,m")
     text = "actions a second; 0: as the run's config says, if it does"
     add("--control_hz", type=flags.number(float, "[0, 1e4]"), default=0.0, help=text)
+    text = "of the noise that heads like flow begin every answer with"
+    add("--seed", type=flags.number(int, "[0, 4294967295]"), default=0, help=text)
     add("--compile_cache", default="", help="a folder that keeps compiled programs")
     flags.add(parser, Limits)
     return parser

@@ -1,27 +1,23 @@
 """Heads of other kinds than tokens: a file and a line in `HEADS`. Several in one policy."""
 
-from dataclasses import dataclass
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from flax import nnx
 from ml_collections import ConfigDict
 from tiny_policy import BINS, tokenizer
 
 import lapa_jax
 from data_pipelines.normalise import Normaliser
+from experiments import base
 from lapa_jax import stages
 from lapa_jax.aot.assess import stand_in_assets
 from lapa_jax.interop import hf
-from lapa_jax.nn.layers import Dense
+from lapa_jax.nn.module import flatten
 from lapa_jax.policy import heads
-from lapa_jax.policy.heads.base import Decoded
-from lapa_jax.policy.heads.chunk import ChunkConfig, ChunkHead
+from lapa_jax.policy.expert import Fed
 from lapa_jax.policy.heads.tokens import CODEC
-from lapa_jax.policy.modality import FILL
 from lapa_jax.serving import describe
 from lapa_jax.serving.adapters import LeRobotPolicy
 from lapa_jax.serving.limits import Limits
@@ -34,78 +30,30 @@ HORIZON = 3
 STATISTICS = Normaliser.fit(np.array([[0.0, 1.0], [1.0, 3.0]]), "min_max").to_json()
 
 
-@dataclass(frozen=True, kw_only=True)
-class FlowConfig(ChunkConfig):
-    steps: int = 4
+FLOW = dict(dim=16, mlp_dim=24, steps=3)  # a small one
 
 
-class Flow(ChunkHead):
-    """A chunk by the way from noise to them, in some steps; its slots are fed where it is on it."""
-
-    def rows(self, batch):
-        ids, targets = super().rows(batch)
-        return np.full_like(ids, FILL), targets
-
-    def embedding(self, model, rngs):
-        return Fed(self.num_outputs + 1, model.dim, rngs=rngs)
-
-    def draw(self, targets, rng):
-        noise, time = (
-            draw(key, targets["mask"].shape + (n,))
-            for draw, key, n in zip(
-                (jax.random.normal, jax.random.uniform),
-                jax.random.split(rng),
-                (self.num_outputs, 1),
-                strict=True,
-            )
-        )
-        on_it = time * targets["targets"] + (1 - time) * noise
-        way = targets["targets"] - noise
-        return {"fed": jnp.concatenate([on_it, time], axis=-1), "targets": way}
-
-    def decode(self, model, params, variables, prompts, images):
-        def call(method, *given):
-            return model.apply(params, variables, method, *given)[0]
-
-        rows = (prompts[name] for name in ("tokens", "modality", "segments"))
-        _, cache = call("prefill", *rows, images, self.modality, self.num_slots + 1)
-        B, T = prompts["tokens"].shape
-        x = jnp.zeros((B, self.num_slots, self.num_outputs))
-        for i in range(self.settings.steps):
-            time = jnp.full((*x.shape[:2], 1), i / self.settings.steps)
-            fed = jnp.concatenate([x, time], axis=-1)
-            x = x + call("step", fed, T, cache, self.modality)[0] / self.settings.steps
-        return Decoded(self.vectors.restored(x))
-
-
-class Fed(nnx.Module):
-    def __init__(self, inputs, dim, *, rngs):
-        self.dim = dim
-        self.project = Dense((inputs,), (dim,), (None, "embed"), dtype=jnp.float32, rngs=rngs)
-
-    def __call__(self, given):
-        if jnp.issubdtype(given.dtype, jnp.integer):  # ids, which are FILL or others' tokens
-            return jnp.zeros((*given.shape, self.dim))
-        return self.project(given)
-
-
-@pytest.fixture(autouse=True)
-def registered(monkeypatch):
-    monkeypatch.setitem(heads.HEADS, "flow", (FlowConfig, Flow))
-
-
-def config_of(name: str, data, **changes) -> ConfigDict:
+def config_of(name: str, data, settings=None, **changes) -> ConfigDict:
     config = tiny.config("action_finetuning", data, **changes)
+    settings = settings or (FLOW if name == "flow" else {})
     with config.unlocked():
         config.data.action_horizon = HORIZON
-        config.model.targets = ConfigDict({"action": heads.head_settings(name)})
+        config.model.targets = ConfigDict({"action": base.head(name, **settings)})
     return config
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["chunk", "flow"])
 def test_it_trains_acts_and_is_described(name, tiny_data, tmp_path):
-    config = config_of(name, tiny_data, steps=2, model__examples_per_row=2, global_batch=16)
+    changes = dict(steps=2, model__examples_per_row=2, global_batch=16)
+    if name == "chunk":
+        config = config_of(name, tiny_data, **changes)
+    else:  # latents flow beside the actions, which half of the episodes lack
+        tiny.write_labels(tiny.write_corpus(tmp_path / "robot"), code_length=2, width=4)
+        config = config_of(name, tmp_path, FLOW | {"latent_weight": 0.5}, **changes)
+        with config.unlocked():
+            config.code_length = 2
+            config.data.corpora.robot.update(label_set=tiny.LABEL_SET, action_fraction=0.5)
     assert train(config, tmp_path / "run")
     policy = lapa_jax.load_policy(tmp_path / "run")
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
@@ -123,6 +71,12 @@ def test_it_trains_acts_and_is_described(name, tiny_data, tmp_path):
     told = describe.metadata(policy, reader, action_names=("x", "y"))
     assert told["chunk"] == HORIZON and told["policy"] == "action"
     assert told["action"].items() >= {"dim": 2, "names": ["x", "y"], "units": None}.items()
+    with pytest.raises(ValueError, match=f"the head '{name}' has no tokens to sample"):
+        policy.predict(images, texts, temperature=1.0, seed=0)
+    if name == "flow":  # an answer is a function of the observation and the seed
+        drawn = [policy.predict(images, texts, seed=seed).values for seed in (0, 1)]
+        np.testing.assert_array_equal(drawn[0], actions)
+        assert np.abs(drawn[1] - drawn[0]).max() > 1e-3
     # Its actions are played one after the other.
     asked = LeRobotPolicy(policy)
     observation = {"observation.images.front": images[0], "task": texts[0]}
@@ -132,15 +86,20 @@ def test_it_trains_acts_and_is_described(name, tiny_data, tmp_path):
 
 @pytest.mark.slow
 def test_what_compile_builds(tiny_data):
-    config = config_of("chunk", tiny_data)
-    stage = stages.build(config, stand_in_assets(config))
-    assert stage.batch_spec()["action_targets"].shape == (8, HORIZON, 7)
-    assert stage.model_flops() > 0
+    for name in ("chunk", "flow"):
+        config = config_of(name, tiny_data)
+        stage = stages.build(config, stand_in_assets(config))
+        assert stage.batch_spec()["action_targets"].shape == (8, HORIZON, 7)
+        assert stage.model_flops() > 0
 
 
 def stage_of(name: str, tiny_data, **changes):
-    assets = {TOKENIZER: tokenizer(), "action_statistics.json": STATISTICS}
-    return stages.build(config_of(name, tiny_data, **changes), assets)
+    assets = {TOKENIZER: tokenizer()}
+    assets |= {f"{m}_statistics.json": STATISTICS for m in ("latent", "action")}
+    config = config_of(name, tiny_data, **changes)
+    with config.unlocked():
+        config.code_length = 2
+    return stages.build(config, assets)
 
 
 @pytest.mark.slow
@@ -178,27 +137,117 @@ def test_slots_of_a_block_see_each_other_and_no_other_example(tiny_data):
     assert float(loss(batch)) == float(loss(batch | {"action_targets": other}))
 
 
+def flow_stage(tiny_data, **settings):
+    given = dict(settings=FLOW | settings, model__examples_per_row=2, global_batch=2)
+    return stage_of("flow", tiny_data, **given)
+
+
+def columns_of_two(**columns):
+    rng = np.random.default_rng(0)
+    return {
+        "frames": rng.integers(0, 256, (2, 1, 64, 64, 3), np.uint8),
+        "instruction": np.array(["push the red block", "move"], object),
+        "action": rng.normal(size=(2, HORIZON, 2)).astype(np.float32),
+        "action_mask": np.ones((2, HORIZON), bool),
+    } | columns
+
+
+OTHER = dict(form="head", depth=1, conditioning="adaptive", convention="noise_is_zero")
+
+
 @pytest.mark.slow
-def test_steps_from_a_cache_are_those_of_one_pass(tiny_data):
-    stage = stage_of("flow", tiny_data)
+@pytest.mark.parametrize("changes", [{}, OTHER], ids=["expert", "head"])
+def test_what_flows_sees_in_training_what_it_sees_when_it_acts(changes, tiny_data):
+    stage = flow_stage(tiny_data, **changes)
     params, variables = stage.init(jax.random.key(0))
-    rng, n = np.random.default_rng(0), HORIZON
-    images = rng.integers(0, 256, (2, 1, 64, 64, 3), np.uint8)
-    prompts = stage.prompts(["push the red block", "move"])
-    fed = rng.normal(size=(2, n, 3)).astype(np.float32)
+    rng = np.random.default_rng(0)  # gates are 0 at first
+    params = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(x.dtype), params)
+    columns, (head,) = columns_of_two(), stage.heads
+    batch = stage.prepare(columns)
+    given = {name: (x.shape, x.dtype) for name, x in batch.items()}
+    assert given == {name: (x.shape, x.dtype) for name, x in stage.batch_spec().items()}
+    targets = {name: batch[f"action_{name}"] for name in head.spec()}
+    prompts = stage.prompts(list(columns["instruction"]))
 
-    def call(method, *given, **named):
-        return stage.model.apply(params, variables, method, *given, **named)[0]
+    @jax.jit
+    def velocities(time, values):
+        def call(method, rows, images, *given, **named):
+            rows = [rows[name] for name in ("tokens", "modality", "segments")]
+            given = (params, variables, method, *rows, images, *given)
+            return stage.model.apply(*given, **named)[0]
 
-    rows = [prompts[name] for name in ("tokens", "modality", "segments")]
-    T = rows[0].shape[1]
-    _, cache = call("prefill", *rows, images, "action", n + 1)
-    found, _ = call("step", jnp.asarray(fed), T, cache, "action")
-    more = [np.full((2, n), value, np.int32) for value in (FILL, 3, 1)]
-    whole = [np.concatenate(pair, axis=1) for pair in zip(rows, more, strict=True)]
-    slots = {"action": np.tile(np.arange(T, T + n), (2, 1))}
-    expected = call("outputs", *whole, images, slots=slots, fed={"action": fed})["action"]
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+        fed = Fed(time, {"action": values})
+        named = dict(slots={"action": None}, fed={"action": fed})
+        packed = call("outputs", batch, batch["images"], **named)["action"]["action"]
+        context = call("context", prompts, columns["frames"], "action")
+        apart = Fed(time.reshape(2, 1), {"action": values.reshape(2, HORIZON, 2)})
+        given = (params, variables, "beside_it", apart, context, "action")
+        return packed, stage.model.apply(*given)[0]["action"]
+
+    fed = head.draw(targets, jax.random.key(1))["fed"]
+    packed, apart = velocities(fed.time_Bk, fed.values["action"])
+    np.testing.assert_allclose(packed.reshape(apart.shape), apart, atol=2e-5)
+    assert np.abs(apart[0] - apart[1]).max() > 1e-3
+    # An action that is not known neither counts nor is it seen.
+    loss = jax.jit(lambda batch: stage.loss(params, variables, batch, jax.random.key(0))[0])
+    mask = np.array([[True, True, False] + [True] * HORIZON])
+    batch |= {"action_mask": mask}
+    changed = np.where(mask[..., None], batch["action_targets"], 9.0)
+    assert float(loss(batch)) == float(loss(batch | {"action_targets": changed}))
+
+
+@pytest.mark.slow
+def test_zero_gates_let_through_what_they_are_said_to(tiny_data):
+    stage = flow_stage(tiny_data, conditioning="adaptive", latent_weight=0.5)
+    params, variables = stage.init(jax.random.key(0))
+    latents = np.random.default_rng(1).normal(size=(2, 2, 2)).astype(np.float32)
+    unknown = np.array([[False] * HORIZON, [True] * HORIZON])
+    columns = columns_of_two(latent_action=latents, action_mask=unknown)
+    batch = stage.prepare(columns)
+
+    @jax.jit
+    def grads(batch):
+        def loss(params):
+            return stage.loss(params, variables, batch, jax.random.key(0))[:2]
+
+        return jax.grad(loss, has_aux=True)(params)
+
+    found, metrics = grads(batch)
+    moved = {path for path, x in flatten(found).items() if np.abs(x).max() > 0}
+    gates = {f"layers/layers/{name}_norm/change" for name in ("attention", "mlp")}
+    maps = {f"{way}/{stream}" for way in ("into", "out") for stream in ("action", "latent")}
+    names = {f"heads/action/{name}" for name in gates | maps | {"norm/change"}}
+    assert moved == {f"{name}/{what}" for name in names for what in ("kernel", "bias")}
+    expected = 0.5 * metrics["latent_velocity_error"] + metrics["velocity_error"]
+    again = stage.loss(params, variables, batch, jax.random.key(0))[0]
+    np.testing.assert_allclose(again, expected, rtol=1e-6)
+    # Of an example without actions the latents alone are learned.
+    other = stage.prepare(columns | {"action": columns["action"] + [[[5.0]], [[0.0]]]})
+    np.testing.assert_array_equal(grads(other)[1]["velocity_error"], metrics["velocity_error"])
+
+
+def test_both_conventions_pass_the_same_points(tiny_data):
+    class Field:
+        """Of a module that is told the time of noise as 1, or as 0, and gives what leads there."""
+
+        def __init__(self, sign):
+            self.sign = sign
+
+        def apply(self, params, variables, method, *given):
+            if method == "context":
+                return None, None
+            fed = given[0]
+            time = fed.time_Bk if self.sign > 0 else 1.0 - fed.time_Bk
+            values = fed.values["action"]
+            return {"action": self.sign * (values * time[..., None] + 0.3)}, None
+
+    prompts = dict.fromkeys(("tokens", "modality", "segments"), jnp.zeros((2, 4), jnp.int32))
+    values = []
+    for sign, convention in ((1.0, "noise_is_one"), (-1.0, "noise_is_zero")):
+        (head,) = flow_stage(tiny_data, convention=convention).heads
+        values.append(head.decode(Field(sign), {}, {}, prompts, None, key=jax.random.key(3)).values)
+    np.testing.assert_allclose(*values, atol=1e-6)
+    np.testing.assert_array_equal(values[0][0], values[0][1])
 
 
 @pytest.mark.slow

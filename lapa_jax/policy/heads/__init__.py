@@ -9,6 +9,7 @@ from lapa_jax.nn.registry import named_config, named_settings
 from lapa_jax.policy.heads.base import COLUMNS, Assets, Decoded, Head, HeadConfig, Sources
 from lapa_jax.policy.heads.chunk import ChunkConfig, ChunkHead
 from lapa_jax.policy.heads.fast import FastConfig, FastHead
+from lapa_jax.policy.heads.flow import FlowConfig, FlowHead
 from lapa_jax.policy.heads.tokens import TokenHead, TokensConfig
 from lapa_jax.policy.modality import MODALITIES
 
@@ -19,6 +20,7 @@ HEADS: dict[str, tuple[type[HeadConfig], type[Head]]] = {
     "tokens": (TokensConfig, TokenHead),
     "fast": (FastConfig, FastHead),
     "chunk": (ChunkConfig, ChunkHead),
+    "flow": (FlowConfig, FlowHead),
 }
 
 
@@ -52,7 +54,10 @@ def make_assets(config: ConfigDict, sources: Sources) -> dict[str, bytes]:
     """The files of a new run that its heads need."""
     made: dict[str, bytes] = {}
     for modality, (kind, settings) in _trained(config).items():
-        made |= kind.make_assets(modality, settings, config, sources)
+        own = kind.make_assets(modality, settings, config, sources)
+        for name in [name for name in own if made.get(name, own[name]) != own[name]]:
+            raise ValueError(f"two of model.targets want another {name}: set one normalisation")
+        made |= own
     return made
 
 

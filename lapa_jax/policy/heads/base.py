@@ -16,6 +16,7 @@ from data_pipelines.normalise import Normaliser
 from lapa_jax.nn import int8
 from lapa_jax.nn.layers import Dense, dtype_of
 from lapa_jax.nn.module import Functional, Tree, param
+from lapa_jax.policy.attention import Backbone
 from lapa_jax.policy.modality import ACTION, MODALITIES
 
 COLUMNS = {"latent": "latent_action", "action": "action"}  # of the loader
@@ -56,14 +57,6 @@ class Sources(Protocol):
         ...
 
 
-class Backbone(Protocol):
-    """The settings of a model that its heads must know."""
-
-    dim: int
-    init_std: float
-    compute_dtype: str
-
-
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
     """Those of every head."""
@@ -90,10 +83,16 @@ class Head:
     seen at the token before it where `next_token`, so that tokens are predicted one after the
     other; else at the slot itself. Where they are `one_block`, the slots of an example see each
     other.
+
+    A head `beside` the backbone has no slots, but tokens of its own: its output is a module (what
+    it is fed, Context) that sees the rows of the backbone, its keys and values ("layers") or its
+    last hidden states ("hidden"), and that the backbone does not see.
     """
 
     next_token = False
     one_block = False
+    beside = ""  # or "layers", "hidden": see below
+    draws = False  # whether answers begin with noise: `decode` takes a `key`
 
     name: str  # in `HEADS`
     modality: str  # "latent" or "action": a name of `modality.MODALITIES`
@@ -148,7 +147,7 @@ class Head:
 
     def draw(self, targets: Mapping[str, jax.Array], rng: jax.Array) -> dict[str, jax.Array]:
         """What a loss needs besides `targets`, as noise; "fed" (R, n, ...) is what the slots hold
-        where their ids are FILL."""
+        where their ids are FILL, or what the module beside the backbone is fed."""
         del targets, rng
         return {}
 

@@ -41,6 +41,7 @@ class TokensConfig(HeadConfig):
 
 
 class TokenHead(Head):
+    name = "tokens"
     next_token = True
     name = "tokens"
 
