@@ -19,6 +19,7 @@ from lapa_jax.policy.front_end import front_end_settings as front_end
 from lapa_jax.policy.heads import head_settings as head
 from lapa_jax.policy.image_tokenizer import ImageTokenizerConfig
 from lapa_jax.settings import corpus_settings as corpus
+from lapa_jax.settings import env_settings as environment
 from lapa_jax.settings import stage_settings as stage_defaults
 from lapa_jax.stages.augmentation import augment_settings as augment
 from lapa_jax.stages.policy import policy_settings as policy_model

@@ -42,6 +42,11 @@ def corpus_settings(path: str, **changes: Any) -> dict[str, Any]:
     return {"path": path, **default_settings(CorpusSettings), **changes}
 
 
+def env_settings(name: str, **changes: Any) -> ConfigDict:
+    """evaluation.env of a new config."""
+    return named_settings(name, envs.ENVS, "evaluation.env", **changes)
+
+
 def data_settings(stage: str) -> ConfigDict:
     """config.data, without corpora."""
     return default_settings(
@@ -157,9 +162,7 @@ def stage_settings(stage: str) -> ConfigDict:
         mesh=default_settings(MeshSettings),
         checkpoint=default_settings(CheckpointSettings),
         guard=default_settings(GuardConfig),
-        evaluation=default_settings(
-            EvaluationSettings, env=named_settings("tabletop", envs.ENVS, "evaluation.env")
-        ),
+        evaluation=default_settings(EvaluationSettings, env=env_settings("tabletop")),
         logging=default_settings(LoggingSettings),
     )
 
