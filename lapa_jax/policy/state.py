@@ -124,7 +124,7 @@ class StateInput:
 
 def _shown(states: Any, shown: Any, xp: Any) -> Any:
     shown = shown[..., None].astype(xp.float32)
-    return xp.concatenate([states * shown, shown], axis=-1)
+    return xp.concatenate([states * shown, shown], axis=-1).astype(xp.float32)
 
 
 class StateEmbedding(nnx.Module):
