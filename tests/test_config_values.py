@@ -15,6 +15,7 @@ from lapa_jax import settings
 from lapa_jax.latent.bottlenecks import BOTTLENECKS
 from lapa_jax.latent.objectives import OBJECTIVES
 from lapa_jax.policy.front_end import FRONT_ENDS
+from lapa_jax.policy.heads import HEADS
 from lapa_jax.stages.augmentation import AUGMENTATIONS
 from lapa_jax.training.optimizer import OPTIMIZERS
 
@@ -33,7 +34,9 @@ MAY_BE_ZERO = set(
     model.bottleneck.continuous_steps model.bottleneck.ramp_steps model.bottleneck.dead_fraction
     model.bottleneck.replace_every_steps model.bottleneck.replace_noise
     model.bottleneck.commitment_weight model.bottleneck.sharpness_weight
-    model.bottleneck.entropy_weight model.bottleneck.diversity model.bottleneck.kl_weight""".split()
+    model.bottleneck.entropy_weight model.bottleneck.diversity model.bottleneck.kl_weight
+    model.state.noise_std model.state.dropout model.targets.*.max_tokens model.targets.*.depth
+    model.targets.*.latent_weight""".split()
 )
 MAY_BE_NEGATIVE = {"data.action_absolute", *(f"mesh.{axis}" for axis in ("data", "fsdp", "seq"))}
 MAY_BE_NEGATIVE |= {"mesh.tensor"}
@@ -41,8 +44,10 @@ MAY_BE_EMPTY = set(
     """init_from checkpoint.best_metric logging.wandb_project model.tokenizer
     model.front_end.weights model.objective.weights data.corpora.*.sidecar_dir
     data.corpora.*.image_key data.corpora.*.action_key data.corpora.*.instruction_key
-    data.corpora.*.label_set data.corpora.*.image_token_set data.corpora.*.extra_image_keys
-    data.action_absolute evaluation.corpora model.front_end.stem_channels""".split()
+    data.corpora.*.state_key data.corpora.*.label_set data.corpora.*.image_token_set
+    data.corpora.*.extra_image_keys
+    data.action_absolute evaluation.corpora model.front_end.stem_channels
+    model.targets.*.tokenizer""".split()
 )
 NOT_FINITE = (math.nan, math.inf, -math.inf)
 HUGE = (1e30, -1e30, 10**400)
@@ -58,6 +63,7 @@ def shipped() -> list[ConfigDict]:
         (quantizer, "data.augment", AUGMENTATIONS, base.augment),
         (quantizer, "optimizer", OPTIMIZERS, base.optimizer),
         (policy, "model.front_end", FRONT_ENDS, base.front_end),
+        (policy, "model.targets.action", HEADS.keys() - {"tokens"}, base.head),  # which it has
     ):
         holder, _, last = key.rpartition(".")
         for name in registry:
