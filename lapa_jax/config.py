@@ -55,6 +55,7 @@ ADDED: dict[str, Any] = {
         "combinations": "all",
         "min_gap": 0.016,
     },
+    "evaluation.execution_horizon": 1,
     "scene.name": "tabletop",
     "scene.combinations": "all",
     "scene.min_gap": 0.016,

@@ -144,6 +144,12 @@ class EvaluationSettings:
         "of an action VLA in closed loop, per family of the environment's tasks; 0: none; one "
         "process",
     ] = 0
+    execution_horizon: Annotated[
+        int,
+        "[1, 1e4]",
+        "actions of a chunk, of data.action_horizon, that are taken before the policy is asked "
+        "again: here, in `lapa evaluate`, and of whoever acts with the run and says no other",
+    ] = 1
 
 
 @dataclass(frozen=True)
@@ -258,7 +264,13 @@ def check(config: ConfigDict) -> None:
         )
     for key, values, kinds in parts(config):
         keys.check(kinds, values, key)
-    DataSettings.of(config.data)
+    data = DataSettings.of(config.data)
+    executed = config.evaluation.execution_horizon
+    if executed > data.action_horizon:
+        raise ValueError(
+            f"evaluation.execution_horizon={executed} must be at most data.action_horizon="
+            f"{data.action_horizon}, the actions that are predicted at once"
+        )
     read_groups(config.optimizer.groups)
     make_schedule(config.optimizer, config.steps)
     envs.make(config.evaluation.env)

@@ -112,9 +112,10 @@ def test_the_environment_of_earlier_runs():
     old = {"evaluation": {"episodes": 3, "families": ["reach"], "blocks": 2}}
     env = {"name": "tabletop", "families": ["reach"], "blocks": 2, "horizon": 40}
     env |= {"combinations": "all", "min_gap": 0.016}
-    assert configs.upgrade(old) == {"evaluation": {"episodes": 3, "env": env}}
+    found = {"episodes": 3, "execution_horizon": 1, "env": env}
+    assert configs.upgrade(old) == {"evaluation": found}
     assert envs.make(env) == envs.make({"name": "tabletop", "families": ["reach"], "blocks": 2})
-    other = {"evaluation": {"env": {"name": "another", "goal": 3}}}
+    other = {"evaluation": {"execution_horizon": 1, "env": {"name": "another", "goal": 3}}}
     assert configs.upgrade(other) == other
     spec = f"{tiny.ROOT}/experiments/action_vla/tabletop.py"
     flags = ["--config.evaluation.blocks=2", "--config.evaluation.families=('separate_blocks',)"]

@@ -1,6 +1,5 @@
 """Whether a server's policy fits an environment, and how it is asked, before the first episode."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 from lapa_jax.arena.client import Policy
 from lapa_jax.arena.worker import Setup, observation
 from lapa_jax.envs.env import EnvSpec
+from lapa_jax.envs.execution import FOLLOWING, Execution, check_rate
 
 _UNITS = {
     "m": ("m", "metre", "metres", "meter", "meters"),
@@ -125,11 +125,25 @@ def fits(spec: EnvSpec, metadata: Mapping[str, Any]) -> None:
             "trained with states of this environment"
         )
     rate = _said(metadata, "control_hz", int | float)
-    if rate and not math.isclose(rate, spec.control_hz, rel_tol=0.02):
-        raise ValueError(
-            f"--server: its policy acts at {rate:g} Hz, {spec.name} at {spec.control_hz:g} Hz: "
-            "serve a policy that was trained at this rate"
-        )
+    check_rate(rate, spec.control_hz, "--server: its policy", spec.name)
+
+
+def execution(metadata: Mapping[str, Any], how: Execution) -> Execution:
+    """How answers are acted on: as many actions as the server says, 1 where it says nothing.
+    ValueError where the chunks that it announces are too short."""
+    found = how.of(_said(metadata, "execution_horizon", int) or 1)
+    if horizon := _said(metadata, "prediction_horizon", int):
+        try:
+            found.check(horizon)
+        except ValueError as error:
+            raise ValueError(f"--server: its policy has another horizon: {error}") from error
+    return found
+
+
+def follows(metadata: Mapping[str, Any], how: Execution) -> bool:
+    """Whether the policy is guided by the answer before, where one goes on."""
+    optional = _said(_said(metadata, "observation", Mapping) or {}, "optional", list) or []
+    return bool(how.delay) and set(FOLLOWING) <= set(map(str, optional))
 
 
 def _said(metadata: Mapping[str, Any], name: str, kind: Any) -> Any:
@@ -146,14 +160,14 @@ def _unit(text: str) -> str | None:
 
 def trial(spec: EnvSpec, policy: Policy, how: Setup) -> None:
     """Asks about a black image, twice: the first answer may wait for a compilation. Raises
-    ServerError, or ValueError where an answer holds fewer actions than are to be executed."""
+    ServerError, or ValueError where an answer holds fewer actions than are needed."""
     images = [np.zeros((*how.image_size, 3), np.uint8)] * len(how.cameras)
     own = np.zeros(len(spec.state), np.float32)
     sent = observation(how, images, own, spec.tasks[0].replace("_", " "))
     for seconds in (how.start_seconds, how.answer_seconds):
         policy.answer_seconds = seconds
         found = policy.ask(sent, spec.action_dim)
-    if len(found) < how.execute:
-        raise ValueError(
-            f"--execute {how.execute}: an answer of {policy.url} holds {len(found)} actions"
-        )
+    try:
+        Execution(**how.execution).check(len(found))
+    except ValueError as error:
+        raise ValueError(f"an answer of {policy.url} is too short: {error}") from error

@@ -19,6 +19,7 @@ from lapa_jax.arena.client import Policy, address
 from lapa_jax.arena.pool import Pool
 from lapa_jax.arena.worker import Job, Setup
 from lapa_jax.envs.env import Environment, EnvSpec, tasks_named, usable
+from lapa_jax.envs.execution import BY_RUN, Execution
 
 VIDEOS = "videos"
 
@@ -39,7 +40,6 @@ class Options:
         "of the instructions; none: no words; shuffled: those of the other tasks",
     ] = "train"
     steps: Annotated[int, "[0, 1e6]", "of an episode at most; 0: the environment's horizon"] = 0
-    execute: Annotated[int, "[1, 1e4]", "actions of an answer before the policy is asked again"] = 1
     cameras: Annotated[tuple[str, ...], "", "views that are sent; default: the environment's"] = ()
     image_size: Annotated[
         tuple[int, ...], "[8, 4096]", "a side or height,width; default: the policy's"
@@ -64,8 +64,11 @@ class Options:
             raise ValueError("give --server ws://HOST:PORT, or --workdir RUN to have it served")
 
 
-def evaluate(env: Environment, settings: Mapping[str, Any], options: Options) -> dict[str, Any]:
-    """Runs what is not there yet; gives and writes the result. settings: of `envs.make`."""
+def evaluate(
+    env: Environment, settings: Mapping[str, Any], options: Options, how: Execution = BY_RUN
+) -> dict[str, Any]:
+    """Runs what is not there yet; gives and writes the result. settings: of `envs.make`. `how`
+    chunks of actions are acted on."""
     spec = env.spec
     tasks = tasks_named(spec, options.tasks)
     if options.phrasings == "shuffled" and len(spec.tasks) < 2:
@@ -77,11 +80,11 @@ def evaluate(env: Environment, settings: Mapping[str, Any], options: Options) ->
         usable(env)  # in another Python the workers say
     out = storage.make_directory(Path(options.out))
     if options.server:
-        return _with(address(options.server), spec, tasks, python, settings, options, out)
+        return _with(address(options.server), spec, tasks, python, settings, options, how, out)
     log = out / "server.log"
-    how = dict(workers=options.workers, image_keys=options.image_keys)
-    with server.started(options.workdir, log, seconds=options.start_seconds, **how) as url:
-        return _with(url, spec, tasks, python, settings, options, out)
+    served = dict(workers=options.workers, image_keys=options.image_keys)
+    with server.started(options.workdir, log, seconds=options.start_seconds, **served) as url:
+        return _with(url, spec, tasks, python, settings, options, how, out)
 
 
 def python_of(env: Environment) -> str:
@@ -96,6 +99,7 @@ def _with(
     python: str,
     settings: Mapping[str, Any],
     options: Options,
+    how: Execution,
     out: Path,
 ) -> dict[str, Any]:
     with Policy(url, options.answer_seconds, options.start_seconds) as policy:
@@ -110,10 +114,14 @@ def _with(
             image_keys=checks.image_keys(metadata, cameras, options.image_keys),
             state_key=checks.state_key(metadata, options.state_key),
             steps=options.steps or spec.horizon,
+            execution=dataclasses.asdict(checks.execution(metadata, how)),
+            follows=checks.follows(metadata, how),
             **{name: getattr(options, name) for name in _AS_THEY_ARE},
         )
         checks.trial(spec, policy, setup)
     same = {k: v for k, v in dataclasses.asdict(setup).items() if k not in _MAY_DIFFER}
+    said = same.pop("execution")  # in the folders of before there is `execute` alone
+    same |= {k: v for k, v in said.items() if k == "execute" or v != getattr(BY_RUN, k)}
     same["policy"] = _identity(metadata)
     with records.opened(out, same) as kept:
         pool = Pool(python, options.workers, options.step_seconds, setup, out)
@@ -124,11 +132,9 @@ def _with(
     return result
 
 
-_AS_THEY_ARE = (
-    *("answer_seconds", "start_seconds", "seed", "execute", "phrasings"),
-    "prompt_key",
-)
-_MAY_DIFFER = ("server", "answer_seconds", "start_seconds")  # when an evaluation goes on
+_AS_THEY_ARE = (*("answer_seconds", "start_seconds", "seed", "phrasings", "prompt_key"),)
+# When an evaluation goes on.
+_MAY_DIFFER = ("server", "answer_seconds", "start_seconds", "follows")
 
 
 def _identity(metadata: Mapping[str, Any]) -> Any:

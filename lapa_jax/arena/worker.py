@@ -25,6 +25,7 @@ from data_pipelines.processes import end_with_parent
 from lapa_jax import envs
 from lapa_jax.arena.client import Policy, ServerError
 from lapa_jax.envs.env import Environment, EnvSpec
+from lapa_jax.envs.execution import FOLLOWING, Chunks, Execution
 
 BEAT_SECONDS = 0.2
 _BLOCK = 16  # start states of a traceable environment that are made at once
@@ -40,13 +41,14 @@ class Setup:
     start_seconds: float
     seed: int
     steps: int  # of an episode at most
-    execute: int  # actions of an answer that are taken before the next question
     phrasings: str  # split of the instructions; none; shuffled: those of the other tasks
     cameras: Sequence[str]  # views
     image_size: Sequence[int]  # height, width
     image_keys: Sequence[str]  # of each camera, or one of all of them
     state_key: str
     prompt_key: str
+    execution: dict[str, Any]  # of Execution: how chunks are acted on
+    follows: bool  # whether the policy takes what the answer before says
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,28 +136,33 @@ def episode(
     reset = simulator = clock() - began
     latency, frames = [], []
     steps = clipped = 0
-    chunk: list[np.ndarray] = []
+    chunks = Chunks(Execution(**how.execution))
     while True:
         over = done or steps == how.steps
-        if job.frames or not (chunk or over):
+        asks = chunks.due and not over
+        if job.frames or asks:
             then = clock()
-            wanted = how.cameras if not (chunk or over) else how.cameras[:1]
+            wanted = how.cameras if asks else how.cameras[:1]
             images = [np.asarray(does.render(state, size, view)) for view in wanted]
             frames += images[:1] if job.frames else []
             simulator += clock() - then
         if over:
             break
-        if not chunk:
+        if asks:
             then = clock()
             own = np.asarray(does.proprioception(state), np.float32)
             asked = clock()
             simulator += asked - then
-            answer = policy.ask(observation(how, images, own, text), spec.action_dim)
+            sent = observation(how, images, own, text)
+            if how.follows and chunks.going_on():
+                sent |= dict(zip(FOLLOWING, chunks.going_on(), strict=True))
+            answer = policy.ask(sent, spec.action_dim)
             latency.append(clock() - asked)
-            if len(answer) < how.execute:
-                raise ServerError(f"--execute {how.execute}: an answer holds {len(answer)} actions")
-            chunk = list(answer[: how.execute])
-        action, beyond = clip(spec, chunk.pop(0))
+            try:
+                chunks.answered(answer)
+            except ValueError as error:
+                raise ServerError(f"{policy.url}: {error}") from error
+        action, beyond = clip(spec, chunks.next())
         clipped += beyond
         then = clock()
         state = does.step(state, action)

@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from lapa_jax.envs.env import OWN, Environment, Size
-from lapa_jax.envs.rollout import Act, Episodes, as_chunks, rollout, sees_own
+from lapa_jax.envs.env import GOING_ON, OWN, Environment, Size
+from lapa_jax.envs.execution import Chunks, Execution
+from lapa_jax.envs.rollout import EVERY_STEP, Act, Episodes, as_chunks, rollout, told
 
 
 def drive(
@@ -24,7 +25,7 @@ def drive(
     steps: int,
     view: str = "",
     size: Size | None = None,
-    execute: int = 1,
+    how: Execution = EVERY_STEP,
 ) -> Episodes:
     """Run a policy from start states, N of them, each for `steps` actions or until its success.
 
@@ -35,23 +36,23 @@ def drive(
     view, size = view or spec.views[0], size or spec.image_size
     images = [None] * len(states)
     done = np.array([bool(env.success(state)) for state in states])
-    length, taken, chunks = np.where(done, 0, steps), [], None
+    length, taken, chunks = np.where(done, 0, steps), [], Chunks(how)
     for t in range(steps):
         if done.all():
             break
-        if t % execute == 0:
+        if chunks.due:
             for i, state in enumerate(states):
                 if not done[i] or images[i] is None:
                     images[i] = env.render(state, size, view)
             seen, given = jax.tree.map(lambda *x: np.stack(x), *images), prompts
-            if sees_own(prompts):  # of an episode that is over, its end's
+            if told(prompts, OWN):  # of an episode that is over, its end's
                 own = [np.asarray(env.proprioception(state), np.float32) for state in states]
-                given = prompts | {OWN: np.stack(own)}
+                given = given | {OWN: np.stack(own)}
+            if told(prompts, GOING_ON) and t:
+                given = given | {GOING_ON: chunks.going_on()}
             found = act(seen, given, jax.random.fold_in(key, t))
-            chunks = np.asarray(as_chunks(found, execute))
-            if not np.isfinite(chunks[~done]).all():
-                raise ValueError(f"at step {t} the policy's actions are not finite: none is taken")
-        taken.append(np.where(done[:, None], np.float32(0), chunks[:, t % execute]))
+            chunks.answered(as_chunks(found), acting=~done)
+        taken.append(np.where(done[:, None], np.float32(0), chunks.next()))
         for i in np.flatnonzero(~done):
             states[i] = env.step(states[i], taken[-1][i])
             if env.success(states[i]):
@@ -65,12 +66,17 @@ def drive(
 
 
 def closed_loop(
-    env: Environment, act: jax.tree_util.Partial, states: Any, prompts: Any, key: jax.Array, **how
+    env: Environment,
+    act: jax.tree_util.Partial,
+    states: Any,
+    prompts: Any,
+    key: jax.Array,
+    **options: Any,
 ) -> Episodes:
     """`rollout` where the environment is traceable, `drive` where it is not; `act` can be."""
     if env.spec.traceable:
-        return rollout(env, act, states, prompts, key, **how)
-    return drive(env, lambda *seen: _call(act, *seen), states, prompts, key, **how)
+        return rollout(env, act, states, prompts, key, **options)
+    return drive(env, lambda *seen: _call(act, *seen), states, prompts, key, **options)
 
 
 @jax.jit

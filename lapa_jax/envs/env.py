@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     pass
 
 OWN = "proprioception"  # in prompts of rollouts: what a robot knows of itself, at each question
+GOING_ON = "going_on"  # in prompts, too: what the last answer says of the steps from there on
 Size = int | tuple[int, int]  # of an image in pixels: a side, or height and width
 State = TypeVar("State")
 

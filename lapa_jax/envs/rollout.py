@@ -12,11 +12,14 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from lapa_jax.envs.env import OWN, Environment, Size
+from lapa_jax.envs.env import GOING_ON, OWN, Environment, Size
+from lapa_jax.envs.execution import Execution, action_at, going_on
 
 # (images uint8 (N, height, width, 3), prompts, key) → actions (N, A), or chunks of them (N, K, A).
-# Prompts that are a mapping with OWN hold there what `env.proprioception` gives then, (N, S).
+# Prompts that are a mapping with OWN hold there what `env.proprioception` gives then, (N, S); those
+# with GOING_ON what `execution.going_on` gives, ((N, K, A), (K,)), at first as they are given.
 Act = Callable[[jax.Array, Any, jax.Array], jax.Array]
+EVERY_STEP = Execution(execute=1)
 
 
 @struct.dataclass
@@ -75,55 +78,58 @@ def rollout(
     steps: int,
     view: str = "",
     size: Size | None = None,
-    execute: int = 1,
+    how: Execution = EVERY_STEP,
 ) -> Episodes:
     """Run a policy in a traceable environment from start states (N,) for `steps` actions.
 
     `act` is traced: give `jax.tree_util.Partial(fn, params)` to pass parameters as arguments, not
-    constants. It is asked again after `execute` actions of a chunk. `view` and `size` of the images
+    constants. `how` its chunks are acted on: see envs/execution.py. `view` and `size` of the images
     are those of the spec where they are not given.
     """
     if not isinstance(act, jax.tree_util.Partial):
         act = jax.tree_util.Partial(act)
     view, size = view or env.spec.views[0], size or env.spec.image_size
-    return _rollout(env, act, states0, prompts, key, steps, view, size, execute)
+    return _rollout(env, act, states0, prompts, key, steps, view, size, how)
 
 
-@functools.partial(jax.jit, static_argnames=("env", "steps", "view", "size", "execute"))
-def _rollout(env, act, states0, prompts, key, steps, view, size, execute) -> Episodes:
-    def ask(state, t):
+@functools.partial(jax.jit, static_argnames=("env", "steps", "view", "size", "how"))
+def _rollout(env, act, states0, prompts, key, steps, view, size, how) -> Episodes:
+    def ask(state, t, chunks):
         images = render_states(env, state, size, view)
         given = prompts
-        if sees_own(prompts):
-            given = prompts | {OWN: jax.vmap(env.proprioception)(state)}
-        return as_chunks(act(images, given, jax.random.fold_in(key, t)), execute)
+        if told(prompts, OWN):
+            given = given | {OWN: jax.vmap(env.proprioception)(state)}
+        if told(prompts, GOING_ON):
+            given = given | {GOING_ON: going_on(chunks, t, how, jnp)}
+        new = as_chunks(act(images, given, jax.random.fold_in(key, t)))
+        return jnp.concatenate([new[None], chunks[:-1]])
 
     def choose(state, done, t, chunks):
-        if execute == 1:
-            chunks = ask(state, t)
+        if how.execute == 1:
+            chunks = ask(state, t, chunks)
         else:
-            chunks = jax.lax.cond(t % execute == 0, ask, lambda *_: chunks, state, t)
-        return chunks[:, t % execute], chunks
+            due = t % how.execute == 0
+            chunks = jax.lax.cond(due, ask, lambda *given: given[-1], state, t, chunks)
+        return action_at(chunks, t, how, jnp), chunks
 
-    chunks = jax.eval_shape(ask, states0, 0)
-    none_yet = jnp.zeros(chunks.shape, chunks.dtype)
+    def first(state):
+        images = render_states(env, state, size, view)
+        return as_chunks(act(images, prompts, key))
+
+    shape = jax.eval_shape(first, states0).shape
+    how.check(shape[1])
+    none_yet = jnp.zeros((how.kept(shape[1]), *shape), jnp.float32)
     return _scan(env, states0, jax.vmap(env.success)(states0), choose, none_yet, steps)
 
 
-def sees_own(prompts: Any) -> bool:
-    return isinstance(prompts, dict) and OWN in prompts
+def told(prompts: Any, what: str) -> bool:
+    """Whether the policy is to be told this at each question: OWN, GOING_ON."""
+    return isinstance(prompts, dict) and what in prompts
 
 
-def as_chunks(actions: Any, execute: int) -> Any:
-    """Actions (N, A) as chunks (N, 1, A), and chunks as they are; raises ValueError for those of
-    fewer than `execute` actions."""
-    chunks = actions[:, None] if actions.ndim == 2 else actions
-    if not 1 <= execute <= chunks.shape[1]:
-        raise ValueError(
-            f"execute={execute} must be from 1 to {chunks.shape[1]}, the actions that the policy "
-            "gives at once"
-        )
-    return chunks.astype("float32")
+def as_chunks(actions: Any) -> Any:
+    """Actions (N, A) as chunks (N, 1, A), and chunks as they are."""
+    return (actions[:, None] if actions.ndim == 2 else actions).astype("float32")
 
 
 def _scan(env, states0, done0, choose, held0, steps) -> Episodes:

@@ -13,7 +13,8 @@ from data_pipelines.loader import DataSettings
 from data_pipelines.progress import Progress
 from lapa_jax.diagnostics.statistics import wilson_interval
 from lapa_jax.envs.drive import closed_loop
-from lapa_jax.envs.env import OWN, Environment
+from lapa_jax.envs.env import GOING_ON, OWN, Environment
+from lapa_jax.envs.execution import BY_RUN, Execution, check_rate
 from lapa_jax.envs.rollout import Episodes
 from lapa_jax.runs.loaded import Model
 from lapa_jax.runs.usable import open_loader
@@ -60,16 +61,16 @@ def evaluate_success(
     phrasings: str = "train",
     temperature: float = 0.0,
     top_k: int = 0,
-    execute: int = 1,
+    how: Execution = BY_RUN,
 ) -> SuccessEvaluation:
     """Closed-loop success of a policy from the fixed start states of (seed, family), with a Wilson
     interval.
 
-    Actions are the likeliest ones, or drawn at a `temperature` among the `top_k` likeliest;
-    of several at once, `execute` are taken before the policy is asked again. Images are those of
-    `view` (default: the first one); a policy that sees the robot's state gets the environment's.
-    Raises ValueError for a stage that does not act, one that takes several images an example, and
-    one that was trained with states of another width.
+    Actions are the likeliest ones, or drawn at a `temperature` among the `top_k` likeliest; `how`
+    chunks of them are acted on. Images are those of `view` (default: the first one); a policy that
+    sees the robot's state gets the environment's. Raises ValueError for a stage that does not act,
+    one that takes several images an example, one that was trained with states of another width or
+    at another rate of control, and one whose chunks are too short for `how`.
     """
     config, stage = policy.config, policy.stage
     if not stage.acts:
@@ -80,6 +81,9 @@ def evaluate_success(
             "one"
         )
     stage.check_sampling(temperature, top_k)
+    check_rate(policy.control_hz, env.spec.control_hz, str(policy.workdir), env.spec.name)
+    how = how.of(config.evaluation.execution_horizon)
+    how.check(stage.head.horizon)
     own = _own(policy, env, episodes)
     states = env.evaluation_states(seed, family, episodes)
     known = np.array(env.phrasings(phrasings))
@@ -88,12 +92,12 @@ def evaluate_success(
         env,
         jax.tree_util.Partial(_acting(stage, temperature, top_k), policy.params, policy.variables),
         states,
-        stage.prompts(instructions, own=own) | ({} if own is None else {OWN: own}),
+        stage.prompts(instructions, own=own) | _told(stage, own, how, episodes),
         jax.random.key(seed),
         steps=env.spec.horizon,
         view=view,
         size=config.data.image_size,
-        execute=execute,
+        how=how,
     )
     successes = int(np.sum(found.success))
     report = {
@@ -104,6 +108,15 @@ def evaluate_success(
         "seed": seed,
         "temperature": temperature,
         "top_k": top_k,
+        "prediction_horizon": stage.head.horizon,
+        "execution_horizon": how.execute,
+        "control_hz": env.spec.control_hz,
+        **(
+            {"ensemble": how.ensemble, "ensemble_decay": how.ensemble_decay}
+            if how.ensembles
+            else {}
+        ),
+        **({"delay": how.delay} if how.delay else {}),
         **wilson_interval(successes, episodes).as_dict(),
     }
     return SuccessEvaluation(report, found, instructions)
@@ -122,6 +135,15 @@ def _own(policy: Model, env: Environment, episodes: int) -> np.ndarray | None:
     return np.zeros((episodes, dim), np.float32)
 
 
+def _told(stage: Stage, own: np.ndarray | None, how: Execution, episodes: int) -> dict[str, Any]:
+    """What a policy is told at each question, as it is before the first one."""
+    found = {} if own is None else {OWN: own}
+    if how.delay and stage.head.guided:
+        n, dim = stage.head.horizon, stage.head.describe()["dim"]
+        found[GOING_ON] = np.zeros((episodes, n, dim), np.float32), np.zeros(n, np.float32)
+    return found
+
+
 @functools.lru_cache(maxsize=4)
 def _acting(stage: Stage, temperature: float, top_k: int) -> Callable[..., jax.Array]:
     """One function for all families and evaluations, so that it is compiled once."""
@@ -130,9 +152,12 @@ def _acting(stage: Stage, temperature: float, top_k: int) -> Callable[..., jax.A
         options = dict(temperature=temperature, top_k=top_k, key=key) if temperature else {}
         if stage.head.draws:
             options["key"] = key
-        if OWN in prompts:
-            rest = {name: x for name, x in prompts.items() if name != OWN}
-            prompts = rest | {"state": stage.state.fed(prompts[OWN], jnp)}
+        told = {name: prompts[name] for name in (OWN, GOING_ON) if name in prompts}
+        prompts = {name: x for name, x in prompts.items() if name not in told}
+        if OWN in told:
+            prompts["state"] = stage.state.fed(told[OWN], jnp)
+        if GOING_ON in told:
+            options["going_on"] = told[GOING_ON]
         return stage.act(params, variables, prompts, images[:, None], **options)
 
     return act

@@ -46,6 +46,13 @@ class Model:
     provenance: dict[str, Any] = dataclasses.field(default_factory=dict)
     params_hash: str = ""  # of all parameters: where labels and policies come from
 
+    @property
+    def control_hz(self) -> float:
+        """Steps a second of its data, which are a policy's actions; 0.0: unknown."""
+        known = self.provenance.get("control_hz")
+        rates = {corpus.fps for corpus in self.config.data.corpora.values()}
+        return known or (rates.pop() if len(rates) == 1 else 0.0)
+
 
 Kind = TypeVar("Kind", bound=Model)
 
@@ -180,6 +187,11 @@ class LoadedPolicy(Model):
     def image_size(self) -> tuple[int, int]:
         return self.config.data.image_size
 
+    @property
+    def execution_horizon(self) -> int:
+        """Actions of an answer that are taken before the next question, where nobody says other."""
+        return self.config.evaluation.execution_horizon
+
     @cached_property
     def _predict(self) -> Any:
         stage = self.stage
@@ -250,12 +262,15 @@ class LoadedPolicy(Model):
         top_k: int = 0,
         seed: int | None = None,
         state: np.ndarray | None = None,
+        going_on: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> Prediction:
         """What this policy's head says, with the model's probabilities (of temperature 1, among the
         ids that may be chosen). A head that begins with noise draws it by `seed`, 0 if None, the
         same for all examples: an answer is a function of the observation and the seed. `state`: the
-        robot's, float (S,) or (B, S) in the units of the data, for a policy that sees it. Raises
-        ValueError for an image of another size or dtype, a state of another width, and an
+        robot's, float (S,) or (B, S) in the units of the data, for a policy that sees it.
+        `going_on`: of real-time chunking (envs/execution.py), with a head `flow`: the actions that
+        the answer is to follow, (n, action_dim) or (B, n, action_dim), and their weights (n,).
+        Raises ValueError for an image of another size or dtype, a state of another width, and an
         instruction of more than `model.text_length` tokens."""
         self.stage.check_sampling(temperature, top_k)
         if self.stage.head.draws:
@@ -268,6 +283,9 @@ class LoadedPolicy(Model):
         if seed is not None:
             options["key"] = jax.random.key(seed)
         single = isinstance(instruction, str)
+        if going_on is not None:
+            examples = () if single else (len(instruction),)
+            options["going_on"] = self._going_on(*going_on, examples)
         texts = [instruction] if single else list(instruction)
         images = self._images(np.asarray(image), len(texts), single)
         own = state if state is None else np.asarray(state)[None] if single else np.asarray(state)
@@ -282,6 +300,23 @@ class LoadedPolicy(Model):
             **options,
         )
         return jax.tree.map(lambda x: x[0], found) if single else found
+
+    def _going_on(
+        self, before: np.ndarray, weights: np.ndarray, examples: tuple[int, ...]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        head = self.stage.head
+        if not head.guided:
+            raise ValueError(f"the head {head.name!r} cannot follow an answer before: only 'flow'")
+        before, weights = np.asarray(before, np.float32), np.asarray(weights, np.float32)
+        wanted = (*examples, head.horizon, head.describe()["dim"])
+        if before.shape != wanted or weights.shape != wanted[-2:-1]:
+            raise ValueError(
+                f"going_on is of shapes {list(before.shape)} and {list(weights.shape)}: this "
+                f"policy's actions are {list(wanted)}, and weights {list(wanted[-2:-1])}"
+            )
+        if not (np.isfinite(before).all() and np.isfinite(weights).all()):
+            raise ValueError("going_on holds a number that is not finite")
+        return before.reshape(-1, *wanted[-2:]), weights
 
     def require_head(self, head: str) -> None:
         """Raises ValueError where the policy predicts something else."""

@@ -11,7 +11,6 @@ from data_pipelines.checks import statistics
 from data_pipelines.checks.vectors import grippers
 from data_pipelines.loader.corpus import Corpus
 from data_pipelines.loader.mixture import Mixture
-from data_pipelines.loader.steps import fps_of
 from data_pipelines.normalise import Normaliser
 
 ACTION_DIM = 7  # of the stand-in actions
@@ -69,15 +68,20 @@ class OfCorpora:
 
     def statistics(self, of: str, mode: str) -> Normaliser:
         corpora = self.mixture.corpora
-        rates = np.unique(np.concatenate([fps_of(c.settings, c.index) for c in corpora]))
-        rate = float(rates[0]) if len(rates) == 1 and np.isfinite(rates[0]) else 0.0
         hashes = [c.index.hash for c in corpora]  # of one corpus as `lapa data stats` has it
         source = hashes[0] if len(hashes) == 1 else sidecar.value_hash(hashes)
-        said = {"control_hz": rate, "source": source}
+        said = {"control_hz": control_hz(self.mixture), "source": source}
         if of == "action":
             told = {grippers(c.index) for c in corpora if c.index.actions is not None}
             said["grippers"] = told.pop() if len(told) == 1 else ()
         return _told(Normaliser.fit(getattr(self, f"{of}s")(), mode, **said), of)
+
+
+def control_hz(mixture: Mixture) -> float:
+    """Steps a second of the corpora; 0.0 where they differ, or one of them does not say it."""
+    said = [c.settings.fps or c.index.fps for c in mixture.corpora]
+    rates = np.unique(np.concatenate([np.atleast_1d(x) for x in said]))
+    return float(rates[0]) if len(rates) == 1 and rates[0] > 0 else 0.0
 
 
 @dataclasses.dataclass(frozen=True)

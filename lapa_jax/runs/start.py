@@ -30,7 +30,7 @@ from lapa_jax.runs import run as runs
 from lapa_jax.runs.attempt import LOCK_FILE, Attempt, note_failure
 from lapa_jax.runs.loaded import Model, averages, digest, load, newest_meta, open_checkpoints
 from lapa_jax.runs.program import Program
-from lapa_jax.runs.sources import OfCorpora
+from lapa_jax.runs.sources import OfCorpora, control_hz
 from lapa_jax.runs.usable import usable
 from lapa_jax.stages.stage import frozen_source, with_borrowed
 from lapa_jax.training import checkpoint
@@ -174,6 +174,7 @@ def first_state(
         "code_version": __version__,
         "corpora": {c.name: c.index.hash for c in mixture.corpora},
         "label_sets": {c.name: c.labels.provenance for c in mixture.corpora if c.labels},
+        "control_hz": control_hz(mixture),
         "image_token_sets": {c.name: c.tokens[0].provenance for c in mixture.corpora if c.tokens},
     }
     report = None

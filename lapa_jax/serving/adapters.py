@@ -15,6 +15,7 @@ import numpy as np
 from data_pipelines.convert.conversion import FITS
 from data_pipelines.convert.looks import fit_image
 from lapa_jax.envs.drive import drive
+from lapa_jax.envs.execution import BY_RUN, Chunks, Execution, check_rate
 from lapa_jax.runs.loaded import LoadedPolicy
 from lapa_jax.serving import fields
 
@@ -27,9 +28,12 @@ class LeRobotPolicy:
     `extra_image_keys` of a corpus); "observation/image" is also found in {"observation": {"image":
     ...}}. Default: the one key that starts with "observation.images.", else one of
     `fields.IMAGES`.
-    control_hz: of the calls; needed by policies that see a history (`data.num_frames` > 1). Before
+    control_hz: of the calls; 0.0: that of the training data. Another one is refused where both are
+    known; policies that see a history (`data.num_frames` > 1) must have one of them. Before
     an episode is as long as the history, its first frame stands for those before it, as in
-    training. state: name of the robot's state in the observation, for a policy that sees it;
+    training. how: chunks are acted on (`lapa_jax.envs.execution`); default: after as many actions
+    as the run says (evaluation.execution_horizon) the policy is asked again. state: name of the
+    robot's state in the observation, for a policy that sees it;
     default: one of `fields.STATES`. resizing: "crop" or "pad", as `lapa data convert --fit` made
     the training data; only images of another size than the policy's are resized.
     """
@@ -42,8 +46,13 @@ class LeRobotPolicy:
         control_hz: float = 0.0,
         resizing: str = "crop",
         state: str = "",
+        how: Execution = BY_RUN,
     ):
         policy.require_head("action")
+        check_rate(policy.control_hz, control_hz, "the policy", "the loop")
+        control_hz = control_hz or policy.control_hz
+        how = how.of(policy.execution_horizon)
+        how.check(policy.stage.head.horizon)
         if resizing not in FITS:
             raise ValueError(f"resizing={resizing!r} is not one of {FITS}")
         data = policy.config.data
@@ -64,16 +73,15 @@ class LeRobotPolicy:
                 f"{data.history_seconds} s apart, and needs the rate at which it is asked"
             )
         self._seen: deque[np.ndarray] = deque(maxlen=(data.num_frames - 1) * self._apart + 1)
-        self._planned: deque[np.ndarray] = deque()  # actions (B, action_dim) of the steps to come
+        self._chunks = Chunks(how)  # of actions (B, n, action_dim)
 
     def reset(self) -> None:
         """Begins an episode: forgets what was seen."""
         self._seen.clear()
-        self._planned.clear()
+        self._chunks.reset()
 
     def select_action(self, observation: Mapping[str, Any]) -> Any:
         """The action float32 (action_dim,), or (B, action_dim), in the units of the training data.
-        A policy that answers with those of several steps is asked when the last one was taken.
 
         observation: "task" (or "prompt", "instruction"), a text or B texts, and an image of each
         camera: uint8 (H, W, 3) or (B, H, W, 3), or float in [0, 1] with channels first, (3, H, W)
@@ -96,13 +104,13 @@ class LeRobotPolicy:
         if self._seen and self._seen[-1].shape != frame.shape:
             raise ValueError("another number of images than before: call reset() between episodes")
         self._seen.append(frame)
-        if not self._planned:
+        if self._chunks.due:
             own = None
             if self.policy.stage.state:
                 own = _array(fields.find(observation, self.states, "state"))
                 own = own[None] if single else own
-            self._planned.extend(np.moveaxis(self._chunk(texts, own), 1, 0))
-        actions = self._planned.popleft()
+            self._chunks.answered(self._chunk(texts, own))
+        actions = self._chunks.next()
         found = actions[0] if single else actions
         if hasattr(given[0], "detach"):  # a tensor, so torch is there
             return sys.modules["torch"].as_tensor(found, device=given[0].device)
@@ -115,10 +123,11 @@ class LeRobotPolicy:
         seen = seen.reshape(len(texts), -1, *seen.shape[3:])
         if self.policy.stage.num_images == 1:
             seen = seen[:, 0]
-        actions = np.array(self.policy.predict_action(seen, texts, state=own))
-        if not np.isfinite(actions).all():
-            raise ValueError("the policy's actions are not finite: none is taken")
-        return actions.reshape(len(texts), self.policy.stage.head.horizon, -1)
+        head, options = self.policy.stage.head, {}
+        if self._chunks.how.delay and head.guided:
+            options["going_on"] = self._chunks.going_on()
+        actions = np.array(self.policy.predict_action(seen, texts, state=own, **options))
+        return actions.reshape(len(texts), head.horizon, -1)
 
     def _keys(self, observation: Mapping[str, Any]) -> Sequence[str]:
         if not self.cameras:
@@ -170,6 +179,7 @@ def rollout(
     control_hz: float = 0.0,
     resizing: str = "crop",
     state: str = "",
+    how: Execution = BY_RUN,
     seed: int | None = None,
     max_steps: int = 1_000,
 ) -> Episode:
@@ -182,7 +192,8 @@ def rollout(
         print(found.rewards.sum())
 
     images: keys of the observation, a dict, that hold the cameras; () where the observation is the
-    image. They are uint8 (H, W, 3); control_hz, resizing and state as of `LeRobotPolicy`. Actions
+    image. They are uint8 (H, W, 3); control_hz, resizing, state and how as of
+    `LeRobotPolicy`. Actions
     go to `env.step` as they are: whether they fit its action space is for the environment to say.
     """
     asked = LeRobotPolicy(
@@ -191,6 +202,7 @@ def rollout(
         control_hz=control_hz,
         resizing=resizing,
         state=state,
+        how=how,
     )
     asked.reset()
     observation, info = env.reset(seed=seed)

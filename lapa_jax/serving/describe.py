@@ -20,7 +20,7 @@ def metadata(
     quantizer: LoadedQuantizer | None = None,
 ) -> dict[str, Any]:
     """Plain values, for JSON and msgpack. What the run does not record is None. control_hz: of
-    actions; 0: `fps` of the run's corpora, where its config says it."""
+    actions; 0: that of the run's data."""
     stage, limits = policy.stage, reader.limits
     found = {
         "policy": stage.head.modality,
@@ -40,8 +40,10 @@ def metadata(
         "resizing": reader.resizing,
         "text_length": policy.config.model.text_length,  # tokens
         "unnorm_keys": unnorm_keys(policy),
-        "chunk": stage.head.horizon,  # actions that an answer holds
-        "control_hz": control_hz or _rate(policy),
+        "chunk": stage.head.horizon,  # actions that an answer holds: the prediction horizon
+        "prediction_horizon": stage.head.horizon,
+        "execution_horizon": policy.execution_horizon,  # of them, before the next question
+        "control_hz": control_hz or policy.control_hz or None,
         "pictures": quantizer is not None,
         "limits": {
             "request_bytes": limits.request_bytes,
@@ -98,12 +100,6 @@ def check_quantizer(policy: LoadedPolicy, quantizer: LoadedQuantizer) -> None:
             f"--quantizer: its hash is {quantizer.params_hash}, but the policy learnt labels "
             f"of {sorted(hashes)}"
         )
-
-
-def _rate(policy: LoadedPolicy) -> float | None:
-    """Of actions, where all corpora have the same and the config says it."""
-    rates = {corpus.fps for corpus in policy.config.data.corpora.values()}
-    return next(iter(rates)) or None if len(rates) == 1 else None
 
 
 def _named(dim: int, names: Sequence[str], units: Sequence[str]) -> dict[str, Any]:

@@ -403,8 +403,9 @@ class PolicyStage(Stage):
     ) -> heads.Decoded:
         """What the head that answers says after `prompts`, by `options` of its own; pure, may be
         jitted. `images` uint8 (B, N, H, W, 3). Heads before it speak first."""
+        before = {name: x for name, x in options.items() if name != "going_on"}
         for head in self.heads[:-1]:
-            said = head.decode(self.model, params, variables, prompts, images, **options)
+            said = head.decode(self.model, params, variables, prompts, images, **before)
             prompts = extend(prompts, head.modality, said.ids)
         return self.head.decode(self.model, params, variables, prompts, images, **options)
 

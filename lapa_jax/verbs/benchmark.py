@@ -10,6 +10,7 @@ import sys
 
 from lapa_jax import envs
 from lapa_jax.envs.env import EnvSpec
+from lapa_jax.envs.execution import Execution
 from lapa_jax.verbs import flags
 from lapa_jax.verbs.text import show, table
 
@@ -36,6 +37,7 @@ def main(argv: list[str]) -> int:
     kind, _ = envs.ENVS[name]
     flags.add(parser.add_argument_group(f"the environment {name}"), kind)
     flags.add(parser, evaluation.Options)
+    flags.add(parser.add_argument_group("how chunks of actions are acted on"), Execution)
     args = parser.parse_args(argv)
     settings = vars(flags.read(args, kind))
     env = envs.make({"name": name, **settings})
@@ -43,8 +45,8 @@ def main(argv: list[str]) -> int:
         here = evaluation.python_of(env) == sys.executable  # else the workers say
         show(described(env.spec, env.available() if here else ""))
         return 0
-    options = flags.read(args, evaluation.Options)
-    result = evaluation.evaluate(env, {"name": name, **settings}, options)
+    options, how = flags.read(args, evaluation.Options), flags.read(args, Execution)
+    result = evaluation.evaluate(env, {"name": name, **settings}, options, how)
     rows = [["–" if x is None else x for x in row] for row in results.rows(result)]
     notes = results.notes(env.spec, result)
     sys.stderr.write("\n".join([table(rows, left=(0,)), *notes, options.out]) + "\n")

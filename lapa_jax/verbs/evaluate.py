@@ -15,6 +15,7 @@ from absl import logging
 
 from data_pipelines.progress import Progress
 from lapa_jax import envs
+from lapa_jax.envs.execution import Execution, check_rate
 from lapa_jax.evidence import action_errors, page, policy_page, verdict
 from lapa_jax.evidence.policy import evaluate_success, evaluate_tokens
 from lapa_jax.evidence.quantizer import evaluate_paired_views, evaluate_quantizer
@@ -74,8 +75,7 @@ def main(argv: list[str]) -> int:
         default=0,
         help="sample among so many; 0: all",
     )
-    text = "actions of a chunk that are taken before the policy is asked again"
-    add("--execute", type=flags.number(int, "[1, inf)"), default=1, help=text)
+    flags.add(parser.add_argument_group("how an action policy's chunks are acted on"), Execution)
     args = parser.parse_args(argv)
 
     for flag in ("json", "report"):  # before minutes of work
@@ -176,7 +176,12 @@ def _no_closed_loop(run: Model, args: argparse.Namespace) -> str:
     elif run.stage.num_images > 1:
         why = f"the policy takes {run.stage.num_images} images, the closed loop gives one"
     else:
-        return ""
+        try:
+            check_rate(run.control_hz, spec.control_hz, "the policy", spec.name)
+        except ValueError as error:
+            why = str(error)
+        else:
+            return ""
     if args.episodes:
         raise ValueError(f"--episodes {args.episodes}: {why}")
     return why
@@ -184,12 +189,13 @@ def _no_closed_loop(run: Model, args: argparse.Namespace) -> str:
 
 def _success(run: Model, args: argparse.Namespace) -> dict[str, Any]:
     env, found = _environment(run, args), {}
-    names = ("seed", "view", "temperature", "top_k", "execute")
-    how = {"episodes": args.episodes or 200} | {name: getattr(args, name) for name in names}
+    names = ("seed", "view", "temperature", "top_k")
+    options = {"episodes": args.episodes or 200} | {name: getattr(args, name) for name in names}
+    how = flags.read(args, Execution)
     with Progress("closed loop", len(env.spec.tasks), unit="family") as bar:
         bar.waits()
         for family in env.spec.tasks:
-            found[family] = evaluate_success(run, env, family, **how).report
+            found[family] = evaluate_success(run, env, family, how=how, **options).report
             bar.update()
     return found
 

@@ -10,7 +10,8 @@ import pytest
 
 from lapa_jax import envs
 from lapa_jax.envs.drive import closed_loop, drive
-from lapa_jax.envs.env import OWN, Environment, EnvSpec
+from lapa_jax.envs.env import GOING_ON, OWN, Environment, EnvSpec
+from lapa_jax.envs.execution import Execution
 from lapa_jax.envs.rollout import rollout
 from lapa_jax.envs.tabletop import MAX_STEP, Tabletop
 
@@ -48,23 +49,36 @@ def towards(images, prompts, key):
     seen = images.astype(jnp.float32).mean((1, 2, 3))[:, None, None] / 255.0
     seen += 0.1 * own[:, None, :1]
     noise = jax.random.normal(key, (len(aims), 3, 2))
+    if GOING_ON in prompts:  # the answer before, as far as it is to be followed
+        before, weights = prompts[GOING_ON]
+        noise += weights[:, None] * before / MAX_STEP
     return MAX_STEP * jnp.clip(aims[:, None] * (0.5 + seen) + 0.3 * noise, -1.0, 1.0)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("execute", [1, 3])
-def test_stepping_gives_the_successes_of_the_scan(execute):
+@pytest.mark.parametrize(
+    "how",
+    [
+        Execution(execute=1),
+        Execution(execute=2, delay=1),
+        Execution(execute=1, ensemble="newest_first", ensemble_decay=0.1),
+    ],
+)
+def test_stepping_gives_the_successes_of_the_scan(how):
     settings = {"blocks": 2, "horizon": STEPS}
     traced = envs.make({"name": "tabletop", **settings})
     stepped = Stepped(traced.scene)
     states = traced.evaluation_states(0, "reach", 6)
     way = states.blocks[jnp.arange(6), states.a] - states.effector
     aims = way / jnp.abs(way).max(-1, keepdims=True)
-    how = dict(steps=STEPS, view="robot", size=(16, 24), execute=execute)
+    options = dict(steps=STEPS, view="robot", size=(16, 24), how=how)
     act, key = jax.tree_util.Partial(towards), jax.random.key(3)
     prompts = {"aims": aims, OWN: jnp.zeros((6, len(traced.spec.state)))}
-    scan = rollout(traced, act, states, prompts, key, **how)
-    found = closed_loop(stepped, act, stepped.evaluation_states(0, "reach", 6), prompts, key, **how)
+    if how.delay:
+        prompts[GOING_ON] = jnp.zeros((6, 3, 2)), jnp.zeros(3)
+    scan = rollout(traced, act, states, prompts, key, **options)
+    again = stepped.evaluation_states(0, "reach", 6)
+    found = closed_loop(stepped, act, again, prompts, key, **options)
     assert 0 < scan.success.sum() < 6, "some reach it"
     np.testing.assert_array_equal(found.success, scan.success)
     np.testing.assert_array_equal(found.length, scan.length)
@@ -74,9 +88,9 @@ def test_stepping_gives_the_successes_of_the_scan(execute):
         assert not found.actions[i, length:].any()
     lost = prompts | {"aims": aims * jnp.nan}
     with pytest.raises(ValueError, match="at step 0 the policy's actions are not finite"):
-        closed_loop(stepped, act, stepped.evaluation_states(0, "reach", 6), lost, key, **how)
+        closed_loop(stepped, act, again, lost, key, **options)
     with pytest.raises(ValueError, match="execute=4 must be from 1 to 3"):
-        rollout(traced, act, states, prompts, key, **(how | {"execute": 4}))
+        rollout(traced, act, states, prompts, key, **(options | {"how": Execution(execute=4)}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +175,7 @@ def test_an_environment_is_a_class_and_a_line(monkeypatch):
         return np.ones((3, 2, 1))
 
     states = env.evaluation_states(0, "walk", 3)
-    how = dict(steps=3, execute=2)
+    how = dict(steps=3, how=Execution(execute=2))
     found = drive(env, act, states, env.instructions(states), jax.random.key(0), **how)
     assert found.success.tolist() == [True, True, False] and found.length.tolist() == [2, 3, 3]
     # asked every second step; what is over stays as it was seen last

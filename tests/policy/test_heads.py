@@ -13,6 +13,7 @@ from data_pipelines.normalise import Normaliser
 from experiments import base
 from lapa_jax import stages
 from lapa_jax.aot.assess import stand_in_assets
+from lapa_jax.envs.execution import Execution
 from lapa_jax.interop import hf
 from lapa_jax.nn.module import flatten
 from lapa_jax.policy import heads
@@ -78,7 +79,7 @@ def test_it_trains_acts_and_is_described(name, tiny_data, tmp_path):
         np.testing.assert_array_equal(drawn[0], actions)
         assert np.abs(drawn[1] - drawn[0]).max() > 1e-3
     # Its actions are played one after the other.
-    asked = LeRobotPolicy(policy)
+    asked = LeRobotPolicy(policy, how=Execution(execute=HORIZON))
     observation = {"observation.images.front": images[0], "task": texts[0]}
     played = [asked.select_action(observation) for _ in range(HORIZON)]
     np.testing.assert_allclose(played, actions[0], rtol=1e-4, atol=1e-6)

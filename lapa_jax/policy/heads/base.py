@@ -93,6 +93,7 @@ class Head:
     one_block = False
     beside = ""  # or "layers", "hidden": see below
     draws = False  # whether answers begin with noise: `decode` takes a `key`
+    guided = False  # whether answers can follow the one before: `decode` takes `going_on`
 
     name: str  # in `HEADS`
     modality: str  # "latent" or "action": a name of `modality.MODALITIES`

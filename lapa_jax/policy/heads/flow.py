@@ -9,6 +9,9 @@ same points are trained on and passed.
 
 Vectors past the end of an episode, and actions that are not known, are hidden from the others.
 
+An answer may follow the one before it, which is acted on until it comes: real-time chunking (Black
+et al. 2025, arXiv:2506.07339), by the Jacobian of where a point is going, as published.
+
 Continuous latent actions may flow beside the actions, at the same t, as in ALAM: further tokens of
 the module with maps of their own. They are data: no gradient reaches what made them.
 
@@ -37,6 +40,7 @@ from lapa_jax.policy.modality import LATENT, MODALITIES
 FORMS = {"expert": "layers", "head": "hidden"}  # → what it sees of the backbone
 CONVENTIONS = ("noise_is_one", "noise_is_zero")
 LATENTS = MODALITIES[LATENT]
+GUIDANCE = 5.0  # most of it, as published
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +75,7 @@ class FlowConfig(HeadConfig):
 
 class FlowHead(VectorHead):
     name = "flow"
-    draws = True
+    draws = guided = True
     num_slots = vocab = 0
     settings: FlowConfig
 
@@ -183,9 +187,11 @@ class FlowHead(VectorHead):
         images: jax.Array | None,
         *,
         key: jax.Array | None = None,
+        going_on: tuple[jax.Array, jax.Array] | None = None,
     ) -> Decoded:
         """What `key` (None: that of seed 0) draws, moved in `steps` steps. All examples begin with
-        the same noise: an answer depends on the observation and the key alone."""
+        the same noise: an answer depends on the observation and the key alone. `going_on`: vectors
+        (B, n, V) in the units of the data that it is to follow, by weights (n,) or (B, n)."""
 
         def call(method: str, *given: Any) -> Any:
             return model.apply(params, variables, method, *given)[0]
@@ -203,6 +209,15 @@ class FlowHead(VectorHead):
         for number, (name, vectors) in enumerate(self.streams.items()):
             drawn = jax.random.normal(jax.random.fold_in(key, number), (vectors.count, vectors.dim))
             noise[name] = jnp.broadcast_to(drawn, (len(rows), *drawn.shape))
+        if going_on is not None:
+            before, weights = self.vectors.statistics.normalise(going_on[0], jnp), going_on[1]
+
+            def off(ended: dict[str, jax.Array]) -> dict[str, jax.Array]:
+                nothing = jax.tree.map(jnp.zeros_like, ended)
+                mine = weights[..., None] * (before - ended[self.modality])
+                return nothing | {self.modality: mine}
+
+            velocity = guided(velocity, off)
         found = euler(velocity, noise, self.settings.steps)
         return Decoded(self.vectors.restored(found[self.modality]))
 
@@ -231,3 +246,20 @@ def euler(velocity: Callable[[Any, jax.Array], Any], noise: Any, steps: int) -> 
         return jax.tree.map(lambda x, v: x - v / steps, x, found), None
 
     return jax.lax.scan(step, noise, jnp.arange(steps))[0]
+
+
+def guided(velocity: Callable[[Any, jax.Array], Any], off: Callable[[Any], Any]) -> Any:
+    """The velocities that lead to where `off` is 0: `off(a)` is what the data a that a point is
+    going to, x_t - t · velocity, lack. It comes back through the Jacobian of that map."""
+
+    def found(x: Any, time: jax.Array) -> Any:
+        def ended(x: Any) -> tuple[Any, Any]:
+            v = velocity(x, time)
+            return jax.tree.map(lambda x, v: x - time * v, x, v), v
+
+        data, back, v = jax.vjp(ended, x, has_aux=True)
+        (mended,) = back(off(data))
+        weight = jnp.minimum(((1.0 - time) ** 2 + time**2) / (time * (1.0 - time)), GUIDANCE)
+        return jax.tree.map(lambda v, m: v - weight * m, v, mended)
+
+    return found
