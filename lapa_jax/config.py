@@ -44,6 +44,7 @@ ADDED: dict[str, Any] = {
     "data.unusable_episodes": "refuse",
     "data.corpora.*.action_fraction": 1.0,
     "data.corpora.*.state_key": "",
+    "model(targets).cotrain": False,
     "model(targets).state": {},
     "model(targets).state.enabled": False,
     "model(targets).state.normalisation": "q01_q99",

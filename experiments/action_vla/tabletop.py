@@ -10,6 +10,12 @@ empty) on the same few labelled episodes, everything else equal; docs/evidence.m
         --workdir runs/action_vla
     lapa evaluate --workdir runs/action_vla --families reach --blocks 4 --steps 40
 
+Latent actions come in in four ways (docs/policies.md): `integration=direct` is the above; the
+others learn them from a label set of the labelled corpus itself, in one run:
+
+    lapa train --config experiments/action_vla/tabletop.py:integration=condition,label_set=laq \
+        --workdir runs/condition
+
 Cost: 0.69 M parameters; 300 steps took 20 seconds on two cores of an AMD EPYC
 (docs/performance.md). quick=True runs in about a minute there.
 """
@@ -18,13 +24,30 @@ from ml_collections import ConfigDict
 
 from experiments import base
 
+INTEGRATIONS = ("direct", "condition", "align", "cotrain")
+
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """`quick`: a minute on a CPU. `data`: the labelled corpus. `init_from`: a latent VLA's run.
-    `optimizer`: one of base.optimizer. `augment`: one of base.augment."""
+    `optimizer`: one of base.optimizer. `augment`: one of base.augment. `head`: one of base.head, of
+    actions, in chunks of `horizon`. `integration`: one of INTEGRATIONS, all but direct by
+    `label_set`, whose z are `code_length` codes below `codebook`, or vectors where that is 0; of
+    cotrain, `known` is the share of episodes whose actions are."""
     arg = base.parse_arg(
-        arg, data="data/labelled/robot", init_from="", optimizer="adamw", augment="none"
+        arg,
+        data="data/labelled/robot",
+        init_from="",
+        optimizer="adamw",
+        augment="none",
+        head="tokens",
+        horizon=1,
+        integration="direct",
+        label_set="laq",
+        codebook=8,
+        code_length=1,
+        known=0.25,
     )
+    base.require("integration", arg.integration, INTEGRATIONS)
     config = base.stage_defaults("action_finetuning")
     config.optimizer = base.optimizer(arg.optimizer)
     config.data.augment = base.augment(arg.augment)
@@ -38,7 +61,27 @@ def get_config(arg: str | None = None) -> ConfigDict:
     held = 0.0 if arg.init_from else 1.0
     config.optimizer.groups = base.head_and_rest("action", lr_scale=held)
     config.model = base.policy_model(action_vocab=16)  # few, for few episodes
-    config.model.targets.action.codec = "clusters"  # one token an action; "bins": one a dimension
+    config.data.action_horizon = arg.horizon
+    if arg.head != "tokens":
+        config.model.targets.action = base.head(arg.head)
+    else:  # "clusters": one token an action; "bins": one a dimension
+        config.model.targets.action.codec = "clusters"
+    if arg.integration != "direct":
+        config.data.corpora["robot"].label_set = arg.label_set
+        config.code_length = arg.code_length
+        config.model.targets.latent = _latent_head(arg)
+        config.optimizer.groups = base.head_and_rest("(action|latent)", lr_scale=held)
+    if arg.integration == "cotrain":
+        config.model.cotrain = True
+        config.data.corpora["robot"].action_fraction = arg.known
     if arg.quick:
         base.make_policy_quick(config)
     return config
+
+
+def _latent_head(arg: ConfigDict) -> ConfigDict:
+    if arg.integration == "align":
+        return base.head("align", vocab=arg.codebook)
+    if arg.codebook:
+        return base.head("tokens", vocab=arg.codebook, codec="codes")
+    return base.head("vectors")

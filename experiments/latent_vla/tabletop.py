@@ -17,17 +17,26 @@ from experiments import base
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
-    """`quick`: a minute on a CPU. `data`, `views` as for the quantizer; `label_set`: its labels;
-    `optimizer`: one of base.optimizer."""
+    """`quick`: a minute on a CPU. `data`, `views` as for the quantizer; `label_set`: its labels, of
+    `code_length` codes below `codebook`, or vectors where that is 0; `optimizer`: one of
+    base.optimizer."""
     arg = base.parse_arg(
-        arg, data="data/tabletop", views="human+robot", label_set="laq", optimizer="adamw"
+        arg,
+        data="data/tabletop",
+        views="human+robot",
+        label_set="laq",
+        codebook=8,
+        code_length=1,
+        optimizer="adamw",
     )
     config = base.stage_defaults("latent_pretraining")
     config.optimizer = base.optimizer(arg.optimizer)
     config.data.corpora = base.views(arg, label_set=arg.label_set)
     config.compute_dtype, config.global_batch, config.steps = "float32", 128, 1400
-    config.code_length = 1  # of the label set
-    config.model = base.policy_model(latent_vocab=8)
+    config.code_length = arg.code_length
+    config.model = base.policy_model(latent_vocab=arg.codebook)
+    if not arg.codebook:
+        config.model.targets.latent = base.head("vectors")
     if arg.quick:
         base.make_policy_quick(config)
     return config

@@ -1,5 +1,5 @@
-"""Decoding, for heads: `decode` token by token with a key-value cache, `in_one_pass` all slots at
-once.
+"""Decoding, for heads: `decode` token by token with a key-value cache, `one_by_one` what is no
+token, `in_one_pass` all slots at once.
 
 Tokens come from the asked head's vocabulary only, and exactly `num_tokens` are produced: what has
 an end is filled up after it. Greedy unless a temperature is given.
@@ -21,7 +21,7 @@ from lapa_jax.policy.modality import MODALITIES
 
 def fed_of(prompts: Mapping[str, Any]) -> dict[str, Any] | None:
     """What a model is fed beside the tokens of prompts: `fed` of its `outputs` and `prefill`."""
-    return {"state": prompts["state"]} if "state" in prompts else None
+    return {name: prompts[name] for name in MODALITIES if name in prompts} or None
 
 
 @partial(jax.jit, static_argnames=("vla", "head", "num_tokens", "temperature", "top_k"))
@@ -109,6 +109,32 @@ def if_finite(values: jax.Array, logits_BnV: jax.Array) -> jax.Array:
     return jnp.where(finite_B.reshape(-1, *[1] * (values.ndim - 1)), values, jnp.nan)
 
 
+def one_by_one(
+    vla: Functional,
+    params: Tree,
+    variables: Tree,
+    prompts: Mapping[str, jax.Array],
+    images: jax.Array | None,
+    head: str,
+    num_tokens: int,
+) -> jax.Array:
+    """What a head gives, (B, n, V), that is fed each before it gives the next."""
+
+    def call(method, *args):
+        return vla.apply(params, variables, method, *args)[0]
+
+    rows = tuple(prompts[k] for k in ("tokens", "modality", "segments"))
+    first, cache = call("prefill", *rows, images, head, num_tokens, fed_of(prompts))
+
+    def step(carry, i):
+        values, cache = carry
+        found, cache = call("step", values[:, None], rows[0].shape[1] + i, cache, head)
+        return (found[:, 0], cache), found[:, 0]
+
+    _, rest = jax.lax.scan(step, (first, cache), jnp.arange(num_tokens - 1))
+    return jnp.concatenate([first[:, None], jnp.moveaxis(rest, 0, 1)], axis=1)
+
+
 def in_one_pass(
     vla: Functional,
     params: Tree,
@@ -129,12 +155,16 @@ def in_one_pass(
 
 
 def extend(
-    prompts: Mapping[str, jax.Array], modality: str, ids_Bn: jax.Array
+    prompts: Mapping[str, jax.Array],
+    modality: str,
+    ids_Bn: jax.Array,
+    fed: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
-    """Prompts with tokens of a modality after them."""
+    """Prompts with tokens of a modality after them, whose ids are FILL where they are `fed`."""
     more = {"tokens": ids_Bn, "segments": jnp.ones_like(ids_Bn)}
     more["modality"] = jnp.full_like(ids_Bn, MODALITIES.index(modality))
-    return {
+    found = {
         name: jnp.concatenate([x, more[name].astype(x.dtype)], axis=1) if name in more else x
         for name, x in prompts.items()
     }
+    return found if fed is None else found | {modality: fed}

@@ -247,6 +247,13 @@ def by_row(values: np.ndarray, order: np.ndarray, examples_per_row: int) -> np.n
     return values.reshape(len(order) // examples_per_row, -1, *values.shape[2:])
 
 
+def last_tokens(rows: dict[str, np.ndarray], examples_per_row: int) -> np.ndarray:
+    """Where the examples of rows end, int32 (R, k)."""
+    segments, own = rows["segments"][..., None], np.arange(1, examples_per_row + 1)
+    at = np.arange(segments.shape[1])[:, None]
+    return np.where(segments == own, at, 0).max(axis=1).astype(np.int32)
+
+
 def left_pad(prompts: Sequence[Example], length: int) -> dict[str, np.ndarray]:
     """Prompts that all end at the last of `length` slots, as tokens, modality and segments."""
     rows = _empty(len(prompts), length)

@@ -137,6 +137,11 @@ class Layer(nnx.Module):
         mask = dict(q_segments_BT=segments_BT, kv_segments_BS=segments_BT, blocks_BT=blocks_BT)
         return self._finish(x_BTD, q, k, v, causal=True, **mask), (k, v)
 
+    def watched(self, x_BTD, tables, segments_BT, blocks_BT, slots_Bn, _):
+        """As `prefill`, and returns what it gives at these slots, too."""
+        x, kv = self.prefill(x_BTD, tables, segments_BT, blocks_BT, None)
+        return x, (kv, take(x, slots_Bn))
+
     def at(self, x_BTD, slots_Bn, tables, segments_BT, blocks_BT) -> jax.Array:
         """What a call gives at these slots, (B, n, D), without computing the others."""
         q, k, v = self.attention.heads(self.attention_norm(x_BTD), tables, slots_Bn)
@@ -192,7 +197,7 @@ class VLA(nnx.Module):
         embeddings, heads = {}, {}
         for name in MODALITIES:  # the order in which random numbers are drawn
             if name in predicted:
-                if not predicted[name].beside:
+                if not (predicted[name].beside or predicted[name].pulls):
                     embeddings[name] = predicted[name].embedding(config, rngs)
                 heads[name] = predicted[name].output(config, rngs)
             elif state is not None and name == MODALITIES[STATE]:
@@ -202,6 +207,7 @@ class VLA(nnx.Module):
                 heads[name] = readout(given[name], config, "vocab", rngs)
         self.embeddings, self.heads = nnx.data(embeddings), nnx.data(heads)
         self.beside = {m: head.beside for m, head in predicted.items() if head.beside}
+        self.pulls = {m: head.pulls for m, head in predicted.items() if head.pulls}
         self.blocks = tuple(MODALITIES.index(m) for m, head in predicted.items() if head.one_block)
         name, settings = front_end_config(config.front_end)
         module = FRONT_ENDS[name][1]
@@ -240,18 +246,21 @@ class VLA(nnx.Module):
         """What the heads that `slots` names give, float32 (B, n, V), at its slots int (B, n), or at
         all where they are None. Of a vocabulary it is the logits of the token after the slot.
         `fed`: by modality, (B, m, ...) for its m slots of FILL; what a head beside the backbone
-        computes with, and then it gives what its module does."""
-        fed = dict(fed or {})
+        computes with, and then it gives what its module does. Of heads that pull it is what their
+        modules make of the hidden states there."""
+        fed, slots = dict(fed or {}), dict(slots)
         of_beside = {name: fed.pop(name) for name in slots if name in self.beside}
+        pulled = {name: slots.pop(name) for name in list(slots) if name in self.pulls}
         x = self.embed(tokens_BT, modality_BT, images_BNHWC, fed)
         given = (x, positions(segments_BT), segments_BT, self._blocks(modality_BT))
         asked_of = {name: at for name, at in slots.items() if name not in self.beside}
         names, asked = list(asked_of), list(asked_of.values())
         given_all = bool(asked) and all(at is not None for at in asked)
         found = {}
-        if of_beside:
-            x, context = self._context(*given, *of_beside)
-            found = {m: self.heads[m](values, context) for m, values in of_beside.items()}
+        if of_beside or pulled:
+            x, context, seen = self._context(*given, *of_beside, pulled=pulled)
+            found = {m: self.heads[m](y).astype(jnp.float32) for m, y in seen.items()}
+            found |= {m: self.heads[m](values, context) for m, values in of_beside.items()}
             chosen = [x if at is None else take(x, at) for at in asked]
         elif given_all and self.backbone.apart and placement()[1] == 1:
             # Nobody reads what the last layer would give elsewhere.
@@ -265,19 +274,35 @@ class VLA(nnx.Module):
         return found | {name: self._head(self.norm(y), name) for name, y in pairs}
 
     def _context(
-        self, x_BTD, positions_BT, segments_BT, blocks_BT, *heads: str
-    ) -> tuple[jax.Array, Context]:
-        """(hidden states, what these heads see of the backbone)."""
+        self,
+        x_BTD,
+        positions_BT,
+        segments_BT,
+        blocks_BT,
+        *heads: str,
+        pulled: Mapping[str, jax.Array] | None = None,
+    ) -> tuple[jax.Array, Context, dict[str, jax.Array]]:
+        """(hidden states, what these heads see of the backbone, and what those that are pulled see
+        at their slots)."""
         wanted = {self.beside[name] for name in heads}
         given = (x_BTD, positions_BT, segments_BT, blocks_BT)
-        if "layers" in wanted:
-            depth = jnp.arange(self.config.depth)
-            x, kv = self._run(*given, per_layer=depth, method="prefill")
-            if isinstance(kv, list):  # of layers that are apart
-                kv = jax.tree.map(lambda *of_layers: jnp.stack(of_layers), *kv)
+        kv, seen = None, {}
+        if pulled or "layers" in wanted:
+            of_layers = dict(per_layer=jnp.arange(self.config.depth))
+            if pulled:
+                ((name, slots_Bn),) = pulled.items()
+                x, out = self._run(*given, slots_Bn, **of_layers, method="watched")
+            else:
+                x, out = self._run(*given, **of_layers, method="prefill")
+            if isinstance(out, list):  # of layers that are apart
+                out = jax.tree.map(lambda *of_layers: jnp.stack(of_layers), *out)
+            kv = out
+            if pulled:
+                kv, hidden = out
+                seen = {name: hidden[self.pulls[name] - 1]}
         else:
-            (x, _), kv = self._run(*given), None
-        return x, Context(segments_BT, kv, self.norm(x) if "hidden" in wanted else None)
+            x, _ = self._run(*given)
+        return x, Context(segments_BT, kv, self.norm(x) if "hidden" in wanted else None), seen
 
     def embed(
         self,

@@ -29,7 +29,7 @@ from lapa_jax.policy import state as states
 from lapa_jax.policy.decoding import extend
 from lapa_jax.policy.front_end import front_end_column, front_end_config
 from lapa_jax.policy.heads.tokens import cross_entropy
-from lapa_jax.policy.layout import Layout, LegacyLayout, Slots, by_row, left_pad, pack
+from lapa_jax.policy.layout import Layout, LegacyLayout, Slots, by_row, last_tokens, left_pad, pack
 from lapa_jax.policy.modality import WEIGHTS, WITH_IDS
 from lapa_jax.policy.text import TextTokenizer, train
 from lapa_jax.policy.vla import VLA, VLAConfig
@@ -66,6 +66,10 @@ class RowSettings:
         int, "[0, 1e7]", "tokens of a row; 0: what the longest examples need"
     ] = 0
     examples_per_row: Annotated[int, "[1, 1e5]", "more than 1: packing"] = 1
+    cotrain: Annotated[
+        bool,
+        "examples whose actions are not known are drawn, too: latent actions are learned from them",
+    ] = False
 
 
 LAYOUT_KEYS = tuple(one.name for one in fields(RowSettings))
@@ -111,8 +115,13 @@ class PolicyStage(Stage):
             self.state = states.StateInput(settings, assets[states.STATISTICS])
         self.parts = heads.build(config, assets)  # of the model, by modality
         self.heads = [head for head in self.parts.values() if head.settings.loss_weight]
+        if self.heads and self.heads[-1].pulls:
+            raise ValueError(
+                f"model.targets.{self.heads[-1].modality} pulls at the slots of actions, and "
+                "model.targets.action is missing, or is not trained"
+            )
         for head in self.heads[:-1]:
-            if not head.next_token:
+            if not (head.next_token or head.pulls):
                 raise ValueError(
                     f"model.targets.{head.modality} has no tokens that {self.heads[-1].modality}, "
                     "which comes after it, could see: it must be the last"
@@ -152,7 +161,7 @@ class PolicyStage(Stage):
 
     def check_sampling(self, temperature: float, top_k: int) -> None:
         """Raises ValueError where there are no tokens to sample."""
-        if (temperature or top_k) and not self.head.next_token:
+        if (temperature or top_k) and not self.head.samples:
             name = self.head.name
             raise ValueError(f"{temperature=}, {top_k=}: the head {name!r} has no tokens to sample")
 
@@ -231,10 +240,14 @@ class PolicyStage(Stage):
         ]
         rows, order = pack(examples, examples_per_row=k, length=self.row_length)
         for head, (_, targets) in zip(self.heads, found, strict=True):
-            if head.beside:
+            if head.beside or head.pulls:
                 del rows[f"{head.modality}_slots"]  # of nothing
             for name, values in targets.items():
                 rows[f"{head.modality}_{name}"] = by_row(values, order, k)
+        for head in self.heads:
+            if head.pulls:
+                at = rows.get(f"{self.head.modality}_slots")
+                rows[f"{head.modality}_slots"] = last_tokens(rows, k) if at is None else at
         if self.with_text:
             text = np.tile(self.layout.text_targets, (B, 1))
             rows["text_targets"] = by_row(text, order, k)
@@ -266,7 +279,8 @@ class PolicyStage(Stage):
         spec = {"tokens": rows(T), "modality": rows(T, dtype=jnp.int8), "segments": rows(T)}
         for head in self.heads:
             if not head.beside:
-                spec[f"{head.modality}_slots"] = rows(k * head.num_slots)
+                at = self.head if head.pulls else head
+                spec[f"{head.modality}_slots"] = rows(k * (at.num_slots or 1))
             for name, x in head.spec().items():
                 of_rows = rows(k * x.shape[0], *x.shape[1:], dtype=x.dtype)
                 spec[f"{head.modality}_{name}"] = of_rows
@@ -306,6 +320,13 @@ class PolicyStage(Stage):
             given = {name: batch[f"{head.modality}_{name}"] for name in head.spec()}
             targets[head.modality] = given | head.draw(given, jax.random.fold_in(rng, number))
         fed = {m: given["fed"] for m, given in targets.items() if "fed" in given}
+        last = self.heads[-1] if self.heads else None
+        if last and last.next_token and last.modality in fed:  # its last vector is only predicted
+            given = fed.pop(last.modality)
+            R, V = len(given), given.shape[-1]
+            shown = given.reshape(R, -1, last.num_slots, V)[:, :, :-1].reshape(R, -1, V)
+            if shown.shape[1]:
+                fed[last.modality] = shown
         if self.state:
             own = jax.random.fold_in(rng, len(self.heads)) if disturbed else None
             fed["state"] = self.state.trained_on(batch["state"], own)
@@ -405,8 +426,11 @@ class PolicyStage(Stage):
         jitted. `images` uint8 (B, N, H, W, 3). Heads before it speak first."""
         before = {name: x for name, x in options.items() if name != "going_on"}
         for head in self.heads[:-1]:
-            said = head.decode(self.model, params, variables, prompts, images, **before)
-            prompts = extend(prompts, head.modality, said.ids)
+            if head.pulls:
+                continue
+            own = before if head.samples else {}
+            said = head.decode(self.model, params, variables, prompts, images, **own)
+            prompts = extend(prompts, head.modality, said.ids, said.fed)
         return self.head.decode(self.model, params, variables, prompts, images, **options)
 
     def act(self, *given: Any, **options: Any) -> jax.Array:

@@ -6,12 +6,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lapa_jax.nn.registry import named_config, named_settings
-from lapa_jax.policy.heads.base import COLUMNS, Assets, Decoded, Head, HeadConfig, Sources
+from lapa_jax.policy.heads.align import AlignConfig, AlignHead
+from lapa_jax.policy.heads.base import COLUMNS, Assets, Decoded, Head, HeadConfig, Sources, partly
 from lapa_jax.policy.heads.chunk import ChunkConfig, ChunkHead
 from lapa_jax.policy.heads.fast import FastConfig, FastHead
 from lapa_jax.policy.heads.flow import FlowConfig, FlowHead
+from lapa_jax.policy.heads.sequence import SequenceConfig, SequenceHead
 from lapa_jax.policy.heads.tokens import TokenHead, TokensConfig
-from lapa_jax.policy.modality import MODALITIES
+from lapa_jax.policy.modality import ACTION, LATENT, MODALITIES
 
 __all__ = ["HEADS", "Decoded", "Head", "Sources", "build", "columns", "make_assets"]
 
@@ -21,6 +23,8 @@ HEADS: dict[str, tuple[type[HeadConfig], type[Head]]] = {
     "fast": (FastConfig, FastHead),
     "chunk": (ChunkConfig, ChunkHead),
     "flow": (FlowConfig, FlowHead),
+    "vectors": (SequenceConfig, SequenceHead),
+    "align": (AlignConfig, AlignHead),
 }
 
 
@@ -46,7 +50,15 @@ def build(config: ConfigDict, assets: Assets) -> dict[str, Head]:
 
 def columns(config: ConfigDict) -> tuple[str, ...]:
     """What the loader must give for all heads that are trained."""
-    found = [kind.columns(m, config) for m, (kind, _) in _trained(config).items()]
+    trained = _trained(config)
+    found = [kind.columns(m, config) for m, (kind, _) in trained.items()]
+    if partly(config):
+        if list(trained) != [MODALITIES[LATENT], MODALITIES[ACTION]]:
+            raise ValueError(
+                "model.cotrain=True: examples without actions are for a head of latent actions "
+                f"beside one of actions, and model.targets trains {list(trained)}"
+            )
+        found.append(("action_mask", "action_known"))
     return tuple(dict.fromkeys(name for names in found for name in names))
 
 

@@ -74,6 +74,7 @@ class Decoded(NamedTuple):
     values: jax.Array  # (B, ...), in the units of its column
     ids: jax.Array | None = None  # int32 (B, tokens), of heads that choose tokens
     logits: jax.Array | None = None  # float32 (B, tokens, vocabulary) that they were chosen by
+    fed: jax.Array | None = None  # float32 (B, tokens, ...) that its slots hold where ids are FILL
 
 
 class Head:
@@ -87,11 +88,17 @@ class Head:
     A head `beside` the backbone has no slots, but tokens of its own: its output is a module (what
     it is fed, Context) that sees the rows of the backbone, its keys and values ("layers") or its
     last hidden states ("hidden"), and that the backbone does not see.
+
+    A head that `pulls` says nothing and has neither slots nor tokens: its output is given the
+    hidden states after that layer at the slots of the head that answers, or, where that is beside
+    the backbone, at the last token of each prompt.
     """
 
     next_token = False
+    samples = False  # whether its tokens may be drawn
     one_block = False
     beside = ""  # or "layers", "hidden": see below
+    pulls = 0  # at which layer, from 1
     draws = False  # whether answers begin with noise: `decode` takes a `key`
     guided = False  # whether answers can follow the one before: `decode` takes `going_on`
 
@@ -188,6 +195,11 @@ class Head:
         """What a server answers one observation with."""
         del probabilities
         return {SYMBOLS[self.modality]: values}
+
+
+def partly(config: ConfigDict) -> bool:
+    """Whether examples whose actions are not known are drawn, too, for other heads."""
+    return bool(config.model.get("cotrain", False))
 
 
 class Embedding(nnx.Module):

@@ -22,7 +22,7 @@ from lapa_jax.nn.module import Functional, Tree
 from lapa_jax.policy.decoding import in_one_pass
 from lapa_jax.policy.heads.base import Assets, Backbone, Decoded, HeadConfig
 from lapa_jax.policy.heads.decoders import PooledDecoder, ResidualDecoder
-from lapa_jax.policy.heads.vectors import Normalisation, VectorHead, masked_mean
+from lapa_jax.policy.heads.vectors import Normalisation, VectorHead, absolute_error
 
 DECODERS = ("linear", "mlp", "pool")
 
@@ -68,10 +68,7 @@ class ChunkHead(VectorHead):
         self, outputs_RnV: jax.Array, targets: Mapping[str, jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Absolute error of normalised numbers, mean over the steps that are known."""
-        mask = targets["mask"]
-        error = jnp.abs(outputs_RnV - targets["targets"]).mean(axis=-1)
-        loss = masked_mean(error, mask)
-        return loss, {"l1": loss, "loss_weight": mask.sum()} | self.out_of_range(targets)
+        return absolute_error(outputs_RnV, targets, self.out_of_range(targets))
 
     def decode(
         self,

@@ -51,7 +51,7 @@ class FastConfig(HeadConfig):
 
 
 class FastHead(VectorHead):
-    next_token = True
+    next_token = samples = True
     name = "fast"
     settings: FastConfig
 
@@ -98,7 +98,12 @@ class FastHead(VectorHead):
 
     def rows(self, batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         found = self.vectors.rows(batch)
-        said = _tokens(self.codec, found["targets"])
+        known = found["mask"][:, 0]
+        said = [[] for _ in known]  # of unknown chunks none, which do not count
+        for row, tokens in zip(
+            np.flatnonzero(known), _tokens(self.codec, found["targets"][known]), strict=True
+        ):
+            said[row] = tokens
         longest = max(map(len, said), default=0)
         if longest >= self.num_slots:
             raise ValueError(
@@ -111,6 +116,7 @@ class FastHead(VectorHead):
             row[: len(tokens)] = tokens
         length = np.array([len(tokens) for tokens in said])[:, None]
         counted = np.arange(self.num_slots) <= length  # the end, and nothing that fills up
+        counted &= known[:, None]
         return ids, found | {"targets": ids, "counted": counted, "values": found["targets"]}
 
     def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -147,16 +153,16 @@ class FastHead(VectorHead):
         logits, ids = outputs_RnV.reshape(-1, n, V), targets["targets"].reshape(-1, n)
         counted = targets["counted"].reshape(-1, n)
         each = optax.softmax_cross_entropy_with_integer_labels(logits, ids)
-        loss = each.mean(axis=1, where=counted).mean()
+        loss = masked_mean(each.mean(axis=1, where=counted), counted[:, 0])
         logits = jax.lax.stop_gradient(logits)
         likeliest = jnp.argmax(logits, axis=-1)
         correct = likeliest == ids
         true = targets["values"].reshape(-1, self.horizon, self.dim)
         error = jnp.abs(self._said(self._confined(logits)) - true).mean(axis=-1)
         return loss, {
-            "token_accuracy": correct.mean(where=counted),
-            "sequence_accuracy": (correct | ~counted).all(axis=-1).mean(),
-            "decodable": self.grammar.read(likeliest)[1].mean(),
+            "token_accuracy": masked_mean(correct, counted),
+            "sequence_accuracy": masked_mean((correct | ~counted).all(axis=-1), counted[:, 0]),
+            "decodable": masked_mean(self.grammar.read(likeliest)[1], counted[:, 0]),
             "l1": masked_mean(error, targets["mask"].reshape(error.shape)),
         } | self.out_of_range(targets)
 

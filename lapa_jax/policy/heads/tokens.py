@@ -21,6 +21,7 @@ from lapa_jax.policy.heads.base import (
     Head,
     HeadConfig,
     Sources,
+    partly,
 )
 from lapa_jax.policy.heads.vectors import masked_mean
 
@@ -42,8 +43,7 @@ class TokensConfig(HeadConfig):
 
 class TokenHead(Head):
     name = "tokens"
-    next_token = True
-    name = "tokens"
+    next_token = samples = True
 
     def __init__(self, modality: str, settings: TokensConfig, config: ConfigDict, assets: Assets):
         self.modality, self.settings = modality, settings
@@ -63,6 +63,7 @@ class TokenHead(Head):
         if self.acts:
             self.horizon = config.data.action_horizon
         sizes = () if self.codec is None else tuple(int(n) for n in self.codec.sizes)
+        self.masked = self.horizon > 1 or self.acts and partly(config)
         self.limits = sizes * self.horizon  # of all tokens of the first action, then the next
         self.num_slots = len(self.limits)
         if max(self.limits, default=0) > self.vocab:
@@ -92,16 +93,16 @@ class TokenHead(Head):
 
     def rows(self, batch: Mapping[str, np.ndarray]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         ids = self.codec.encode(batch[COLUMNS[self.modality]])
-        if self.horizon == 1:
+        if not self.masked:
             return ids, {"targets": ids}
-        # The tokens of actions past the end of the episode do not count.
+        # The tokens of actions past the end of the episode, and of unknown ones, do not count.
         mask = np.repeat(batch["action_mask"], len(self.codec.sizes), axis=1)
         ids = ids.reshape(len(ids), -1)
         return ids, {"targets": ids, "mask": mask}
 
     def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         found = {"targets": jax.ShapeDtypeStruct((self.num_slots,), jnp.int32)}
-        if self.horizon > 1:
+        if self.masked:
             found["mask"] = jax.ShapeDtypeStruct((self.num_slots,), jnp.bool_)
         return found
 

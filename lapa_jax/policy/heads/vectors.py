@@ -89,6 +89,15 @@ def masked_mean(values_Rn: jax.Array, mask_Rn: jax.Array) -> jax.Array:
     return jnp.where(mask_Rn, values_Rn, 0.0).sum() / jnp.maximum(mask_Rn.sum(), 1)
 
 
+def absolute_error(
+    outputs_RnV: jax.Array, targets: Mapping[str, jax.Array], metrics: Mapping[str, jax.Array]
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss of normalised vectors, mean over those that are known, with these metrics."""
+    error = jnp.abs(outputs_RnV - targets["targets"]).mean(axis=-1)
+    loss = masked_mean(error, targets["mask"])
+    return loss, {"l1": loss, "loss_weight": targets["mask"].sum(), **metrics}
+
+
 class VectorHead(Head):
     """What heads of vectors have in common; `settings` have a `normalisation`."""
 
