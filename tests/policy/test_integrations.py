@@ -10,7 +10,6 @@ import pytest
 import tiny
 
 from data_pipelines.loader.loader import Loader
-from experiments import base
 from lapa_jax import config as configs
 from lapa_jax import stages
 from lapa_jax.nn.module import Functional, flatten, unflatten
@@ -20,9 +19,9 @@ from lapa_jax.runs import start
 pytestmark = pytest.mark.usefixtures("quick_compile")
 GOLDEN = Path(__file__).parent.parent / "golden/heads/align.npz"
 HORIZON = 3
-SMALL = {"model.dim": 16, "model.mlp_dim": 16, "model.depth": 2, "model.heads": 2}
+SMALL = {"model.dim": 16, "model.mlp_dim": 16, "model.depth": 1, "model.heads": 2}
 SMALL |= {"model.head_dim": 8, "model.text_vocab": 320, "model.front_end.stem_channels": "(8,)"}
-SMALL |= {"model.unroll": 1, "global_batch": 4, "config.data.prefetch_batches": 1}
+SMALL |= {"model.examples_per_row": 2, "global_batch": 4}
 OF_HEAD = {"flow": {"dim": 8, "mlp_dim": 8, "steps": 2}, "fast": {"scale": 2.0}}
 
 
@@ -41,19 +40,29 @@ def opened(data, experiment, *, label_set, **arguments):
     given |= dict(code_length=2, data=data if experiment == "action_vla" else data.parent)
     text = ",".join(f"{key}={value}" for key, value in (given | arguments).items())
     spec = str(tiny.ROOT / f"experiments/{experiment}/tabletop.py:{text}")
-    small = [f"--config.{key.removeprefix('config.')}={value}" for key, value in SMALL.items()]
+    small = [f"--config.{key}={value}" for key, value in SMALL.items()]
     config = configs.load(spec, small)
     with config.unlocked():
         config.data.image_size = (32, 32)
         name = arguments.get("head", "tokens")
         if name in OF_HEAD:
             config.model.targets.action.update(OF_HEAD[name])
+        if arguments.get("integration") == "align":
+            config.model.targets.latent.update(layer=1, dim=8)
     stage_class = stages.get(config.stage)
     fields = stage_class.fields_of(config)
     loader = Loader(config.data, fields=fields, global_batch=config.global_batch, seed=0)
     columns = loader.batch(0)
     stage = start.stage_for(config, loader.mixture)
     return stage, stage.prepare(columns), columns
+
+
+def loud(stage):
+    """Parameters for it, made without a program."""
+    rng = np.random.default_rng(0)
+    shapes = flatten(stage.model.abstract()[0])
+    made = {path: 0.3 * rng.normal(size=x.shape) for path, x in shapes.items()}
+    return unflatten({path: jnp.asarray(x, jnp.float32) for path, x in made.items()})
 
 
 def trained(stage, batch, params, steps=3):
@@ -65,7 +74,7 @@ def trained(stage, batch, params, steps=3):
             return stage.loss(params, variables, batch, jax.random.key(0))[:2]
 
         (loss, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        return jax.tree.map(lambda x, g: x - 0.02 * g, params, grads), loss, metrics
+        return jax.tree.map(lambda x, g: x - 0.01 * g, params, grads), loss, metrics
 
     losses = []
     for _ in range(steps):
@@ -79,7 +88,7 @@ def pretrained(data, label_set):
     """Of a policy of latent actions alone, which `direct` starts from."""
     given = dict(label_set=label_set, views="robot")
     stage, batch, _ = opened(data, "latent_vla", **given)
-    params, losses, _ = trained(stage, batch, stage.init(jax.random.key(0))[0])
+    params, losses, _ = trained(stage, batch, loud(stage))
     assert losses[-1] < losses[0]
     z = jax.eval_shape(lambda: stage.predict(params, {}, *asked(stage)).values)
     assert z.shape == ((2, 2) if label_set == "codes" else (2, 2, 3))
@@ -101,7 +110,7 @@ def test_every_head_by_every_way(head, integration, data):
     stage, batch, columns = opened(data, "action_vla", integration=integration, **given)
     spec = {name: (x.shape, x.dtype) for name, x in stage.batch_spec().items()}
     assert {name: (x.shape, x.dtype) for name, x in batch.items()} == spec
-    params = stage.init(jax.random.key(1))[0]
+    params = loud(stage)
     if integration == "direct":
         old, new = flatten(pretrained(data, label_set)), flatten(params)
         params = unflatten(new | {path: x for path, x in old.items() if path in new})
@@ -112,3 +121,67 @@ def test_every_head_by_every_way(head, integration, data):
     assert actions.shape == (2, HORIZON, 2)
     if integration == "cotrain":
         assert 0 < columns["action_known"].sum() < len(columns["action_known"])
+
+
+def test_unknown_actions_do_not_count(data):
+    for head in ("tokens", "fast"):  # one program each; vectors are masked in test_heads
+        given = dict(label_set="codes", head=head, integration="cotrain", known=0.5)
+        horizon = 1 if head == "tokens" else HORIZON
+        stage, batch, columns = opened(data, "action_vla", horizon=horizon, **given)
+        unknown = ~columns["action_known"]
+        columns["action"][unknown] = 50.0
+        other = stage.prepare(columns)
+        params = loud(stage)
+        loss = jax.jit(lambda batch, s=stage, p=params: s.loss(p, {}, batch, jax.random.key(0)))
+        (total, metrics, _), (again, *_) = loss(batch), loss(other)
+        assert total == again
+        np.testing.assert_allclose(total, metrics["latent_loss"] + metrics["action_loss"])
+
+
+def test_actions_follow_the_vectors_that_were_said(data):
+    given = dict(label_set="vectors", head="chunk", horizon=HORIZON)
+    stage, batch, columns = opened(data, "action_vla", integration="condition", **given)
+    params, of_z = loud(stage), stage.heads[0]
+    texts, frames = list(columns["instruction"]), columns["frames"]
+
+    @jax.jit
+    def answers(prompts):
+        z = of_z.decode(stage.model, params, {}, prompts, frames)
+        return z.values, stage.act(params, {}, prompts, frames)
+
+    @jax.jit
+    def outputs(batch):
+        rows = (batch[name] for name in ("tokens", "modality", "segments", "images"))
+        slots = {name: batch[f"{name}_slots"] for name in ("latent", "action")}
+        fed = {"latent": batch["latent_targets"]}
+        return stage.model.apply(params, {}, "outputs", *rows, slots=slots, fed=fed)[0]
+
+    z, actions = answers(stage.prompts(texts))
+    assert z.shape == (4, 2, 3)
+    said = stage.prepare(columns | {"latent_action": np.asarray(z), "action": np.asarray(actions)})
+    found = outputs(said)
+    for name in ("latent", "action"):
+        np.testing.assert_allclose(found[name], said[f"{name}_targets"], atol=2e-5)
+    assert np.abs(outputs(batch)["action"] - found["action"]).max() > 1e-3  # other z
+
+
+def test_pulling_is_as_published():
+    golden = np.load(GOLDEN)
+    at = "align/cosine/params/"
+    given = {name.removeprefix(at): golden[name] for name in golden.files if name.startswith(at)}
+    network = Functional(lambda rngs: Projection(16, 12, 6, dtype=jnp.float32, rngs=rngs))
+    params = {"norm": {"scale": given["norm.weight"], "bias": given["norm.bias"]}}
+    for ours, theirs in (("into", "fc1"), ("out", "fc2")):
+        kernel, bias = given[f"{theirs}.weight"].T, given[f"{theirs}.bias"]
+        params[ours] = {"kernel": kernel, "bias": bias}
+    head = object.__new__(AlignHead)
+    targets = {"targets": golden["align/cosine/latent"].mean(axis=2)}
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(hidden):
+        return head.loss(network.apply(params, {}, "__call__", hidden)[0], targets)[0]
+
+    found, grads = loss(golden["align/cosine/llm"])
+    np.testing.assert_allclose(found, golden["align/cosine/loss"], atol=5e-6)
+    np.testing.assert_allclose(grads, golden["align/cosine/grad_llm"], atol=5e-6)
