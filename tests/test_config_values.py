@@ -36,7 +36,7 @@ MAY_BE_ZERO = set(
     model.bottleneck.commitment_weight model.bottleneck.sharpness_weight
     model.bottleneck.entropy_weight model.bottleneck.diversity model.bottleneck.kl_weight
     model.state.noise_std model.state.dropout model.targets.*.max_tokens model.targets.*.depth
-    model.targets.*.latent_weight""".split()
+    model.targets.*.latent_weight model.targets.*.codebook_size""".split()
 )
 MAY_BE_NEGATIVE = {"data.action_absolute", *(f"mesh.{axis}" for axis in ("data", "fsdp", "seq"))}
 MAY_BE_NEGATIVE |= {"mesh.tensor"}

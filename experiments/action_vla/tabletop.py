@@ -81,7 +81,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
 def _latent_head(arg: ConfigDict) -> ConfigDict:
     if arg.integration == "align":
-        return base.head("align", vocab=arg.codebook)
+        return base.head("align", codebook_size=arg.codebook)
     if arg.codebook:
         return base.head("tokens", vocab=arg.codebook, codec="codes")
     return base.head("vectors")

@@ -95,7 +95,7 @@ def test_prompts_and_prediction():
     params, variables = stage.init(jax.random.key(0))
     columns = batch(2)
     prompts = stage.prompts(list(columns["instruction"]))
-    z, ids, logits = stage.predict(params, variables, prompts, columns["frames"])
+    z, ids, logits, _ = stage.predict(params, variables, prompts, columns["frames"])
     np.testing.assert_array_equal(z, ids)
     assert z.shape == (2, 1) and logits.shape == (2, 1, 8)
     np.testing.assert_array_equal(z, jnp.argmax(logits, -1))

@@ -27,9 +27,7 @@ from lapa_jax.policy.heads.vectors import Normalisation, Vectors
 class AlignConfig(HeadConfig):
     """Those of every head, and what is pulled where."""
 
-    vocab: Annotated[
-        int, "[0, 1e7]", "of a code of z: the quantizer's codebook_size; 0: z is of vectors"
-    ] = 0
+    codebook_size: Annotated[int, "[0, 1e7]", "the quantizer's; 0: z is of vectors"] = 0
     normalisation: Normalisation = "none"
     layer: Annotated[int, "[1, 1024]", "of the backbone, after which hidden states are pulled"] = 2
     dim: Annotated[int, "[1, 65536]", "width inside of the network"] = 128
@@ -50,20 +48,20 @@ class AlignHead(Head):
                 f"{where}.layer={settings.layer} must be at most model.depth={config.model.depth}"
             )
         self.vectors = self.codec = None
-        if not settings.vocab:
+        if not settings.codebook_size:
             self.vectors = Vectors(modality, config, assets)
             self.num_outputs = self.vectors.dim
             return
         if "code_length" not in config:
             raise ValueError("config.code_length is missing: how many codes a z has")
-        self.codec = Codes(settings.vocab, config.code_length)
-        self.num_outputs = settings.vocab * config.code_length
+        self.codec = Codes(settings.codebook_size, config.code_length)
+        self.num_outputs = settings.codebook_size * config.code_length
 
     @staticmethod
     def make_assets(
         modality: str, settings: AlignConfig, config: ConfigDict, sources: Sources
     ) -> dict[str, bytes]:
-        if settings.vocab:
+        if settings.codebook_size:
             return {}
         return Vectors.make_assets(modality, settings.normalisation, sources)
 
@@ -72,7 +70,7 @@ class AlignHead(Head):
             targets = self.vectors.rows(batch)["targets"].mean(axis=1)
         else:
             codes = self.codec.encode(batch[COLUMNS[self.modality]])
-            one = codes[..., None] == np.arange(self.settings.vocab)
+            one = codes[..., None] == np.arange(self.settings.codebook_size)
             targets = one.reshape(len(codes), -1).astype(np.float32)
         return np.zeros((len(targets), 0), np.int32), {"targets": targets[:, None]}
 
