@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from data_pipelines.normalise import Normaliser
 from experiments import base
 from lapa_jax import stages
 from lapa_jax.interop.imported import Imported, write_run
@@ -18,6 +19,7 @@ from lapa_jax.stages.policy import TOKENIZER
 
 EDGES = [np.linspace(-1, 1, 6), np.array([-0.5, 0.1, 0.5, 1.5])]
 BINS = Bins(EDGES, [np.linspace(-0.8, 0.8, 5), np.array([-0.2, 0.2, 1.0])])
+ACTIONS = Normaliser.fit(np.array([[-1.0, 0.0], [1.0, 2.0]]), "min_max", control_hz=5.0)
 TOKENIZER_MODEL = dict(
     dim=32, multipliers=(1, 2, 1, 1), blocks=1, latent_dim=16, code_dim=8, codebook_size=64
 )  # a code for 8 x 8 pixels
@@ -50,9 +52,14 @@ def make_policy(out: Path, head: str, **model) -> Path:
         config.data.corpora.robot = base.corpus(str(corpus))
     config.data.num_frames = model.pop("num_frames", 1)
     config.data.history_seconds = 1.0 if config.data.num_frames > 1 else 0.0
+    target = model.pop("target", None)  # settings of another head than of tokens
+    config.data.action_horizon = model.pop("action_horizon", 1)
+    config.evaluation.execution_horizon = model.pop("execution_horizon", 1)
     statistics = model.pop("state", None)
     config.model = base.policy_model(**{f"{head}_vocab": 8})
     config.model.state.enabled = statistics is not None
+    if target:
+        config.model.targets = ConfigDict({head: target})
     config.model.update(
         {"text_vocab": 320, "text_length": 24, "dim": 32, "depth": 2, "heads": 4, "head_dim": 8}
     )
@@ -67,7 +74,9 @@ def make_policy(out: Path, head: str, **model) -> Path:
     assets = {TOKENIZER: tokenizer()}
     if statistics:
         assets[STATISTICS] = statistics.to_json()
-    if head == "action":
+    if target:
+        assets["action_statistics.json"] = ACTIONS.to_json()
+    elif head == "action":
         assets[CODEC] = BINS.to_json()
     else:
         config.code_length = 3

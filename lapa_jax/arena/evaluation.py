@@ -82,7 +82,7 @@ def evaluate(
     if options.server:
         return _with(address(options.server), spec, tasks, python, settings, options, how, out)
     log = out / "server.log"
-    served = dict(workers=options.workers, image_keys=options.image_keys)
+    served = dict(workers=options.workers, image_keys=options.image_keys, real_time=bool(how.delay))
     with server.started(options.workdir, log, seconds=options.start_seconds, **served) as url:
         return _with(url, spec, tasks, python, settings, options, how, out)
 

@@ -20,7 +20,13 @@ _CODE = (
 
 @contextlib.contextmanager
 def started(
-    workdir: str, log: Path, *, workers: int, image_keys: Sequence[str], seconds: float
+    workdir: str,
+    log: Path,
+    *,
+    workers: int,
+    image_keys: Sequence[str],
+    seconds: float,
+    real_time: bool = False,
 ) -> Iterator[str]:
     """The address of `lapa serve --workdir WORKDIR`, which compiles batches of up to `workers`
     observations. Raises RuntimeError with the server's own words where it does not start."""
@@ -28,6 +34,7 @@ def started(
     flags = ["--workdir", workdir, "--port", "0", "--requests_per_second", "0"]
     flags += ["--batch_sizes", ",".join(map(str, sizes))]
     flags += ["--image_keys", ",".join(image_keys)] if image_keys else []
+    flags += ["--real_time"] if real_time else []
     with open(log, "ab") as file:
         before = file.tell()
         command = [sys.executable, "-c", _CODE, "serve", *flags]

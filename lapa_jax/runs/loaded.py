@@ -269,9 +269,9 @@ class LoadedPolicy(Model):
         same for all examples: an answer is a function of the observation and the seed. `state`: the
         robot's, float (S,) or (B, S) in the units of the data, for a policy that sees it.
         `going_on`: of real-time chunking (envs/execution.py), with a head `flow`: the actions that
-        the answer is to follow, (n, action_dim) or (B, n, action_dim), and their weights (n,).
-        Raises ValueError for an image of another size or dtype, a state of another width, and an
-        instruction of more than `model.text_length` tokens."""
+        the answer is to follow, (n, action_dim) or (B, n, action_dim), and their weights (n,),
+        or (B, n). Raises ValueError for an image of another size or dtype, a state of another
+        width, and an instruction of more than `model.text_length` tokens."""
         self.stage.check_sampling(temperature, top_k)
         if self.stage.head.draws:
             seed = seed or 0
@@ -309,7 +309,7 @@ class LoadedPolicy(Model):
             raise ValueError(f"the head {head.name!r} cannot follow an answer before: only 'flow'")
         before, weights = np.asarray(before, np.float32), np.asarray(weights, np.float32)
         wanted = (*examples, head.horizon, head.describe()["dim"])
-        if before.shape != wanted or weights.shape != wanted[-2:-1]:
+        if before.shape != wanted or weights.shape not in (wanted[-2:-1], wanted[:-1]):
             raise ValueError(
                 f"going_on is of shapes {list(before.shape)} and {list(weights.shape)}: this "
                 f"policy's actions are {list(wanted)}, and weights {list(wanted[-2:-1])}"

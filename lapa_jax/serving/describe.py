@@ -5,6 +5,7 @@ from typing import Any
 
 from absl import logging
 
+from lapa_jax.envs.execution import FOLLOWING
 from lapa_jax.runs.loaded import LoadedPolicy, LoadedQuantizer
 from lapa_jax.serving import fields
 from lapa_jax.serving.messages import Reader
@@ -35,7 +36,11 @@ def metadata(
             "instruction": list(fields.TEXTS),
             # the robot's, in the units of training; None: it is not looked at
             "state": stage.state.describe(list(reader.state_names)) if stage.state else None,
-            "optional": ["picture"],  # other keys are not looked at
+            "optional": [  # other keys are not looked at
+                "picture",
+                *((fields.HORIZON, fields.EXECUTED, fields.RATE) if reader.horizon else ()),
+                *(FOLLOWING if reader.follows else ()),
+            ],
         },
         "resizing": reader.resizing,
         "text_length": policy.config.model.text_length,  # tokens

@@ -49,7 +49,7 @@ class Engine:
     """`predict` and `picture` are of one event loop, in which `run` runs; the rest is its thread's.
 
     quantizer: decodes a latent policy's z to a picture; of the policy's image size. seed: of the
-    noise that some heads begin every answer with.
+    noise that some heads begin every answer with. real_time: answers may follow the one before.
     """
 
     def __init__(
@@ -61,11 +61,13 @@ class Engine:
         batch_sizes: Sequence[int] = BATCH_SIZES,
         max_waiting: int = 256,
         seed: int = 0,
+        real_time: bool = False,
     ):
         if list(batch_sizes) != sorted(set(batch_sizes)) or batch_sizes[0] < 1:
             raise ValueError(f"--batch_sizes {list(batch_sizes)} must ascend from 1 or more")
         self.policy, self.quantizer, self.metrics = policy, quantizer, metrics
         self.batch_sizes, self.max_waiting = tuple(batch_sizes), max_waiting
+        self.real_time = real_time
         self.drawn_by = {"seed": seed} if policy.stage.head.draws else {}
         self.ready, self.stopping, self.busy = asyncio.Event(), False, False
         self.failed: Exception | None = None  # of compiling
@@ -80,7 +82,7 @@ class Engine:
     def status(self) -> str:
         if self.stopping:
             return "stopping"
-        programs = len(self.batch_sizes) + (self.quantizer is not None)
+        programs = len(self.batch_sizes) * (1 + self.real_time) + (self.quantizer is not None)
         compiling = f"compiling: {self._compiled} of {programs} programs"
         return "ok" if self.ready.is_set() else compiling
 
@@ -90,9 +92,16 @@ class Engine:
         stage = self.policy.stage
         images = np.zeros((stage.num_images, *self.policy.image_size, 3), np.uint8)
         own = np.zeros(stage.state.dim, np.float32) if stage.state else None
-        for size in self.batch_sizes:
-            await self._call(self._compute, [Observation(images, "", state=own)] * size)
-            self._compiled += 1
+        alone = Observation(images, "", state=own)
+        kinds = [alone]
+        if self.real_time:
+            head = stage.head
+            before = np.zeros((head.horizon, head.describe()["dim"]), np.float32)
+            kinds += [dataclasses.replace(alone, going_on=(before, before[:, 0]))]
+        for one in kinds:
+            for size in self.batch_sizes:
+                await self._call(self._compute, [one] * size)
+                self._compiled += 1
         if self.quantizer:
             z = np.zeros(self.quantizer.code_length, np.int32)
             await self._call(self._decode, images[-1], z)
@@ -216,7 +225,12 @@ class Engine:
             images = images[:, 0]
         own = np.stack([one.state for one in padded]) if self.policy.stage.state else None
         texts = [one.instruction for one in padded]
-        return jax.device_get(self.policy.predict(images, texts, state=own, **self.drawn_by))
+        options = dict(self.drawn_by)
+        if following := [one.going_on for one in padded if one.going_on]:
+            nothing = jax.tree.map(np.zeros_like, following[0])  # the weights of the others are 0
+            each = [one.going_on or nothing for one in padded]
+            options["going_on"] = tuple(np.stack(x) for x in zip(*each, strict=True))
+        return jax.device_get(self.policy.predict(images, texts, state=own, **options))
 
     def _decode(self, frame: np.ndarray, z: np.ndarray) -> np.ndarray:
         found = jax.device_get(self.quantizer.decode(frame[None], z[None]))[0]

@@ -8,6 +8,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+# What a client may say of how it acts: another one than the policy's is refused.
+HORIZON, EXECUTED, RATE = "prediction_horizon", "execution_horizon", "control_hz"
 # The image of openpi's (LIBERO), OpenVLA's and OpenVLA-OFT's clients; others are named by a flag.
 OFT_IMAGE = "full_image"
 IMAGES = ("image", "observation/image", OFT_IMAGE)
@@ -33,6 +35,12 @@ def find(sent: Mapping[str, Any], names: Sequence[str], what: str) -> Any:
     needed = repr(names[0]) if len(names) == 1 else f"one of {list(names)}"
     given = f"both {list(found)} were sent" if found else f"the keys sent are {_keys(sent)}"
     raise NotSent(f"{what}: the policy needs {needed}, and {given}")
+
+
+def maybe(sent: Mapping[str, Any], name: str) -> Any:
+    """The field of this name; None where it was not sent."""
+    found = _get(sent, name)
+    return None if found is _MISSING else found
 
 
 def _get(sent: Any, name: str) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
+from lapa_jax.envs.execution import FOLLOWING
 from lapa_jax.serving import fields, images
 from lapa_jax.serving.limits import Limits, Refused
 
@@ -40,6 +41,8 @@ class Observation:
     encoded: bool = False  # whether the JSON came in a JSON string: OpenVLA's "encoded"
     unnorm_key: str = ""  # of OpenVLA's clients; a policy has one set of units
     state: np.ndarray | None = None  # float32 (S,), where the policy sees the robot's
+    # Of real-time chunking: actions float32 (n, A) that the answer is to follow, weights (n,)
+    going_on: tuple[np.ndarray, np.ndarray] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +61,9 @@ class Reader:
 
     image_keys: the name of each camera's images, in the order of training; (): all images are in
     the one field that has a name of `fields.IMAGES`. state_dim: numbers of the robot's state, 0 of
-    a policy that does not see it; state_key: its name; "": one of `fields.STATES`.
+    a policy that does not see it; state_key: its name; "": one of `fields.STATES`. horizon: actions
+    of an answer, 0 of a policy that does not act; control_hz: of them, 0.0: unknown; follows: their
+    dimensions, where answers can follow the one before, else 0.
     """
 
     image_size: tuple[int, int]
@@ -69,6 +74,9 @@ class Reader:
     limits: Limits
     state_dim: int = 0
     state_key: str = ""
+    horizon: int = 0
+    control_hz: float = 0.0
+    follows: int = 0
 
     def __post_init__(self):
         if self.image_keys and len(self.image_keys) != self.num_cameras:
@@ -135,6 +143,8 @@ class Reader:
             own = fields.find(message, self.state_names, "state") if self.state_dim else None
         except fields.NotSent as error:
             raise Refused(422, str(error)) from error
+        if self.horizon:
+            self._check_horizons(message)
         form = "array" if all(isinstance(one, Array) for one in sent) else "plain"
         if form == "array" and fields.OFT_IMAGE in message:
             form = "arrays"
@@ -146,7 +156,49 @@ class Reader:
             form,
             unnorm_key=unnorm_key if isinstance(unnorm_key, str) else "",
             state=_state(own, self.state_dim) if self.state_dim else None,
+            going_on=self._going_on(message),
         )
+
+    def _check_horizons(self, message: dict) -> None:
+        """Refuses a client that acts otherwise than the policy, as far as it says how."""
+        given = fields.maybe(message, fields.HORIZON)
+        if given is not None and (type(given) is not int or given != self.horizon):
+            raise Refused(
+                422, f"{fields.HORIZON} {_shown(given)}: this policy's answers hold {self.horizon}"
+            )
+        given = fields.maybe(message, fields.EXECUTED)
+        if given is not None and (type(given) is not int or not 1 <= given <= self.horizon):
+            raise Refused(
+                422,
+                f"{fields.EXECUTED} {_shown(given)}: it must be from 1 to {self.horizon}, the "
+                "actions of an answer",
+            )
+        given = fields.maybe(message, fields.RATE)
+        if given is not None and self.control_hz:
+            known = type(given) in (int, float) and abs(given) < 1e9
+            if not known or not math.isclose(given, self.control_hz, rel_tol=0.02):
+                raise Refused(
+                    422,
+                    f"{fields.RATE} {_shown(given)}: this policy acts at {self.control_hz:g} Hz",
+                )
+
+    def _going_on(self, message: dict) -> tuple[np.ndarray, np.ndarray] | None:
+        sent = [fields.maybe(message, name) for name in FOLLOWING]
+        if all(one is None for one in sent):
+            return None
+        if not self.follows:
+            raise Refused(
+                422,
+                f"{FOLLOWING[0]}: answers follow no answer before: that takes a policy whose "
+                "head is flow, served with --real_time",
+            )
+        shapes = (self.horizon, self.follows), (self.horizon,)
+        found = []
+        for name, one, shape in zip(FOLLOWING, sent, shapes, strict=True):
+            if not isinstance(one, Array):
+                raise Refused(422, f"{name} must be an array of {list(shape)}")
+            found.append(_numbers(_values(one), shape, name))
+        return found[0], found[1]
 
     def _images(self, sent: list[Any]) -> np.ndarray:
         """uint8 (frames * cameras, H, W, 3), of each frame one by every camera."""
@@ -192,18 +244,30 @@ def _state(sent: Any, dim: int) -> np.ndarray:
         values = np.array(sent, np.float64) if _fit_float(sent) else np.full(len(sent), np.inf)
     else:
         raise Refused(422, f"state is a {type(sent).__name__}, not an array or a list of numbers")
-    if values.dtype.kind not in "fiu":
-        raise Refused(422, f"state has dtype {values.dtype}, not numbers")
-    if values.shape != (dim,):
+    if values.shape != (dim,) and values.dtype.kind in "fiu":
         raise Refused(
             422, f"state has shape {list(values.shape)}: the policy was trained with {dim} numbers"
         )
+    return _numbers(values, (dim,), "state")
+
+
+def _numbers(values: np.ndarray, shape: tuple[int, ...], what: str) -> np.ndarray:
+    """float32 of this shape, all finite."""
+    if values.dtype.kind not in "fiu":
+        raise Refused(422, f"{what} has dtype {values.dtype}, not numbers")
+    if values.shape != shape:
+        raise Refused(422, f"{what} has shape {list(values.shape)}, not {list(shape)}")
     with np.errstate(over="ignore"):
         values = values.astype(np.float32)
     if not np.isfinite(values).all():
         place = int(np.argmin(np.isfinite(values)))
-        raise Refused(422, f"number {place} of the state is not finite")
+        raise Refused(422, f"number {place} of the {what} is not finite")
     return values
+
+
+def _shown(value: Any) -> str:
+    """Of what may be anything."""
+    return repr(value)[:40] if isinstance(value, int | float | str) else type(value).__name__
 
 
 def _fit_float(numbers: list) -> bool:

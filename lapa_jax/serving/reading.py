@@ -154,6 +154,8 @@ def _pack(found: Observation) -> bytes:
     plain = vars(found) | {"images": found.images.tobytes(), "shape": found.images.shape}
     if found.state is not None:
         plain["state"] = found.state.tobytes()
+    if found.going_on is not None:
+        plain["going_on"] = [part.tobytes() for part in found.going_on]
     return msgpack.packb(plain, unicode_errors="backslashreplace")
 
 
@@ -167,4 +169,7 @@ def _observation(reply: bytes) -> Observation:
     images = np.frombuffer(found.pop("images"), np.uint8).reshape(shape)
     if found["state"] is not None:
         found["state"] = np.frombuffer(found["state"], np.float32)
+    if found["going_on"] is not None:
+        actions, weights = (np.frombuffer(part, np.float32) for part in found["going_on"])
+        found["going_on"] = actions.reshape(len(weights), -1), weights
     return Observation(images, **found)

@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import uvicorn
@@ -74,6 +75,7 @@ def build(args: argparse.Namespace, limits: Limits) -> Server:
         limits=limits,
         state_dim=policy.stage.state.dim if policy.stage.state else 0,
         state_key=args.state_key,
+        **_acts(policy, args),
     )
     metadata = describe.metadata(
         policy,
@@ -92,8 +94,21 @@ def build(args: argparse.Namespace, limits: Limits) -> Server:
         batch_sizes=args.batch_sizes,
         max_waiting=limits.waiting,
         seed=args.seed,
+        real_time=bool(reader.follows),
     )
     return Server(engine, Readers(reader), metadata, limits, metrics)
+
+
+def _acts(policy: loaded.LoadedPolicy, args: argparse.Namespace) -> dict[str, Any]:
+    """What a reader must know of how the policy acts."""
+    head = policy.stage.head
+    if args.real_time and not head.guided:
+        logging.warning("--real_time: the head %r is not guided by the answer before", head.name)
+    if not head.acts:
+        return {}
+    follows = head.describe()["dim"] if args.real_time and head.guided else 0
+    rate = args.control_hz or policy.control_hz
+    return {"horizon": head.horizon, "control_hz": rate, "follows": follows}
 
 
 def bind(host: str, port: int, seconds: float) -> socket.socket:

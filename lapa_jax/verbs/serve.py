@@ -54,10 +54,12 @@ def parser() -> argparse.ArgumentParser:
     add("--batch_sizes", type=_numbers, default=BATCH_SIZES, help="compiled, e.g. 1,4,16")
     add("--action_names", type=_words, default=(), help="of each dimension, e.g. x,y")
     add("--action_units", type=_words, default=(), help="of each dimension, e.g. m,m")
-    text = "actions a second; 0: as the run's config says, if it does"
+    text = "actions a second; 0: that of the run's data, where it is known"
     add("--control_hz", type=flags.number(float, "[0, 1e4]"), default=0.0, help=text)
     text = "of the noise that heads like flow begin every answer with"
     add("--seed", type=flags.number(int, "[0, 4294967295]"), default=0, help=text)
+    text = "of a head flow also answers that follow the one before; all is compiled twice"
+    add("--real_time", action="store_true", help=text)
     add("--compile_cache", default="", help="a folder that keeps compiled programs")
     flags.add(parser, Limits)
     return parser

@@ -65,14 +65,18 @@ def running(server: start.Uvicorn, bound: socket.socket) -> Iterator[Served]:
 def serving_nothing(seconds: float = 0.0, **limits: float) -> Iterator[Served]:
     """A server whose policy, of two actions, takes so long and answers the mean of its image."""
 
-    def predict(images: np.ndarray, texts: Sequence[str]) -> loaded.Prediction:
+    def predict(images: np.ndarray, texts: Sequence[str], state: None) -> loaded.Prediction:
         time.sleep(seconds)
         means = images.reshape(len(images), -1).mean(1, dtype=np.float32)
         return loaded.Prediction(np.stack([means, means], 1), None)
 
-    head = SimpleNamespace(reply=lambda values, probabilities: {"a": values})
+    head = SimpleNamespace(draws=False, reply=lambda values, probabilities: {"a": values})
     stage = SimpleNamespace(
-        num_images=1, num_cameras=1, head=head, layout=SimpleNamespace(text=lambda text: None)
+        num_images=1,
+        num_cameras=1,
+        head=head,
+        state=None,
+        layout=SimpleNamespace(text=lambda text: None),
     )
     policy = SimpleNamespace(stage=stage, image_size=SIZE, predict=predict)
     found = Limits(**{"requests_per_second": 0, **limits})
