@@ -126,6 +126,11 @@ class PolicyStage(Stage):
                     f"model.targets.{head.modality} has no tokens that {self.heads[-1].modality}, "
                     "which comes after it, could see: it must be the last"
                 )
+        if config.model.legacy and any(head.beside for head in self.heads):
+            raise ValueError(
+                "model.legacy=True: the original's rows end with marks, which a head beside the "
+                "backbone would see in training alone"
+            )
         self.layout = (LegacyLayout if config.model.legacy else Layout)(
             self.tokenizer,
             slots=[Slots(h.modality, h.num_slots, h.next_token) for h in self.heads],

@@ -131,11 +131,14 @@ def test_slots_of_a_block_see_each_other_and_no_other_example(tiny_data):
     changed = np.abs(outputs(last) - outputs(batch["tokens"])).max(axis=-1) > 1e-6
     assert changed.tolist() == [[True] * HORIZON + [False] * HORIZON]
     # An action that is not known does not count.
-    loss = jax.jit(lambda targets: stage.loss(params, variables, targets, jax.random.key(0))[0])
-    other = batch["action_targets"].copy()
-    (hidden,) = np.flatnonzero(~batch["action_mask"][0])
-    other[0, hidden] += 9.0
-    assert float(loss(batch)) == float(loss(batch | {"action_targets": other}))
+    loss = jax.jit(lambda targets: stage.loss(params, variables, targets, jax.random.key(0))[:2])
+    mean, metrics = loss(batch)
+    mask = batch["action_mask"]
+    error = np.abs(outputs(batch["tokens"]) - batch["action_targets"])[mask]
+    assert metrics["loss_weight"] == 2 * HORIZON - 1 == len(error)
+    np.testing.assert_allclose(mean, error.mean(), rtol=1e-5)
+    other = np.where(mask[..., None], batch["action_targets"], 9.0)
+    assert float(mean) == float(loss(batch | {"action_targets": other})[0])
 
 
 def flow_stage(tiny_data, **settings):
@@ -331,6 +334,23 @@ def test_what_cannot_be_is_named(tiny_data):
     assets = {TOKENIZER: tokenizer(), "latent_statistics.json": STATISTICS, CODEC: BINS.to_json()}
     with pytest.raises(ValueError, match="targets.latent has no tokens that action, which comes"):
         stages.build(config, assets)
+    with pytest.raises(ValueError, match="model.legacy=True: the original's rows end with marks"):
+        stage_of("flow", tiny_data, model__legacy=True)
+    for settings, message in (
+        (dict(depth=1), "depth=1: an expert has the layers of the backbone, model.depth=2"),
+        (dict(dim=15), "dim=15 must be even"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            stage_of("flow", tiny_data, settings=FLOW | settings)
+    (head,) = stage_of("chunk", tiny_data).heads
+    action = np.zeros((2, HORIZON, 2), np.float32)
+    for wrong, message in (
+        (action[:, :2], r"action of shape \[2, 2\]: data.action_horizon is 3"),
+        (action[..., :1], r"action of shape \[3, 1\]: .* statistics are of 2 numbers"),
+        (action * np.nan, "action: value nan of dimension 0 is not finite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            head.rows({"action": wrong, "action_mask": np.ones(wrong.shape[:2], bool)})
     with config.unlocked():
         config.model.targets = ConfigDict()
     stage = stages.build(config, {TOKENIZER: tokenizer()})

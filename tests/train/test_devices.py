@@ -6,7 +6,9 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from ml_collections import ConfigDict
 
+from experiments import base
 from lapa_jax import train
 from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.parallel.sharding import PRESETS
@@ -30,6 +32,7 @@ CASES = [
     *(("latent_pretraining", preset) for preset in MESHES),
     ("quantizer", "zero_tp"),
     ("action_finetuning", "fsdp_tp"),
+    ("flow", "fsdp_tp_sp"),
     ("teacher", "fsdp_tp"),
 ]
 # Float32; the order of sums differs between meshes.
@@ -49,7 +52,13 @@ def run(tiny_data, tmp_path_factory):
         workdir = tmp_path_factory.mktemp(f"{stage}-{preset}")
         sizes = dict(data=1, fsdp=1, seq=1, tensor=1) | sizes
         count = int(np.prod(list(sizes.values())))
-        config = tiny.config(stage, tiny_data, mesh__preset=preset)
+        name = "action_finetuning" if stage == "flow" else stage
+        config = tiny.config(name, tiny_data, mesh__preset=preset)
+        if stage == "flow":
+            with config.unlocked():
+                config.data.action_horizon = 3
+                flow = base.head("flow", dim=16, mlp_dim=24, conditioning="adaptive")
+                config.model.targets = ConfigDict({"action": flow})
         if preset == "zero":
             config.model.unroll = 0  # gathers the layers apart
         held, traces = [], []

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+from ml_collections import ConfigDict
 
 from experiments import base
 from lapa_jax import train
@@ -81,13 +82,16 @@ def test_sigterm_and_sigkill_in_a_process_of_its_own(tiny_data, tmp_path):
 
 
 def test_restart_of_a_policy_with_moving_average(tiny_data, tmp_path, monkeypatch):
-    """A policy that sees augmented images, in process: once by a signal, once by an error in the
-    middle of an interval, and then for longer than it was to train at first."""
+    """A policy that sees augmented images and learns from noise, in process: once by a signal, once
+    by an error in the middle of an interval, then for longer than it was to train at first."""
     changes = dict(steps=STEPS, checkpoint__every_steps=5, optimizer__ema_decay=0.9)
     changes |= dict(optimizer__schedule="warmup_constant")  # the same, whatever the steps
     config = tiny.config("action_finetuning", tiny_data, **changes)
     with config.unlocked():
         config.data.augment = base.augment("crop_and_colour")
+        config.data.action_horizon = 3
+        flow = base.head("flow", dim=16, mlp_dim=24)
+        config.model.targets = ConfigDict({"action": flow})
     longer, config = config, config.copy_and_resolve_references()
     with config.unlocked():
         config.steps = 15
