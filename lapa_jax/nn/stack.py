@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from lapa_jax.nn.module import AXES, Tree, flatten, unflatten
@@ -102,7 +103,7 @@ class Stack(nnx.Module):
         Each layer runs `method(carry, *shared)` → carry, or, given `per_layer` (a pytree with a
         leading layer axis), `method(carry, *shared, slice)` → (carry, out). Unless stacked,
         `per_layer` and the second outputs are sequences, and nothing is rematerialised. Of a stack
-        that is `apart`, without `per_layer`, `last(layer, carry)` is what the last layer does.
+        that is `apart`, `last(layer, carry)` is what the last layer does, and gives the same.
         """
         if not self.stacked:
             return self._one_by_one(carry, shared, per_layer, method, last)
@@ -126,21 +127,26 @@ class Stack(nnx.Module):
         if last is None:
             unroll = min(self.unroll, self.depth)
             return jax.lax.scan(body, carry, (state, per_layer), length=self.depth, unroll=unroll)
-        before, own = (jax.tree.map(lambda x, i=i: x[i], state) for i in (slice(-1), -1))
-        carry, _ = jax.lax.scan(body, carry, (before, None), length=self.depth - 1, unroll=True)
-        return final(carry, own), None
+        given = (state, per_layer)
+        before, (own, _) = (jax.tree.map(lambda x, i=i: x[i], given) for i in (slice(-1), -1))
+        carry, outs = jax.lax.scan(body, carry, before, length=self.depth - 1, unroll=True)
+        if per_layer is None:
+            return final(carry, own), None
+        carry, out = final(carry, own)
+        return carry, jax.tree.map(lambda x, y: jnp.concatenate([x, y[None]]), outs, out)
 
     def _one_by_one(self, carry, shared, per_layer, method, last):
         outs = []
         for i in range(self.depth):
             function = getattr(self.layers[_number(i)], method)
             if last is not None and i == self.depth - 1:
-                carry = last(self.layers[_number(i)], carry)
+                found = last(self.layers[_number(i)], carry)
             elif per_layer is None:
-                carry = function(carry, *shared)
+                found = function(carry, *shared)
             else:
-                carry, out = function(carry, *shared, per_layer[i])
-                outs.append(out)
+                found = function(carry, *shared, per_layer[i])
+            carry, out = (found, None) if per_layer is None else found
+            outs += [] if per_layer is None else [out]
         return carry, outs
 
 

@@ -131,6 +131,9 @@ class Layer(nnx.Module):
     def __call__(self, x_BTD: jax.Array, tables, segments_BT, blocks_BT) -> jax.Array:
         return self.prefill(x_BTD, tables, segments_BT, blocks_BT, None)[0]
 
+    def keys_and_values(self, x_BTD, tables) -> tuple[jax.Array, jax.Array]:
+        return self.attention.heads(self.attention_norm(x_BTD), tables)[1:]
+
     def prefill(self, x_BTD, tables, segments_BT, blocks_BT, _):
         """As a call, and returns this layer's (keys, values)."""
         q, k, v = self.attention.heads(self.attention_norm(x_BTD), tables)
@@ -258,7 +261,7 @@ class VLA(nnx.Module):
         given_all = bool(asked) and all(at is not None for at in asked)
         found = {}
         if of_beside or pulled:
-            x, context, seen = self._context(*given, *of_beside, pulled=pulled)
+            x, context, seen = self._context(*given, *of_beside, pulled=pulled, alone=not asked)
             found = {m: self.heads[m](y).astype(jnp.float32) for m, y in seen.items()}
             found |= {m: self.heads[m](values, context) for m, values in of_beside.items()}
             chosen = [x if at is None else take(x, at) for at in asked]
@@ -281,9 +284,11 @@ class VLA(nnx.Module):
         blocks_BT,
         *heads: str,
         pulled: Mapping[str, jax.Array] | None = None,
+        alone: bool,
     ) -> tuple[jax.Array, Context, dict[str, jax.Array]]:
         """(hidden states, what these heads see of the backbone, and what those that are pulled see
-        at their slots)."""
+        at their slots). Where the former are `alone`, nobody reads the hidden states unless one of
+        them does."""
         wanted = {self.beside[name] for name in heads}
         given = (x_BTD, positions_BT, segments_BT, blocks_BT)
         kv, seen = None, {}
@@ -293,7 +298,8 @@ class VLA(nnx.Module):
                 ((name, slots_Bn),) = pulled.items()
                 x, out = self._run(*given, slots_Bn, **of_layers, method="watched")
             else:
-                x, out = self._run(*given, **of_layers, method="prefill")
+                only = alone and wanted == {"layers"} and self.backbone.apart
+                x, out = self._run(*given, **of_layers, method="prefill", only_keys=only)
             if isinstance(out, list):  # of layers that are apart
                 out = jax.tree.map(lambda *of_layers: jnp.stack(of_layers), *out)
             kv = out
@@ -339,16 +345,24 @@ class VLA(nnx.Module):
         return jnp.where(jnp.isin(modality_BT, jnp.array(self.blocks)), modality_BT, 0)
 
     def _run(
-        self, x_BTD, positions_BT, *shared, only_Bn: jax.Array | None = None, **options
+        self,
+        x_BTD,
+        positions_BT,
+        *shared,
+        only_Bn: jax.Array | None = None,
+        only_keys: bool = False,
+        **options,
     ) -> tuple[jax.Array, Any]:
         """The backbone: embeddings → hidden states before the last norm, at these slots only where
-        they are given."""
+        they are given; `only_keys`: the last layer gives its keys and values alone."""
         x = constrain(x_BTD, "batch", "length", "embed")
         config = self.config
         rounded = dtype_of(config.compute_dtype) if config.legacy else jnp.float32
         tables = rope_tables(positions_BT, config.head_dim, config.rope_theta, rounded)
         if only_Bn is not None:
             options["last"] = lambda layer, x: layer.at(x, only_Bn, tables, *shared)
+        elif only_keys:
+            options["last"] = lambda layer, x: (x, layer.keys_and_values(x, tables))
         return self.backbone(x, tables, *shared, **options)
 
     def _head(self, hidden_BnD: jax.Array, name: str) -> jax.Array:
@@ -373,7 +387,7 @@ class VLA(nnx.Module):
         """What a head beside the backbone sees of prompts."""
         x = self.embed(tokens_BT, modality_BT, images_BNHWC, fed)
         given = (x, positions(segments_BT), segments_BT, self._blocks(modality_BT))
-        return self._context(*given, head)[1]
+        return self._context(*given, head, alone=True)[1]
 
     def beside_it(self, values: Any, context: Context, head: str) -> Any:
         """What the module of such a head makes of these values."""
