@@ -141,8 +141,9 @@ def test_slots_of_a_block_see_each_other_and_no_other_example(tiny_data):
     assert float(mean) == float(loss(batch | {"action_targets": other})[0])
 
 
-def flow_stage(tiny_data, **settings):
+def flow_stage(tiny_data, unroll=1, **settings):
     given = dict(settings=FLOW | settings, model__examples_per_row=2, global_batch=2)
+    given["model__unroll"] = unroll
     return stage_of("flow", tiny_data, **given)
 
 
@@ -162,7 +163,7 @@ OTHER = dict(form="head", depth=1, conditioning="adaptive", convention="noise_is
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, OTHER], ids=["expert", "head"])
 def test_what_flows_sees_in_training_what_it_sees_when_it_acts(changes, tiny_data):
-    stage = flow_stage(tiny_data, **changes)
+    stage, acting = (flow_stage(tiny_data, unroll, **changes) for unroll in (1, 0))
     params, variables = stage.init(jax.random.key(0))
     rng = np.random.default_rng(0)  # gates are 0 at first
     params = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(x.dtype), params)
@@ -175,15 +176,15 @@ def test_what_flows_sees_in_training_what_it_sees_when_it_acts(changes, tiny_dat
 
     @jax.jit
     def velocities(time, values):
-        def call(method, rows, images, *given, **named):
+        def call(model, method, rows, images, *given, **named):
             rows = [rows[name] for name in ("tokens", "modality", "segments")]
             given = (params, variables, method, *rows, images, *given)
-            return stage.model.apply(*given, **named)[0]
+            return model.apply(*given, **named)[0]
 
         fed = Fed(time, {"action": values})
         named = dict(slots={"action": None}, fed={"action": fed})
-        packed = call("outputs", batch, batch["images"], **named)["action"]["action"]
-        context = call("context", prompts, columns["frames"], "action")
+        packed = call(stage.model, "outputs", batch, batch["images"], **named)["action"]["action"]
+        context = call(acting.model, "context", prompts, columns["frames"], "action")
         apart = Fed(time.reshape(2, 1), {"action": values.reshape(2, HORIZON, 2)})
         given = (params, variables, "beside_it", apart, context, "action")
         return packed, stage.model.apply(*given)[0]["action"]
