@@ -17,7 +17,10 @@ _UNITS = {
     "mm": ("mm", "millimetre", "millimetres", "millimeter", "millimeters"),
     "rad": ("rad", "radian", "radians"),
     "deg": ("deg", "degree", "degrees"),
+    "inch": ("inch", "inches"),
+    "foot": ("ft", "foot", "feet"),
 }
+_SIDE = 4096  # pixels, as of --image_size
 _NAMES = ("observation/image", "observation/wrist_image")  # openpi's LIBERO client's
 
 
@@ -26,6 +29,7 @@ def cameras(spec: EnvSpec, metadata: Mapping[str, Any], wanted: Sequence[str]) -
     if unknown := [name for name in wanted if name not in spec.views]:
         raise ValueError(f"--cameras: {spec.name} has no {unknown}; it has {', '.join(spec.views)}")
     frames, images = _said(metadata, "num_frames", int), _said(metadata, "images", int)
+    images = images if images and images > 0 else None  # it means something else by that name
     if frames not in (None, 1):
         raise ValueError(
             f"--server: its policy sees {frames} frames of the past, and here it is sent the "
@@ -75,6 +79,11 @@ def image_size(
     """Height and width of what is rendered."""
     theirs = tuple(_said(metadata, "image_size", list) or ())
     theirs = theirs if len(theirs) == 2 and all(type(n) is int and n > 0 for n in theirs) else ()
+    if max(theirs, default=0) > _SIDE and not wanted:
+        raise ValueError(
+            f"--server: its policy takes images of {theirs[0]} x {theirs[1]} pixels, and at most "
+            f"{_SIDE} a side are drawn: --image_size is another size"
+        )
     if len(wanted) > 2:
         raise ValueError(f"--image_size {','.join(map(str, wanted))}: a side, or height,width")
     size = tuple(wanted) * 2 if len(wanted) == 1 else tuple(wanted)
@@ -154,8 +163,20 @@ def _said(metadata: Mapping[str, Any], name: str, kind: Any) -> Any:
 
 def _unit(text: str) -> str | None:
     """Of what is said of a unit, the unit, where it is one of those that are mistaken."""
-    number, first = re.match(r"([\d.]+ )?([a-z]*)", text.lower()).groups("")
-    return next((number + unit for unit, names in _UNITS.items() if first in names), None)
+    form = r"\s*([\d.]+ )?([a-z]*)(\s*/\s*s(?:ec(?:ond)?)?\b|\s+per\s+second\b)?"
+    number, first, speed = re.match(form, text.lower()).groups("")
+    found = next((number + unit for unit, names in _UNITS.items() if first in names), None)
+    return f"{found}/s" if found and speed else found
+
+
+def fields(spec: EnvSpec, how: Setup) -> None:
+    """ValueError where two things would be sent by one name, and one of them be lost."""
+    names = [*how.image_keys, *([how.state_key] if spec.state else []), how.prompt_key]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(
+            f"{', '.join(map(repr, twice))} is the name of two fields of what is sent: "
+            "--image_keys, --state_key and --prompt_key must be different"
+        )
 
 
 def trial(spec: EnvSpec, policy: Policy, how: Setup) -> None:

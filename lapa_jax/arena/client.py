@@ -61,7 +61,9 @@ class Policy:
                 f"{url} is no WebSocket server ({_line(error)}): it must speak openpi's protocol"
             ) from error
         except TimeoutError as error:
-            raise ServerError(f"{url} does not answer within {start_seconds:g} s") from error
+            raise ServerError(
+                f"{url} does not answer within {start_seconds:g} s: --start_seconds gives it longer"
+            ) from error
         except OSError as error:
             raise ServerError(
                 f"{url}: no server there ({error.strerror or error}): start one (`lapa serve "
@@ -95,7 +97,7 @@ class Policy:
             try:
                 self._socket.send(data)
             except WebSocketException as error:
-                raise ServerError(f"{self.url} has closed the connection: {error}") from error
+                raise self._closed(error) from error
             answer = self._receive(end - time.monotonic(), "answer, --answer_seconds")
             if not isinstance(answer, str):
                 return self._actions(answer, dim)
@@ -114,11 +116,17 @@ class Policy:
                 f"{self.url} sends no {what} in time: {flag} gives it longer"
             ) from error
         except WebSocketException as error:
-            raise ServerError(f"{self.url} has closed the connection: {error}") from error
+            raise self._closed(error) from error
         except ValueError as error:
             raise ServerError(
                 f"{self.url} sends {error}: it must speak openpi's protocol"
             ) from error
+
+    def _closed(self, error: WebSocketException) -> ServerError:
+        return ServerError(
+            f"{self.url} has closed the connection ({error}): what it said itself tells why; the "
+            "same command goes on once it answers again"
+        )
 
     def _actions(self, answer: Any, dim: int) -> np.ndarray:
         if not isinstance(answer, dict) or "actions" not in answer:
@@ -142,9 +150,12 @@ class Policy:
                 f"{self.url}: its actions have {found.shape[1]} dimensions, the environment's "
                 f"{dim}: serve a policy of this environment (--list tells them)"
             )
-        if not np.isfinite(found).all():
-            raise ServerError(f"{self.url}: an action that is not finite: {found[0].tolist()}")
-        return found.astype(np.float32)
+        with np.errstate(over="ignore"):
+            taken = found.astype(np.float32)
+        if not np.isfinite(taken).all():
+            one = found[int(np.argmin(np.isfinite(taken).all(1)))]
+            raise ServerError(f"{self.url}: an action that is not finite: {one.tolist()}")
+        return taken
 
 
 def _line(error: BaseException) -> str:

@@ -118,6 +118,7 @@ def _with(
             follows=checks.follows(metadata, how),
             **{name: getattr(options, name) for name in _AS_THEY_ARE},
         )
+        checks.fields(spec, setup)
         checks.trial(spec, policy, setup)
     same = {k: v for k, v in dataclasses.asdict(setup).items() if k not in _MAY_DIFFER}
     said = same.pop("execution")  # in the folders of before there is `execute` alone

@@ -192,7 +192,12 @@ class Pool:
         if not worker.ready:
             self._unstarted += 1
             if self._unstarted >= _STARTS:
-                raise RuntimeError(f"{self.python} -m lapa_jax.arena.worker does not start: {why}")
+                mends = f" ({worker.log})"
+                if "ModuleNotFoundError" in why:
+                    mends = ": pip install numpy websockets msgpack there"
+                raise RuntimeError(
+                    f"{self.python} -m lapa_jax.arena.worker does not start: {why}{mends}"
+                )
         elif job:
             self._tries[job] += 1
             if not self._finished and self._tries.total() >= _IN_VAIN:

@@ -26,24 +26,23 @@ class Records:
         """settings: of JSON's types. ValueError where the folder is of other ones."""
         self.out, self.found = out, {}
         settings = json.loads(json.dumps(settings))
-        path = out / SETTINGS
-        if path.is_file():
-            _same(out, places.read_json(path, f"take another folder than {out}"), settings)
-        elif (out / EPISODES).exists():
-            raise ValueError(f"--out {out} has {EPISODES} and no {SETTINGS}: take another folder")
-        else:
-            storage.write_text(path, json.dumps(settings, indent=1) + "\n")
-        self._file = os.open(out / EPISODES, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        data = (out / EPISODES).read_bytes()
+        path, episodes = out / SETTINGS, out / EPISODES
+        data = episodes.read_bytes() if episodes.exists() else b""
         whole = data.rfind(b"\n") + 1
+        if not whole:  # there are none, of whatever settings
+            storage.write_text(path, json.dumps(settings, indent=1) + "\n")
+        elif path.is_file():
+            _same(out, places.read_json(path, f"take another folder than {out}"), settings)
+        else:
+            raise ValueError(f"--out {out} has {EPISODES} and no {SETTINGS}: take another folder")
+        self._file = os.open(episodes, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         if whole < len(data):  # a line that was being written when all ended
             os.ftruncate(self._file, whole)
         for number, line in enumerate(data[:whole].splitlines(), 1):
             one = _episode(line)
             if one is None:
                 raise ValueError(
-                    f"{out / EPISODES}: line {number} is no episode of this version: take another "
-                    "folder"
+                    f"{episodes}: line {number} is no episode of this version: take another folder"
                 )
             self.found[one["task"], one["number"]] = one
 

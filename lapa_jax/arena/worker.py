@@ -24,7 +24,7 @@ import numpy as np
 from data_pipelines.processes import end_with_parent
 from lapa_jax import envs
 from lapa_jax.arena.client import Policy, ServerError
-from lapa_jax.envs.env import Environment, EnvSpec
+from lapa_jax.envs.env import Environment, EnvSpec, NotWholeError
 from lapa_jax.envs.execution import FOLLOWING, Chunks, Execution
 
 BEAT_SECONDS = 0.2
@@ -116,12 +116,23 @@ def told(env: Environment, does: Any, how: Setup, job: Job, state: Any) -> str:
     """The instruction of an episode that starts in `state`."""
     if how.phrasings == "none":
         return ""
-    if how.phrasings == "shuffled":
-        others = [task for task in env.spec.tasks if task != job.task]
-        state = does.start(how.seed, others[job.number % len(others)], job.number)
-    known = env.phrasings("train" if how.phrasings == "shuffled" else how.phrasings)
-    states = state if env.spec.traceable else [state]
-    return env.instructions(states, known[job.number % len(known)])[0]
+
+    def said(state: Any, phrasing: int) -> str:
+        return env.instructions(state if env.spec.traceable else [state], phrasing)[0]
+
+    shuffled = how.phrasings == "shuffled"
+    known = env.phrasings("train" if shuffled else how.phrasings)
+    phrasing = known[job.number % len(known)]
+    if not shuffled:
+        return said(state, phrasing)
+    own = {said(state, number) for number in env.phrasings("all")}
+    others = [task for task in env.spec.tasks if task != job.task]
+    for i in range(len(others)):  # another task may be asked for by the same words
+        other = others[(job.number + i) % len(others)]
+        text = said(does.start(how.seed, other, job.number), phrasing)
+        if text not in own:
+            return text
+    raise ValueError(f"--phrasings shuffled: all tasks have the words of {job.task}")
 
 
 def episode(
@@ -223,9 +234,12 @@ def main() -> int:
         plain = {k: tuple(v) if isinstance(v, list) else v for k, v in how.env.items()}
         env = envs.make(plain)
         if why := env.available():
-            raise RuntimeError(why)
+            raise RuntimeError(f"{why} (this is {sys.executable})")
         does = callable_by_python(env, how)
         policy = Policy(how.server, how.answer_seconds, how.start_seconds)
+    except ModuleNotFoundError as error:
+        replies.send({"cannot": f"{error} in {sys.executable}: install it there (--python)"})
+        return 1
     except Exception as error:
         replies.send({"cannot": f"{error}"})
         return 1
@@ -235,6 +249,9 @@ def main() -> int:
             found = episode(env, does, policy, how, Job(**json.loads(line)), replies.beat)
         except ServerError as error:
             replies.send({"server": str(error)})
+            return 1
+        except NotWholeError as error:
+            replies.send({"cannot": str(error)})
             return 1
         replies.send({"done": found})
     return 0

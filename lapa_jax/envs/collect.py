@@ -24,7 +24,7 @@ from data_pipelines.rlds import schema
 from lapa_jax.envs import demonstrations
 from lapa_jax.envs.corpora import Corpora
 from lapa_jax.envs.demonstrations import Block, Plan, Try
-from lapa_jax.envs.env import Environment, Size, tasks_named, usable
+from lapa_jax.envs.env import Environment, NotWholeError, Size, tasks_named, usable
 from lapa_jax.envs.rollout import Episodes, collect_expert, render_states
 
 _RENDER_BATCH = 256  # frames per call of the renderer
@@ -107,8 +107,6 @@ def collect(
         )
     if tasks and env.spec.traceable:
         raise ValueError(f"--tasks: {env.spec.name} draws them; its flag is --families")
-    if len(set(tasks)) != len(tasks):
-        raise ValueError(f"tasks={list(tasks)} must be different ones (--tasks)")
     plan = Plan(
         env=usable(env),
         spec=_spec(env, (height, width), with_actions, with_language, with_state),
@@ -129,6 +127,8 @@ def collect(
             except executors.NeedsSettingError:
                 corpora.remove()  # it would end so again
                 raise
+            except NotWholeError as error:  # without the traces of another process
+                raise error.with_traceback(None) from None
         report = _report(corpora, resumed)
         corpora.publish(where)
     return report

@@ -13,12 +13,9 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-
-if TYPE_CHECKING:
-    pass
 
 OWN = "proprioception"  # in prompts of rollouts: what a robot knows of itself, at each question
 GOING_ON = "going_on"  # in prompts, too: what the last answer says of the steps from there on
@@ -99,6 +96,10 @@ class Environment(Protocol):
         of `training_keys`."""
 
 
+class NotWholeError(RuntimeError):
+    """Files of a simulator are missing or damaged; says what mends it. No other try helps."""
+
+
 def usable(env: Environment) -> Environment:
     """`env`, or RuntimeError that says why it cannot run here and what mends that."""
     if why := env.available():
@@ -175,6 +176,8 @@ def load_state(path: str | Path, kind: type[State]) -> State:
 
 def tasks_named(spec: EnvSpec, wanted: Sequence[str], flag: str = "--tasks") -> tuple[str, ...]:
     """`wanted`, or all tasks of the spec; ValueError lists the known ones."""
+    if len(set(wanted)) != len(wanted):
+        raise ValueError(f"{flag} {','.join(wanted)}: each task once")
     if unknown := [task for task in wanted if task not in spec.tasks]:
         raise ValueError(
             f"{flag}: {spec.name} has no task {unknown}; it has {', '.join(spec.tasks)}"

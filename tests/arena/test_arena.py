@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import threading
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -11,7 +12,7 @@ import stub
 import walk
 
 from lapa_jax import envs
-from lapa_jax.arena import evaluation, pool, records
+from lapa_jax.arena import evaluation, pool, records, worker
 from lapa_jax.verbs import evaluate
 
 EPISODES = 3  # of a call of `run`
@@ -148,6 +149,17 @@ BAD = {
         None,
         "x of its policy is in cm, that of toy in metres a step",
     ),
+    "inch": (
+        OURS | {"action": {"dim": 2, "units": ["inch", ""]}},
+        None,
+        "x of its policy is in inch",
+    ),
+    "speed": (
+        OURS | {"action": {"dim": 2, "units": ["m/s", ""]}},
+        None,
+        "x of its policy is in m/s",
+    ),
+    "pixels": (OURS | {"image_size": [5000, 8]}, None, "5000 x 8 pixels, and at most 4096 a side"),
     "rate": (OURS | {"control_hz": 5.0}, None, "acts at 5 Hz, toy at 10 Hz"),
     "cameras": (OURS | {"images": 3}, None, "sees 3 cameras, toy sends 2 \\(front, wrist\\)"),
     "state": (
@@ -165,6 +177,8 @@ BAD = {
     "ragged": ({}, acts([[0.0], [0.0, 1.0]]), "must be numbers, \\(steps, 2\\)"),
     "empty": ({}, acts(np.zeros((0, 1))), "actions of shape \\[0, 1\\]"),
     "nan": ({}, acts(np.full((1, 2), np.nan)), "not finite: \\[nan, nan\\]"),
+    "second": ({}, acts(np.array([[0, 0], [0, np.inf]])), "not finite: \\[0.0, inf\\]"),
+    "overflow": ({}, acts(np.full((1, 2), 1e300)), "not finite: \\[1e\\+300"),
     "closes": ({}, lambda seen: 1 / 0, "has closed the connection"),
     "error": ({}, lambda seen: "422: image: missing", "answers: 422: image: missing"),
     "traceback": ({}, lambda seen: "Traceback:\n  File\nKeyError: 'x'\n", "answers: KeyError: 'x'"),
@@ -183,6 +197,35 @@ def test_flags_of_environments_are_no_others():
     for name in envs.ENVS:
         kind, _ = envs.ENVS[name]
         assert not ours & {field.name for field in dataclasses.fields(kind)}, name
+
+
+def test_what_is_sent_and_asked_for_is_each_once(run, read, tmp_path):
+    """And a folder without episodes is of no settings."""
+    with stub.serving({"images": 0}) as server:
+        assert "--tasks go,go: each task once" in run(server.url, "--tasks", "go,go")
+        keys = ("--image_keys", "front,observation/state")
+        assert "'observation/state' is the name of two fields" in run(server.url, *keys)
+        keys = ("--image_keys", "front,wrist", "--prompt_key", "front")
+        assert "'front' is the name of two fields" in run(server.url, *keys)
+        why = run(server.url, "--tasks", "lost", "--seed", 7)
+        assert why == "lost: a mesh is missing (install it)"  # at once: no other try helps
+        assert run(server.url, "--tasks", "go", "--videos", 0) == 0
+    assert read(tmp_path / "out")[0]["settings"]["cameras"] == ["front", "wrist"]
+
+
+def test_shuffled_words_are_never_those_of_the_task():
+    """Tasks of LIBERO in several rooms are asked for by the same words."""
+    for suite in ("90", "goal_task", "spatial_task"):
+        env = envs.make({"name": "libero", "suite": suite})
+        does = SimpleNamespace(
+            start=lambda _, task, __, suite=suite: SimpleNamespace(suite=suite, task=task)
+        )
+        how = SimpleNamespace(seed=0, phrasings="shuffled")
+        for task in env.spec.tasks:
+            state = does.start(0, task, 0)
+            for number in range(2 * len(env.spec.tasks)):
+                text = worker.told(env, does, how, worker.Job(task, number), state)
+                assert text and text not in env.instructions([state])
 
 
 def test_late_and_absent_servers(run):

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from lapa_jax import envs
-from lapa_jax.envs.env import EnvSpec, check_action
+from lapa_jax.envs.env import EnvSpec, NotWholeError, check_action
 
 HORIZON = 12
 
@@ -42,7 +42,7 @@ class Toy:
     def spec(self) -> EnvSpec:
         return EnvSpec(
             name="toy",
-            tasks=("go", "die", "hang", "crash"),
+            tasks=("go", "die", "hang", "crash", "lost"),
             actions=("x", "grip"),
             action_low=(-1.0, -1.0),
             action_high=(1.0, 1.0),
@@ -98,6 +98,8 @@ class Toy:
         return [f"go to {state.goal:g}, way {phrasing}" for state in states]
 
     def evaluation_states(self, seed: int, task: str, n: int, first: int = 0) -> list[State]:
+        if task == "lost":
+            raise NotWholeError("lost: a mesh is missing (install it)")
         goals = [np.random.default_rng((seed, i)).uniform(1, 8) for i in range(first, first + n)]
         return [State(task, first + i, 0.0, float(goal)) for i, goal in enumerate(goals)]
 

@@ -12,7 +12,9 @@ import pytest
 from lapa_jax import envs
 from lapa_jax.arena import worker
 from lapa_jax.envs import graphics
+from lapa_jax.envs.env import NotWholeError
 from lapa_jax.envs.metaworld import language
+from lapa_jax.envs.metaworld.simulator import Simulator
 
 pytestmark = pytest.mark.simulator
 
@@ -99,6 +101,17 @@ def test_words_are_the_task_s_none_or_of_another_one(env):
     reach = language.SENTENCES["reach"]
     assert (told["train"], told["held_out"], told["none"]) == (reach[1], reach[4], "")
     assert told["shuffled"] not in reach and told["shuffled"] in env.all_instructions()
+
+
+def test_a_missing_mesh_is_one_line(monkeypatch):
+    from metaworld import env_dict
+
+    def fails():
+        raise ValueError("Error: Error opening file 'drawer.stl':\nNo such file")
+
+    monkeypatch.setitem(env_dict.ALL_V3_ENVIRONMENTS, "reach-v3", fails)
+    with pytest.raises(NotWholeError, match="reach: .*'drawer.stl': No such file .pip install"):
+        Simulator("reach")
 
 
 def test_distractors_move_with_the_clock_alone(env):

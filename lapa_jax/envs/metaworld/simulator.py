@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lapa_jax.envs import graphics
+from lapa_jax.envs.env import NotWholeError
 
 _SCENES_KEPT = 4096
 
@@ -46,7 +47,13 @@ class Simulator:
         # Experts ask for more than the bounds on purpose.
         warnings.filterwarnings("ignore", "Constant.s. may be too high")
         self.task, self._mujoco = task, mujoco
-        self.env = env = ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
+        try:
+            self.env = env = ALL_V3_ENVIRONMENTS[f"{task}-v3"]()
+        except (OSError, ValueError) as error:  # MuJoCo's, too
+            why = " ".join(str(error).split())[:300]
+            raise NotWholeError(
+                f"{task}: {why} (pip install --force-reinstall --no-deps metaworld brings it back)"
+            ) from error
         env._set_task_called, env._partially_observable = True, False
         env.__dict__.pop("sawyer_observation_space", None)  # it was cached without the goal
         self._policy = ENV_POLICY_MAP[f"{task}-v3"]()
