@@ -205,7 +205,7 @@ class Normaliser:
         return CONSTANT, value, 1.0, value - floor, value + floor
 
     @cached_property
-    def _columns(self) -> tuple[np.ndarray, ...]:
+    def columns(self) -> tuple[np.ndarray, ...]:
         """centre, scale, whether it is not constant, least, greatest: float64 (D,) each."""
         _, centre, scale, least, greatest = (np.array(x) for x in zip(*self._rules, strict=True))
         live = np.array([form != CONSTANT for form in self.forms], np.float64)
@@ -265,8 +265,8 @@ class Normaliser:
         if masked:
             return xp.asarray(self.mask)
         if xp is np:
-            return self._columns
-        return tuple(xp.asarray(x, xp.float32) for x in self._columns)
+            return self.columns
+        return tuple(xp.asarray(x, xp.float32) for x in self.columns)
 
     # ------------------------------------------------------------ files
 

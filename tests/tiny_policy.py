@@ -50,6 +50,7 @@ def make_policy(out: Path, head: str, **model) -> Path:
     corpus = model.pop("corpus", "")
     if corpus:
         config.data.corpora.robot = base.corpus(str(corpus))
+    config.data.action_horizon = model.pop("action_horizon", 1)
     config.data.num_frames = model.pop("num_frames", 1)
     config.data.history_seconds = 1.0 if config.data.num_frames > 1 else 0.0
     target = model.pop("target", None)  # settings of another head than of tokens

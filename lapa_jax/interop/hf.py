@@ -13,6 +13,7 @@ import numpy as np
 
 from lapa_jax.interop import (
     hf_check,
+    hf_heads,
     hf_llama,
     llama,
     safetensors_files,
@@ -27,7 +28,6 @@ from lapa_jax.interop.imported import Imported, exported, rebuilt, run_config
 from lapa_jax.interop.mapping import Rule, float_dtype, linear, norm, to_theirs, unwrapped
 from lapa_jax.nn.module import flatten
 from lapa_jax.policy.front_end import front_end_config
-from lapa_jax.policy.heads.tokens import CODEC, TokenHead
 from lapa_jax.policy.image_tokenizer import ImageTokenizerConfig
 from lapa_jax.policy.modality import MODALITIES, TEXT
 from lapa_jax.policy.vla import VLAConfig
@@ -35,6 +35,10 @@ from lapa_jax.runs.loaded import LoadedPolicy, Model, require
 from lapa_jax.stages.policy import TOKENIZER, PolicyStage
 
 MODELING, MODELING_VQGAN = "modeling_lapa.py", "modeling_vqgan.py"
+FILES = (
+    *(MODELING, MODELING_VQGAN, "modeling_backbone.py", "modeling_heads.py"),
+    *("modeling_answers.py", "fast_tokens.py"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +60,7 @@ def read(source: Path, options: object) -> Imported:
     # Saved again, by others, weights may have another dtype.
     own = [x for name, x in theirs.items() if name not in of_tokenizer]
     config.model.param_dtype = float_dtype(own)
-    stage = rebuilt(config, [source / name for name in (TOKENIZER, CODEC)])
+    stage = rebuilt(config, [source / name for name in (TOKENIZER, *hf_heads.ASSETS)])
     if not stage.from_pixels:  # then it is of another run
         theirs = {name: x for name, x in theirs.items() if name not in of_tokenizer}
     return exported(stage, theirs, rules(stage), _sizes(stage))
@@ -85,8 +89,8 @@ def write(run: Model, out: Path, options: Options) -> int:
             "generation_config.json": {"do_sample": False} | marks,
             torch_code.RUN_CONFIG: config,
         }
-        torch_code.write(directory, documents, [MODELING, MODELING_VQGAN])
-        for name, data in run.assets.items():
+        torch_code.write(directory, documents, FILES)
+        for name, data in (run.assets | hf_heads.files(stage)).items():
             (directory / name).write_bytes(data)
         parity.stated["tokenizer.json"] = torch_tokenizer.write(
             directory, stage.tokenizer, inputs.instructions
@@ -109,20 +113,7 @@ def rules(stage: PolicyStage) -> list[Rule]:
             f"model.dim={config.dim} is no multiple of model.heads={config.heads}: LLaMA's "
             "configuration wants one"
         )
-    if stage.state is not None:
-        raise ValueError("model.state.enabled=True: PyTorch's LapaPolicy sees no state")
-    found = hf_llama.rules(config.depth)
-    several = len(stage.heads) > 1 or any(head.horizon > 1 for head in stage.heads)
-    if several or not all(isinstance(x, TokenHead) for x in stage.parts.values()):
-        raise ValueError(
-            f"model.targets={stage.config.model.targets.to_dict()}: PyTorch's LapaPolicy has heads "
-            "of tokens, of which one is trained, for one step"
-        )
-    for modality, size in stage.vocabularies.items():
-        if size and modality != MODALITIES[TEXT]:
-            table, kernel = f"embeddings/{modality}/table", f"heads/{modality}/kernel"
-            found.append(Rule(f"embeddings.{modality}.weight", table))
-            found.append(Rule(f"heads.{modality}.weight", kernel, "v d -> d v"))
+    found = hf_llama.rules(config.depth) + hf_heads.rules(stage)
     if name == "patches":
         for i in range(len(settings.stem_channels)):
             theirs, ours = f"front_end.stem.{i}", f"front_end/stem/stage_{i}"
@@ -148,7 +139,7 @@ def tokenizer_rules(config: ImageTokenizerConfig, ours: str) -> list[Rule]:
 
 def usage(stage: PolicyStage) -> str:
     """Of the model card."""
-    predict = f"predict_{stage.head.modality}"
+    predict, state = f"predict_{stage.head.modality}", ", state" * (stage.state is not None)
     rows, columns = stage.config.data.image_size
     return f"""With PyTorch, sentencepiece and transformers 4.46 or later (such directories were
 loaded, used and saved again in 4.46.3, 4.53.2, 4.57.1, 5.0.0 and 5.24.0; before 4.53 a policy with
@@ -159,16 +150,27 @@ directory: read it first.
 from transformers import AutoModel
 
 policy = AutoModel.from_pretrained("DIR", trust_remote_code=True)    # or ORG/NAME
-policy.{predict}(image, "{hf_check.INSTRUCTIONS[0]}")    # uint8 ({rows}, {columns}, 3)
+policy.{predict}(image, "{hf_check.INSTRUCTIONS[0]}"{state})    # uint8 ({rows}, {columns}, 3)
 ```
 
-Images must be resized as those of its training were. `save_pretrained` and `push_to_hub` write all
-that it needs. `lapa import --format hf --source DIR --out RUN` makes it a run again; DIR may be
+{_of_the_answer(stage)}Images must be resized as those of its training were.
+`save_pretrained` and `push_to_hub` write all that it needs. `lapa import --format hf --source DIR --out RUN` makes it a run again; DIR may be
 hf://ORG/NAME."""
 
 
+def _of_the_answer(stage: PolicyStage) -> str:
+    parts = []
+    if stage.acts and stage.head.horizon > 1:
+        parts.append(f"It gives the next {stage.head.horizon} actions. ")
+    if stage.state is not None:
+        parts.append(f"`state`: the {stage.state.dim} numbers of the robot's, in their units. ")
+    if stage.head.draws:
+        parts.append("Answers begin with noise, by `seed=` or given as `noise=`. ")
+    return "".join(parts)
+
+
 def _sizes(stage: PolicyStage) -> dict[str, int]:
-    return llama.sizes(stage.model_config.heads, stage.model_config.head_dim)
+    return llama.sizes(stage.model_config.heads, stage.model_config.head_dim) | hf_heads.SIZES
 
 
 def hf_config(
@@ -202,8 +204,7 @@ def hf_config(
         "dtype": dtype.name,
         "torch_dtype": dtype.name,
         "lapa": {
-            "head": stage.head.modality,
-            "limits": list(stage.head.limits),
+            **hf_heads.settings(stage),
             "vocabularies": vocabularies,
             "image_size": list(stage.config.data.image_size),
             "num_images": layout.num_images,

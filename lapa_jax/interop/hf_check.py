@@ -9,7 +9,6 @@ import numpy as np
 from lapa_jax.interop.mapping import functional
 from lapa_jax.interop.parity import LIMIT, Parity, clearly_different, difference, real_examples
 from lapa_jax.nn.module import Functional
-from lapa_jax.policy.codecs import ActionCodec
 from lapa_jax.policy.front_end import VqganConfig, front_end_config
 from lapa_jax.policy.image_tokenizer import ImageEncoder, ImageTokenizerConfig, nearest
 from lapa_jax.policy.layout import LEGACY_END_OF_FRAME
@@ -89,7 +88,7 @@ class Inputs:
         stage, rng = run.stage, np.random.default_rng(0)
         model, layout = stage.model_config, stage.layout
         vocab = np.array([stage.vocabularies[name] for name in WITH_IDS])
-        self.present = np.flatnonzero(vocab)
+        self.present = np.array([MODALITIES.index(name) for name in stage.with_logits])
         self.modality = rng.choice(self.present, (ROWS, ROW_LENGTH))
         self.tokens = rng.integers(0, vocab[self.modality])
         pixels = stage.from_pixels or tokenizer is not None
@@ -102,12 +101,24 @@ class Inputs:
             shape = (len(INSTRUCTIONS), N, layout.tokens_per_image)
             images = rng.integers(0, codes, shape, dtype=np.int32)
         column = "frames" if pixels else "image_tokens"
-        real, self.real = real_examples(run.config.data, (column, "instruction"), REAL)
+        columns = (column, "instruction", *["state"] * bool(stage.state))
+        states = np.zeros((len(images), 0))
+        if stage.state:
+            own = rng.uniform(-1, 1, (len(images), stage.state.dim))
+            states = stage.state.statistics.restore(own)
+        real, self.real = real_examples(run.config.data, columns, REAL)
         if real is not None:
             images = np.concatenate([images, real[column]])
             self.instructions += list(real["instruction"])
-        kept = [i for i, text in enumerate(self.instructions) if _fits(stage, text)]
+            none = np.zeros((len(real[column]), 0))
+            states = np.concatenate([states, real["state"] if stage.state else none])
+        kept = [
+            i
+            for i, text in enumerate(self.instructions)
+            if _fits(stage, text) and np.isfinite(states[i]).all()
+        ]
         self.images, self.instructions = images[kept], [self.instructions[i] for i in kept]
+        self.states = states[kept] if stage.state else None
         self.ids = None if stage.from_pixels else self.images
         if tokenizer is not None:
             B = len(kept)
@@ -139,16 +150,18 @@ class Reference:
             compiler_options=LAYER_BY_LAYER,
         )
         weights = run.params, run.variables
-        prompts = stage.prompts(inputs.instructions, inputs.ids)
+        prompts = stage.prompts(inputs.instructions, inputs.ids, inputs.states)
         images = inputs.images if stage.from_pixels else None
         with jax.default_matmul_precision("highest"):
             self.logits = {k: np.asarray(x) for k, x in run_rows(*weights, *rows).items()}
             predict = jax.jit(stage.predict, compiler_options=LAYER_BY_LAYER)
             found = predict(*weights, prompts, images)
-        self.ids, self.chosen_by = np.asarray(found.ids), np.asarray(found.logits)
-        self.head = stage.head.modality
-        acts = isinstance(stage.head.codec, ActionCodec)
-        self.actions = stage.head.codec.decode(self.ids) if acts else None
+        self.head, self.values = stage.head.modality, np.asarray(found.values)
+        self.ids = self.chosen_by = self.noise = None
+        if found.ids is not None:
+            self.ids, self.chosen_by = np.asarray(found.ids), np.asarray(found.logits)
+        if stage.head.draws:
+            self.noise = {name: np.asarray(x) for name, x in stage.head.noise().items()}
 
 
 def check(
@@ -167,23 +180,26 @@ def check(
     seen = np.ones(len(inputs.instructions), bool)
     if model.image_tokenizer is not None:
         seen = _check_image_tokens(parity, model, inputs)
-    ids, logits = model.decode(inputs.images, inputs.instructions)
-    parity.at_most("tokens_that_differ", _not_tied(ids, exact, seen), 0)
-    same = seen & (ids == exact.ids).all(axis=1)
-    if same.any():
+    given = inputs.images, inputs.instructions, inputs.states
+    values, ids, logits = model.answer(*given, noise=exact.noise)
+    same = seen
+    if exact.ids is not None:
+        parity.at_most("tokens_that_differ", _not_tied(ids, exact, seen), 0)
+        same = seen & (ids == exact.ids).all(axis=1)
+        parity.stated["examples_with_equal_tokens"] = float(same.mean())
+    if same.any() and exact.ids is not None:
         ours = exact.chosen_by[same]
         shown = np.isfinite(ours)  # not the ids that an action cannot have
         apart = difference(logits[same][shown], ours[shown])
         parity.at_most(f"{exact.head}_logits_of_examples", apart, LIMIT)
-        if exact.actions is not None:
-            found = model.predict_action(inputs.images, inputs.instructions)
-            worst = np.abs(found - exact.actions)[same].max()
-            parity.at_most("actions", worst / np.abs(exact.actions).max(), 1e-6)
+    if same.any() and exact.values.dtype.kind == "f":
+        # Of tokens that are the same; numbers are as exact as the hidden states.
+        limit = LIMIT if exact.ids is None else 1e-6
+        parity.at_most(f"{exact.head}s", difference(values[same], exact.values[same]), limit)
     parity.stated |= {
         "random_rows": ROWS,
         "instructions": inputs.instructions,
         "real_inputs": inputs.real,
-        "examples_with_equal_tokens": float(same.mean()),
     }
     if rough is None:
         return

@@ -149,6 +149,11 @@ def rules(depth: int) -> list[Rule]:
         Rule(HEAD, "heads/text/kernel", "v d -> d v"),
         Rule("model.norm.weight", "norm/scale"),
     ]
+    return found + layer_rules("model.layers.{i}", "backbone/layers", depth)
+
+
+def layer_rules(theirs: str, ours: str, depth: int) -> list[Rule]:
+    """Of a stack of layers, in LLaMA's names and in ours."""
     layer = {
         "input_layernorm.weight": ("attention_norm/scale", ""),
         "post_attention_layernorm.weight": ("mlp_norm/scale", ""),
@@ -160,8 +165,7 @@ def rules(depth: int) -> list[Rule]:
         "mlp.up_proj.weight": ("mlp/up/kernel", "f d -> d f"),
         "mlp.down_proj.weight": ("mlp/down/kernel", "d f -> f d"),
     }
-    for theirs, (ours, pattern) in layer.items():
-        found.append(
-            Rule(f"model.layers.{{i}}.{theirs}", f"backbone/layers/{ours}", pattern, depth)
-        )
-    return found
+    return [
+        Rule(f"{theirs}.{name}", f"{ours}/{path}", pattern, depth)
+        for name, (path, pattern) in layer.items()
+    ]

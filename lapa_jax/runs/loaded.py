@@ -206,7 +206,7 @@ class LoadedPolicy(Model):
     @cached_property
     def _logits(self) -> Any:
         stage = self.stage
-        heads = dict.fromkeys(name for name, size in stage.vocabularies.items() if size)
+        heads = dict.fromkeys(stage.with_logits)
         return jax.jit(
             lambda params, variables, *rows: stage.model.apply(
                 params, variables, "outputs", *rows, slots=heads
@@ -216,8 +216,8 @@ class LoadedPolicy(Model):
     def logits(
         self, tokens: np.ndarray | jax.Array, modality: np.ndarray | jax.Array
     ) -> dict[str, jax.Array]:
-        """Logits float32 (B, T, vocabulary) of every head, by name, for tokens int32 (B, T) of
-        modality int8 (B, T): 0 text, 1 image, 2 latent, 3 action. Rows are whole: no padding."""
+        """Logits float32 (B, T, vocabulary) of every head of tokens, by name, for tokens int32 (B,
+        T) of modality int8 (B, T): 0 text, 1 image, 2 latent, 3 action. No padding."""
         tokens, modality = np.asarray(tokens), np.asarray(modality)
         if tokens.ndim != 2 or tokens.shape != modality.shape:
             raise ValueError(

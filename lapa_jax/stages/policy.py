@@ -176,6 +176,12 @@ class PolicyStage(Stage):
         found = {"text": self.model_config.text_vocab, "image": self.model_config.image_vocab}
         return dict.fromkeys(WITH_IDS, 0) | found | {m: x.vocab for m, x in self.parts.items()}
 
+    @property
+    def with_logits(self) -> list[str]:
+        """The modalities whose heads give logits of ids."""
+        sizes = self.vocabularies.items()
+        return [m for m, n in sizes if n and (m not in self.parts or self.parts[m].next_token)]
+
     @classmethod
     def fields_of(cls, config: ConfigDict) -> tuple[str, ...]:
         found = (front_end_column(config.model.front_end), "instruction", *heads.columns(config))

@@ -152,7 +152,7 @@ def test_what_cannot_be_is_named(tmp_path, caplog):
         caplog.text
     )
     told = caplog.text.split("in its units: ")[1].splitlines()[0]
-    bound = 0.5 * np.sqrt(HORIZON) / 10.0 * np.array(head.vectors.statistics._columns[1])
+    bound = 0.5 * np.sqrt(HORIZON) / 10.0 * np.array(head.vectors.statistics.columns[1])
     assert (np.array(told.split(", "), float) <= bound).all()
     with pytest.raises(ValueError, match="coefficient .* of action dimension 1 at frequency 0 has"):
         head.rows(batch_of(chunks[:1] + np.array([0, 9999, 0], np.float32)))

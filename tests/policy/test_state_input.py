@@ -19,7 +19,6 @@ from data_pipelines.normalise import Normaliser
 from lapa_jax import envs, stages
 from lapa_jax.aot.assess import stand_in_assets
 from lapa_jax.evidence.policy import evaluate_success
-from lapa_jax.interop import hf
 from lapa_jax.policy.heads.tokens import CODEC
 from lapa_jax.policy.layout import LegacyLayout
 from lapa_jax.policy.state import STATISTICS, StateConfig, StateInput
@@ -214,8 +213,6 @@ def test_a_server_says_what_state_it_needs_and_refuses_others(policy):
 
 
 def test_where_there_is_no_place_for_a_state(policy, data):
-    with pytest.raises(ValueError, match="model.state.enabled=True: PyTorch's"):
-        hf.rules(policy.stage)
     with pytest.raises(ValueError, match="the original's rows have no state"):
         sizes = dict(text_length=9, num_images=1, tokens_per_image=1, image_vocab=9000)
         LegacyLayout(policy.stage.tokenizer, slots=[], sees_state=True, **sizes)

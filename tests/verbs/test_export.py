@@ -149,7 +149,7 @@ POLICIES = {
     ),
     "latent_cached": ("latent", {"front_end": "cached_tokens", "image_vocab": 40}),
     "latent_legacy": ("latent", LEGACY | {"compute_dtype": "bfloat16"}),
-    "action_legacy": ("action", LEGACY),
+    "action_legacy": ("action", LEGACY | {"action_horizon": 2}),
 }
 
 

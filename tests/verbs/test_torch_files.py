@@ -24,8 +24,8 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "vqgan"
 @pytest.mark.slow
 def test_the_originals_rounded_rotary_tables_in_torch(tmp_path):
     """Beyond position 256 bfloat16 angles are shared: a table that is not the same is no use."""
-    torch_code.write(tmp_path, {}, [hf.MODELING, hf.MODELING_VQGAN])
-    module = torch_code.load(tmp_path, hf.MODELING)
+    torch_code.write(tmp_path, {}, hf.FILES)
+    module = torch_code.load(tmp_path, "modeling_backbone.py")
     where = np.arange(600)[None]
     for ours, theirs in ((jnp.bfloat16, torch.bfloat16), (jnp.float32, torch.float32)):
         expected = rope_tables(jnp.asarray(where), 128, 5e7, ours)
@@ -91,7 +91,7 @@ def test_a_llama_is_that_of_transformers(tmp_path):
 def test_older_transformers_are_named(tmp_path, monkeypatch):
     import transformers
 
-    torch_code.write(tmp_path, {}, [hf.MODELING, hf.MODELING_VQGAN])
+    torch_code.write(tmp_path, {}, hf.FILES)
     monkeypatch.setattr(transformers, "__version__", "4.40.1")
     with pytest.raises(ImportError, match="needs transformers 4.46 or later, this is 4.40.1"):
         torch_code.load(tmp_path, hf.MODELING)

@@ -1,4 +1,4 @@
-"""A LAPA policy in PyTorch: an image and an instruction → a latent action or a robot action.
+"""A LAPA policy in PyTorch: an image and an instruction → a latent action or a robot's actions.
 
     model = AutoModel.from_pretrained(DIR, trust_remote_code=True)
     model.predict_action(image, "put the eggplant into the basket")
@@ -6,13 +6,12 @@
 The backbone is a LLaMA under Hugging Face's names, which `LlamaForCausalLM.from_pretrained(DIR)`
 loads, too. Beside it, images, latent actions and actions have tables and heads of their own; ids
 start at 0 in each. `config.lapa` holds what LLaMA's configuration does not know. The tokenizer and
-the action bins are files beside the weights; `save_pretrained` writes them again. For transformers
-4.46 and later, 5 included.
+what tokens of actions stand for are files beside the weights; `save_pretrained` writes them again.
+For transformers 4.46 and later, 5 included.
 
-Shape suffixes: B rows, T tokens, S keys, N images of a row, K heads, C head width, D width.
+Shape suffixes: B rows, T tokens, n slots, N images of a row, D width, S numbers of a state.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +19,12 @@ import sentencepiece
 import torch
 import transformers
 from torch import nn
-from torch.nn import functional as F
 from transformers import LlamaConfig, PreTrainedModel
 from transformers.utils import cached_file
 
+from .modeling_answers import ACTION_BINS, FAST, Answers
+from .modeling_backbone import Backbone, Linear, Patches
+from .modeling_heads import StateEmbedding, head_of
 from .modeling_vqgan import ImageEncoder
 
 if tuple(int(x) for x in transformers.__version__.split(".")[:2]) < (4, 46):
@@ -32,18 +33,21 @@ if tuple(int(x) for x in transformers.__version__.split(".")[:2]) < (4, 46):
         "install --upgrade transformers"
     )
 
-TOKENIZER, ACTION_BINS = "tokenizer.model", "action_bins.json"
+TOKENIZER = "tokenizer.model"
 # What belongs to the weights, and what is only kept where nothing of its name is there.
-OWN = (TOKENIZER, ACTION_BINS, "lapa_run.json")
+OWN = (
+    *(TOKENIZER, ACTION_BINS, FAST, "fast_tokenizer.json", "lapa_run.json"),
+    *(f"{name}_statistics.json" for name in ("action", "latent", "state")),
+)
 KEPT = ("tokenizer.json", "tokenizer_config.json", "README.md")
 # Of `from_pretrained`: where files are from.
 WHERE = (
     *("cache_dir", "force_download", "local_files_only"),
     *("proxies", "revision", "subfolder", "token"),
 )
-MODALITIES = ("text", "image", "latent", "action")
-TEXT, IMAGE, LATENT, ACTION = range(4)
-FILL = -1  # the id of an image token that comes from pixels
+MODALITIES = ("text", "image", "latent", "action", "state")
+TEXT, IMAGE, LATENT, ACTION, STATE = range(5)
+FILL = -1  # the id of a token that comes from pixels, or of the state
 PROMPT = (
     "You are a helpful assistant. USER: What action should the robot take to `{instruction}` "
     "ASSISTANT:"
@@ -51,7 +55,7 @@ PROMPT = (
 END_OF_FRAME, END_OF_VISION = 8192, 8193  # image ids of the legacy layout
 
 
-class LapaPolicy(PreTrainedModel):
+class LapaPolicy(Answers, PreTrainedModel):
     """`predict_latent`, `predict_action` and `logits`.
 
     Computes in the dtype of its weights, or in `compute_dtype` where that is set; image tokens
@@ -60,7 +64,7 @@ class LapaPolicy(PreTrainedModel):
 
     config_class = LlamaConfig
     base_model_prefix = "model"
-    _no_split_modules = ["Layer"]
+    _no_split_modules = ["Layer", "ExpertLayer"]
     _keep_in_fp32_modules_strict = ["image_tokenizer"]
     _supports_sdpa = True
     _auto_class = "AutoModel"
@@ -73,15 +77,19 @@ class LapaPolicy(PreTrainedModel):
         self.lm_head = Linear(D, config.vocab_size)
         vocabularies = {name: size for name, size in own["vocabularies"].items() if size}
         self.embeddings = nn.ModuleDict({k: nn.Embedding(n, D) for k, n in vocabularies.items()})
-        self.heads = nn.ModuleDict({k: Linear(D, n) for k, n in vocabularies.items()})
-        self.front_end = self.image_tokenizer = None
+        heads = {k: Linear(D, n) for k, n in vocabularies.items() if k not in own["heads"]}
+        heads |= {k: head_of(config, spec) for k, spec in own["heads"].items()}
+        self.heads = nn.ModuleDict(heads)
+        self.front_end = self.image_tokenizer = self.state = None
+        if own["state"]:
+            self.state = StateEmbedding(len(own["state"]["centre"]), D)
         if own["front_end"]["name"] == "patches":
             self.front_end = Patches(own["front_end"], D)
         if own["image_tokenizer"]:
             self.image_tokenizer = ImageEncoder(own["image_tokenizer"])
         else:  # some versions want a module of every name in the list
             self._keep_in_fp32_modules_strict = None
-        self._beside, self._tokenizer, self._actions = {}, None, None
+        self._beside, self._tokenizer = {}, None
         self.post_init()
 
     # --- Files ---
@@ -132,81 +140,52 @@ class LapaPolicy(PreTrainedModel):
 
     # --- What users call ---
 
-    def predict_action(self, image, instruction):
-        """a float32 (action_dim,), or (B, action_dim), in the units of the data.
+    def predict_action(self, image, instruction, state=None, *, seed=0, noise=None):
+        """The robot's actions in the units of the data, float32 (action_dim,), of a policy of
+        chunks (horizon, action_dim), the next one first; with B before for B examples.
 
         `image`: uint8 (H, W, 3) and one instruction, or (B, H, W, 3) and B of them; of several
         images an example (N, H, W, 3) or (B, N, H, W, 3), earliest first. A policy of image tokens
         also takes their ids, (tokens,), (N, tokens) or with B before; without an image tokenizer
-        only those.
+        only those. `state`: (S,) or (B, S) in the units of the data, of a policy that sees the
+        robot's, and of no other. A policy that draws its answers begins with `noise`, float32
+        (horizon, action_dim), or of each stream where there are several; else with what `seed`
+        gives, which is not what it gives in JAX. ValueError where there is no answer: nothing is
+        made up.
         """
-        ids = self._predict("action", image, instruction)
-        if self._actions is None:
-            self._actions = json.loads(self._file(ACTION_BINS))
-        if "edges" in self._actions:  # an id a dimension: the centre of its bin
-            edges = [np.asarray(e, np.float64) for e in self._actions["edges"]]
-            middles = [0.5 * (e[:-1] + e[1:]) for e in edges]
-            centres = [np.asarray(c) for c in self._actions.get("centres", middles)]
-            found = np.stack(
-                [c[i] for c, i in zip(centres, np.moveaxis(ids, -1, 0), strict=True)], axis=-1
-            )
-        else:  # one id an action
-            found = np.asarray(self._actions["centres"])[ids[..., 0]]
-        return found.astype(np.float32)
+        return self._predict("action", image, instruction, state, seed, noise)
 
-    def predict_latent(self, image, instruction):
-        """z int64 (code_length,), or (B, code_length); arguments as of `predict_action`."""
-        return self._predict("latent", image, instruction)
+    def predict_latent(self, image, instruction, state=None, *, seed=0, noise=None):
+        """z int64 (code_length,), or vectors float32 (code_length, width), with B before for B
+        examples; arguments as of `predict_action`."""
+        return self._predict("latent", image, instruction, state, seed, noise)
+
+    def _predict(self, head, image, instruction, *given):
+        answering = self.config.lapa["answers"][-1]
+        if answering != head:
+            raise ValueError(f"this policy predicts the {answering}, not the {head}")
+        single = isinstance(instruction, str)
+        found, *_ = self.answer(image, [instruction] if single else list(instruction), *given)
+        return found[0] if single else found
 
     @torch.no_grad()
     def logits(self, tokens, modality, images=None):
-        """Logits float32 (B, T, vocabulary) of every head, by name. `tokens`, `modality` (B, T)
-        integers: 0 text, 1 image, 2 latent, 3 action. No padding. `images` uint8 (B, N, H, W, 3)
-        where tokens are FILL."""
+        """Logits float32 (B, T, vocabulary) of every head of tokens, by name. `tokens`, `modality`
+        (B, T) integers: 0 text, 1 image, 2 latent, 3 action. No padding. `images` uint8 (B, N, H,
+        W, 3) where tokens are FILL."""
         tokens, modality = self._tensor(tokens), self._tensor(modality)
         x = self.embed(tokens, modality, None if images is None else self._tensor(images))
         position = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
         x, _ = self.model(x, position, torch.ones_like(position, dtype=torch.bool))
-        return {name: self._head(name)(x).float() for name in ("text", *self.heads)}
+        of_numbers = [
+            k for k, x in self.config.lapa["heads"].items() if x["kind"] in ("chunk", "flow")
+        ]
+        names = [name for name in ("text", *self.heads) if name not in of_numbers]
+        return {name: self._head(name)(x).float() for name in names}
 
-    # --- Decoding ---
-
-    def _predict(self, head, image, instruction):
-        if self.config.lapa["head"] != head:
-            raise ValueError(f"this policy predicts the {self.config.lapa['head']}, not the {head}")
-        single = isinstance(instruction, str)
-        ids, _ = self.decode(image, [instruction] if single else list(instruction))
-        return ids[0] if single else ids
-
-    @torch.no_grad()
-    def decode(self, image, texts):
-        """The likeliest ids int64 (B, L), one after the other, and their logits float32 (B, L,
-        vocabulary)."""
-        own, head = self.config.lapa, self.config.lapa["head"]
-        images, image_ids = self._images(image, len(texts))
-        prompts = [self.prompt(text, ids) for text, ids in zip(texts, image_ids, strict=True)]
-        # Prompts all end at the last slot: shorter ones are padded at the left.
-        B, T = len(prompts), max(len(tokens) for tokens, _ in prompts)
-        tokens, modality = np.zeros((B, T), np.int64), np.zeros((B, T), np.int64)
-        visible = np.zeros((B, T), bool)
-        for row, (t, m) in enumerate(prompts):
-            tokens[row, T - len(t) :], modality[row, T - len(t) :] = t, m
-            visible[row, T - len(t) :] = True
-        visible = self._tensor(visible)
-        position = (visible.cumsum(1) - 1).clamp(min=0)
-        x = self.embed(self._tensor(tokens), self._tensor(modality), images)
-        cache, found, logits = None, [], []
-        for limit in own["limits"]:  # ids that this token has
-            x, cache = self.model(x, position, visible, cache)
-            logits.append(self._head(head)(x[:, -1]).float())
-            found.append(logits[-1][:, :limit].argmax(-1))
-            x = self.embeddings[head](found[-1])[:, None].to(x.dtype)
-            position = position[:, -1:] + 1
-            visible = F.pad(visible, (0, 1), value=True)
-        return tuple(torch.stack(x, 1).cpu().numpy() for x in (found, logits))
-
-    def embed(self, tokens_BT, modality_BT, images_BNHWC=None):
-        """(B, T, D): each token from the table of its modality, FILL from the front-end."""
+    def embed(self, tokens_BT, modality_BT, images_BNHWC=None, state_BS=None):
+        """(B, T, D): each token from the table of its modality, FILL from the front-end or the
+        state."""
         dtype, x = self.compute_dtype or self.dtype, 0
         for name in ("text", *self.embeddings):
             mine = modality_BT == MODALITIES.index(name)
@@ -223,6 +202,9 @@ class LapaPolicy(PreTrainedModel):
             fill = (modality_BT == IMAGE) & (tokens_BT == FILL)
             at = (fill.cumsum(1) - 1).clamp(min=0)[..., None].expand_as(x)
             x = torch.where(fill[..., None], filled.gather(1, at), x)
+        if state_BS is not None:
+            seen = self.state(state_BS.to(dtype))
+            x = torch.where((modality_BT == STATE)[..., None], seen[:, None], x)
         return x
 
     def _head(self, name):
@@ -237,9 +219,11 @@ class LapaPolicy(PreTrainedModel):
         if not own["legacy"]:
             text = begin + ids(instruction)
             parts = [(text, TEXT), (image.reshape(-1), IMAGE)]
+            if own["state"]:
+                parts.append(([FILL], STATE))
         else:
             # Tags are plain text; every image has a mark at its end.
-            target = {"latent": "delta", "action": "action"}[own["head"]]
+            target = {"latent": "delta", "action": "action"}[own["answers"][-1]]
             text = begin + begin + ids(PROMPT.format(instruction=instruction)) + ids("<vision>")
             marks = np.full((len(image), 1), END_OF_FRAME)
             marks[-1] = END_OF_VISION
@@ -292,159 +276,3 @@ class LapaPolicy(PreTrainedModel):
         return (tensor if tensor.dtype in (torch.uint8, torch.bool) else tensor.long()).to(
             self.device
         )
-
-
-# --- The backbone: LLaMA ---
-
-
-class Backbone(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-
-    def forward(self, x_BTD, position_BT, visible_BS, cache=None):
-        """(normed hidden states, cache). The T rows are the last of the S that `visible` tells."""
-        S, T = visible_BS.shape[1], x_BTD.shape[1]
-        causal = torch.ones(T, S, dtype=torch.bool, device=x_BTD.device).tril(S - T)
-        mask = causal & visible_BS[:, None]
-        # Padding sees itself, lest its softmax be empty.
-        mask = mask | torch.eye(S, dtype=torch.bool, device=mask.device)[S - T :]
-        tables = rope_tables(
-            position_BT,
-            self.config.head_dim,
-            self.config.lapa["rope_theta"],
-            getattr(torch, self.config.lapa["rope_rounding"]),
-        )
-        new = []
-        for i, layer in enumerate(self.layers):
-            x_BTD, kv = layer(x_BTD, tables, mask[:, None], cache[i] if cache else None)
-            new.append(kv)
-        return self.norm(x_BTD), new
-
-
-class Layer(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config)
-
-    def forward(self, x, tables, mask, cache):
-        y, cache = self.self_attn(self.input_layernorm(x), tables, mask, cache)
-        x = x + y
-        return x + self.mlp(self.post_attention_layernorm(x)), cache
-
-
-class Attention(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.head_dim, inner = config.head_dim, config.num_attention_heads * config.head_dim
-        self.q_proj = Linear(config.hidden_size, inner)
-        self.k_proj = Linear(config.hidden_size, inner)
-        self.v_proj = Linear(config.hidden_size, inner)
-        self.o_proj = Linear(inner, config.hidden_size)
-
-    def forward(self, x, tables, mask, cache):
-        q, k, v = (
-            f(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, K, T, C)
-            for f in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        q, k = rope(q, *tables), rope(k, *tables)
-        if cache is not None:
-            k, v = torch.cat([cache[0], k], 2), torch.cat([cache[1], v], 2)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.o_proj(y.transpose(1, 2).flatten(-2)), (k, v)
-
-
-class Linear(nn.Linear):
-    """Without bias, in the dtype of its input, whatever that of its weights."""
-
-    def __init__(self, inputs, outputs):
-        super().__init__(inputs, outputs, bias=False)
-
-    def forward(self, x):
-        return F.linear(x, self.weight.to(x.dtype))
-
-
-class MLP(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
-
-    def forward(self, x):
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-class RMSNorm(nn.Module):
-    def __init__(self, width, eps):
-        super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
-
-    def forward(self, x):
-        y = x.float()
-        y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + self.eps)
-        return (y * self.weight.float()).to(x.dtype)
-
-
-def rope_tables(position_BT, head_dim, theta, rounded):
-    """cos and sin (B, 1, T, head_dim / 2), float32. `rounded`: the dtype that wavelengths, angles
-    and tables are rounded to on the way; the original LAPA computes them in bfloat16."""
-    wavelengths = theta ** (np.arange(0, head_dim, 2) / head_dim)
-    wavelengths = torch.from_numpy(wavelengths).to(rounded).double()
-    frequencies = (1.0 / wavelengths).float().to(position_BT.device)
-    angles = (position_BT[:, None, :, None].float() * frequencies).to(rounded).float()
-    return angles.cos().to(rounded).float(), angles.sin().to(rounded).float()
-
-
-def rope(x, cos, sin):
-    """Rotates the halves of a head."""
-    a, b = x.float().chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
-
-
-# --- The front-end: images → tokens ---
-
-
-class Patches(nn.Module):
-    """Convolutions of stride 2, patches of what they give, learned positions."""
-
-    def __init__(self, settings, width):
-        super().__init__()
-        channels = (3, *settings["stem_channels"])
-        self.stem = nn.ModuleList(map(ConvStage, channels[:-1], channels[1:]))
-        self.cut = settings["patch_size"] // 2 ** len(self.stem)
-        self.project = nn.Linear(channels[-1] * self.cut**2, width)
-        rows, columns = (side // settings["patch_size"] for side in settings["image_size"])
-        self.rows = nn.Parameter(torch.zeros(rows, 1, width))
-        self.columns = nn.Parameter(torch.zeros(1, columns, width))
-
-    def forward(self, images_BHWC):
-        x = images_BHWC.float() / 255.0
-        x = x - x.mean((1, 2), keepdim=True)
-        x = x * torch.rsqrt(x.square().mean((1, 2, 3), keepdim=True) + 1e-4)
-        x = x.permute(0, 3, 1, 2).to(self.rows.dtype)
-        for stage in self.stem:
-            x = stage(x)
-        B, C, H, W = x.shape
-        p = self.cut
-        x = x.reshape(B, C, H // p, p, W // p, p).permute(0, 2, 4, 3, 5, 1)
-        x = self.project(x.reshape(B, H // p, W // p, -1)) + self.rows + self.columns
-        return x.flatten(1, 2)
-
-
-class ConvStage(nn.Module):
-    def __init__(self, inputs, outputs):
-        super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, 3, stride=2, bias=False)
-        self.norm = nn.LayerNorm(outputs)
-
-    def forward(self, x):
-        x = self.conv(F.pad(x, (0, 1, 0, 1)))  # sides are even: padding right and below
-        x = F.gelu(self.norm(x.permute(0, 2, 3, 1)), approximate="tanh")
-        return x.permute(0, 3, 1, 2)

@@ -87,6 +87,8 @@ class PooledDecoder(nnx.Module):
     """All slots of an example pooled to one vector, of which a linear map makes all of its
     vectors."""
 
+    HEADS = 8
+
     def __init__(
         self,
         inputs: int,
@@ -94,7 +96,7 @@ class PooledDecoder(nnx.Module):
         count: int,
         outputs: int,
         *,
-        heads: int = 8,
+        heads: int = HEADS,
         dtype: jnp.dtype,
         rngs: nnx.Rngs,
     ):

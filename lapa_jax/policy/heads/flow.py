@@ -196,7 +196,7 @@ class FlowHead(VectorHead):
         def call(method: str, *given: Any) -> Any:
             return model.apply(params, variables, method, *given)[0]
 
-        key, rows = key if key is not None else jax.random.key(0), prompts["tokens"]
+        rows = prompts["tokens"]
         given = (rows, prompts["modality"], prompts["segments"], images)
         context = call("context", *given, self.modality, fed_of(prompts))
 
@@ -205,10 +205,10 @@ class FlowHead(VectorHead):
             found = call("beside_it", Fed(told, x), context, self.modality)
             return jax.tree.map(self._signed, found)
 
-        noise = {}
-        for number, (name, vectors) in enumerate(self.streams.items()):
-            drawn = jax.random.normal(jax.random.fold_in(key, number), (vectors.count, vectors.dim))
-            noise[name] = jnp.broadcast_to(drawn, (len(rows), *drawn.shape))
+        noise = {
+            name: jnp.broadcast_to(drawn, (len(rows), *drawn.shape))
+            for name, drawn in self.noise(key).items()
+        }
         if going_on is not None:
             before, weights = self.vectors.statistics.normalise(going_on[0], jnp), going_on[1]
 
@@ -220,6 +220,14 @@ class FlowHead(VectorHead):
             velocity = guided(velocity, off)
         found = euler(velocity, noise, self.settings.steps)
         return Decoded(self.vectors.restored(found[self.modality]))
+
+    def noise(self, key: jax.Array | None = None) -> dict[str, jax.Array]:
+        """What answers begin with, (n, V) of each stream."""
+        key = key if key is not None else jax.random.key(0)
+        return {
+            name: jax.random.normal(jax.random.fold_in(key, number), (vectors.count, vectors.dim))
+            for number, (name, vectors) in enumerate(self.streams.items())
+        }
 
     def _told(self, time: jax.Array) -> jax.Array:
         """The time that the module is given."""
