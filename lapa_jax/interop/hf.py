@@ -154,8 +154,8 @@ policy.{predict}(image, "{hf_check.INSTRUCTIONS[0]}"{state})    # uint8 ({rows},
 ```
 
 {_of_the_answer(stage)}Images must be resized as those of its training were.
-`save_pretrained` and `push_to_hub` write all that it needs. `lapa import --format hf --source DIR --out RUN` makes it a run again; DIR may be
-hf://ORG/NAME."""
+`save_pretrained` and `push_to_hub` write all that it needs. `lapa import --format hf --source DIR
+--out RUN` makes it a run again; DIR may be hf://ORG/NAME."""
 
 
 def _of_the_answer(stage: PolicyStage) -> str:

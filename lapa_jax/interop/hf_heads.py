@@ -7,11 +7,13 @@ from typing import Any
 from data_pipelines.normalise import Normaliser
 from lapa_jax.interop.hf_llama import layer_rules
 from lapa_jax.interop.mapping import Rule, linear, norm
+from lapa_jax.policy.heads.align import AlignHead
 from lapa_jax.policy.heads.base import Head
 from lapa_jax.policy.heads.chunk import ChunkHead
 from lapa_jax.policy.heads.decoders import PooledDecoder
 from lapa_jax.policy.heads.fast import TOKENS, FastHead
 from lapa_jax.policy.heads.flow import FlowHead
+from lapa_jax.policy.heads.sequence import SequenceHead
 from lapa_jax.policy.heads.tokens import CODEC, TokenHead
 from lapa_jax.policy.heads.vectors import STATISTICS, Vectors
 from lapa_jax.policy.modality import LATENT, MODALITIES, STATE
@@ -40,6 +42,8 @@ def rules(stage: PolicyStage) -> list[Rule]:
                 found += _readout(modality)
     for modality, head in stage.parts.items():
         found += _head_rules(modality, head)
+        if isinstance(head, SequenceHead):
+            found += linear(f"fed.{modality}", f"embeddings/{modality}/into")
     if stage.state is not None:
         found += linear("state.into", "embeddings/state/into")
         found += linear("state.out", "embeddings/state/out")
@@ -55,6 +59,11 @@ def _head_rules(modality: str, head: Head) -> list[Rule]:
     theirs, ours = f"heads.{modality}", f"heads/{modality}"
     if isinstance(head, FlowHead):
         return _expert_rules(theirs, ours, head)
+    if isinstance(head, AlignHead):
+        found = norm(f"{theirs}.norm", f"{ours}/norm")
+        for name in ("into", "out"):
+            found += linear(f"{theirs}.{name}", f"{ours}/{name}")
+        return found
     if isinstance(head, ChunkHead) and head.settings.decoder != "linear":
         return decoder_rules(theirs, f"{ours}/", head.settings.decoder)
     return _readout(modality)
@@ -117,7 +126,8 @@ def settings(stage: PolicyStage) -> dict[str, Any]:
     state = None if stage.state is None else _columns(stage.state.statistics)
     return {
         "heads": {modality: _spec(head) for modality, head in stage.parts.items()},
-        "answers": [head.modality for head in stage.heads],  # in turn; the last one is what it says
+        # in turn; the last one is what it says
+        "answers": [head.modality for head in stage.heads if not head.pulls],
         "state": state,
     }
 
@@ -129,6 +139,10 @@ def _spec(head: Head) -> dict[str, Any]:
     if isinstance(head, FastHead):
         vectors = {"vectors": _vectors(head.vectors)} if head.settings.loss_weight else {}
         return found | {"slots": head.num_slots} | vectors
+    if isinstance(head, AlignHead):
+        return found | {"dim": head.settings.dim}
+    if isinstance(head, SequenceHead):
+        return found | {"vectors": _vectors(head.vectors)}
     if isinstance(head, ChunkHead):
         decoder = {name: getattr(head.settings, name) for name in ("decoder", "decoder_dim")}
         return found | decoder | {"vectors": _vectors(head.vectors)}

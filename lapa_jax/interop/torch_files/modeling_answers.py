@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from .fast_tokens import FastTokens
 
+OF_TOKENS = ("tokens", "fast")  # kinds of heads
 ACTION_BINS, FAST = "action_bins.json", "fast_grammar.json"
 
 
@@ -43,14 +44,19 @@ class Answers:
         *before, last = self.config.lapa["answers"]
         prompt = self._prompt(image, texts, state)
         for head in before:  # they speak first
-            ids, _ = self._spoken(head, prompt)
-            self._see(prompt, self.embeddings[head](self._tensor(ids[:, -1:])))
+            if head in self.fed:
+                self._see(prompt, self.fed[head](self._one_by_one(head, prompt)[:, -1:]))
+            else:
+                ids, _ = self._spoken(head, prompt)
+                self._see(prompt, self.embeddings[head](self._tensor(ids[:, -1:])))
         spec, ids, logits = self.config.lapa["heads"][last], None, None
-        if spec["kind"] in ("tokens", "fast"):
+        if spec["kind"] in OF_TOKENS:
             ids, logits = self._spoken(last, prompt)
             if not np.isfinite(logits.max(-1)).all():
                 raise ValueError("this policy's outputs are not finite: it has no answer")
             values = self._said(spec, ids)
+        elif spec["kind"] == "vectors":
+            values = self._restored(self._one_by_one(last, prompt), spec["vectors"])
         elif spec["kind"] == "chunk":
             steps = torch.arange(spec["vectors"]["count"], device=self.device)
             x = self.embeddings[last](steps.expand(len(texts), -1))
@@ -108,6 +114,15 @@ class Answers:
             else:  # ids that this token has
                 found.append(logits[-1][:, : spec["limits"][i]].argmax(-1))
         return np.stack(found, 1), np.stack(logits, 1)
+
+    def _one_by_one(self, head, prompt):
+        """Vectors (B, n, V), each fed before the next, all but the last of them seen."""
+        found = []
+        for i in range(self.config.lapa["heads"][head]["vectors"]["count"]):
+            if i:
+                self._see(prompt, self.fed[head](found[-1])[:, None])
+            found.append(self._head(head)(prompt.hidden_BTD[:, -1]).float())
+        return torch.stack(found, 1)
 
     def _said(self, spec, ids):
         """What ids (B, n) stand for."""

@@ -20,6 +20,8 @@ def head_of(config, spec):
     kind, D = spec["kind"], config.hidden_size
     if kind == "flow":
         return Expert(config, spec)
+    if kind == "align":
+        return Projection(D, spec["dim"], spec["outputs"])
     if kind != "chunk" or spec["decoder"] == "linear":
         return Linear(D, spec["outputs"])
     if spec["decoder"] == "mlp":
@@ -37,6 +39,18 @@ class StateEmbedding(nn.Module):
 
     def forward(self, state_BS):
         return self.out(F.gelu(self.into(state_BS), approximate="tanh"))
+
+
+class Projection(nn.Module):
+    """Of a head that says nothing: what training pulled hidden states by."""
+
+    def __init__(self, inputs, width, outputs):
+        super().__init__()
+        self.norm, self.into = LayerNorm(inputs), Linear(inputs, width, True)
+        self.out = Linear(width, outputs, True)
+
+    def forward(self, x):
+        return self.out(F.gelu(self.into(self.norm(x))))
 
 
 # --- One pass ---

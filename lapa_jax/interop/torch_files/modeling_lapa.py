@@ -22,7 +22,7 @@ from torch import nn
 from transformers import LlamaConfig, PreTrainedModel
 from transformers.utils import cached_file
 
-from .modeling_answers import ACTION_BINS, FAST, Answers
+from .modeling_answers import ACTION_BINS, FAST, OF_TOKENS, Answers
 from .modeling_backbone import Backbone, Linear, Patches
 from .modeling_heads import StateEmbedding, head_of
 from .modeling_vqgan import ImageEncoder
@@ -80,6 +80,10 @@ class LapaPolicy(Answers, PreTrainedModel):
         heads = {k: Linear(D, n) for k, n in vocabularies.items() if k not in own["heads"]}
         heads |= {k: head_of(config, spec) for k, spec in own["heads"].items()}
         self.heads = nn.ModuleDict(heads)
+        vectors = {
+            k: x["vectors"]["dim"] for k, x in own["heads"].items() if x["kind"] == "vectors"
+        }
+        self.fed = nn.ModuleDict({k: Linear(V, D, True) for k, V in vectors.items()})
         self.front_end = self.image_tokenizer = self.state = None
         if own["state"]:
             self.state = StateEmbedding(len(own["state"]["centre"]), D)
@@ -177,11 +181,12 @@ class LapaPolicy(Answers, PreTrainedModel):
         x = self.embed(tokens, modality, None if images is None else self._tensor(images))
         position = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
         x, _ = self.model(x, position, torch.ones_like(position, dtype=torch.bool))
-        of_numbers = [
-            k for k, x in self.config.lapa["heads"].items() if x["kind"] in ("chunk", "flow")
-        ]
-        names = [name for name in ("text", *self.heads) if name not in of_numbers]
-        return {name: self._head(name)(x).float() for name in names}
+        heads = self.config.lapa["heads"]
+        return {
+            name: self._head(name)(x).float()
+            for name in ("text", *self.heads)
+            if name not in heads or heads[name]["kind"] in OF_TOKENS
+        }
 
     def embed(self, tokens_BT, modality_BT, images_BNHWC=None, state_BS=None):
         """(B, T, D): each token from the table of its modality, FILL from the front-end or the
