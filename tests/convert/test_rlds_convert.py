@@ -319,7 +319,10 @@ def test_a_set_by_name(bridge, tmp_path):
 
 def test_a_set_of_open_x_is_indexed_in_place(bridge, tmp_path, capsys):
     assert data.main(["index", str(bridge), "--sidecar_dir", str(tmp_path)]) == 0
-    assert "images (24, 32), actions 7 dimensions, 3 instructions" in capsys.readouterr().out
+    assert (
+        "images (24, 32), actions 7 dimensions, states 7 dimensions, 3 instructions"
+        in capsys.readouterr().out
+    )
     found = index.load_index(bridge, sidecar_dir=tmp_path, image_key="")  # the only one
     assert found.action_key == open_x.DATA_SETS["bridge"].action
     assert found.image_key == "image" and set(found.fps) == {5.0}

@@ -181,6 +181,7 @@ def test_wrong_arguments(tmp_path, changes, message):
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.simulator
 def test_metaworld_becomes_a_corpus_that_is_read(tmp_path, capsys):
     words = "collect --benchmark metaworld --views robot,gripper --tasks reach,drawer-close"
     words += f" --episodes 3 --action_repeat 4 --workers 1 --no-language --out {tmp_path}"
