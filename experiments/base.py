@@ -72,10 +72,12 @@ def constant(config: ConfigDict, learning_rate: float) -> None:
     config.optimizer.update(peak_lr=learning_rate, end_lr=learning_rate)
 
 
-def head_and_rest(target: str, **rest) -> ConfigDict:
+def head_and_rest(target: str, *, state: bool = False, **rest) -> ConfigDict:
     """Groups of a policy that starts from another: "head", which is new ("latent" or "action", with
-    the factors of LoRA where there are), and "rest", with these overrides of `group`."""
+    the factors of LoRA where there are, and with `state` what embeds the robot's), and "rest", with
+    these overrides of `group`."""
     new = rf"(embeddings|heads)/{target}/.*|.*/lora_[ab]"
+    new += "|embeddings/state/.*" if state else ""
     return ConfigDict({"head": group(new), "rest": group(rf"(?!({new})$).*", **rest)})
 
 

@@ -40,8 +40,13 @@ def is_adapted(params: Tree) -> bool:
 
 def merge(params: Tree, alpha: float, dtype: jnp.dtype = jnp.float32) -> Tree:
     """The parameters of the model without factors that computes the same but for rounding: kernels
-    keep their dtype, and what is int8 becomes `dtype`. `alpha` as in the model's config."""
+    keep their dtype, and a base that is held in int8 or, beside wider factors, in bfloat16 becomes
+    `dtype`. `alpha` as in the model's config."""
     flat = flatten(params)
+    factors = [x for path, x in flat.items() if path.endswith("/lora_a")]
+    if any(x.dtype == jnp.float32 for x in factors):
+        held = {path: x for path, x in flat.items() if x.dtype == jnp.bfloat16}
+        flat |= {path: x.astype(dtype) for path, x in held.items()}
     for path in [path for path in flat if path.endswith("/lora_a")]:
         layer = path.removesuffix("lora_a")
         a, b, kernel = flat.pop(path), flat.pop(layer + "lora_b"), flat[layer + "kernel"]
@@ -55,6 +60,6 @@ def merge(params: Tree, alpha: float, dtype: jnp.dtype = jnp.float32) -> Tree:
             b.reshape(*stacked, rank, -1),
             precision=jax.lax.Precision.HIGHEST,
         )
-        merged = kernel + (alpha / rank) * change.reshape(kernel.shape)
+        merged = kernel.astype(change.dtype) + (alpha / rank) * change.reshape(kernel.shape)
         flat[layer + "kernel"] = merged.astype(kept)
     return int8.as_floats(unflatten(flat), dtype)

@@ -371,7 +371,7 @@ def load(workdir: str | Path, step: int | None = None) -> Model:
         dtype = dtype_of(config.compute_dtype)
         params = lora.merge(params, config.model.lora_alpha, dtype)
         config.model.lora_rank = 0
-        if config.model.base_dtype == "int8":
+        if config.model.base_dtype in int8.HELD:
             config.model.base_dtype = "bfloat16" if dtype == jnp.bfloat16 else "param_dtype"
         params_hash = digest(
             {

@@ -125,6 +125,17 @@ def test_a_base_in_bfloat16_is_of_kernels_and_tables_alone():
     layers |= {f"mlp/{n}" for n in ("gate", "up", "down")}
     kernels = {f"backbone/layers/{layer}/kernel" for layer in layers}
     assert coarse == kernels | {"embeddings/text/table", "heads/text/kernel"}
+    # Merged in the dtype that is computed in: all of it, or not at all.
+    flat = {p: x.astype(dtypes[p]) for p, x in flatten(trained()).items()}
+    merged = lora.merge(unflatten(flat), ALPHA)
+    assert {str(x.dtype) for x in flatten(merged).values()} == {"float32"}
+    floats = unflatten({p: x.astype(jnp.float32) for p, x in flat.items()})
+    expected = logits_of(RANK)(floats)
+    np.testing.assert_allclose(logits_of(0)(merged), expected, rtol=1e-4, atol=1e-5)
+    rounded = flatten(lora.merge(unflatten(flat), ALPHA, jnp.bfloat16))
+    assert {path for path, x in rounded.items() if x.dtype == jnp.bfloat16} == model.held
+    for path in model.held:
+        np.testing.assert_allclose(rounded[path], flatten(merged)[path], rtol=2**-8)
     with pytest.raises(ValueError, match="model.param_dtype='bfloat16' must be 'float32'"):
         build(param_dtype="bfloat16", base_dtype="int8")
 
