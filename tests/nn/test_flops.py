@@ -11,6 +11,7 @@ import tiny
 from experiments import base
 from lapa_jax import config as configs
 from lapa_jax import stages
+from lapa_jax.aot.assess import stand_in_assets
 from lapa_jax.nn.attention import attention, plain_attention
 from lapa_jax.nn.flops import counted
 from lapa_jax.nn.vit import ViTConfig
@@ -87,6 +88,24 @@ def test_of_a_policy_exactly():
     forward = model.depth * length * block(128, 4 * 32, 256, length)
     forward += stage.num_images * 64 * 64 * 3 * model.dim  # patches
     forward += stage.head.num_slots * model.dim * stage.head.vocab
+    assert stage.model_flops() == 3 * 2 * forward
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["chunk", "flow"])
+def test_of_heads_of_chunks_exactly(head):
+    """Slots of a chunk are tokens of the row; an expert's see the row's keys, too."""
+    config = configs.load(f"{tiny.ROOT}/experiments/action_vla/metaworld.py:head={head},state=True")
+    stage = stages.build(config, stand_in_assets(config))
+    model, length, own, n = stage.model_config, stage.row_length, stage.head, stage.head.horizon
+    forward = model.depth * length * block(128, 4 * 32, 256, length)
+    forward += 64 * 64 * 3 * model.dim  # patches
+    forward += stage.state.dim * model.dim + model.dim**2
+    if head == "chunk":
+        forward += n * model.dim * own.num_outputs
+    else:
+        layers = own.depth * block(own.settings.dim, 4 * 32, own.settings.mlp_dim, length + n)
+        forward += n * (layers + 2 * own.settings.dim * own.num_outputs + 3 * own.settings.dim**2)
     assert stage.model_flops() == 3 * 2 * forward
 
 
