@@ -13,12 +13,14 @@ import numpy as np
 
 from data_pipelines.loader import DataSettings, Loader
 from data_pipelines.loader.loader import Plan
+from data_pipelines.normalise import Normaliser
 from data_pipelines.progress import Progress
 from lapa_jax.diagnostics.statistics import bootstrap_ratio
 from lapa_jax.runs.examples import drawn_in_training
 from lapa_jax.runs.loaded import Model
 
 POLICY, MEAN, BEFORE, TOKENS = "policy", "mean_action", "action_before", "tokens"
+SHOWN = (0.1, 0.5, 0.9)  # places in the order by their error of the chunks that are shown
 
 
 def evaluate_actions(
@@ -32,6 +34,9 @@ def evaluate_actions(
     `mse` per dimension, over the steps of a chunk that are in the episode; of the policy also
     `l1_interval` (95 %, by resampling episodes), `r2` (1 - MSE / MSE of the mean action, None of a
     dimension that does not change), and of chunks `l1_by_step` and `mse_by_step`.
+    `decoded` is the share of answers that are finite: the others are in no error. Of policies that
+    keep the statistics of their training `out_of_range` has the share of numbers per dimension that
+    are beyond them, of the true actions and of the policy's. `chunks` has some to look at.
     `seen_in_training` is the share of the examples whose episodes the training could draw from;
     `held_out` leaves these out.
 
@@ -122,6 +127,15 @@ def action_errors(
 ) -> dict[str, Any]:
     """As of `evaluate_actions`, of one corpus."""
     said, true = said.astype(np.float64), true.astype(np.float64)
+    decoded = np.isfinite(said).all(axis=(1, 2))
+    share = float(decoded.mean())
+    if not share:
+        raise ValueError(
+            f"of {len(said)} answers of the policy none is finite: its tokens say no actions, or "
+            "its parameters are damaged"
+        )
+    given = (said, true, mask, before, episode)
+    said, true, mask, before, episode = (x[decoded] for x in given)
     horizon = true.shape[1]
     mean = true[mask].mean(axis=0)
     guesses = {
@@ -136,7 +150,15 @@ def action_errors(
         "examples": len(true),
         "episodes": len(np.unique(episode)),
         "steps": horizon,
+        "decoded": share,
     }
+    statistics = run.stage.head.statistics
+    if statistics is not None:
+        report["names"] = _names(statistics)
+        report["out_of_range"] = {
+            name: statistics.out_of_range(x, where=mask).tolist()
+            for name, x in (("true", true), (POLICY, said))
+        }
     for name, guess in guesses.items():
         off = np.where(mask[..., None], guess - true, 0.0)
         report[name] = _sizes(off, mask) | _by_step(off, mask)
@@ -153,7 +175,43 @@ def action_errors(
             for mse, by_chance, changing in zip(ours, chance, changes, strict=True)
         ],
     }
+    if horizon > 1:
+        report["chunks"] = _to_look_at(said, true, mask, episode)
     return report
+
+
+def _names(statistics: Normaliser) -> list[str]:
+    """Of the dimensions, with their units, as far as they are known."""
+    names = statistics.names or [f"dimension {i}" for i in range(statistics.dim)]
+    units = statistics.units or [""] * statistics.dim
+    return [f"{n} ({u})" if u else n for n, u in zip(names, units, strict=True)]
+
+
+def _to_look_at(
+    said: np.ndarray, true: np.ndarray, mask: np.ndarray, episode: np.ndarray
+) -> list[dict[str, Any]]:
+    """Whole chunks, at `SHOWN` of the order by their error, in which a dimension counts by how much
+    the true actions spread in it."""
+    spread = np.maximum(true[mask].std(axis=0), np.finfo(np.float32).tiny)
+    lengths = mask.sum(axis=1)
+    longest = np.flatnonzero(lengths == lengths.max())
+    changes = spread > np.finfo(np.float32).tiny
+    changes |= not changes.any()
+    off = (np.abs(said - true) / spread)[longest][:, :, changes].mean(axis=(1, 2))
+    order = longest[np.argsort(off, kind="stable")]
+    found = []
+    for share in SHOWN:
+        i = order[round(share * (len(order) - 1))]
+        known = mask[i]
+        found.append(
+            {
+                "title": f"better than {100 - 100 * share:.0f} % of the chunks",
+                "episode": int(episode[i]),
+                "true": true[i][known].tolist(),
+                "predicted": said[i][known].tolist(),
+            }
+        )
+    return found
 
 
 def _sizes(off: np.ndarray, mask: np.ndarray) -> dict[str, list[float]]:
@@ -181,10 +239,14 @@ def table(report: Mapping[str, Any]) -> list[list[Any]]:
     others = [name for name in (MEAN, BEFORE, TOKENS) if name in report]
     head = ["dimension", "L1", "MSE", "R²", *(f"L1, {NAMES[name]}" for name in others)]
     ours = report[POLICY]
+    names = report.get("names") or [str(i) for i in range(len(ours["l1"]))]
     rows = [
-        [str(i), l1, mse, r2, *(report[name]["l1"][i] for name in others)]
+        [names[i], l1, mse, r2, *(report[name]["l1"][i] for name in others)]
         for i, (l1, mse, r2) in enumerate(zip(ours["l1"], ours["mse"], ours["r2"], strict=True))
     ]
+    if beyond := report.get("out_of_range"):
+        head += ["true out of range", "policy's"]
+        rows = [[*row, *x] for row, *x in zip(rows, beyond["true"], beyond[POLICY], strict=True)]
     return [head, *rows]
 
 
@@ -194,7 +256,7 @@ def steps_table(report: Mapping[str, Any]) -> list[list[Any]]:
     if not by_step:
         return []
     dimensions = len(report[POLICY]["l1"])
-    head = ["step", *(f"dimension {i}" for i in range(dimensions))]
+    head = ["step", *(report.get("names") or [f"dimension {i}" for i in range(dimensions)])]
     return [head, *([str(i), *(one or [None] * dimensions)] for i, one in enumerate(by_step))]
 
 

@@ -7,8 +7,11 @@ from typing import Any
 from lapa_jax.evidence import action_errors
 from lapa_jax.evidence.page import of_the_training
 from lapa_jax.machine.environment import describe_environment
+from lapa_jax.report import figures
 from lapa_jax.report.html import Report, estimate
 from lapa_jax.runs.loaded import Model
+
+MOST = 12  # dimensions of the chunks that are drawn
 
 
 def write(path: Path, run: Model, result: Mapping[str, Any], left_out: str) -> None:
@@ -39,10 +42,25 @@ def write(path: Path, run: Model, result: Mapping[str, Any], left_out: str) -> N
             "L1 is the mean absolute error, with its 95 % interval by resampling episodes; R² is 1 "
             "less the MSE by that of the mean action of these examples. To compare with, L1 of the "
             "mean action, of the action before repeated, and, of policies with tokens, of the true "
-            "actions as their tokens say them, about the least that such a policy can reach.",
+            "actions as their tokens say them, about the least that such a policy can reach. Out "
+            "of range: the share of the numbers beyond those that become -1 and 1, by the "
+            "statistics of the training.",
         )
+        if found["decoded"] < 1.0:
+            section.text(
+                f"{1.0 - found['decoded']:.1%} of the answers say no actions, or some that are not "
+                "finite: nothing would be taken of them, and they are in no error."
+            )
         if by_step := action_errors.steps_table(found):
             section.table(*_split(by_step), "L1 by the step of the chunk.")
+            names = [row[0] for row in rows]
+            shown = names[:MOST]
+            left = f" The first {MOST} of {len(names)} dimensions." if names[MOST:] else ""
+            section.figure(
+                figures.chunk_curves(found["chunks"], shown),
+                "Chunks of these examples, ordered by their error in units of the spread of each "
+                f"dimension.{left}",
+            )
     if "success" in result:
         section = report.section("Closed loop", "Share of episodes that succeed, with 95 %.")
         section.table(

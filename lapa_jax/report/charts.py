@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse, Rectangle
-from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, NullLocator
 
 from lapa_jax.report.picture import (
     GRID,
@@ -406,6 +406,37 @@ def measure_curves(
         top = "" if first is None else f" Best at {_label(first[key])}."
         said.append(f"{measure} over {_short(key)}. {told}.{top}")
     return _picture(figure, " ".join(said))
+
+
+def chunk_curves(chunks: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Picture:
+    """Chunks side by side, a row of panels for each dimension, over the steps of the chunk. Each
+    has `title`, and `true` and `predicted` (steps, dimensions). names: of the dimensions, with
+    their units."""
+    figure = _figure(min(PAGE, 120 + 330 * len(chunks)), 60 + 135 * len(names))
+    grid = figure.subplots(len(names), len(chunks), sharex="col", sharey="row", squeeze=False)
+    said = []
+    for column, chunk in enumerate(chunks):
+        true, predicted = (np.asarray(chunk[key], float) for key in ("true", "predicted"))
+        steps = np.arange(len(true))
+        for row, name in enumerate(names):
+            axes = grid[row, column]
+            style = dict(linewidth=1.8, markersize=4)
+            axes.plot(steps, true[:, row], "o-", color=_INK, label="true", **style)
+            axes.plot(steps, predicted[:, row], "s--", color=SERIES[0], label="predicted", **style)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+            axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+            last = row == len(names) - 1
+            _dress(
+                axes,
+                x="step of the chunk" if last else "",
+                y="" if column else name,
+                title="" if row else chunk["title"],
+            )
+        off = np.abs(true - predicted).mean(axis=0)
+        told = ", ".join(f"{name} {off[i]:.3g}" for i, name in enumerate(names))
+        said.append(f"{chunk['title']}: mean absolute error {told}.")
+    _legend(figure, grid[0, 0])
+    return _picture(figure, f"True and predicted chunks. {' '.join(said)}")
 
 
 def _short(key: str) -> str:

@@ -208,7 +208,8 @@ def _show_actions(name: str, found: dict[str, Any]) -> None:
                 ["–" if x is None else x if isinstance(x, str) else f"{x:.4g}" for x in row]
                 for row in rows
             ]
-            what = "L1 by step" if rows[0][0] == "step" else f"{found['examples']:,} examples"
+            told = f"{found['examples']:,} examples, {found['decoded']:.1%} decoded"
+            what = "L1 by step" if rows[0][0] == "step" else told
             sys.stderr.write(f"\nactions on {name}, in the data's units: {what}\n{table(shown)}\n")
 
 

@@ -6,9 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from ml_collections import ConfigDict
 
 from data_pipelines.index import load_index
-from lapa_jax.evidence import action_errors
+from data_pipelines.normalise import Normaliser
+from lapa_jax.evidence import action_errors, policy_page
 from lapa_jax.policy.heads import Decoded
 from lapa_jax.runs.examples import drawn_in_training
 from lapa_jax.verbs import evaluate
@@ -16,7 +18,9 @@ from lapa_jax.verbs import evaluate
 ALWAYS = np.float32([0.5, -0.25])
 
 
-def constant(horizon: int = 1, nearest=lambda actions: None) -> SimpleNamespace:
+def constant(
+    horizon: int = 1, nearest=lambda actions: None, statistics: Normaliser | None = None
+) -> SimpleNamespace:
     """A stage that always says the same."""
     shape = (2,) if horizon == 1 else (horizon, 2)
     return SimpleNamespace(
@@ -26,7 +30,7 @@ def constant(horizon: int = 1, nearest=lambda actions: None) -> SimpleNamespace:
         predict=lambda params, variables, prompts, images: Decoded(
             jnp.zeros((len(images), *shape)) + ALWAYS
         ),
-        head=SimpleNamespace(nearest=nearest, describe=lambda: {"dim": 2}),
+        head=SimpleNamespace(nearest=nearest, describe=lambda: {"dim": 2}, statistics=statistics),
         num_images=1,
     )
 
@@ -99,6 +103,42 @@ def test_held_out_episodes(tiny_data):
     assert found["seen_in_training"] == 0.0 < every["seen_in_training"] < 1.0
     expected = np.abs(ALWAYS - np.concatenate(actions)).mean(axis=0)
     np.testing.assert_allclose(found["policy"]["l1"], expected, rtol=1e-5)
+
+
+def test_what_is_told_of_chunks(tmp_path):
+    """Answers that say nothing are in no error and are counted; what is out of range, by the names
+    of the dimensions; chunks to look at, whole ones, and a page that draws them."""
+    rng = np.random.default_rng(0)
+    statistics = Normaliser.fit(
+        np.array([[-1.0, 0.0], [1.0, 2.0]]), "min_max", names=("x", "grip"), units=("m", "")
+    )
+    run = SimpleNamespace(stage=constant(3, statistics=statistics), workdir=tmp_path, step=7)
+    true = rng.uniform([-1, 0], [1, 2], (20, 3, 2))
+    true[0, 0, 0] = 1.5
+    said = true + 0.01 * np.arange(20)[:, None, None]
+    said[5, 2, 1] = np.nan
+    mask = np.ones((20, 3), bool)
+    mask[2, 2:] = False
+    given = (mask, np.full((20, 2), np.nan), np.arange(20))
+    found = action_errors.action_errors(run, said, true, *given)
+    assert found["decoded"] == 0.95 and found["examples"] == 19
+    weights = mask.sum(1) * (np.arange(20) != 5)
+    expected = 0.01 * (np.arange(20) * weights).sum() / weights.sum()
+    np.testing.assert_allclose(found["policy"]["l1"], expected)
+    np.testing.assert_allclose(found["out_of_range"]["true"], [1 / 56, 0])
+    head, *rows = action_errors.table(found)
+    assert [row[0] for row in rows] == found["names"] == ["x (m)", "grip"]
+    assert head[-2:] == ["true out of range", "policy's"] and rows[0][-2] == 1 / 56
+    assert [one["episode"] for one in found["chunks"]] == [3, 10, 17]  # without 2 and 5
+    assert np.shape(found["chunks"][0]["true"]) == (3, 2)
+    run.config = ConfigDict({"seed": 0})
+    result = {"actions": {"here": found | {"seen_in_training": 0.0}}, "corpora": ["here"]}
+    policy_page.write(tmp_path / "page.html", run, result, "")
+    page = (tmp_path / "page.html").read_text()
+    assert "better than 50 % of the chunks: mean absolute error x (m) 0.1, grip 0.1." in page
+    assert "5.0% of the answers say no actions" in page
+    with pytest.raises(ValueError, match="of 20 answers of the policy none is finite"):
+        action_errors.action_errors(run, said * np.nan, true, *given)
 
 
 def test_dimensions_that_do_not_change(tiny_data):

@@ -181,6 +181,11 @@ class Head:
 
     # --- For others ---
 
+    @property
+    def statistics(self) -> Normaliser | None:
+        """Of what it predicts, in the data that it was trained on; None where it keeps none."""
+        return None
+
     def nearest(self, actions: np.ndarray) -> np.ndarray | None:
         """The answers nearest to actions float (B, horizon, action_dim) in the units of the data;
         None where any action is one."""

@@ -110,6 +110,10 @@ class VectorHead(Head):
         if self.acts:
             self.horizon = self.vectors.count
 
+    @property
+    def statistics(self) -> Normaliser:
+        return self.vectors.statistics
+
     @staticmethod
     def columns(modality: str, config: ConfigDict) -> tuple[str, ...]:
         masked = ("action_mask",) if modality == MODALITIES[ACTION] else ()
