@@ -58,8 +58,8 @@ def write(path: Path, run: Model, result: Mapping[str, Any], left_out: str) -> N
             left = f" The first {MOST} of {len(names)} dimensions." if names[MOST:] else ""
             section.figure(
                 figures.chunk_curves(found["chunks"], shown),
-                "Chunks of these examples, ordered by their error in units of the spread of each "
-                f"dimension.{left}",
+                "The longest chunks of these examples, ordered by their error in units of the "
+                f"spread of each dimension.{left}",
             )
     if "success" in result:
         section = report.section("Closed loop", "Share of episodes that succeed, with 95 %.")

@@ -176,6 +176,8 @@ def _no_closed_loop(run: Model, args: argparse.Namespace) -> str:
     elif run.stage.num_images > 1:
         why = f"the policy takes {run.stage.num_images} images, the closed loop gives one"
     else:
+        how = flags.read(args, Execution)
+        how.of(run.config.evaluation.execution_horizon).check(run.stage.head.horizon)
         try:
             check_rate(run.control_hz, spec.control_hz, "the policy", spec.name)
         except ValueError as error:

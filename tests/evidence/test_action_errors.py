@@ -160,3 +160,18 @@ def test_no_closed_loop_where_the_policy_cannot_act(tiny_data):
     assert why == "the policy's actions have 7 dimensions, those of tabletop 2"
     with pytest.raises(ValueError, match="--episodes 5: the policy's actions have 7 dimensions"):
         evaluate._no_closed_loop(run, SimpleNamespace(episodes=5, **flags))
+    stage.head.describe, stage.head.horizon = lambda: {"dim": 2}, 4
+    for rate, execute, expected in (
+        (10.0, 4, ""),
+        (0.0, 0, ""),
+        (5.0, 1, "the policy acts at 5 Hz, tabletop at 10 Hz: take a policy that was trained at"),
+        (10.0, 5, "execute=5 must be from 1 to 4"),
+    ):
+        run.control_hz = rate
+        given = SimpleNamespace(episodes=None, execute=execute, **flags)
+        if execute > 4:
+            with pytest.raises(ValueError, match=expected):
+                evaluate._no_closed_loop(run, given)
+        else:
+            why = evaluate._no_closed_loop(run, given)
+            assert why.startswith(expected) and bool(why) == bool(expected)
