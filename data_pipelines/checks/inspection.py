@@ -60,6 +60,7 @@ def inspect_corpus(
         "indexes": _indexes(sidecars),
         "label_sets": _label_sets(sidecars),
         "image_token_sets": _label_sets(sidecars, "image_tokens", "*/*/"),
+        "action_sets": _label_sets(sidecars, "actions"),
         "splits": {},
     }
     for split in names:

@@ -1,11 +1,12 @@
 """Label sets: what one model says of the frames of a corpus, in sidecars keyed by frame row.
 
-There are two kinds: the latent actions by a quantizer, and the image tokens by an image tokenizer,
-a set of one name for every camera. A label is codes, or the vectors of a quantizer that has none.
-Writing goes shard by shard, by several hosts if wanted, each of which claims its own, and continues
-where it stopped; `finish` joins the shards. Each has a digest until then, written last: a shard
-without one, or of another digest, is not believed. A row without a label is -1, or NaN, everywhere.
-Opening refuses an unfinished set and a set that was made for another corpus.
+There are three kinds: the latent actions by a quantizer, the image tokens by an image tokenizer, a
+set of one name for every camera, and the actions by an inverse dynamics model. A label is codes, or
+the vectors of a quantizer that has none. Writing goes shard by shard, by several hosts if wanted,
+each of which claims its own, and continues where it stopped; `finish` joins the shards. Each has a
+digest until then, written last: a shard without one, or of another digest, is not believed. A row
+without a label is -1, or NaN, everywhere. Opening refuses an unfinished set and a set that was made
+for another corpus.
 """
 
 import errno
@@ -134,6 +135,16 @@ IMAGE_TOKENS = Kind(
     "tokens_per_frame",
     ("tokenizer_hash", "codebook_size", "tokens_per_frame", "image_size", "code_version"),
     "`lapa label --what image_tokens`",
+)
+
+
+ACTIONS = Kind(
+    "action set",
+    "actions/{name}",
+    np.int16,
+    "actions",
+    ("policy_hash", "window_seconds", "actions", "width", "code_version"),
+    "`lapa label --what actions`",
 )
 
 

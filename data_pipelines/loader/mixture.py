@@ -109,6 +109,9 @@ def _hash(corpora: list[Corpus], data: DataSettings, fields: Sequence[str]) -> s
     known = [float(corpus.settings.action_fraction) for corpus in corpora]
     if {"action", "action_known"} & set(fields) and set(known) != {1.0}:
         settings["action_fraction"] = known
+    said = [corpus.actions.said.hash if corpus.actions.said else "" for corpus in corpora]
+    if any(said):
+        settings["action_sets"] = said
     if "state" in fields:
         settings["state_keys"] = [corpus.settings.state_key for corpus in corpora]
     left_out = [np.flatnonzero(corpus.left_out).tolist() for corpus in corpora]
@@ -140,7 +143,7 @@ def _of_corpus(corpus: Corpus) -> list[Any]:
 
 def _with_action_dim(corpora: list[Corpus], data: DataSettings) -> list[Corpus]:
     """Corpora without actions give zeros of as many dimensions as the others have."""
-    dim = max(corpus.index.action_dim for corpus in corpora)
+    dim = max(corpus.actions.dim for corpus in corpora)
     if not dim:
         raise ValueError(
             f"no corpus of {[corpus.name for corpus in corpora]} has actions "
@@ -174,8 +177,7 @@ def _with_state_dim(corpora: list[Corpus]) -> list[Corpus]:
 def _check_equal(corpora: list[Corpus], fields: Sequence[str]) -> None:
     found = {"the number of cameras": {c.name: len(c.cameras) for c in corpora}}
     if "action" in fields:
-        with_actions = [c for c in corpora if c.index.actions is not None]
-        found["action_dim"] = {c.name: c.index.action_dim for c in with_actions}
+        found["action_dim"] = {c.name: c.actions.dim for c in corpora if c.actions.dim}
     if "state" in fields:
         found["state_dim"] = {c.name: c.index.state_dim for c in corpora if c.settings.state_key}
     if "latent_action" in fields:

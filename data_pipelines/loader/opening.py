@@ -1,7 +1,6 @@
 """Opening a corpus: its indexes and label sets, and at which frames examples may stand."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +8,7 @@ from absl import logging
 
 from data_pipelines import storage
 from data_pipelines.index import CorpusIndex, load_or_build
-from data_pipelines.index.labels import IMAGE_TOKENS, LATENT_ACTIONS, Kind, LabelSet
+from data_pipelines.index.labels import ACTIONS, IMAGE_TOKENS, LATENT_ACTIONS, Kind, LabelSet
 from data_pipelines.loader import order
 from data_pipelines.loader.actions import Actions, open_actions
 from data_pipelines.loader.chains import Chains
@@ -131,8 +130,10 @@ class _Opening:
 
     def _actions(self) -> Actions:
         index, horizon = self.index, self.data.action_horizon
-        wanted = "action" in self.fields
-        if wanted and "action_known" not in self.fields and index.actions is None:
+        wanted, name = "action" in self.fields, self.settings.action_set
+        said = _open_set(name, index, ACTIONS) if wanted and name else None
+        without = index.actions is None and said is None
+        if wanted and "action_known" not in self.fields and without:
             raise ValueError(
                 f"corpus {self.name!r} has no actions under steps/{index.action_key} "
                 f"({self.settings.key('action_key')}); float features: "
@@ -144,8 +145,7 @@ class _Opening:
                 f"data.action_horizon is {horizon}, which is longer than every episode of corpus "
                 f"{self.name!r}: the longest has {longest} actions"
             )
-        found = open_actions(self.settings, self.data, index)
-        return replace(found, known=found.known & ~self.unusable)
+        return open_actions(self.settings, self.data, index, said, self.unusable)
 
     def _labels(self) -> LabelSet | None:
         settings, needed = self.settings, "latent_action" in self.fields
@@ -198,7 +198,7 @@ class _Opening:
             whole = data.action_padding == "drop"
             last = actions.steps - (data.action_horizon - 1 if whole else 0)
             if "action_known" in fields:  # what has no action is drawn, too
-                last = np.where(actions.known & whole, last, length)
+                last = np.where((actions.known | actions.by_model) & whole, last, length)
             stop = np.minimum(stop, last)
         drawn = length >= settings.min_episode_steps
         drawn &= self._of_fraction()

@@ -49,6 +49,9 @@ class CorpusSettings:
     instruction_key: Annotated[str, "of the index; empty: that it was built with"] = (
         "language_instruction"
     )
+    action_set: Annotated[
+        str, "name of the action set that gives the actions of episodes whose own are not known"
+    ] = ""
     state_key: Annotated[
         str, "of the index: the robot's state, as observation/state; empty: it is not read"
     ] = ""
@@ -186,7 +189,8 @@ class DataSettings:
 
     def in_order(self) -> "DataSettings":
         """Pairs, every usable one, whatever training draws: to walk over, not to sample."""
-        every = dict(label_set="", fraction=1.0, min_episode_steps=0, require_instruction=False)
+        every = dict(fraction=1.0, min_episode_steps=0, require_instruction=False)
+        every |= dict.fromkeys(("label_set", "action_set"), "")
         return replace(
             self.draw_any(),
             sampling="per_frame",

@@ -16,6 +16,15 @@ others learn them from a label set of the labelled corpus itself, in one run:
     lapa train --config experiments/action_vla/tabletop.py:integration=condition,label_set=laq \
         --workdir runs/condition
 
+Baselines, by `recipe` (docs/policies.md). `vpt` learns from actions that an inverse dynamics model,
+trained on the labelled episodes, says of the others; then it is what the above starts from:
+
+    lapa train --config experiments/action_vla/tabletop.py:recipe=inverse_dynamics \
+        --workdir runs/idm
+    lapa label --what actions --workdir runs/idm --corpus data/tabletop/human --name idm
+    lapa train --config experiments/action_vla/tabletop.py:recipe=vpt,data=data/tabletop/human \
+        --workdir runs/vpt
+
 Cost: 0.69 M parameters; 300 steps took 20 seconds on two cores of an AMD EPYC
 (docs/performance.md). quick=True runs in about a minute there.
 """
@@ -25,6 +34,7 @@ from ml_collections import ConfigDict
 from experiments import base
 
 INTEGRATIONS = ("direct", "condition", "align", "cotrain")
+RECIPES = ("own", "inverse_dynamics", "vpt", "openvla", "frozen_features")
 
 
 def get_config(arg: str | None = None) -> ConfigDict:
@@ -32,7 +42,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     `optimizer`: one of base.optimizer. `augment`: one of base.augment. `head`: one of base.head, of
     actions, in chunks of `horizon`. `integration`: one of INTEGRATIONS, all but direct by
     `label_set`, whose z are `code_length` codes below `codebook`, or vectors where that is 0; of
-    cotrain, `known` is the share of episodes whose actions are."""
+    cotrain, `known` is the share of episodes whose actions are. `recipe`: one of RECIPES; of vpt,
+    `action_set` says the actions that are not known."""
     arg = base.parse_arg(
         arg,
         data="data/labelled/robot",
@@ -46,8 +57,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
         codebook=8,
         code_length=1,
         known=0.25,
+        recipe="own",
+        action_set="idm",
     )
     base.require("integration", arg.integration, INTEGRATIONS)
+    base.require("recipe", arg.recipe, RECIPES)
     config = base.stage_defaults("action_finetuning")
     config.optimizer = base.optimizer(arg.optimizer)
     config.data.augment = base.augment(arg.augment)
@@ -74,9 +88,27 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if arg.integration == "cotrain":
         config.model.cotrain = True
         config.data.corpora["robot"].action_fraction = arg.known
+    _follow(config, arg)
     if arg.quick:
         base.make_policy_quick(config)
     return config
+
+
+def _follow(config: ConfigDict, arg: ConfigDict) -> None:
+    """A baseline's recipe."""
+    corpus = config.data.corpora["robot"]
+    if arg.recipe == "inverse_dynamics":
+        config.model.inverse_dynamics, config.data.num_frames = True, 2
+        config.data.history_seconds = 0.0
+        corpus.window_seconds = 0.1  # a step
+        config.model.targets.action = base.head("chunk")
+    elif arg.recipe == "vpt":
+        corpus.action_set, corpus.action_fraction = arg.action_set, 0.0
+    elif arg.recipe == "openvla":  # 256 even bins a dimension; everything is trained
+        config.model.targets.action = base.head("tokens", vocab=256, codec="uniform")
+        config.optimizer.groups = base.head_and_rest("action")
+    elif arg.recipe == "frozen_features":
+        config.optimizer.groups = base.head_and_rest("action", frozen=True)
 
 
 def _latent_head(arg: ConfigDict) -> ConfigDict:

@@ -58,11 +58,11 @@ def _answers(
     of them are in the episode (n, h), the actions before (n, A), NaN where there is none, the
     numbers of their episodes (n,), and whether the training could draw from them (n,)."""
     stage, config = run.stage, run.config
-    every = {**corpus, "fraction": 1.0, "action_fraction": 1.0}
+    every = {**corpus, "fraction": 1.0, "action_fraction": 1.0, "action_set": ""}
     data = DataSettings.of(config.data).on({"corpus": every}).draw_any()
-    images, text, *others = stage.fields_of(config)
-    fields, size = (images, text, "action", "action_mask"), min(config.global_batch, max_examples)
-    fields += ("state",) if "state" in others else ()
+    images, *others = stage.fields_of(config)
+    seen = [name for name in ("instruction", "state") if name in others]
+    fields, size = (images, *seen, "action", "action_mask"), min(config.global_batch, max_examples)
     found = []
     with contextlib.ExitStack() as stack:
         loader = stack.enter_context(
@@ -78,7 +78,7 @@ def _answers(
             plan.fill(0, plan.size)
             batch = plan.finish()
             ids = None if stage.from_pixels else batch["image_tokens"]
-            prompts = stage.prompts(batch["instruction"], ids, batch.get("state"))
+            prompts = stage.prompts(batch.get("instruction", [""] * size), ids, batch.get("state"))
             frames = batch["frames"] if stage.from_pixels else None
             said = jax.device_get(predict(run.params, run.variables, prompts, frames).values)
             rows = plan.rows[:, of.frames.current]

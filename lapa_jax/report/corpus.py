@@ -21,7 +21,7 @@ def corpus_page(found: Mapping[str, Any]) -> Report:
     for name, split in found["splits"].items():
         some = "" if split["complete_scan"] else f" (first {split['episodes']} episodes only)"
         _split(page.heading(f"Split {name}{some}"), split)
-    sets = [*found["label_sets"], *found["image_token_sets"]]
+    sets = [*found["label_sets"], *found["image_token_sets"], *found["action_sets"]]
     page.heading("Label sets")
     if not sets:
         page.text("None: `lapa label` makes them.")

@@ -2,9 +2,9 @@
 
 A quantizer gives latent actions, codes or the vectors of one that has none: every start frame that
 has a later frame one window away gets its own, the others stay unlabelled. An image tokenizer gives
-the tokens of every frame. A run that was stopped continues with the shards that are missing.
-Several hosts share a corpus: shard n is that of the host with n mod COUNT = INDEX, and whoever
-writes the last joins them.
+the tokens of every frame, an inverse dynamics model the action at the first frame of each pair. A
+run that was stopped continues with the shards that are missing. Several hosts share a corpus: shard
+n is that of the host with n mod COUNT = INDEX, and whoever writes the last joins them.
 """
 
 import dataclasses
@@ -16,12 +16,12 @@ import numpy as np
 from absl import logging
 
 from data_pipelines.index import load_index
-from data_pipelines.index.labels import IMAGE_TOKENS, LabelSetWriter
+from data_pipelines.index.labels import ACTIONS, IMAGE_TOKENS, LabelSetWriter
 from data_pipelines.progress import Progress
 from lapa_jax.parallel import sharding
 from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.runs import examples
-from lapa_jax.runs.loaded import LoadedImageTokenizer, LoadedQuantizer, Model, require
+from lapa_jax.runs.loaded import LoadedImageTokenizer, LoadedPolicy, LoadedQuantizer, Model, require
 from lapa_jax.version import __version__
 
 IMAGES = 32  # in a batch of the image tokenizer, whose first level keeps every pixel
@@ -74,6 +74,36 @@ def label(run: Model, name: str, corpus: dict, share: Share = ALL) -> dict[str, 
     else:
         provenance["width"] = model.quant_dim
     with LabelSetWriter(index.sidecar_dir, name, index, provenance=provenance) as writer:
+        return write(writer, source, source.rows, encode, run.config.data.max_bad_fraction, share)
+
+
+def label_actions(run: Model, name: str, corpus: dict, share: Share = ALL) -> dict[str, int]:
+    """Writes the actions that an inverse dynamics model says were done at a share of a corpus (keys
+    as of `label`), in the units of the data; returns counts and raises as `label`, and for
+    another policy."""
+    require(run, LoadedPolicy)
+    stage = run.stage
+    if not stage.inverse_dynamics:
+        raise ValueError(f"{run.workdir} has model.inverse_dynamics=False: it sees no later frame")
+
+    def act(*held, frames: jax.Array) -> jax.Array:
+        return stage.act(*held, stage.prompts([""] * len(frames)), frames)
+
+    encode = Encoder(run, act)
+    source = examples.Pairs(run.config, corpus, batch=encode.batch(examples.BATCH))
+    index = source.index
+    provenance = {
+        "policy_hash": run.params_hash,
+        "policy_step": run.step,
+        "window_seconds": source.window_seconds,
+        "tail": run.config.data.tail,
+        "actions": 1,
+        "width": stage.head.describe()["dim"],
+        "code_version": __version__,
+    }
+    with LabelSetWriter(
+        index.sidecar_dir, name, index, provenance=provenance, kind=ACTIONS
+    ) as writer:
         return write(writer, source, source.rows, encode, run.config.data.max_bad_fraction, share)
 
 

@@ -272,6 +272,7 @@ class LoadedPolicy(Model):
         the answer is to follow, (n, action_dim) or (B, n, action_dim), and their weights (n,),
         or (B, n). Raises ValueError for an image of another size or dtype, a state of another
         width, and an instruction of more than `model.text_length` tokens."""
+        self._require_foresight()
         self.stage.check_sampling(temperature, top_k)
         if self.stage.head.draws:
             seed = seed or 0
@@ -319,9 +320,17 @@ class LoadedPolicy(Model):
         return before.reshape(-1, *wanted[-2:]), weights
 
     def require_head(self, head: str) -> None:
-        """Raises ValueError where the policy predicts something else."""
+        """Raises ValueError where the policy predicts something else, or cannot act."""
+        self._require_foresight()
         if self.stage.head.modality != head:
             raise ValueError(f"this policy predicts the {self.stage.head.modality}, not the {head}")
+
+    def _require_foresight(self) -> None:
+        if self.stage.inverse_dynamics:
+            raise ValueError(
+                f"{self.workdir} has model.inverse_dynamics=True: it says what was done between "
+                "two frames, for `lapa label --what actions`, and cannot act"
+            )
 
     def _images(self, image: np.ndarray, count: int, single: bool) -> np.ndarray:
         """(B, N, H, W, 3)."""

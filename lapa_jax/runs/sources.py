@@ -28,7 +28,7 @@ class OfCorpora:
         return sorted({text for c in self.mixture.corpora for text in c.index.instructions})
 
     def actions(self) -> np.ndarray:
-        return np.concatenate([c.index.actions[rows] for c, rows in self._known()])
+        return np.concatenate([c.actions.at(rows) for c, rows in self._known()])
 
     def action_chunks(self) -> Iterator[np.ndarray]:
         for corpus, rows in self._known():
@@ -40,8 +40,11 @@ class OfCorpora:
     def _known(self) -> Iterator[tuple[Corpus, np.ndarray]]:
         """Of each corpus that has actions the rows whose actions are known."""
         corpora = self.mixture.corpora
-        for corpus in [c for c in corpora if c.index.actions is not None] or corpora:
-            rows = statistics.valid_action_rows(corpus.index)
+        for corpus in [c for c in corpora if c.actions.dim] or corpora:
+            if corpus.index.actions is None and corpus.actions.said:
+                rows = np.arange(corpus.index.num_frames)
+            else:
+                rows = statistics.valid_action_rows(corpus.index)
             rows = rows[~corpus.left_out[corpus.index.episode_of_rows(rows)]]
             yield corpus, rows[corpus.actions.mask(rows)[:, 0]]
 

@@ -71,6 +71,12 @@ class RowSettings:
         "examples whose actions are not known are drawn, too: latent actions are learned from them",
     ] = False
 
+    inverse_dynamics: Annotated[
+        bool,
+        "it is shown the frame and that a window later, and no instruction: it says what was done, "
+        "to label videos with actions, and cannot act",
+    ] = False
+
 
 LAYOUT_KEYS = tuple(one.name for one in fields(RowSettings))
 
@@ -102,7 +108,10 @@ class PolicyStage(Stage):
                 f"model.text_vocab={self.model_config.text_vocab} is too small: "
                 f"{self.tokenizer.vocab_size} ids are in use"
             )
-        if config.data.num_frames > 1 and not config.data.history_seconds:
+        self.inverse_dynamics = config.model.inverse_dynamics
+        if self.inverse_dynamics:
+            self._check_inverse_dynamics()
+        elif config.data.num_frames > 1 and not config.data.history_seconds:
             raise ValueError(
                 f"data.num_frames={config.data.num_frames} with data.history_seconds=0.0 would "
                 "show a policy later frames: set data.history_seconds, the time between frames"
@@ -145,6 +154,24 @@ class PolicyStage(Stage):
         self.row_length = config.model.sequence_length or longest
         self.model = self.functional()
 
+    def _check_inverse_dynamics(self) -> None:
+        data, model = self.config.data, self.config.model
+        wanted = {"data.num_frames": (data.num_frames, 2)}
+        wanted["data.history_seconds"] = (data.history_seconds, 0.0)
+        wanted["data.action_horizon"] = (data.action_horizon, 1)
+        wanted |= {f"model.{key}": (model[key], False) for key in ("legacy", "cotrain")}
+        wanted["model.state.enabled"] = (model.state.enabled, False)
+        for key, (value, needed) in wanted.items():
+            if value != needed:
+                raise ValueError(
+                    f"{key}={value!r} must be {needed!r} with model.inverse_dynamics=True"
+                )
+        if not self.from_pixels:
+            raise ValueError(
+                f"model.front_end={model.front_end.name!r} takes image tokens: "
+                "model.inverse_dynamics=True needs one that takes pixels"
+            )
+
     def functional(self, *, stacked: bool = True) -> Functional:
         """Its model, with the layers stacked or apart."""
         config, parts, state = self.model_config, self.parts, self.state
@@ -184,7 +211,9 @@ class PolicyStage(Stage):
 
     @classmethod
     def fields_of(cls, config: ConfigDict) -> tuple[str, ...]:
-        found = (front_end_column(config.model.front_end), "instruction", *heads.columns(config))
+        found = (front_end_column(config.model.front_end), *heads.columns(config))
+        if not config.model.inverse_dynamics:
+            found = (found[0], "instruction", *found[1:])
         return (*found, "state") if config.model.state.enabled else found
 
     @staticmethod
@@ -243,12 +272,11 @@ class PolicyStage(Stage):
 
     def prepare(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         k, found = self.examples_per_row, [head.rows(batch) for head in self.heads]
-        B = len(batch["instruction"])
+        B = len(next(iter(batch.values())))
+        texts = [""] * B if self.inverse_dynamics else batch["instruction"]
         images = [None] * B if self.from_pixels else batch["image_tokens"]
         ids = zip(*(of_head for of_head, _ in found), strict=True) if found else [()] * B
-        examples = [
-            self.layout.example(*one) for one in zip(batch["instruction"], images, ids, strict=True)
-        ]
+        examples = [self.layout.example(*one) for one in zip(texts, images, ids, strict=True)]
         rows, order = pack(examples, examples_per_row=k, length=self.row_length)
         for head, (_, targets) in zip(self.heads, found, strict=True):
             if head.beside or head.pulls:

@@ -1,4 +1,4 @@
-"""`lapa label`: the latent actions, or the image tokens, of a corpus beside its index."""
+"""`lapa label`: the latent actions, image tokens or actions of a corpus beside its index."""
 
 import dataclasses
 from typing import Annotated
@@ -11,26 +11,30 @@ from lapa_jax.runs import label
 from lapa_jax.runs.loaded import load
 from lapa_jax.verbs import flags, text
 
-WHAT = "Write the latent actions, or the image tokens, of a corpus beside its index."
+WHAT = "Write the latent actions, image tokens or actions of a corpus beside its index."
 LATENT_ACTIONS = "latent_actions"
+KEYS = {
+    LATENT_ACTIONS: "label_set",
+    "image_tokens": "image_token_set",
+    "actions": "action_set",
+}  # of a corpus, by what is labelled
 EXAMPLE = """lapa label --workdir runs/quantizer --corpus data/robot --name laq
-  lapa label --what image_tokens --workdir runs/vqgan --corpus data/robot --name vqgan"""
+  lapa label --what image_tokens --workdir runs/vqgan --corpus data/robot --name vqgan
+  lapa label --what actions --workdir runs/idm --corpus data/robot --name idm"""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """What is labelled, and by what.
 
-    workdir: run of a quantizer or image tokenizer
+    workdir: run of a quantizer, image tokenizer or inverse dynamics model
     corpus: directory of the shards (indexed)
     name: name of the set
     sidecar_dir: where index and labels lie
     image_key: the camera (default: the only one indexed)
     """
 
-    what: str = dataclasses.field(
-        default=LATENT_ACTIONS, metadata={"choices": (LATENT_ACTIONS, "image_tokens")}
-    )
+    what: str = dataclasses.field(default=LATENT_ACTIONS, metadata={"choices": tuple(KEYS)})
     workdir: str
     corpus: str
     name: str
@@ -57,10 +61,9 @@ def main(argv: list[str]) -> int:
     with distributed.leaving_on_error():
         _label(options, share)
         if share.index == 0:
-            key = "label_set" if options.what == LATENT_ACTIONS else "image_token_set"
             text.show(
-                f"next: lapa train of a policy with --config.data.corpora.<name>.{key}="
-                f"{options.name}"
+                "next: lapa train of a policy with "
+                f"--config.data.corpora.<name>.{KEYS[options.what]}={options.name}"
             )
         if jax.process_count() > 1:
             # JAX ends processes that wait long for another to end: all end at one time.
@@ -76,10 +79,11 @@ def _label(options: Options, share: label.Share) -> None:
         sidecar_dir=options.sidecar_dir,
         image_key=options.image_key,
     )
-    if options.what == LATENT_ACTIONS:
+    if options.what != "image_tokens":
         pairs_of = {"fps": options.fps, "window_seconds": options.window_seconds}
-        label.label(run, options.name, corpus | pairs_of, share)
+        of_pairs = label.label if options.what == LATENT_ACTIONS else label.label_actions
+        of_pairs(run, options.name, corpus | pairs_of, share)
     elif options.window_seconds or options.fps:
-        raise ValueError("--window_seconds and --fps are of --what latent_actions")
+        raise ValueError("--window_seconds and --fps are of --what latent_actions and actions")
     else:
         label.label_images(run, options.name, corpus, share)

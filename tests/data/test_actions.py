@@ -257,7 +257,7 @@ def test_chunks_are_those_of_openvla_and_oft(corpora, original, padding, absolut
     length = np.where(np.arange(index.num_episodes) == episode, 10, index.episode_length)
     longer = dataclasses.replace(index, actions=actions, episode_length=length)
     known, horizon = np.ones(index.num_episodes, bool), theirs.shape[1]
-    found = Actions(longer, known, horizon, padding, absolute, 3)
+    found = Actions(longer, known, horizon, padding, absolute, 3, None, ~known)
     rows = start + np.arange(9)
     chunks, mask = found.chunks(rows), found.mask(rows)
     if padding == "drop":  # such starts are not drawn

@@ -8,13 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+import tiny_policy
 
+import lapa_jax
+from data_pipelines.index import load_index
+from data_pipelines.index.labels import ACTIONS, LabelSet
 from data_pipelines.loader.loader import Loader
 from lapa_jax import config as configs
 from lapa_jax import stages
 from lapa_jax.nn.module import Functional, flatten, unflatten
 from lapa_jax.policy.heads.align import AlignHead, Projection
-from lapa_jax.runs import start
+from lapa_jax.runs import label, start
+from lapa_jax.runs.sources import OfCorpora
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 GOLDEN = Path(__file__).parent.parent / "golden/heads/align.npz"
@@ -163,6 +168,37 @@ def test_actions_follow_the_vectors_that_were_said(data):
     for name in ("latent", "action"):
         np.testing.assert_allclose(found[name], said[f"{name}_targets"], atol=2e-5)
     assert np.abs(outputs(batch)["action"] - found["action"]).max() > 1e-3  # other z
+
+
+def test_an_inverse_dynamics_model_says_actions_that_policies_learn(data, tmp_path):
+    given = dict(label_set="codes", recipe="inverse_dynamics")
+    stage, batch, columns = opened(data, "action_vla", **given)
+    assert "instruction" not in columns and batch["images"].shape == (2, 4, 32, 32, 3)
+    tiny_policy.write(tmp_path / "idm", stage.config.lock(), stage.assets)
+    run = lapa_jax.load_policy(tmp_path / "idm")
+    with pytest.raises(ValueError, match="inverse_dynamics=True: it says what was done between"):
+        run.predict_action(np.zeros((2, 32, 32, 3), np.uint8), "")
+    corpus = dict(path=str(data), split="train", sidecar_dir="", image_key="image", fps=0.0)
+    counts = label.label_actions(run, "idm", corpus)
+    said = LabelSet.open(data, "idm", load_index(data, split="train"), ACTIONS)
+    episodes = len(said.valid) - counts["labelled"]  # of each all but the last step
+    assert counts["labelled"] == said.valid.sum() and episodes == 10
+    stage, batch, columns = opened(data, "action_vla", label_set="codes", recipe="vpt", horizon=2)
+    config = stage.config
+    for fraction in (0.0, 0.5):
+        with config.unlocked():
+            config.data.corpora.robot.action_fraction = fraction
+        loader = Loader(config.data, fields=stage.fields_of(config), global_batch=64, seed=0)
+        (corpus,), found = loader.mixture.corpora, loader.batch(0)
+        assert corpus.actions.known.mean() == fraction
+        rows = loader.plan(0).rows[:, 0]
+        by_model = corpus.actions.by_model[corpus.index.episode_of_rows(rows)]
+        true = corpus.index.actions[rows]
+        expected = np.where(by_model[:, None], said.labels(rows)[:, 0], true)
+        np.testing.assert_array_equal(found["action"][:, 0], expected)
+        assert by_model.any() and (fraction == 0.0) == by_model.all()
+    known = loader.mixture.corpora[0].actions.steps.sum()
+    assert len(OfCorpora(loader.mixture, {}).actions()) == known == counts["labelled"]
 
 
 def test_pulling_is_as_published():

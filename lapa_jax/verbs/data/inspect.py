@@ -90,7 +90,7 @@ def to_text(report: dict[str, Any]) -> str:
         lines.append(f"index of {index['image_key']}, split {index['split']}: {index['hash']}")
     if not report["indexes"]:
         lines.append(f"index: none (lapa data index {report['directory']})")
-    for what in ("label_sets", "image_token_sets"):
+    for what in ("label_sets", "image_token_sets", "action_sets"):
         for labels in report[what]:
             facts = {key: value for key, value in labels.items() if key not in ("name", "split")}
             title = f"{what[:-1].replace('_', ' ')} {labels['name']}, split {labels['split']}"
