@@ -45,6 +45,7 @@ MAY_BE_EMPTY = set(
     model.front_end.weights model.objective.weights data.corpora.*.sidecar_dir
     data.corpora.*.image_key data.corpora.*.action_key data.corpora.*.instruction_key
     data.corpora.*.state_key data.corpora.*.label_set data.corpora.*.image_token_set
+    data.corpora.*.action_set
     data.corpora.*.extra_image_keys
     data.action_absolute evaluation.corpora model.front_end.stem_channels
     model.targets.*.tokenizer""".split()
