@@ -177,7 +177,7 @@ def load_state(path: str | Path, kind: type[State]) -> State:
 def tasks_named(spec: EnvSpec, wanted: Sequence[str], flag: str = "--tasks") -> tuple[str, ...]:
     """`wanted`, or all tasks of the spec; ValueError lists the known ones."""
     if len(set(wanted)) != len(wanted):
-        raise ValueError(f"{flag} {','.join(wanted)}: each task once")
+        raise ValueError(f"{flag} {','.join(wanted)} must be different ones")
     if unknown := [task for task in wanted if task not in spec.tasks]:
         raise ValueError(
             f"{flag}: {spec.name} has no task {unknown}; it has {', '.join(spec.tasks)}"

@@ -202,7 +202,7 @@ def test_flags_of_environments_are_no_others():
 def test_what_is_sent_and_asked_for_is_each_once(run, read, tmp_path):
     """And a folder without episodes is of no settings."""
     with stub.serving({"images": 0}) as server:
-        assert "--tasks go,go: each task once" in run(server.url, "--tasks", "go,go")
+        assert "--tasks go,go must be different ones" in run(server.url, "--tasks", "go,go")
         keys = ("--image_keys", "front,observation/state")
         assert "'observation/state' is the name of two fields" in run(server.url, *keys)
         keys = ("--image_keys", "front,wrist", "--prompt_key", "front")
