@@ -106,6 +106,8 @@ def write(run: Model, out: Path, options: Options) -> int:
 
 def rules(stage: PolicyStage) -> list[Rule]:
     """Raises ValueError for a policy that the format cannot hold."""
+    if stage.inverse_dynamics:
+        raise ValueError("model.inverse_dynamics=True: it cannot act, and there is no such export")
     config = stage.model_config
     name, settings = front_end_config(config.front_end)
     if config.dim % config.heads:
