@@ -1,5 +1,7 @@
 """Heads of other kinds than tokens: a file and a line in `HEADS`. Several in one policy."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,10 +89,16 @@ def test_it_trains_acts_and_is_described(name, tiny_data, tmp_path):
 @pytest.mark.slow
 def test_what_compile_builds(tiny_data):
     for name in ("chunk", "flow"):
-        config = config_of(name, tiny_data)
+        config = config_of(name, tiny_data, model__lora_rank=2, model__base_dtype="int8")
         stage = stages.build(config, stand_in_assets(config))
         assert stage.batch_spec()["action_targets"].shape == (8, HORIZON, 7)
         assert stage.model_flops() > 0
+        # What is new is neither held in fewer bits nor frozen with the backbone.
+        groups = base.head_and_rest("action", frozen=True)
+        params = set(flatten(stage.model.abstract()[0]))
+        trains = {path for path in params if re.fullmatch(groups.head.pattern, path)}
+        assert {p for p in params if "action" in p or "lora_" in p} == trains
+        assert stage.model.held and not stage.model.held & trains
 
 
 def stage_of(name: str, tiny_data, **changes):
