@@ -92,6 +92,10 @@ def test_older_transformers_are_named(tmp_path, monkeypatch):
     import transformers
 
     torch_code.write(tmp_path, {}, hf.FILES)
+    # Those that are taken copy no file that only a neighbour imports.
+    text = (tmp_path / hf.MODELING).read_text()
+    names = {name.removesuffix(".py") for name in hf.FILES} - {"modeling_lapa"}
+    assert all(f"from .{name} import" in text for name in names)
     monkeypatch.setattr(transformers, "__version__", "4.40.1")
     with pytest.raises(ImportError, match="needs transformers 4.46 or later, this is 4.40.1"):
         torch_code.load(tmp_path, hf.MODELING)

@@ -11,10 +11,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from .fast_tokens import FastTokens
-
 OF_TOKENS = ("tokens", "fast")  # kinds of heads
-ACTION_BINS, FAST = "action_bins.json", "fast_grammar.json"
+ACTION_BINS = "action_bins.json"
 
 
 @dataclass
@@ -35,7 +33,7 @@ class Prompt:
 class Answers:
     """Of a policy."""
 
-    _actions = _fast = None  # what tokens of actions stand for, once read
+    _actions = None  # what tokens of actions stand for, once read
 
     @torch.no_grad()
     def answer(self, image, texts, state=None, seed=0, noise=None):
@@ -144,11 +142,6 @@ class Answers:
         else:  # one id an action
             found = np.asarray(self._actions["centres"])[ids[..., 0]]
         return found.astype(np.float32)
-
-    def _fast_tokens(self):
-        if self._fast is None:
-            self._fast = FastTokens(self._file(FAST))
-        return self._fast
 
     def _restored(self, normalised, vectors):
         """float32 (B, n, V) in the units of the data, of a single action (B, V)."""

@@ -22,7 +22,9 @@ from torch import nn
 from transformers import LlamaConfig, PreTrainedModel
 from transformers.utils import cached_file
 
-from .modeling_answers import ACTION_BINS, FAST, OF_TOKENS, Answers
+# All files are imported here: older transformers copy those alone.
+from .fast_tokens import FastTokens
+from .modeling_answers import ACTION_BINS, OF_TOKENS, Answers
 from .modeling_backbone import Backbone, Linear, Patches
 from .modeling_heads import StateEmbedding, head_of
 from .modeling_vqgan import ImageEncoder
@@ -33,7 +35,7 @@ if tuple(int(x) for x in transformers.__version__.split(".")[:2]) < (4, 46):
         "install --upgrade transformers"
     )
 
-TOKENIZER = "tokenizer.model"
+TOKENIZER, FAST = "tokenizer.model", "fast_grammar.json"
 # What belongs to the weights, and what is only kept where nothing of its name is there.
 OWN = (
     *(TOKENIZER, ACTION_BINS, FAST, "fast_tokenizer.json", "lapa_run.json"),
@@ -93,7 +95,7 @@ class LapaPolicy(Answers, PreTrainedModel):
             self.image_tokenizer = ImageEncoder(own["image_tokenizer"])
         else:  # some versions want a module of every name in the list
             self._keep_in_fp32_modules_strict = None
-        self._beside, self._tokenizer = {}, None
+        self._beside, self._tokenizer, self._fast = {}, None, None
         self.post_init()
 
     # --- Files ---
@@ -141,6 +143,11 @@ class LapaPolicy(Answers, PreTrainedModel):
                 f"this policy has no {name}: from_pretrained reads it where the weights are"
             )
         return self._beside[name]
+
+    def _fast_tokens(self):
+        if self._fast is None:
+            self._fast = FastTokens(self._file(FAST))
+        return self._fast
 
     # --- What users call ---
 
