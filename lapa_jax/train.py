@@ -98,7 +98,7 @@ def _train(
         # --- State: restore, or initialise (from another run where the config asks) -------------
         plain = configs.to_dict(config)
         keeper = Keeper(run.workdir, plain)
-        evaluation = Evaluation(config, program)
+        evaluation = Evaluation(config, program, run.loader.mixture)
         state, provenance = start.first_state(run, program, keeper.checkpoints)
         begin = int(state.step)
         keeper.begin(begin, assets=run.assets, provenance=provenance)

@@ -54,7 +54,6 @@ def make_policy(out: Path, head: str, **model) -> Path:
     config.data.num_frames = model.pop("num_frames", 1)
     config.data.history_seconds = 1.0 if config.data.num_frames > 1 else 0.0
     target = model.pop("target", None)  # settings of another head than of tokens
-    config.data.action_horizon = model.pop("action_horizon", 1)
     config.evaluation.execution_horizon = model.pop("execution_horizon", 1)
     statistics = model.pop("state", None)
     config.model = base.policy_model(**{f"{head}_vocab": 8})

@@ -13,10 +13,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines.loader import DataSettings, Loader
+from data_pipelines.loader.mixture import Mixture
 from lapa_jax import envs
+from lapa_jax.envs.execution import check_rate
 from lapa_jax.parallel import distributed, sharding
 from lapa_jax.runs.loaded import Model
 from lapa_jax.runs.program import Program
+from lapa_jax.runs.sources import control_hz
 from lapa_jax.runs.usable import open_loader
 from lapa_jax.training import groups
 from lapa_jax.training.state import TrainState
@@ -25,7 +28,8 @@ from lapa_jax.training.state import TrainState
 class Evaluation:
     """Built once; `run` may be called after any step, by all processes together."""
 
-    def __init__(self, config: ConfigDict, program: Program):
+    def __init__(self, config: ConfigDict, program: Program, trained: Mixture):
+        """trained: what the run is trained on. ValueError where the settings are not for it."""
         settings = config.evaluation
         self._config, self._program = config, program
         self.every_steps: int = settings.every_steps
@@ -39,6 +43,10 @@ class Evaluation:
                 f"evaluation.episodes={settings.episodes} is for one process, not for "
                 f"{jax.process_count()}: set it to 0 and run `lapa evaluate` on the checkpoints"
             )
+        if settings.episodes:
+            spec = envs.make(settings.env).spec
+            of = f"evaluation.env, {spec.name},"
+            check_rate(control_hz(trained), spec.control_hz, "the policy", of)
         self._check_best()
         self._loader = self._open() if self.every_steps else None
         self._metrics = jax.jit(

@@ -48,8 +48,9 @@ class Model:
 
     @property
     def control_hz(self) -> float:
-        """Steps a second of its data, which are a policy's actions; 0.0: unknown."""
-        known = self.provenance.get("control_hz")
+        """Actions a second of a policy's data; 0.0: unknown."""
+        statistics = self.stage.head.statistics
+        known = self.provenance.get("control_hz") or (statistics and statistics.control_hz)
         rates = {corpus.fps for corpus in self.config.data.corpora.values()}
         return known or (rates.pop() if len(rates) == 1 else 0.0)
 

@@ -174,9 +174,10 @@ def first_state(
         "code_version": __version__,
         "corpora": {c.name: c.index.hash for c in mixture.corpora},
         "label_sets": {c.name: c.labels.provenance for c in mixture.corpora if c.labels},
-        "control_hz": control_hz(mixture),
         "image_token_sets": {c.name: c.tokens[0].provenance for c in mixture.corpora if c.tokens},
     }
+    if run.stage.acts:
+        provenance["control_hz"] = control_hz(mixture)
     report = None
     if run.continues:
         state, meta = checkpoints.restore(program.state)

@@ -102,7 +102,16 @@ def test_a_long_instruction_is_refused_or_left_out(corpora, tmp_path, monkeypatc
     assert again.loader.fingerprint(3) == run.loader.fingerprint(3)
     evaluation = config(corpora, evaluation__every_steps=2, **sound)
     program = type("Program", (), {"stage": run.stage, "mesh": run.mesh, "preset": "dp"})
-    assert drawn(Evaluation(evaluation, program)._loader) == set(range(7))
+    mixture = run.loader.mixture
+    assert drawn(Evaluation(evaluation, program, mixture)._loader) == set(range(7))
+    with evaluation.unlocked():
+        evaluation.evaluation.episodes = 1
+    slow = dataclasses.replace(mixture.corpora[0].settings, fps=5.0)
+    mixture = dataclasses.replace(
+        mixture, corpora=(dataclasses.replace(mixture.corpora[0], settings=slow),)
+    )
+    with pytest.raises(ValueError, match="the policy acts at 5 Hz, evaluation.env, tabletop, at"):
+        Evaluation(evaluation, program, mixture)
     spec, *overrides = tiny.arguments("action_finetuning", corpora, **sound)[1:]
     assert data.main(["batch", "--step", "2", "--config", spec, *overrides]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -82,9 +82,10 @@ def rounds_as_then() -> bool:
 
 
 def as_now(meta: dict) -> dict:
-    """With today's keys in the config, without the version that wrote it and what a run may
-    change."""
-    provenance = {k: v for k, v in meta["provenance"].items() if k != "code_version"}
+    """With today's keys in the config, without the version that wrote it, the control rate, which
+    runs did not keep then, and what a run may change."""
+    told = ("code_version", "control_hz")
+    provenance = {k: v for k, v in meta["provenance"].items() if k not in told}
     config = tiny.configs.upgrade(meta["config"]) | {"compile_effort": "full"}
     return meta | {"provenance": provenance, "config": config}
 
