@@ -125,9 +125,9 @@ def settings(stage: PolicyStage) -> dict[str, Any]:
     """Of config.json, under "lapa"."""
     state = None if stage.state is None else _columns(stage.state.statistics)
     return {
+        "head": stage.head.modality,
+        "before": [head.modality for head in stage.heads[:-1] if not head.pulls],
         "heads": {modality: _spec(head) for modality, head in stage.parts.items()},
-        # in turn; the last one is what it says
-        "answers": [head.modality for head in stage.heads if not head.pulls],
         "state": state,
     }
 

@@ -28,6 +28,7 @@ from PIL import Image
 import lapa_jax
 from data_pipelines.index import load_index
 from data_pipelines.loader import Loader
+from lapa_jax.interop import hf
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compile", "inside")]
 
@@ -245,12 +246,18 @@ def test_an_export_is_what_it_was(own, form):
     old = Path("export", form).rename("old")
     tiny.succeed(*COMMANDS["export"][form])
     new = Path("export", form)
-    # A model card came later.
-    assert {x.name for x in old.iterdir()} | {"README.md"} == {x.name for x in new.iterdir()}
+    # A model card came later, and the files that modeling_lapa.py imports.
+    later = {"README.md"} | (set(hf.FILES) if form == "hf" else set())
+    assert {x.name for x in old.iterdir()} | later == {x.name for x in new.iterdir()}
     for path in (*old.glob("*.json"), *old.glob("*.safetensors"), *old.rglob("*.model")):
         then, now = path.read_bytes(), (new / path.relative_to(old)).read_bytes()
         if path.name == RUN_CONFIG[form]:
             assert tiny.configs.upgrade(json.loads(then)) == json.loads(now)
+        elif (form, path.name) == ("hf", "config.json"):
+            then, now = json.loads(then), json.loads(now)
+            own, ours = then.pop("lapa"), now.pop("lapa")
+            assert then == now and own.pop("limits") == ours["heads"][own["head"]]["limits"]
+            assert own.items() <= ours.items()
         elif path.name != "parity.json":
             assert then == now, path
 

@@ -39,9 +39,8 @@ class Answers:
     def answer(self, image, texts, state=None, seed=0, noise=None):
         """(values (B, ...), ids int64 (B, n), logits float32 (B, n, vocabulary)) of the likeliest
         answer to B texts; ids and logits are None of a head of numbers."""
-        *before, last = self.config.lapa["answers"]
-        prompt = self._prompt(image, texts, state)
-        for head in before:  # they speak first
+        last, prompt = self.config.lapa["head"], self._prompt(image, texts, state)
+        for head in self.config.lapa["before"]:  # they speak first
             if head in self.fed:
                 self._see(prompt, self.fed[head](self._one_by_one(head, prompt)[:, -1:]))
             else:
@@ -126,7 +125,7 @@ class Answers:
         """What ids (B, n) stand for."""
         if spec["kind"] == "fast":
             return self._restored(self._fast_tokens().actions(ids), spec["vectors"])
-        if self.config.lapa["answers"][-1] == "latent":
+        if self.config.lapa["head"] == "latent":
             return ids
         if self._actions is None:
             self._actions = json.loads(self._file(ACTION_BINS))

@@ -172,9 +172,8 @@ class LapaPolicy(Answers, PreTrainedModel):
         return self._predict("latent", image, instruction, state, seed, noise)
 
     def _predict(self, head, image, instruction, *given):
-        answering = self.config.lapa["answers"][-1]
-        if answering != head:
-            raise ValueError(f"this policy predicts the {answering}, not the {head}")
+        if self.config.lapa["head"] != head:
+            raise ValueError(f"this policy predicts the {self.config.lapa['head']}, not the {head}")
         single = isinstance(instruction, str)
         found, *_ = self.answer(image, [instruction] if single else list(instruction), *given)
         return found[0] if single else found
@@ -235,7 +234,7 @@ class LapaPolicy(Answers, PreTrainedModel):
                 parts.append(([FILL], STATE))
         else:
             # Tags are plain text; every image has a mark at its end.
-            target = {"latent": "delta", "action": "action"}[own["answers"][-1]]
+            target = {"latent": "delta", "action": "action"}[own["head"]]
             text = begin + begin + ids(PROMPT.format(instruction=instruction)) + ids("<vision>")
             marks = np.full((len(image), 1), END_OF_FRAME)
             marks[-1] = END_OF_VISION
