@@ -119,6 +119,11 @@ def _with(
             **{name: getattr(options, name) for name in _AS_THEY_ARE},
         )
         checks.fields(spec, setup)
+        if how.delay and not setup.follows:
+            logging.warning(
+                "the policy is not guided by what goes on until its answer comes: that takes a "
+                "head `flow`, and `lapa serve --real_time`"
+            )
         checks.trial(spec, policy, setup)
     same = {k: v for k, v in dataclasses.asdict(setup).items() if k not in _MAY_DIFFER}
     said = same.pop("execution")  # in the folders of before there is `execute` alone

@@ -114,7 +114,8 @@ def blend(said: Any, count: Any, how: Execution, xp: Any = np) -> Any:
     newest first. An answer counts by its place: one that says 0 is as good as any."""
     newest = xp.arange(said.shape[0])
     i = newest if how.ensemble == "newest_first" else count - 1 - newest
-    weights = xp.where(newest < count, xp.exp(-how.ensemble_decay * xp.maximum(i, 0)), 0.0)
+    power = xp.where(newest < count, -how.ensemble_decay * i, -xp.inf)
+    weights = xp.exp(power - power.max())  # the greatest is 1, whatever decays
     weights = (weights / weights.sum()).reshape(-1, *[1] * (said.ndim - 1))
     known = xp.where(weights > 0, said, 0.0)  # what is not there may be NaN
     return (weights * known).sum(axis=0).astype(said.dtype)

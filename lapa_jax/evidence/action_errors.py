@@ -88,6 +88,12 @@ def _answers(
             mask = batch["action_mask"]
             shape = (size, mask.shape[1], -1)
             true = batch["action"].reshape(shape)
+            if said.size != true.size:
+                raise ValueError(
+                    f"the actions of {of.index.directory} have {true.shape[-1]} dimensions, in "
+                    f"chunks of {mask.shape[1]}; what the policy says is {list(said.shape[1:])}: "
+                    "evaluate it on data like those of its training"
+                )
             kept = np.arange(size) < len(positions)
             kept &= not held_out or ~drawn[episode]  # where a bad image was replaced
             arrays = (said.reshape(shape), true, mask, before, episode, drawn[episode])

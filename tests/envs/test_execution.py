@@ -76,6 +76,10 @@ def test_ensembles_are_the_originals(run, golden):
     )
     np.testing.assert_allclose(run(of_act, zero, 9), expected, atol=1e-6)
     assert np.abs(expected - golden["ens_act_zero/actions"]).max() > 0.1
+    # Where the weights differ by more than floats do, the newest alone counts, or the oldest.
+    for decay, taken in ((-10.0, 9900), (10.0, 99)):
+        how = Execution(execute=1, ensemble="oldest_first", ensemble_decay=decay)
+        assert run(how, numbered(100, 100), 100)[-1] == pytest.approx(taken, abs=0.02)
 
 
 def numbered(questions: int, n: int) -> np.ndarray:

@@ -90,6 +90,13 @@ def test_held_out_episodes(tiny_data):
 
     with pytest.raises(ValueError, match="was held out of the training: train with"):
         ask(held_out=True)
+    say, run.stage.predict = (
+        run.stage.predict,
+        lambda *given: Decoded(jnp.zeros((len(given[3]), 7))),
+    )
+    with pytest.raises(ValueError, match=r"have 2 dimensions, .* what the policy says is \[7\]"):
+        ask()
+    run.stage.predict = say
     with config.unlocked():
         config.data.corpora.robot.fraction = 0.5
     index = load_index(corpus["path"])
