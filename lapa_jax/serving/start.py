@@ -16,6 +16,7 @@ import jax
 import uvicorn
 from absl import logging
 
+from lapa_jax.envs.execution import check_rate
 from lapa_jax.runs import loaded
 from lapa_jax.serving import connections, describe
 from lapa_jax.serving.app import LINGER_SECONDS, Server
@@ -106,6 +107,7 @@ def _acts(policy: loaded.LoadedPolicy, args: argparse.Namespace) -> dict[str, An
         logging.warning("--real_time: the head %r is not guided by the answer before", head.name)
     if not head.acts:
         return {}
+    check_rate(policy.control_hz, args.control_hz, "the policy", "--control_hz")
     follows = head.describe()["dim"] if args.real_time and head.guided else 0
     rate = args.control_hz or policy.control_hz
     return {"horizon": head.horizon, "control_hz": rate, "follows": follows}

@@ -29,6 +29,12 @@ def policy(run):
     return loaded.load_policy(run)
 
 
+def test_another_rate_than_of_training_is_refused(run):
+    with pytest.raises(ValueError, match="the policy acts at 5 Hz, --control_hz at 10 Hz"):
+        with serving(run, "--control_hz", 10):
+            pass
+
+
 @pytest.fixture(scope="module")
 def server(run):
     with serving(run, "--batch_sizes", 1, "--control_hz", 5, "--real_time") as found:
