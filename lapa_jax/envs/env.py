@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import importlib.metadata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -127,6 +128,29 @@ def check_action(spec: EnvSpec, action: np.ndarray) -> np.ndarray:
             f"[{low[i]:g}, {high[i]:g}] {spec.action_units[i]}"
         )
     return np.clip(action, low, high)
+
+
+def missing_packages(needs: Mapping[str, str], mends: str) -> str:
+    """Which package this Python lacks, or has in another version than it must ("": any), and what
+    mends it, in one line; "" where all are there."""
+    for name, version in needs.items():
+        try:
+            found = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return f"{name} is not installed in this Python: {mends}"
+        if version and found != version:
+            return f"{name} is {found}, not {version}: {mends}"
+    return ""
+
+
+def task_drawn(tasks: Sequence[str], key: int, task: str | None) -> str:
+    """`task`, or that which the reset key draws of these; ValueError for one that is none of
+    them."""
+    if task is None:
+        return tasks[np.random.default_rng((key, 0)).integers(len(tasks))]
+    if task not in tasks:
+        raise ValueError(f"task {task!r} is not one of {list(tasks)}")
+    return task
 
 
 def phrasing_numbers(split: str, trained: int, count: int) -> range:

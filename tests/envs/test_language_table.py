@@ -2,6 +2,7 @@
 states are functions of their actions. Where it is installed test_contract.py tries it."""
 
 import collections
+import importlib.metadata
 import sys
 from types import SimpleNamespace
 
@@ -27,7 +28,7 @@ def test_its_tasks_are_known_without_it():
 
 def test_what_is_missing_is_said_with_what_mends_it(monkeypatch):
     versions = {"pybullet": "3.2.6"}
-    monkeypatch.setattr(language_table.importlib.metadata, "version", versions.__getitem__)
+    monkeypatch.setattr(importlib.metadata, "version", versions.__getitem__)
     there = {"gym", "cv2", "scipy", "absl", "six", "language_table"}
     monkeypatch.setattr(
         language_table.importlib.util, "find_spec", lambda name: name in there or None

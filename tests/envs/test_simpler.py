@@ -1,6 +1,7 @@
 """SIMPLER without ManiSkill: what is known of it, and that states are functions of their actions.
 Where ManiSkill is installed test_contract.py tries it."""
 
+import importlib.metadata
 import re
 import sys
 from types import ModuleType, SimpleNamespace
@@ -27,7 +28,7 @@ def test_its_tasks_are_known_without_it():
 
 def test_what_is_missing_is_said_with_what_mends_it(tmp_path, monkeypatch):
     found = {"mani_skill": "3.0.0", "sapien": "3.0.3", "torch": "2"}
-    monkeypatch.setattr(simpler.importlib.metadata, "version", found.__getitem__)
+    monkeypatch.setattr(importlib.metadata, "version", found.__getitem__)
     monkeypatch.setitem(sys.modules, "sapien", ModuleType("sapien"))
     monkeypatch.setenv("MS_ASSET_DIR", str(tmp_path))
     assert "mani_skill is 3.0.0, not 3.0.1: pip install" in simpler.Simpler.available()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import atexit
 import dataclasses
 import functools
-import importlib.metadata
 import importlib.util
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -16,7 +15,15 @@ from typing import Annotated, Any
 import numpy as np
 
 from data_pipelines import keys
-from lapa_jax.envs.env import EnvSpec, Size, check_action, phrasing_numbers, reset_key
+from lapa_jax.envs.env import (
+    EnvSpec,
+    Size,
+    check_action,
+    missing_packages,
+    phrasing_numbers,
+    reset_key,
+    task_drawn,
+)
 from lapa_jax.envs.language_table.simulator import FAMILIES, Simulator, State
 
 __all__ = ["LanguageTable", "LanguageTableSettings", "State"]
@@ -77,12 +84,8 @@ class LanguageTable:
     @staticmethod
     def available() -> str:
         mends = f"pip install pybullet=={_PYBULLET} {' '.join(_NEEDS.values())}"
-        try:
-            found = importlib.metadata.version("pybullet")
-        except importlib.metadata.PackageNotFoundError:
-            return f"pybullet is not installed in this Python: {mends}"
-        if found != _PYBULLET:
-            return f"pybullet is {found}, not {_PYBULLET}: {mends}"
+        if missing := missing_packages({"pybullet": _PYBULLET}, mends):
+            return missing
         for name, package in _NEEDS.items():
             if importlib.util.find_spec(name) is None:
                 return f"{package} is not installed in this Python: {mends}"
@@ -94,10 +97,7 @@ class LanguageTable:
         """The start of an episode: places, the pair of blocks or the like, and words are what the
         key draws."""
         key = int(key)
-        if task is None:
-            task = self.spec.tasks[np.random.default_rng((key, 0)).integers(len(self.spec.tasks))]
-        if task not in self.spec.tasks:
-            raise ValueError(f"task {task!r} is not one of {list(self.spec.tasks)}")
+        task = task_drawn(self.spec.tasks, key, task)
         return _simulator(task).start(np.random.SeedSequence((key, 1)))
 
     def step(self, state: State, action: np.ndarray) -> State:

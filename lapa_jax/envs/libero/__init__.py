@@ -11,7 +11,6 @@ import collections
 import dataclasses
 import functools
 import gc
-import importlib.metadata
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +19,15 @@ import numpy as np
 
 from data_pipelines import keys
 from lapa_jax.envs import graphics
-from lapa_jax.envs.env import EnvSpec, Size, check_action, phrasing_numbers, reset_key
+from lapa_jax.envs.env import (
+    EnvSpec,
+    Size,
+    check_action,
+    missing_packages,
+    phrasing_numbers,
+    reset_key,
+    task_drawn,
+)
 from lapa_jax.envs.libero import suites
 from lapa_jax.envs.libero.pictures import VIEWS, Painter
 from lapa_jax.envs.libero.simulator import Simulator, State
@@ -103,25 +110,14 @@ class Libero:
 
     @staticmethod
     def available() -> str:
-        for name, version in _NEEDS.items():
-            try:
-                found = importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
-                return f"{name} is not installed in this Python: {_MENDS}"
-            if found != version:
-                return f"{name} is {found}, not {version}: {_MENDS}"
-        return graphics.missing()
+        return missing_packages(_NEEDS, _MENDS) or graphics.missing()
 
     def reset(self, key: Any, task: str | None = None) -> State:
         """The start of an episode whose places are drawn as the benchmark draws them, by the key;
         not one of the official start states."""
         key = int(key)
-        if task is None:
-            names = self.settings.tasks
-            task = names[np.random.default_rng((key, 0)).integers(len(names))]
-        return _simulator(self.settings.suite, self._task(task)).start(
-            np.random.SeedSequence((key, 1))
-        )
+        task = task_drawn(self.settings.tasks, key, task)
+        return _simulator(self.settings.suite, task).start(np.random.SeedSequence((key, 1)))
 
     def step(self, state: State, action: np.ndarray) -> State:
         return self.simulator(state).step(state, check_action(self.spec, action))
@@ -142,11 +138,6 @@ class Libero:
         """Where the grip is, metres, how the hand is turned, axis times angle in radians, and where
         the fingers are, metres: as openpi's client of LIBERO sends it."""
         return self.simulator(state).proprioception(state)
-
-    def _task(self, task: str) -> str:
-        if task not in self.settings.tasks:
-            raise ValueError(f"task {task!r} is not one of {list(self.settings.tasks)}")
-        return task
 
     def simulator(self, state: State) -> Simulator:
         """The live one of the state's task, which does not yet stand at the state."""
@@ -179,7 +170,7 @@ class Libero:
     def evaluation_states(self, seed: int, task: str, n: int, first: int = 0) -> list[State]:
         """The official start states in their order, again from the first after the last; the seed
         has a say in where furniture stands."""
-        index = self.settings.tasks.index(self._task(task))
+        index = self.settings.tasks.index(task_drawn(self.settings.tasks, 0, task))
         simulator = _simulator(self.settings.suite, task)
         official = len(simulator.official)
         keys = ((k, reset_key(_EVALUATE, seed, index, k)) for k in range(first, first + n))

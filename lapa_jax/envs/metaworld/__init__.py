@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib.metadata
 from typing import Annotated, Any
 
 import numpy as np
 
 from data_pipelines import keys
 from lapa_jax.envs import graphics
-from lapa_jax.envs.env import EnvSpec, Size, check_action, reset_key
+from lapa_jax.envs.env import EnvSpec, Size, check_action, missing_packages, reset_key, task_drawn
 from lapa_jax.envs.metaworld import language
 from lapa_jax.envs.metaworld.pictures import VIEWS, Painter
 from lapa_jax.envs.metaworld.simulator import Simulator, State
@@ -74,24 +73,12 @@ class Metaworld:
 
     @staticmethod
     def available() -> str:
-        for name, version in _NEEDS.items():
-            try:
-                found = importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
-                return f"{name} is not installed: pip install {_PINNED}"
-            if found != version:
-                return f"{name} is {found}, not {version}: pip install {_PINNED}"
-        return graphics.missing()
+        return missing_packages(_NEEDS, f"pip install {_PINNED}") or graphics.missing()
 
     def reset(self, key: Any, task: str | None = None) -> State:
         """The start of an episode: the task and its places are what the key draws."""
         key = int(key)
-        if task is None:
-            names = self.settings.tasks
-            task = names[np.random.default_rng((key, 0)).integers(len(names))]
-        if task not in self.settings.tasks:
-            raise ValueError(f"task {task!r} is not one of {list(self.settings.tasks)}")
-        simulator = _simulator(task)
+        simulator = _simulator(task_drawn(self.settings.tasks, key, task))
         return simulator.reset(simulator.draw(np.random.default_rng((key, 1))), key & 0x7FFFFFFF)
 
     def step(self, state: State, action: np.ndarray) -> State:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-import importlib.metadata
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +17,15 @@ import numpy as np
 
 from data_pipelines import keys
 from lapa_jax.envs import vulkan
-from lapa_jax.envs.env import EnvSpec, Size, check_action, phrasing_numbers, reset_key
+from lapa_jax.envs.env import (
+    EnvSpec,
+    Size,
+    check_action,
+    missing_packages,
+    phrasing_numbers,
+    reset_key,
+    task_drawn,
+)
 from lapa_jax.envs.simpler.simulator import CAMERA, Simulator, State
 
 __all__ = ["Simpler", "SimplerSettings", "State"]
@@ -109,13 +116,8 @@ class Simpler:
 
     @staticmethod
     def available() -> str:
-        for name, version in _NEEDS.items():
-            try:
-                found = importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:
-                return f"{name} is not installed in this Python: pip install {_PACKAGES}"
-            if version and found != version:
-                return f"{name} is {found}, not {version}: pip install {_PACKAGES}"
+        if missing := missing_packages(_NEEDS, f"pip install {_PACKAGES}"):
+            return missing
         data = Path(os.environ.get("MS_ASSET_DIR", Path.home() / ".maniskill")) / "data"
         for file, asset in _ASSETS.items():
             if not (data / file).exists():
@@ -128,10 +130,7 @@ class Simpler:
         """The start of an episode whose places are drawn by the key among and around the published
         ones, which they are not."""
         key = int(key)
-        if task is None:
-            names = self.settings.tasks
-            task = names[np.random.default_rng((key, 0)).integers(len(names))]
-        simulator = _simulator(self._task(task))
+        simulator = _simulator(task_drawn(self.settings.tasks, key, task))
         return simulator.start(simulator.draw(np.random.default_rng((key, 1))))
 
     def step(self, state: State, action: np.ndarray) -> State:
@@ -159,11 +158,6 @@ class Simpler:
         the gripper is open, 0..1."""
         return state.hand
 
-    def _task(self, task: str) -> str:
-        if task not in self.settings.tasks:
-            raise ValueError(f"task {task!r} is not one of {list(self.settings.tasks)}")
-        return task
-
     # Language.
 
     def tasks_of(self, states: list[State]) -> list[str]:
@@ -187,7 +181,7 @@ class Simpler:
     def evaluation_states(self, seed: int, task: str, n: int, first: int = 0) -> list[State]:
         """The 24 published start states in their order, again from the first after the last. The
         seed has no say: nothing else is random."""
-        simulator = _simulator(self._task(task))
+        simulator = _simulator(task_drawn(self.settings.tasks, 0, task))
         return [simulator.start(simulator.official(k % PUBLISHED)) for k in range(first, first + n)]
 
 
