@@ -110,7 +110,9 @@ class Normaliser:
         if self.std and (bad := [d for d, value in enumerate(self.std) if value < 0]):
             raise ValueError(f"std of dimension {bad[0]} is {self.std[bad[0]]}: below 0")
         for low, high in (("min", "max"), ("q01", "q99")):
-            for d, (a, b) in enumerate(zip(given.get(low, ()), given.get(high, ()), strict=False)):
+            if low not in given or high not in given:
+                continue
+            for d, (a, b) in enumerate(zip(given[low], given[high], strict=True)):
                 if a > b:
                     raise ValueError(f"{low} of dimension {d} is {a}, above its {high} {b}")
         places = [gripper.dimension for gripper in self.grippers]

@@ -1,4 +1,4 @@
-"""Uniform bins: OpenVLA's tokens, and the states of openpi's prompts."""
+"""Uniform bins: OpenVLA's tokens."""
 
 import pathlib
 
@@ -7,7 +7,6 @@ import pytest
 
 from data_pipelines.normalise import Normaliser
 from lapa_jax.policy.codecs import Uniform, from_json
-from lapa_jax.policy.codecs.uniform import state_bins
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "heads" / "bins.npz"
 VOCABULARY = 32000  # of OpenVLA's text
@@ -48,12 +47,3 @@ def test_bins_are_between_the_quantiles_of_the_data():
     # What an exported policy reads needs no normaliser.
     centres = np.array(codec.settings()["centres"], np.float32)
     np.testing.assert_array_equal(centres, codec.centres)
-
-
-def test_states_are_the_numbers_of_openpi_s_prompts():
-    golden = np.load(GOLDEN)
-    values = golden["state_bins/values"]
-    known = ~np.isnan(values)
-    assert (state_bins(values[known]) == golden["state_bins/bins"][known]).all()
-    with pytest.raises(ValueError, match="NaN has no bin"):  # 255, which is the greatest state
-        state_bins(np.array([0.0, np.nan]))

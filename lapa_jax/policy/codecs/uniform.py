@@ -61,12 +61,3 @@ class Uniform(ActionCodec):
             "edges": self.normaliser.restore(edges).T.tolist(),
             "centres": self.centres.tolist(),
         }
-
-
-def state_bins(state: np.ndarray) -> np.ndarray:
-    """A normalised state float (...) as the numbers that openpi's prompts hold, int32 (...): bin i
-    of 256 even ones of [-1, 1], left-closed; -1 below, 255 above. ValueError for NaN."""
-    state = np.asarray(state, np.float64)
-    if np.isnan(state).any():
-        raise ValueError("a state that is NaN has no bin")
-    return (np.digitize(state, np.linspace(-1.0, 1.0, 257)[:-1]) - 1).astype(np.int32)
