@@ -1,4 +1,4 @@
-"""Actions as OpenVLA's tokens, and states as openpi's prompts say them: even bins of [-1, 1]."""
+"""Actions as OpenVLA's tokens: even bins of [-1, 1]."""
 
 import json
 from collections.abc import Mapping
