@@ -45,6 +45,7 @@ ADDED: dict[str, Any] = {
     "data.corpora.*.action_fraction": 1.0,
     "data.corpora.*.action_set": "",
     "data.corpora.*.state_key": "",
+    "model(bottleneck).architecture": "native",
     "model(targets).cotrain": False,
     "model(targets).inverse_dynamics": False,
     "model(targets).state": {},

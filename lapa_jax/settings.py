@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from data_pipelines import keys
 from data_pipelines.loader.settings import CorpusSettings, DataSettings
 from lapa_jax import envs
+from lapa_jax.latent import architecture
 from lapa_jax.latent.bottlenecks import BOTTLENECKS
-from lapa_jax.latent.config import QuantizerConfig
 from lapa_jax.latent.objectives import OBJECTIVES
 from lapa_jax.latent.teacher import MaskedAutoencoderConfig
 from lapa_jax.nn.layers import DTYPES
@@ -178,7 +178,6 @@ def stage_settings(stage: str) -> ConfigDict:
 MODELS: dict[str, tuple[type, ...]] = {
     "teacher": (MaskedAutoencoderConfig,),
     "image_tokenizer": (ImageTokenizerConfig,),
-    "quantizer": (QuantizerConfig,),
     **dict.fromkeys(POLICIES, (VLAConfig, RowSettings)),
 }
 # What stands under a key: settings of one kind, or {name, ...settings}. "*" is any name.
@@ -229,7 +228,8 @@ def _parts(values: dict[str, Any], key: str, stage: str) -> Iterator[Any]:
     if not key:
         yield key, values, (LatentSettings if "code_length" in values else StageSettings,)
     elif key == "model":
-        yield key, values, MODELS.get(stage, ())
+        kinds = architecture(values)[:1] if stage == "quantizer" else MODELS.get(stage, ())
+        yield key, values, kinds
     elif isinstance(kind, Mapping):
         name = values.get("name")
         if not isinstance(name, str) or name not in kind:

@@ -83,8 +83,8 @@ def evaluate_quantizer(
     )
     if sample.z is None:
         logging.warning(
-            "model.bottleneck.name=%r has no codes: nothing is told of their use",
-            model.bottleneck["name"],
+            "%s has no codes: nothing is told of their use",
+            model.continuous,
         )
     if deep and not measures.enough_episodes(sample):
         logging.warning(

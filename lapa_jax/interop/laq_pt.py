@@ -36,7 +36,7 @@ from lapa_jax.interop.tensor_files import given_file
 from lapa_jax.latent import Quantizer, QuantizerConfig
 from lapa_jax.latent.legacy import CONVOLUTIONS
 from lapa_jax.nn.module import Tree, flatten
-from lapa_jax.runs.loaded import LoadedQuantizer, Model, require
+from lapa_jax.runs.loaded import Model
 from lapa_jax.settings import stage_settings
 
 ORIGINAL = "a quantizer of the original"
@@ -76,9 +76,9 @@ def read(source: Path, options: Options) -> Imported:
 
 def write(run: Model, out: Path, options: Any) -> int:
     """`lapa export --format laq_pt`: what is written is imported, and compared with the run."""
-    require(run, LoadedQuantizer)
+    model = laq_torch.native(run)
     torch_code.require_torch(torch_code.CHECKING)
-    model, params = run.stage.model_config, jax.tree.map(np.asarray, run.params)
+    params = jax.tree.map(np.asarray, run.params)
     tensors = to_tensors(model, params)
     with staged(out, run, None) as (directory, parity):
         path = directory / out.name

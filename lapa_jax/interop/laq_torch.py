@@ -70,10 +70,9 @@ def read(source: Path, options: object) -> Imported:
 
 def write(run: Model, out: Path, options: Options) -> int:
     """`lapa export --format laq_torch`. Takes the model over (`take_over`)."""
-    require(run, LoadedQuantizer)
+    model = native(run)
     torch_code.require_torch(torch_code.CHECKING)
     config, dtype = exported_config(run, options.precision)
-    model = run.stage.model_config
     tensors = to_theirs(run.params, rules(model), sizes(model), run.variables, dtype)
     count = len(tensors)
     card = functools.partial(model_card, run, config, dtype, USAGE)
@@ -87,6 +86,17 @@ def write(run: Model, out: Path, options: Options) -> int:
         )
         check(parity, load(directory), *references)
     return count
+
+
+def native(run: Model) -> QuantizerConfig:
+    """The config of a quantizer of ours. Raises ValueError for other runs."""
+    model = require(run, LoadedQuantizer).stage.model_config
+    if not isinstance(model, QuantizerConfig):
+        raise ValueError(
+            f"{run.workdir} has model.architecture={model.architecture!r}: this format is for "
+            "'native' alone. lapa export --format safetensors writes any run"
+        )
+    return model
 
 
 def rules(config: QuantizerConfig) -> list[Rule]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from lapa_jax.latent.bottlenecks import bottleneck_config, bottleneck_settings
 from lapa_jax.latent.legacy import check_shapes
@@ -16,9 +16,14 @@ class QuantizerConfig:
     """The defaults: a small one for frames of 64 pixels a side. What a bottleneck and an objective
     are: {name, ...its settings}."""
 
+    predicts: ClassVar[str] = "pixels"  # what its decoder gives
+
     image_size: tuple[int, int]
     num_frames: int
     compute_dtype: str
+    architecture: Annotated[
+        str, ("native",), "ours; those of others as they are have keys of their own"
+    ] = "native"
     patch_size: Annotated[int, "[1, 8192]", "pixels"] = 8
     dim: Annotated[int, "[1, 65536]", "width of the layers"] = 48
     mlp_dim: Annotated[int, "[1, 1e6]", "width inside of a feed-forward"] = 96
@@ -86,17 +91,24 @@ class QuantizerConfig:
         """False for a bottleneck that stays continuous."""
         return bottleneck_config(self.bottleneck)[0].form != "continuous"
 
+    @property
+    def continuous(self) -> str:
+        """The key that says so where there are no codes."""
+        return f"model.bottleneck.name={self.bottleneck['name']!r}"
+
     def require_codes(self) -> None:
-        if not self.has_codes:
-            raise ValueError(
-                f"model.bottleneck.name={self.bottleneck['name']!r} has no codes: its latents are "
-                "continuous"
-            )
+        require_codes(self)
 
     @property
     def code_grid(self) -> tuple[int, int]:
         """Code rows and columns."""
         return code_grid(self.code_length, self.grid, self.image_size, self.patch_size)
+
+
+def require_codes(config: Any) -> None:
+    """Raises ValueError for a quantizer's config without codes."""
+    if not config.has_codes:
+        raise ValueError(f"{config.continuous} has no codes: its latents are continuous")
 
 
 def code_grid(

@@ -76,15 +76,20 @@ class Encoder(nnx.Module):
 
     def frames(self, frames: jax.Array) -> jax.Array:
         """Float32 in [0, 1], of such or uint8 frames (..., I, J, 3)."""
-        expected = (*self.config.image_size, 3)
-        if frames.shape[-3:] != expected:
-            raise ValueError(
-                f"frames of shape {frames.shape} do not end in {expected}: model.image_size is "
-                f"{self.config.image_size}"
-            )
-        if frames.dtype == jnp.uint8:
-            return frames.astype(jnp.float32) / 255.0
-        return frames.astype(jnp.float32)
+        return unit_frames(frames, self.config.image_size)
+
+
+def unit_frames(frames: jax.Array, image_size: tuple[int, int]) -> jax.Array:
+    """Float32 in [0, 1], of such or uint8 frames (..., I, J, 3); ValueError for another size."""
+    expected = (*image_size, 3)
+    if frames.shape[-3:] != expected:
+        raise ValueError(
+            f"frames of shape {frames.shape} do not end in {expected}: model.image_size is "
+            f"{image_size}"
+        )
+    if frames.dtype == jnp.uint8:
+        return frames.astype(jnp.float32) / 255.0
+    return frames.astype(jnp.float32)
 
 
 def flat(x: jax.Array) -> jax.Array:

@@ -148,6 +148,10 @@ class Quantizer(Encoder):
         self.config.require_codes()
         return self.decode_latent(first_BIJC, self.bottleneck.lookup(z_BL))
 
+    def target(self, frames_BIJC: jax.Array) -> jax.Array:
+        """What `decode` is compared with, float32 (B, H, W, 3)."""
+        return self.frames(frames_BIJC)
+
     def nearness(self, latent_BLQ: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(where latents are (B, L, G), where codes are (K, G)): the nearest code is chosen."""
         return self.bottleneck.nearness(latent_BLQ)

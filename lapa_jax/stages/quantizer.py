@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from lapa_jax.latent import Quantizer, QuantizerConfig, Reading
-from lapa_jax.latent.objectives import objective_config
+from lapa_jax.latent import Reading, architecture, reader
 from lapa_jax.nn.module import Functional
 from lapa_jax.nn.registry import typed_config
 from lapa_jax.stages import augmentation
@@ -38,14 +37,15 @@ class QuantizerStage(Stage):
             "num_frames": config.data.num_frames,
             "compute_dtype": config.compute_dtype,
         }
-        self.model_config = typed_config(QuantizerConfig, settings, "model")
-        self.model = Functional(lambda rngs: Quantizer(self.model_config, rngs=rngs))
-        objective, settings = objective_config(config.model.objective)
+        shape, kind = architecture(config.model)
+        self.model_config = typed_config(shape, settings, "model")
+        self.model = Functional(lambda rngs: kind(self.model_config, rngs=rngs))
+        objective, settings = reader(config.model)
         self._columns, self.borrowed = objective.columns(settings), objective.borrowed(settings)
 
     @classmethod
     def fields_of(cls, config: ConfigDict) -> tuple[str, ...]:
-        objective, settings = objective_config(config.model.objective)
+        objective, settings = reader(config.model)
         return ("frames", *objective.columns(settings))
 
     def prepare(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -104,6 +104,11 @@ class QuantizerStage(Stage):
     ) -> jax.Array:
         """The same from what the decoder receives, float32 (B, code_length, quant_dim)."""
         return self.model.apply(params, variables, "decode_latent", first, received)[0]
+
+    def target(self, params: Params, variables: Variables, frames: jax.Array) -> jax.Array:
+        """What frames uint8 (B, H, W, 3) are where the decoder's output is compared with them,
+        float32: themselves in [0, 1], or features (B, rows, columns, width)."""
+        return self.model.apply(params, variables, "target", frames)[0]
 
 
 def _with_skill(metrics: Metrics) -> Metrics:
