@@ -12,6 +12,7 @@ from data_pipelines.checks.vectors import grippers
 from data_pipelines.loader.corpus import Corpus
 from data_pipelines.loader.mixture import Mixture
 from data_pipelines.normalise import Normaliser
+from data_pipelines.progress import Progress
 
 ACTION_DIM = 7  # of the stand-in actions
 _PART = 2**14  # chunks
@@ -30,12 +31,17 @@ class OfCorpora:
     def actions(self) -> np.ndarray:
         return np.concatenate([c.actions.at(rows) for c, rows in self._known()])
 
-    def action_chunks(self) -> Iterator[np.ndarray]:
-        for corpus, rows in self._known():
+    def action_chunks(self, what_for: str) -> Iterator[np.ndarray]:
+        known = list(self._known())
+        for i, (corpus, rows) in enumerate(known):
             if corpus.actions.padding == "drop":
-                rows = rows[corpus.actions.mask(rows).all(axis=1)]
-            for start in range(0, len(rows), _PART):
-                yield corpus.actions.chunks(rows[start : start + _PART])
+                known[i] = corpus, rows[corpus.actions.mask(rows).all(axis=1)]
+        with Progress(what_for, sum(len(rows) for _, rows in known), unit="chunk") as bar:
+            for corpus, rows in known:
+                for start in range(0, len(rows), _PART):
+                    found = corpus.actions.chunks(rows[start : start + _PART])
+                    yield found
+                    bar.update(len(found))
 
     def _known(self) -> Iterator[tuple[Corpus, np.ndarray]]:
         """Of each corpus that has actions the rows whose actions are known."""
@@ -109,7 +115,7 @@ class StandIn:
     def statistics(self, of: str, mode: str) -> Normaliser:
         return Normaliser.fit(getattr(self, f"{of}s")(), mode)
 
-    def action_chunks(self) -> Iterator[np.ndarray]:
+    def action_chunks(self, what_for: str) -> Iterator[np.ndarray]:
         """Smooth ones, which begin at any of the actions."""
         time = np.linspace(0.0, 1.0, self.horizon, dtype=np.float32)[:, None]
         turn = 2.0 * np.arange(ACTION_DIM, dtype=np.float32)

@@ -48,7 +48,7 @@ class Chunks(StandIn):
     def actions(self):
         return self.chunks.reshape(-1, self.chunks.shape[-1])
 
-    def action_chunks(self):
+    def action_chunks(self, what_for):
         yield self.chunks[:40]
         yield self.chunks[40:]
 

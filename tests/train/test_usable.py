@@ -90,7 +90,8 @@ def test_a_long_instruction_is_refused_or_left_out(corpora, tmp_path, monkeypatc
         of = dataclasses.replace(known, horizon=3, padding=padding)
         corpora_of = tuple(dataclasses.replace(c, actions=of) for c in run.loader.mixture.corpora)
         mixture = dataclasses.replace(run.loader.mixture, corpora=corpora_of)
-        chunks = np.concatenate(list(OfCorpora(mixture, {}).action_chunks()))
+        chunks = np.concatenate(list(OfCorpora(mixture, {}).action_chunks("fit")))
+        assert f"fit: chunk {len(chunks)}/{len(chunks)}, " in capsys.readouterr().err
         lengths = load_index(corpora / "robot").episode_length[:7] - 1
         assert chunks.shape == (most or (lengths - 2).sum(), 3, 2)
         if padding == "repeat":

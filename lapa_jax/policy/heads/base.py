@@ -37,9 +37,9 @@ class Sources(Protocol):
         """All actions of its corpora that are known, float32 (N, action_dim)."""
         ...
 
-    def action_chunks(self) -> Iterator[np.ndarray]:
+    def action_chunks(self, what_for: str) -> Iterator[np.ndarray]:
         """The chunks that its corpora's examples have, as batches have them, float32 (n, horizon,
-        action_dim), in parts."""
+        action_dim), in parts; how far it is stands on the screen under this name."""
         ...
 
     def states(self) -> np.ndarray:

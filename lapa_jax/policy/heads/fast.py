@@ -237,7 +237,7 @@ def _fitted(
     """(the codec of a run, what is to be known of it)."""
 
     def chunks() -> Iterator[np.ndarray]:
-        for part in sources.action_chunks():
+        for part in sources.action_chunks("fit FAST tokens"):
             yield normaliser.normalise(part)
 
     if settings.tokenizer:
@@ -249,7 +249,7 @@ def _fitted(
     codec = replace(codec, **shape)
     _check_size(codec, settings)
     longest, total, count, errors = 0, 0, 0, np.zeros(normaliser.dim)
-    for part in sources.action_chunks():
+    for part in sources.action_chunks("count FAST tokens"):
         lengths = [len(ids) for ids in _tokens(codec, normaliser.normalise(part))]
         longest, total = max(longest, *lengths), total + sum(lengths)
         count += len(part)
