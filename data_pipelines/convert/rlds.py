@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.convert import conversion, decode, reading
+from data_pipelines.convert import action_forms, conversion, decode, reading
 from data_pipelines.rlds import fields, open_x, overview, schema, selection, shards, tfrecord
 from data_pipelines.rlds.declared import Declaration, declaration_of
 
@@ -29,6 +29,7 @@ class RldsSource(conversion.Source):
     state_key: str
     instruction_key: str
     declared: Declaration
+    action_forms: tuple[str, ...] = ()
 
     def read(self, unit: conversion.Unit) -> Iterator[conversion.Found]:
         shard, number, offset = unit.work
@@ -50,6 +51,10 @@ class RldsSource(conversion.Source):
         states = fields.numbers(features, record, steps, self.state_key, of)
         if actions is not None:
             fields.check_actions(features, record, actions)
+            try:
+                actions = action_forms.formed(self.action_forms, actions, states)
+            except ValueError as error:
+                raise conversion.RecordingError(str(error)) from error
         texts = fields.texts(features, record, steps, self.instruction_key, of)
         reward = _reward(features, record, steps, of)
         terminal = features.get(schema.IS_TERMINAL)
@@ -109,6 +114,11 @@ class Options(conversion.Options):
     instruction_key: text below steps/ or episode_metadata/; of several the first that is not blank
         (default: that of the data set where it is known, else language_instruction)
     state_key: numbers below steps/ (default: none)
+    action_forms: conventions that actions are brought to, joined by commas, in this order:
+        state_differences (the first six numbers become what the state's do until the next step),
+        binary_gripper (the last number 0 or 1), event_gripper (events, 1 to close and -1 to open,
+        become 0: closed, 1: open), inverted_gripper (1 - it), signed_gripper (0..1 becomes -1..1)
+        (default: as they are)
     fps: steps per second (default: that of the data set where it is known, else of its episodes)
     """
 
@@ -119,6 +129,7 @@ class Options(conversion.Options):
     action_key: str | None = None
     instruction_key: str | None = None
     state_key: str = ""
+    action_forms: tuple[str, ...] = ()
     fps: float = 0.0
 
 
@@ -147,6 +158,8 @@ def convert_rlds(options: Options) -> conversion.Report:
         keys["image"] = cameras[0] if len(cameras) == 1 else keys["image"]
     name = open_x.name_of(directory, split)
     widths = _check_keys(name, keys, record, features, declared)
+    forms = tuple(options.action_forms)
+    action_forms.check(forms, widths["action"], widths["state"])
     fps = float(options.fps or table.fps)
     if not fps and not _fps(features, record):
         table_says = "its name is not in the table of Open X-Embodiment"
@@ -166,16 +179,19 @@ def convert_rlds(options: Options) -> conversion.Report:
     )
     named = {f"{what}_key": key for what, key in keys.items()}
     report = conversion.convert(
-        RldsSource(directory, settings, spec, **named, declared=declared),
+        RldsSource(directory, settings, spec, **named, declared=declared, action_forms=forms),
         units,
         options,
         {
             **dataclasses.asdict(settings),
             **named,
+            **({"action_forms": forms} if forms else {}),
             "source_split": split,
             "source_hash": reading.hash_of_files(directory, [path.name for path in files]),
         },
     )
+    if forms:
+        report.notes["action forms"] = ", ".join(forms)
     report.notes |= {
         "keys": "of Open X-Embodiment's table, where not given" if known else "given or standard",
         "image": keys["image"],

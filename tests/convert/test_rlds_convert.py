@@ -1,6 +1,7 @@
 """RLDS data sets that TFDS wrote -> a corpus, and their index in place."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from corpora import read
 
 from data_pipelines import index
 from data_pipelines.checks import statistics
-from data_pipelines.convert import conversion, rlds
+from data_pipelines.convert import action_forms, conversion, rlds
 from data_pipelines.rlds import fields, open_x, shards
 from lapa_jax.verbs import data
 
@@ -281,6 +282,46 @@ def test_another_instruction_is_another_episode(tmp_path):
     ((name, episode),) = read(tmp_path / "out").items()
     assert name.endswith(":0#0002") and episode["language_instruction"] == "stop"
     assert episode["is_terminal"][-1] == 1 and len(episode["image"]) == 2
+
+
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "heads" / "normalise.npz")
+
+
+def test_action_forms_are_those_of_openvla():
+    """Of the steps before the last one, whose numbers mean nothing."""
+    actions, states = GOLDEN["rlds/bridge/action"], GOLDEN["rlds/bridge/state"]
+    found = action_forms.formed(["state_differences"], actions, states)
+    np.testing.assert_array_equal(found[:-1], GOLDEN["rlds/bridge/relabelled"])
+    np.testing.assert_array_equal(found[-1], actions[-1])
+    for form, given, wanted in (
+        ("binary_gripper", "in", "binarized"),
+        ("event_gripper", "rel", "rel2abs"),
+    ):
+        for row, expected in zip(
+            GOLDEN[f"rlds/gripper/{given}"], GOLDEN[f"rlds/gripper/{wanted}"], strict=True
+        ):
+            one = np.append(row, np.nan).astype(np.float32)[:, None]
+            found = action_forms.formed([form], one, None)
+            np.testing.assert_array_equal(found[:, 0], [*expected, np.nan])
+
+
+def test_action_forms_of_a_corpus(bridge, tmp_path):
+    forms = ("state_differences", "inverted_gripper", "signed_gripper")
+    report = convert(bridge, tmp_path / "out", state_key="observation/state", action_forms=forms)
+    assert report.notes["action forms"] == ", ".join(forms)
+    episode = list(read(tmp_path / "out").values())[0]
+    np.testing.assert_array_equal(episode["action"][:3], ([[1] * 6 + [-1], [1] * 6 + [1]] * 2)[:3])
+    for changes, message in (
+        (dict(action_forms=("open",)), "--action_forms open: known are state_differences, "),
+        (dict(action_forms=forms), r"actions have 7, states 0 \(--state_key\)"),
+        (dict(action_forms=forms[1:], action_key=""), "there are no actions"),
+        (
+            dict(action_forms=forms[1:], action_key="action/world_vector"),
+            r"2 of 3 .*inverted_gripper: the gripper of step \d is .*, not in 0..1",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            convert(bridge, tmp_path / "none", **changes)
 
 
 def test_damage_is_named_and_left_out(bridge, tmp_path):
