@@ -60,6 +60,17 @@ ADDED: dict[str, Any] = {
         "min_gap": 0.016,
     },
     "evaluation.execution_horizon": 1,
+    **{
+        f"{holder}.{key}": value
+        for holder in ("model(registers)", "model.objective.teacher")
+        for key, value in (
+            ("class_token", True),
+            ("layer_scale", True),
+            ("activation", "gelu"),
+            ("norm_eps", 1e-6),
+            ("pixels", "imagenet"),
+        )
+    },
     "scene.name": "tabletop",
     "scene.combinations": "all",
     "scene.min_gap": 0.016,

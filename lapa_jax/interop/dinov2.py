@@ -1,10 +1,8 @@
 """DINOv2 in Hugging Face's names (Dinov2Model, Dinov2WithRegistersModel) ↔ our ViT.
 
-Axis names of the patterns: d width, k heads, c head width, f feed-forward width, rgb i j a patch, n
-positions, r registers.
+Axis names of the patterns: as in vision.py; f feed-forward width, n positions, r registers.
 """
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from lapa_jax.interop import tensor_files
+from lapa_jax.interop import tensor_files, vision
 from lapa_jax.interop.imported import Imported
 from lapa_jax.interop.mapping import (
     Constant,
@@ -24,11 +22,8 @@ from lapa_jax.interop.mapping import (
     to_ours,
     unwrapped,
 )
-from lapa_jax.latent.teacher import MaskedAutoencoderConfig
 from lapa_jax.nn.module import Tree
-from lapa_jax.nn.registry import default_settings
 from lapa_jax.nn.vit import ViT, ViTConfig
-from lapa_jax.settings import stage_settings
 
 HEAD_DIM = 64  # of every DINOv2; the shapes do not tell it
 ANCHOR = "embeddings.patch_embeddings.projection.weight"  # of every one
@@ -37,14 +32,7 @@ MASK_TOKEN = "embeddings.mask_token"  # of the self-supervised training
 
 def read(source: Path, options: Any) -> Imported:
     """`lapa import --format dinov2`: a teacher."""
-    encoder, params = from_tensors(tensor_files.tensors(source))
-    config = stage_settings("teacher")
-    config.data.image_size = tuple(side * encoder.patch_size for side in encoder.grid)
-    config.compute_dtype = "float32"
-    config.model = default_settings(MaskedAutoencoderConfig)
-    config.model.update(encoder.architecture())
-    config.model.decoder_depth, config.model.unroll = 0, 1
-    return Imported(config.lock(), {"encoder": params})
+    return vision.teacher(*from_tensors(tensor_files.tensors(source)))
 
 
 def rules(config: ViTConfig) -> list[Rule | Constant]:
@@ -56,18 +44,13 @@ def rules(config: ViTConfig) -> list[Rule | Constant]:
     ]
     if config.registers:
         found.append(Rule("embeddings.register_tokens", "registers", "1 r d -> r d"))
-    projection = "embeddings.patch_embeddings.projection"
     found += [
         Rule("embeddings.position_embeddings", "positions", "1 n d -> n d"),
-        Rule(f"{projection}.weight", "project/kernel", "d rgb i j -> (rgb i j) d"),
-        Rule(f"{projection}.bias", "project/bias"),
+        *linear("embeddings.patch_embeddings.projection", "project", vision.PATCHES),
         *norm(f"{t}.norm1", f"{o}/attention_norm", n),
     ]
-    for theirs, ours in (("query", "q"), ("key", "k"), ("value", "v")):
-        one = f"{t}.attention.attention.{theirs}", f"{o}/attention/{ours}"
-        found += linear(*one, "(k c) d -> d k c", "(k c) -> k c", n)
-    found += linear(
-        f"{t}.attention.output.dense", f"{o}/attention/out", "d (k c) -> k c d", layers=n
+    found += vision.attention(
+        f"{t}.attention.", "attention.query attention.key attention.value output.dense", o, n
     )
     found.append(Rule(f"{t}.layer_scale1.lambda1", f"{o}/attention_scale", layers=n))
     found += norm(f"{t}.norm2", f"{o}/mlp_norm", n)
@@ -83,12 +66,6 @@ def rules(config: ViTConfig) -> list[Rule | Constant]:
     return found + norm("layernorm", "norm")
 
 
-def sizes(config: ViTConfig) -> dict[str, int]:
-    """Of the axes that the patterns split."""
-    p = config.patch_size
-    return {"k": config.heads, "c": config.head_dim, "two": 2, "rgb": 3, "i": p, "j": p}
-
-
 def from_tensors(tensors: Mapping[str, np.ndarray]) -> tuple[ViTConfig, Tree]:
     """Config and parameters of a state dict: of the model alone, or within another, whose
     classifier is left out. Raises ValueError."""
@@ -96,7 +73,7 @@ def from_tensors(tensors: Mapping[str, np.ndarray]) -> tuple[ViTConfig, Tree]:
     config = infer_config(tensors)
     tensors = {MASK_TOKEN: np.zeros((1, config.dim), np.float32)} | tensors  # some lack it
     expected = functional(ViT, config, dtype=jnp.float32).abstract()[0]
-    return config, to_ours(tensors, rules(config), sizes(config), expected)
+    return config, to_ours(tensors, rules(config), vision.sizes(config), expected)
 
 
 def infer_config(tensors: Mapping[str, np.ndarray]) -> ViTConfig:
@@ -106,19 +83,13 @@ def infer_config(tensors: Mapping[str, np.ndarray]) -> ViTConfig:
     if dim % HEAD_DIM:
         raise ValueError(f"a width of {dim} is no multiple of DINOv2's head width {HEAD_DIM}")
     positions = shape("embeddings.position_embeddings", 1, None, dim)[1] - 1
-    side = math.isqrt(positions)
-    if side < 1 or side**2 != positions:
-        raise ValueError(
-            f"tensor 'embeddings.position_embeddings' has {positions} positions beside that of the "
-            "class: not those of a square"
-        )
     registers = 0
     if "embeddings.register_tokens" in tensors:
         registers = shape("embeddings.register_tokens", 1, None, dim)[1]
     swiglu = "encoder.layer.0.mlp.weights_in.weight" in tensors
     wo = f"encoder.layer.0.mlp.{'weights_out' if swiglu else 'fc2'}.weight"
     return ViTConfig(
-        grid=(side, side),
+        grid=vision.square("embeddings.position_embeddings", positions),
         patch_size=patch_size,
         dim=dim,
         depth=shape.count("encoder.layer.{i}."),

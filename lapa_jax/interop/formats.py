@@ -13,7 +13,9 @@ from lapa_jax.interop import (
     laq_pt,
     laq_torch,
     plain,
+    siglip,
     staged,
+    vit_mae,
     vqgan,
 )
 
@@ -69,6 +71,12 @@ FORMATS = {
     "safetensors": Format(
         Way("any run, from lapa export --format safetensors", plain.read),
         Way("any run, plain arrays with our names", plain.write, staged.Options),
+    ),
+    "siglip": Format(
+        Way("a teacher, SigLIP's image encoder from a Hugging Face directory", siglip.read)
+    ),
+    "vit_mae": Format(
+        Way("a teacher, a masked autoencoder from a Hugging Face directory", vit_mae.read)
     ),
     "vqgan_pickle": Format(Way("LWM's image tokenizer", vqgan.read)),
 }

@@ -18,7 +18,7 @@ from lapa_jax.nn.layers import Dense, LayerNorm, dtype_of, truncated_normal
 from lapa_jax.nn.module import param
 from lapa_jax.nn.patches import to_patches
 from lapa_jax.nn.stack import REMAT, Stack
-from lapa_jax.nn.vit import EPS, Block, ViT, ViTConfig
+from lapa_jax.nn.vit import Block, ViT, ViTConfig
 
 # Added to the variance by which the pixels of a patch are divided: 8 grey levels, squared. The
 # paper's 1e-6 blows the compression noise of a flat patch up to the size of what others show.
@@ -88,6 +88,7 @@ class MaskedAutoencoderConfig(ViTConfig):
             mlp_dim=4 * self.decoder_dim,
             registers=0,
             swiglu=False,
+            norm_eps=self.norm_eps,
         )
 
 
@@ -115,7 +116,7 @@ class MaskedAutoencoder(nnx.Module):
             config.decoder_depth,
             **common,
         )
-        self.norm = LayerNorm(config.decoder_dim, bias=True, eps=EPS)
+        self.norm = LayerNorm(config.decoder_dim, bias=True, eps=config.norm_eps)
         self.pixels = dense(config.decoder_dim, 3 * config.patch_size**2, ("embed", "patch"))
 
     def __call__(

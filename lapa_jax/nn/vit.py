@@ -1,7 +1,9 @@
-"""The vision transformer of DINOv2 (Oquab et al. 2023), whose features quantizers may predict.
+"""The vision transformer of DINOv2 (Oquab et al. 2023), whose features quantizers may predict;
+with other settings that of masked autoencoders and of SigLIP.
 
-Images are uint8 or float in [0, 1], channels last, of any size that the patches divide. With its
-weights it computes what Hugging Face's Dinov2Model and Dinov2WithRegistersModel do.
+Images are uint8 or float in [0, 1], channels last, of any size that the patches divide. With their
+weights it computes what Hugging Face's Dinov2Model, Dinov2WithRegistersModel, ViTMAEModel (of all
+patches, in their order) and SiglipVisionModel do.
 
 Shape suffixes: B batch, I image rows, J image columns, H and W patch rows and columns, N = H·W
 patches, R registers, T tokens, K heads, C head width, D width.
@@ -25,8 +27,10 @@ from lapa_jax.nn.registry import default_settings
 from lapa_jax.nn.stack import Stack
 from lapa_jax.parallel.sharding import constrain
 
-EPS = 1e-6  # of the norms
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
+# What pixels in [0, 1] are made of first: (mean, deviation) of each colour.
+PIXELS = {"imagenet": (MEAN, STD), "centred": ((0.5,) * 3, (0.5,) * 3)}
+ACTIVATIONS = {"gelu": False, "gelu_tanh": True}  # approximate
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,13 @@ class ViTConfig:
         int, "[0, 4096]", "tokens that stand for no patch (Darcet et al. 2023)"
     ] = 0
     swiglu: Annotated[bool, "the gated feed-forward of the largest DINOv2"] = False
+    class_token: Annotated[bool, "one more token, for the whole image; SigLIP has none"] = True
+    layer_scale: Annotated[bool, "factors on what each layer adds; DINOv2's"] = True
+    activation: Annotated[str, ACTIVATIONS, "gelu_tanh: SigLIP's approximation"] = "gelu"
+    norm_eps: Annotated[float, "(0, 1)", "added to the variance in norms"] = 1e-6
+    pixels: Annotated[
+        str, PIXELS, "by which mean and deviation they are normalised; centred: to [-1, 1]"
+    ] = "imagenet"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "grid", tuple(self.grid))
@@ -65,6 +76,16 @@ def _dinov2(dim: int, depth: int, **changes: object) -> dict[str, object]:
     return dict(grid=(37, 37), patch_size=14) | sizes | changes
 
 
+def _mae(dim: int, depth: int) -> dict[str, object]:
+    sizes = dict(dim=dim, depth=depth, heads=dim // 64, head_dim=64, mlp_dim=4 * dim)
+    return dict(grid=(14, 14), patch_size=16, layer_scale=False, norm_eps=1e-12) | sizes
+
+
+def _siglip(side: int, patch_size: int, **sizes: object) -> dict[str, object]:
+    same = dict(class_token=False, layer_scale=False, activation="gelu_tanh", pixels="centred")
+    return dict(grid=(side, side), patch_size=patch_size) | same | sizes
+
+
 # name → its settings that differ from ViTConfig's. DINOv2's have registers=0 or 4.
 ENCODERS: dict[str, dict[str, object]] = {
     "tabletop": {},
@@ -72,6 +93,10 @@ ENCODERS: dict[str, dict[str, object]] = {
     "dinov2_base": _dinov2(768, 12),
     "dinov2_large": _dinov2(1024, 24),
     "dinov2_giant": _dinov2(1536, 40, mlp_dim=4096, swiglu=True),
+    "mae_base": _mae(768, 12),
+    "mae_large": _mae(1024, 24),
+    "siglip_base": _siglip(14, 16, dim=768, depth=12, heads=12, head_dim=64, mlp_dim=3072),
+    "siglip_so400m": _siglip(16, 14, dim=1152, depth=27, heads=16, head_dim=72, mlp_dim=4304),
 }
 
 
@@ -105,9 +130,10 @@ class ViT(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.cls = param(tokens(), "embed")
+        self.cls = param(tokens(), "embed") if config.class_token else None
         # The first is that of the cls token.
-        self.positions = param(tokens(1 + math.prod(config.grid)), None, "embed")
+        count = config.class_token + math.prod(config.grid)
+        self.positions = param(tokens(count), None, "embed")
         count = config.registers
         self.registers = param(tokens(count), None, "embed") if count else None
         self.blocks = Stack(
@@ -117,10 +143,11 @@ class ViT(nnx.Module):
             unroll=unroll,
             rngs=rngs,
         )
-        self.norm = LayerNorm(config.dim, bias=True, eps=EPS)
+        self.norm = LayerNorm(config.dim, bias=True, eps=config.norm_eps)
 
     def __call__(self, images_BIJC: jax.Array) -> jax.Array:
-        """Normed tokens (B, 1 + R + N, D), float32: cls, registers, patches row by row."""
+        """Normed tokens (B, 1 + R + N, D), float32: cls (not without class_token), registers,
+        patches row by row."""
         patches_BHWD = self.embed(images_BIJC)
         return self.encode(patches_BHWD.reshape(len(patches_BHWD), -1, self.config.dim))
 
@@ -129,33 +156,43 @@ class ViT(nnx.Module):
         patches_BHWD = self.embed(images_BIJC)
         B, H, W, D = patches_BHWD.shape
         x = self.encode(patches_BHWD.reshape(B, H * W, D))
-        return x[:, 1 + self.config.registers :].reshape(B, H, W, D)
+        return x[:, -H * W :].reshape(B, H, W, D)
 
     def embed(self, images_BIJC: jax.Array) -> jax.Array:
         """Patches (B, H, W, D) with their positions."""
+        mean, deviation = PIXELS[self.config.pixels]
+        x = images_BIJC.astype(jnp.float32)
+        x = x / 255.0 if images_BIJC.dtype == jnp.uint8 else x
+        return self.embed_pixels((x - jnp.array(mean)) / jnp.array(deviation))
+
+    def embed_pixels(self, images_BIJC: jax.Array) -> jax.Array:
+        """`embed` of images that are normalised, float32."""
         patch = self.config.patch_size
         if images_BIJC.shape[1] % patch or images_BIJC.shape[2] % patch:
             raise ValueError(
                 f"images of {images_BIJC.shape[1]}x{images_BIJC.shape[2]} are not a multiple of "
                 f"the ViT's patch_size={patch}"
             )
-        x = images_BIJC.astype(jnp.float32)
-        x = x / 255.0 if images_BIJC.dtype == jnp.uint8 else x
-        x = self.project(to_patches((x - jnp.array(MEAN)) / jnp.array(STD), patch))
+        x = self.project(to_patches(images_BIJC, patch))
         return x + self._positions(x.shape[1:3]).astype(self.dtype)
 
     def encode(self, patches_BND: jax.Array) -> jax.Array:
         """Normed tokens (B, 1 + R + N, D), float32, of embedded patches: all, or any of them."""
-        first = [(self.cls[...] + self.positions[0])[None]]
+        first = []
+        if self.cls is not None:
+            first.append((self.cls[...] + self.positions[0])[None])
         if self.registers is not None:
             first.append(self.registers[...])
-        first_TD = jnp.concatenate(first).astype(self.dtype)
-        first_BTD = jnp.broadcast_to(first_TD, (len(patches_BND), *first_TD.shape))
-        x, _ = self.blocks(jnp.concatenate([first_BTD, patches_BND], axis=1))
+        x = patches_BND
+        if first:
+            first_TD = jnp.concatenate(first).astype(self.dtype)
+            first_BTD = jnp.broadcast_to(first_TD, (len(x), *first_TD.shape))
+            x = jnp.concatenate([first_BTD, x], axis=1)
+        x, _ = self.blocks(x)
         return self.norm(x.astype(jnp.float32))
 
     def _positions(self, grid: tuple[int, int]) -> jax.Array:
-        learned = self.positions[1:].reshape(*self.config.grid, -1)
+        learned = self.positions[self.config.class_token :].reshape(*self.config.grid, -1)
         if grid == self.config.grid:
             return learned
         # As DINOv2 does: only the models with registers smooth before they thin out.
@@ -168,19 +205,23 @@ class ViT(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Pre-norm attention and feed-forward, each output scaled by learned factors (LayerScale)."""
+    """Pre-norm attention and feed-forward, each output scaled by learned factors (LayerScale) where
+    config.layer_scale says so."""
 
     def __init__(self, config: ViTConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
-        self.attention_norm = LayerNorm(config.dim, bias=True, eps=EPS)
+        def factors():
+            return param(jnp.ones(config.dim), "embed") if config.layer_scale else None
+
+        self.attention_norm = LayerNorm(config.dim, bias=True, eps=config.norm_eps)
         self.attention = SelfAttention(config, dtype=dtype, rngs=rngs)
-        self.attention_scale = param(jnp.ones(config.dim), "embed")
-        self.mlp_norm = LayerNorm(config.dim, bias=True, eps=EPS)
+        self.attention_scale = factors()
+        self.mlp_norm = LayerNorm(config.dim, bias=True, eps=config.norm_eps)
         self.mlp = FeedForward(config, dtype=dtype, rngs=rngs)
-        self.mlp_scale = param(jnp.ones(config.dim), "embed")
+        self.mlp_scale = factors()
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         def scaled(y_BTD, scale):
-            return y_BTD * scale[...].astype(y_BTD.dtype)
+            return y_BTD if scale is None else y_BTD * scale[...].astype(y_BTD.dtype)
 
         x = x_BTD + scaled(self.attention(self.attention_norm(x_BTD)), self.attention_scale)
         x = x + scaled(self.mlp(self.mlp_norm(x)), self.mlp_scale)
@@ -214,13 +255,13 @@ class FeedForward(nnx.Module):
         self.wo = Dense(
             (config.mlp_dim,), (config.dim,), ("mlp", "embed"), bias=True, dtype=dtype, rngs=rngs
         )
-        self.swiglu = config.swiglu
+        self.swiglu, self.approximate = config.swiglu, ACTIVATIONS[config.activation]
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         h = self.wi(x_BTD)
         if self.swiglu:
             return self.wo(jax.nn.silu(h[..., 0, :]) * h[..., 1, :])
-        return self.wo(jax.nn.gelu(h, approximate=False))
+        return self.wo(jax.nn.gelu(h, approximate=self.approximate))
 
 
 def bicubic(inputs: int, outputs: int, *, antialias: bool) -> np.ndarray:

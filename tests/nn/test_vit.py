@@ -1,18 +1,25 @@
 """The ViT is DINOv2, and foreign weights are read whole or not at all."""
 
+import json
+import shutil
+
 import dinov2_reference
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import ROOT
 
-from lapa_jax.interop import dinov2, tensor_files
+from lapa_jax import stages
+from lapa_jax.interop import dinov2, tensor_files, vision, vit_mae
+from lapa_jax.interop.formats import FORMATS
 from lapa_jax.interop.mapping import arrays, to_theirs
 from lapa_jax.nn.flops import counted
 from lapa_jax.nn.module import Functional
-from lapa_jax.nn.vit import ViT, ViTConfig, bicubic
+from lapa_jax.nn.vit import PIXELS, ViT, ViTConfig, bicubic
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
+ZOO = ROOT / "tests" / "golden" / "zoo"
 
 
 def images(rows, columns):
@@ -62,7 +69,7 @@ def test_bicubic_is_that_of_torch(inputs, outputs, antialias):
 def test_the_way_back_and_classifiers():
     tensors = dinov2_reference.random_tensors(registers=3)
     config, params = dinov2.from_tensors(tensors)
-    back = arrays(to_theirs(params, dinov2.rules(config), dinov2.sizes(config)))
+    back = arrays(to_theirs(params, dinov2.rules(config), vision.sizes(config)))
     assert set(back) == set(tensors)
     for name in set(tensors) - {dinov2.MASK_TOKEN}:
         np.testing.assert_array_equal(back[name], tensors[name], err_msg=name)
@@ -129,3 +136,43 @@ def test_bytes_are_floats_and_flops_are_those_of_the_compiler():
     compiled = jax.jit(features).lower(params, pixels).cost_analysis()["flops"]
     # That of norms and gelu comes on top.
     assert 1.0 < compiled / counted(features, params, pixels) < 1.3
+
+
+@pytest.mark.parametrize(
+    "form, pixels, output",
+    [("vit_mae", "imagenet", "out/last_hidden_state_ordered"),
+     ("siglip", "centred", "out/last_hidden_state")],
+)  # fmt: skip
+def test_encoders_of_others(form, pixels, output):
+    """Recordings of transformers' ViTMAEModel and SiglipVisionModel."""
+    golden = np.load(ZOO / f"{form}_tiny_io.npz")
+    mean, deviation = (np.asarray(x, np.float32) for x in PIXELS[pixels])
+    images = golden["in/pixel_values"].transpose(0, 2, 3, 1) * deviation + mean
+    run = FORMATS[form].read.call(ZOO / f"{form}_tiny", None)
+    stage = stages.build(run.config, {})
+    assert stage.model_config.heads == 3 and stage.model_config.depth == 2
+    found = jax.jit(stage.features)(run.params, {}, images)
+    expected = golden[output][:, -9:].reshape(found.shape)
+    np.testing.assert_allclose(found, expected, atol=5e-5)
+
+
+def test_encoders_within_others_and_those_that_do_not_fit(tmp_path):
+    folder = ZOO / "vit_mae_tiny"
+    tensors = {k: np.asarray(x) for k, x in tensor_files.tensors(folder).items()}
+    named = {f"vit.{k}": x for k, x in tensors.items()} | {"decoder.mask_token": np.zeros(3)}
+    assert vit_mae.from_tensors(named, 3, 1e-12)[0] == vit_mae.from_tensors(tensors, 3, 1e-12)[0]
+    settings = json.loads((folder / "config.json").read_text())
+    for form, changes, message in (
+        ("vit_mae", {"num_attention_heads": 5}, "width of 24 is no multiple of num_attention_"),
+        ("vit_mae", {"num_attention_heads": None}, "num_attention_heads=None must be a number"),
+        ("vit_mae", {"hidden_act": "relu"}, "hidden_act='relu' is not read here: 'gelu' is"),
+        ("vit_mae", {"model_type": "vit"}, "model_type='vit' must be 'vit_mae'"),
+        ("siglip", {}, "model_type='vit_mae' must be 'siglip_vision_model'"),
+        ("siglip", {"model_type": "siglip", "vision_config": 3}, "vision_config=3 must be"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(settings | changes))
+        shutil.copy(folder / "model.safetensors", tmp_path)
+        with pytest.raises(ValueError, match=message):
+            FORMATS[form].read.call(tmp_path, None)
+    with pytest.raises(NotADirectoryError, match="is a file: the directory with config.json"):
+        vit_mae.read(tmp_path / "model.safetensors", None)

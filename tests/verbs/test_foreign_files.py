@@ -254,7 +254,7 @@ def test_llamas_that_are_others(changes, message, tmp_path):
 
 # --- Files that are not what was meant ---
 
-OF_FOLDERS = ("hf", "hf_llama", "laq_torch", "safetensors")
+OF_FOLDERS = ("hf", "hf_llama", "laq_torch", "safetensors", "siglip", "vit_mae")
 
 
 def flags(form, folder):

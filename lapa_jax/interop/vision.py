@@ -1,0 +1,103 @@
+"""What the formats of vision transformers share: rules, and the encoder as a run.
+
+Axis names of the patterns: d width, k heads, c head width, rgb i j a patch.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lapa_jax.interop import tensor_files
+from lapa_jax.interop.imported import Imported
+from lapa_jax.interop.mapping import Rule, linear, norm
+from lapa_jax.latent.teacher import MaskedAutoencoderConfig
+from lapa_jax.nn.module import Tree
+from lapa_jax.nn.registry import default_settings
+from lapa_jax.nn.vit import ViTConfig
+from lapa_jax.settings import stage_settings
+
+PATCHES = "d rgb i j -> (rgb i j) d"  # a convolution over patches
+
+
+def teacher(encoder: ViTConfig, params: Tree) -> Imported:
+    """A run of stage "teacher", which has no decoder."""
+    config = stage_settings("teacher")
+    config.data.image_size = tuple(side * encoder.patch_size for side in encoder.grid)
+    config.compute_dtype = "float32"
+    config.model = default_settings(MaskedAutoencoderConfig)
+    config.model.update(encoder.architecture())
+    config.model.decoder_depth, config.model.unroll = 0, 1
+    return Imported(config.lock(), {"encoder": params})
+
+
+def sizes(config: ViTConfig) -> dict[str, int]:
+    """Of the axes that the patterns split."""
+    p = config.patch_size
+    return {"k": config.heads, "c": config.head_dim, "two": 2, "rgb": 3, "i": p, "j": p}
+
+
+def attention(theirs: str, names: str, ours: str, layers: int) -> list[Rule]:
+    """Of a `SelfAttention`; `names`: of its four maps after `theirs`, the last the output's."""
+    *inputs, out = names.split()
+    found = []
+    for name, part in zip(inputs, "qkv", strict=True):
+        one = theirs + name, f"{ours}/attention/{part}"
+        found += linear(*one, "(k c) d -> d k c", "(k c) -> k c", layers)
+    return found + linear(theirs + out, f"{ours}/attention/out", "d (k c) -> k c d", layers=layers)
+
+
+def layers(theirs: str, ours: str, count: int) -> list[Rule]:
+    """Of `Block`s as Hugging Face's ViT names them; `theirs`: before the number of a layer."""
+    t, o = f"{theirs}.{{i}}", f"{ours}/layers"
+    names = "attention.query attention.key attention.value output.dense"
+    return [
+        *attention(f"{t}.attention.", names, o, count),
+        *linear(f"{t}.intermediate.dense", f"{o}/mlp/wi", layers=count),
+        *linear(f"{t}.output.dense", f"{o}/mlp/wo", layers=count),
+        *norm(f"{t}.layernorm_before", f"{o}/attention_norm", count),
+        *norm(f"{t}.layernorm_after", f"{o}/mlp_norm", count),
+    ]
+
+
+def square(name: str, positions: int) -> tuple[int, int]:
+    """The patch grid of so many positions, of the tensor of that name."""
+    side = math.isqrt(positions)
+    if side < 1 or side**2 != positions:
+        raise ValueError(
+            f"tensor {name!r} has {positions} positions of patches: not those of a square"
+        )
+    return side, side
+
+
+def given_config(source: Path, kind: str) -> dict[str, Any]:
+    """config.json of a directory in Hugging Face's form, of a model of that kind: the heads of an
+    attention are told nowhere else."""
+    if source.exists() and not source.is_dir():
+        raise NotADirectoryError(
+            f"{source} is a file: the directory with config.json and the weights is meant"
+        )
+    path = source / "config.json"
+    found = tensor_files.json_object(path, f"the config of a {kind}")
+    if found.get("model_type") == kind.removesuffix("_vision_model"):
+        found = found.get("vision_config", found)
+    elif found.get("model_type") != kind:
+        raise ValueError(f"{path}: model_type={found.get('model_type')!r} must be {kind!r}")
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: vision_config={found!r} must be an object")
+    return found
+
+
+def number(settings: Mapping[str, Any], key: str, default: Any, path: Path) -> Any:
+    """A number above 0 of a config.json; what is not there is `default`."""
+    value = settings.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, type(default)) or not 0 < value < 1e9:
+        raise ValueError(f"{path}: {key}={value!r} must be a number above 0, like {default}")
+    return value
+
+
+def expect(settings: Mapping[str, Any], path: Path, **wanted: Any) -> None:
+    """Raises ValueError where a config.json says something else; each is (wanted, default)."""
+    for key, (value, default) in wanted.items():
+        if (found := settings.get(key, default)) != value:
+            raise ValueError(f"{path}: {key}={found!r} is not read here: {value!r} is")
