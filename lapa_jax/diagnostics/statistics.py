@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 from scipy.special import ndtri
+from scipy.stats import rankdata
 
 CONFIDENCE = 0.95
 
@@ -143,6 +144,49 @@ def bootstrap_ratio(
         )
     ends = np.quantile(draws @ above / divisors, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
     return Interval(float(above.sum() / below.sum()), *ends.tolist(), CONFIDENCE)
+
+
+def relative(
+    above: np.ndarray, below: np.ndarray, episode: np.ndarray, *, seed: int = 0
+) -> tuple[float | None, list[float] | None]:
+    """(sum(above) / sum(below), its 95 % interval with episodes resampled) of values (N,), below
+    not negative. The ratio is None where there is nothing below; so is the interval where a
+    resample might have nothing."""
+    if not np.any(below):
+        return None, None
+    if len(np.unique(episode[below > 0])) < len(np.unique(episode)):
+        return float(np.sum(above) / np.sum(below)), None
+    found = bootstrap_ratio(above, below, episode, seed=seed)
+    return found.estimate, [found.low, found.high]
+
+
+def rank_correlation(
+    x: np.ndarray, y: np.ndarray, episode: np.ndarray, *, seed: int = 0, resamples: int = 1000
+) -> tuple[float | None, list[float] | None]:
+    """(Spearman's ρ of values (N,), its 95 % interval with episodes resampled); None where one of
+    them never changes. Ranks are those in the whole sample."""
+    x, y = (rankdata(values) for values in (x, y))
+    x, y = x - x.mean(), y - y.mean()
+    names, index = np.unique(episode, return_inverse=True)
+    columns = (np.ones_like(x), x, y, x * x, y * y, x * y)
+    sums = np.stack([np.bincount(index, column, len(names)) for column in columns], 1)
+
+    def correlation(sums: np.ndarray) -> np.ndarray:
+        n, x, y, xx, yy, xy = np.moveaxis(sums, -1, 0)
+        spread = np.sqrt((xx - x * x / n).clip(0) * (yy - y * y / n).clip(0))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(spread > 1e-9 * n**3, (xy - x * y / n) / spread, np.nan)
+
+    found = float(correlation(sums.sum(0)))
+    if np.isnan(found):
+        return None, None
+    draws = np.random.default_rng(seed).multinomial(
+        len(names), np.full(len(names), 1 / len(names)), size=resamples
+    )
+    ends = correlation(draws @ sums)
+    if np.isnan(ends).any():
+        return found, None
+    return found, np.quantile(ends, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2]).tolist()
 
 
 def means(

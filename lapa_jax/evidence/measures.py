@@ -9,8 +9,21 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from data_pipelines.progress import Progress
-from lapa_jax.diagnostics import codebook, content, probes, reconstruction
+from lapa_jax.diagnostics import (
+    again,
+    algebra,
+    codebook,
+    content,
+    cuts,
+    displacement,
+    information,
+    probes,
+    reconstruction,
+    window_curve,
+)
 from lapa_jax.diagnostics.sample import Sample
 from lapa_jax.evidence.true_action import decoder_given_true_action
 
@@ -32,6 +45,14 @@ def has_actions(sample: Sample) -> bool:
 
 def enough_episodes(sample: Sample) -> bool:
     return sample.episodes >= MIN_EPISODES
+
+
+def has_chains(sample: Sample) -> bool:
+    return sample.chains is not None
+
+
+def draws_frames(sample: Sample) -> bool:
+    return sample.draws_frames
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +132,54 @@ MEASURES = (
         decoder_given_true_action,
         {"true_action_skill": "skill"},
         applies=lambda sample: has_actions(sample) and enough_episodes(sample),
+        deep=True,
+    ),
+    Measure(
+        "information",
+        information.of_sample,
+        {"information_bits": "latent.bits", "information_codes_bits": "codes.bits"},
+        applies=lambda sample: (
+            has_actions(sample) and len(sample.first) > 2 * information.NEIGHBOURS
+        ),
+        deep=True,
+    ),
+    Measure(
+        "displacement",
+        displacement.of_sample,
+        {
+            "displacement_motion": "motion.correlation",
+            "displacement_frames": "frame_change.correlation",
+        },
+        deep=True,
+    ),
+    Measure(
+        "algebra",
+        algebra.of_sample,
+        {
+            "additivity_error": "additivity.value",
+            "reversal_error": "reversal.value",
+            "identity_error": "identity.value",
+        },
+        applies=has_chains,
+        deep=True,
+    ),
+    Measure(
+        "window_curve",
+        window_curve.of_sample,
+        {f"probe_r2_{windows}_windows": f"{windows}.r2_mean" for windows in (1, 2, 4)},
+        applies=lambda sample: (
+            has_chains(sample)
+            and sample.chains.moved is not None
+            and len(np.unique(sample.chains.episode)) >= MIN_EPISODES
+        ),
+        deep=True,
+    ),
+    Measure("again", again.of_sample, {"delta": "relative"}, applies=draws_frames, deep=True),
+    Measure(
+        "cuts",
+        cuts.of_sample,
+        {"cut_skill": "skill", "cut_carried": "carried"},
+        applies=lambda sample: draws_frames(sample) and sample.episodes > 1,
         deep=True,
     ),
 )

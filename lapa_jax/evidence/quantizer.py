@@ -1,7 +1,7 @@
 """What a quantizer's latent actions are worth, on the pairs of a corpus or of two paired views."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from absl import logging
 from data_pipelines.progress import Progress
 from lapa_jax.diagnostics.controls import fit_motion_codes
 from lapa_jax.diagnostics.embodiment import code_agreement, cross_view_probe, linear_cka, retrieval
-from lapa_jax.diagnostics.sample import Sample
+from lapa_jax.diagnostics.sample import Chains, Sample
 from lapa_jax.evidence import measures, verdict
 from lapa_jax.runs import examples
 from lapa_jax.runs.loaded import LoadedQuantizer, Model, require
@@ -52,7 +52,8 @@ def evaluate_quantizer(
         recon = run.stage.decode_latent(params, variables, first, read.received_BLQ)
         exchanged = run.stage.decode_latent(params, variables, first, read.received_BLQ[other])
         missed = jnp.mean(jnp.square(exchanged - last.astype(jnp.float32) / 255.0), (1, 2, 3))
-        return recon, missed, read.latent_BLQ, *(() if read.z_BL is None else (read.z_BL,))
+        codes = () if read.z_BL is None else (read.z_BL,)
+        return recon, missed, read.latent_BLQ, read.received_BLQ, *codes
 
     kept, rng = [], np.random.default_rng(0)
     with Progress(f"read {Path(source.index.directory).name}", len(rows), unit="pair") as bar:
@@ -65,7 +66,7 @@ def evaluate_quantizer(
             first, last, *outputs = (np.asarray(x)[: batch.size][batch.good] for x in arrays)
             kept.append((first, last, batch.rows[batch.good], *outputs))
             bar.update(batch.size)
-    first, last, rows, recon, exchanged, latents, *codes = (
+    first, last, rows, recon, exchanged, latents, received, *codes = (
         np.concatenate(x) for x in zip(*kept, strict=True)
     )
     model = run.stage.model_config
@@ -78,8 +79,11 @@ def evaluate_quantizer(
         latents=latents,
         episode=source.index.episode_of_rows(rows[:, 0]),
         exchanged_mse=exchanged,
+        received=received,
         codebook_size=model.codebook_size,
-        decode=jax.tree_util.Partial(run.stage.decode_latent, run.params, run.variables),
+        decode=_asked(run, run.stage.decode_latent),
+        read=_asked(run, lambda *given: tuple(run.stage.read(*given))),
+        chains=_chains(source, max_pairs // 4) if deep else None,
     )
     if sample.z is None:
         logging.warning(
@@ -101,6 +105,28 @@ def evaluate_quantizer(
         **measures.measure(sample, deep=deep),
     }
     return QuantizerEvaluation(report | {"verdict": verdict.verdict(report)}, sample)
+
+
+def _asked(run: Model, method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of the run's stage, compiled, as a function of what it takes beside parameters."""
+    return jax.tree_util.Partial(jax.jit(method), run.params, run.variables)
+
+
+def _chains(source: examples.Pairs, count: int) -> Chains | None:
+    """At most `count` chains of the corpus; None where no episode is long enough for one."""
+    rows, at = source.chains(count)
+    if not len(rows):
+        logging.warning("no episode is two windows long: nothing is told of chains of pairs")
+        return None
+    kept = []
+    with Progress("read chains", len(rows), unit="chain") as bar:
+        for batch in source.batches(rows):
+            good = batch.frames[: batch.size][batch.good]
+            kept.append((good, batch.rows[batch.good]))
+            bar.update(batch.size)
+    frames, rows = (np.concatenate(x) for x in zip(*kept, strict=True))
+    episode = source.index.episode_of_rows(rows[:, 0])
+    return Chains(frames, at, episode, source.moved(rows))
 
 
 def evaluate_paired_views(one: Sample, other: Sample) -> dict[str, Any]:

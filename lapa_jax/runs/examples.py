@@ -18,6 +18,7 @@ from data_pipelines.loader.frames import FrameReader
 from data_pipelines.loader.settings import CorpusSettings
 
 BATCH = 256
+CHAIN = 4  # windows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +110,34 @@ class Pairs(Frames):
                     "or evaluate another corpus"
                 )
         self.rows = rows
+
+    def chains(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """(rows int64 (C, F), when each frame is in windows (F,)) of at most `count` clips of
+        CHAIN windows that begin where pairs do, evenly spread, with the frame half a window after
+        the first where there is one. Of fewer windows, but 2 at least, where under half of the
+        episodes are as long; C is 0 where none is."""
+        first, window = self.rows[:, 0], self.rows[:, 1] - self.rows[:, 0]
+        episode = self.index.episode_of_rows(first)
+        end = self.index.episode_start[episode] + self.index.episode_length[episode]
+        for whole in range(CHAIN, 1, -1):
+            fits = first + whole * window < end
+            if 2 * len(np.unique(episode[fits])) >= len(np.unique(episode)):
+                break
+        at = np.arange(whole + 1.0)
+        if not (window % 2).any():
+            at = np.insert(at, 1, 0.5)
+        chosen = np.flatnonzero(fits)
+        chosen = chosen[:: max(1, -(-len(chosen) // count))]
+        steps = (window[chosen, None] * at).astype(np.int64)
+        return first[chosen, None] + steps, at
+
+    def moved(self, rows: np.ndarray) -> np.ndarray | None:
+        """The true actions summed from the first of its frames to each, float32 (n, F, A) for rows
+        (n, F); None without actions."""
+        if self.index.actions is None:
+            return None
+        ends = [np.stack([rows[:, 0], end], axis=1) for end in rows.T]
+        return np.stack([self.actions(pair) for pair in ends], axis=1)
 
     def actions(self, rows: np.ndarray) -> np.ndarray | None:
         """Sum of the true actions over each window, float32 (n, A); None without actions."""

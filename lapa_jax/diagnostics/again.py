@@ -1,0 +1,29 @@
+"""RotVLA's Δ: what happens when a latent action is applied again, to the frame that it led to.
+
+A latent that says how things move moves them on, so that the result differs from the later frame;
+a latent that says how the later frame looks draws it once more. Δ = MSE' − MSE, of z read off
+(o, o'): MSE between o' and what is drawn of o and z, MSE' between o' and what is drawn of o' and z.
+"""
+
+from typing import Any
+
+from lapa_jax.diagnostics.reconstruction import image_errors
+from lapa_jax.diagnostics.sample import Sample, in_batches
+from lapa_jax.diagnostics.statistics import means, relative
+
+PAIRS = 512
+
+
+def of_sample(sample: Sample) -> dict[str, Any]:
+    """{delta, mse, mse_again} per pixel in [0, 1]², with intervals over episodes, and `relative`, Δ
+    over the MSE of a copy of the first frame: about 1 where z moves things on as far again and
+    draws well, 0 where it draws the later frame whatever it is given. None where nothing moves."""
+    rows = sample.spread_rows(PAIRS)
+    first, last, episode = sample.first[rows], sample.last[rows], sample.episode[rows]
+    again = in_batches(sample.decode, last, sample.received[rows])
+    mse, copy = image_errors(first, last, sample.recon[rows])
+    mse_again, _ = image_errors(first, last, again)
+    values = {"delta": mse_again - mse, "mse": mse, "mse_again": mse_again}
+    value, interval = relative(values["delta"], copy, episode)
+    more = {"relative": value, "relative_interval": interval}
+    return means(values, episode, seed=0) | more
