@@ -46,6 +46,7 @@ ADDED: dict[str, Any] = {
     "data.corpora.*.action_set": "",
     "data.corpora.*.state_key": "",
     "model(bottleneck).architecture": "native",
+    "model(bottleneck).spatial_sees": "clip",
     "model(targets).cotrain": False,
     "model(targets).inverse_dynamics": False,
     "model(targets).state": {},

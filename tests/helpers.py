@@ -40,6 +40,7 @@ def quantizer_config(**changes) -> QuantizerConfig:
         bottleneck=NSVQ,
         objective={"name": "pixels"},
         predict="residual",
+        spatial_sees="clip",
         legacy=False,
         compute_dtype="float32",
         attention="xla",

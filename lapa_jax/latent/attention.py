@@ -3,6 +3,8 @@
 Shape suffixes: B batch, T queries or frames, S keys, N cells, K heads, C head width, D model width.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -13,24 +15,33 @@ from lapa_jax.nn.module import param
 
 
 def frame_attention(
-    q_BTNKC: jax.Array, k_BTNKC: jax.Array, v_BTNKC: jax.Array, *, causal: bool
+    q_BTNKC: jax.Array,
+    k_BTNKC: jax.Array,
+    v_BTNKC: jax.Array,
+    *,
+    seen: Sequence[Sequence[int]],
 ) -> jax.Array:
-    """Attention over a few frames T at every cell N, without moving T next to the heads.
+    """Attention over a few frames T, of which each sees those of its number in `seen`, at every
+    cell N, without moving T next to the heads.
 
     With T = 2 the matrices are far too small for a matrix product: products and sums fuse instead.
     """
     outputs = []
-    frames = q_BTNKC.shape[1]
     q = q_BTNKC.astype(jnp.float32)
-    for t in range(frames):
-        seen = slice(0, t + 1 if causal else frames)
-        if seen.stop == 1:
-            outputs.append(v_BTNKC[:, 0])
+    for t, frames in enumerate(seen):
+        if len(frames) == 1:
+            outputs.append(v_BTNKC[:, frames[0]])
             continue
-        logits = jnp.sum(q[:, t, None] * k_BTNKC[:, seen], axis=-1, keepdims=True)
+        logits = jnp.sum(q[:, t, None] * _of(k_BTNKC, frames), axis=-1, keepdims=True)
         weights = jax.nn.softmax(logits, axis=1).astype(v_BTNKC.dtype)
-        outputs.append(jnp.sum(weights * v_BTNKC[:, seen], axis=1))
+        outputs.append(jnp.sum(weights * _of(v_BTNKC, frames), axis=1))
     return jnp.stack(outputs, axis=1)
+
+
+def _of(x_BTNKC: jax.Array, frames: Sequence[int]) -> jax.Array:
+    if isinstance(frames, range):
+        return x_BTNKC[:, frames.start : frames.stop]
+    return jnp.stack([x_BTNKC[:, t] for t in frames], axis=1)
 
 
 def l2_normalize(x: jax.Array) -> jax.Array:
@@ -110,6 +121,6 @@ class CosineAttention(nnx.Module):
         y = attention(q, k, v, scale=1.0, bias_KTS=bias_KTS, implementation=implementation)
         return self.out(y)
 
-    def over_frames(self, x_BTND: jax.Array, *, causal: bool) -> jax.Array:
+    def over_frames(self, x_BTND: jax.Array, *, seen: Sequence[Sequence[int]]) -> jax.Array:
         q, k, v = self.heads(x_BTND)
-        return self.out(frame_attention(q, k, v, causal=causal))
+        return self.out(frame_attention(q, k, v, seen=seen))

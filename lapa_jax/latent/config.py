@@ -56,6 +56,12 @@ class QuantizerConfig:
         "the decoder's output is the later frame itself (the paper) or a residual added to the "
         "pixels of the first frame",
     ] = "residual"
+    spatial_sees: Annotated[
+        str,
+        ("clip", "frame"),
+        "in the spatial layers a frame's position convolution reaches to the frames before it, or "
+        "each frame is by itself: then any pairs of a clip's frames share what they cost",
+    ] = "clip"
     legacy: Annotated[bool, "the original's quirks"] = False
     attention: Annotated[str, ATTENTIONS, "kernel of attention, see docs/sharding.md"] = "auto"
     remat: Annotated[str, REMAT, "what the backward pass keeps, see docs/training.md"] = "none"
@@ -75,6 +81,10 @@ class QuantizerConfig:
             raise ValueError(
                 f"model.image_size={self.image_size} must be a multiple of "
                 f"model.patch_size={self.patch_size} on both sides"
+            )
+        if self.legacy and self.spatial_sees != "clip":
+            raise ValueError(
+                f"model.spatial_sees={self.spatial_sees!r} must be 'clip' under model.legacy"
             )
         if self.legacy:
             check_shapes(self.code_length, self.grid, self.predict, self.num_frames)

@@ -5,6 +5,7 @@ Shape suffixes: B clips, T frames, M = B·(T−1) pairs of neighbouring frames, 
 columns, H and W grid rows and columns, D width, L code slots, Q latent width.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -53,14 +54,57 @@ class Encoder(nnx.Module):
         frames = self.frames(frames_BTIJC)
         first, last = flat(frames[:, :-1]), flat(frames[:, 1:])
         embedded = self.patches(frames)
-        x = self.spatial(embedded.astype(dtype_of(self.config.compute_dtype)), self.bias())
-        x = self.temporal(x)
+        x = self.temporal(self._spatial(embedded))
         slots = self.code_projection(flat(x)).astype(jnp.float32)
         slots = slots.reshape(*x.shape[:2], *slots.shape[1:])
         z = flat(slots[:, 1:] - slots[:, :-1])
         if self.normalize is not None:
             z = self.normalize(z, train=train)
         return Pairs(first, last, embedded, z)
+
+    def latents(
+        self,
+        frames_BTIJC: jax.Array,
+        firsts: Sequence[int],
+        lasts: Sequence[int],
+        *,
+        train: bool,
+        embedded_BTHWD: jax.Array | None = None,
+        counted: Sequence[int] | None = None,
+    ) -> jax.Array:
+        """Latents float32 (B, P, L, Q) of the pairs (firsts[p], lasts[p]) of frames of a clip, in
+        any order and of any distance; a frame may be paired with itself.
+
+        Each is as `encode` gives it of these two frames, which no other frame changes. What a frame
+        is as the first is computed once for all its pairs, and with model.spatial_sees="frame" the
+        spatial layers once for every frame. In training latents are normalised by the batch, all
+        pairs together, or those in `counted`, and the running statistics follow. `embedded_BTHWD`:
+        `patches` of the frames, where they are there already.
+        """
+        frames, config = self.frames(frames_BTIJC), self.config
+        if config.legacy:
+            raise ValueError("model.legacy=True sees whole clips of two frames, no other pairs")
+        if (needed := 1 + max(*firsts, *lasts)) > frames.shape[1]:
+            raise ValueError(
+                f"data.num_frames={frames.shape[1]} must be at least {needed} for "
+                f"model.objective.name={config.objective['name']!r}"
+            )
+        embedded = self.patches(frames) if embedded_BTHWD is None else embedded_BTHWD
+        alone = list(dict.fromkeys(firsts))
+        where = [alone.index(i) for i in firsts]
+        apart = config.spatial_sees == "frame"
+        x = self._spatial(embedded) if apart else embedded.astype(dtype_of(config.compute_dtype))
+        x = jnp.stack([x[:, t] for t in (*alone, *lasts)], axis=1)
+        x = x if apart else self.spatial.pairs(x, self.bias(), where)
+        x = self.temporal.pairs(x, None, where)
+        slots = self.code_projection(flat(x)).astype(jnp.float32)
+        slots = slots.reshape(*x.shape[:2], *slots.shape[1:])
+        begun = jnp.stack([slots[:, i] for i in where], axis=1)
+        z = slots[:, len(alone) :] - begun
+        if self.normalize is None:
+            return z
+        of = z if counted is None else jnp.stack([z[:, p] for p in counted], axis=1)
+        return self.normalize(flat(z), train=train, of_MLQ=flat(of)).reshape(z.shape)
 
     def encode(self, first_BIJC: jax.Array, last_BIJC: jax.Array) -> jax.Array:
         """The continuous latent, float32 (B, L, Q), of two frames of any distance, before the
@@ -73,6 +117,12 @@ class Encoder(nnx.Module):
         embedded = self.patches(self.frames(frame_BIJC)[:, None])
         x = embedded.astype(dtype_of(self.config.compute_dtype))
         return self.spatial(x, self.bias())[:, 0]
+
+    def _spatial(self, embedded_BTHWD: jax.Array) -> jax.Array:
+        x = embedded_BTHWD.astype(dtype_of(self.config.compute_dtype))
+        if self.config.spatial_sees == "clip":
+            return self.spatial(x, self.bias())
+        return self.spatial(flat(x)[:, None], self.bias()).reshape(x.shape)
 
     def frames(self, frames: jax.Array) -> jax.Array:
         """Float32 in [0, 1], of such or uint8 frames (..., I, J, 3)."""

@@ -5,6 +5,7 @@ H·W cells, D width, L code slots, Q latent width.
 """
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -50,12 +51,36 @@ class Block(nnx.Module):
         if self.over == "frames":
             moved = scrambled(self.position, x_BTHWD) if self.legacy else self.position(x_BTHWD)
             x = (x_BTHWD + moved).reshape(B, T, H * W, D)
-            x = x + self.attention.over_frames(x, causal=not self.legacy)
+            x = x + self.attention.over_frames(
+                x, seen=[range(T if self.legacy else t + 1) for t in range(T)]
+            )
         else:
             x = (x_BTHWD + self.position(x_BTHWD)).reshape(B * T, H * W, D)
             x = x + self.attention(x, bias_KTS=bias_KNN, implementation=self.implementation)
         if self.cross is not None:
             x = x + self.cross(x, context_BLD, implementation=self.implementation)
+        x = x + self.mlp(x)
+        return constrain(x.reshape(B, T, H, W, D), "batch", None, None, None, "embed")
+
+    def pairs(
+        self, x_BTHWD: jax.Array, bias_KNN: jax.Array | None, firsts: Sequence[int]
+    ) -> jax.Array:
+        """The block of pairs of frames, T − P first frames before the P last: what a first frame
+        is does not depend on the last, so it is computed once for all pairs that begin with it.
+        `firsts`: where the first frame of each pair is."""
+        B, T, H, W, D = x_BTHWD.shape
+        alone = T - len(firsts)
+        before = self.position.before(x_BTHWD[:, :alone])
+        before = jnp.stack([before[:, i] for i in firsts], axis=1)
+        x = x_BTHWD + self.position.alone(x_BTHWD)
+        x = jnp.concatenate([x[:, :alone], x[:, alone:] + before], axis=1)
+        if self.over == "frames":
+            seen = [(i,) for i in range(alone)] + [(i, alone + p) for p, i in enumerate(firsts)]
+            x = x.reshape(B, T, H * W, D)
+            x = x + self.attention.over_frames(x, seen=seen)
+        else:
+            x = x.reshape(B * T, H * W, D)
+            x = x + self.attention(x, bias_KTS=bias_KNN, implementation=self.implementation)
         x = x + self.mlp(x)
         return constrain(x.reshape(B, T, H, W, D), "batch", None, None, None, "embed")
 
@@ -88,6 +113,13 @@ class Transformer(nnx.Module):
         context_BLD: jax.Array | None = None,
     ) -> jax.Array:
         x, _ = self.stack(x_BTHWD, bias_KNN, context_BLD)
+        return self.norm(x)
+
+    def pairs(
+        self, x_BTHWD: jax.Array, bias_KNN: jax.Array | None, firsts: Sequence[int]
+    ) -> jax.Array:
+        """See `Block.pairs`."""
+        x, _ = self.stack(x_BTHWD, bias_KNN, firsts, method="pairs")
         return self.norm(x)
 
 
@@ -168,11 +200,15 @@ class Normalizer(nnx.Module):
         self.variance = BottleneckState(jnp.ones((code_length, dim), jnp.float32))
         self.decay = decay
 
-    def __call__(self, z_BLQ: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(
+        self, z_BLQ: jax.Array, *, train: bool, of_MLQ: jax.Array | None = None
+    ) -> jax.Array:
+        """`of_MLQ`: what the batch's statistics are of, where not of all latents."""
         if not train:
             mean_LQ, variance_LQ = self.mean[...], self.variance[...]
         else:
-            mean_LQ, variance_LQ = jnp.mean(z_BLQ, axis=0), jnp.var(z_BLQ, axis=0)
+            of_MLQ = z_BLQ if of_MLQ is None else of_MLQ
+            mean_LQ, variance_LQ = jnp.mean(of_MLQ, axis=0), jnp.var(of_MLQ, axis=0)
             for running, batch_LQ in ((self.mean, mean_LQ), (self.variance, variance_LQ)):
                 kept = self.decay * running[...]
                 running[...] = kept + (1.0 - self.decay) * jax.lax.stop_gradient(batch_LQ)

@@ -77,8 +77,8 @@ class Quantizer(Encoder):
         batch = {"frames": self.frames(frames_BTIJC), **columns}
         return self.objective(self, batch, train=train, rng=rng)
 
-    # What an objective uses, beside `bottleneck` and the encoder's `pairs`, `encode` and
-    # `encode_frame`.
+    # What an objective uses, beside `bottleneck` and the encoder's `pairs`, `latents`, `patches`,
+    # `encode` and `encode_frame`.
 
     def tokens(self, embedded_MHWD: jax.Array, z_MLQ: jax.Array) -> jax.Array:
         """The decoder's tokens (M, H, W, D), of first frames and what the bottleneck gives."""

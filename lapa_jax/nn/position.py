@@ -56,6 +56,16 @@ class PositionConv(nnx.Module):
         kernel, bias = (p[...].astype(self.dtype) for p in (self.kernel, self.bias))
         return depthwise_conv(x_BTHWD.astype(self.dtype), kernel) + bias
 
+    def alone(self, x_BTHWD: jax.Array) -> jax.Array:
+        """Of frames that have none before them."""
+        return self(x_BTHWD.reshape(-1, 1, *x_BTHWD.shape[2:])).reshape(x_BTHWD.shape)
+
+    def before(self, x_BTHWD: jax.Array) -> jax.Array:
+        """What each frame adds to what `alone` gives of the one after it."""
+        kernel = jnp.roll(self.kernel[...].astype(self.dtype), 1, axis=0)
+        x = x_BTHWD.astype(self.dtype).reshape(-1, 1, *x_BTHWD.shape[2:])
+        return depthwise_conv(x, kernel).reshape(x_BTHWD.shape)
+
 
 @jax.custom_vjp
 def depthwise_conv(x_BTHWD: jax.Array, kernel: jax.Array) -> jax.Array:

@@ -40,17 +40,18 @@ class QuantizerStage(Stage):
         shape, kind = architecture(config.model)
         self.model_config = typed_config(shape, settings, "model")
         self.model = Functional(lambda rngs: kind(self.model_config, rngs=rngs))
-        objective, settings = reader(config.model)
-        self._columns, self.borrowed = objective.columns(settings), objective.borrowed(settings)
+        self._reader, self._settings = reader(config.model)
+        self._columns = self._reader.columns(self._settings)
+        self.borrowed = self._reader.borrowed(self._settings)
 
     @classmethod
     def fields_of(cls, config: ConfigDict) -> tuple[str, ...]:
-        objective, settings = reader(config.model)
-        return ("frames", *objective.columns(settings))
+        kind, settings = reader(config.model)
+        return ("frames", *kind.fields(settings))
 
     def prepare(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        given = {name: batch[name] for name in ("frames", *self._columns)}
-        return given | augmentation.column(self.config.data, batch)
+        columns = self._reader.prepare(self._settings, batch)
+        return {"frames": batch["frames"], **columns} | augmentation.column(self.config.data, batch)
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         data, rows = self.config.data, self.config.global_batch

@@ -64,6 +64,34 @@ def test_frames_before_a_pair_may_change_its_latent():
     assert not np.allclose(z.reshape(4, 2, 8)[:, 1], other.reshape(4, 2, 8)[:, 1], atol=1e-4)
 
 
+@pytest.mark.parametrize("sees", ["clip", "frame"])
+def test_any_two_frames_of_a_clip_are_as_by_themselves(sees):
+    model, params, variables = build(3, spatial_sees=sees)
+    key = jax.random.key(1)
+    params = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(key, x.shape), params)
+    frames, firsts, lasts = clips(4, 3), (0, 1, 0, 1, 2), (1, 2, 2, 0, 2)
+
+    def of_clips(train, counted=None):
+        told = dict(train=train, counted=counted)
+        return model.apply(params, variables, "latents", frames, firsts, lasts, **told)
+
+    z, _ = jax.jit(lambda: of_clips(False))()
+    pair = (frames[:, np.array(which)].reshape(20, 16, 16, 3) for which in (firsts, lasts))
+    alone, _ = jax.jit(lambda *pair: model.apply(params, variables, "encode", *pair))(*pair)
+    assert z.shape == (4, 5, 1, 8) and np.abs(z).max() > 0.1
+    np.testing.assert_allclose(z.reshape(20, 1, 8), alone, rtol=1e-4, atol=1e-4)
+
+    z, after = jax.jit(lambda: of_clips(True, (0, 3)))()
+    counted = np.asarray(z)[:, [0, 3]].reshape(8, 8)
+    np.testing.assert_allclose(counted.mean(axis=0), 0.0, atol=1e-5)
+    np.testing.assert_allclose(counted.std(axis=0), 1.0, atol=1e-3)
+    assert not np.allclose(np.asarray(z).std(axis=(0, 1)), 1.0, atol=1e-2)
+    before = variables["normalize"]["mean"]
+    assert not np.allclose(after["normalize"]["mean"], before, atol=1e-3)
+    with pytest.raises(ValueError, match="data.num_frames=2 must be at least 3"):
+        model.apply(params, variables, "latents", frames[:, :2], firsts, lasts, train=False)
+
+
 class Additive(Objective):
     """z of the first and third frame should be the sum of those of the two steps, and that sum
     should draw the third frame from the first."""

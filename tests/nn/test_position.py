@@ -70,5 +70,5 @@ def test_position_bias_is_the_mlp_of_the_offset():
 def test_frames_at_one_cell_are_an_ordinary_sequence(causal):
     q, k, v = (jax.random.normal(jax.random.key(i), (2, 4, 3, 8)) for i in range(3))
     cell = (x[:, :, None] for x in (0.5 * q, k, v))
-    frames = frame_attention(*cell, causal=causal)[:, :, 0]
+    frames = frame_attention(*cell, seen=[range(t + 1 if causal else 4) for t in range(4)])[:, :, 0]
     np.testing.assert_allclose(frames, attention(q, k, v, scale=0.5, causal=causal), atol=1e-5)

@@ -4,7 +4,6 @@ Shape suffixes: B pairs, I image rows, J image columns, C channels, L code slots
 what the decoder predicts: image rows, columns and colours, or patch rows, columns and features.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -15,11 +14,11 @@ from flax import nnx
 from lapa_jax.latent.config import require_codes
 from lapa_jax.latent.encoder import unit_frames
 from lapa_jax.latent.health import CodeHealth
+from lapa_jax.latent.objectives.base import Reader
 from lapa_jax.latent.quantizer import Reading
 from lapa_jax.nn.attention import ATTENTIONS
 from lapa_jax.nn.layers import dtype_of
 from lapa_jax.nn.stack import REMAT
-from lapa_jax.nn.surgery import Borrowed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +70,8 @@ class CodesConfig(ExactConfig):
     ] = 0.25
 
 
-class ExactQuantizer(nnx.Module):
-    """A subclass has `__call__` as `Quantizer`'s, and `encode`, `read`, `lookup` and
+class ExactQuantizer(Reader, nnx.Module):
+    """What training reads is asked of config.model. A subclass has `__call__` as `Quantizer`'s, and `encode`, `read`, `lookup` and
     `decode_latent`; where it predicts features, `target`."""
 
     def __init__(self, config: ExactConfig):
@@ -82,15 +81,6 @@ class ExactQuantizer(nnx.Module):
             self.health = CodeHealth(
                 config.code_length, config.codebook_size, config.collapse_fraction
             )
-
-    @classmethod
-    def columns(cls, model: Mapping[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
-        """As of `Objective`, of config.model: the columns that training reads beside frames."""
-        return {}
-
-    @classmethod
-    def borrowed(cls, model: Mapping[str, Any]) -> Borrowed | None:
-        return None
 
     def frames(self, frames: jax.Array) -> jax.Array:
         """Float32 in [0, 1], of such or uint8 frames (..., I, J, 3)."""

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from lapa_jax.latent.bottlenecks.base import Bottleneck
@@ -29,6 +30,8 @@ class Tools(Protocol):
     config: QuantizerConfig
     bottleneck: Bottleneck
     pairs: Callable[..., Pairs]
+    latents: Callable[..., jax.Array]
+    patches: Callable[..., jax.Array]
     encode: Callable[..., jax.Array]
     encode_frame: Callable[..., jax.Array]
     tokens: Callable[..., jax.Array]
@@ -36,22 +39,36 @@ class Tools(Protocol):
     outcome: Callable[..., dict[str, Any]]
 
 
-class Objective(nnx.Module):
-    """Built last, after the model's own parts."""
-
-    def __init__(self, settings: Any, config: QuantizerConfig, *, rngs: nnx.Rngs):
-        del settings, config, rngs
+class Reader:
+    """What training reads of a batch, asked before there is a model: of the settings alone."""
 
     @classmethod
     def columns(cls, settings: Any) -> dict[str, jax.ShapeDtypeStruct]:
-        """The loader's columns that it reads beside "frames", each as it is of one example:
+        """The columns of a batch that it reads beside "frames", each as it is of one example:
         {"action": float32 (D,), "action_known": bool ()}."""
         return {}
+
+    @classmethod
+    def fields(cls, settings: Any) -> tuple[str, ...]:
+        """The loader's columns that `prepare` makes them of."""
+        return tuple(cls.columns(settings))
+
+    @classmethod
+    def prepare(cls, settings: Any, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """`columns` of the loader's (`fields`), which may be strings; NumPy, on the host."""
+        return {name: batch[name] for name in cls.columns(settings)}
 
     @classmethod
     def borrowed(cls, settings: Any) -> Borrowed | None:
         """Which of its variables ("objective/teacher") are weights that another run trained."""
         return None
+
+
+class Objective(Reader, nnx.Module):
+    """Built last, after the model's own parts."""
+
+    def __init__(self, settings: Any, config: QuantizerConfig, *, rngs: nnx.Rngs):
+        del settings, config, rngs
 
     def __call__(
         self,
