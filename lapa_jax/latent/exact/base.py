@@ -71,8 +71,9 @@ class CodesConfig(ExactConfig):
 
 
 class ExactQuantizer(Reader, nnx.Module):
-    """What training reads is asked of config.model. A subclass has `__call__` as `Quantizer`'s, and `encode`, `read`, `lookup` and
-    `decode_latent`; where it predicts features, `target`."""
+    """A subclass has `__call__` as `Quantizer`'s, and `encode`, `read`, `lookup` and
+    `decode_latent`; where it predicts features, `target`. What it reads of a batch is asked of
+    config.model."""
 
     def __init__(self, config: ExactConfig):
         self.config = config
