@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from lapa_jax.interop import (
+    adaworld,
     dinov2,
     hf,
     hf_llama,
@@ -41,6 +42,13 @@ class Format(NamedTuple):
 
 
 FORMATS = {
+    "adaworld": Format(
+        Way(
+            "AdaWorld's latent action model, a quantizer without codes",
+            adaworld.read,
+            adaworld.Options,
+        )
+    ),
     "dinov2": Format(Way("a teacher, from Hugging Face's safetensors", dinov2.read)),
     "hf": Format(
         Way("a policy, from lapa export --format hf", hf.read),

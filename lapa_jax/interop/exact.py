@@ -1,0 +1,100 @@
+"""What the imports of latent action models of others share: the run they become, and the names of
+Genie's transformers (latent/exact/blocks.py).
+
+Axis names of the patterns: d width, k heads, c head width, o outputs.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from lapa_jax import stages
+from lapa_jax.interop.imported import Imported
+from lapa_jax.interop.mapping import Rule, Rules, linear, norm, to_ours
+from lapa_jax.latent import ARCHITECTURES
+from lapa_jax.nn.module import flatten, unflatten
+from lapa_jax.nn.registry import default_settings
+from lapa_jax.settings import stage_settings
+
+HEAD_DIM = 64  # of all released ones; the shapes do not tell it
+
+
+def run_of(
+    architecture: str,
+    image_size: int | tuple[int, int],
+    tensors: Mapping[str, Any],
+    rules: Rules,
+    sizes: Mapping[str, int],
+    *,
+    num_frames: int = 2,
+    also: Mapping[str, np.ndarray] | None = None,
+    **settings: Any,
+) -> Imported:
+    """The run of a model with these settings, of all of `tensors` by the rules, which may name
+    variables (frozen weights) too; `also`: more of those, by our paths. What no rule names of the
+    variables starts anew. Raises ValueError."""
+    config = stage_settings("quantizer")
+    square = isinstance(image_size, int)
+    config.data.image_size = (image_size,) * 2 if square else tuple(image_size)
+    config.data.num_frames, config.compute_dtype = num_frames, "float32"
+    kind = ARCHITECTURES[architecture][0]
+    config.model = default_settings(kind, architecture=architecture, **settings)
+    stage, rules, also = stages.build(config.lock(), {}), list(rules), dict(also or {})
+    params, variables = (flatten(tree) for tree in stage.model.abstract())
+    ours = {rule.ours for rule in rules if isinstance(rule, Rule)}
+    wanted = {path: x for path, x in (params | variables).items() if path in params or path in ours}
+    found = flatten(to_ours(tensors, rules, sizes, unflatten(wanted))) | also
+    fresh = flatten(jax.jit(lambda key: stage.init(key)[1])(jax.random.key(config.seed)))
+    return Imported(
+        config,
+        unflatten({path: found[path] for path in params}),
+        variables=unflatten({path: found.get(path, fresh[path]) for path in variables}),
+    )
+
+
+def without(tensors: Mapping[str, Any], prefix: str, why: str) -> dict[str, Any]:
+    """The tensors whose names do not begin so; the others are told."""
+    kept = {name: x for name, x in tensors.items() if not name.startswith(prefix)}
+    if left := len(tensors) - len(kept):
+        logging.info("left out: %s* (%d tensors), %s", prefix, left, why)
+    return kept
+
+
+def heads_of(dim: int, given: int | None) -> int:
+    """Heads of a width, which the shapes do not tell."""
+    if given is None and dim % HEAD_DIM:
+        raise ValueError(
+            f"a width of {dim} is no multiple of {HEAD_DIM}, the head width of released models: "
+            "give --heads"
+        )
+    return given or dim // HEAD_DIM
+
+
+def transformer(
+    theirs: str, ours: str, depth: int, *, time: bool = False, out: bool = False
+) -> list[Rule]:
+    """Of a `blocks.Transformer`."""
+    t, o = f"{theirs}.transformer_blocks.{{i}}", f"{ours}/stack/layers"
+    found = norm(f"{theirs}.ffn.0", f"{ours}/norm_in")
+    found += linear(f"{theirs}.ffn.1", f"{ours}/project")
+    found += norm(f"{theirs}.ffn.2", f"{ours}/norm_out")
+    parts = ["spatial", "temporal"] if time else ["spatial"]
+    for part in parts:
+        for name in "qkv":
+            weight = f"{t}.{part}_attn.to_{name}.weight", f"{o}/{part}/{name}/kernel"
+            found.append(Rule(*weight, "(k c) d -> d k c", depth))
+        output = f"{t}.{part}_attn.to_out.0", f"{o}/{part}/out"
+        found += linear(*output, "d (k c) -> k c d", layers=depth)
+    found += linear(f"{t}.ffn.0", f"{o}/wi", layers=depth)
+    found += linear(f"{t}.ffn.3", f"{o}/wo", layers=depth)
+    for i, part in enumerate([*parts, "mlp"], start=1):
+        found += norm(f"{t}.norm{i}", f"{o}/{part}_norm", depth)
+    return found + (linear(f"{theirs}.out", f"{ours}/out") if out else [])
+
+
+def sizes(config: Any) -> dict[str, int]:
+    """Of the axes that the patterns split."""
+    return {"k": config.heads, "c": config.dim // config.heads}
