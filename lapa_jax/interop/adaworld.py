@@ -41,13 +41,7 @@ def from_tensors(
 ) -> Imported:
     """Of a state dict, also of one within what a trainer wrote. Raises ValueError."""
     tensors = unwrapped(tensors, ANCHOR, ORIGINAL)
-    settings = infer(tensors) | settings
-    config = AdaWorldConfig(
-        image_size=(settings["patch_size"],) * 2, num_frames=2, compute_dtype="float32", **settings
-    )
-    return exact.run_of(
-        "adaworld", image_size, tensors, rules(config), exact.sizes(config), **settings
-    )
+    return exact.run_of("adaworld", image_size, tensors, rules, **(infer(tensors) | settings))
 
 
 def infer(tensors: Mapping[str, Any]) -> dict[str, int]:

@@ -4,7 +4,7 @@ Genie's transformers (latent/exact/blocks.py).
 Axis names of the patterns: d width, k heads, c head width, o outputs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -26,23 +26,26 @@ def run_of(
     architecture: str,
     image_size: int | tuple[int, int],
     tensors: Mapping[str, Any],
-    rules: Rules,
-    sizes: Mapping[str, int],
+    rules: Callable[[Any], Rules],
+    sizes: Callable[[Any], Mapping[str, int]] | None = None,
     *,
     num_frames: int = 2,
     also: Mapping[str, np.ndarray] | None = None,
     **settings: Any,
 ) -> Imported:
-    """The run of a model with these settings, of all of `tensors` by the rules, which may name
-    variables (frozen weights) too; `also`: more of those, by our paths. What no rule names of the
-    variables starts anew. Raises ValueError."""
+    """The run of a model with these settings, of all of `tensors` by the `rules` of its config,
+    which may name variables (frozen weights) too; `also`: more of those, by our paths. What no rule
+    names of the variables starts anew. `sizes`: of the axes in the rules, of its config; None:
+    those of Genie's. Raises ValueError."""
     config = stage_settings("quantizer")
     square = isinstance(image_size, int)
     config.data.image_size = (image_size,) * 2 if square else tuple(image_size)
     config.data.num_frames, config.compute_dtype = num_frames, "float32"
     kind = ARCHITECTURES[architecture][0]
     config.model = default_settings(kind, architecture=architecture, **settings)
-    stage, rules, also = stages.build(config.lock(), {}), list(rules), dict(also or {})
+    stage, also = stages.build(config.lock(), {}), dict(also or {})
+    rules, sizes = (f(stage.model_config) for f in (rules, sizes or genie_sizes))
+    rules = list(rules)
     params, variables = (flatten(tree) for tree in stage.model.abstract())
     ours = {rule.ours for rule in rules if isinstance(rule, Rule)}
     wanted = {path: x for path, x in (params | variables).items() if path in params or path in ours}
@@ -95,6 +98,6 @@ def transformer(
     return found + (linear(f"{theirs}.out", f"{ours}/out") if out else [])
 
 
-def sizes(config: Any) -> dict[str, int]:
+def genie_sizes(config: Any) -> dict[str, int]:
     """Of the axes that the patterns split."""
     return {"k": config.heads, "c": config.dim // config.heads}

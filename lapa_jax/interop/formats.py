@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from lapa_jax.interop import (
     adaworld,
+    alam,
     dinov2,
     hf,
     hf_llama,
@@ -49,6 +50,7 @@ FORMATS = {
             adaworld.Options,
         )
     ),
+    "alam": Format(Way("ALAM's latent action tokenizer, a quantizer", alam.read, alam.Options)),
     "dinov2": Format(Way("a teacher, from Hugging Face's safetensors", dinov2.read)),
     "hf": Format(
         Way("a policy, from lapa export --format hf", hf.read),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lapa_jax.latent.config import QuantizerConfig
-from lapa_jax.latent.exact import adaworld
+from lapa_jax.latent.exact import adaworld, alam
 from lapa_jax.latent.objectives import objective_config
 from lapa_jax.latent.quantizer import Quantizer, Reading
 
@@ -12,6 +12,7 @@ __all__ = ["ARCHITECTURES", "Quantizer", "QuantizerConfig", "Reading", "architec
 
 ARCHITECTURES: dict[str, tuple[type, type]] = {
     "native": (QuantizerConfig, Quantizer),
+    "alam": (alam.ALAMConfig, alam.ALAM),
     "adaworld": (adaworld.AdaWorldConfig, adaworld.AdaWorld),
 }
 

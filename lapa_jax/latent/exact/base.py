@@ -77,11 +77,7 @@ class ExactQuantizer(Reader, nnx.Module):
 
     def __init__(self, config: ExactConfig):
         self.config = config
-        self.health = None
-        if config.has_codes:
-            self.health = CodeHealth(
-                config.code_length, config.codebook_size, config.collapse_fraction
-            )
+        self.health = health_of(config) if config.has_codes else None
 
     def frames(self, frames: jax.Array) -> jax.Array:
         """Float32 in [0, 1], of such or uint8 frames (..., I, J, 3)."""
@@ -134,6 +130,10 @@ class ExactQuantizer(Reader, nnx.Module):
             metrics |= self.health(codes_BL, train=train)
         metrics = jax.lax.stop_gradient(metrics)
         return {"loss": loss, "recon": predicted, "z": codes_BL, "metrics": metrics}
+
+
+def health_of(config: ExactConfig) -> CodeHealth:
+    return CodeHealth(config.code_length, config.codebook_size, config.collapse_fraction)
 
 
 def _mse(a: jax.Array, b: jax.Array) -> jax.Array:
