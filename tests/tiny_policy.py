@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.normalise import Normaliser
 from experiments import base
+from experiments.quantizer import tabletop
 from lapa_jax import stages
 from lapa_jax.interop.imported import Imported, write_run
 from lapa_jax.policy import heads, text
@@ -42,8 +43,12 @@ def tokenizer() -> bytes:
 
 
 def make_policy(out: Path, head: str, **model) -> Path:
-    """A run of random weights, as loud as trained ones. `state`: the statistics of the robot's, of
-    a policy that sees it."""
+    """A run of random weights, as loud as trained ones; `model` as of `policy_config`."""
+    return write(out, *policy_config(head, **model))
+
+
+def policy_config(head: str, **model) -> tuple[ConfigDict, dict[str, bytes]]:
+    """(config, assets). `state`: the statistics of the robot's, of a policy that sees it."""
     config = base.stage_defaults("action_finetuning" if head == "action" else "latent_pretraining")
     config.compute_dtype = model.pop("compute_dtype", "float32")
     config.data.image_size = model.pop("image_size", (32, 48))
@@ -52,7 +57,8 @@ def make_policy(out: Path, head: str, **model) -> Path:
         config.data.corpora.robot = base.corpus(str(corpus))
     config.data.action_horizon = model.pop("action_horizon", 1)
     config.data.num_frames = model.pop("num_frames", 1)
-    config.data.history_seconds = 1.0 if config.data.num_frames > 1 else 0.0
+    inverse = model.get("inverse_dynamics", False)
+    config.data.history_seconds = 1.0 if config.data.num_frames > 1 and not inverse else 0.0
     target = model.pop("target", None)  # settings of another head than of tokens
     config.evaluation.execution_horizon = model.pop("execution_horizon", 1)
     statistics = model.pop("state", None)
@@ -61,8 +67,9 @@ def make_policy(out: Path, head: str, **model) -> Path:
     if target:
         config.model.targets = ConfigDict({head: target})
     config.model.update(
-        {"text_vocab": 320, "text_length": 24, "dim": 32, "depth": 2, "heads": 4, "head_dim": 8}
+        {"text_vocab": 320, "text_length": 24, "dim": 32, "heads": 4, "head_dim": 8}
     )
+    config.model.depth = model.pop("depth", 2)
     config.model.front_end = base.front_end(model.pop("front_end", "patches"))
     if config.model.front_end.name == "patches":
         config.model.front_end.stem_channels = (6,)
@@ -80,7 +87,18 @@ def make_policy(out: Path, head: str, **model) -> Path:
         assets[CODEC] = BINS.to_json()
     else:
         config.code_length = 3
-    return write(out, config.lock(), assets)
+    return config.lock(), assets
+
+
+def quantizer_config() -> ConfigDict:
+    """Of a quantizer of what `make_policy` says of latent actions."""
+    config = tabletop.get_config("quick=True")
+    config.data.image_size = (32, 48)
+    config.model.update(
+        dim=32, mlp_dim=64, heads=4, head_dim=8, spatial_depth=1, temporal_depth=1, decoder_depth=1
+    )
+    config.model.code_length = 3
+    return config.lock()
 
 
 def write(out: Path, config, assets) -> Path:

@@ -25,6 +25,14 @@ trained on the labelled episodes, says of the others; then it is what the above 
     lapa train --config experiments/action_vla/tabletop.py:recipe=vpt,data=data/tabletop/human \
         --workdir runs/vpt
 
+`unipi` acts by frames that are drawn: a latent VLA, its quantizer, whose window is 0.2 seconds, and
+an inverse dynamics model of that window:
+
+    lapa train --config experiments/action_vla/tabletop.py:recipe=inverse_dynamics,window=0.2 \
+        --workdir runs/idm_window
+    lapa evaluate --workdir runs/latent_vla --quantizer runs/quantizer \
+        --inverse_dynamics runs/idm_window --families reach --blocks 4 --steps 40
+
 Cost: 0.69 M parameters; 300 steps took 20 seconds on two cores of an AMD EPYC
 (docs/performance.md). quick=True runs in about a minute there.
 """
@@ -43,7 +51,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     actions, in chunks of `horizon`. `integration`: one of INTEGRATIONS, all but direct by
     `label_set`, whose z are `code_length` codes below `codebook`, or vectors where that is 0; of
     cotrain, `known` is the share of episodes whose actions are. `recipe`: one of RECIPES; of vpt,
-    `action_set` says the actions that are not known."""
+    `action_set` says the actions that are not known; an inverse dynamics model sees what is
+    `window` seconds later: 0.1 is a step."""
     arg = base.parse_arg(
         arg,
         data="data/labelled/robot",
@@ -59,6 +68,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
         known=0.25,
         recipe="own",
         action_set="idm",
+        window=0.1,
     )
     base.require("integration", arg.integration, INTEGRATIONS)
     base.require("recipe", arg.recipe, RECIPES)
@@ -100,7 +110,7 @@ def _follow(config: ConfigDict, arg: ConfigDict) -> None:
     if arg.recipe == "inverse_dynamics":
         config.model.inverse_dynamics, config.data.num_frames = True, 2
         config.data.history_seconds = 0.0
-        corpus.window_seconds = 0.1  # a step
+        corpus.window_seconds = arg.window
         config.model.targets.action = base.head("chunk")
     elif arg.recipe == "vpt":
         corpus.action_set, corpus.action_fraction = arg.action_set, 0.0

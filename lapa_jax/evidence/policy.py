@@ -150,7 +150,7 @@ def _acting(stage: Stage, temperature: float, top_k: int) -> Callable[..., jax.A
 
     def act(params, variables, images, prompts, key):
         options = dict(temperature=temperature, top_k=top_k, key=key) if temperature else {}
-        if stage.head.draws:
+        if stage.draws:
             options["key"] = key
         told = {name: prompts[name] for name in (OWN, GOING_ON) if name in prompts}
         prompts = {name: x for name, x in prompts.items() if name not in told}

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from absl import logging
-
 from lapa_jax.envs.execution import FOLLOWING
 from lapa_jax.runs.loaded import LoadedPolicy, LoadedQuantizer
 from lapa_jax.serving import fields
@@ -82,29 +80,6 @@ def needed(reader: Reader) -> str:
 def unnorm_keys(policy: LoadedPolicy) -> list[str]:
     """The corpora that the policy was trained on. All have the same action units."""
     return sorted(policy.config.data.corpora)
-
-
-def check_quantizer(policy: LoadedPolicy, quantizer: LoadedQuantizer) -> None:
-    """Raises ValueError unless the quantizer decodes what the policy predicts."""
-    decoded = policy.stage.head.describe()
-    if "codebook_size" not in decoded:
-        raise ValueError("--quantizer decodes latent actions, and this policy predicts actions")
-    for what, theirs, ours in (
-        ("image_size", tuple(quantizer.image_size), tuple(policy.image_size)),
-        ("codebook_size", quantizer.codebook_size, decoded["codebook_size"]),
-        ("code_length", quantizer.code_length, decoded["code_length"]),
-    ):
-        if theirs != ours:
-            raise ValueError(f"--quantizer: its {what} is {theirs}, the policy's is {ours}")
-    label_sets = policy.provenance.get("label_sets", {})
-    hashes = {labels["quantizer_hash"] for labels in label_sets.values()}
-    if not hashes:
-        logging.warning("the run records no label sets: whether --quantizer is theirs is not known")
-    if hashes - {quantizer.params_hash}:
-        raise ValueError(
-            f"--quantizer: its hash is {quantizer.params_hash}, but the policy learnt labels "
-            f"of {sorted(hashes)}"
-        )
 
 
 def _named(dim: int, names: Sequence[str], units: Sequence[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import uvicorn
 from absl import logging
 
 from lapa_jax.envs.execution import check_rate
-from lapa_jax.runs import loaded
+from lapa_jax.runs import loaded, unipi
 from lapa_jax.serving import connections, describe
 from lapa_jax.serving.app import LINGER_SECONDS, Server
 from lapa_jax.serving.engine import Engine
@@ -66,7 +66,9 @@ def build(args: argparse.Namespace, limits: Limits) -> Server:
     )
     quantizer = loaded.load_quantizer(args.quantizer) if args.quantizer else None
     if quantizer:
-        describe.check_quantizer(policy, quantizer)
+        unipi.check_quantizer(policy, quantizer)
+        if not quantizer.stage.model_config.has_codes:
+            raise ValueError("--quantizer draws codes of z, and these are vectors")
     reader = Reader(
         image_size=tuple(policy.image_size),
         num_frames=policy.config.data.num_frames,

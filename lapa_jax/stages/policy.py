@@ -191,6 +191,11 @@ class PolicyStage(Stage):
     def acts(self) -> bool:
         return bool(self.heads) and self.head.acts
 
+    @property
+    def draws(self) -> bool:
+        """Whether answers begin with noise."""
+        return self.head.draws
+
     def check_sampling(self, temperature: float, top_k: int) -> None:
         """Raises ValueError where there are no tokens to sample."""
         if (temperature or top_k) and not self.head.samples:

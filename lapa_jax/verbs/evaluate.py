@@ -20,8 +20,9 @@ from lapa_jax.evidence import action_errors, page, policy_page, verdict
 from lapa_jax.evidence.policy import evaluate_success, evaluate_tokens
 from lapa_jax.evidence.quantizer import evaluate_paired_views, evaluate_quantizer
 from lapa_jax.evidence.simulated import evaluate_distractors, evaluate_transfer
+from lapa_jax.runs import unipi
 from lapa_jax.runs.examples import trained_window
-from lapa_jax.runs.loaded import Model, load
+from lapa_jax.runs.loaded import LoadedPolicy, Model, load, load_quantizer, require
 from lapa_jax.verbs import benchmark, flags
 from lapa_jax.verbs.text import table
 
@@ -76,12 +77,20 @@ def main(argv: list[str]) -> int:
         help="sample among so many; 0: all",
     )
     flags.add(parser.add_argument_group("how an action policy's chunks are acted on"), Execution)
+    add = parser.add_argument_group(
+        "UniPi, small: a policy of latent actions acts by a frame that is drawn (docs/policies.md)"
+    ).add_argument
+    add("--quantizer", default="", help="run whose decoder draws what the policy's z leads to")
+    text = "run with model.inverse_dynamics, of the same window: reads the action off that frame"
+    add("--inverse_dynamics", default="", help=text)
     args = parser.parse_args(argv)
 
     for flag in ("json", "report"):  # before minutes of work
         path = getattr(args, flag)
         if path and not Path(path).parent.is_dir():
             raise FileNotFoundError(f"--{flag} {path}: there is no folder {Path(path).parent}")
+    if bool(args.quantizer) != bool(args.inverse_dynamics):
+        raise ValueError("--quantizer and --inverse_dynamics act together: give both")
     run = load(args.workdir)
     if run.config.stage in ("teacher", "image_tokenizer"):
         raise ValueError(
@@ -94,6 +103,11 @@ def main(argv: list[str]) -> int:
             raise ValueError(
                 f"--{flag} is of quantizers; {run.workdir} is a {run.config.stage} run"
             )
+    if (args.quantizer or args.inverse_dynamics) and run.config.stage != "latent_pretraining":
+        raise ValueError(
+            f"--quantizer and --inverse_dynamics are of policies of latent actions; {run.workdir} "
+            f"is a {run.config.stage} run"
+        )
     if args.corpus:
         corpora = {path: {"path": path, "split": args.split} for path in args.corpus}
     else:
@@ -146,8 +160,15 @@ def _policy(run: Model, corpora: dict[str, dict], args: argparse.Namespace) -> d
     """Everything that is measured of a policy; writes the report where one is asked for."""
     if args.holdout and not run.stage.acts:
         raise ValueError(f"--holdout is of quantizers and of policies that act: not {run.workdir}")
-    left_out = _no_closed_loop(run, args) if run.stage.acts else ""
-    result: dict[str, Any] = {"corpora": list(corpora)}
+    actor, result = run, {"corpora": list(corpora)}
+    if args.quantizer:
+        parts = load_quantizer(args.quantizer), require(load(args.inverse_dynamics), LoadedPolicy)
+        actor = unipi.compose(run, *parts)
+        result["unipi"] = {
+            "quantizer": {"workdir": str(parts[0].workdir), "step": parts[0].step},
+            "inverse_dynamics": {"workdir": str(parts[1].workdir), "step": parts[1].step},
+        }
+    left_out = _no_closed_loop(actor, args) if actor.stage.acts else ""
     if not args.holdout:  # they are drawn as in training
         result["tokens"] = evaluate_tokens(run, corpora, max_examples=args.max_examples)
     if run.stage.acts:
@@ -156,10 +177,10 @@ def _policy(run: Model, corpora: dict[str, dict], args: argparse.Namespace) -> d
         )
         for name, found in result["actions"].items():
             _show_actions(name, found)
-        if left_out:
-            logging.info("no closed loop: %s", left_out)
-        else:
-            result["success"] = _success(run, args)
+    if left_out:
+        logging.info("no closed loop: %s", left_out)
+    elif actor.stage.acts:
+        result["success"] = _success(actor, args)
     if args.report:
         policy_page.write(Path(args.report), run, result, left_out)
     return result

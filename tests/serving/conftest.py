@@ -2,9 +2,8 @@
 
 import pytest
 from served import TOKEN, serving
-from tiny_policy import make_policy, write
+from tiny_policy import make_policy, quantizer_config, write
 
-from experiments.quantizer import tabletop
 from lapa_jax.runs import loaded
 
 
@@ -32,13 +31,7 @@ def latent_run(quick_compile, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def quantizer_run(quick_compile, tmp_path_factory):
-    config = tabletop.get_config("quick=True")
-    config.data.image_size = (32, 48)
-    config.model.update(
-        dim=32, mlp_dim=64, heads=4, head_dim=8, spatial_depth=1, temporal_depth=1, decoder_depth=1
-    )
-    config.model.code_length = 3
-    return write(tmp_path_factory.mktemp("quantizer") / "run", config.lock(), {})
+    return write(tmp_path_factory.mktemp("quantizer") / "run", quantizer_config(), {})
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ from tiny import command, lapa
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from lapa_jax.runs import loaded
-from lapa_jax.serving import describe, start
+from lapa_jax.runs import loaded, unipi
+from lapa_jax.serving import start
 from lapa_jax.serving.limits import Limits, Rate, Refused
 from lapa_jax.verbs import serve
 
@@ -92,12 +92,12 @@ def test_what_does_not_fit_the_policy(latent_run, quantizer_run, monkeypatch, ca
     code, _, error = lapa("serve", "--workdir", latent_run, "--port", 0, "--action_names", "x,y")
     assert code == 2 and "are of policies that act" in error
     policy, quantizer = loaded.load_policy(latent_run), loaded.load_quantizer(quantizer_run)
-    describe.check_quantizer(policy, quantizer)
+    unipi.check_quantizer(policy, quantizer)
     assert "the run records no label sets" in caplog.text
     labels = {"label_sets": {"robot": {"quantizer_hash": "another"}}}
     policy = dataclasses.replace(policy, provenance=labels)
     with pytest.raises(ValueError, match=r"learnt labels of \['another'\]"):
-        describe.check_quantizer(policy, quantizer)
+        unipi.check_quantizer(policy, quantizer)
 
 
 def test_a_port_in_use(action_server, action_run):
