@@ -61,7 +61,9 @@ class Attention(nnx.Module):
         q, k, v = self.q(x_BTSD), self.k(x_BTSD), self.v(x_BTSD)
         if rotary:
             q, k = rotate(q), rotate(k)
-        return self.out(frame_attention(q * self.scale, k, v, causal=causal))
+        T = x_BTSD.shape[1]
+        seen = [range(t + 1 if causal else T) for t in range(T)]
+        return self.out(frame_attention(q * self.scale, k, v, seen=seen))
 
 
 def rotate(x_BTSKC: jax.Array) -> jax.Array:
