@@ -188,6 +188,7 @@ KINDS: dict[str, type | Registry] = {
     "model.bottleneck": BOTTLENECKS,
     "model.objective": OBJECTIVES,
     "model.objective.teacher": ViTConfig,
+    "model.encoder": ViTConfig,
     "model.front_end": FRONT_ENDS,
     "model.front_end.tokenizer": ImageTokenizerConfig,
     "model.targets.*": HEADS,

@@ -3,6 +3,7 @@
 Axis names of the patterns: as in vision.py; f feed-forward width, n positions, r registers.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from lapa_jax.interop.mapping import (
     Constant,
     Rule,
     Shapes,
+    Tensor,
     functional,
     linear,
     norm,
@@ -33,6 +35,48 @@ MASK_TOKEN = "embeddings.mask_token"  # of the self-supervised training
 def read(source: Path, options: Any) -> Imported:
     """`lapa import --format dinov2`: a teacher."""
     return vision.teacher(*from_tensors(tensor_files.tensors(source)))
+
+
+_HUB = (
+    (r"^pos_embed$", "embeddings.position_embeddings"),
+    (r"^(cls_token|register_tokens|mask_token)$", r"embeddings.\1"),
+    (r"^patch_embed\.proj\.", "embeddings.patch_embeddings.projection."),
+    (r"^norm\.", "layernorm."),
+    (r"^blocks\.(\d+)\.attn\.proj\.", r"encoder.layer.\1.attention.output.dense."),
+    (r"^blocks\.(\d+)\.ls([12])\.gamma$", r"encoder.layer.\1.layer_scale\2.lambda1"),
+    (r"^blocks\.(\d+)\.mlp\.w12\.", r"encoder.layer.\1.mlp.weights_in."),
+    (r"^blocks\.(\d+)\.mlp\.w3\.", r"encoder.layer.\1.mlp.weights_out."),
+    (r"^blocks\.(\d+)\.", r"encoder.layer.\1."),
+)
+
+
+def from_hub(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors of Meta's own files (torch.hub), of all their layers' depths, under Hugging
+    Face's names: there queries, keys and values are one."""
+    found: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        packed = re.fullmatch(r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)", name)
+        if packed:
+            each = f"encoder.layer.{packed[1]}.attention.attention.{{}}.{packed[2]}"
+            if not tensor.shape or tensor.shape[0] % 3:
+                raise ValueError(f"tensor {name!r} of shape {tensor.shape} is not three of one")
+            for i, part in enumerate(("query", "key", "value")):
+                found[each.format(part)] = _third(tensor, i)
+            continue
+        for pattern, theirs in _HUB:
+            name, count = re.subn(pattern, theirs, name)
+            if count:
+                break
+        found[name] = tensor
+    return found
+
+
+def _third(tensor: Any, i: int) -> Tensor:
+    n, *rest = tensor.shape
+    size = n // 3
+    return Tensor(
+        (size, *rest), tensor.dtype, lambda: np.asarray(tensor)[i * size : (i + 1) * size]
+    )
 
 
 def rules(config: ViTConfig) -> list[Rule | Constant]:

@@ -17,6 +17,7 @@ from lapa_jax.interop import (
     plain,
     siglip,
     staged,
+    univla,
     vit_mae,
     vqgan,
 )
@@ -87,6 +88,13 @@ FORMATS = {
     ),
     "vit_mae": Format(
         Way("a teacher, a masked autoencoder from a Hugging Face directory", vit_mae.read)
+    ),
+    "univla": Format(
+        Way(
+            "UniVLA's latent action model, a quantizer that predicts features",
+            univla.read,
+            univla.Options,
+        )
     ),
     "vqgan_pickle": Format(Way("LWM's image tokenizer", vqgan.read)),
 }

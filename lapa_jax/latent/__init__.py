@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lapa_jax.latent.config import QuantizerConfig
-from lapa_jax.latent.exact import adaworld, alam
+from lapa_jax.latent.exact import adaworld, alam, univla
 from lapa_jax.latent.objectives import objective_config
 from lapa_jax.latent.quantizer import Quantizer, Reading
 
@@ -14,6 +14,7 @@ ARCHITECTURES: dict[str, tuple[type, type]] = {
     "native": (QuantizerConfig, Quantizer),
     "alam": (alam.ALAMConfig, alam.ALAM),
     "adaworld": (adaworld.AdaWorldConfig, adaworld.AdaWorld),
+    "univla": (univla.UniVLAConfig, univla.UniVLA),
 }
 
 

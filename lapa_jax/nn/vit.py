@@ -100,11 +100,11 @@ ENCODERS: dict[str, dict[str, object]] = {
 }
 
 
-def vit_settings(encoder: str = "tabletop") -> ConfigDict:
-    """For a new config: the architecture of one of ENCODERS."""
+def vit_settings(encoder: str = "tabletop", **changes: object) -> ConfigDict:
+    """For a new config: the architecture of one of ENCODERS, with these changes."""
     if encoder not in ENCODERS:
         raise ValueError(f"encoder={encoder!r} must be one of {sorted(ENCODERS)}")
-    return default_settings(ViTConfig, **ENCODERS[encoder])
+    return default_settings(ViTConfig, **(ENCODERS[encoder] | changes))
 
 
 class ViT(nnx.Module):
