@@ -187,6 +187,7 @@ KINDS: dict[str, type | Registry] = {
     "data.augment": AUGMENTATIONS,
     "model.bottleneck": BOTTLENECKS,
     "model.objective": OBJECTIVES,
+    "model.objective.augment": AUGMENTATIONS,
     "model.objective.teacher": ViTConfig,
     "model.encoder": ViTConfig,
     "model.front_end": FRONT_ENDS,

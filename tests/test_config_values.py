@@ -36,7 +36,11 @@ MAY_BE_ZERO = set(
     model.bottleneck.commitment_weight model.bottleneck.sharpness_weight
     model.bottleneck.entropy_weight model.bottleneck.diversity model.bottleneck.kl_weight
     model.state.noise_std model.state.dropout model.targets.*.max_tokens model.targets.*.depth
-    model.targets.*.latent_weight model.targets.*.codebook_size""".split()
+    model.targets.*.latent_weight model.targets.*.codebook_size model.objective.decay
+    model.objective.action_dim model.objective.action_weight model.objective.augment.brightness
+    model.objective.augment.contrast model.objective.augment.hue_degrees
+    model.objective.augment.saturation model.objective.augment.value
+    model.objective.augment.colour_fraction""".split()
 )
 MAY_BE_NEGATIVE = {"data.action_absolute", *(f"mesh.{axis}" for axis in ("data", "fsdp", "seq"))}
 MAY_BE_NEGATIVE |= {"mesh.tensor"}

@@ -33,15 +33,32 @@ class Pairs(NamedTuple):
         return flat(self.embedded_BTHWD[:, :-1])
 
 
-class Encoder(nnx.Module):
-    """`Quantizer` is one, with all that follows. An objective may hold another, of other
-    weights."""
+class FrameEncoder(nnx.Module):
+    """What sees one frame."""
 
     def __init__(self, config: QuantizerConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.patches = PatchEmbedding(config, rngs=rngs)
         self.bias = ContinuousPositionBias(config.grid, config.dim, config.heads, rngs=rngs)
         self.spatial = Transformer(config, config.spatial_depth, over="cells", rngs=rngs)
+
+    def encode_frame(self, frame_BIJC: jax.Array) -> jax.Array:
+        """Spatial tokens (B, H, W, D) of frames that see no other."""
+        embedded = self.patches(self.frames(frame_BIJC)[:, None])
+        x = embedded.astype(dtype_of(self.config.compute_dtype))
+        return self.spatial(x, self.bias())[:, 0]
+
+    def frames(self, frames: jax.Array) -> jax.Array:
+        """Float32 in [0, 1], of such or uint8 frames (..., I, J, 3)."""
+        return unit_frames(frames, self.config.image_size)
+
+
+class Encoder(FrameEncoder):
+    """`Quantizer` is one, with all that follows. An objective may hold another, of other
+    weights."""
+
+    def __init__(self, config: QuantizerConfig, *, rngs: nnx.Rngs):
+        super().__init__(config, rngs=rngs)
         self.temporal = Transformer(config, config.temporal_depth, over="frames", rngs=rngs)
         projection = ConvCodeProjection if config.legacy else CodeProjection
         self.code_projection = projection(config, rngs=rngs)
@@ -112,21 +129,11 @@ class Encoder(nnx.Module):
         pair = jnp.stack([self.frames(first_BIJC), self.frames(last_BIJC)], axis=1)
         return self.pairs(pair, train=False).latent_MLQ
 
-    def encode_frame(self, frame_BIJC: jax.Array) -> jax.Array:
-        """Spatial tokens (B, H, W, D) of frames that see no other."""
-        embedded = self.patches(self.frames(frame_BIJC)[:, None])
-        x = embedded.astype(dtype_of(self.config.compute_dtype))
-        return self.spatial(x, self.bias())[:, 0]
-
     def _spatial(self, embedded_BTHWD: jax.Array) -> jax.Array:
         x = embedded_BTHWD.astype(dtype_of(self.config.compute_dtype))
         if self.config.spatial_sees == "clip":
             return self.spatial(x, self.bias())
         return self.spatial(flat(x)[:, None], self.bias()).reshape(x.shape)
-
-    def frames(self, frames: jax.Array) -> jax.Array:
-        """Float32 in [0, 1], of such or uint8 frames (..., I, J, 3)."""
-        return unit_frames(frames, self.config.image_size)
 
 
 def unit_frames(frames: jax.Array, image_size: tuple[int, int]) -> jax.Array:

@@ -49,6 +49,15 @@ class QuantizerStage(Stage):
         kind, settings = reader(config.model)
         return ("frames", *kind.fields(settings))
 
+    def check(self, batch: dict[str, np.ndarray]) -> None:
+        for name, spec in self._columns.items():
+            if (found := batch[name].shape[1:]) != spec.shape:
+                raise ValueError(
+                    f"its {name!r} is of shape {found}, but model.objective wants {spec.shape}: "
+                    "change the sizes there, data.action_horizon, or which keys of the corpus are "
+                    "read"
+                )
+
     def prepare(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         columns = self._reader.prepare(self._settings, batch)
         return {"frames": batch["frames"], **columns} | augmentation.column(self.config.data, batch)

@@ -12,13 +12,13 @@ from lapa_jax.latent.bottlenecks.base import BottleneckOutput
 from lapa_jax.latent.objectives import objective_config
 from lapa_jax.latent.objectives.features import Features, FeaturesConfig, patches_of_cell
 from lapa_jax.nn.module import Functional, flatten, paths
+from lapa_jax.nn.vit import vit_settings
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
-TEACHER = dict(
-    grid=(4, 4), patch_size=4, dim=32, depth=1, heads=2, head_dim=16, mlp_dim=32, registers=0,
-    swiglu=False,
-)  # fmt: skip
+TEACHER = vit_settings().to_dict() | dict(
+    grid=(4, 4), patch_size=4, dim=32, depth=1, heads=2, head_dim=16, mlp_dim=32
+)
 
 
 def objective(**changes):

@@ -1,6 +1,4 @@
-"""An objective of one's own: a class and a line of the registry, nothing elsewhere."""
-
-from dataclasses import dataclass
+"""An objective with columns, a target that is an average, and what is known in part."""
 
 import jax
 import jax.numpy as jnp
@@ -10,71 +8,21 @@ import pytest
 import tiny
 
 from data_pipelines.loader import Loader
+from experiments import base
 from lapa_jax import stages
-from lapa_jax.latent.encoder import Encoder
-from lapa_jax.latent.objectives import OBJECTIVES
-from lapa_jax.latent.objectives.base import Objective, mean_squared_error
-from lapa_jax.nn.layers import Dense
-from lapa_jax.nn.module import flatten, follow, freeze
+from lapa_jax.nn.module import flatten
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
-@dataclass(frozen=True)
-class TargetConfig:
-    action_dim: int = 2
-    decay: float = 0.5
-
-
-class Target(Objective):
-    """The latent predicts what a slow copy of the encoder says of the pair (as LAOM does, Nikulin
-    et al. 2025) and, where it is known, the action."""
-
-    def __init__(self, settings, config, *, rngs):
-        def dense(outputs):
-            inputs, axes = (config.code_length, config.quant_dim), (None, None, None)
-            return Dense(inputs, outputs, axes[: 2 + len(outputs)], dtype=jnp.float32, rngs=rngs)
-
-        self.decay = settings.decay
-        self.action = dense((settings.action_dim,))
-        self.target = Encoder(config, rngs=rngs)
-        freeze(self.target)
-
-    @classmethod
-    def columns(cls, settings):
-        return {
-            "action": jax.ShapeDtypeStruct((settings.action_dim,), jnp.float32),
-            "action_known": jax.ShapeDtypeStruct((), bool),
-        }
-
-    def __call__(self, model, batch, *, train, rng=None):
-        pairs = model.pairs(batch["frames"], train=train)
-        out = model.bottleneck(pairs.latent_MLQ, rng=rng, train=train)
-        recon = model.draw(pairs.first_MIJC, model.tokens(pairs.embedded_MHWD, out.z_q_BLD))
-        wanted = self.target.encode(pairs.first_MIJC, pairs.last_MIJC)
-        apart = mean_squared_error(pairs.latent_MLQ, wanted)
-        known = batch["action_known"].astype(jnp.float32)
-        error = jnp.mean(jnp.square(self.action(pairs.latent_MLQ) - batch["action"]), axis=-1)
-        action = jnp.sum(known * error) / jnp.maximum(jnp.sum(known), 1.0)
-        metrics = {"apart": apart, "action_error": action, "known": jnp.mean(known)}
-        return model.outcome(
-            *(pairs, out, recon),
-            loss=apart + action,
-            train=train,
-            metrics=jax.lax.stop_gradient(metrics),
-        )
-
-    def after_update(self, model, step, rng):
-        follow(self.target, model, jnp.where(step == 0, 0.0, self.decay))
-
-
 @pytest.fixture
-def stage(monkeypatch, tiny_data):
-    monkeypatch.setitem(OBJECTIVES, "target", (TargetConfig, Target))
+def stage(tiny_data):
     config = tiny.config("quantizer", tiny_data)
     config.data.corpora.robot.action_fraction = 0.5
+    config.data.num_frames = 3
     with config.unlocked():
-        config.model.objective = {"name": "target", "action_dim": 2, "decay": 0.5}
+        config.model.objective = base.objective("latent_targets")
+    config.model.objective.update(action_dim=2, decay=0.5)
     return stages.build(config, {})
 
 
@@ -118,15 +66,16 @@ def test_a_target_that_follows_and_actions_that_are_known_in_part(stage):
     encoder = flatten(first[0])
     target = flatten(first[1]["objective"]["target"])
     assert not any("target" in path for path in encoder), "no parameter, so no moments"
-    for path in ("spatial/norm/scale", "code_projection/out/kernel", "patches/project/bias"):
+    for path in ("spatial/norm/scale", "patches/norm_out/scale", "patches/project/bias"):
         np.testing.assert_array_equal(target[path], encoder[path], err_msg=path)
 
     whole, metrics = trained(stage, batches[1:], first)
-    path = "code_projection/out/kernel"
+    path = "patches/project/kernel"
     second, _ = trained(stage, batches[1:2], first)
     expected = 0.5 * target[path] + 0.5 * flatten(second[0])[path]
     np.testing.assert_allclose(flatten(second[1]["objective"]["target"])[path], expected, rtol=1e-6)
-    assert metrics["apart"] > 0 and {"mse", "skill", "known", "action_error"} <= set(metrics)
+    assert metrics["target_loss"] > 0
+    assert {"mse", "skill", "action_known", "action_error", "target_skill"} <= set(metrics)
 
     # Resumed from what a checkpoint holds: plain arrays.
     kept = jax.tree.map(np.asarray, second)
@@ -149,5 +98,5 @@ def test_unknown_actions_do_not_count(stage):
         evaluate(*state, batch | {"action": action, "action_known": half})
         for action in (batch["action"], other)
     )
-    assert found["known"] == 0.5
+    assert found["action_known"] == 0.5
     np.testing.assert_array_equal(found["action_error"], same["action_error"])

@@ -12,10 +12,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from experiments import base
 from lapa_jax import stages
+from lapa_jax.nn.image_changes import CropAndColour, shift_hsv
 from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.runs import program
 from lapa_jax.stages import augmentation
-from lapa_jax.stages.augmentation import COLUMN, CropAndColour, augment, draw, shift_hsv
+from lapa_jax.stages.augmentation import COLUMN, augment, draw
 
 SETTINGS = {k: v for k, v in base.augment("crop_and_colour").items() if k != "name"}
 SEED = 3

@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lapa_jax.latent.objectives import contrastive, features, pixels
+from lapa_jax.latent.objectives import contrastive, features, latent_targets, pixels
 from lapa_jax.latent.objectives.base import Objective
 from lapa_jax.nn.registry import named_config, named_settings
 from lapa_jax.nn.vit import vit_settings
@@ -19,6 +19,7 @@ OBJECTIVES: dict[str, tuple[type, type[Objective]]] = {
     "pixels_no_bottleneck": (pixels.PixelsConfig, pixels.PixelsNoBottleneck),
     "contrastive": (contrastive.ContrastiveConfig, contrastive.Contrastive),
     "features": (features.FeaturesConfig, features.Features),
+    "latent_targets": (latent_targets.LatentTargetsConfig, latent_targets.LatentTargets),
 }
 
 

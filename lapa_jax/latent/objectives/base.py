@@ -90,3 +90,9 @@ class Objective(Reader, nnx.Module):
 
 def mean_squared_error(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.mean(jnp.square(a - b))
+
+
+def standardised(features: jax.Array) -> jax.Array:
+    """Features (..., D), each vector scaled to mean 0 and variance 1."""
+    x = features - features.mean(axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + 1e-6)

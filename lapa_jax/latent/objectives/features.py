@@ -17,7 +17,7 @@ from flax import nnx
 
 from lapa_jax.latent.config import QuantizerConfig
 from lapa_jax.latent.encoder import flat
-from lapa_jax.latent.objectives.base import Objective, mean_squared_error
+from lapa_jax.latent.objectives.base import Objective, mean_squared_error, standardised
 from lapa_jax.nn.layers import Dense, dtype_of
 from lapa_jax.nn.module import freeze
 from lapa_jax.nn.patches import to_patches
@@ -114,10 +114,7 @@ class Features(Objective):
         if frames_NIJC.shape[1:3] != self.image_size:
             shape = (len(frames_NIJC), *self.image_size, 3)
             frames_NIJC = jax.image.resize(frames_NIJC, shape, "linear")  # smooths as it shrinks
-        x = self.teacher.features(frames_NIJC)
-        x = x - x.mean(axis=-1, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + 1e-6)
-        return to_patches(x, self.patches)
+        return to_patches(standardised(self.teacher.features(frames_NIJC)), self.patches)
 
 
 def patches_of_cell(settings: FeaturesConfig, config: QuantizerConfig) -> int:
