@@ -40,6 +40,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if arg.quick:
         base.make_quantizer_quick(config)
         config.optimizer.warmup_steps, config.model.patch_size = 10, 16
-        if arg.objective == "features":
+        if "teacher" in config.model.objective:
             base.make_vit_quick(config.model.objective.teacher)
     return config

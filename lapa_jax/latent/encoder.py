@@ -71,7 +71,7 @@ class Encoder(FrameEncoder):
         frames = self.frames(frames_BTIJC)
         first, last = flat(frames[:, :-1]), flat(frames[:, 1:])
         embedded = self.patches(frames)
-        x = self.temporal(self._spatial(embedded))
+        x = self.temporal(self._spatial(self.seen(frames, embedded)))
         slots = self.code_projection(flat(x)).astype(jnp.float32)
         slots = slots.reshape(*x.shape[:2], *slots.shape[1:])
         z = flat(slots[:, 1:] - slots[:, :-1])
@@ -110,7 +110,8 @@ class Encoder(FrameEncoder):
         alone = list(dict.fromkeys(firsts))
         where = [alone.index(i) for i in firsts]
         apart = config.spatial_sees == "frame"
-        x = self._spatial(embedded) if apart else embedded.astype(dtype_of(config.compute_dtype))
+        seen = self.seen(frames, embedded)
+        x = self._spatial(seen) if apart else seen.astype(dtype_of(config.compute_dtype))
         x = jnp.stack([x[:, t] for t in (*alone, *lasts)], axis=1)
         x = x if apart else self.spatial.pairs(x, self.bias(), where)
         x = self.temporal.pairs(x, None, where)
@@ -128,6 +129,11 @@ class Encoder(FrameEncoder):
         bottleneck; normalised by the running statistics."""
         pair = jnp.stack([self.frames(first_BIJC), self.frames(last_BIJC)], axis=1)
         return self.pairs(pair, train=False).latent_MLQ
+
+    def seen(self, frames_BTIJC: jax.Array, embedded_BTHWD: jax.Array) -> jax.Array:
+        """What latents are read off, (B, T, H, W, D): the patches of the frames."""
+        del frames_BTIJC
+        return embedded_BTHWD
 
     def _spatial(self, embedded_BTHWD: jax.Array) -> jax.Array:
         x = embedded_BTHWD.astype(dtype_of(self.config.compute_dtype))

@@ -80,6 +80,10 @@ class Quantizer(Encoder):
     # What an objective uses, beside `bottleneck` and the encoder's `pairs`, `latents`, `patches`,
     # `encode` and `encode_frame`.
 
+    def seen(self, frames_BTIJC: jax.Array, embedded_BTHWD: jax.Array) -> jax.Array:
+        """What latents are read off, (B, T, H, W, D): patches, if the objective has no other."""
+        return self.objective.seen(frames_BTIJC, embedded_BTHWD)
+
     def tokens(self, embedded_MHWD: jax.Array, z_MLQ: jax.Array) -> jax.Array:
         """The decoder's tokens (M, H, W, D), of first frames and what the bottleneck gives."""
         dtype = dtype_of(self.config.compute_dtype)

@@ -50,8 +50,9 @@ class QuantizerStage(Stage):
         return ("frames", *kind.fields(settings))
 
     def check(self, batch: dict[str, np.ndarray]) -> None:
+        columns = self._reader.prepare(self._settings, batch)
         for name, spec in self._columns.items():
-            if (found := batch[name].shape[1:]) != spec.shape:
+            if (found := columns[name].shape[1:]) != spec.shape:
                 raise ValueError(
                     f"its {name!r} is of shape {found}, but model.objective wants {spec.shape}: "
                     "change the sizes there, data.action_horizon, or which keys of the corpus are "

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers import Training, moving_squares, quantizer_config
 
+from lapa_jax.latent import Quantizer
 from lapa_jax.latent.bottlenecks.base import BottleneckOutput
 from lapa_jax.latent.objectives import objective_config
 from lapa_jax.latent.objectives.features import Features, FeaturesConfig, patches_of_cell
@@ -132,6 +133,28 @@ def test_features_of_a_cell_are_those_of_its_patches():
     flat = np.asarray(cells).reshape(2, 2, 32, 4)
     np.testing.assert_allclose(flat.mean(axis=2), 0.0, atol=1e-5)
     np.testing.assert_allclose(flat.std(axis=2), 1.0, atol=1e-3)
+
+
+def test_motion_is_read_off_features_and_drawn_in_pixels():
+    sizes = dict(dim=16, mlp_dim=16, heads=1, code_length=8, codebook_size=128, predict="frame")
+    config = quantizer_config(**sizes, objective=objective(heads=1) | {"name": "motion"})
+    model = Functional(lambda rngs: Quantizer(config, rngs=rngs))
+    params, variables = jax.jit(model.init)(jax.random.key(0))
+    frames, _ = moving_squares(jax.random.key(2), 4)
+
+    @jax.jit
+    def step(params, rng):
+        def loss(params):
+            out = model.apply(params, variables, "__call__", frames, train=True, rng=rng)[0]
+            return out["loss"], out["z"]
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    (loss, codes), gradient = step(params, jax.random.key(1))
+    gradient = flatten(gradient)
+    assert codes.shape == (4, 8) and np.isfinite(loss)
+    assert np.any(gradient["objective/project/kernel"] != 0)
+    assert not np.any(gradient["patches/project/kernel"]), "the decoder sees pixels, not the latent"
 
 
 def test_settings_that_cannot_be():

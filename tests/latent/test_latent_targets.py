@@ -13,6 +13,7 @@ from lapa_jax.latent.objectives.base import mean_squared_error
 from lapa_jax.latent.objectives.known import error_where_known
 from lapa_jax.nn.module import follow
 
+pytestmark = pytest.mark.usefixtures("quick_compile")
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "zoo" / "laom.npz")
 STEPS, RATE, DECAY, LABEL_WEIGHT = 8, 0.01, 0.9, 0.05
 

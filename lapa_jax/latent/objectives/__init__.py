@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lapa_jax.latent.objectives import contrastive, features, latent_targets, pixels
+from lapa_jax.latent.objectives import contrastive, features, latent_targets, motion, pixels
 from lapa_jax.latent.objectives.base import Objective
 from lapa_jax.nn.registry import named_config, named_settings
 from lapa_jax.nn.vit import vit_settings
@@ -20,6 +20,7 @@ OBJECTIVES: dict[str, tuple[type, type[Objective]]] = {
     "contrastive": (contrastive.ContrastiveConfig, contrastive.Contrastive),
     "features": (features.FeaturesConfig, features.Features),
     "latent_targets": (latent_targets.LatentTargetsConfig, latent_targets.LatentTargets),
+    "motion": (motion.MotionConfig, motion.Motion),
 }
 
 
@@ -30,6 +31,7 @@ def objective_config(settings: Mapping[str, Any]) -> tuple[type[Objective], Any]
 
 
 def objective_settings(name: str, encoder: str = "tabletop") -> ConfigDict:
-    """For a new config. `encoder`: that of the teacher of "features", one of vit.ENCODERS."""
-    teacher = {"teacher": vit_settings(encoder)} if name == "features" else {}
+    """For a new config. `encoder`: that of a teacher, where it has one, one of vit.ENCODERS."""
+    taught = name in OBJECTIVES and issubclass(OBJECTIVES[name][1], features.Taught)
+    teacher = {"teacher": vit_settings(encoder)} if taught else {}
     return named_settings(name, OBJECTIVES, "objective", **teacher)

@@ -82,6 +82,12 @@ class Objective(Reader, nnx.Module):
         and of the other columns. Without `train` there is no `rng`, and nothing changes."""
         raise NotImplementedError
 
+    def seen(self, frames_BTIJC: jax.Array, embedded_BTHWD: jax.Array) -> jax.Array:
+        """What the model's latents are read off, in training and after it, (B, T, H, W, D): the
+        patches of the frames, or what an encoder of the objective's own says of them there."""
+        del frames_BTIJC
+        return embedded_BTHWD
+
     def after_update(self, model: Tools, step: jax.Array, rng: jax.Array) -> None:
         """What follows optimizer step `step` (from 0) without a gradient: targets that are moving
         averages (`nn.module.follow`), codes of further bottlenecks that are replaced. The model's

@@ -48,29 +48,18 @@ class FeaturesConfig:
         object.__setattr__(self, "teacher", teacher)
 
 
-class Features(Objective):
-    """Mean squared error of the teacher's patch features, each scaled to mean 0 and variance 1.
-
-    With model.predict="residual" the head's output is added to the features of the first frame, as
-    the pixels' is.
-    """
+class Taught(Objective):
+    """One with a teacher, which is frozen."""
 
     def __init__(self, settings: FeaturesConfig, config: QuantizerConfig, *, rngs: nnx.Rngs):
-        teacher, dtype = settings.teacher, dtype_of(config.compute_dtype)
-        self.teacher = ViT(teacher, dtype=dtype, unroll=config.unroll, rngs=rngs)
+        teacher = settings.teacher
+        self.teacher = ViT(
+            teacher, dtype=dtype_of(config.compute_dtype), unroll=config.unroll, rngs=rngs
+        )
         freeze(self.teacher)
         self.patches = patches_of_cell(settings, config)  # a side
         self.image_size = tuple(n * self.patches * teacher.patch_size for n in config.grid)
-        self.residual = config.predict == "residual"
-        self.head = Dense(
-            (config.dim,),
-            (self.patches**2 * teacher.dim,),
-            ("embed", None),
-            bias=True,
-            std=0.0 if self.residual else None,
-            dtype=jnp.float32,
-            rngs=rngs,
-        )
+        self.feature_dim = self.patches**2 * teacher.dim  # of a cell
 
     @classmethod
     def borrowed(cls, settings):
@@ -83,6 +72,34 @@ class Features(Objective):
             settings=settings.teacher.architecture(),
             theirs="encoder",
             ours="objective/teacher",
+        )
+
+    def _features(self, frames_NIJC: jax.Array) -> jax.Array:
+        """(N, H, W, F) of frames."""
+        if frames_NIJC.shape[1:3] != self.image_size:
+            shape = (len(frames_NIJC), *self.image_size, 3)
+            frames_NIJC = jax.image.resize(frames_NIJC, shape, "linear")  # smooths as it shrinks
+        return to_patches(standardised(self.teacher.features(frames_NIJC)), self.patches)
+
+
+class Features(Taught):
+    """Mean squared error of the teacher's patch features, each scaled to mean 0 and variance 1.
+
+    With model.predict="residual" the head's output is added to the features of the first frame, as
+    the pixels' is.
+    """
+
+    def __init__(self, settings: FeaturesConfig, config: QuantizerConfig, *, rngs: nnx.Rngs):
+        super().__init__(settings, config, rngs=rngs)
+        self.residual = config.predict == "residual"
+        self.head = Dense(
+            (config.dim,),
+            (self.feature_dim,),
+            ("embed", None),
+            bias=True,
+            std=0.0 if self.residual else None,
+            dtype=jnp.float32,
+            rngs=rngs,
         )
 
     def __call__(self, model, batch, *, train, rng=None):
@@ -108,13 +125,6 @@ class Features(Objective):
             predicted_MHWF = first_MHWF + predicted_MHWF
         error = mean_squared_error(predicted_MHWF, last_MHWF)
         return error, mean_squared_error(first_MHWF, last_MHWF)
-
-    def _features(self, frames_NIJC: jax.Array) -> jax.Array:
-        """(N, H, W, F) of frames."""
-        if frames_NIJC.shape[1:3] != self.image_size:
-            shape = (len(frames_NIJC), *self.image_size, 3)
-            frames_NIJC = jax.image.resize(frames_NIJC, shape, "linear")  # smooths as it shrinks
-        return to_patches(standardised(self.teacher.features(frames_NIJC)), self.patches)
 
 
 def patches_of_cell(settings: FeaturesConfig, config: QuantizerConfig) -> int:

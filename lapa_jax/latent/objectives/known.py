@@ -48,7 +48,7 @@ class Standardizer(nnx.Module):
         self.count[...] = count
 
 
-class Reader(nnx.Module):
+class Labels(nnx.Module):
     """A linear map from latents to values that are known of some pairs, in standard units."""
 
     def __init__(self, config: QuantizerConfig, dim: int, *, rngs: nnx.Rngs):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from lapa_jax.latent.config import QuantizerConfig
 from lapa_jax.latent.encoder import FrameEncoder
 from lapa_jax.latent.objectives.base import Objective, mean_squared_error, standardised
-from lapa_jax.latent.objectives.known import Reader
+from lapa_jax.latent.objectives.known import Labels
 from lapa_jax.nn.image_changes import AUGMENTATIONS, DRAWS, CropAndColour, changed
 from lapa_jax.nn.layers import Dense
 from lapa_jax.nn.module import follow, freeze
@@ -70,7 +70,7 @@ class LatentTargets(Objective):
             rngs=rngs,
         )
         dim = settings.action_dim
-        self.actions = Reader(config, dim, rngs=rngs) if dim else None
+        self.actions = Labels(config, dim, rngs=rngs) if dim else None
         self.decay, self.action_weight = settings.decay, settings.action_weight
         _, self.changes = named_config(settings.augment, AUGMENTATIONS, "model.objective.augment")
 
