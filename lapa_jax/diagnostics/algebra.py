@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lapa_jax.diagnostics.reconstruction import image_errors, skill
+from lapa_jax.diagnostics.reconstruction import decoder_errors, image_errors, skill
 from lapa_jax.diagnostics.sample import Sample, flat, in_batches
 from lapa_jax.diagnostics.statistics import relative
 
@@ -22,12 +22,12 @@ def of_sample(sample: Sample) -> dict[str, Any]:
     additivity: |z02 − z01 − z12|² / |z02|². reversal: |z01 + z10|² / |z01|². identity: how much
     latents of no motion differ among themselves, |z00 − z_I|² / |z01|². anchor: |z_I|² / |z01|²,
     z01 as the model gives it. cumulative: by the number of windows k, `error`, which is
-    |z0k − z01 − z12 − ...|² / |z0k|², and where the decoder draws frames the skill of what it draws
-    of o_k: `direct`, from o0 and z0k, and `chained`, from what it drew of o_k−1, step by step from
-    o0. What is over nothing is None.
+    |z0k − z01 − z12 − ...|² / |z0k|², the skill of what the decoder makes of o0 and z0k (`direct`)
+    and, where it draws frames, of what it draws step by step, each from what it drew before
+    (`chained`). What is over nothing is None.
     """
     chains = sample.chains
-    episode, steps = chains.episode, range(1, chains.whole + 1)
+    episode = chains.episode
 
     def latents(start: float, end: float) -> np.ndarray:
         return flat(sample.read_chains(start, end)[1]).astype(np.float64)
@@ -52,16 +52,16 @@ def of_sample(sample: Sample) -> dict[str, Any]:
         "cumulative": {},
     }
     drawn, total = chains.frame(0), np.zeros_like(one)
-    for k in steps:
+    for k in range(1, chains.whole + 1):
         total = total + latents(k - 1, k) - anchor
         long = latents(0, k) - anchor
         found = {"error": ratio(long - total, long)["value"]}
+        step, whole = (sample.read_chains(i, k)[2] for i in (k - 1, 0))
+        first, last = chains.frame(0), chains.frame(k)
+        errors = {"direct": decoder_errors(sample, first, whole, first, last)}
         if sample.draws_frames:
-            step, whole = (sample.read_chains(i, k)[2] for i in (k - 1, 0))
             drawn = in_batches(sample.decode, drawn, step).clip(0.0, 1.0)
-            direct = in_batches(sample.decode, chains.frame(0), whole)
-            for name, image in (("chained", drawn), ("direct", direct)):
-                errors = image_errors(chains.frame(0), chains.frame(k), image)
-                found[name] = skill(*(float(error.mean()) for error in errors))
+            errors["chained"] = image_errors(first, last, drawn)
+        found |= {name: skill(*(float(x.mean()) for x in both)) for name, both in errors.items()}
         report["cumulative"][str(k)] = found
     return report

@@ -13,7 +13,7 @@ from lapa_jax.diagnostics.sample import Sample
 
 
 def content_report(sample: Sample, *, seed: int = 0) -> dict[str, Any]:
-    """What frame pairs show of their latent actions; H and W are divisible by 8.
+    """What frame pairs show of their latent actions; H and W are at least 8.
 
     Needs 2 episodes, with actions 3. Keys: with codes `code_given_scene`; `scene_probe`, None where
     fewer than 2 episodes have 2 rows; `controls`; with actions `label_efficiency`, and with both

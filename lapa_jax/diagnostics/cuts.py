@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lapa_jax.diagnostics.reconstruction import image_errors
+from lapa_jax.diagnostics.reconstruction import decoder_errors
 from lapa_jax.diagnostics.sample import Sample, in_batches
 from lapa_jax.diagnostics.statistics import relative
 
@@ -24,11 +24,8 @@ def of_sample(sample: Sample) -> dict[str, Any]:
     first, last = sample.first[rows], sample.last[rows[across(episode, seed=0)]]
     _, _, received = in_batches(sample.read, first, last)
     other = np.roll(np.arange(len(rows)), len(rows) // 2)
-    errors = []
-    for given in (received, received[other]):
-        error, copy = image_errors(first, last, in_batches(sample.decode, first, given))
-        errors.append(error)
-    own, exchanged = errors
+    own, copy = decoder_errors(sample, first, received, first, last)
+    exchanged, _ = decoder_errors(sample, first, received[other], first, last)
     report: dict[str, Any] = {"cuts": len(rows)}
     for name, above in (
         ("skill", copy - own),

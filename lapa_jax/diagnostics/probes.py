@@ -29,11 +29,17 @@ def one_hot_codes(z: np.ndarray, codebook_size: int) -> np.ndarray:
 def pooled_frames(images: np.ndarray, size: int = 8) -> np.ndarray:
     """Frames averaged to size x size: what the scene alone tells, float64 (N, size*size*C)."""
     images = np.asarray(images)
-    if images.ndim != 4 or images.shape[1] % size or images.shape[2] % size:
+    if images.ndim != 4 or min(images.shape[1:3]) < size:
         raise ValueError(
-            f"images must be (N, H, W, C) with H, W divisible by {size}, got {images.shape}"
+            f"images must be (N, H, W, C) with H, W of at least {size}, got {images.shape}"
         )
     n, h, w, c = images.shape
+    if h % size or w % size:  # blocks that differ by a pixel
+        rows, columns = (np.arange(size + 1) * side // size for side in (h, w))
+        sums = np.add.reduceat(images, rows[:-1], axis=1, dtype=np.float64)
+        sums = np.add.reduceat(sums, columns[:-1], axis=2)
+        counts = np.diff(rows)[:, None] * np.diff(columns)
+        return (sums / counts[..., None]).reshape(n, -1)
     blocks = images.reshape(n, size, h // size, size, w // size, c)
     return blocks.mean((2, 4), dtype=np.float64).reshape(n, -1)
 

@@ -44,11 +44,16 @@ class Sample:
     actions: np.ndarray | None  # float (N, A) over the window; None where they are not known
     episode: np.ndarray  # int (N,)
     codebook_size: int
-    recon: np.ndarray | None = None  # float (N, H, W, 3), the decoder's `last`
+    recon: np.ndarray | None = None  # float (N, H, W, 3), the decoder's `last` where it is a frame
+    # float (N, 2): mean squared error of the decoder's answer, and of a copy of `first`; where not
+    # given they are those of `recon`
+    errors: np.ndarray | None = None
     exchanged_mse: np.ndarray | None = None  # float (N,): drawn from `first` and z of another pair
     received: np.ndarray | None = None  # float (N, L, Q): what the decoder is given of each pair
-    # (first, latents as the decoder takes them) → frames
+    # (first, latents as the decoder takes them) → frames, or features (M, *Y) of the later frame
     decode: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    # frames → what they are where that is compared: features (M, *Y); None: themselves in [0, 1]
+    target: Callable[[np.ndarray], np.ndarray] | None = None
     # (first, last) → (z or None, latents, received)
     read: Callable[[np.ndarray, np.ndarray], tuple[Any, ...]] | None = None
     chains: Chains | None = None
@@ -56,8 +61,8 @@ class Sample:
 
     @property
     def draws_frames(self) -> bool:
-        """Whether the decoder can be asked, and gives what can be set beside frames."""
-        return self.decode is not None and self.recon.shape == self.last.shape
+        """Whether the decoder gives what can be set beside frames."""
+        return self.recon is not None
 
     def read_chains(self, start: float, end: float) -> tuple[Any, ...]:
         """What `read` gives of two frames of every chain, which are so many windows after its

@@ -51,8 +51,8 @@ def has_chains(sample: Sample) -> bool:
     return sample.chains is not None
 
 
-def draws_frames(sample: Sample) -> bool:
-    return sample.draws_frames
+def has_decoder(sample: Sample) -> bool:
+    return sample.decode is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,13 @@ MEASURES = (
         {"psnr": "psnr", "skill": "skill"},
         higher=("psnr", "skill"),
     ),
-    Measure("reconstruction", reconstruction.similarity, {"ssim": "ssim"}, deep=True),
+    Measure(
+        "reconstruction",
+        reconstruction.similarity,
+        {"ssim": "ssim"},
+        applies=lambda sample: sample.draws_frames,
+        deep=True,
+    ),
     Measure(
         "probe",
         probe,
@@ -174,12 +180,12 @@ MEASURES = (
         ),
         deep=True,
     ),
-    Measure("again", again.of_sample, {"delta": "relative"}, applies=draws_frames, deep=True),
+    Measure("again", again.of_sample, {"delta": "relative"}, applies=has_decoder, deep=True),
     Measure(
         "cuts",
         cuts.of_sample,
         {"cut_skill": "skill", "cut_carried": "carried"},
-        applies=lambda sample: draws_frames(sample) and sample.episodes > 1,
+        applies=lambda sample: has_decoder(sample) and sample.episodes > 1,
         deep=True,
     ),
 )

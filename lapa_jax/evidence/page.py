@@ -54,12 +54,12 @@ def write(
         verdict_table(section, evaluation.report["verdict"])
         _numbers(section, evaluation.report)
         quantizer_pictures(section, evaluation, Path(name).name)
-        if model.has_codes:
+        if model.has_codes and evaluation.sample.draws_frames:
             section.figure(*atlas(run, {name: evaluation}))
         _content(section, evaluation.report)
     if "paired_views" in result:
         _paired_views(report, result["paired_views"])
-    if "transfer" in result:
+    if "transfer" in result or "distractors" in result:
         _simulated(report, result, transfer)
     closing = report.section("How this was made")
     closing.settings("Versions and hardware", describe_environment())
@@ -119,8 +119,7 @@ def _content(section: Section, report: Mapping[str, Any]) -> None:
             "the same decoder given the z of another pair": {"skill": drawn.get("skill_exchanged")},
             "the same decoder given the true action": report.get("true_action"),
         },
-        f"Copying the first frame has skill 0, PSNR {_decibels(drawn['psnr_copy'])} and SSIM "
-        f"{drawn['ssim_copy']:.3f}."
+        _of_a_copy(drawn)
         + " The true action bounds what this decoder could do with a perfect latent of its size; "
         "it is measured on a quarter of the episodes." * ("true_action" in report),
     )
@@ -167,6 +166,18 @@ def _content(section: Section, report: Mapping[str, Any]) -> None:
         bits,
         "How well z can be told from the true action, and from the first frame alone: H(z | scene) "
         "is at most the bits left there.",
+    )
+
+
+def _of_a_copy(drawn: Mapping[str, Any]) -> str:
+    """What copying the first frame has, in words."""
+    if "ssim_copy" not in drawn:
+        return (
+            "Skill is that of features, which this decoder predicts: a copy of the first frame's 0."
+        )
+    return (
+        f"Copying the first frame has skill 0, PSNR {_decibels(drawn['psnr_copy'])} and SSIM "
+        f"{drawn['ssim_copy']:.3f}."
     )
 
 
@@ -224,7 +235,22 @@ def _simulated(report: Report, result: Mapping[str, Any], frames: Mapping[str, n
         "z of one scene decoded in another, against what the same actions do there; and codes "
         "under motion that no action made.",
     )
-    transfer = result["transfer"]
+    if transfer := result.get("transfer"):
+        _transferred(section, transfer, frames)
+    if distractors := result.get("distractors"):
+        still, moving = distractors["changed_still"], distractors["changed_moving"]
+        section.table(
+            ["moving distractors change z", "share", "chance"],
+            [
+                ["while nothing else moves", _interval(still), estimate(still["chance"])],
+                ["while the robot moves", _interval(moving), estimate(moving["chance"])],
+            ],
+        )
+
+
+def _transferred(
+    section: Section, transfer: Mapping[str, Any], frames: Mapping[str, np.ndarray]
+) -> None:
     same, note = transfer["same_code_as_own"], ""
     if same is not None:
         note = f" The other scene gives the code of the true pair in {same:.0%}."
@@ -245,15 +271,6 @@ def _simulated(report: Report, result: Mapping[str, Any], frames: Mapping[str, n
         "One motion per column: where z is read, the other scene, what the simulator says, and "
         "what the decoder draws.",
     )
-    if distractors := result.get("distractors"):
-        still, moving = distractors["changed_still"], distractors["changed_moving"]
-        section.table(
-            ["moving distractors change z", "share", "chance"],
-            [
-                ["while nothing else moves", _interval(still), estimate(still["chance"])],
-                ["while the robot moves", _interval(moving), estimate(moving["chance"])],
-            ],
-        )
 
 
 def _with_interval(row: Mapping[str, Any], key: str) -> Any:
@@ -276,17 +293,22 @@ def quantizer_pictures(
     report = found.report
     sample = found.sample
     shown = np.linspace(0, len(sample.first) - 1, 8).astype(int)
-    section.figure(
-        figures.reconstruction_grid(
-            sample.first[shown],
-            sample.last[shown],
-            sample.recon[shown],
-            labels=() if sample.z is None else [f"z = {_name(z)}" for z in sample.z[shown]],
-        ),
-        f"{view}: pairs {report['window_seconds']:g} s apart and the later frame as predicted from "
-        f"the first frame and z. Skill {estimate(report['reconstruction']['skill']) or 'undefined'}"
-        f", PSNR {_decibels(report['reconstruction']['psnr'])}.",
-    )
+    labels = () if sample.z is None else [f"z = {_name(z)}" for z in sample.z[shown]]
+    first, last = sample.first[shown], sample.last[shown]
+    skill = estimate(report["reconstruction"]["skill"]) or "undefined"
+    if sample.draws_frames:
+        section.figure(
+            figures.reconstruction_grid(first, last, sample.recon[shown], labels=labels),
+            f"{view}: pairs {report['window_seconds']:g} s apart and the later frame as predicted "
+            f"from the first frame and z. Skill {skill}, PSNR "
+            f"{_decibels(report['reconstruction']['psnr'])}.",
+        )
+    else:
+        section.figure(
+            figures.frame_columns({"first": first, "later": last}, labels=labels),
+            f"{view}: pairs {report['window_seconds']:g} s apart. The decoder predicts features of "
+            f"the later frame, no picture; skill {skill}.",
+        )
     if sample.z is not None:
         section.figure(
             figures.code_usage(report["codes"]["histogram"]),

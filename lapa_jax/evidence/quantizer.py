@@ -46,14 +46,23 @@ def evaluate_quantizer(
     every = max(1, -(-len(source.rows) // max_pairs))
     rows = source.rows[::every]
 
+    model = run.stage.model_config
+    features = model.predicts == "features"
+
     @jax.jit
     def reconstruct(params, variables, first, last, other):
         read = run.stage.read(params, variables, first, last)
         recon = run.stage.decode_latent(params, variables, first, read.received_BLQ)
         exchanged = run.stage.decode_latent(params, variables, first, read.received_BLQ[other])
-        missed = jnp.mean(jnp.square(exchanged - last.astype(jnp.float32) / 255.0), (1, 2, 3))
+        before, goal = (run.stage.target(params, variables, x) for x in (first, last))
+
+        def missed(drawn):
+            return jnp.mean(jnp.square(drawn - goal), (1, 2, 3))
+
+        errors = jnp.stack([missed(recon), missed(before)], axis=1)
         codes = () if read.z_BL is None else (read.z_BL,)
-        return recon, missed, read.latent_BLQ, read.received_BLQ, *codes
+        kept = errors if features else recon
+        return kept, missed(exchanged), read.latent_BLQ, read.received_BLQ, *codes
 
     kept, rng = [], np.random.default_rng(0)
     with Progress(f"read {Path(source.index.directory).name}", len(rows), unit="pair") as bar:
@@ -66,14 +75,14 @@ def evaluate_quantizer(
             first, last, *outputs = (np.asarray(x)[: batch.size][batch.good] for x in arrays)
             kept.append((first, last, batch.rows[batch.good], *outputs))
             bar.update(batch.size)
-    first, last, rows, recon, exchanged, latents, received, *codes = (
+    first, last, rows, drawn, exchanged, latents, received, *codes = (
         np.concatenate(x) for x in zip(*kept, strict=True)
     )
-    model = run.stage.model_config
     sample = Sample(
         first=first,
         last=last,
-        recon=recon,
+        recon=None if features else drawn,
+        errors=drawn if features else None,
         z=codes[0] if codes else None,
         actions=source.actions(rows),
         latents=latents,
@@ -82,6 +91,7 @@ def evaluate_quantizer(
         received=received,
         codebook_size=model.codebook_size,
         decode=_asked(run, run.stage.decode_latent),
+        target=_asked(run, run.stage.target) if features else None,
         read=_asked(run, lambda *given: tuple(run.stage.read(*given))),
         chains=_chains(source, max_pairs // 4) if deep else None,
     )

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from lapa_jax.diagnostics.probes import fit_ridge, split_episodes
-from lapa_jax.diagnostics.reconstruction import image_errors, reconstruction_report
+from lapa_jax.diagnostics.reconstruction import decoder_errors, reconstruction_report
 from lapa_jax.diagnostics.sample import Sample
 
 HIDDEN, STEPS, BATCH, LEARNING_RATE = 64, 400, 64, 3e-3
@@ -37,11 +37,13 @@ def decoder_given_true_action(sample: Sample, *, seed: int = 0) -> dict[str, Any
         z = (start + hidden @ weights["out"]).reshape(-1, *shape)
         return z
 
+    goal = sample.target or jax.tree_util.Partial(lambda x: x.astype(jnp.float32) / 255.0)
+
     @jax.jit
-    def step(weights, state, decode, first, last, x, start):
+    def step(weights, state, decode, goal, first, last, x, start):
         def loss(weights):
             drawn = decode(first, predict(weights, x, start))
-            return jnp.mean(jnp.square(drawn - last.astype(jnp.float32) / 255.0))
+            return jnp.mean(jnp.square(drawn - goal(last)))
 
         updates, state = optimizer.update(jax.grad(loss)(weights), state)
         return optax.apply_updates(weights, updates), state
@@ -57,13 +59,9 @@ def decoder_given_true_action(sample: Sample, *, seed: int = 0) -> dict[str, Any
     for _ in range(STEPS):
         rows = rng.choice(train, BATCH)
         batch = (first[rows], last[rows], inputs[rows], start[rows])
-        weights, state = step(weights, state, sample.decode, *batch)
+        weights, state = step(weights, state, sample.decode, goal, *batch)
 
-    draw = jax.jit(lambda decode, first, x, start: decode(first, predict(weights, x, start)))
-    errors = []
-    for part in np.array_split(np.flatnonzero(test), -(-int(test.sum()) // 256)):
-        rows = np.resize(part, 256)  # one shape, one program
-        drawn = draw(sample.decode, first[rows], inputs[rows], start[rows])
-        drawn = np.asarray(drawn)[: len(part)]
-        errors.append(np.stack(image_errors(first[part], last[part], drawn), axis=1))
-    return reconstruction_report(*np.concatenate(errors).T, episode[test], seed=seed)
+    fitted = np.asarray(predict(weights, inputs[test], start[test]))
+    first, last = first[test], last[test]
+    errors = decoder_errors(sample, first, fitted, first, last)
+    return reconstruction_report(*errors, episode[test], seed=seed)

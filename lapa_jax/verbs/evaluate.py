@@ -148,7 +148,10 @@ def _quantizer(run: Model, corpora: dict[str, dict], args: argparse.Namespace) -
         env = _environment(run, args)
         window = args.window_seconds or trained_window(run.config)
         motions = dict(episodes=args.simulate, seed=args.seed, window_seconds=window)
-        result["transfer"], frames = evaluate_transfer(run, env, view=args.view, **motions)
+        if run.stage.model_config.predicts == "pixels":
+            result["transfer"], frames = evaluate_transfer(run, env, view=args.view, **motions)
+        else:
+            logging.warning("no transfer to other scenes: the decoder predicts no frames")
         if "distractors" in env.spec.views:
             result["distractors"] = evaluate_distractors(run, env, **motions)
     if args.report:

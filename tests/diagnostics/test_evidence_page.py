@@ -11,7 +11,7 @@ from lapa_jax.evidence.quantizer import QuantizerEvaluation
 from lapa_jax.report.html import Report
 
 
-def evaluation(actions=0, episodes=6, seen=0.0, still=False):
+def evaluation(actions=0, episodes=6, seen=0.0, still=False, features=False):
     """Of 48 pairs of noise, with so many dimensions of actions."""
     rng = np.random.default_rng(0)
     first, last = rng.integers(0, 256, (2, 48, 16, 16, 3), dtype=np.uint8)
@@ -24,7 +24,8 @@ def evaluation(actions=0, episodes=6, seen=0.0, still=False):
         actions=rng.normal(size=(48, actions)) if actions else None,
         episode=np.arange(48) * episodes // 48,
         codebook_size=4,
-        recon=last / 255.0,
+        recon=None if features else last / 255.0,
+        errors=np.full((48, 2), [1.0, 4.0]) if features else None,
         exchanged_mse=rng.random(48),
     )
     report = {"pairs": 48, "episodes": episodes, "seen_in_training": seen, "window_seconds": 0.5}
@@ -55,6 +56,12 @@ def test_any_number_of_actions_has_its_page(actions):
 def test_names_and_units_are_those_that_are_given():
     text = text_of(evaluation(2), actions=("x, metres a window", "y, metres a window"))
     assert "R² x R² y" in text
+
+
+def test_a_decoder_of_features_has_no_pictures():
+    text = text_of(evaluation(features=True))
+    assert "predicts features of the later frame, no picture; skill 0.75" in text
+    assert "PSNR" not in text
 
 
 def test_a_still_clip_of_the_training_promises_nothing():

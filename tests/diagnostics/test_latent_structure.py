@@ -1,5 +1,7 @@
 """Worlds whose answers are known: grey frames whose brightness moves, and models of them."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
@@ -11,6 +13,7 @@ from lapa_jax.diagnostics import (
     displacement,
     embodiment,
     information,
+    reconstruction,
     statistics,
     window_curve,
 )
@@ -97,6 +100,24 @@ def test_a_motion_applied_again_goes_on(motion, look):
     assert found["relative"] == pytest.approx(1.0) and found["mse"] == pytest.approx(0.0)
     assert found["relative_interval"] == pytest.approx([1.0, 1.0])
     assert again.of_sample(look)["relative"] == pytest.approx(0.0)
+
+
+def test_a_decoder_of_features_is_compared_where_it_answers(motion):
+    """Features are the brightness, ten times as large."""
+    features = dataclasses.replace(
+        motion,
+        recon=None,
+        errors=np.array([[0.5, 2.0]] * len(motion.first)),
+        decode=lambda first, z: 10.0 * motion.decode(first, z)[:, :1, :1, 0],
+        target=lambda frames: 10.0 * frames[:, :1, :1, 0],
+    )
+    found = again.of_sample(features)
+    assert found["relative"] == pytest.approx(1.0)
+    assert found["mse_again"] == pytest.approx(100.0 * again.of_sample(motion)["mse_again"])
+    of_two = algebra.of_sample(features)["cumulative"]["2"]
+    assert of_two["direct"] == pytest.approx(1.0) and "chained" not in of_two
+    report = reconstruction.of_sample(features)
+    assert report["skill"] == 0.75 and report["psnr"] is report["psnr_copy"] is None
 
 
 def test_a_cut_shows_what_is_carried_as_a_picture(motion, look):

@@ -112,8 +112,8 @@ def test_bad_inputs_are_named():
         linear_probe(one_hot_codes(z, 4), actions * np.nan, episode, seed=0)
     with pytest.raises(ValueError, match="3 episodes"):
         linear_probe(one_hot_codes(z, 4), actions, episode % 2, seed=0)
-    with pytest.raises(ValueError, match="divisible"):
-        pooled_frames(frames, 5)
+    with pytest.raises(ValueError, match="at least 99"):
+        pooled_frames(frames, 99)
     with pytest.raises(ValueError, match="built-in"):
         probe_latent_actions(z, actions, episode, seed=0, extra={"latent_action": z})
 
@@ -122,3 +122,6 @@ def test_pooled_frames_average_blocks():
     frames = np.zeros((1, 4, 4, 1))
     frames[0, :2, 2:] = 8
     np.testing.assert_array_equal(pooled_frames(frames, 2), [[0, 8, 0, 0]])
+    frames = np.arange(25.0).reshape(1, 5, 5, 1)  # blocks of 2 and of 3
+    means = [frames[0, a, b].mean() for a in np.s_[:2, 2:] for b in np.s_[:2, 2:]]
+    np.testing.assert_allclose(pooled_frames(frames, 2), [means])
