@@ -46,9 +46,7 @@ def write(form: str, path: str | Path, name: str, found: Mapping[str, Vectors]) 
         numbers = {n: getattr(one.statistics, n) for n in _NUMBERS} | one.quantiles
         group: dict[str, Any] = {key: list(numbers[key]) for key in _KEPT[form]}
         if form == "openvla" and ours == "action":
-            closes = {gripper.dimension for gripper in one.statistics.grippers}
-            used = one.statistics.mask
-            group["mask"] = [is_used and d not in closes for d, is_used in enumerate(used)]
+            group["mask"] = normalised(one.statistics)
         if form == "lerobot":
             group["count"] = [one.statistics.count]
         groups[theirs] = group
@@ -62,11 +60,19 @@ def write(form: str, path: str | Path, name: str, found: Mapping[str, Vectors]) 
     storage.write_text(Path(path), json.dumps(content, indent=2, allow_nan=False) + "\n")
 
 
+def normalised(actions: Normaliser) -> list[bool]:
+    """OpenVLA's mask of action dimensions: grippers are left as they are."""
+    closes = {gripper.dimension for gripper in actions.grippers}
+    return [used and d not in closes for d, used in enumerate(actions.mask)]
+
+
 def read(path: str | Path, name: str = "") -> tuple[str, dict[str, Normaliser]]:
     """(format, statistics of "action", "state" or both). `name`: of several data sets in a file of
     OpenVLA's. ValueError for what is no such file, with what it holds."""
     try:
         content = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise ValueError(f"--read {path}: it cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise ValueError(f"--read {path}: it is not JSON ({error})") from error
     if not isinstance(content, dict):

@@ -145,7 +145,8 @@ class DrawsAndReads:
         later = self.draw(params, variables, prompts, first, **options)
         pair = jnp.stack([first, later], axis=1)
         held = params["inverse"], variables["inverse"]
-        asked = self.inverse.prompts([""] * len(first))
+        # Constants of which XLA would otherwise compute what it can while it compiles: for seconds.
+        asked = jax.lax.optimization_barrier(self.inverse.prompts([""] * len(first)))
         return self.inverse.act(*held, asked, pair, **(key if self.inverse.draws else {}))
 
     def draw(

@@ -81,6 +81,11 @@ def test_what_is_written_is_read_and_of_this_corpus(corpus, index, form, tmp_pat
     assert (found["action"].mask == (True, True, False)) == (form == "openvla")
     text = run(capsys, corpus[0], "--read", path, "--read", other)
     assert f"{path} ({form}): action of this corpus, off by 0.00% at most" in text
+    # The gripper that the file knows of the look of these data does not tell.
+    told = "but its mask normalises action dimensions 0, 1, where 0, 1, 2 are expected (--gripper)"
+    assert (told in text) == (form == "openvla")
+    same = run(capsys, corpus[0], "--read", path, "--gripper", "2:binary:1")
+    assert "its mask" not in same
     assert f"{other} (lapa): state of this corpus" in text
     of_ours = json.loads(other.read_text())["statistics"]["action"]
     assert of_ours["source"] == index.hash and of_ours["control_hz"] == 5.0
@@ -174,6 +179,9 @@ def test_mistakes_in_flags_are_named(corpus, index):
         (("--gripper", "2"), "--gripper 2: it is DIMENSION:continuous:OPEN"),
         (("--gripper", "3:binary:1"), "--gripper 3:binary:1: dimensions are 0 to 2"),
         (("--gripper", "2:soft:1"), "--gripper 2:soft:1"),
+        (("--gripper", "2:binary:7"), "--gripper 2:binary:7: that dimension holds "),
+        (("--gripper", "2:continuous:1,-1:continuous:0"), "dimension 2 is there twice"),
+        (("--read", "nowhere.json"), "--read nowhere.json: it cannot be read .No such file"),
         (("--names", "x,y"), "--names gives 2, an action has 3 dimensions"),
         (("--horizon", "2"), "--horizon 2 is of the chunks of --delta"),
         (("--write", "octo", "x.json"), "--write octo: one of openpi, openvla, lerobot"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -103,7 +104,7 @@ def _vectors(index: CorpusIndex, options: Options, values: dict[str, Any]) -> di
                 f"--{flag} gives {len(given)}, an action has {index.action_dim} dimensions"
             )
     given, dim = options.gripper, index.action_dim
-    said["grippers"] = _grippers(given, dim) if given else grippers(index)
+    said["grippers"] = _grippers(given, dim, values) if given else grippers(index)
     said["delta"] = tuple(d % dim for d in options.delta)
     of = values
     if options.delta:
@@ -115,7 +116,7 @@ def _vectors(index: CorpusIndex, options: Options, values: dict[str, Any]) -> di
     return found
 
 
-def _grippers(given: str, dim: int) -> tuple[Gripper, ...]:
+def _grippers(given: str, dim: int, values: dict[str, Any]) -> tuple[Gripper, ...]:
     if given == "none":
         return ()
     found = []
@@ -130,7 +131,17 @@ def _grippers(given: str, dim: int) -> tuple[Gripper, ...]:
             ) from error
         if not -dim <= gripper.dimension < dim:
             raise ValueError(f"--gripper {one}: dimensions are 0 to {dim - 1}")
-        found.append(dataclasses.replace(gripper, dimension=gripper.dimension % dim))
+        gripper = dataclasses.replace(gripper, dimension=gripper.dimension % dim)
+        low, high = (values[name][gripper.dimension] for name in ("min", "max"))
+        slack = 1e-6 * max(abs(low), abs(high))  # data are float32
+        if gripper.kind == "binary" and not low - slack <= gripper.open <= high + slack:
+            raise ValueError(
+                f"--gripper {one}: that dimension holds {low:g} to {high:g}, and a binary gripper "
+                f"that is open at {gripper.open:g} would never open"
+            )
+        if any(gripper.dimension == other.dimension for other in found):
+            raise ValueError(f"--gripper {given}: dimension {gripper.dimension} is there twice")
+        found.append(gripper)
     return tuple(found)
 
 
@@ -163,9 +174,21 @@ def _compared(vectors: dict[str, Vectors], options: Options) -> list[str]:
         for what, one in theirs.items():
             if what not in vectors:
                 raise ValueError(f"--read {path}: it is of a {what}, and the corpus has none")
-            off = stat_files.compare(vectors[what].statistics, one, path, what)
-            lines.append(f"{path} ({form}): {what} of this corpus, off by {off:.2%} at most")
+            ours = vectors[what].statistics
+            off = stat_files.compare(ours, one, path, what)
+            line = f"{path} ({form}): {what} of this corpus, off by {off:.2%} at most"
+            used = stat_files.normalised(ours)
+            if form == "openvla" and what == "action" and list(one.mask) != used:
+                line += (
+                    f"; but its mask normalises action dimensions {_places(one.mask)}, where "
+                    f"{_places(used)} are expected (--gripper)"
+                )
+            lines.append(line)
     return lines
+
+
+def _places(mask: Sequence[bool]) -> str:
+    return ", ".join(str(d) for d, used in enumerate(mask) if used) or "none"
 
 
 def _table(values: dict[str, Any], sizes: tuple[int, ...]) -> str:
