@@ -207,8 +207,12 @@ class Chunks:
 
 
 def check_rate(theirs: float | None, ours: float | None, whose: str, at: str) -> None:
-    """ValueError where actions of `theirs` a second are taken at `ours`; of what is not known
-    nothing is said."""
+    """ValueError where actions of `theirs` a second are taken at `ours`, and for what is no rate;
+    of what is not known (None, 0) nothing is said."""
+    for rate, who in ((theirs, whose), (ours, at)):
+        is_number = isinstance(rate, int | float | np.number) and not isinstance(rate, bool)
+        if rate is not None and not (is_number and math.isfinite(rate) and rate >= 0):
+            raise ValueError(f"{who} acts at {rate!r} Hz: it must be positive, or 0: not known")
     if theirs and ours and not math.isclose(theirs, ours, rel_tol=0.02):
         raise ValueError(
             f"{whose} acts at {theirs:g} Hz, {at} at {ours:g} Hz: take a policy that was trained "

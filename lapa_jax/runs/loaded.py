@@ -285,6 +285,7 @@ class LoadedPolicy(Model):
         if seed is not None:
             options["key"] = jax.random.key(seed)
         single = isinstance(instruction, str)
+        check_texts(instruction)
         if going_on is not None:
             examples = () if single else (len(instruction),)
             options["going_on"] = self._going_on(*going_on, examples)
@@ -355,6 +356,13 @@ class LoadedPolicy(Model):
         B, N = images.shape[:2]
         codes = self.image_tokenizer.encode(images.reshape(B * N, *images.shape[2:]))
         return np.asarray(codes).reshape(B, N, -1)
+
+
+def check_texts(instruction: str | Sequence[str]) -> None:
+    """ValueError for what is neither a text nor several."""
+    several = isinstance(instruction, Sequence | np.ndarray) and not isinstance(instruction, bytes)
+    if not (several and all(isinstance(text, str) for text in instruction)):
+        raise ValueError(f"the instruction is {instruction!r:.80}, not a text or a list of texts")
 
 
 def _in_codebook(codes: jax.Array, name: str, size: int) -> jax.Array:

@@ -16,7 +16,7 @@ from data_pipelines.convert.conversion import FITS
 from data_pipelines.convert.looks import fit_image
 from lapa_jax.envs.drive import drive
 from lapa_jax.envs.execution import BY_RUN, Chunks, Execution, check_rate
-from lapa_jax.runs.loaded import LoadedPolicy
+from lapa_jax.runs.loaded import LoadedPolicy, check_texts
 from lapa_jax.serving import fields
 
 
@@ -98,6 +98,7 @@ class LeRobotPolicy:
             raise ValueError("the cameras have different numbers of images")
         frame = np.stack([x[None] if single else x for x in images], axis=1)  # (B, cameras, ...)
         task = fields.find(observation, fields.TEXTS, "task")
+        check_texts(task)
         texts = [task] if isinstance(task, str) else list(task)
         if len(texts) != len(frame):
             raise ValueError(f"{len(texts)} tasks for {len(frame)} images of a camera")

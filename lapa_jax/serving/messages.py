@@ -174,13 +174,13 @@ class Reader:
                 "actions of an answer",
             )
         given = fields.maybe(message, fields.RATE)
-        if given is not None and self.control_hz:
-            known = type(given) in (int, float) and abs(given) < 1e9
-            if not known or not math.isclose(given, self.control_hz, rel_tol=0.02):
-                raise Refused(
-                    422,
-                    f"{fields.RATE} {_shown(given)}: this policy acts at {self.control_hz:g} Hz",
-                )
+        if given is None:
+            return
+        known = type(given) in (int, float) and 0 < given < 1e9
+        own = self.control_hz
+        if not known or own and not math.isclose(given, own, rel_tol=0.02):
+            why = f"this policy acts at {own:g} Hz" if own else "it must be a positive number"
+            raise Refused(422, f"{fields.RATE} {_shown(given)}: {why}")
 
     def _going_on(self, message: dict) -> tuple[np.ndarray, np.ndarray] | None:
         sent = [fields.maybe(message, name) for name in FOLLOWING]

@@ -451,7 +451,10 @@ class PolicyStage(Stage):
                 else "this policy was trained without the robot's state: give none"
             )
         if self.state:
-            own = np.asarray(own, np.float32)
+            own = np.asarray(own)
+            if own.dtype.kind not in "fiub":
+                raise ValueError(f"the robot's state has dtype {own.dtype}, not of real numbers")
+            own = own.astype(np.float32)
             self.state.check(own)
             if len(own) != len(rows["tokens"]):
                 raise ValueError(f"{len(own)} states for {len(rows['tokens'])} instructions")

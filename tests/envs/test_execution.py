@@ -199,3 +199,6 @@ def test_nothing_is_taken_of_a_bad_answer():
     check_rate(5.05, 5.0, "it", "there")
     with pytest.raises(ValueError, match="it acts at 10 Hz, there at 5 Hz"):
         check_rate(10.0, 5.0, "it", "there")
+    for no_rate in (-1.0, np.nan, np.inf, "5", True):
+        with pytest.raises(ValueError, match=f"there acts at {no_rate!r} Hz: it must be positive"):
+            check_rate(None, no_rate, "it", "there")

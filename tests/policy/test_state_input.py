@@ -151,9 +151,15 @@ def test_answers_are_of_the_state_that_is_given(policy):
         (OWN[:2, :1], "states of shape .2, 1.*was trained with states of 2 numbers"),
         (OWN[:1], "1 states for 2"),
         (OWN[:2] * np.float32([1, np.nan]), "number 1 of the robot's state is nan"),
+        (OWN[:2] * 1j, "state has dtype complex.*, not of real numbers"),
+        (np.array([["1", "2"]] * 2), "state has dtype <U1, not of real numbers"),
+        (np.zeros((2, 0)), "states of shape .2, 0."),
     ):
         with pytest.raises(ValueError, match=why):
             policy.predict(images, texts, state=wrong)
+    for text in (None, 3, b"push", ["push", None]):
+        with pytest.raises(ValueError, match="the instruction is .*, not a text or a list of"):
+            policy.predict(images, text, state=OWN[:2])
     with pytest.raises(KeyError, match="state: the policy needs one of"):
         asked.select_action({"observation.images.a": images[0], "task": "push"})
 

@@ -13,6 +13,8 @@ from lapa_jax.arena.client import Policy, ServerError
 from lapa_jax.envs.execution import FOLLOWING, Chunks, Execution
 from lapa_jax.runs import loaded
 from lapa_jax.serving.adapters import LeRobotPolicy
+from lapa_jax.serving.limits import Limits, Refused
+from lapa_jax.serving.messages import Reader
 
 HORIZON, TEXT = 4, "push the red block"
 
@@ -115,6 +117,14 @@ def test_clients_of_another_horizon_are_refused(server, sent, why):
             client.ask({"image": picture(0), "prompt": TEXT} | sent, 2)
         same = {"prediction_horizon": 4, "execution_horizon": 4, "control_hz": 5.0}
         assert client.ask({"image": picture(0), "prompt": TEXT} | same, 2).shape == (4, 2)
+
+
+@pytest.mark.parametrize("rate", ["fast", -5, 0, float("inf"), True, [5]])
+def test_what_is_no_rate_is_refused_where_none_is_known(rate):
+    reader = Reader((32, 48), 1, 1, (), "crop", Limits(), horizon=HORIZON)
+    reader._check_horizons({"control_hz": 10})
+    with pytest.raises(Refused, match="control_hz .* it must be a positive number"):
+        reader._check_horizons({"control_hz": rate})
 
 
 def test_adapters_act_by_the_same_rule(policy):
