@@ -2,7 +2,8 @@
 
 Wilson (1927) for one proportion; Newcombe (1998) hybrid-score intervals, method 10, for the
 difference of two proportions, independent or paired; a seeded percentile bootstrap that resamples
-episodes, because frames of one episode are not independent.
+episodes, because frames of one episode are not independent; for studies of several seeds and tasks
+one that resamples all levels, with Holm's correction and the summaries of Agarwal et al. (2021).
 """
 
 import math
@@ -198,3 +199,63 @@ def means(
         mean = bootstrap_ratio(rows, np.ones(len(rows)), episode, seed=seed)
         found |= {name: mean.estimate, f"{name}_interval": [mean.low, mean.high]}
     return found
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A difference with its interval, and how often resamples lie on the other side of 0, twice."""
+
+    difference: Interval
+    p: float
+
+
+def hierarchical(
+    values_STN: np.ndarray, *, seed: int, resamples: int = 4000, confidence: float = CONFIDENCE
+) -> Contrast:
+    """The mean of float (seeds, tasks, start states), and a percentile interval of it by resampling
+    seeds, tasks, and in each task drawn its start states, which all seeds share. Of two arms that
+    start alike the values are differences, so that the resamples are paired. p is two-sided, at
+    least 1 / (resamples + 1)."""
+    values = np.asarray(values_STN, np.float64)
+    if values.ndim != 3 or not values.size or not np.isfinite(values).all():
+        raise ValueError(
+            f"values of shape {values.shape} must be finite, of (seeds, tasks, start states)"
+        )
+    S, T, N = values.shape
+    rng = np.random.default_rng(seed)
+    of_seed = rng.multinomial(S, np.full(S, 1 / S), size=resamples)
+    of_task = rng.multinomial(T, np.full(T, 1 / T), size=resamples)
+    means = np.empty(resamples)
+    for i in range(resamples):
+        of_start = rng.multinomial(N * of_task[i], np.full(N, 1 / N))  # (T, N)
+        means[i] = np.einsum("stn,s,tn->", values, of_seed[i], of_start) / values.size
+    ends = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    found = Interval(float(values.mean()), *ends.tolist(), confidence)
+    beyond = min((means <= 0).sum(), (means >= 0).sum())
+    return Contrast(found, min(1.0, 2 * (int(beyond) + 1) / (resamples + 1)))
+
+
+def holm(p: Mapping[str, float]) -> dict[str, float]:
+    """p of several primary contrasts, each raised so that all may be read together (Holm 1979)."""
+    found, most = {}, 0.0
+    for i, name in enumerate(sorted(p, key=p.__getitem__)):
+        most = max(most, min(1.0, (len(p) - i) * p[name]))
+        found[name] = most
+    return {name: found[name] for name in p}
+
+
+def interquartile_mean(scores: np.ndarray) -> float:
+    """The mean of the middle half of scores of runs and tasks (Agarwal et al. 2021)."""
+    from scipy.stats import trim_mean  # half a second
+
+    return float(trim_mean(np.ravel(scores), 0.25))
+
+
+def probability_of_improvement(scores_a_ST: np.ndarray, scores_b_ST: np.ndarray) -> float:
+    """How often a run of a is above one of b, a tie as half, mean over tasks (same source)."""
+    from scipy.stats import mannwhitneyu
+
+    found = []
+    for a, b in zip(np.transpose(scores_a_ST), np.transpose(scores_b_ST), strict=True):
+        found.append(mannwhitneyu(a, b).statistic / (len(a) * len(b)))
+    return float(np.mean(found))

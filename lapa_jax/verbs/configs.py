@@ -1,4 +1,4 @@
-"""`lapa configs`: the shipped configs and sweeps, what each shows and what it costs.
+"""`lapa configs`: the shipped configs, sweeps and studies, what each shows and what it costs.
 
 A name stands wherever a file does, from any directory: `lapa train --config action_vla/tabletop`.
 """
@@ -9,7 +9,11 @@ import textwrap
 from lapa_jax import config as configs
 from lapa_jax.verbs import flags, text
 
-FUNCTIONS = {"get_config": "lapa train --config", "get_sweep": "lapa sweep"}
+FUNCTIONS = {
+    "get_config": "lapa train --config",
+    "get_sweep": "lapa sweep",
+    "get_study": "lapa study",
+}
 
 
 def main(argv: list[str]) -> int:

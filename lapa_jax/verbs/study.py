@@ -12,6 +12,7 @@ from typing import Any
 
 from lapa_jax import config as configs
 from lapa_jax.runs import program as programs
+from lapa_jax.studies import record
 from lapa_jax.studies.study import Interrupted, Study, name_of, text_of, write_csv
 from lapa_jax.train import EXIT_RESTART
 from lapa_jax.verbs import flags, text
@@ -21,6 +22,7 @@ def main(argv: list[str]) -> int:
     parser = flags.parser("lapa study", __doc__, "lapa study my_study.py --workdir runs/my_study")
     parser.add_argument("study", metavar="FILE[:args]", help="a file with get_study")
     add_flags(parser, "files of the study, and its runs")
+    parser.add_argument("--record", metavar="FILE", help="writes what was found there, as JSON")
     args = parser.parse_args(argv)
     check_flags(args)
     workdir = Path(args.workdir)
@@ -33,6 +35,8 @@ def main(argv: list[str]) -> int:
         return code
     rows = study.rows()
     write_csv(workdir / "rows.csv", rows)
+    if args.record:
+        record.write(Path(args.record), args.study, study)
     show_rows(rows)
     text.show(f"\n{workdir}/rows.csv")
     return 0

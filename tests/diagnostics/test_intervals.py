@@ -7,7 +7,11 @@ from scipy.stats import binomtest
 from lapa_jax.diagnostics.statistics import (
     bootstrap_ratio,
     difference_of_proportions,
+    hierarchical,
+    holm,
+    interquartile_mean,
     paired_difference_of_proportions,
+    probability_of_improvement,
     wilson_interval,
 )
 
@@ -123,3 +127,34 @@ def test_frames_of_one_episode_do_not_count_as_independent():
 def test_zero_denominator_is_an_error():
     with pytest.raises(ValueError, match="denominator"):
         bootstrap_ratio(np.ones(4), np.array([1.0, 0, 0, 0]), np.arange(4), seed=0)
+
+
+def test_all_levels_are_resampled():
+    """Of normal effects of seeds, tasks and start states the interval has the width that their
+    variances say; without an effect of seeds it is narrower."""
+    rng = np.random.default_rng(0)
+    S, T, N = 20, 12, 50
+    of_seed, of_task = rng.normal(size=(S, 1, 1)), 0.5 * rng.normal(size=(1, T, 1))
+    values = of_seed + of_task + rng.normal(size=(1, T, N))
+    found = hierarchical(values, seed=0).difference
+    wanted = 1.96 * np.sqrt(of_seed.var() / S + of_task.var() / T + 1 / (T * N))
+    assert (found.high - found.low) / 2 == pytest.approx(wanted, rel=0.12)
+    alone = hierarchical(of_task + values - values.mean(axis=0), seed=0).difference
+    assert alone.high - alone.low < found.high - found.low
+
+
+def test_p_is_small_where_all_resamples_agree_and_one_without_an_effect():
+    values = np.random.default_rng(1).normal(size=(5, 4, 30))
+    assert hierarchical(values + 3.0, seed=0).p == pytest.approx(2 / 4001)
+    assert hierarchical(values - values.mean((0, 1, 2)), seed=0).p > 0.5
+    with pytest.raises(ValueError, match="must be finite"):
+        hierarchical(np.full((2, 2, 2), np.nan), seed=0)
+
+
+def test_holm_and_the_summaries_of_runs():
+    assert holm({"a": 0.04, "b": 0.01, "c": 0.03}) == pytest.approx(
+        {"a": 0.06, "b": 0.03, "c": 0.06}
+    )
+    assert interquartile_mean(np.array([[0.0, 1.0], [2.0, 99.0]])) == 1.5
+    above, tied = np.array([[1.0], [2.0]]), np.array([[1.0], [0.0]])
+    assert probability_of_improvement(above, tied) == 0.875

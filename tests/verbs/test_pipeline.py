@@ -17,7 +17,7 @@ from data_pipelines.index.labels import LabelSet, LabelSetWriter
 from data_pipelines.loader import DataSettings, open_mixture
 from experiments import base
 from lapa_jax import train
-from lapa_jax.runs import examples, loaded
+from lapa_jax.runs import control_labels, examples, loaded
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compile")]
 
@@ -85,6 +85,32 @@ def test_labels_are_what_the_quantizer_says(quantizer, labelled):
     first, last = (np.stack([_frame(index, r + d) for r in rows]) for d in (0, steps))
     z = run.stage.quantize(run.params, run.variables, jnp.asarray(first), jnp.asarray(last))
     np.testing.assert_array_equal(labels.labels(rows), z)
+
+
+def test_controls_label_the_same_frames_and_carry_nothing_learnt(quantizer, labelled):
+    run = loaded.load(quantizer)
+    corpora = {view: {"path": str(labelled / view)} for view in ("human", "robot")}
+    found = {}
+    for kind in control_labels.KINDS:
+        control_labels.write_controls(kind, run, tiny.LABEL_SET, kind, corpora, seed=0)
+        for view, corpus in corpora.items():
+            index = load_index(corpus["path"], split="train")
+            true, made = (
+                LabelSet.open(index.sidecar_dir, name, index) for name in (tiny.LABEL_SET, kind)
+            )
+            np.testing.assert_array_equal(made.valid, true.valid)
+            assert made.provenance["control"] == kind
+            rows = np.flatnonzero(made.valid)
+            found[kind, view] = made.labels(rows)
+            if kind == "shuffled":
+                assert not np.array_equal(made.labels(rows), true.labels(rows))
+                counts = (np.bincount(x.labels(rows).ravel(), minlength=8) for x in (made, true))
+                np.testing.assert_array_equal(*counts)
+    hashes = {made.provenance["quantizer_hash"], true.provenance["quantizer_hash"]}
+    assert len(hashes) == 2
+    assert all(len(np.unique(codes)) > 1 for codes in found.values())
+    with pytest.raises(ValueError, match="'copied' must be one of"):
+        control_labels.write_controls("copied", run, tiny.LABEL_SET, "x", corpora, seed=0)
 
 
 def _frame(index, row):

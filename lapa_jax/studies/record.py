@@ -1,0 +1,76 @@
+"""Results of record: what a finished study found, as a small file in the repository, and the tables
+of documents that are made of it. No number of such a table is typed.
+
+A study file has `tables(rows)`, {name: rows of cells, the first of them the header}. A document
+holds a table between the comments `<!-- results STUDY/NAME -->` and `<!-- end of results -->`.
+"""
+
+import datetime
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.storage import places
+from lapa_jax import config as configs
+from lapa_jax.diagnostics.statistics import Interval
+from lapa_jax.runs import run as runs
+from lapa_jax.studies.study import Study
+from lapa_jax.version import __version__
+
+FOLDER = "results"  # beside the study files
+_BLOCK = re.compile(r"(<!-- results ([\w/]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+
+
+def write(path: Path, spec: str, study: Study) -> None:
+    """The rows of a study that is done, with `outcomes` as a text of 0 and 1."""
+    rows = [
+        row | {"outcomes": "".join("01"[x] for x in row["outcomes"])} if "outcomes" in row else row
+        for row in study.rows()
+    ]
+    seconds = sum(study.seconds().values())
+    found = {
+        "command": f"lapa study {spec}",
+        "version": __version__,
+        "date": datetime.date.today().isoformat(),
+        "hours": round(seconds / 3600, 2),
+        "rows": [{key: x for key, x in row.items() if key != "asked"} for row in rows],
+    }
+    runs.write_json(path, found)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The same, with `outcomes` as bools."""
+    found = places.read_json(path, "make it anew with `lapa study --record`")
+    for row in found["rows"]:
+        if "outcomes" in row:
+            row["outcomes"] = [x == "1" for x in row["outcomes"]]
+    return found
+
+
+def percent(found: Interval) -> str:
+    """A rate, or a difference of two, with its interval."""
+    value, low, high = (100 * x for x in (found.estimate, found.low, found.high))
+    return f"{value:.1f} % ({low:.1f} to {high:.1f})"
+
+
+def filled(document: str, tables: Mapping[str, Sequence[Sequence[str]]]) -> str:
+    """A document with its tables made anew. ValueError for one that is not there."""
+
+    def block(match: re.Match) -> str:
+        if (name := match[2]) not in tables:
+            raise ValueError(f"the document has a table {name!r}: there are {sorted(tables)}")
+        header, *rows = tables[name]
+        lines = [header, ["---"] * len(header), *rows]
+        return match[1] + "".join(f"| {' | '.join(row)} |\n" for row in lines) + match[3]
+
+    return _BLOCK.sub(block, document)
+
+
+def tables() -> dict[str, list[list[str]]]:
+    """Those of all results of record, by STUDY/NAME."""
+    found = {}
+    for path in sorted((configs.shipped() / "studies" / FOLDER).glob("*.json")):
+        made = configs.call(f"studies/{path.stem}", "tables", read(path)["rows"])
+        found |= {f"{path.stem}/{name}": rows for name, rows in made.items()}
+    return found

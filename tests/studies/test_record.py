@@ -1,0 +1,42 @@
+"""Results of record: kept as they were found, and the only source of the tables made of them."""
+
+import os
+
+import pytest
+import tiny
+
+from lapa_jax.studies import record
+from lapa_jax.studies.study import Cell, Part, Study
+
+
+def test_rows_are_kept(tmp_path):
+    rows = [{"arm": "one", "rate": 0.5, "outcomes": [True, False], "asked": ["go", "stay"]}]
+    study = Study(tmp_path, [Cell({"seed": 3}, (Part("a", lambda: rows),))])
+    study.run()
+    record.write(tmp_path / "kept.json", "mine.py:x=1", study)
+    found = record.read(tmp_path / "kept.json")
+    assert found["command"] == "lapa study mine.py:x=1"
+    assert found["rows"] == [{"seed": 3, "arm": "one", "rate": 0.5, "outcomes": [True, False]}]
+    (tmp_path / "kept.json").write_text('{"rows": ')
+    with pytest.raises(ValueError, match=r"kept\.json is damaged"):
+        record.read(tmp_path / "kept.json")
+
+
+def test_tables_of_a_document_are_filled_and_the_rest_stays():
+    document = "a\n<!-- results one/x -->\nold\n<!-- end of results -->\nb\n"
+    filled = record.filled(document, {"one/x": [["arm", "rate"], ["lapa", "0.5"]]})
+    assert filled == document.replace("old\n", "| arm | rate |\n| --- | --- |\n| lapa | 0.5 |\n")
+    assert record.filled(filled, {"one/x": [["arm", "rate"], ["lapa", "0.5"]]}) == filled
+    with pytest.raises(ValueError, match="one/x"):
+        record.filled(document, {})
+
+
+@pytest.mark.parametrize("path", sorted((tiny.ROOT / "docs").glob("*.md")), ids=lambda x: x.stem)
+def test_documents_say_what_was_found(path):
+    """LAPA_UPDATE_GOLDEN=1 writes them anew."""
+    document = path.read_text()
+    filled = record.filled(document, record.tables())
+    if os.environ.get("LAPA_UPDATE_GOLDEN"):
+        path.write_text(filled)
+    else:
+        assert document == filled
