@@ -38,6 +38,11 @@ VERBS = {
         "a policy behind WebSocket (openpi's protocol) and REST, with a page to try it",
         "lapa serve --workdir runs/action_vla",
     ),
+    "plan": (
+        "lapa_jax.verbs.plan",
+        "what a training will cost: FLOPs, memory, disk, hours, and what to look at when",
+        "lapa plan --config quantizer/paper --topology v5e-16",
+    ),
     "sweep": (
         "lapa_jax.verbs.sweep",
         "a grid of quantizer runs, with a table, CSV and heat maps",

@@ -308,6 +308,11 @@ class PolicyStage(Stage):
     def with_text(self) -> bool:
         return self.layout.text_loss_weight > 0
 
+    def watch(self) -> list[tuple[int, str]]:
+        closed = ", and its success" if self.acts else ""
+        last = f"`lapa evaluate`: what it says of held-out episodes{closed}"
+        return [(self.config.steps, last)]
+
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         k, T, data = self.examples_per_row, self.row_length, self.config.data
         R, rest = divmod(self.config.global_batch, k)

@@ -63,6 +63,19 @@ class QuantizerStage(Stage):
         columns = self._reader.prepare(self._settings, batch)
         return {"frames": batch["frames"], **columns} | augmentation.column(self.config.data, batch)
 
+    def watch(self) -> list[tuple[int, str]]:
+        bottleneck = self.config.model.get("bottleneck", {})
+        alone = bottleneck.get("continuous_steps", 0)
+        whole = alone + bottleneck.get("ramp_steps", 0)
+        found = [(alone, "skill above 0 (codes begin now)")] if alone else []
+        if self.model_config.has_codes:
+            told = (
+                "perplexity_recent at least half of model.codebook_size, and no alarm `collapsed`"
+            )
+            found.append((whole, told))
+        last = "`lapa evaluate --holdout`: the verdict, above all motion and leakage"
+        return [*found, (self.config.steps, last)]
+
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         data, rows = self.config.data, self.config.global_batch
         shape = (rows, data.num_frames, *data.image_size, 3)

@@ -103,6 +103,10 @@ class Stage(Protocol):
         """Loader columns → the device batch; NumPy, on the host."""
         ...
 
+    def watch(self) -> list[tuple[int, str]]:
+        """(step, what to look at then) of a training, for `lapa plan`."""
+        return []
+
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Global shapes and dtypes of the device batch."""
         ...
