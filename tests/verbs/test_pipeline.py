@@ -17,7 +17,8 @@ from data_pipelines.index.labels import LabelSet, LabelSetWriter
 from data_pipelines.loader import DataSettings, open_mixture
 from experiments import base
 from lapa_jax import train
-from lapa_jax.runs import control_labels, examples, loaded
+from lapa_jax.runs import examples, loaded
+from lapa_jax.studies import control_labels
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compile")]
 
