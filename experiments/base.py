@@ -66,6 +66,13 @@ def views(arg: ConfigDict, **changes) -> ConfigDict:
     return ConfigDict({name: corpus(f"{arg.data}/{name}", **changes) for name in names})
 
 
+def views_together(arg: ConfigDict, **changes) -> ConfigDict:
+    """The one corpus of all the views that `arg.views` joins by "+", each of which is a camera."""
+    others = tuple(arg.views.split("+")[1:])
+    one = corpus(f"{arg.data}/{arg.views}", extra_image_keys=others, **changes)
+    return ConfigDict({"together": one})
+
+
 def constant(config: ConfigDict, learning_rate: float) -> None:
     """Trains without warm-up or decay."""
     config.optimizer.update(schedule="constant", warmup_steps=0)

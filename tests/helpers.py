@@ -6,6 +6,7 @@ import numpy as np
 import optax
 
 from lapa_jax.latent import Quantizer, QuantizerConfig
+from lapa_jax.latent.objectives import objective_config
 from lapa_jax.nn.module import Functional
 
 NSVQ = dict(
@@ -18,6 +19,8 @@ NSVQ = dict(
     continuous_steps=0,
     ramp_steps=0,
 )
+
+WAYS = np.array([(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)])
 
 
 def quantizer_config(**changes) -> QuantizerConfig:
@@ -56,7 +59,6 @@ def moving_squares(key: jax.Array, batch: int, size: int = 16) -> tuple[jax.Arra
     place, way, tint = jax.random.split(key, 3)
     corner = jax.random.randint(place, (batch, 2), 3, size - 7)
     direction = jax.random.randint(way, (batch,), 0, 8)
-    steps = np.array([(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)])
     colour = jax.random.uniform(tint, (batch, 1, 1, 3), minval=0.5)
     rows, columns = np.indices((size, size))
 
@@ -65,18 +67,44 @@ def moving_squares(key: jax.Array, batch: int, size: int = 16) -> tuple[jax.Arra
         inside = (rows >= top) & (rows < top + 4) & (columns >= left) & (columns < left + 4)
         return inside[..., None] * colour
 
-    moved = corner + 3 * jnp.asarray(steps)[direction]
+    moved = corner + 3 * jnp.asarray(WAYS)[direction]
     return jnp.stack([draw(corner), draw(moved)], axis=1), direction
+
+
+def batch_of(config: QuantizerConfig, key: jax.Array, batch: int) -> dict[str, jax.Array]:
+    """Moving squares as an objective reads them: of several views by a second camera that sees them
+    mirrored, and with its columns."""
+    frames, direction = moving_squares(key, batch)
+    objective, settings = objective_config(config.objective)
+    if objective.views:
+        frames = jnp.stack([frames, frames[:, :, :, ::-1]], axis=2)
+        frames = frames.reshape(batch, -1, *frames.shape[3:])
+    made = {"frames": frames}
+    for name, spec in objective.columns(settings).items():
+        made[name] = COLUMNS[name](direction, (batch, *spec.shape)).astype(spec.dtype)
+    return made
+
+
+def _actions(direction: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """What moves a square, in the first two dimensions and again in the next two, ..."""
+    return jnp.resize(jnp.asarray(WAYS)[direction].T, (shape[-1], shape[0])).T
+
+
+COLUMNS = {
+    "action": _actions,
+    "action_known": lambda direction, shape: jnp.arange(shape[0]) % 4 > 0,
+}
 
 
 class Training:
     """A quantizer trained on moving squares, the batch of a step the same in every run."""
 
-    def __init__(self, config: QuantizerConfig):
+    def __init__(self, config: QuantizerConfig, level: int = 1):
+        self.config = config
         self.model = Functional(lambda rngs: Quantizer(config, rngs=rngs))
         self._optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(2e-3, b2=0.99))
-        # A hundred steps take longer than to compile one with some optimisation.
-        quick = {"xla_backend_optimization_level": 1}
+        # A hundred steps take longer than to compile one with some optimisation; tiny ones do not.
+        quick = {"xla_backend_optimization_level": level}
         self._step = jax.jit(self._one_step, compiler_options=quick)
         self._evaluate = jax.jit(self._metrics)
 
@@ -93,12 +121,10 @@ class Training:
 
     def _one_step(self, params, variables, opt_state, i):
         data, noise, update = jax.random.split(jax.random.fold_in(jax.random.key(1), i), 3)
-        frames, _ = moving_squares(data, 64)
+        batch = batch_of(self.config, data, 64)
 
         def loss(params):
-            out, new = self.model.apply(
-                params, variables, "__call__", frames, train=True, rng=noise
-            )
+            out, new = self._apply(params, variables, batch, train=True, rng=noise)
             return out["loss"], new
 
         (_, variables), gradient = jax.value_and_grad(loss, has_aux=True)(params)
@@ -107,5 +133,10 @@ class Training:
         return *self.model.after_update(params, variables, i, update), opt_state
 
     def _metrics(self, params, variables):
-        frames, _ = moving_squares(jax.random.key(99), 256)
-        return self.model.apply(params, variables, "__call__", frames, train=False)[0]["metrics"]
+        batch = batch_of(self.config, jax.random.key(99), 256)
+        return self._apply(params, variables, batch, train=False)[0]["metrics"]
+
+    def _apply(self, params, variables, batch, **options):
+        columns = dict(batch)
+        frames = columns.pop("frames")
+        return self.model.apply(params, variables, "__call__", frames, **columns, **options)

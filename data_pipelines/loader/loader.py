@@ -272,11 +272,11 @@ class Plan:
     def _read(self, i: int) -> None:
         """The images of example i; where one is bad, those of the next sample instead."""
         loader = self._loader
-        files, bad = loader._files, loader._bad
+        files, bad, cameras = loader._files, loader._bad, loader.mixture.num_cameras
         corpus = loader.mixture.corpora[self.corpus[i]]
 
         def where(image: int) -> tuple[Corpus, int, int]:
-            frame, camera = divmod(image, loader.mixture.num_cameras)
+            frame, camera = divmod(image, cameras)
             return corpus, camera, int(self.rows[i, frame])
 
         bad.count_seen()
@@ -286,8 +286,8 @@ class Plan:
                 for image, out in enumerate(self.frames[i]):
                     if bad.is_any:
                         bad.refuse(*where(image))
-                    if image == 0 and self._follows(i):
-                        out[:] = self.frames[i - 1, -1]
+                    if image < cameras and self._follows(i):
+                        out[:] = self.frames[i - 1, image - cameras]
                     else:
                         frames.decode_jpeg(read_jpeg(files, self.places[i][image]), out)
                 return

@@ -86,11 +86,11 @@ class _Opening:
                     )
             if "frames" in self.fields and other.image_size not in (None, data.image_size):
                 raise wrong_size(self.name, other.image_size, data.image_size)
-        if data.is_clip and len(cameras) > 1:
+        names = [camera.image_key for camera in cameras]
+        if data.is_clip and len(set(names)) < len(names):
             raise ValueError(
-                f"{settings.key('extra_image_keys')} is {settings.extra_image_keys}, but a clip "
-                f"(data.num_frames {data.num_frames}, data.history_seconds "
-                f"{data.history_seconds}) is of one camera"
+                f"{settings.key('extra_image_keys')} is {list(settings.extra_image_keys)}: of a "
+                f"clip each camera is to be another one beside {names[0]!r}"
             )
         return cameras
 

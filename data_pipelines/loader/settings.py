@@ -190,7 +190,7 @@ class DataSettings:
     def in_order(self) -> "DataSettings":
         """Pairs, every usable one, whatever training draws: to walk over, not to sample."""
         every = dict(fraction=1.0, min_episode_steps=0, require_instruction=False)
-        every |= dict.fromkeys(("label_set", "action_set"), "")
+        every |= dict.fromkeys(("label_set", "action_set"), "") | {"extra_image_keys": ()}
         return replace(
             self.draw_any(),
             sampling="per_frame",

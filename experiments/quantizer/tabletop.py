@@ -14,6 +14,13 @@ Another objective is an argument, and features need a teacher (experiments/teach
     lapa train --config experiments/quantizer/tabletop.py:objective=features \
         --config.model.objective.weights=runs/teacher --workdir runs/quantizer_features
 
+Several cameras at once need a corpus of all of them (`lapa data collect --together`):
+
+    lapa data collect --out data/tabletop --episodes 1000 --families reach --blocks 4 \
+        --horizon 40 --views robot,camera --together
+    lapa train --config experiments/quantizer/tabletop.py:objective=cross_view,views=robot+camera \
+        --workdir runs/quantizer_views
+
 Cost: 0.14 M parameters; 900 steps took 122 seconds on two cores of an AMD EPYC
 (docs/performance.md). quick=True runs in about a minute there.
 """
@@ -31,7 +38,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     config = base.stage_defaults("quantizer")
     config.data.augment = base.augment(arg.augment)
-    config.data.corpora = base.views(arg, window_seconds=0.2)
+    if arg.objective == "cross_view":
+        config.data.corpora = base.views_together(arg, window_seconds=0.2)
+    else:
+        config.data.corpora = base.views(arg, window_seconds=0.2)
     config.compute_dtype, config.global_batch, config.steps = "float32", 64, 900
     config.optimizer.peak_lr = 8e-3
     config.model = base.quantizer_model()

@@ -1,4 +1,4 @@
-"""Expert episodes of an environment as RLDS corpora, one per view.
+"""Expert episodes of an environment as RLDS corpora, one per view, or one of all views.
 
 Every view shows the same trajectories under the same episode ids. Episode k is a function of
 (seed, split, environment, tasks, noise) alone, not of the number of processes. A block of episodes
@@ -72,6 +72,7 @@ def collect(
     with_actions: bool = True,
     with_language: bool = True,
     with_state: bool = False,
+    together: bool = False,
     seed: int = 0,
     size: Size = 64,
     split: str = "train",
@@ -81,7 +82,8 @@ def collect(
     workers: int = 1,
     progress: bool = True,
 ) -> CollectReport:
-    """Writes `episodes` expert episodes to out/<view> for each view.
+    """Writes `episodes` expert episodes to out/<view> for each view; `together`, to out/<views
+    joined by +>, where the first is `image` and each other one a camera of its name.
 
     noise: standard deviation of the exploration noise, as a part of the action range; recorded
     actions are those that were executed. with_state: also of the tabletop, whose corpora else have
@@ -107,9 +109,12 @@ def collect(
         )
     if tasks and env.spec.traceable:
         raise ValueError(f"--tasks: {env.spec.name} draws them; its flag is --families")
+    if together and len(views) < 2:
+        raise ValueError(f"--together is of several views; --views are {list(views)}")
+    cameras = tuple(views[1:]) if together else ()
     plan = Plan(
         env=usable(env),
-        spec=_spec(env, (height, width), with_actions, with_language, with_state),
+        spec=_spec(env, (height, width), with_actions, with_language, with_state, cameras),
         views=tuple(views),
         tasks=tasks_named(env.spec, tasks),
         seed=seed,
@@ -140,6 +145,7 @@ def _spec(
     with_actions: bool,
     with_language: bool,
     with_state: bool,
+    cameras: tuple[str, ...],
 ) -> schema.EpisodeSpec:
     # The tabletop's corpora stay as they have always been, unless more is asked for.
     old = env.spec.name == "tabletop"
@@ -151,6 +157,7 @@ def _spec(
         source=env.spec.name,
         fps=env.spec.control_hz,
         extras={"family" if old else "task": "string"},
+        cameras=cameras,
     )
 
 
@@ -159,6 +166,8 @@ def _settings(plan: Plan, episodes: int, block: int) -> dict[str, Any]:
     (settings,) = dataclasses.asdict(plan.env).values()
     if plan.spec.state_dim and plan.env.spec.name == "tabletop":
         settings["state"] = True
+    if plan.spec.cameras:
+        settings["together"] = True
     return settings | {
         "benchmark": plan.env.spec.name,
         "episodes": episodes,
@@ -236,7 +245,7 @@ def _batch(plan: Plan, keys: jax.Array, job: Block) -> Iterator[Try]:
 def _episodes(
     plan: Plan, found: Episodes, chosen: np.ndarray, numbers: range
 ) -> Iterator[tuple[schema.Episode, ...]]:
-    """Of each chosen one what every view shows."""
+    """Of each chosen one what every corpus holds."""
     env, counts = plan.env, found.length[chosen] + 1  # states
     starts = jax.tree.map(lambda x: x[chosen, 0], found.states)
     texts = env.instructions(starts, np.array([plan.phrasing(numbers[i]) for i in chosen]))

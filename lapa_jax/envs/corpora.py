@@ -20,8 +20,10 @@ class Corpora:
     def __init__(self, plan: Plan, out: Path, settings: dict[str, Any]):
         name = plan.env.spec.name
         self._outputs = {
-            view: writer.Output(out / view, f"{name}_{view}", plan.spec, plan.split)
-            for view in plan.views
+            view: writer.Output(
+                out / view, f"{name}_{view.replace('+', '_')}", plan.spec, plan.split
+            )
+            for view in plan.corpora
         }
         self._settings = settings
 

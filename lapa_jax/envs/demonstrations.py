@@ -1,4 +1,4 @@
-"""Blocks of expert episodes, each written as one part of the corpora to be, one part per view.
+"""Blocks of expert episodes, each written as one part of each of the corpora to be.
 
 What steps a simulator runs in processes of its own: here is nothing of JAX.
 """
@@ -37,6 +37,11 @@ class Plan:
     only_successful: bool
 
     @property
+    def corpora(self) -> tuple[str, ...]:
+        """What they are called: one a view, or one of all, whose other views are cameras."""
+        return ("+".join(self.views),) if self.spec.cameras else self.views
+
+    @property
     def split_seed(self) -> int:
         """Another one per split, so that a test split with the same seed holds new episodes."""
         if self.split == "train":
@@ -50,8 +55,8 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Block(executors.Job):
-    """Episode numbers, and the part of each view, `path` being the first; `wanted` episodes at most
-    are kept."""
+    """Episode numbers, and the part of each corpus, `path` being the first; `wanted` episodes at
+    most are kept."""
 
     part: int
     numbers: range
@@ -61,7 +66,7 @@ class Block(executors.Job):
 
 @dataclasses.dataclass(frozen=True)
 class Try:
-    """An attempt at an episode; `episode`, of each view, where it is kept."""
+    """An attempt at an episode; `episodes`, of each corpus, where it is kept."""
 
     task: str
     success: bool
@@ -79,13 +84,15 @@ def episodes(
     states: np.ndarray | None,
     images: Sequence[list[bytes]],
 ) -> tuple[schema.Episode, ...]:
-    """What each view shows of one. actions float32 (T, A), as executed; states float32 (T+1, S);
+    """What each corpus holds of one. actions float32 (T, A), as executed; states float32 (T+1, S);
     images: of each view T+1."""
     spec, steps = plan.spec, len(images[0])
     taken, reward = np.zeros((steps, actions.shape[1]), np.float32), np.zeros(steps, np.float32)
     taken[:-1] = actions  # the last state has none of its own
     reward[-1] = success
     (task_key,) = spec.extras
+    shown = images[: len(plan.corpora)]
+    others = dict(zip(spec.cameras, images[1:], strict=True)) if spec.cameras else {}
     return tuple(
         schema.Episode(
             images=of_view,
@@ -97,8 +104,9 @@ def episodes(
             reward=reward,
             terminal=success,
             extras={task_key: task},
+            views=others,
         )
-        for view, of_view in zip(plan.views, images, strict=True)
+        for view, of_view in zip(plan.views[: len(shown)], shown, strict=True)
     )
 
 

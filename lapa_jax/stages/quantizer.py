@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from data_pipelines.rlds.schema import images_per_example
 from lapa_jax.latent import Reading, architecture, reader
 from lapa_jax.nn.module import Functional
 from lapa_jax.nn.registry import typed_config
@@ -20,7 +21,8 @@ from lapa_jax.stages.stage import (
 
 
 class QuantizerStage(Stage):
-    """Batch: frames uint8 (B, num_frames, H, W, 3), and the columns of the objective."""
+    """Batch: frames uint8 (B, num_frames, H, W, 3), of several cameras as many more, and the
+    columns of the objective."""
 
     image_column = "frames"
     alarms = {
@@ -43,10 +45,20 @@ class QuantizerStage(Stage):
         self._reader, self._settings = reader(config.model)
         self._columns = self._reader.columns(self._settings)
         self.borrowed = self._reader.borrowed(self._settings)
+        self._images = images_per_example(config.data)
 
     @classmethod
     def fields_of(cls, config: ConfigDict) -> tuple[str, ...]:
         kind, settings = reader(config.model)
+        for name, corpus in config.data.corpora.items():
+            cameras = list(corpus.extra_image_keys)
+            if kind.views != bool(cameras):
+                wanted = "several cameras" if kind.views else "one camera"
+                model = config.model.get("objective", {"name": config.model.architecture})
+                raise ValueError(
+                    f"data.corpora.{name}.extra_image_keys is {cameras}, but {model['name']!r} "
+                    f"(model.objective.name) is of clips by {wanted}"
+                )
         return ("frames", *kind.fields(settings))
 
     def check(self, batch: dict[str, np.ndarray]) -> None:
@@ -78,7 +90,7 @@ class QuantizerStage(Stage):
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         data, rows = self.config.data, self.config.global_batch
-        shape = (rows, data.num_frames, *data.image_size, 3)
+        shape = (rows, self._images, *data.image_size, 3)
         spec = {"frames": jax.ShapeDtypeStruct(shape, jnp.uint8)}
         spec |= {name: x.update(shape=(rows, *x.shape)) for name, x in self._columns.items()}
         return spec | augmentation.column_spec(data, rows)

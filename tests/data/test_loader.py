@@ -317,6 +317,7 @@ def test_vectors_come_with_their_frames(tmp_path):
 
 
 HISTORY = {"num_frames": 2, "history_seconds": 0.4}  # two steps
+CHAINS = {"num_frames": 2, "chain_pairs": 2} | {f"{name}__window_seconds": 0.4 for name in "ab"}
 
 
 def test_actions_and_labels_are_those_of_the_frame_where_a_history_ends(tmp_path):
@@ -387,12 +388,13 @@ def cameras(*names):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("decode", ["threads", "tf"])
-def test_images_are_by_time_then_by_camera(tmp_path, decode):
+@pytest.mark.parametrize(
+    ("decode", "frames"), [("threads", HISTORY), ("tf", HISTORY), ("threads", CHAINS)]
+)
+def test_images_are_by_time_then_by_camera(tmp_path, decode, frames):
     found = two_corpora(tmp_path)
-    loader = make(
-        found, fields=("frames", "image_tokens", "action"), decode=decode, **HISTORY, **cameras()
-    )
+    data = frames | cameras()
+    loader = make(found, fields=("frames", "image_tokens", "action"), decode=decode, **data)
     batches = loader.iterate(3)
     for step in (3, 4):
         batch = next(batches)
@@ -413,7 +415,7 @@ def test_images_are_by_time_then_by_camera(tmp_path, decode):
             frames = [readers[camera].read(np.array([row]))[0][0] for row, camera in expected]
             np.testing.assert_array_equal(batch["frames"][i], frames)
     batches.close()
-    config = data_config(found[0], **HISTORY, **cameras())
+    config = data_config(found[0], **data)
     assert loader.num_images == images_per_example(config) == 6
     config.corpora.b.extra_image_keys = ()
     with pytest.raises(ValueError, match=r"extra_image_keys give \[1, 3\] cameras"):
@@ -469,8 +471,9 @@ def test_cameras_and_tokens_that_do_not_fit(tmp_path):
     assert "--what image_tokens" in refused(b__image_token_set="other")
     told = refused(b__extra_image_keys=("wrist",))
     assert "agree in the number of cameras: a has 3, b has 2" in told
-    told = refused(history_seconds=0.0, a__window_seconds=0.4)
-    assert "data.corpora.a.extra_image_keys is ('wrist', 'left/front'), but a clip" in told
+    clip = dict(history_seconds=0.0, a__window_seconds=0.4)
+    told = refused(**clip, **{f"{name}__extra_image_keys": ("wrist", "image") for name in "ab"})
+    assert "a.extra_image_keys is ['wrist', 'image']: of a clip each camera is to be" in told
     assert "data.history_seconds=-1.0 must be a number in [0, 1e4]" in refused(history_seconds=-1.0)
     told = refused(history_seconds=8.0)
     assert "'a': the history (data.history_seconds 8.0 at 5 fps = 40 steps) is longer than" in told

@@ -144,6 +144,16 @@ def test_a_stop_between_publications(whole, tmp_path, monkeypatch):
     assert run(tmp_path).frames == whole[1].frames and content(tmp_path) == whole[2]
 
 
+def test_views_together_are_cameras_of_one_corpus(whole, tmp_path):
+    report = run(tmp_path, together=True)
+    assert list(report.directories) == ["front+back"] and report.frames == whole[1].frames
+    apart = zip(episodes(whole[0] / "front"), episodes(whole[0] / "back"), strict=True)
+    for one, (front, back) in zip(episodes(tmp_path / "front+back"), apart, strict=True):
+        expected = front | {schema.OBSERVATION + "back": back[schema.IMAGE]}
+        assert one.keys() == expected.keys()
+        np.testing.assert_equal(one, expected)
+
+
 def test_other_views_are_other_settings(tmp_path, stopped):
     stopped(3)
     with pytest.raises(KeyboardInterrupt):
@@ -173,6 +183,7 @@ def test_failures_are_kept_or_end_it(tmp_path):
         ({"tasks": ("fly",)}, "--tasks: walk has no task .*near, far, farther"),
         ({"tasks": ("far", "far")}, "different"),
         ({"views": ("top",)}, "front"),
+        ({"views": ("back",), "together": True}, r"--together is of several views; .*'back'"),
     ],
 )
 def test_wrong_arguments(tmp_path, changes, message):

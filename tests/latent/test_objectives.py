@@ -100,3 +100,15 @@ def test_unknown_actions_do_not_count(stage):
     )
     assert found["action_known"] == 0.5
     np.testing.assert_array_equal(found["action_error"], same["action_error"])
+
+
+def test_cameras_are_for_the_objective_of_views(tiny_data):
+    for name, cameras, told in (
+        ("cross_view", (), r"is \[\], but 'cross_view' .* is of clips by several cameras"),
+        ("pixels", ("wrist",), r"is \['wrist'\], but 'pixels' .* is of clips by one camera"),
+    ):
+        config = tiny.config("quantizer", tiny_data)
+        config.data.corpora.robot.extra_image_keys = cameras
+        config.model.objective = base.objective(name)
+        with pytest.raises(ValueError, match=f"data.corpora.robot.extra_image_keys {told}"):
+            stages.get("quantizer").fields_of(config)

@@ -9,7 +9,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lapa_jax.latent.objectives import contrastive, features, latent_targets, motion, pixels
+from lapa_jax.latent.objectives import (
+    contrastive,
+    cross_view,
+    features,
+    latent_targets,
+    motion,
+    pixels,
+)
 from lapa_jax.latent.objectives.base import Objective
 from lapa_jax.nn.registry import named_config, named_settings
 from lapa_jax.nn.vit import vit_settings
@@ -18,6 +25,7 @@ OBJECTIVES: dict[str, tuple[type, type[Objective]]] = {
     "pixels": (pixels.PixelsConfig, pixels.Pixels),
     "pixels_no_bottleneck": (pixels.PixelsConfig, pixels.PixelsNoBottleneck),
     "contrastive": (contrastive.ContrastiveConfig, contrastive.Contrastive),
+    "cross_view": (cross_view.CrossViewConfig, cross_view.CrossView),
     "features": (features.FeaturesConfig, features.Features),
     "latent_targets": (latent_targets.LatentTargetsConfig, latent_targets.LatentTargets),
     "motion": (motion.MotionConfig, motion.Motion),

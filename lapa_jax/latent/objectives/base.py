@@ -11,7 +11,7 @@ image rows, J image columns, H and W grid rows and columns, D width, L code slot
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,11 @@ class Tools(Protocol):
 
 
 class Reader:
-    """What training reads of a batch, asked before there is a model: of the settings alone."""
+    """What training reads of a batch, asked before there is a model: of the settings alone.
+    `views`: of clips by several cameras, whose batch["frames"] is (B, T·V, I, J, C), by time, then
+    by camera."""
+
+    views: ClassVar[bool] = False
 
     @classmethod
     def columns(cls, settings: Any) -> dict[str, jax.ShapeDtypeStruct]:

@@ -1,4 +1,5 @@
-"""`lapa data collect`: expert episodes of an environment as RLDS corpora, one per view.
+"""`lapa data collect`: expert episodes of an environment as RLDS corpora, one per view; with
+--together one corpus, whose first view is `image` and whose others are cameras of their names.
 
 Every view shows the same trajectories under the same episode ids. Episode k is a function of
 (seed, split, environment, tasks, noise) alone, not of the number of processes or of the other
@@ -28,6 +29,7 @@ class Options:
     split: name of the split
     state: record the robot's state of the tabletop, too; of others it always is
     keep_failures: keep episodes that did not succeed
+    together: one corpus of all views, OUT/<views joined by +>, instead of one a view
     """
 
     out: str
@@ -42,6 +44,7 @@ class Options:
     ] = 0.0
     state: bool = False
     keep_failures: bool = False
+    together: bool = False
     workers: Annotated[
         int, "[1, 1024]", "processes that step a simulator (default: as many as there are cores)"
     ] = 0
@@ -87,6 +90,8 @@ def main(argv: list[str] | None = None) -> int:
         **options,
     )
     text.show(report.table())
+    cameras = options["views"][1:] if options["together"] else ()
     for path in report.directories.values():
-        text.show(f"next: lapa data index {path}")
+        for told in ("", *(f" --image_key {camera}" for camera in cameras)):
+            text.show(f"next: lapa data index {path}{told}")
     return 0
