@@ -44,6 +44,7 @@ setup(
         "packaging",
         "psutil",
         "pyarrow",
+        "pyyaml",
         "safetensors",
         "scikit-learn",
         "scipy",

@@ -168,9 +168,9 @@ def _episode(
     images, states = [], []
     for action in actions:
         states.append([*place, 0.7])
-        image = np.full((size, size, 3), 40, np.uint8)
-        y, x = (place * (size - 12)).astype(int)
-        image[y : y + 12, x : x + 12] = (250, 80 + number % 3 * 60, 60)
+        image, side = np.full((size, size, 3), 40, np.uint8), min(12, size // 2)
+        y, x = (place * (size - side)).astype(int)
+        image[y : y + side, x : x + side] = (250, 80 + number % 3 * 60, 60)
         images.append(simplejpeg.encode_jpeg(image, 90))
         place = np.clip(place + action * 0.1, 0, 1)
     words = ("red square", "green square", "blue square")[number % 3]

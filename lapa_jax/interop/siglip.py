@@ -27,9 +27,9 @@ HEAD = "head."  # pools the patches into one vector
 def read(source: Path, options: Any) -> Imported:
     """`lapa import --format siglip`: a teacher."""
     settings, path = vision.given_config(source, "siglip_vision_model"), source / "config.json"
-    vision.expect(settings, path, hidden_act=("gelu_pytorch_tanh", "gelu_pytorch_tanh"))
-    heads = vision.number(settings, "num_attention_heads", 12, path)
-    eps = float(vision.number(settings, "layer_norm_eps", 1e-6, path))
+    vision.expect(settings, path, hidden_act="gelu_pytorch_tanh")
+    heads = vision.number(settings, "num_attention_heads", int, path, 12)
+    eps = vision.number(settings, "layer_norm_eps", float, path, 1e-6)
     return vision.teacher(*from_tensors(tensor_files.tensors(source), heads, eps))
 
 

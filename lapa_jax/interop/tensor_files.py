@@ -14,6 +14,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import yaml
 
 from lapa_jax.interop.mapping import Tensor
 from lapa_jax.interop.torch_code import require_torch
@@ -84,6 +85,23 @@ def json_object(path: str | Path, what: str = "a JSON file") -> dict[str, Any]:
         raise ValueError(f"{path} is no JSON of a configuration: it nests without end") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds no JSON object: {what} is meant")
+    return found
+
+
+def yaml_object(path: str | Path, what: str = "a YAML file") -> dict[str, Any]:
+    """The mapping that a YAML file of plain values holds; aliases are refused, whose expansion has
+    no end."""
+    try:
+        text = text_of(path, what)
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError(f"{path} has aliases (*name), which are not read: write values out")
+        found = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())[:200]}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is no YAML of a configuration: it nests without end") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no mapping: {what} is meant")
     return found
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.storage import given_folder
 from lapa_jax.interop import tensor_files
 from lapa_jax.interop.imported import Imported
 from lapa_jax.interop.mapping import Rule, linear, norm
@@ -37,22 +38,24 @@ def sizes(config: ViTConfig) -> dict[str, int]:
     return {"k": config.heads, "c": config.head_dim, "two": 2, "rgb": 3, "i": p, "j": p}
 
 
-def attention(theirs: str, names: str, ours: str, layers: int) -> list[Rule]:
-    """Of a `SelfAttention`; `names`: of its four maps after `theirs`, the last the output's."""
-    *inputs, out = names.split()
+def attention(theirs: str, names: str, ours: str, layers: int, heads: str = "") -> list[Rule]:
+    """Of a `SelfAttention`; `names`: of its four maps after `theirs`, the last the output's;
+    `heads`: before the names of the sizes of its heads."""
+    (*inputs, out), k, c = names.split(), f"{heads}k", f"{heads}c"
     found = []
     for name, part in zip(inputs, "qkv", strict=True):
         one = theirs + name, f"{ours}/attention/{part}"
-        found += linear(*one, "(k c) d -> d k c", "(k c) -> k c", layers)
-    return found + linear(theirs + out, f"{ours}/attention/out", "d (k c) -> k c d", layers=layers)
+        found += linear(*one, f"({k} {c}) d -> d {k} {c}", f"({k} {c}) -> {k} {c}", layers)
+    out = theirs + out, f"{ours}/attention/out", f"d ({k} {c}) -> {k} {c} d"
+    return found + linear(*out, layers=layers)
 
 
-def layers(theirs: str, ours: str, count: int) -> list[Rule]:
+def layers(theirs: str, ours: str, count: int, heads: str = "") -> list[Rule]:
     """Of `Block`s as Hugging Face's ViT names them; `theirs`: before the number of a layer."""
     t, o = f"{theirs}.{{i}}", f"{ours}/layers"
     names = "attention.query attention.key attention.value output.dense"
     return [
-        *attention(f"{t}.attention.", names, o, count),
+        *attention(f"{t}.attention.", names, o, count, heads),
         *linear(f"{t}.intermediate.dense", f"{o}/mlp/wi", layers=count),
         *linear(f"{t}.output.dense", f"{o}/mlp/wo", layers=count),
         *norm(f"{t}.layernorm_before", f"{o}/attention_norm", count),
@@ -73,10 +76,7 @@ def square(name: str, positions: int) -> tuple[int, int]:
 def given_config(source: Path, kind: str) -> dict[str, Any]:
     """config.json of a directory in Hugging Face's form, of a model of that kind: the heads of an
     attention are told nowhere else."""
-    if source.exists() and not source.is_dir():
-        raise NotADirectoryError(
-            f"{source} is a file: the directory with config.json and the weights is meant"
-        )
+    given_folder(source, f"the folder of a {kind}, with config.json and its weights,")
     path = source / "config.json"
     found = tensor_files.json_object(path, f"the config of a {kind}")
     if found.get("model_type") == kind.removesuffix("_vision_model"):
@@ -88,16 +88,29 @@ def given_config(source: Path, kind: str) -> dict[str, Any]:
     return found
 
 
-def number(settings: Mapping[str, Any], key: str, default: Any, path: Path) -> Any:
-    """A number above 0 of a config.json; what is not there is `default`."""
+def number(
+    settings: Mapping[str, Any], key: str, kind: type, path: Path, default: Any = None
+) -> Any:
+    """A number above 0, or a flag, of a file of settings."""
     value = settings.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, type(default)) or not 0 < value < 1e9:
-        raise ValueError(f"{path}: {key}={value!r} must be a number above 0, like {default}")
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind or (kind is not bool and not 0 < value < 1e9):
+        what = "true or false" if kind is bool else f"a number above 0 ({kind.__name__})"
+        raise ValueError(f"{path}: {key}={value!r} must be {what}")
     return value
 
 
+def weight(settings: Mapping[str, Any], key: str, path: Path, default: float) -> float:
+    """A weight of a loss: 0 or more."""
+    if type(settings.get(key)) in (int, float) and settings[key] == 0:
+        return 0.0
+    return number(settings, key, float, path, default)
+
+
 def expect(settings: Mapping[str, Any], path: Path, **wanted: Any) -> None:
-    """Raises ValueError where a config.json says something else; each is (wanted, default)."""
-    for key, (value, default) in wanted.items():
-        if (found := settings.get(key, default)) != value:
+    """Raises ValueError where a file of settings says something else; what it does not say is not
+    asked."""
+    for key, value in wanted.items():
+        if (found := settings.get(key, value)) != value:
             raise ValueError(f"{path}: {key}={found!r} is not read here: {value!r} is")

@@ -29,9 +29,9 @@ def read(source: Path, options: Any) -> Imported:
 def from_directory(source: Path) -> tuple[ViTConfig, Tree]:
     """Config and parameters of a directory with config.json and the weights."""
     settings, path = vision.given_config(source, "vit_mae"), source / "config.json"
-    vision.expect(settings, path, hidden_act=("gelu", "gelu"), qkv_bias=(True, True))
-    heads = vision.number(settings, "num_attention_heads", 12, path)
-    eps = float(vision.number(settings, "layer_norm_eps", 1e-12, path))
+    vision.expect(settings, path, hidden_act="gelu", qkv_bias=True)
+    heads = vision.number(settings, "num_attention_heads", int, path, 12)
+    eps = vision.number(settings, "layer_norm_eps", float, path, 1e-12)
     return from_tensors(tensor_files.tensors(source), heads, eps)
 
 

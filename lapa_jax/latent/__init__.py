@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lapa_jax.latent.config import QuantizerConfig
-from lapa_jax.latent.exact import adaworld, alam, univla
+from lapa_jax.latent.exact import adaworld, alam, moto, univla, villax
 from lapa_jax.latent.objectives import objective_config
 from lapa_jax.latent.quantizer import Quantizer, Reading
 
@@ -12,9 +12,11 @@ __all__ = ["ARCHITECTURES", "Quantizer", "QuantizerConfig", "Reading", "architec
 
 ARCHITECTURES: dict[str, tuple[type, type]] = {
     "native": (QuantizerConfig, Quantizer),
-    "alam": (alam.ALAMConfig, alam.ALAM),
     "adaworld": (adaworld.AdaWorldConfig, adaworld.AdaWorld),
+    "alam": (alam.ALAMConfig, alam.ALAM),
+    "moto": (moto.MotoConfig, moto.Moto),
     "univla": (univla.UniVLAConfig, univla.UniVLA),
+    "villax": (villax.VillaXConfig, villax.VillaX),
 }
 
 

@@ -174,5 +174,5 @@ def test_encoders_within_others_and_those_that_do_not_fit(tmp_path):
         shutil.copy(folder / "model.safetensors", tmp_path)
         with pytest.raises(ValueError, match=message):
             FORMATS[form].read.call(tmp_path, None)
-    with pytest.raises(NotADirectoryError, match="is a file: the directory with config.json"):
+    with pytest.raises(NotADirectoryError, match="is a file: the folder of a vit_mae"):
         vit_mae.read(tmp_path / "model.safetensors", None)
