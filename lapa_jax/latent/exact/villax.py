@@ -234,7 +234,8 @@ class Attention(nnx.Module):
     def over_frames(self, x_BTND: jax.Array) -> jax.Array:
         """Each frame sees those before it, at every patch."""
         q, k, v = self._heads(x_BTND, x_BTND)
-        return self.out(frame_attention(q * self.scale, k, v, causal=True))
+        seen = [range(t + 1) for t in range(x_BTND.shape[1])]
+        return self.out(frame_attention(q * self.scale, k, v, seen=seen))
 
     def _heads(self, x, context):
         if self.qkv is not None:
