@@ -104,7 +104,9 @@ def part(whole: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
     for key in name.split("."):
         found = found.get(key) if isinstance(found, dict) else None
     if not isinstance(found, dict):
-        raise ValueError(f"{path}: {name}={found!r} must be a mapping: not the config of {ORIGINAL}")
+        raise ValueError(
+            f"{path}: {name}={found!r} must be a mapping: not the config of {ORIGINAL}"
+        )
     return found
 
 

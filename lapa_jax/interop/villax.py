@@ -76,12 +76,7 @@ def infer(path: Path) -> tuple[int, dict[str, Any]]:
 def without_tables(tensors: Mapping[str, Any], config: VillaXConfig) -> dict[str, Any]:
     """All but the tables of positions, which must be those that the code makes: they are not
     trained. Raises ValueError."""
-    tables = {
-        "encoder.pe_spatial": places(config.grid, config.dim),
-        "encoder.pe_temporal": waves(np.arange(config.max_frames), config.dim),
-        "decoder.pe": places(config.grid, config.decoder_dim),
-    }
-    for name, table in tables.items():
+    for name, table in tables(config).items():
         if name not in tensors:
             raise ValueError(f"tensor {name!r} is missing: not {ORIGINAL}")
         found = np.asarray(tensors[name]).astype(np.float32)
@@ -90,7 +85,16 @@ def without_tables(tensors: Mapping[str, Any], config: VillaXConfig) -> dict[str
                 f"tensor {name!r} of shape {found.shape} is not the table of positions "
                 f"{(1, *table.shape)} of waves by column and row (or frame): of another version"
             )
-    return {name: x for name, x in tensors.items() if name not in tables}
+    return {name: x for name, x in tensors.items() if name not in tables(config)}
+
+
+def tables(config: VillaXConfig) -> dict[str, np.ndarray]:
+    """The positions' as they are, without the axis before them."""
+    return {
+        "encoder.pe_spatial": places(config.grid, config.dim),
+        "encoder.pe_temporal": waves(np.arange(config.max_frames), config.dim),
+        "decoder.pe": places(config.grid, config.decoder_dim),
+    }
 
 
 def rules(config: VillaXConfig) -> list[Rule]:

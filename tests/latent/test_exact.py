@@ -1,13 +1,10 @@
 """Latent action models of others compute what their public originals do.
 
 golden/zoo holds what the originals gave, at tiny sizes: weights, outputs, every term of the loss,
-gradients, ten optimizer steps. Tolerances are some ten times the originals' own spread between
-float32 and float64. Keys are gone through in the order in which the data go.
+gradients, ten optimizer steps. Keys are gone through in the order in which the data go.
 """
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+import json
 
 import jax
 import jax.numpy as jnp
@@ -15,106 +12,22 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from zoo import ZOO, Golden, write_mae
 
-from lapa_jax import stages
-from lapa_jax.interop import adaworld, alam, exact, tensor_files
-from lapa_jax.interop.imported import Imported
-from lapa_jax.interop.mapping import arrays, to_theirs
-from lapa_jax.latent.exact.blocks import rotate
+from lapa_jax.interop import adaworld, alam, moto, tensor_files, villax
+from lapa_jax.interop.mapping import functional, to_theirs
+from lapa_jax.latent import ARCHITECTURES
+from lapa_jax.latent.exact import villax as villax_model
+from lapa_jax.latent.exact.blocks import image_patches, rotate, weighed
 from lapa_jax.nn.module import flatten, unflatten
 
 pytestmark = [pytest.mark.usefixtures("quick_compile"), tiny.needs_torch]
-
-ZOO = Path(__file__).parents[1] / "golden" / "zoo"
-
-
-class Golden:
-    """A model of others, imported, beside what the original gave."""
-
-    def __init__(self, name: str, imported: Imported, rules: Callable, prefix: str = ""):
-        self.io = dict(np.load(ZOO / f"{name}_io.npz"))
-        self.stage = stages.build(imported.config, imported.assets)
-        self.model, self.config = self.stage.model, self.stage.model_config
-        self.params, self.variables = imported.params, imported.variables
-        self.rules, self.prefix = rules(self.config), prefix
-
-    def __getitem__(self, key: str) -> np.ndarray:
-        return self.io[key]
-
-    def apply(self, method: str, *given: Any, params: Any, **options: Any) -> Any:
-        return self.model.apply(params, self.variables, method, *given, **options)[0]
-
-    def near(self, found: Any, key: str, atol: float = 5e-5) -> None:
-        expected = self.io[key]
-        found = np.asarray(found).reshape(expected.shape)
-        np.testing.assert_allclose(found, expected, atol=atol, rtol=0, err_msg=key)
-
-    def losses(self, metrics: dict, names: dict[str, str], group: str = "loss") -> None:
-        for ours, theirs in names.items():
-            expected = self.io[f"{group}/{theirs}"]
-            np.testing.assert_allclose(metrics[ours], expected, rtol=1e-5, err_msg=theirs)
-
-    def named(self, tree: Any) -> dict[str, np.ndarray]:
-        """Parameters, or gradients, by the original's names."""
-        ours = [rule for rule in self.rules if getattr(rule, "ours", None) in flatten(tree)]
-        found = arrays(to_theirs(tree, ours, exact.genie_sizes(self.config)))
-        return {self.prefix + name: value for name, value in found.items()}
-
-    def trained(
-        self,
-        loss: Callable[..., Any],
-        optimizer: optax.GradientTransformation,
-        terms: dict[str, str],
-        *,
-        lr: float,
-        steps: Sequence[Any] = (None,) * 10,
-        at: Any = None,
-    ) -> Callable[[Any], dict[str, Any]]:
-        """Gradients (of input `at`), their norms and ten steps. `loss(params, input of a step)`
-        gives (value, more), among it `metrics`; returns what gives `more` of an input."""
-
-        @jax.jit
-        def step(params, state, given):
-            (value, more), grads = jax.value_and_grad(loss, has_aux=True)(params, given)
-            updates, state = optimizer.update(grads, state, params)
-            more["metrics"]["loss"] = value
-            return optax.apply_updates(params, updates), state, grads, more
-
-        start = params, state = self.params, jax.jit(optimizer.init)(self.params)
-        self.gradients(self.named(step(*start, at)[2]), "grad")
-        for i, given in enumerate(steps):
-            params, state, grads, more = step(params, state, given)
-            squares = (np.sum(np.square(x, dtype=np.float64)) for x in jax.tree.leaves(grads))
-            expected = self.io["traj/grad_norm_before_clip"][i]
-            np.testing.assert_allclose(np.sqrt(sum(squares)), expected, rtol=3e-5)
-            for ours, theirs in ({"loss": "loss"} | terms).items():
-                expected = self.io[f"traj/{theirs}"][i]
-                np.testing.assert_allclose(more["metrics"][ours], expected, rtol=3e-5)
-        final, off = self.named(params), []
-        for key in (x for x in self.io if x.startswith("traj_final/")):
-            apart = np.abs(final[key.removeprefix("traj_final/")] - self.io[key])
-            assert apart.max() <= 10 * lr, key
-            off.append(apart.reshape(-1) > 5e-6)
-        assert np.concatenate(off).mean() <= 0.005
-        return lambda given: step(*start, given)[3]
-
-    def gradients(self, grads: dict[str, np.ndarray], group: str) -> None:
-        for key in (x for x in self.io if x.startswith(f"{group}/")):
-            expected = self.io[key]
-            found = grads[key.removeprefix(f"{group}/")].reshape(expected.shape)
-            scale = np.abs(expected).max() + 1e-6
-            assert np.abs(found - expected).max() / scale <= 1e-3, key
-        if group != "grad":
-            return
-        for name, norm in zip(self.io["gradnorm/names"], self.io["gradnorm/values"], strict=True):
-            found = np.linalg.norm(grads[str(name)].astype(np.float64))
-            np.testing.assert_allclose(found, norm, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 def test_adaworld():
     tensors = tensor_files.tensors(ZOO / "adaworld_tiny.ckpt")
     imported = adaworld.from_tensors(tensors, (8, 12))
-    golden = Golden("adaworld_tiny", imported, adaworld.rules, "lam.")
+    golden = Golden("adaworld_tiny", imported, adaworld, "lam.")
     videos, third = golden["in/videos"], golden["in/third_frame"][:, 0]
     q = jnp.asarray(golden["rotary/q"]).transpose(0, 2, 1, 3)[:, :, None]
     golden.near(rotate(q)[:, :, 0].transpose(0, 2, 1, 3), "rotary/q_rotated")
@@ -155,7 +68,7 @@ def test_alam(other):
     if other:  # name of the codebook, and place of the weight of 0.25
         tensors[alam.CODEBOOKS[1]] = tensors.pop(alam.CODEBOOKS[0])
         settings |= {"codebook_weight": 1.0, "commitment_weight": 0.25}
-    golden = Golden("alam_tiny", alam.from_tensors(tensors, (12, 16), **settings), alam.rules)
+    golden = Golden("alam_tiny", alam.from_tensors(tensors, (12, 16), **settings), alam)
     frames = [golden[f"in/frame{i}"].transpose(0, 2, 3, 1) for i in range(3)]
 
     def loss(params, perceptual):  # what has no gradient there, and is not computed here
@@ -207,3 +120,115 @@ def test_alam(other):
     of = golden.trained(loss, optimizer, terms, lr=5e-5, steps=perceptual, at=perceptual[0])
     found = of(golden["loss/avg_perceptual_loss"])["metrics"]
     golden.losses(found, terms | {"loss": "loss", "active_codes": "active_code_num"})
+
+
+def test_villax():
+    folder = ZOO / "villax_tiny"
+    golden = Golden("villax_tiny", villax.read(folder, None), villax)
+    clips = golden["in/clips_u8"]
+    frames, window = clips / np.float32(255), clips[:, :4]
+    np.testing.assert_allclose(
+        villax_model.normalized(frames).transpose(0, 1, 4, 2, 3),
+        golden["out/preprocessed"],
+        atol=1e-5,
+    )
+    short = 4 - golden["in/ragged_lens"][1]  # the last two of the first four frames
+    first_q = golden["out/idm_vq_tokens"][:, 0].reshape(2, 3, 6)
+
+    @jax.jit
+    def used(params):
+        latents = golden.apply("latents", frames, params=params)
+        ragged = golden.apply("encode", clips[1:, short], clips[1:, 3], params=params)
+        drawn = golden.apply("decode_latent", clips[:, 0], first_q, params=params)
+        codes, found = params["codebook"]["codes"], latents[:, :3].reshape(-1, 3, 6)
+        return latents, ragged, drawn, villax_model.entropy_loss(found, codes)
+
+    latents, ragged, drawn, entropy = used(golden.params)
+    golden.near(latents, "out/idm_tokens")
+    golden.near(jnp.concatenate([latents[0, :3], ragged]), "ragged/latent")
+    np.testing.assert_allclose(0.1 * entropy, golden["loss/entropy_extra"], rtol=1e-5)
+    golden.near(image_patches(villax_model.normalized(drawn), 6), "fdm/patches")
+    levels = np.clip(255 * np.asarray(drawn), 0, 255).astype(int).transpose(0, 3, 1, 2)
+    assert np.abs(levels - golden["fdm/image_u8"]).max() <= 1
+
+    def loss(params):
+        out = golden.apply("__call__", window, params=params, train=True)
+        return out["loss"], out
+
+    grads, out = jax.jit(jax.grad(loss, has_aux=True))(golden.params)
+    np.testing.assert_array_equal(out["z"], golden["window/indices"])
+    golden.near(image_patches(villax_model.normalized(out["recon"]), 6), "window/recon_patches")
+    terms = out["metrics"] | {"vq": weighed(golden.config, out["metrics"])}
+    golden.losses(terms, {"recon_loss": "recon", "vq": "vq"})
+    np.testing.assert_allclose(out["loss"], terms["recon_loss"] + terms["vq"], rtol=1e-6)
+    golden.gradients(golden.named(grads), "grad")
+
+
+def test_moto(tmp_path):
+    encoder = write_mae(tmp_path, dim=14, side=3)
+    golden = Golden("moto_tiny", moto.read(ZOO / "moto_tiny", moto.Options(encoder)), moto)
+    states = [golden[f"in/{name}_hidden_states"] for name in ("cond", "target")]
+    first, last = (
+        golden[f"in/{name}_pixel_values"].transpose(0, 2, 3, 1) for name in ("cond", "target")
+    )
+
+    @jax.jit
+    def used(params):
+        former, latent = (golden.apply(x, *states, params=params) for x in ("former", "latent"))
+        received = golden.apply("lookup", golden["out/indices"], params=params)
+        up = golden.apply("up", received, params=params)
+        return former, latent, received, up, golden.apply("draw", first, received, params=params)
+
+    former, latent, received, up, drawn = used(golden.params)
+    golden.near(former, "out/m_former_tokens")
+    golden.near(latent, "out/z_pre_quant")
+    golden.near(received, "out/quant")
+    golden.near(up, "out/up")
+    golden.near(drawn.transpose(0, 3, 1, 2), "decode/recon_of_indices")
+
+    def loss(params, given):
+        """`given`: what has no gradient, and the weights of codes and of latents."""
+        drawn, codes, value, metrics = golden.apply("learn", *states, first, last, params=params)
+        placed = metrics["codebook_loss"] * given[1] + metrics["commitment_loss"] * given[2]
+        metrics["quantization_loss"] = placed
+        more = {"metrics": metrics, "recon": drawn, "z": codes, "value": value}
+        return metrics["recon_loss"] + placed + given[0], more
+
+    terms = {"recon_loss": "recons_loss", "quantization_loss": "commit_loss"}
+    matrices = {path: not path.endswith(("bias", "scale")) for path in flatten(golden.params)}
+    optimizer = optax.adamw(5e-5, b2=0.99, weight_decay=1e-4, mask=unflatten(matrices))
+    weights = golden.config.codebook_weight, golden.config.commitment_weight
+    assert weights == (0.25, 1.0)
+    steps = [np.array([x, *weights]) for x in golden["traj/perceptual_loss"]]
+    of = golden.trained(
+        loss, optimizer, terms, lr=5e-5, steps=steps, at=steps[0],
+        others={"grad_legacy_false": np.array([0.0, 1.0, 0.25])},
+    )  # fmt: skip
+    found = of(np.array([golden["loss/perceptual_loss"], *weights]))
+    golden.losses(found["metrics"], terms | {"loss": "loss"})
+    golden.near(found["recon"].transpose(0, 3, 1, 2), "out/recon")
+    np.testing.assert_array_equal(found["z"], golden["out/indices"])
+    own = found["value"] + golden["loss/perceptual_loss"]
+    np.testing.assert_allclose(own, golden["loss/loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["villax_code_defaults", "moto"])
+def test_released_shapes(name):
+    """The defaults of our configs have the names and shapes of the released tensors."""
+    form, changes = {"moto": (moto, {}), "villax_code_defaults": (villax, {"decoder_depth": 8})}[
+        name
+    ]
+    kind, module = ARCHITECTURES[name.split("_")[0]]
+    config = kind(image_size=(224, 224), num_frames=2, compute_dtype="float32", **changes)
+    params = functional(module, config).abstract()[0]
+    tensors = to_theirs(params, form.rules(config), form.sizes(config))
+    found = {name: list(x.shape) for name, x in tensors.items()}
+    if form is villax:
+        found |= {name: [1, *x.shape] for name, x in villax.tables(config).items()}
+    released = json.loads((ZOO / "released_shapes.json").read_text())[name]["keys"]
+    expected = {
+        key.replace("#", str(i)): shape
+        for key, (count, shape) in released.items()
+        for i in range(count)
+    }
+    assert found == expected

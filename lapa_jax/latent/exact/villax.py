@@ -356,10 +356,10 @@ def waves(positions: np.ndarray, dim: int) -> np.ndarray:
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
 
-def places(grid: tuple[int, int], dim: int) -> jax.Array:
+def places(grid: tuple[int, int], dim: int) -> np.ndarray:
     """float32 (N, dim): waves of the column, then of the row, of every patch."""
     rows, columns = np.divmod(np.arange(math.prod(grid)), grid[1])
-    return jnp.asarray(np.concatenate([waves(x, dim // 2) for x in (columns, rows)], axis=1))
+    return np.concatenate([waves(x, dim // 2) for x in (columns, rows)], axis=1)
 
 
 def entropy_loss(latent_MLQ: jax.Array, codes_KQ: jax.Array) -> jax.Array:
