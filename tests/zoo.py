@@ -70,9 +70,9 @@ class Golden:
         at: Any = None,
         others: Mapping[str, Any] | None = None,
     ) -> Callable[[Any], dict[str, Any]]:
-        """Gradients (of input `at`; of `others`, by group), their norms and ten steps. `loss(params,
-        input of a step)` gives (value, more), among it `metrics`; returns what gives `more` of an
-        input."""
+        """Gradients (of input `at`; of `others`, by group), their norms and ten steps.
+        `loss(params, input of a step)` gives (value, more), among it `metrics`; returns what gives
+        `more` of an input."""
 
         @jax.jit
         def step(params, state, given):

@@ -14,10 +14,12 @@ from lapa_jax.interop import (
     lapa_stream,
     laq_pt,
     laq_torch,
+    moto,
     plain,
     siglip,
     staged,
     univla,
+    villax,
     vit_mae,
     vqgan,
 )
@@ -79,6 +81,7 @@ FORMATS = {
             staged.Options,
         ),
     ),
+    "moto": Format(Way("Moto's latent motion tokenizer, a quantizer", moto.read, moto.Options)),
     "safetensors": Format(
         Way("any run, from lapa export --format safetensors", plain.read),
         Way("any run, plain arrays with our names", plain.write, staged.Options),
@@ -86,6 +89,7 @@ FORMATS = {
     "siglip": Format(
         Way("a teacher, SigLIP's image encoder from a Hugging Face directory", siglip.read)
     ),
+    "villax": Format(Way("villa-X's latent action model, a quantizer", villax.read)),
     "vit_mae": Format(
         Way("a teacher, a masked autoencoder from a Hugging Face directory", vit_mae.read)
     ),

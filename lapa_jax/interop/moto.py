@@ -43,16 +43,19 @@ class Options:
 def read(source: Path, options: Options) -> Imported:
     """`lapa import --format moto`."""
     given_folder(source, f"{ORIGINAL}, a folder with {CONFIG} and its weights,")
-    side, settings = infer(source / CONFIG)
+    path = source / CONFIG
+    whole = tensor_files.yaml_object(path, f"the config of {ORIGINAL}")
+    side, settings = infer(whole, path)
     encoder, weights = vit_mae.from_directory(Path(options.encoder))
     if encoder.grid != (side // encoder.patch_size,) * 2:
         raise ValueError(
             f"--encoder {options.encoder} is for images of {encoder.grid[0] * encoder.patch_size} "
-            f"pixels a side, decoder.config.image_size of {source / CONFIG} is {side}"
+            f"pixels a side, decoder.config.image_size of {path} is {side}"
         )
     settings["encoder"] = encoder.architecture()
     model = MotoConfig(image_size=(side, side), num_frames=2, compute_dtype="float32", **settings)
-    check(source / CONFIG, model)
+    width = {"input_hidden_size": encoder.dim, "num_patches": model.tokens()}
+    vision.expect(part(whole, "m_former.config", path), path, **width)
     tensors = unwrapped(tensor_files.tensors(source), ANCHOR, ORIGINAL)
     for prefix, why in _OTHERS.items():
         tensors = exact.without(tensors, prefix, why)
@@ -60,9 +63,10 @@ def read(source: Path, options: Options) -> Imported:
     return exact.run_of("moto", side, tensors, rules, sizes, also=frozen, **settings)
 
 
-def infer(path: Path) -> tuple[int, dict[str, Any]]:
-    """(pixels a side, settings) of its config.yaml."""
-    whole = tensor_files.yaml_object(path, f"the config of {ORIGINAL}")
+def infer(whole: Mapping[str, Any], path: Path) -> tuple[int, dict[str, Any]]:
+    """(pixels a side, settings) of its config.yaml. Two of its parts have a key `legacy`: the
+    quantizer's says on which distance `beta` is, that of the m_former whether both frames are of
+    one type."""
     vision.expect(whole, path, use_abs_recons_loss=False)
     former, decoder = (part(whole, f"{name}.config", path) for name in ("m_former", "decoder"))
     quantizer = part(whole, "vector_quantizer", path)
@@ -81,17 +85,17 @@ def infer(path: Path) -> tuple[int, dict[str, Any]]:
         raise ValueError(f"{path}: m_former and decoder have two layer_norm_eps, {sorted(eps)}")
     beta = vision.number(quantizer, "beta", float, path, 0.25)
     weight = vision.weight(whole, "commit_loss_w", path, 1.0)
-    legacy = quantizer.get("legacy", True)
+    first = vision.number(quantizer, "legacy", bool, path, True)
     settings |= {
         "norm_eps": eps.pop(),
         "code_length": vision.number(former, "query_num", int, path),
         "codebook_size": vision.number(quantizer, "n_e", int, path),
         "quant_dim": vision.number(quantizer, "e_dim", int, path),
         "decoder_patch_size": vision.number(decoder, "patch_size", int, path),
-        "second_type": former.get("legacy", True) is False,
+        "second_type": not vision.number(former, "legacy", bool, path, True),
         "recon_weight": vision.weight(whole, "recon_loss_w", path, 1.0),
-        "codebook_weight": weight * (beta if legacy else 1.0),
-        "commitment_weight": weight * (1.0 if legacy else beta),
+        "codebook_weight": weight * (beta if first else 1.0),
+        "commitment_weight": weight * (1.0 if first else beta),
     }
     vision.expect(decoder, path, query_num=settings["code_length"])
     vision.expect(decoder, path, encoder_stride=settings["decoder_patch_size"])
@@ -108,12 +112,6 @@ def part(whole: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
             f"{path}: {name}={found!r} must be a mapping: not the config of {ORIGINAL}"
         )
     return found
-
-
-def check(path: Path, model: MotoConfig) -> None:
-    """Raises ValueError where the config says of the encoder what it is not."""
-    former = part(tensor_files.yaml_object(path), "m_former.config", path)
-    vision.expect(former, path, input_hidden_size=model.encoder.dim, num_patches=model.tokens())
 
 
 def rules(config: MotoConfig) -> list[Rule]:

@@ -3,6 +3,7 @@
 Axis names of the patterns: d width, k heads, c head width, rgb i j a patch.
 """
 
+import contextlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -93,8 +94,9 @@ def number(
 ) -> Any:
     """A number above 0, or a flag, of a file of settings."""
     value = settings.get(key, default)
-    if kind is float and type(value) is int:
-        value = float(value)
+    if kind is float and type(value) in (int, str):  # YAML takes 1e-12 for a text
+        with contextlib.suppress(ValueError):
+            value = float(value)
     if type(value) is not kind or (kind is not bool and not 0 < value < 1e9):
         what = "true or false" if kind is bool else f"a number above 0 ({kind.__name__})"
         raise ValueError(f"{path}: {key}={value!r} must be {what}")

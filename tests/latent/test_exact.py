@@ -127,11 +127,8 @@ def test_villax():
     golden = Golden("villax_tiny", villax.read(folder, None), villax)
     clips = golden["in/clips_u8"]
     frames, window = clips / np.float32(255), clips[:, :4]
-    np.testing.assert_allclose(
-        villax_model.normalized(frames).transpose(0, 1, 4, 2, 3),
-        golden["out/preprocessed"],
-        atol=1e-5,
-    )
+    prepared = villax_model.normalized(frames).transpose(0, 1, 4, 2, 3)
+    np.testing.assert_allclose(prepared, golden["out/preprocessed"], atol=1e-5)
     short = 4 - golden["in/ragged_lens"][1]  # the last two of the first four frames
     first_q = golden["out/idm_vq_tokens"][:, 0].reshape(2, 3, 6)
 
@@ -215,9 +212,7 @@ def test_moto(tmp_path):
 @pytest.mark.parametrize("name", ["villax_code_defaults", "moto"])
 def test_released_shapes(name):
     """The defaults of our configs have the names and shapes of the released tensors."""
-    form, changes = {"moto": (moto, {}), "villax_code_defaults": (villax, {"decoder_depth": 8})}[
-        name
-    ]
+    form, changes = (moto, {}) if name == "moto" else (villax, {"decoder_depth": 8})
     kind, module = ARCHITECTURES[name.split("_")[0]]
     config = kind(image_size=(224, 224), num_frames=2, compute_dtype="float32", **changes)
     params = functional(module, config).abstract()[0]
