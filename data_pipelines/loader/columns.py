@@ -41,6 +41,29 @@ def states(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
     return take(corpus.index.states, rows[:, corpus.frames.current])
 
 
+def states_ahead(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
+    """float32 (b, horizon, S): of the steps that follow, as many as a chunk has actions; NaN past
+    the end of the episode, and of a corpus without."""
+    index, standing = corpus.index, rows[:, corpus.frames.current]
+    ahead = standing[:, None] + np.arange(1, corpus.actions.horizon + 1)
+    found = np.full((*ahead.shape, corpus.state_dim), np.nan, np.float32)
+    if corpus.settings.state_key:
+        episode = index.episode_of_rows(standing)
+        inside = ahead < (index.episode_start[episode] + index.episode_length[episode])[:, None]
+        found[inside] = take(index.states, ahead[inside])
+    return found
+
+
+def numbers(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
+    """int32 (b,): which of the corpora, in the order of their names."""
+    return np.full(len(rows), corpus.number, np.int32)
+
+
+def control_hz(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
+    """float32 (b,): steps per second of the episode."""
+    return corpus.fps[corpus.index.episode_of_rows(rows[:, 0])].astype(np.float32)
+
+
 def latent_actions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
     """int32 (b, L); float32 (b, L, width) of a quantizer that has no codes."""
     return corpus.labels.labels(rows[:, corpus.frames.current])
@@ -52,6 +75,8 @@ def image_tokens(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
     return found.reshape(len(rows), -1, found.shape[-1])
 
 
+STATES = {"state", "state_ahead"}  # who asks for either has the index read states
+
 # field → column of a corpus at the rows of b examples, int64 (b, num_frames)
 COLUMNS: dict[str, Callable[[Corpus, np.ndarray], np.ndarray]] = {
     "instruction": instructions,
@@ -59,6 +84,9 @@ COLUMNS: dict[str, Callable[[Corpus, np.ndarray], np.ndarray]] = {
     "action_mask": action_mask,  # also where there are several actions and it is not asked for
     "action_known": action_known,  # who asks for it takes examples without, too
     "state": states,
+    "state_ahead": states_ahead,
+    "corpus": numbers,
+    "control_hz": control_hz,
     "latent_action": latent_actions,
     "image_tokens": image_tokens,
 }

@@ -16,6 +16,7 @@ from data_pipelines.loader import order
 from data_pipelines.loader.actions import Actions
 from data_pipelines.loader.chains import Chains
 from data_pipelines.loader.settings import CorpusSettings
+from data_pipelines.loader.steps import fps_of
 
 _PER_VIDEO_SALT = 0x7669646  # keeps the draw of t apart from the permutation of episodes
 
@@ -75,6 +76,11 @@ class Corpus:
     @property
     def index(self) -> CorpusIndex:
         return self.cameras[0]
+
+    @cached_property
+    def fps(self) -> np.ndarray:
+        """Of each episode, float64 (E,)."""
+        return fps_of(self.settings, self.index)
 
     @cached_property
     def ends(self) -> np.ndarray:

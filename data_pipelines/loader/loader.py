@@ -43,6 +43,9 @@ class Loader:
         action         float32 (b, A); (b, n, A) where data.action_horizon is n > 1, which adds
         action_mask    bool (b, n), False where a chunk is padded
         state          float32 (b, S), of the current frame; NaN of corpora without
+        state_ahead    float32 (b, n, S), of the n steps after it; NaN where there is none
+        corpus         int32 (b,), the number of its corpus, by name
+        control_hz     float32 (b,), steps a second
         action_known   bool (b,); who asks for it gets examples without an action, too
         latent_action  int32 (b, L); float32 (b, L, width) of a quantizer that has no codes
 

@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 
 from data_pipelines import sidecar
-from data_pipelines.loader.columns import COLUMNS
+from data_pipelines.loader.columns import COLUMNS, STATES
 from data_pipelines.loader.corpus import Corpus
 from data_pipelines.loader.opening import open_corpus
 from data_pipelines.loader.settings import DataSettings
@@ -69,7 +69,7 @@ def open_mixture(data: Any, fields: Sequence[str] = ("frames",)) -> Mixture:
     if "action" in fields:
         corpora = _with_action_dim(corpora, data)
         columns |= {"action_mask"} if data.action_horizon > 1 else set()
-    if "state" in fields:
+    if STATES & set(fields):
         corpora = _with_state_dim(corpora)
     height, width = data.image_size
     return Mixture(
@@ -112,7 +112,7 @@ def _hash(corpora: list[Corpus], data: DataSettings, fields: Sequence[str]) -> s
     said = [corpus.actions.said.hash if corpus.actions.said else "" for corpus in corpora]
     if any(said):
         settings["action_sets"] = said
-    if "state" in fields:
+    if STATES & set(fields):
         settings["state_keys"] = [corpus.settings.state_key for corpus in corpora]
     left_out = [np.flatnonzero(corpus.left_out).tolist() for corpus in corpora]
     if any(left_out):
@@ -178,7 +178,7 @@ def _check_equal(corpora: list[Corpus], fields: Sequence[str]) -> None:
     found = {"the number of cameras": {c.name: len(c.cameras) for c in corpora}}
     if "action" in fields:
         found["action_dim"] = {c.name: c.actions.dim for c in corpora if c.actions.dim}
-    if "state" in fields:
+    if STATES & set(fields):
         found["state_dim"] = {c.name: c.index.state_dim for c in corpora if c.settings.state_key}
     if "latent_action" in fields:
         for what in ("code_length", "codebook_size", "width", "quantizer_hash"):

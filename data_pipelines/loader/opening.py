@@ -12,6 +12,7 @@ from data_pipelines.index.labels import ACTIONS, IMAGE_TOKENS, LATENT_ACTIONS, K
 from data_pipelines.loader import order
 from data_pipelines.loader.actions import Actions, open_actions
 from data_pipelines.loader.chains import Chains
+from data_pipelines.loader.columns import STATES
 from data_pipelines.loader.corpus import Corpus, Frames
 from data_pipelines.loader.motion import MOTION, STEPS_PER_LEVEL, check_window, set_name
 from data_pipelines.loader.settings import CorpusSettings, DataSettings
@@ -72,7 +73,7 @@ class _Opening:
                 image_key=image_key,
                 action_key=settings.action_key,
                 instruction_key=settings.instruction_key,
-                state_key=settings.state_key if "state" in self.fields else "",
+                state_key=settings.state_key if STATES & set(self.fields) else "",
             )
             for image_key in (settings.image_key, *settings.extra_image_keys)
         )

@@ -46,6 +46,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optimizer.peak_lr = 8e-3
     config.model = base.quantizer_model()
     config.model.objective = base.objective(arg.objective)
+    if arg.objective == "proprio":  # what happens within a window, of all bodies
+        config.model.objective.update(horizon=2, corpora=len(config.data.corpora))
+        config.data.action_horizon = 2
+        for corpus in config.data.corpora.values():
+            corpus.state_key = "observation/state"
     config.model.bottleneck.update(continuous_steps=300, ramp_steps=400)
     if arg.quick:
         base.make_quantizer_quick(config)

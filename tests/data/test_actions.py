@@ -264,3 +264,29 @@ def test_chunks_are_those_of_openvla_and_oft(corpora, original, padding, absolut
         chunks = chunks[mask.all(axis=1)]
     np.testing.assert_array_equal(chunks, theirs)
     np.testing.assert_array_equal(mask.sum(axis=1), np.minimum(horizon, 9 - np.arange(9)))
+
+
+def test_states_ahead_and_whose_they_are(tmp_path):
+    episodes = {
+        "a": write_corpus(tmp_path / "a", states=2, fps=5.0),
+        "v": write_corpus(tmp_path / "v", seed=1, lengths=(6, 5), actions=0, fps=10.0),
+    }
+    fields = ("state", "state_ahead", "corpus", "control_hz")
+    keys = {"num_frames": 1, "action_horizon": 3, "a__state_key": "observation/state"}
+    directories = {name: tmp_path / name for name in episodes}
+    ended = 0
+    with Loader(data_config(directories, **keys), fields=fields, global_batch=8, seed=5) as loader:
+        for where, found in drawn(loader, steps=10):
+            assert found["corpus"] == "av".index(where["corpus"])
+            assert found["control_hz"] == (5.0 if where["corpus"] == "a" else 10.0)
+            assert found["state_ahead"].shape == (3, 2)
+            if where["corpus"] == "v":
+                assert np.isnan(found["state_ahead"]).all() and np.isnan(found["state"]).all()
+                continue
+            states = episodes["a"][where["episode"]].states
+            ahead = states[where["steps"][0] + 1 :][:3]
+            ended += len(ahead) < 3
+            np.testing.assert_array_equal(found["state"], states[where["steps"][0]])
+            np.testing.assert_array_equal(found["state_ahead"][: len(ahead)], ahead)
+            assert np.isnan(found["state_ahead"][len(ahead) :]).all()
+    assert ended

@@ -7,10 +7,11 @@ import optax
 import pytest
 import tiny
 
-from data_pipelines.loader import Loader
+from data_pipelines.loader import DataSettings, Loader
 from experiments import base
 from lapa_jax import stages
 from lapa_jax.nn.module import flatten
+from lapa_jax.runs.usable import open_loader
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -112,3 +113,67 @@ def test_cameras_are_for_the_objective_of_views(tiny_data):
         config.model.objective = base.objective(name)
         with pytest.raises(ValueError, match=f"data.corpora.robot.extra_image_keys {told}"):
             stages.get("quantizer").fields_of(config)
+
+
+def test_bodies_whose_state_is_known_in_part(tmp_path):
+    for name in "av":
+        tiny.write_corpus(tmp_path / name, size=32, states=True)
+
+    def build(**settings):
+        config = tiny.config("quantizer", tmp_path)
+        config.data.update(image_size=(32, 32), action_horizon=2)
+        keys = dict(window_seconds=0.4)
+        config.data.corpora = {
+            "a": base.corpus(str(tmp_path / "a"), state_key="observation/state", **keys),
+            "v": base.corpus(str(tmp_path / "v"), action_fraction=0.0, **keys),
+        }
+        config.model.update(patch_size=16, dim=16, mlp_dim=16, heads=1)
+        with config.unlocked():
+            config.model.objective = base.objective("proprio")
+        config.model.objective.update(dict(state_dim=3, horizon=2, corpora=2) | settings)
+        return stages.build(config, {}), config
+
+    def loader(stage, config):
+        return open_loader(config, DataSettings.of(config.data), stage, config.global_batch)
+
+    stage, config = build()
+    with loader(stage, config) as opened:
+        batch = opened.batch(0)
+    for name, spec in stage.batch_spec().items():
+        assert (batch[name].shape, batch[name].dtype) == (spec.shape, spec.dtype), name
+    params, variables = jax.jit(stage.init)(jax.random.key(0))
+
+    @jax.jit
+    def step(batch):
+        def loss(params):
+            return stage.loss(params, variables, batch, jax.random.key(1))
+
+        def value(params):
+            total, metrics, _ = loss(params)
+            return total, metrics
+
+        return jax.value_and_grad(value, has_aux=True)(params)
+
+    (_, metrics), gradient = step(batch)
+    known = np.isfinite(batch["state"]).all(axis=1)
+    assert metrics["state_known"] == known.mean() and 0 < known.mean() < 1
+    assert 0.5 < metrics["state_error"] < 4 and 0.5 < metrics["action_error"] < 4
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient)), "NaN is of nobody"
+    body = np.abs(gradient["objective"]["body"]).sum(axis=1)
+    assert body[0] > 0 and body[1] == 0
+    other = batch | {"action": np.where(known[:, None, None], batch["action"], 9.0)}
+    jax.tree.map(np.testing.assert_array_equal, step(other)[1], gradient)
+
+    for settings, refused in (
+        (
+            {"corpora": 1},
+            "'v': it is number 1 from 0 of data.corpora, but model.*corpora=1",
+        ),
+        (
+            {"state_dim": 5},
+            r"'a': its 'state' is of shape \(3,\), but .* wants \(5,\)",
+        ),
+        ({"horizon": 3}, r"'state_ahead' is of shape \(2, 3\), .* data.action_horizon"),
+    ):
+        with pytest.raises(ValueError, match=refused):
+            loader(*build(**settings))

@@ -16,6 +16,7 @@ from lapa_jax.latent.objectives import (
     latent_targets,
     motion,
     pixels,
+    proprio,
 )
 from lapa_jax.latent.objectives.base import Objective
 from lapa_jax.nn.registry import named_config, named_settings
@@ -29,6 +30,7 @@ OBJECTIVES: dict[str, tuple[type, type[Objective]]] = {
     "features": (features.FeaturesConfig, features.Features),
     "latent_targets": (latent_targets.LatentTargetsConfig, latent_targets.LatentTargets),
     "motion": (motion.MotionConfig, motion.Motion),
+    "proprio": (proprio.ProprioConfig, proprio.Proprio),
 }
 
 
