@@ -17,9 +17,10 @@ from safetensors.numpy import save_file
 
 from lapa_jax import stages
 from lapa_jax.interop import exact, vision, vit_mae
+from lapa_jax.interop.exact import Mapped
 from lapa_jax.interop.imported import Imported
 from lapa_jax.interop.mapping import arrays, functional, to_theirs
-from lapa_jax.nn.module import flatten
+from lapa_jax.nn.module import flatten, unflatten
 from lapa_jax.nn.vit import ViT, ViTConfig
 
 ZOO = Path(__file__).parent / "golden" / "zoo"
@@ -28,12 +29,20 @@ ZOO = Path(__file__).parent / "golden" / "zoo"
 class Golden:
     """A model of others, imported, beside what the original gave."""
 
-    def __init__(self, name: str, imported: Imported, form: ModuleType, prefix: str = ""):
-        """`form`: of the interop room; `prefix`: of the original's names of tensors."""
+    def __init__(self, name: str, given: Imported | Mapped, form: ModuleType, prefix: str = ""):
+        """`form`: of the interop room; `prefix`: of the original's names of tensors. What `given`
+        lacks of the variables, counters and weights that nothing here asks for, is 0."""
         self.io = dict(np.load(ZOO / f"{name}_io.npz"))
-        self.stage = stages.build(imported.config, imported.assets)
+        self.params, variables = given.params, given.variables
+        if isinstance(given, Mapped):
+            self.stage = given.stage
+            expected = flatten(self.stage.model.abstract()[1])
+            zeros = {path: np.zeros(x.shape, x.dtype) for path, x in expected.items()}
+            variables = unflatten(zeros | variables)
+        else:
+            self.stage = stages.build(given.config, given.assets)
         self.model, self.config = self.stage.model, self.stage.model_config
-        self.params, self.variables = imported.params, imported.variables
+        self.variables = jax.tree.map(jnp.asarray, variables)
         self.rules, self.prefix = form.rules(self.config), prefix
         self.sizes = getattr(form, "sizes", exact.genie_sizes)(self.config)
 
@@ -98,7 +107,7 @@ class Golden:
             assert apart.max() <= 10 * lr, key
             off.append(apart.reshape(-1) > 5e-6)
         assert np.concatenate(off).mean() <= 0.005
-        return lambda given: step(*start, given)[3]
+        return lambda given: jax.tree.map(np.asarray, step(*start, given)[3])
 
     def gradients(self, grads: dict[str, np.ndarray], group: str) -> None:
         for key in (x for x in self.io if x.startswith(f"{group}/")):

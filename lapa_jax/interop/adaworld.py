@@ -17,6 +17,7 @@ from lapa_jax.latent.exact.blocks import ROTARY_THETA
 
 ORIGINAL = "AdaWorld's latent action model"
 ANCHOR = "action_prompt"  # of every one
+ROUNDED = 1e-3  # of a number in 16 bits
 _FREQUENCIES = "encoder.transformer_blocks.{i}.temporal_attn.rotary_embedding.freqs"
 
 
@@ -33,15 +34,17 @@ class Options:
 def read(source: Path, options: Options) -> Imported:
     """`lapa import --format adaworld`."""
     tensors = tensor_files.tensors(given_file(source, ORIGINAL))
-    return from_tensors(tensors, options.image_size)
+    return from_tensors(tensors, options.image_size).imported()
 
 
 def from_tensors(
     tensors: Mapping[str, Any], image_size: int | tuple[int, int], **settings: Any
-) -> Imported:
+) -> exact.Mapped:
     """Of a state dict, also of one within what a trainer wrote. Raises ValueError."""
     tensors = unwrapped(tensors, ANCHOR, ORIGINAL)
-    return exact.run_of("adaworld", image_size, tensors, rules, **(infer(tensors) | settings))
+    settings = infer(tensors) | settings
+    check_frequencies(tensors, settings["encoder_depth"])
+    return exact.mapped("adaworld", image_size, tensors, rules, **settings)
 
 
 def infer(tensors: Mapping[str, Any]) -> dict[str, int]:
@@ -66,14 +69,26 @@ def infer(tensors: Mapping[str, Any]) -> dict[str, int]:
     }
 
 
+def check_frequencies(tensors: Mapping[str, Any], depth: int) -> None:
+    """Raises ValueError where the frozen frequencies of the rotary embedding are not those that are
+    computed here."""
+    for i in range(depth):
+        found = np.asarray(tensors[_FREQUENCIES.format(i=i)]).astype(np.float32)
+        expected = ROTARY_THETA ** -(np.arange(len(found)) / len(found))
+        if not np.allclose(found, expected, rtol=ROUNDED):
+            raise ValueError(
+                f"tensor {_FREQUENCIES.format(i=i)!r} does not hold 10000^(-2i/{2 * len(found)}): "
+                "of another version"
+            )
+
+
 def rules(config: AdaWorldConfig) -> list[Rule | Constant]:
     """In the order of their state dict."""
-    head_dim = config.dim // config.heads
-    frequencies = 1.0 / ROTARY_THETA ** (np.arange(0, head_dim, 2, np.float32) / head_dim)
+    frequencies = np.zeros(config.dim // config.heads // 2, np.float32)
     return [
         Rule(ANCHOR, "prompt", "1 1 n p -> n p"),
         *exact.transformer("encoder", "encoder", config.encoder_depth, time=True, out=True),
-        Constant(_FREQUENCIES, frequencies.astype(np.float32), config.encoder_depth),
+        Constant(_FREQUENCIES, frequencies, config.encoder_depth, any_value=True),
         *linear("fc", "moments"),
         *linear("patch_up", "patch_up"),
         *linear("action_up", "action_up"),

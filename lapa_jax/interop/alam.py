@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from data_pipelines.storage import given_folder
 from lapa_jax.interop import exact, tensor_files
 from lapa_jax.interop.imported import Imported
@@ -53,20 +51,16 @@ def read(source: Path, options: Options) -> Imported:
     """`lapa import --format alam`."""
     given_folder(source, f"{ORIGINAL}, a folder with {CONFIG},")
     found = settings_of(source / CONFIG) | {"labels": options.labels}
-    return from_tensors(tensor_files.tensors(source), options.image_size, **found)
+    return from_tensors(tensor_files.tensors(source), options.image_size, **found).imported()
 
 
 def settings_of(path: Path) -> dict[str, Any]:
     """The settings that their config tells. Raises ValueError."""
-    try:
-        found = yaml.safe_load(tensor_files.text_of(path, f"the settings of {ORIGINAL}"))
-    except yaml.YAMLError as error:
-        where = str(error).replace("\n", " ")[:160]
-        raise ValueError(f"{path} is no plain YAML: {where}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds no settings of {ORIGINAL}")
+    found = tensor_files.yaml_object(path, f"the settings of {ORIGINAL}")
     # What names a class of theirs is not looked at.
     loss = found.get("loss_config", {})
+    if not isinstance(loss, dict):
+        raise ValueError(f"{path}: loss_config={loss!r} must be a mapping")
     if missing := sorted(_MODEL.keys() - found.keys()):
         raise ValueError(f"{path} lacks {', '.join(missing)}: not the settings of {ORIGINAL}")
     if found.get("in_dim", 3) != 3:
@@ -77,13 +71,13 @@ def settings_of(path: Path) -> dict[str, Any]:
 
 def from_tensors(
     tensors: Mapping[str, Any], image_size: int | tuple[int, int], **settings: Any
-) -> Imported:
+) -> exact.Mapped:
     """Of a state dict, with settings as of ALAMConfig. Raises ValueError."""
     tensors = unwrapped(tensors, ANCHOR, ORIGINAL)
     tensors = exact.without(tensors, "loss_fn_lpips.", "which has no gradient there")
     tensors = exact.without(tensors, "physical_latent_action_up.", "which nothing uses")
     codebook = next((name for name in CODEBOOKS if name in tensors), CODEBOOKS[0])
-    return exact.run_of(
+    return exact.mapped(
         "alam",
         image_size,
         tensors,

@@ -34,7 +34,7 @@ MASK_TOKEN = "embeddings.mask_token"  # of the self-supervised training
 
 def read(source: Path, options: Any) -> Imported:
     """`lapa import --format dinov2`: a teacher."""
-    return vision.teacher(*from_tensors(tensor_files.tensors(source)))
+    return vision.teacher(*from_tensors(from_hub(tensor_files.tensors(source))))
 
 
 _HUB = (
@@ -51,8 +51,8 @@ _HUB = (
 
 
 def from_hub(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors of Meta's own files (torch.hub), of all their layers' depths, under Hugging
-    Face's names: there queries, keys and values are one."""
+    """The tensors of Meta's own files (torch.hub), where queries, keys and values are one, under
+    Hugging Face's names; what has other names is as it is."""
     found: dict[str, Any] = {}
     for name, tensor in tensors.items():
         packed = re.fullmatch(r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)", name)

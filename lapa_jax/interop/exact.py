@@ -5,7 +5,7 @@ Axis names of the patterns: d width, k heads, c head width, o outputs.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,14 +15,29 @@ from lapa_jax import stages
 from lapa_jax.interop.imported import Imported
 from lapa_jax.interop.mapping import Rule, Rules, linear, norm, to_ours
 from lapa_jax.latent import ARCHITECTURES
-from lapa_jax.nn.module import flatten, unflatten
+from lapa_jax.nn.module import Tree, flatten, unflatten
 from lapa_jax.nn.registry import default_settings
 from lapa_jax.settings import stage_settings
 
 HEAD_DIM = 64  # of all released ones; the shapes do not tell it
 
 
-def run_of(
+class Mapped(NamedTuple):
+    """A model of others: its stage, all parameters, and the variables that the file has."""
+
+    stage: stages.Stage
+    params: Tree
+    variables: dict[str, Any]  # by our paths
+
+    def imported(self) -> Imported:
+        """As a run; what the file lacks of the variables starts anew."""
+        config, names = self.stage.config, flatten(self.stage.model.abstract()[1])
+        fresh = flatten(jax.jit(lambda key: self.stage.init(key)[1])(jax.random.key(config.seed)))
+        found = {path: self.variables.get(path, fresh[path]) for path in names}
+        return Imported(config, self.params, variables=unflatten(found))
+
+
+def mapped(
     architecture: str,
     image_size: int | tuple[int, int],
     tensors: Mapping[str, Any],
@@ -32,30 +47,24 @@ def run_of(
     num_frames: int = 2,
     also: Mapping[str, np.ndarray] | None = None,
     **settings: Any,
-) -> Imported:
-    """The run of a model with these settings, of all of `tensors` by the `rules` of its config,
-    which may name variables (frozen weights) too; `also`: more of those, by our paths. What no rule
-    names of the variables starts anew. `sizes`: of the axes in the rules, of its config; None:
-    those of Genie's. Raises ValueError."""
+) -> Mapped:
+    """The model with these settings, of all of `tensors` by the `rules` of its config, which may
+    name variables (frozen weights) too; `also`: more of those, by our paths. `sizes`: of the axes
+    in the rules, of its config; None: those of Genie's. Raises ValueError."""
     config = stage_settings("quantizer")
     square = isinstance(image_size, int)
     config.data.image_size = (image_size,) * 2 if square else tuple(image_size)
     config.data.num_frames, config.compute_dtype = num_frames, "float32"
     kind = ARCHITECTURES[architecture][0]
     config.model = default_settings(kind, architecture=architecture, **settings)
-    stage, also = stages.build(config.lock(), {}), dict(also or {})
-    rules, sizes = (f(stage.model_config) for f in (rules, sizes or genie_sizes))
-    rules = list(rules)
+    stage = stages.build(config.lock(), {})
+    given = list(rules(stage.model_config)), (sizes or genie_sizes)(stage.model_config)
     params, variables = (flatten(tree) for tree in stage.model.abstract())
-    ours = {rule.ours for rule in rules if isinstance(rule, Rule)}
-    wanted = {path: x for path, x in (params | variables).items() if path in params or path in ours}
-    found = flatten(to_ours(tensors, rules, sizes, unflatten(wanted))) | also
-    fresh = flatten(jax.jit(lambda key: stage.init(key)[1])(jax.random.key(config.seed)))
-    return Imported(
-        config,
-        unflatten({path: found[path] for path in params}),
-        variables=unflatten({path: found.get(path, fresh[path]) for path in variables}),
-    )
+    ours = {rule.ours for rule in given[0] if isinstance(rule, Rule)}
+    frozen = {path: x for path, x in variables.items() if path in ours}
+    found = flatten(to_ours(tensors, *given, unflatten(params | frozen)))
+    params = unflatten({path: found.pop(path) for path in params})
+    return Mapped(stage, params, found | dict(also or {}))
 
 
 def without(tensors: Mapping[str, Any], prefix: str, why: str) -> dict[str, Any]:

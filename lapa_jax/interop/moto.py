@@ -60,7 +60,8 @@ def read(source: Path, options: Options) -> Imported:
     for prefix, why in _OTHERS.items():
         tensors = exact.without(tensors, prefix, why)
     frozen = {f"encoder/{path}": x for path, x in flatten(weights).items()}
-    return exact.run_of("moto", side, tensors, rules, sizes, also=frozen, **settings)
+    found = exact.mapped("moto", side, tensors, rules, sizes, also=frozen, **settings)
+    return found.imported()
 
 
 def infer(whole: Mapping[str, Any], path: Path) -> tuple[int, dict[str, Any]]:

@@ -37,12 +37,12 @@ class Options:
 def read(source: Path, options: Options) -> Imported:
     """`lapa import --format univla`."""
     tensors = tensor_files.tensors(given_file(source, ORIGINAL))
-    return from_tensors(tensors, options.image_size, options.heads)
+    return from_tensors(tensors, options.image_size, options.heads).imported()
 
 
 def from_tensors(
     tensors: Mapping[str, Any], image_size: int | tuple[int, int], heads: int | None = None
-) -> Imported:
+) -> exact.Mapped:
     """Of a state dict, also of one within what a trainer wrote. Raises ValueError."""
     tensors = unwrapped(tensors, ANCHOR, ORIGINAL)
     encoder = {
@@ -58,7 +58,7 @@ def from_tensors(
     settings = infer(own, heads)
     vit, params = dinov2.from_tensors(dinov2.from_hub(encoder))
     frozen = {f"features/{path}": x for path, x in flatten(params).items()}
-    return exact.run_of(
+    return exact.mapped(
         "univla", image_size, own, rules, also=frozen, encoder=vit.architecture(), **settings
     )
 

@@ -49,7 +49,7 @@ def read(source: Path, options: Any) -> Imported:
     side, settings = infer(source / CONFIG)
     model = VillaXConfig(image_size=(side, side), num_frames=2, compute_dtype="float32", **settings)
     tensors = without_tables(tensor_files.tensors(source), model)
-    return exact.run_of("villax", side, tensors, rules, sizes, **settings)
+    return exact.mapped("villax", side, tensors, rules, sizes, **settings).imported()
 
 
 def infer(path: Path) -> tuple[int, dict[str, Any]]:

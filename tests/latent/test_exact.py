@@ -21,7 +21,11 @@ from lapa_jax.latent.exact import villax as villax_model
 from lapa_jax.latent.exact.blocks import image_patches, rotate, weighed
 from lapa_jax.nn.module import flatten, unflatten
 
-pytestmark = [pytest.mark.usefixtures("quick_compile"), tiny.needs_torch]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("quick_compile"),
+    tiny.needs_torch,
+]
 
 
 def test_adaworld():

@@ -197,10 +197,8 @@ class UniVLA(ExactQuantizer):
             )
         x_BWD = self.language(words.features_BWE)
         x_BTWD = jnp.broadcast_to(x_BWD[:, None], (B, T, *x_BWD.shape[1:]))
-        seen_BW = words.seen_BW.astype(jnp.int32)
-        seen_BTW = jnp.tile(seen_BW, (T, 1)) if tiled else jnp.repeat(seen_BW, T, axis=0)
-        others = jnp.ones((B, T, S), jnp.int32)
-        return x_BTWD, jnp.concatenate([others, seen_BTW.reshape(B, T, -1)], axis=2)
+        seen_BTW = mask_of_frames(words.seen_BW.astype(jnp.int32), T, tiled=tiled)
+        return x_BTWD, jnp.concatenate([jnp.ones((B, T, S), jnp.int32), seen_BTW], axis=2)
 
     def latents(self, features_BTNF: jax.Array, words: Words | None = None) -> Latents:
         last_BSD, n = self.tokens(features_BTNF, words)[:, 1], self.config.code_length
@@ -286,6 +284,14 @@ class Irrelevant(nnx.Module):
     def nearest(self, latents: Latents) -> jax.Array:
         """The nearest codes, (B, U, Q)."""
         return self.codebook.codes[...][self.codebook.nearest(latents.irrelevant_BUQ)]
+
+
+def mask_of_frames(seen_BW: jax.Array, T: int, *, tiled: bool) -> jax.Array:
+    """(B, T, W). `tiled`, as the original: its rows one after the other are those of the batch, and
+    those of the batch again."""
+    B, W = seen_BW.shape
+    rows = jnp.tile(seen_BW, (T, 1)) if tiled else jnp.repeat(seen_BW, T, axis=0)
+    return rows.reshape(B, T, W)
 
 
 def restarted(codes_KQ: jax.Array, usage_K: jax.Array, order_K: jax.Array) -> jax.Array:
