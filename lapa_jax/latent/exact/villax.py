@@ -137,13 +137,12 @@ class VillaX(ExactQuantizer):
         """Of neighbouring frames, float32 (B, T−1, L, Q), in [0, 1]. Of more frames than the
         encoder sees at once a window slides over them: the first gives all of its latents, each
         later one its last."""
-        window = self.config.max_frames
-        found = self._window(frames_BTIJC[:, :window])
-        later = [
-            self._window(frames_BTIJC[:, i : i + window])[:, -1:]
-            for i in range(1, frames_BTIJC.shape[1] - window + 1)
-        ]
-        return jnp.concatenate([found, *later], axis=1)
+        B, T = frames_BTIJC.shape[:2]
+        width = min(T, self.config.max_frames)
+        windows = [frames_BTIJC[:, i : i + width] for i in range(T - width + 1)]
+        found = self._window(flat(jnp.stack(windows, axis=1)))
+        found = found.reshape(B, len(windows), *found.shape[1:])
+        return jnp.concatenate([found[:, 0], found[:, 1:, -1]], axis=1)
 
     def _window(self, frames_BTIJC: jax.Array) -> jax.Array:
         config, dtype = self.config, self.patches.dtype
