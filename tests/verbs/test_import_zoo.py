@@ -4,7 +4,6 @@ import json
 import shutil
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 import tiny
@@ -51,14 +50,14 @@ def test_a_run_labels_is_measured_and_given_away(form, encoder, tmp_path):
         report = evaluate_quantizer(model, OF_CORPUS | {"path": str(corpus)}, max_pairs=100).report
         assert report["pairs"] == found["labelled"]
 
-    plain = tmp_path / "plain"
-    succeed("export", "--format", "safetensors", "--workdir", run, "--out", plain)
-    succeed("import", "--format", "safetensors", "--source", plain, "--out", again)
-    back = loaded.load(again)
-    for one, other in ((back.params, model.params), (back.variables, model.variables)):
-        jax.tree.map(np.testing.assert_array_equal, one, other)
-    code, _, error = lapa("export", "--format", "laq_torch", "--workdir", run, "--out", run / "x")
-    assert code == 2 and "lapa export --format safetensors" in error.splitlines()[-1]
+        plain = tmp_path / "plain"
+        succeed("export", "--format", "safetensors", "--workdir", run, "--out", plain)
+        succeed("import", "--format", "safetensors", "--source", plain, "--out", again)
+        assert loaded.load(again).params_hash == model.params_hash
+        code, _, error = lapa(
+            "export", "--format", "laq_torch", "--workdir", run, "--out", run / "x"
+        )
+        assert code == 2 and "lapa export --format safetensors" in error.splitlines()[-1]
 
 
 def changed(name: str, value: object):
@@ -77,13 +76,14 @@ def changed(name: str, value: object):
     return change
 
 
-def tensor(name: str, value: np.ndarray | None):
-    """Of villa-X's weights: one is another, or is not there."""
+def tensor(name: str, value: np.ndarray | None, **more: float):
+    """Of villa-X's weights: one is another, or is not there; and some more."""
 
     def change(folder: Path) -> None:
         path = folder / "model.safetensors"
         tensors = load_file(path)
         tensors.pop(name, None)
+        tensors |= {key: np.array(x) for key, x in more.items()}
         save_file(tensors | ({} if value is None else {name: value}), path)
 
     return change
@@ -100,12 +100,10 @@ QUANTIZER, FORMER, DECODER = "vector_quantizer", "m_former.config", "decoder.con
 @pytest.mark.parametrize(
     "form, change, message",
     [
-        ("villax", tensor(CODES, None), rf"missing: \['{CODES}'\] \(1\), not known: \[\]"),
-        ("villax", tensor("more", np.zeros(3)), r"not known: \['more'\] \(1\)"),
+        ("villax", tensor(CODES, None, x=1), rf"missing: \['{CODES}'\] \(1\), not known: \['x'\]"),
         ("villax", tensor(CODES, np.zeros((8, 6), "f")), r"\[8, 6\], the model has .*\[16, 6\]"),
         ("villax", tensor(PLACES, None), f"tensor '{PLACES}' is missing: not villa-X's"),
         ("villax", tensor(PLACES, np.zeros((1, 9, 16), "f")), "is not the table of positions"),
-        ("villax", changed("config.decoder_depth", 3), r"missing: \['decoder.layers.2.attn.k_l"),
         ("villax", changed("config.decoder_depth", "x"), "decoder_depth='x' must be a number"),
         ("villax", changed("config.st_use_qk_norm", 1), "st_use_qk_norm=1 must be true or false"),
         ("villax", changed("config.map_heads", 5), "dim=16 must be .* of model.pool_heads=5"),
@@ -117,7 +115,6 @@ QUANTIZER, FORMER, DECODER = "vector_quantizer", "m_former.config", "decoder.con
         ("moto", changed(f"{DECODER}.use_mask_token", True), "use_mask_token=True is not read"),
         ("moto", changed(f"{DECODER}.image_size", 16), "is for images of 12 pixels a side, .* 16"),
         ("moto", changed(f"{FORMER}.input_hidden_size", 16), "hidden_size=16 is not .*: 14 is"),
-        ("moto", changed(f"{FORMER}.num_hidden_layers", 3), r"missing: .*encoder.layer.2"),
         ("moto", changed(f"{QUANTIZER}.n_e", 8), r"\[16, 6\], the model has float32\[8, 6\]"),
         ("moto", changed(QUANTIZER, None), "vector_quantizer=None must be a mapping"),
         ("moto", write("config.yaml", "a: &x [1]\nb: *x\n"), "has aliases"),
