@@ -408,6 +408,42 @@ def measure_curves(
     return _picture(figure, " ".join(said))
 
 
+def dot_plots(rows: Sequence[Mapping[str, Any]], key: str, panels: Mapping[str, str]) -> Picture:
+    """What rows[key] are, one below the other, against each measure of `panels` (measure → title),
+    with its interval where there is one (MEASURE_low, MEASURE_high); a dashed line at 0. A panel
+    names no row that lacks its measure."""
+    names = [_plain(str(row[key])) for row in rows]
+    room = 30 + 6.5 * max(map(len, names))
+    columns = min(len(panels), max(1, int((PAGE - room) // 200)))
+    deep = -(-len(panels) // columns)
+    figure = _figure(PAGE, deep * (70 + 22 * len(rows)))
+    grid = figure.subplots(deep, columns, sharey=True, squeeze=False)
+    said = []
+    for axes in list(grid.flat)[len(panels) :]:
+        axes.set_visible(False)
+    for axes, (measure, title) in zip(grid.flat, panels.items(), strict=False):
+        told = []
+        for place, row in enumerate(rows):
+            value = row.get(measure)
+            if value is None:
+                continue
+            low, high = (
+                value if row.get(f"{measure}_{end}") is None else row[f"{measure}_{end}"]
+                for end in ("low", "high")
+            )
+            off = np.abs([[low - value], [high - value]])
+            style = dict(fmt="o", color=SERIES[0], ecolor=_MUTED, capsize=2.5, markersize=5)
+            axes.errorbar([value], [place], xerr=off, elinewidth=1.2, **style)
+            told.append(f"{row[key]}: {value:.3g}")
+        axes.axvline(0.0, color=_MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.set_yticks(range(len(rows)), names)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
+        _dress(axes, title=title, grid="both")
+        said.append(f"{title}. {'; '.join(told)}.")
+    return _picture(figure, " ".join(said))
+
+
 def chunk_curves(chunks: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Picture:
     """Chunks side by side, a row of panels for each dimension, over the steps of the chunk. Each
     has `title`, and `true` and `predicted` (steps, dimensions). names: of the dimensions, with

@@ -3,6 +3,7 @@
 from lapa_jax.report.charts import chunk_curves as chunk_curves
 from lapa_jax.report.charts import code_meaning as code_meaning
 from lapa_jax.report.charts import code_usage as code_usage
+from lapa_jax.report.charts import dot_plots as dot_plots
 from lapa_jax.report.charts import heat_maps as heat_maps
 from lapa_jax.report.charts import is_logarithmic as is_logarithmic
 from lapa_jax.report.charts import label_curves as label_curves

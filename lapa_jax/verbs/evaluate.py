@@ -23,17 +23,19 @@ from lapa_jax.evidence.simulated import evaluate_distractors, evaluate_transfer
 from lapa_jax.runs import unipi
 from lapa_jax.runs.examples import trained_window
 from lapa_jax.runs.loaded import LoadedPolicy, Model, load, load_quantizer, require
-from lapa_jax.verbs import benchmark, flags
+from lapa_jax.verbs import benchmark, compare, flags
 from lapa_jax.verbs.text import table
 
 
 def main(argv: list[str]) -> int:
-    if any(word == "--benchmark" or word.startswith("--benchmark=") for word in argv):
-        return benchmark.main(argv)
+    for flag, verb in (("--benchmark", benchmark), ("--compare", compare)):
+        if any(word == flag or word.startswith(f"{flag}=") for word in argv):
+            return verb.main(argv)
     parser = flags.parser(
         "lapa evaluate",
         __doc__ + "\nThe result is JSON. `lapa evaluate --benchmark NAME --help`: a policy behind "
-        "a server,\nin an environment that runs in processes of its own.",
+        "a server,\nin an environment that runs in processes of its own. `lapa evaluate --compare "
+        "--help`:\nseveral quantizers on one corpus.",
         "lapa evaluate --workdir runs/action_vla --families reach --blocks 4",
     )
     add = parser.add_argument
