@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from lapa_jax.latent.bottlenecks import bottleneck_settings as bottleneck
 from lapa_jax.latent.config import QuantizerConfig
+from lapa_jax.latent.objectives import objective_config
 from lapa_jax.latent.objectives import objective_settings as objective
 from lapa_jax.latent.teacher import MaskedAutoencoderConfig
 from lapa_jax.nn.registry import default_settings
@@ -96,6 +97,14 @@ def image_tokenizer() -> ConfigDict:
 def quantizer_model(**changes) -> ConfigDict:
     """A small native quantizer for 64 px frames."""
     return default_settings(QuantizerConfig, **changes)
+
+
+def as_objective_needs(config: ConfigDict) -> None:
+    """Clips of as many frames as it pairs; of more than two, the spatial layers see one frame at a
+    time, which the pairs then share."""
+    needed = objective_config(config.model.objective.to_dict())[0].num_frames
+    if needed > 2:
+        config.data.num_frames, config.model.spatial_sees = needed, "frame"
 
 
 def legacy_quantizer_model() -> ConfigDict:

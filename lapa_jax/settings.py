@@ -190,6 +190,8 @@ KINDS: dict[str, type | Registry] = {
     "model.objective.augment": AUGMENTATIONS,
     "model.objective.teacher": ViTConfig,
     "model.encoder": ViTConfig,
+    "model.objective.of": OBJECTIVES,
+    "model.objective.of.teacher": ViTConfig,
     "model.front_end": FRONT_ENDS,
     "model.front_end.tokenizer": ImageTokenizerConfig,
     "model.targets.*": HEADS,

@@ -53,9 +53,11 @@ def quantizer_config(**changes) -> QuantizerConfig:
     return QuantizerConfig(**{**settings, **changes})
 
 
-def moving_squares(key: jax.Array, batch: int, size: int = 16) -> tuple[jax.Array, jax.Array]:
-    """Pairs (batch, 2, size, size, 3) of a coloured 4x4 square that moves 3 pixels in one of 8
-    directions."""
+def moving_squares(
+    key: jax.Array, batch: int, size: int = 16, frames: int = 2
+) -> tuple[jax.Array, jax.Array]:
+    """Clips (batch, frames, size, size, 3), of at most three frames, of a coloured 4x4 square that
+    moves 3 pixels a frame in one of 8 directions."""
     place, way, tint = jax.random.split(key, 3)
     corner = jax.random.randint(place, (batch, 2), 3, size - 7)
     direction = jax.random.randint(way, (batch,), 0, 8)
@@ -67,14 +69,14 @@ def moving_squares(key: jax.Array, batch: int, size: int = 16) -> tuple[jax.Arra
         inside = (rows >= top) & (rows < top + 4) & (columns >= left) & (columns < left + 4)
         return inside[..., None] * colour
 
-    moved = corner + 3 * jnp.asarray(WAYS)[direction]
-    return jnp.stack([draw(corner), draw(moved)], axis=1), direction
+    step = 3 * jnp.asarray(WAYS)[direction]
+    return jnp.stack([draw(corner + t * step) for t in range(2 - frames, 2)], axis=1), direction
 
 
 def batch_of(config: QuantizerConfig, key: jax.Array, batch: int) -> dict[str, jax.Array]:
     """Moving squares as an objective reads them: of several views by a second camera that sees them
     mirrored, and with its columns."""
-    frames, direction = moving_squares(key, batch)
+    frames, direction = moving_squares(key, batch, frames=config.num_frames)
     objective, settings = objective_config(config.objective)
     if objective.views:
         frames = jnp.stack([frames, frames[:, :, :, ::-1]], axis=2)

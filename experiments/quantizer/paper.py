@@ -61,6 +61,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.tail = "clamp" if arg.legacy else "drop"
     config.model = base.legacy_quantizer_model()
     config.model.objective = base.objective(arg.objective, arg.encoder)
+    base.as_objective_needs(config)
     if not arg.legacy:
         native = base.quantizer_model()
         config.model.legacy, config.model.predict = False, native.predict

@@ -21,6 +21,11 @@ Several cameras at once need a corpus of all of them (`lapa data collect --toget
     lapa train --config experiments/quantizer/tabletop.py:objective=cross_view,views=robot+camera \
         --workdir runs/quantizer_views
 
+Triplets whose latents add up are beside any objective (docs/zoo.md):
+
+    lapa train --config experiments/quantizer/tabletop.py:objective=algebraic+pixels \
+        --workdir runs/quantizer_algebraic
+
 Cost: 0.14 M parameters; 900 steps took 122 seconds on two cores of an AMD EPYC
 (docs/performance.md). quick=True runs in about a minute there.
 """
@@ -51,10 +56,12 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.data.action_horizon = 2
         for corpus in config.data.corpora.values():
             corpus.state_key = "observation/state"
+    base.as_objective_needs(config)
     config.model.bottleneck.update(continuous_steps=300, ramp_steps=400)
     if arg.quick:
         base.make_quantizer_quick(config)
         config.optimizer.warmup_steps, config.model.patch_size = 10, 16
-        if "teacher" in config.model.objective:
-            base.make_vit_quick(config.model.objective.teacher)
+        objective = config.model.objective
+        if "teacher" in (objective := objective.get("of", objective)):
+            base.make_vit_quick(objective.teacher)
     return config

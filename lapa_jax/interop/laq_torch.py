@@ -136,7 +136,7 @@ def torch_config(config: QuantizerConfig) -> dict[str, Any]:
     same = (
         "image_size", "patch_size", "dim", "mlp_dim", "heads", "head_dim", "spatial_depth",
         "temporal_depth", "decoder_depth", "quant_dim", "codebook_size", "code_length", "predict",
-        "legacy",
+        "legacy", "spatial_sees",
     )  # fmt: skip
     settings = dataclasses.asdict(config)
     found = {"model_type": "lapa_quantizer"} | {key: settings[key] for key in same}

@@ -89,15 +89,16 @@ class CosineAttention(nnx.Module):
         self.normalize_kv, self.dtype = normalize_kv, dtype
 
     def heads(
-        self, x: jax.Array, context: jax.Array | None = None
+        self, x: jax.Array, context: jax.Array | None = None, *, asking: int = 0
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """q, k, v with their heads; q and k normalised and scaled, q with all of the scales."""
+        """q, k, v with their heads; q and k normalised and scaled, q with all of the scales; q of
+        the tokens from number `asking` on."""
         normed = self.norm(x)
         if context is not None:
             source = self.context_norm(context)
         else:
             source = normed if self.normalize_kv else x
-        q, kv = self.q(normed), self.kv(source)
+        q, kv = self.q(normed[:, asking:] if asking else normed), self.kv(source)
         k, v = kv[..., 0, :, :], kv[..., 1, :, :]
         if self.null_kv is not None:
             null = jnp.broadcast_to(
@@ -124,3 +125,12 @@ class CosineAttention(nnx.Module):
     def over_frames(self, x_BTND: jax.Array, *, seen: Sequence[Sequence[int]]) -> jax.Array:
         q, k, v = self.heads(x_BTND)
         return self.out(frame_attention(q, k, v, seen=seen))
+
+    def of_pairs(self, x_BTND: jax.Array, firsts: Sequence[int]) -> jax.Array:
+        """Of frames that see themselves alone, followed by one of each pair, which sees itself and
+        one of them, the first of the pair."""
+        alone = x_BTND.shape[1] - len(firsts)
+        q, k, v = self.heads(x_BTND, asking=alone)
+        seen = [(i, alone + p) for p, i in enumerate(firsts)]
+        lasts = frame_attention(q, k, v, seen=seen)
+        return self.out(jnp.concatenate([v[:, :alone], lasts], axis=1))

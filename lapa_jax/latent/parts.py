@@ -75,9 +75,8 @@ class Block(nnx.Module):
         x = x_BTHWD + self.position.alone(x_BTHWD)
         x = jnp.concatenate([x[:, :alone], x[:, alone:] + before], axis=1)
         if self.over == "frames":
-            seen = [(i,) for i in range(alone)] + [(i, alone + p) for p, i in enumerate(firsts)]
             x = x.reshape(B, T, H * W, D)
-            x = x + self.attention.over_frames(x, seen=seen)
+            x = x + self.attention.of_pairs(x, firsts)
         else:
             x = x.reshape(B * T, H * W, D)
             x = x + self.attention(x, bias_KTS=bias_KNN, implementation=self.implementation)

@@ -62,6 +62,11 @@ class Quantizer(Encoder):
             rngs=rngs,
         )
         objective, settings = objective_config(config.objective)
+        if config.num_frames < objective.num_frames:
+            raise ValueError(
+                f"data.num_frames={config.num_frames} must be at least {objective.num_frames} for "
+                f"model.objective.name={config.objective['name']!r}"
+            )
         self.objective = objective(settings, config, rngs=rngs)
 
     def __call__(

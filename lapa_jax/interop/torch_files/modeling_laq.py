@@ -71,7 +71,10 @@ class Quantizer(nn.Module):
         """float32 (B, code_length, quant_dim), before the bottleneck."""
         frames = torch.stack([self._frames(first), self._frames(last)], dim=1)
         B, T = frames.shape[:2]
-        x = self.temporal(self.spatial(self.patches(frames), bias_KNN=self.bias()))
+        x = self.patches(frames)
+        apart = self.config["spatial_sees"] == "frame"
+        x = self.spatial(x.flatten(0, 1)[:, None] if apart else x, bias_KNN=self.bias())
+        x = self.temporal(x[:, 0].unflatten(0, (B, T)) if apart else x)
         slots = self.code_projection(x.flatten(0, 1)).unflatten(0, (B, T))
         latent = slots[:, 1] - slots[:, 0]
         return latent if self.normalize is None else self.normalize(latent)

@@ -5,11 +5,13 @@ A new objective is a file with a class like `Pixels` and its config, with defaul
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from lapa_jax.latent.objectives import (
+    algebraic,
     contrastive,
     cross_view,
     features,
@@ -31,17 +33,32 @@ OBJECTIVES: dict[str, tuple[type, type[Objective]]] = {
     "latent_targets": (latent_targets.LatentTargetsConfig, latent_targets.LatentTargets),
     "motion": (motion.MotionConfig, motion.Motion),
     "proprio": (proprio.ProprioConfig, proprio.Proprio),
+    "algebraic": (algebraic.AlgebraicConfig, algebraic.Algebraic),
 }
 
 
-def objective_config(settings: Mapping[str, Any]) -> tuple[type[Objective], Any]:
-    """(class, typed config) of a `{name, ...}` mapping."""
-    name, config = named_config(settings, OBJECTIVES, "model.objective")
+def objective_config(
+    settings: Mapping[str, Any], key: str = "model.objective"
+) -> tuple[type[Objective], Any]:
+    """(class, typed config) of a `{name, ...}` mapping, which stands under `key`; of one that is
+    added to another, `of` in its config is the same of that one."""
+    name, config = named_config(settings, OBJECTIVES, key)
+    if isinstance(config, algebraic.AlgebraicConfig):
+        if (of := config.of.get("name")) == name:
+            raise ValueError(f"{key}.of.name={of!r} must be another objective")
+        config = replace(config, of=objective_config(config.of, f"{key}.of"))
+        if config.of[0].views:
+            raise ValueError(f"{key}.of.name={of!r} is of several cameras, {name!r} of one")
     return OBJECTIVES[name][1], config
 
 
 def objective_settings(name: str, encoder: str = "tabletop") -> ConfigDict:
-    """For a new config. `encoder`: that of a teacher, where it has one, one of vit.ENCODERS."""
-    taught = name in OBJECTIVES and issubclass(OBJECTIVES[name][1], features.Taught)
-    teacher = {"teacher": vit_settings(encoder)} if taught else {}
-    return named_settings(name, OBJECTIVES, "objective", **teacher)
+    """For a new config. `name`: one of OBJECTIVES, or "algebraic+" and another. `encoder`: that of
+    a teacher, where it has one, one of vit.ENCODERS."""
+    name, _, other = name.partition("+")
+    if other and name != "algebraic":
+        raise ValueError(f"objective={name}+{other!r}: only 'algebraic' is added to another")
+    own = {"of": objective_settings(other, encoder)} if other else {}
+    if name in OBJECTIVES and issubclass(OBJECTIVES[name][1], features.Taught):
+        own = {"teacher": vit_settings(encoder)}
+    return named_settings(name, OBJECTIVES, "objective", **own)

@@ -69,7 +69,9 @@ class Reader:
 
 
 class Objective(Reader, nnx.Module):
-    """Built last, after the model's own parts."""
+    """Built last, after the model's own parts. `num_frames`: of a clip, that it needs at least."""
+
+    num_frames: ClassVar[int] = 2
 
     def __init__(self, settings: Any, config: QuantizerConfig, *, rngs: nnx.Rngs):
         del settings, config, rngs
