@@ -38,8 +38,8 @@ MAY_BE_ZERO = set(
     model.bottleneck.entropy_weight model.bottleneck.diversity model.bottleneck.kl_weight
     model.state.noise_std model.state.dropout model.targets.*.max_tokens model.targets.*.depth
     model.targets.*.latent_weight model.targets.*.codebook_size model.objective.decay
-    model.objective.state_weight model.objective.action_dim model.objective.action_weight
-    model.objective.augment.brightness
+    model.objective.state_weight model.objective.pose_weight model.objective.action_dim
+    model.objective.action_weight model.objective.augment.brightness
     model.objective.augment.contrast model.objective.augment.hue_degrees
     model.objective.augment.saturation model.objective.augment.value
     model.objective.augment.colour_fraction""".split()

@@ -15,6 +15,7 @@ from data_pipelines.rlds import tfrecord
 
 OBSERVATION = "steps/observation/"
 IMAGE, STATE = OBSERVATION + "image", OBSERVATION + "state"
+CAMERA_MOTION = OBSERVATION + "camera_motion"
 ACTION = "steps/action"
 INSTRUCTION = "steps/language_instruction"
 IS_FIRST, IS_LAST, IS_TERMINAL = "steps/is_first", "steps/is_last", "steps/is_terminal"
@@ -48,7 +49,8 @@ class EpisodeSpec:
     (one without has `has_language` False). fps: frames per second; 0 means it differs by episode
     and each episode brings its own. extras: further episode_metadata fields, name → dtype of
     EXTRA_DTYPES. state_dim: of the robot's state at each step, 0 where it is not recorded.
-    cameras: what further cameras are called, whose images are of the same size.
+    cameras: what further cameras are called, whose images are of the same size. camera_motion_dim:
+    of how the first camera moves to the next step, 0 where it is not recorded.
     """
 
     image_shape: tuple[int, int, int]
@@ -59,17 +61,19 @@ class EpisodeSpec:
     extras: dict[str, str] = field(default_factory=dict)
     state_dim: int = 0
     cameras: tuple[str, ...] = ()
+    camera_motion_dim: int = 0
 
     def __post_init__(self):
-        names = ("image", "state", *self.cameras)
+        names = ("image", "state", "camera_motion", *self.cameras)
         if len(set(names)) < len(names) or not all(re.fullmatch(r"[\w.-]+", n) for n in names):
             raise SchemaError(
-                f"cameras are {self.cameras}; they must be different words beside image and state"
+                f"cameras are {self.cameras}; they must be different words beside image, state and "
+                "camera_motion"
             )
         height, width, channels = self.image_shape
         if channels != 3 or height < 1 or width < 1:
             raise SchemaError(f"image_shape is {self.image_shape}; it must be (height, width, 3)")
-        for key in ("action_dim", "state_dim"):
+        for key in ("action_dim", "state_dim", "camera_motion_dim"):
             if getattr(self, key) < 0:
                 raise SchemaError(f"{key} is {getattr(self, key)}; it must be 0 (none) or more")
         if not (np.isfinite(self.fps) and self.fps >= 0):
@@ -103,6 +107,7 @@ class Episode:
     extras: dict[str, str | float | int | bool] = field(default_factory=dict)
     states: np.ndarray | None = None
     views: dict[str, list[bytes]] = field(default_factory=dict)
+    camera_motion: np.ndarray | None = None
 
     @property
     def num_steps(self) -> int:
@@ -188,6 +193,7 @@ def check_episode(episode: Episode, spec: EpisodeSpec) -> None:
     for what, values, key, size in (
         ("action", episode.actions, "action_dim", spec.action_dim),
         ("state", episode.states, "state_dim", spec.state_dim),
+        ("camera motion", episode.camera_motion, "camera_motion_dim", spec.camera_motion_dim),
     ):
         if (values is not None) != (size > 0):
             raise fail(
@@ -253,6 +259,8 @@ def encode_episode(episode: Episode, spec: EpisodeSpec) -> bytes:
         features[ACTION] = episode.actions
     if episode.states is not None:
         features[STATE] = episode.states
+    if episode.camera_motion is not None:
+        features[CAMERA_MOTION] = episode.camera_motion
     features |= {OBSERVATION + name: images for name, images in episode.views.items()}
     for name, dtype in spec.extras.items():
         features[METADATA + name] = _extra(name, dtype, episode.extras[name])

@@ -135,7 +135,7 @@ class Output:
             raise ValueError(
                 f"{features_path} differs from the features of split {split!r} (image_shape "
                 f"{spec.image_shape}, cameras {spec.cameras}, action_dim {spec.action_dim}, "
-                f"state_dim {spec.state_dim}, "
+                f"state_dim {spec.state_dim}, camera_motion_dim {spec.camera_motion_dim}, "
                 f"extras {spec.extras}): all splits of a corpus have the same features"
             )
         unlisted = sorted(directory.glob(f"{name}-{split}.tfrecord-?????-of-?????"))
@@ -313,6 +313,8 @@ def features_json(spec: schema.EpisodeSpec) -> dict:
     observation = {name: image for name in ("image", *spec.cameras)}
     if spec.state_dim:
         observation["state"] = _vector(spec.state_dim)
+    if spec.camera_motion_dim:
+        observation["camera_motion"] = _vector(spec.camera_motion_dim)
     steps = {
         "observation": _features_dict(observation),
         "language_instruction": _leaf("string"),

@@ -51,11 +51,14 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.optimizer.peak_lr = 8e-3
     config.model = base.quantizer_model()
     config.model.objective = base.objective(arg.objective)
-    if arg.objective == "proprio":  # what happens within a window, of all bodies
-        config.model.objective.update(horizon=2, corpora=len(config.data.corpora))
-        config.data.action_horizon = 2
-        for corpus in config.data.corpora.values():
+    if "horizon" in config.model.objective:  # steps of a window
+        config.model.objective.horizon = config.data.action_horizon = 2
+    for corpus in config.data.corpora.values():
+        if arg.objective == "proprio":
             corpus.state_key = "observation/state"
+            config.model.objective.corpora = len(config.data.corpora)
+        if arg.objective == "pose":
+            corpus.action_key = "observation/camera_motion"
     base.as_objective_needs(config)
     config.model.bottleneck.update(continuous_steps=300, ramp_steps=400)
     if arg.quick:

@@ -57,6 +57,7 @@ class Sample:
     # (first, last) → (z or None, latents, received)
     read: Callable[[np.ndarray, np.ndarray], tuple[Any, ...]] | None = None
     chains: Chains | None = None
+    camera_motion: np.ndarray | None = None  # float (N, P) over the window, where it is known
     _read: dict[tuple[float, float], tuple[Any, ...]] = dataclasses.field(default_factory=dict)
 
     @property

@@ -114,7 +114,7 @@ def collect(
     cameras = tuple(views[1:]) if together else ()
     plan = Plan(
         env=usable(env),
-        spec=_spec(env, (height, width), with_actions, with_language, with_state, cameras),
+        spec=_spec(env, (height, width), with_actions, with_language, with_state, views, cameras),
         views=tuple(views),
         tasks=tasks_named(env.spec, tasks),
         seed=seed,
@@ -145,6 +145,7 @@ def _spec(
     with_actions: bool,
     with_language: bool,
     with_state: bool,
+    views: Sequence[str],
     cameras: tuple[str, ...],
 ) -> schema.EpisodeSpec:
     # The tabletop's corpora stay as they have always been, unless more is asked for.
@@ -158,6 +159,7 @@ def _spec(
         fps=env.spec.control_hz,
         extras={"family" if old else "task": "string"},
         cameras=cameras,
+        camera_motion_dim=2 if set(views) & set(env.spec.moving_views) else 0,
     )
 
 
@@ -257,6 +259,9 @@ def _episodes(
     own = None
     if plan.spec.state_dim:
         own = np.asarray(jax.vmap(env.proprioception)(states), np.float32)
+    moves: list[np.ndarray | None] = [None] * len(plan.views)
+    if plan.spec.camera_motion_dim:
+        moves = [_camera_motion(env, states, view) for view in plan.views]
     stops = np.cumsum(counts)
     told = zip(chosen, env.tasks_of(starts), texts, stops - counts, stops, strict=True)
     for i, task, text, start, stop in told:
@@ -269,7 +274,14 @@ def _episodes(
             actions=found.actions[i, : stop - start - 1],
             states=None if own is None else own[start:stop],
             images=[of_view[start:stop] for of_view in images],
+            camera_motion=[None if m is None else m[start:stop] for m in moves],
         )
+
+
+def _camera_motion(env: Environment, states: Any, view: str) -> np.ndarray:
+    """Float32 (n, 2) of n states."""
+    moves = jax.vmap(lambda state: env.camera_motion(state, view))
+    return np.asarray(moves(states), np.float32)
 
 
 def _render(env: Environment, states: Any, count: int, size: Size, view: str) -> list[bytes]:

@@ -83,9 +83,10 @@ def episodes(
     actions: np.ndarray,
     states: np.ndarray | None,
     images: Sequence[list[bytes]],
+    camera_motion: Sequence[np.ndarray | None],
 ) -> tuple[schema.Episode, ...]:
     """What each corpus holds of one. actions float32 (T, A), as executed; states float32 (T+1, S);
-    images: of each view T+1."""
+    images and camera_motion: of each view T+1."""
     spec, steps = plan.spec, len(images[0])
     taken, reward = np.zeros((steps, actions.shape[1]), np.float32), np.zeros(steps, np.float32)
     taken[:-1] = actions  # the last state has none of its own
@@ -105,8 +106,9 @@ def episodes(
             terminal=success,
             extras={task_key: task},
             views=others,
+            camera_motion=moves,
         )
-        for view, of_view in zip(plan.views[: len(shown)], shown, strict=True)
+        for view, of_view, moves in zip(plan.views, shown, camera_motion, strict=False)
     )
 
 
@@ -198,5 +200,6 @@ def _try(plan: Plan, number: int, attempt: int) -> Try:
         actions=np.stack(actions),
         states=np.stack([env.proprioception(state) for state in states]) if spec.state else None,
         images=images,
+        camera_motion=[None] * len(images),
     )
     return Try(task, success, made)

@@ -41,6 +41,8 @@ class EnvSpec:
     image_size: tuple[int, int]  # height, width; of pictures where nothing else is said
     state: tuple[str, ...]  # names of the dimensions of `proprioception`; () where there is none
     traceable: bool  # True: methods may be called under jit and vmap
+    # of whose cameras `camera_motion(state, view)` says how they move to the next step, (2,)
+    moving_views: tuple[str, ...] = ()
 
     @property
     def action_dim(self) -> int:

@@ -20,6 +20,7 @@ from lapa_jax.diagnostics import (
     cuts,
     displacement,
     information,
+    pose,
     probes,
     reconstruction,
     window_curve,
@@ -122,6 +123,13 @@ MEASURES = (
         {"probe_r2": "latent_action.r2_mean"},
         higher=("probe_r2",),
         applies=lambda sample: has_actions(sample) and enough_episodes(sample),
+    ),
+    Measure(
+        "pose",
+        pose.of_sample,
+        {"pose_r2": "r2_mean", "pose_degrees": "direction.degrees"},
+        applies=lambda sample: sample.camera_motion is not None and enough_episodes(sample),
+        deep=True,
     ),
     Measure(
         "content",

@@ -11,12 +11,15 @@ import numpy as np
 from absl import logging
 
 from data_pipelines.progress import Progress
+from data_pipelines.rlds import schema
 from lapa_jax.diagnostics.controls import fit_motion_codes
 from lapa_jax.diagnostics.embodiment import code_agreement, cross_view_probe, linear_cka, retrieval
 from lapa_jax.diagnostics.sample import Chains, Sample
 from lapa_jax.evidence import measures, verdict
 from lapa_jax.runs import examples
 from lapa_jax.runs.loaded import LoadedQuantizer, Model, require
+
+CAMERA_MOTION = schema.CAMERA_MOTION.removeprefix("steps/")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +81,16 @@ def evaluate_quantizer(
     first, last, rows, drawn, exchanged, latents, received, *codes = (
         np.concatenate(x) for x in zip(*kept, strict=True)
     )
+    actions = source.actions(rows)
+    of_camera = source.index.action_key == CAMERA_MOTION  # read in the place of actions
     sample = Sample(
         first=first,
         last=last,
         recon=None if features else drawn,
         errors=drawn if features else None,
         z=codes[0] if codes else None,
-        actions=source.actions(rows),
+        actions=actions,
+        camera_motion=actions if of_camera else None,
         latents=latents,
         episode=source.index.episode_of_rows(rows[:, 0]),
         exchanged_mse=exchanged,

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import simplejpeg
 
+from data_pipelines.index import load_index
+from data_pipelines.index.build import build_index
 from data_pipelines.rlds import schema, shards, tfrecord, writer
 from lapa_jax.envs import collect
 from lapa_jax.envs.tabletop import SceneConfig, Tabletop
@@ -44,15 +46,24 @@ def corpora(tmp_path_factory):
 
 def test_states_are_recorded_where_they_are_asked_for(corpora, tmp_path):
     out, _ = corpora
-    run(tmp_path, with_state=True)
+    run(tmp_path, with_state=True, views=("robot", "moving_camera"))
     found, plain = episodes(tmp_path / "robot"), episodes(out / "robot")
-    assert all(schema.STATE not in episode for episode in plain)
+    moving = episodes(tmp_path / "moving_camera")
+    assert all(key not in one for one in plain for key in (schema.STATE, schema.CAMERA_MOTION))
     for a, b in zip(found, plain, strict=True):
         np.testing.assert_array_equal(a[schema.ACTION], b[schema.ACTION])
         states, actions = (np.reshape(a[key], (-1, 2)) for key in (schema.STATE, schema.ACTION))
         moved = states[1:] - states[:-1]
         assert len(states) == len(a[schema.IMAGE]) and np.ptp(states) > 0
         assert np.abs(moved - actions[:-1]).max() < 0.1, "the effector goes where actions say"
+        assert not np.any(a[schema.CAMERA_MOTION]), "of a camera that stands still"
+
+    folder, key = tmp_path / "moving_camera", "observation/camera_motion"
+    build_index(folder, action_key=key, progress=False)
+    index = load_index(folder, action_key=key)
+    moves = np.concatenate([np.reshape(one[schema.CAMERA_MOTION], (-1, 2)) for one in moving])
+    np.testing.assert_array_equal(index.actions, moves)
+    assert 0.001 < np.abs(moves).mean() < 0.02, "metres a step"
 
 
 def test_views_show_the_same_trajectories(corpora):

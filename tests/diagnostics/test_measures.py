@@ -1,5 +1,6 @@
 """A measure is a function and a line: what it gives is in reports and in rows."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -36,6 +37,19 @@ def test_what_is_quick_is_measured_of_what_there_is(sample):
     )
     assert list(measures.measure(bare, deep=False)) == ["reconstruction"]
     json.dumps(report, allow_nan=False)
+
+
+def test_the_pose_is_measured_where_the_camera_moves(sample):
+    (pose,) = (one for one in measures.MEASURES if one.key == "pose")
+    assert pose.deep and not pose.applies(sample)
+    moving = dataclasses.replace(sample, camera_motion=sample.actions - sample.actions.mean(0))
+    assert pose.applies(moving)
+    rows = {row["measure"]: row for row in measures.rows({"pose": pose.of(moving)})}
+    assert rows["pose_r2"]["value"] > 0.9 and rows["pose_degrees"]["value"] < 10
+    assert 45 < rows["pose_degrees"]["chance"] and rows["pose_degrees"]["low"] is not None
+    other = dataclasses.replace(moving, z=sample.z * 0)  # one code: it says nothing
+    assert pose.of(other)["r2_mean"] < 0.1 and pose.of(other)["direction"]["degrees"] > 45
+    json.dumps(pose.of(moving), allow_nan=False)
 
 
 def test_a_new_measure_is_a_line(sample, monkeypatch):

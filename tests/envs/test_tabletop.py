@@ -6,8 +6,15 @@ import pytest
 from lapa_jax.envs.env import Environment
 from lapa_jax.envs.rollout import collect_expert, rollout
 from lapa_jax.envs.tabletop import FAMILIES, FULL, VIEWS, SceneConfig, Tabletop, language, tasks
-from lapa_jax.envs.tabletop.state import BLOCK_LIMIT, BLOCK_RADIUS, EFFECTOR_LIMIT, MAX_STEP
+from lapa_jax.envs.tabletop.state import (
+    BLOCK_LIMIT,
+    BLOCK_RADIUS,
+    EFFECTOR_LIMIT,
+    MAX_STEP,
+    TABLE_HALF,
+)
 
+MOVING = "moving_camera"
 STEPS = 100  # stricter than the 200 that a user has
 PER_FAMILY = 100
 
@@ -173,6 +180,25 @@ def test_views_show_one_state_differently(starts, draw):
     # The hand and the arm hide only a small part of the board.
     changed = (np.abs(images["robot"].astype(int) - images["human"]) > 16).any(-1).mean()
     assert changed < 0.25
+
+
+def test_a_camera_moves_as_is_said(env, starts, draw):
+    state, shifts = at(starts, 0).replace(time=jnp.int32(0)), []
+    for step in range(6):
+        shifts.append(np.asarray(env.camera_motion(state.replace(time=jnp.int32(step)), MOVING)))
+    right, up = np.sum(shifts, axis=0) * 64 / (2 * TABLE_HALF)  # in pixels
+    assert np.hypot(right, up) > 2 and not np.any(env.camera_motion(state, "robot"))
+    now, later = (np.asarray(draw(state.replace(time=t), 64, MOVING)) for t in (0, 6))
+    inner = slice(12, -12)
+    errors = {
+        (rows, columns): np.abs(
+            np.roll(now, (rows, columns), (0, 1))[inner, inner].astype(int) - later[inner, inner]
+        ).mean()
+        for rows in range(-10, 11)
+        for columns in range(-10, 11)
+    }
+    best = min(errors, key=errors.get)
+    np.testing.assert_allclose(best, (up, -right), atol=1.0)
 
 
 def test_distractors_move_by_time_alone(step, starts, draw):

@@ -115,28 +115,55 @@ def test_cameras_are_for_the_objective_of_views(tiny_data):
             stages.get("quantizer").fields_of(config)
 
 
-def test_bodies_whose_state_is_known_in_part(tmp_path):
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """(stage, config) of an objective on two corpora, of which one has states and actions."""
+    folder = tmp_path_factory.mktemp("two")
     for name in "av":
-        tiny.write_corpus(tmp_path / name, size=32, states=True)
+        tiny.write_corpus(folder / name, size=32, states=True)
 
-    def build(**settings):
-        config = tiny.config("quantizer", tmp_path)
+    def build(objective, **settings):
+        config = tiny.config("quantizer", folder)
         config.data.update(image_size=(32, 32), action_horizon=2)
-        keys = dict(window_seconds=0.4)
+        keys = dict(window_seconds=0.2)
         config.data.corpora = {
-            "a": base.corpus(str(tmp_path / "a"), state_key="observation/state", **keys),
-            "v": base.corpus(str(tmp_path / "v"), action_fraction=0.0, **keys),
+            "a": base.corpus(str(folder / "a"), state_key="observation/state", **keys),
+            "v": base.corpus(str(folder / "v"), action_fraction=0.0, **keys),
         }
         config.model.update(patch_size=16, dim=16, mlp_dim=16, heads=1)
         with config.unlocked():
-            config.model.objective = base.objective("proprio")
-        config.model.objective.update(dict(state_dim=3, horizon=2, corpora=2) | settings)
+            config.model.objective = base.objective(objective)
+        config.model.objective.update(horizon=2, **settings)
         return stages.build(config, {}), config
 
-    def loader(stage, config):
-        return open_loader(config, DataSettings.of(config.data), stage, config.global_batch)
+    return build
 
-    stage, config = build()
+
+def loader(stage, config):
+    return open_loader(config, DataSettings.of(config.data), stage, config.global_batch)
+
+
+def test_the_motion_of_a_camera_that_is_known_in_part(two):
+    stage, config = two("pose")
+    with loader(stage, config) as opened:
+        batch = opened.batch(0)
+    known = batch["action_mask"].all(axis=1)
+    assert 0 < known.mean() < 1
+    state, evaluate = jax.jit(stage.init)(jax.random.key(0)), jax.jit(stage.eval_metrics)
+    found = evaluate(*state, batch)
+    other = batch["action"] + 9.0 * ~known[:, None, None]
+    assert found == evaluate(*state, batch | {"action": other})
+    assert found["pose_known"] == known.mean() and found["pose_error"] > 0
+    swapped = batch["action"][:, ::-1]  # of a window their sum counts
+    same = evaluate(*state, batch | {"action": np.ascontiguousarray(swapped)})
+    np.testing.assert_allclose(same["pose_error"], found["pose_error"], rtol=1e-5)
+    with pytest.raises(ValueError, match=r"its 'action' is of shape \(2, 2\), but .* \(2, 6\)"):
+        loader(*two("pose", pose_dim=6))
+
+
+def test_bodies_whose_state_is_known_in_part(two):
+    sizes = dict(state_dim=3, corpora=2)
+    stage, config = two("proprio", **sizes)
     with loader(stage, config) as opened:
         batch = opened.batch(0)
     for name, spec in stage.batch_spec().items():
@@ -173,7 +200,7 @@ def test_bodies_whose_state_is_known_in_part(tmp_path):
             {"state_dim": 5},
             r"'a': its 'state' is of shape \(3,\), but .* wants \(5,\)",
         ),
-        ({"horizon": 3}, r"'state_ahead' is of shape \(2, 3\), .* data.action_horizon"),
+        ({"action_dim": 3}, r"'action' is of shape \(2, 2\), .* data.action_horizon"),
     ):
         with pytest.raises(ValueError, match=refused):
-            loader(*build(**settings))
+            loader(*two("proprio", **(sizes | settings)))

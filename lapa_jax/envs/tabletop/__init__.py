@@ -23,7 +23,7 @@ from lapa_jax.envs.tabletop.state import (
     SceneConfig,
     State,
 )
-from lapa_jax.envs.tabletop.views import VIEWS
+from lapa_jax.envs.tabletop.views import VIEWS, camera_place
 
 __all__ = ["FAMILIES", "FULL", "SceneConfig", "State", "Tabletop", "VIEWS"]
 
@@ -53,6 +53,7 @@ class Tabletop:
             image_size=(64, 64),
             state=("x", "y"),
             traceable=True,
+            moving_views=tuple(name for name, view in VIEWS.items() if view.sway),
         )
 
     @staticmethod
@@ -98,6 +99,11 @@ class Tabletop:
     def proprioception(self, state: State) -> jax.Array:
         """(2,): where the effector is, metres."""
         return state.effector
+
+    def camera_motion(self, state: State, view: str) -> jax.Array:
+        """(2,): by how much the camera moves to the next step, metres."""
+        later = state.replace(time=state.time + 1)
+        return camera_place(VIEWS[view], later) - camera_place(VIEWS[view], state)
 
     # Language, on the host.
 

@@ -12,7 +12,14 @@ import numpy as np
 
 from lapa_jax.envs.env import Size
 from lapa_jax.envs.tabletop.state import BLOCK_RADIUS, COLOURS, EFFECTOR_RADIUS, State
-from lapa_jax.envs.tabletop.views import BLOCK_RGB, VIEWS, View, background, camera_grid
+from lapa_jax.envs.tabletop.views import (
+    BLOCK_RGB,
+    VIEWS,
+    View,
+    background,
+    camera_grid,
+    camera_place,
+)
 
 # Per shape: max(u * |p|_max + v * |p|_min - c, |p|^2 / 2R - R/2, R2/2 - |p - q|^2 / 2R2) with the
 # last term cut out of the body (disabled by a hole far away). Order of state.SHAPES.
@@ -116,14 +123,18 @@ def _constants(view: str, size: tuple[int, int]):
     if min(size) < 16:
         raise ValueError(f"size {size}: images are at least 16 pixels high and wide")
     x, y, pixel = camera_grid(VIEWS[view], size)
-    return x, y, 1.0 / pixel, background(VIEWS[view], size)
+    return x, y, pixel, background(VIEWS[view], x, y, pixel)
 
 
 def render(state: State, size: Size = 64, view: str = "robot") -> jax.Array:
     """The picture, uint8 (height, width, 3)."""
     size = (size, size) if isinstance(size, int) else tuple(size)
-    x, y, sharpness, empty = _constants(view, size)
-    look = VIEWS[view]
+    x, y, pixel, empty = _constants(view, size)
+    look, sharpness = VIEWS[view], 1.0 / pixel
+    if look.sway:
+        right, up = camera_place(look, state)
+        x, y = x + right, y + up
+        empty = background(look, x, y, pixel, jnp)
     shapes = jnp.asarray(_SHAPES)[state.kinds // len(COLOURS)]
     colours = jnp.asarray(BLOCK_RGB)[state.kinds % len(COLOURS)]
     cos, sin = jnp.cos(state.angles), jnp.sin(state.angles)

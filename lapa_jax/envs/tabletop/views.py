@@ -6,9 +6,11 @@ are the same in all of them.
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from lapa_jax.envs.tabletop.state import BOARD_HALF, TABLE_HALF
+from lapa_jax.envs.tabletop.state import BOARD_HALF, TABLE_HALF, State
 
 # Order of state.COLOURS.
 BLOCK_RGB = np.array(
@@ -31,6 +33,7 @@ class View:
     zoom: float = 1.0
     tilt: float = 0.0  # perspective: how much smaller the far edge is
     distractors: bool = False
+    sway: float = 0.0  # metres by which the camera wanders over the table, each way
 
 
 VIEWS: dict[str, View] = {
@@ -46,6 +49,7 @@ VIEWS: dict[str, View] = {
     ),
     "camera": View(angle=0.3, zoom=0.88, tilt=0.25),
     "distractors": View(distractors=True),
+    "moving_camera": View(sway=0.05),
 }
 
 
@@ -65,14 +69,22 @@ def camera_grid(view: View, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarr
     return x.astype(np.float32), y.astype(np.float32), (0.5 * (gx + gy)).astype(np.float32)
 
 
-def background(view: View, size: tuple[int, int]) -> np.ndarray:
-    """The empty table (height, width, 3) float32, anti-aliased."""
-    x, y, pixel = camera_grid(view, size)
-    edge = np.maximum(np.abs(x), np.abs(y))
+def camera_place(view: View, state: State) -> jax.Array:
+    """What the camera looks at, metres (2,): a function of the episode's seed and time only."""
+    bits = jnp.stack([state.seed, state.seed >> 6]).astype(jnp.int32) & 63
+    phase = bits.astype(jnp.float32) * (2 * np.pi / 64)
+    pace = np.array([0.35, 0.27], np.float32)  # radians a step
+    return view.sway * jnp.sin(pace * state.time.astype(jnp.float32) + phase)
+
+
+def background(view: View, x, y, pixel, xp=np):
+    """The empty table (height, width, 3) float32, anti-aliased, at these places; by NumPy, or what
+    `xp` is."""
+    edge = xp.maximum(xp.abs(x), xp.abs(y))
     board, table, lip = (np.array(c, np.float32) for c in (view.board, view.table, view.lip))
-    inside = np.clip((BOARD_HALF - edge) / pixel + 0.5, 0, 1)[..., None]
-    on_lip = np.clip((BOARD_HALF + 0.008 - edge) / pixel + 0.5, 0, 1)[..., None]
-    beyond = np.clip((TABLE_HALF + 0.03 - edge) / pixel + 0.5, 0, 1)[..., None]
+    inside = xp.clip((BOARD_HALF - edge) / pixel + 0.5, 0, 1)[..., None]
+    on_lip = xp.clip((BOARD_HALF + 0.008 - edge) / pixel + 0.5, 0, 1)[..., None]
+    beyond = xp.clip((TABLE_HALF + 0.03 - edge) / pixel + 0.5, 0, 1)[..., None]
     image = 0.5 * table * (1 - beyond) + table * beyond
     image = image * (1 - on_lip) + lip * on_lip
     return image * (1 - inside) + board * inside

@@ -18,6 +18,7 @@ from lapa_jax.latent.objectives import (
     latent_targets,
     motion,
     pixels,
+    pose,
     proprio,
 )
 from lapa_jax.latent.objectives.base import Objective
@@ -32,6 +33,7 @@ OBJECTIVES: dict[str, tuple[type, type[Objective]]] = {
     "features": (features.FeaturesConfig, features.Features),
     "latent_targets": (latent_targets.LatentTargetsConfig, latent_targets.LatentTargets),
     "motion": (motion.MotionConfig, motion.Motion),
+    "pose": (pose.PoseConfig, pose.Pose),
     "proprio": (proprio.ProprioConfig, proprio.Proprio),
     "algebraic": (algebraic.AlgebraicConfig, algebraic.Algebraic),
 }

@@ -3,8 +3,11 @@
 Shape suffixes: see base.py; N rows, A values.
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from lapa_jax.latent.bottlenecks.base import BottleneckState
@@ -64,6 +67,13 @@ class Labels(nnx.Module):
         """Mean squared error of the rows known; 0 where there are none."""
         wanted_NA = self.units(wanted_NA, known_N, train=train)
         return error_where_known(self.out(latent_NLQ), wanted_NA, known_N)
+
+
+def chunks(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The loader's action and action_mask as chunks, of one step, too: (B, K, A) and (B, K)."""
+    mask, action = batch["action_mask"], batch["action"]
+    shape = (*mask.shape, action.shape[-1])
+    return {"action": np.reshape(action, shape), "action_mask": mask}
 
 
 def error_where_known(found_NA: jax.Array, wanted_NA: jax.Array, known_N: jax.Array) -> jax.Array:

@@ -17,7 +17,7 @@ from flax import nnx
 
 from lapa_jax.latent.config import QuantizerConfig
 from lapa_jax.latent.objectives.base import Objective, mean_squared_error
-from lapa_jax.latent.objectives.known import Standardizer, error_where_known
+from lapa_jax.latent.objectives.known import Standardizer, chunks, error_where_known
 from lapa_jax.nn.layers import Dense, truncated_normal
 from lapa_jax.nn.module import param
 
@@ -81,9 +81,7 @@ class Proprio(Objective):
                 f"it is number {most} from 0 of data.corpora, but model.objective.corpora="
                 f"{settings.corpora}: that must be as many as there are"
             )
-        found = {name: batch[name] for name in cls.columns(settings)}
-        chunk = (*found["action_mask"].shape, found["action"].shape[-1])
-        return found | {"action": np.reshape(found["action"], chunk)}
+        return {name: batch[name] for name in cls.columns(settings)} | chunks(batch)
 
     def __call__(self, model, batch, *, train, rng=None):
         pairs = model.pairs(batch["frames"], train=train)
