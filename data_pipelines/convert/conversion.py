@@ -26,7 +26,7 @@ from data_pipelines.rlds import schema, selection, writer
 
 __all__ = ["NeedsSettingError", "Report"]
 
-FITS = ("crop", "pad")
+FITS = ("crop", "pad", "stretch")
 MIN_STEPS = 2  # a frame pair needs two
 _PICTURES = "2026-11-29"  # when pictures came to look otherwise: no corpus has both kinds
 SHARD_BYTES = 256 << 20

@@ -253,6 +253,19 @@ def read_frames(path: str | Path, settings: VideoSettings) -> Iterator[Shown]:
             yield Shown(float(time), encode(frame), notes)
 
 
+def numbered_frames(
+    path: str | Path, numbers: Sequence[int], settings: VideoSettings
+) -> list[bytes]:
+    """The JPEGs of these frames of a video, counted from 0 as they are shown. Raises VideoError."""
+    wanted, found = set(numbers), {}
+    for number, shown in enumerate(read_frames(path, settings)):
+        if number in wanted:
+            found[number] = shown.jpeg
+    if missing := sorted(wanted - found.keys()):
+        raise VideoError(f"{path} has no frame {missing[0]}")
+    return [found[number] for number in numbers]
+
+
 def convert_picture(data: bytes | np.ndarray, settings: VideoSettings) -> bytes:
     """The JPEG of a JPEG, a PNG or an array uint8 (H, W, 1, 3 or 4); its own bytes where it is a
     JPEG of the right size. Rotation marks (EXIF), colour profiles and transparency are ignored, as

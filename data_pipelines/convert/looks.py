@@ -69,13 +69,17 @@ def fit_frame(
     fit: str,
     pixel_aspect: Fraction = Fraction(1),
 ) -> np.ndarray:
-    """uint8 (*size, 3): scaled (aspect kept), then cropped or padded in the centre.
+    """uint8 (*size, 3): scaled (aspect kept), then cropped or padded in the centre; or stretched.
 
     size: height, width. fit: one of FITS. pixel_aspect: width by height of a stored pixel. Raises
     VideoError for what cannot be shown right.
     """
     turned, down, right = orientation(frame)
     height, width = reversed(size) if turned else size  # as stored; the small result is turned
+    if fit == "stretch":
+        image = _scaled(frame, height, width)
+        image = image.swapaxes(0, 1) if turned else image
+        return np.ascontiguousarray(image[::down, ::right])
     shown_width = frame.width * pixel_aspect
     ratios = (width / shown_width, height / Fraction(frame.height))
     scale = max(ratios) if fit == "crop" else min(ratios)

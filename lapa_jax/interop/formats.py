@@ -14,6 +14,7 @@ from lapa_jax.interop import (
     lapa_stream,
     laq_pt,
     laq_torch,
+    lary,
     moto,
     plain,
     siglip,
@@ -80,6 +81,11 @@ FORMATS = {
             laq_torch.write,
             staged.Options,
         ),
+    ),
+    "lary": Format(
+        write=Way(
+            "a quantizer's latents of LARYBench's data, for its probes", lary.write, lary.Options
+        )
     ),
     "moto": Format(Way("Moto's latent motion tokenizer, a quantizer", moto.read, moto.Options)),
     "safetensors": Format(
