@@ -27,7 +27,7 @@ def quantizer(out, data, bottleneck):
     config.model.bottleneck = base.bottleneck(bottleneck)
     rng = np.random.default_rng(0)
     params, variables = jax.tree.map(
-        lambda x: (rng.normal(size=x.shape) / 4 + (x.ndim == 1)).astype(x.dtype),
+        lambda x: (0.2 * np.abs(rng.normal(size=x.shape)) + 0.1).astype(x.dtype),
         stages.build(config, {}).model.abstract(),
     )
     write_run(out, Imported(config, params, variables=variables), source="x", source_format="x")
