@@ -191,6 +191,7 @@ KINDS: dict[str, type | Registry] = {
     "model.objective.teacher": ViTConfig,
     "model.encoder": ViTConfig,
     "model.objective.of": OBJECTIVES,
+    "model.objective.of.augment": AUGMENTATIONS,
     "model.objective.of.teacher": ViTConfig,
     "model.front_end": FRONT_ENDS,
     "model.front_end.tokenizer": ImageTokenizerConfig,

@@ -25,7 +25,6 @@ from lapa_jax.latent import Quantizer, QuantizerConfig
 from lapa_jax.latent.bottlenecks import bottleneck_config
 from lapa_jax.latent.legacy import CONVOLUTIONS
 from lapa_jax.latent.objectives import objective_config
-from lapa_jax.latent.objectives.base import Objective
 from lapa_jax.nn.module import flatten
 from lapa_jax.runs.loaded import LoadedQuantizer, Model, require
 from lapa_jax.stages.quantizer import QuantizerStage
@@ -98,7 +97,8 @@ def native(run: Model) -> QuantizerConfig:
             f"{run.workdir} has model.architecture={model.architecture!r}: this format is for "
             "'native' alone. lapa export --format safetensors writes any run"
         )
-    if objective_config(model.objective)[0].seen is not Objective.seen:
+    objective, settings = objective_config(model.objective)
+    if not objective.reads_patches(settings):
         raise ValueError(
             f"{run.workdir} has model.objective.name={model.objective['name']!r}, whose latents "
             "are read off an encoder of its own: this format has none. lapa export --format "

@@ -216,6 +216,18 @@ def test_a_state_dict_has_no_normaliser(original, tmp_path):
 
 @pytest.mark.slow
 @needs_torch
+def test_torch_has_no_encoder_of_an_objective(tiny_data, tmp_path):
+    config = quantizer_config(tiny_data, objective="algebraic+motion")
+    config.unlock()
+    config.data.num_frames = 3
+    run, out = make_quantizer(tmp_path / "run", config), tmp_path / "laq"
+    code, _, error = lapa("export", "--format", "laq_torch", "--workdir", run, "--out", out)
+    assert code == 2 and "model.objective.name='algebraic', whose latents are read off" in error
+    assert not out.exists()
+
+
+@pytest.mark.slow
+@needs_torch
 def test_wrong_weights_are_found_out(original, tmp_path, monkeypatch):
     """Heads taken for keys and values."""
     name, pattern = "decoder.layers.{i}.cross.kv.weight", "(k two c) d -> d two k c"

@@ -80,6 +80,14 @@ class Algebraic(Objective):
             settings_key=found.settings_key.replace(key, f"{key}.of", 1),
         )
 
+    @classmethod
+    def reads_patches(cls, settings):
+        objective, inner = settings.of
+        return objective.reads_patches(inner)
+
+    def seen(self, frames_BTIJC, embedded_BTHWD):
+        return self.of.seen(frames_BTIJC, embedded_BTHWD)
+
     def __call__(self, model, batch, *, train, rng=None):
         frames = batch["frames"]
         n = frames.shape[1] - 2  # triplets

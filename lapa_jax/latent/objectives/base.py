@@ -76,6 +76,11 @@ class Objective(Reader, nnx.Module):
     def __init__(self, settings: Any, config: QuantizerConfig, *, rngs: nnx.Rngs):
         del settings, config, rngs
 
+    @classmethod
+    def reads_patches(cls, settings: Any) -> bool:
+        """Whether latents are read off the model's own patches, as `seen` says here."""
+        return True
+
     def __call__(
         self,
         model: Tools,

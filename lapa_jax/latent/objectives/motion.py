@@ -35,6 +35,10 @@ class Motion(Taught, Pixels):
         )
         self.norm = LayerNorm(config.dim, bias=True)
 
+    @classmethod
+    def reads_patches(cls, settings: MotionConfig) -> bool:
+        return False
+
     def seen(self, frames_BTIJC: jax.Array, embedded_BTHWD: jax.Array) -> jax.Array:
         del embedded_BTHWD
         features_NHWF = self._features(flat(frames_BTIJC))
