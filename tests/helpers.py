@@ -83,18 +83,31 @@ def batch_of(config: QuantizerConfig, key: jax.Array, batch: int) -> dict[str, j
         frames = frames.reshape(batch, -1, *frames.shape[3:])
     made = {"frames": frames}
     for name, spec in objective.columns(settings).items():
-        made[name] = COLUMNS[name](direction, (batch, *spec.shape)).astype(spec.dtype)
+        shape = (batch, *spec.shape)
+        found = COLUMNS[name](frames, direction, shape) if name in COLUMNS else jnp.zeros(shape)
+        made[name] = found.astype(spec.dtype)
     return made
 
 
-def _actions(direction: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _actions(frames: jax.Array, direction: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """What moves a square, in the first two dimensions and again in the next two, ..."""
-    return jnp.resize(jnp.asarray(WAYS)[direction].T, (shape[-1], shape[0])).T
+    found = jnp.resize(jnp.asarray(WAYS)[direction].T, (shape[-1], shape[0])).T
+    return jnp.broadcast_to(found.reshape(-1, *[1] * (len(shape) - 2), shape[-1]), shape)
+
+
+def _flow(frames: jax.Array, direction: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Of the squares, in pixels to the right and down, in as many cells a side as there are."""
+    square = frames[:, 0].max(axis=-1, keepdims=True) > 0
+    flow = square * 3.0 * jnp.asarray(WAYS)[direction][:, None, None, ::-1]
+    cells = round(shape[1] ** 0.5)
+    by_cell = flow.reshape(len(flow), cells, flow.shape[1] // cells, cells, -1, 2)
+    return by_cell.mean(axis=(2, 4)).reshape(shape)
 
 
 COLUMNS = {
     "action": _actions,
-    "action_known": lambda direction, shape: jnp.arange(shape[0]) % 4 > 0,
+    "action_known": lambda frames, direction, shape: jnp.arange(shape[0]) % 4 > 0,
+    "flow": _flow,
 }
 
 

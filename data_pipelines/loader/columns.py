@@ -69,6 +69,11 @@ def latent_actions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
     return corpus.labels.labels(rows[:, corpus.frames.current])
 
 
+def flows(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
+    """float32 (b, cells, 2): of the pair that begins at the frame at which an example stands."""
+    return corpus.flow.labels(rows[:, corpus.frames.current])
+
+
 def image_tokens(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
     """int32 (b, num_images, tokens)."""
     found = np.stack([tokens.labels(rows) for tokens in corpus.tokens], axis=2)
@@ -88,5 +93,6 @@ COLUMNS: dict[str, Callable[[Corpus, np.ndarray], np.ndarray]] = {
     "corpus": numbers,
     "control_hz": control_hz,
     "latent_action": latent_actions,
+    "flow": flows,
     "image_tokens": image_tokens,
 }

@@ -61,6 +61,7 @@ class Corpus:
     kept: np.ndarray | None
     per_video: bool
     left_out: np.ndarray  # bool (E,): episodes that training cannot use
+    flow: LabelSet | None = None  # of the pairs, where it is asked for
     state_dim: int = 0  # of the corpora whose state_key names one, where it is asked for
 
     def without(self, unusable: np.ndarray) -> "Corpus":

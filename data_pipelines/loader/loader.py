@@ -48,6 +48,7 @@ class Loader:
         control_hz     float32 (b,), steps a second
         action_known   bool (b,); who asks for it gets examples without an action, too
         latent_action  int32 (b, L); float32 (b, L, width) of a quantizer that has no codes
+        flow           float32 (b, cells, 2), pixels to the right and down, of the first pair
 
     The images of an example are those of its frames, earliest first, of a frame those of its
     cameras in their order. `prepare` maps that dict to what goes to the devices; it runs in the

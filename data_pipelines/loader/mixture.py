@@ -103,6 +103,8 @@ def _hash(corpora: list[Corpus], data: DataSettings, fields: Sequence[str]) -> s
     if data.min_pair_difference:
         motion = [corpus.motion.hash for corpus in corpora]
         settings["min_pair_difference"] = [float(data.min_pair_difference), motion]
+    if "flow" in fields:
+        settings["flow"] = [corpus.flow.hash for corpus in corpora]
     if "action" in fields and data.action_horizon > 1:
         absolute = list(data.action_absolute)
         settings["action_chunks"] = [data.action_horizon, data.action_padding, absolute]
@@ -180,6 +182,8 @@ def _check_equal(corpora: list[Corpus], fields: Sequence[str]) -> None:
         found["action_dim"] = {c.name: c.actions.dim for c in corpora if c.actions.dim}
     if STATES & set(fields):
         found["state_dim"] = {c.name: c.index.state_dim for c in corpora if c.settings.state_key}
+    if "flow" in fields:
+        found["the cells of flow"] = {c.name: tuple(c.flow.provenance["grid"]) for c in corpora}
     if "latent_action" in fields:
         for what in ("code_length", "codebook_size", "width", "quantizer_hash"):
             found[what] = {c.name: c.labels.provenance.get(what) for c in corpora}

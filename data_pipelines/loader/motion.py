@@ -5,11 +5,13 @@ difference of all values of the frames t and t + window, in 1/256 of a grey leve
 t + window lies beyond the episode, its last frame stands in.
 """
 
+import contextlib
 import os
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -64,40 +66,63 @@ def write_motion(
     was stopped. fps: 0.0 takes that of the episodes. image_key "": the only
     one that is indexed. Returns the folder."""
     index = load_index(directory, split=split, sidecar_dir=sidecar_dir, image_key=image_key)
+    told = {"codebook_size": 255 * STEPS_PER_LEVEL + 1, "values_per_frame": 1}
+    with frames_of(index) as reader:
+
+        def measure(episode: int, window: int) -> np.ndarray:
+            return _differences(index, reader, episode, window)[:, None]
+
+        return write_pairs(
+            MOTION, index, measure, told, window_seconds, fps, workers=workers, progress=progress
+        )
+
+
+@contextlib.contextmanager
+def frames_of(index: CorpusIndex) -> Iterator[FrameReader]:
+    """Of its own size."""
     if index.image_size is None:
         raise ValueError(f"no first frame of {index.directory} can be read: its size is unknown")
-    path = str(directory)
+    reader = FrameReader(index, index.image_size)
+    try:
+        yield reader
+    finally:
+        reader.close()
+
+
+def write_pairs(
+    kind: Kind,
+    index: CorpusIndex,
+    measure: Callable[[int, int], np.ndarray],
+    told: dict[str, Any],
+    window_seconds: float,
+    fps: float = 0.0,
+    *,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Path:
+    """Writes what `measure` gives of each (episode, steps between the frames of a pair), a row for
+    each of its steps, as a set of this kind whose provenance is `told` and the window; continues
+    where it was stopped. Returns the folder."""
+    path = str(index.directory)
     settings = _Flags(Path(path).name, path, window_seconds=window_seconds, fps=fps)
     steps = window_steps(settings, index)
-    writer = LabelSetWriter(
-        index.sidecar_dir,
-        set_name(window_seconds),
-        index,
-        provenance={
-            "window_seconds": float(window_seconds),
-            "steps_hash": steps_hash(steps),
-            "codebook_size": 255 * STEPS_PER_LEVEL + 1,
-            "values_per_frame": 1,
-        },
-        kind=MOTION,
-    )
-    reader, missing = FrameReader(index, index.image_size), writer.missing_shards()
+    window = {"window_seconds": float(window_seconds), "steps_hash": steps_hash(steps)}
+    name = set_name(window_seconds)
+    writer = LabelSetWriter(index.sidecar_dir, name, index, provenance=window | told, kind=kind)
+    missing = writer.missing_shards()
     rows = [index.rows_of_shard(shard) for shard in missing]
     total = sum(part.stop - part.start for part in rows)
-
-    def measure(episode: int) -> np.ndarray:
-        return _differences(index, reader, episode, int(steps[episode]))
-
+    what = kind.what.removesuffix(" set")
     with (
         ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool,
-        Progress("motion", total, unit="frame", show=progress) as bar,
+        Progress(what, total, unit="frame", show=progress) as bar,
     ):
         for shard in missing:
             episodes = np.flatnonzero(index.shard_of_episode == shard).tolist()
-            found = np.concatenate([np.zeros(0, np.int64), *pool.map(measure, episodes)])
-            writer.write_shard(shard, found[:, None])
+            found = list(pool.map(lambda one: measure(one, int(steps[one])), episodes))
+            found = np.concatenate(found) if found else writer.unlabelled(shard)
+            writer.write_shard(shard, found)
             bar.update(len(found))
-    reader.close()
     writer.finish()
     return writer.folder
 
@@ -134,11 +159,13 @@ def shares_below(motion: LabelSet, levels: Sequence[float]) -> list[float]:
     return (below / count).tolist()
 
 
-def check_window(settings: CorpusSettings, motion: LabelSet, steps: np.ndarray) -> None:
-    """Refuses a motion set of other pairs than a corpus draws."""
-    if motion.provenance["steps_hash"] != steps_hash(steps):
+def check_window(
+    settings: CorpusSettings, found: LabelSet, steps: np.ndarray, kind: Kind = MOTION
+) -> None:
+    """Refuses a set of other pairs than a corpus draws."""
+    if found.provenance["steps_hash"] != steps_hash(steps):
         raise ValueError(
-            f"{motion.folder} was made with other steps between the frames of a pair than corpus "
-            f"{settings.name!r} has: delete it and make it again with {MOTION.command} --fps "
+            f"{found.folder} was made with other steps between the frames of a pair than corpus "
+            f"{settings.name!r} has: delete it and make it again with {kind.command} --fps "
             f"{settings.fps:g} ({settings.key('fps')})"
         )

@@ -14,6 +14,7 @@ from data_pipelines.loader.actions import Actions, open_actions
 from data_pipelines.loader.chains import Chains
 from data_pipelines.loader.columns import STATES
 from data_pipelines.loader.corpus import Corpus, Frames
+from data_pipelines.loader.flow import FLOW
 from data_pipelines.loader.motion import MOTION, STEPS_PER_LEVEL, check_window, set_name
 from data_pipelines.loader.settings import CorpusSettings, DataSettings
 from data_pipelines.loader.steps import fps_of, steps_between, window_steps
@@ -47,8 +48,9 @@ class _Opening:
     def corpus(self, number: int) -> Corpus:
         frames, actions, labels = self._frames(), self._actions(), self._labels()
         tokens, motion = self._tokens(), self._motion()
+        flow = self._of_pairs(FLOW) if "flow" in self.fields else None
         chains = self._chains(frames, actions)
-        filters = _filters(self.data, frames, labels, tokens, motion)
+        filters = _filters(self.data, frames, labels, tokens, motion, flow)
         counts, kept = _select(self.name, self.index, chains, filters)
         if not counts.any():
             raise ValueError(
@@ -60,7 +62,7 @@ class _Opening:
             )
         eligible = (chains, counts, kept, self.data.sampling == "per_video", self.unusable)
         owned = (actions, labels, tokens, motion, frames)
-        return Corpus(self.settings, number, self.cameras, *owned, *eligible)
+        return Corpus(self.settings, number, self.cameras, *owned, *eligible, flow)
 
     def _cameras(self) -> tuple[CorpusIndex, ...]:
         """The indexes of `image_key` and of each of `extra_image_keys`, which must agree."""
@@ -180,12 +182,14 @@ class _Opening:
         return tuple(_open_set(name, index, IMAGE_TOKENS) for index in self.cameras)
 
     def _motion(self) -> LabelSet | None:
-        """How much pairs differ, checked to be of the same pairs."""
-        if not self.data.min_pair_difference:
-            return None
-        motion = _open_set(set_name(self.settings.window_seconds), self.index, MOTION)
-        check_window(self.settings, motion, window_steps(self.settings, self.index))
-        return motion
+        """How much pairs differ."""
+        return self._of_pairs(MOTION) if self.data.min_pair_difference else None
+
+    def _of_pairs(self, kind: Kind) -> LabelSet:
+        """A set named by the window, checked to be of the same pairs."""
+        found = _open_set(set_name(self.settings.window_seconds), self.index, kind)
+        check_window(self.settings, found, window_steps(self.settings, self.index), kind)
+        return found
 
     def _chains(self, frames: Frames, actions: Actions) -> Chains:
         """Where examples may stand in each episode, but for filters."""
@@ -274,6 +278,7 @@ def _filters(
     labels: LabelSet | None,
     tokens: Sequence[LabelSet],
     motion: LabelSet | None,
+    flow: LabelSet | None,
 ) -> list[Filter]:
     def with_tokens(one: LabelSet) -> Callable[[np.ndarray], np.ndarray]:
         """Where every frame of an example has tokens."""
@@ -283,6 +288,8 @@ def _filters(
     found = []
     if labels and not labels.valid.all():
         found.append(Filter(lambda rows: labels.valid[rows], "have no label and are not drawn"))
+    if flow and not flow.valid.all():
+        found.append(Filter(lambda rows: flow.valid[rows], "have no flow and are not drawn"))
     why = "lack image tokens and are not drawn"
     found += [Filter(with_tokens(one), why) for one in tokens if not one.valid.all()]
     if motion:

@@ -43,14 +43,16 @@ class Plan:
 
     @property
     def split_seed(self) -> int:
-        """Another one per split, so that a test split with the same seed holds new episodes."""
-        if self.split == "train":
-            return self.seed
-        return (self.seed + zlib.crc32(self.split.encode())) & 0x7FFFFFFF
+        return split_seed(self.split, self.seed)
 
     def phrasing(self, number: int) -> int:
         """That the instruction of an episode has."""
         return np.random.default_rng((self.seed, number)).choice(self.env.phrasings("train"))
+
+
+def split_seed(split: str, seed: int) -> int:
+    """Another one per split, so that a test split with the same seed holds new episodes."""
+    return seed if split == "train" else (seed + zlib.crc32(split.encode())) & 0x7FFFFFFF
 
 
 @dataclasses.dataclass(frozen=True)

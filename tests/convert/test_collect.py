@@ -5,11 +5,15 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from data_pipelines.index import load_index
-from data_pipelines.index.build import build_index
+from data_pipelines.index import build_index, load_index
+from data_pipelines.index.labels import LabelSet
+from data_pipelines.loader.flow import FLOW, write_flow
+from data_pipelines.loader.motion import frames_of
 from data_pipelines.rlds import schema, shards, tfrecord, writer
 from lapa_jax.envs import collect
 from lapa_jax.envs.tabletop import SceneConfig, Tabletop
+from lapa_jax.envs.tabletop.flow import Replay
+from lapa_jax.envs.tabletop.state import TABLE_HALF
 
 # One environment for all tests: every other costs a compilation. Some of its episodes fail.
 ENV = Tabletop(SceneConfig(blocks=2, families=("reach",), horizon=7))
@@ -81,6 +85,37 @@ def test_views_show_the_same_trajectories(corpora):
             [b"human"],
         )
     assert len({episode[schema.EPISODE_ID][0] for episode in robot}) == 5
+
+
+def test_episodes_made_again_give_their_flow(corpora, tmp_path):
+    where = dict(split="train", sidecar_dir=tmp_path)
+    build_index(corpora[0] / "robot", **where, progress=False)
+    index = load_index(corpora[0] / "robot", **where)
+    how = dict(window_seconds=0.2, cell=4, method="tabletop", workers=1, progress=False, **where)
+
+    def write(shown):
+        return write_flow(index.directory, exact=Replay(ENV, index, shown), **how)
+
+    with pytest.raises(
+        ValueError, match=r"'train-0-\d+' made again shows other pictures .*--blocks"
+    ):
+        write(lambda rows: np.zeros((len(rows), 16, 16, 3), np.uint8))
+    with pytest.raises(ValueError, match="--cell 5 must divide .*robot, \\(16, 16\\)"):
+        write_flow(index.directory, exact=Replay(ENV, index, None), **how | {"cell": 5})
+    with frames_of(index) as reader:
+        write(lambda rows: reader.read(rows)[0])
+    found = LabelSet.open(tmp_path, "0.2", index, FLOW)
+    rows = np.arange(index.num_frames)
+    flow = found.labels(rows).reshape(-1, 4, 4, 2)
+    assert found.valid.all() and found.provenance["grid"] == [4, 4]
+    ends = index.episode_start + index.episode_length - 1
+    np.testing.assert_array_equal(flow[ends], 0.0)
+    # The gantry's beams go with the tool: what moves most moves by the two actions, in pixels.
+    metres = 2 * TABLE_HALF / 16
+    for row in rows[index.episode_start[1] : index.episode_start[1] + 3]:
+        dx, dy = index.actions[row : row + 2].sum(axis=0) / metres
+        most = np.abs(flow[row]).max(axis=(0, 1))
+        assert (most < np.abs([dx, dy]) + 0.02).all() and (most > 0.05 * np.abs([dx, dy])).all()
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """Motion sets, and the static pairs that they leave out."""
 
+import sys
+
 import numpy as np
 import pytest
 import simplejpeg
@@ -9,6 +11,7 @@ from test_loader import label, write_undecodable
 from data_pipelines.index import build_index, load_index
 from data_pipelines.index.labels import LabelSet
 from data_pipelines.loader import FingerprintError, Loader, check_fingerprint
+from data_pipelines.loader.flow import write_flow
 from data_pipelines.loader.motion import MOTION, STEPS_PER_LEVEL, write_motion
 from data_pipelines.rlds import schema, tfrecord
 from lapa_jax.verbs import data as data_verbs
@@ -124,3 +127,34 @@ def test_the_verb_tells_how_much_moves(corpus, capsys, tmp_path):
     assert data_verbs.main(command) == 0
     told = capsys.readouterr().out
     assert f"{tmp_path}/motion/0.2/image" in told and "0.25" in told
+
+
+def test_flow_is_a_column_of_batches(tmp_path, monkeypatch):
+    write_corpus(tmp_path)
+    config = data_config({"a": tmp_path})
+
+    def opened(*fields, fps=0.0):
+        config.corpora.a.fps = fps
+        return Loader(config, fields=("frames", *fields), global_batch=4, seed=0)
+
+    with pytest.raises(FileNotFoundError, match="lapa data flow"):
+        opened("flow")
+    told = dict(window_seconds=0.4, cell=8, progress=False, workers=2)
+
+    def estimate(first, last):  # of what is brighter, in pixels to the right and down
+        change = (last.astype(np.float32) - first).mean(-1, keepdims=True)
+        return np.concatenate([change, -change], -1)
+
+    write_flow(tmp_path, method="dis", estimate=estimate, **told)
+    loader = opened("flow")
+    batch = loader.batch(0)
+    assert batch["flow"].shape == (4, 4, 2) and batch["flow"].dtype == np.float32
+    for frames, flow in zip(batch["frames"], batch["flow"], strict=True):
+        expected = estimate(*frames).reshape(2, 8, 2, 8, 2).mean(axis=(1, 3)).reshape(4, 2)
+        np.testing.assert_allclose(flow, expected, rtol=1e-3, atol=1e-2)
+    assert loader.mixture.hash != opened().mixture.hash
+    with pytest.raises(ValueError, match="other steps .*delete it and .*`lapa data flow` --fps 10"):
+        opened("flow", fps=10.0)
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(ValueError, match="--method dis needs OpenCV: pip install"):
+        data_verbs.main(["flow", str(tmp_path), "--window_seconds", "0.4"])

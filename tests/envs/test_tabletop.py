@@ -6,6 +6,7 @@ import pytest
 from lapa_jax.envs.env import Environment
 from lapa_jax.envs.rollout import collect_expert, rollout
 from lapa_jax.envs.tabletop import FAMILIES, FULL, VIEWS, SceneConfig, Tabletop, language, tasks
+from lapa_jax.envs.tabletop.flow import flow
 from lapa_jax.envs.tabletop.state import (
     BLOCK_LIMIT,
     BLOCK_RADIUS,
@@ -214,6 +215,28 @@ def test_distractors_move_by_time_alone(step, starts, draw):
     np.testing.assert_array_equal(
         draw(hidden, 64, "distractors"), draw(hidden_moved, 64, "distractors")
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("view", ["human", "camera", MOVING])
+def test_flow_says_where_pixels_go(demonstrations, draw, view):
+    """What moves has the colour of its place in the later picture, but at edges and where it is
+    hidden by then."""
+    n = 64
+    state, later = at(demonstrations.states, n, 2), at(demonstrations.states, n, 8)
+    first, last = (np.asarray(draw(one, 64, view)).astype(int) for one in (state, later))
+    moved = np.asarray(jax.jit(flow, static_argnums=(2, 3))(state, later, 64, view))
+    assert moved.shape == (64, 64, 2) and moved.dtype == np.float32
+    rows, columns = np.nonzero(np.linalg.norm(moved, axis=-1) > 1.0)
+    there = (np.stack([columns, rows], -1) + np.rint(moved[rows, columns])).astype(int)
+    inside = ((there >= 0) & (there < 64)).all(-1)
+    rows, columns, (x, y) = rows[inside], columns[inside], there[inside].T
+    kept = np.abs(first[rows, columns] - last[y, x]).max(-1)
+    still = np.abs(first[rows, columns] - last[rows, columns]).max(-1)
+    assert len(rows) > 50 and np.median(kept) < 12
+    assert (kept < 40).mean() > max(0.7, 0.15 + (still < 40).mean())
+    same = np.asarray(jax.jit(flow, static_argnums=(2, 3))(state, state, 64, view))
+    np.testing.assert_allclose(same, 0.0, atol=1e-3)
 
 
 @pytest.mark.slow

@@ -78,16 +78,21 @@ def _robot(x, y, tip, view: View):
     ]
 
 
-def _hand(x, y, tip, view: View):
-    """A right hand from the operator's side, index finger at the effector's place."""
+def hand_axes(tip):
+    """(where the forearm comes from, unit vectors from the tip to there and across)."""
     elbow = jnp.asarray(_ELBOW)
     away = elbow - tip
     away = away / jnp.sqrt((away * away).sum())
-    side = jnp.stack([-away[1], away[0]])
+    return elbow, away, jnp.stack([-away[1], away[0]])
+
+
+def _hand(x, y, tip, view: View):
+    """A right hand from the operator's side, index finger at the effector's place."""
+    elbow, away, side = hand_axes(tip)
     knuckle = tip + 0.062 * away
     palm = tip + 0.088 * away + 0.006 * side
     wrist = tip + 0.125 * away + 0.006 * side
-    cuff = tip + 0.165 * away + 0.006 * side
+    cuff = hand_cuff(tip, away, side)
     fist = palm + 0.014 * side - 0.016 * away
     thumb = palm - 0.030 * side - 0.024 * away
     skin = jnp.minimum(
@@ -102,22 +107,33 @@ def _hand(x, y, tip, view: View):
     ]
 
 
+def hand_cuff(tip, away, side):
+    """Where the hand ends and the sleeve begins."""
+    return tip + 0.165 * away + 0.006 * side
+
+
+DISTRACTORS = [(150, 60, 160), (90, 96, 104), (240, 140, 190), (70, 190, 200)]
+
+
+def distractor(state: State, k: int):
+    """Where the centre of one is."""
+    bits = (state.seed >> (6 * k)).astype(jnp.int32) & 63
+    phase = bits.astype(jnp.float32) * (2 * np.pi / 64)
+    t = state.time.astype(jnp.float32) * (0.11 + 0.04 * k)
+    return 0.21 * jnp.sin(t + phase), 0.21 * jnp.cos((0.7 + 0.2 * k) * t + 2.3 * phase + k)
+
+
 def _distractors(x, y, state: State):
     """Discs on the table that wander as a function of the episode's seed and time only. They
     lie under the blocks, so that the task stays readable."""
-    layers = []
-    for k, colour in enumerate([(150, 60, 160), (90, 96, 104), (240, 140, 190), (70, 190, 200)]):
-        bits = (state.seed >> (6 * k)).astype(jnp.int32) & 63
-        phase = bits.astype(jnp.float32) * (2 * np.pi / 64)
-        t = state.time.astype(jnp.float32) * (0.11 + 0.04 * k)
-        cx = 0.21 * jnp.sin(t + phase)
-        cy = 0.21 * jnp.cos((0.7 + 0.2 * k) * t + 2.3 * phase + k)
-        layers.append((_disc(x, y, (cx, cy), 0.022 + 0.004 * k), colour))
-    return layers
+    return [
+        (_disc(x, y, distractor(state, k), 0.022 + 0.004 * k), colour)
+        for k, colour in enumerate(DISTRACTORS)
+    ]
 
 
 @functools.lru_cache(maxsize=64)
-def _constants(view: str, size: tuple[int, int]):
+def constants(view: str, size: tuple[int, int]):
     if view not in VIEWS:
         raise ValueError(f"view {view!r} is not one of {list(VIEWS)}")
     if min(size) < 16:
@@ -126,29 +142,33 @@ def _constants(view: str, size: tuple[int, int]):
     return x, y, pixel, background(VIEWS[view], x, y, pixel)
 
 
+def layers(x, y, state: State, look: View):
+    """What is drawn at places x, y of the table, from below to above: (distance, colour)."""
+    shapes = jnp.asarray(_SHAPES)[state.kinds // len(COLOURS)]
+    colours = jnp.asarray(BLOCK_RGB)[state.kinds % len(COLOURS)]
+    cos, sin = jnp.cos(state.angles), jnp.sin(state.angles)
+    found = _distractors(x, y, state) if look.distractors else []
+    for i in range(state.blocks.shape[0]):
+        distance = _block(x, y, state.blocks[i], cos[i], sin[i], shapes[i])
+        found.append((distance, colours[i]))
+    return found + (_robot if look.actor == "robot" else _hand)(x, y, state.effector, look)
+
+
 def render(state: State, size: Size = 64, view: str = "robot") -> jax.Array:
     """The picture, uint8 (height, width, 3)."""
     size = (size, size) if isinstance(size, int) else tuple(size)
-    x, y, pixel, empty = _constants(view, size)
+    x, y, pixel, empty = constants(view, size)
     look, sharpness = VIEWS[view], 1.0 / pixel
     if look.sway:
         right, up = camera_place(look, state)
         x, y = x + right, y + up
         empty = background(look, x, y, pixel, jnp)
-    shapes = jnp.asarray(_SHAPES)[state.kinds // len(COLOURS)]
-    colours = jnp.asarray(BLOCK_RGB)[state.kinds % len(COLOURS)]
-    cos, sin = jnp.cos(state.angles), jnp.sin(state.angles)
     image = [jnp.asarray(empty[..., c]) for c in range(3)]
 
     def paint(image, distance, colour):
         cover = jnp.clip(0.5 - distance * sharpness, 0.0, 1.0)
         return [p + cover * (colour[c] - p) for c, p in enumerate(image)]
 
-    layers = _distractors(x, y, state) if look.distractors else []
-    for i in range(state.blocks.shape[0]):
-        distance = _block(x, y, state.blocks[i], cos[i], sin[i], shapes[i])
-        layers.append((distance, colours[i]))
-    layers += (_robot if look.actor == "robot" else _hand)(x, y, state.effector, look)
-    for distance, colour in layers:
+    for distance, colour in layers(x, y, state, look):
         image = paint(image, distance, colour)
     return (jnp.stack(image, -1) + 0.5).astype(jnp.uint8)

@@ -69,6 +69,17 @@ def camera_grid(view: View, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarr
     return x.astype(np.float32), y.astype(np.float32), (0.5 * (gx + gy)).astype(np.float32)
 
 
+def to_pixels(view: View, size: tuple[int, int], x, y):
+    """Columns and rows of places on the table, from the middle of the picture: the inverse of
+    `camera_grid`."""
+    c, s = np.cos(view.angle), np.sin(view.angle)
+    px, py = (c * x + s * y) / TABLE_HALF, (c * y - s * x) / TABLE_HALF
+    far = 0.5 * view.tilt
+    v = view.zoom * py * (1.0 - 0.35 * far) / (1.0 + far * view.zoom * py)
+    u = view.zoom * px * (1.0 - far * (v + 0.35))
+    return u * min(size) / 2, -v * min(size) / 2
+
+
 def camera_place(view: View, state: State) -> jax.Array:
     """What the camera looks at, metres (2,): a function of the episode's seed and time only."""
     bits = jnp.stack([state.seed, state.seed >> 6]).astype(jnp.int32) & 63

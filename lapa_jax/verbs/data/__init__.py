@@ -39,6 +39,10 @@ _TOLD = {
         "how much each pair of frames differs, for data.min_pair_difference",
         "lapa data motion data/tabletop/robot --window_seconds 0.6",
     ),
+    "flow": (
+        "how far the picture moves between each pair of frames, for the objective flow",
+        "lapa data flow data/tabletop/robot --window_seconds 0.2",
+    ),
     "batch": (
         "the examples of any training step, as text, JSON or a picture",
         "lapa data batch --workdir runs/quantizer --step 5 --png batch.png",
