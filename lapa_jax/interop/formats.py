@@ -92,13 +92,9 @@ FORMATS = {
         Way("any run, from lapa export --format safetensors", plain.read),
         Way("any run, plain arrays with our names", plain.write, staged.Options),
     ),
-    "siglip": Format(
-        Way("a teacher, SigLIP's image encoder from a Hugging Face directory", siglip.read)
-    ),
+    "siglip": Format(Way("a teacher, SigLIP's image encoder", siglip.read)),
     "villax": Format(Way("villa-X's latent action model, a quantizer", villax.read)),
-    "vit_mae": Format(
-        Way("a teacher, a masked autoencoder from a Hugging Face directory", vit_mae.read)
-    ),
+    "vit_mae": Format(Way("a teacher, a masked autoencoder's encoder", vit_mae.read)),
     "univla": Format(
         Way(
             "UniVLA's latent action model, a quantizer that predicts features",

@@ -34,7 +34,7 @@ _SIZES = {
 class Options:
     """Of `read`.
 
-    encoder: directory of the ViT-MAE (facebook/vit-mae-large) with config.json and its weights
+    encoder: of the ViT-MAE, facebook/vit-mae-large's directory or mae_pretrain_vit_large.pth
     """
 
     encoder: str = dataclasses.field(metadata={"why": "its weights are not in Moto's file"})
@@ -46,7 +46,7 @@ def read(source: Path, options: Options) -> Imported:
     path = source / CONFIG
     whole = tensor_files.yaml_object(path, f"the config of {ORIGINAL}")
     side, settings = infer(whole, path)
-    encoder, weights = vit_mae.from_directory(Path(options.encoder))
+    encoder, weights = vit_mae.of_source(Path(options.encoder))
     if encoder.grid != (side // encoder.patch_size,) * 2:
         raise ValueError(
             f"--encoder {options.encoder} is for images of {encoder.grid[0] * encoder.patch_size} "

@@ -1,5 +1,5 @@
-"""SigLIP's image encoder in Hugging Face's names (SiglipVisionModel, and within SiglipModel) ↔ our
-ViT. Its pooling head, and the text's side, are left out.
+"""SigLIP's image encoder in Hugging Face's names (SiglipVisionModel, and within SiglipModel), or in
+those of its authors' .npz files → our ViT. Its pooling head, and the text's side, are left out.
 
 Axis names of the patterns: as in vision.py.
 """
@@ -10,9 +10,8 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 
-from lapa_jax.interop import tensor_files, vision
+from lapa_jax.interop import exact, tensor_files, vision
 from lapa_jax.interop.imported import Imported
 from lapa_jax.interop.mapping import Rule, Shapes, functional, linear, norm, to_ours, unwrapped
 from lapa_jax.nn.module import Tree
@@ -21,11 +20,15 @@ from lapa_jax.nn.vit import ViT, ViTConfig
 WHAT = "a SigLIP in Hugging Face's names"
 ANCHOR = "embeddings.patch_embedding.weight"  # of every one
 POSITIONS = "embeddings.position_embedding.weight"
-HEAD = "head."  # pools the patches into one vector
+HEADS = ("head.", "MAPHead_0/")  # pools the patches into one vector
+_KIND = dict(class_token=False, layer_scale=False, activation="gelu_tanh", pixels="centred")
+AUTHORS = "Transformer/encoder_norm/scale"  # of every one of theirs
 
 
 def read(source: Path, options: Any) -> Imported:
     """`lapa import --format siglip`: a teacher."""
+    if source.is_file():
+        return vision.teacher(*from_authors(tensor_files.tensors(source)))
     settings, path = vision.given_config(source, "siglip_vision_model"), source / "config.json"
     vision.expect(settings, path, hidden_act="gelu_pytorch_tanh")
     heads = vision.number(settings, "num_attention_heads", int, path, 12)
@@ -53,10 +56,7 @@ def from_tensors(
     tensors: Mapping[str, np.ndarray], heads: int, norm_eps: float
 ) -> tuple[ViTConfig, Tree]:
     """Config and parameters of a state dict. Raises ValueError."""
-    tensors = unwrapped(tensors, ANCHOR, WHAT)
-    if head := [name for name in tensors if name.startswith(HEAD)]:
-        logging.info("left out: %s* (%d tensors), which pools the patches", HEAD, len(head))
-    tensors = {name: x for name, x in tensors.items() if not name.startswith(HEAD)}
+    tensors = exact.without(unwrapped(tensors, ANCHOR, WHAT), HEADS[0], "which pools the patches")
     config = infer_config(tensors, heads, norm_eps)
     expected = functional(ViT, config, dtype=jnp.float32).abstract()[0]
     return config, to_ours(tensors, rules(config), vision.sizes(config), expected)
@@ -76,9 +76,47 @@ def infer_config(tensors: Mapping[str, np.ndarray], heads: int, norm_eps: float)
         heads=heads,
         head_dim=dim // heads,
         mlp_dim=shape("encoder.layers.0.mlp.fc2.weight", dim, None)[1],
-        class_token=False,
-        layer_scale=False,
-        activation="gelu_tanh",
         norm_eps=norm_eps,
-        pixels="centred",
+        **_KIND,
     )
+
+
+def from_authors(tensors: Mapping[str, np.ndarray]) -> tuple[ViTConfig, Tree]:
+    """The same of an .npz of its authors (big_vision), whose names have slashes, and whose layers
+    are apart or stacked. Raises ValueError."""
+    tensors = unwrapped(tensors, AUTHORS, "a SigLIP of its authors", sep="/")
+    tensors = exact.without(tensors, HEADS[1], "which pools the patches")
+    shape = Shapes(tensors, "a SigLIP of its authors")
+    stacked = "Transformer/encoderblock/LayerNorm_0/scale" in tensors
+    t = f"Transformer/encoderblock{'' if stacked else '_{i}'}"
+    o, attention = "blocks/layers", "MultiHeadDotProductAttention_0"
+    patch_size, _, _, dim = shape("embedding/kernel", None, None, 3, None)
+    if stacked:
+        depth, _, heads, head_dim = shape(f"{t}/{attention}/query/kernel", None, dim, None, None)
+        mlp_dim = shape(f"{t}/MlpBlock_0/Dense_0/kernel", depth, dim, None)[2]
+    else:
+        depth, first = shape.count(f"{t}/"), t.format(i=0)
+        _, heads, head_dim = shape(f"{first}/{attention}/query/kernel", dim, None, None)
+        mlp_dim = shape(f"{first}/MlpBlock_0/Dense_0/kernel", dim, None)[1]
+    config = ViTConfig(
+        grid=vision.square("pos_embedding", shape("pos_embedding", 1, None, dim)[1]),
+        **{"patch_size": patch_size, "dim": dim, "depth": depth, "mlp_dim": mlp_dim},
+        **{"heads": heads, "head_dim": head_dim},
+        **_KIND,
+    )
+    parts = {"LayerNorm_0": "attention_norm", "LayerNorm_1": "mlp_norm"}
+    parts |= {"MlpBlock_0/Dense_0": "mlp/wi", "MlpBlock_0/Dense_1": "mlp/wo"}
+    names = zip(("query", "key", "value", "out"), ("q", "k", "v", "out"), strict=True)
+    parts |= {f"{attention}/{name}": f"attention/{ours}" for name, ours in names}
+    found = [
+        Rule("embedding/kernel", "project/kernel", "i j rgb d -> (rgb i j) d"),
+        Rule("embedding/bias", "project/bias"),
+        Rule("pos_embedding", "positions", "1 n d -> n d"),
+        *(Rule(f"Transformer/encoder_norm/{x}", f"norm/{x}") for x in ("scale", "bias")),
+    ]
+    for name, ours in parts.items():
+        for x in ("scale" if "Norm" in name else "kernel", "bias"):
+            layers = 0 if stacked else depth
+            found.append(Rule(f"{t}/{name}/{x}", f"{o}/{ours}/{x}", layers=layers))
+    expected = functional(ViT, config, dtype=jnp.float32).abstract()[0]
+    return config, to_ours(tensors, found, vision.sizes(config), expected)

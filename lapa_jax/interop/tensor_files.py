@@ -8,6 +8,7 @@ import argparse
 import json
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PosixPath
 from typing import Any
@@ -106,9 +107,9 @@ def yaml_object(path: str | Path, what: str = "a YAML file") -> dict[str, Any]:
 
 
 def tensors(source: str | Path) -> dict[str, Tensor]:
-    """Of a file (safetensors or PyTorch's), or of a directory in Hugging Face's form: one of them,
-    or shards with an index. Mappings inside of mappings are joined by dots. Raises ValueError for
-    float8 with a scale beside it: its values are others."""
+    """Of a file (.safetensors, .npz or PyTorch's), or of a directory in Hugging Face's form: one of
+    them, or shards with an index. Mappings inside of mappings are joined by dots. Raises ValueError
+    for float8 with a scale beside it: its values are others."""
     found = _tensors(Path(source))
     for name in [name for name, one in found.items() if one.dtype in _FLOAT8.values()]:
         module = name.rpartition(".")[0]
@@ -153,7 +154,35 @@ def _of_shards(index: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _of_file(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".npz":
+        return _of_npz(path)
     return _of_safetensors(path) if path.suffix == ".safetensors" else _of_torch(path)
+
+
+def _of_npz(path: Path) -> dict[str, Tensor]:
+    found, heads = {}, {(1, 0): np.lib.format.read_array_header_1_0}
+
+    def make(name: str) -> np.ndarray:
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays[name]
+
+    try:
+        _check_sums(path)
+        with zipfile.ZipFile(path) as records:
+            for record in records.namelist():
+                with records.open(record) as file:
+                    version = np.lib.format.read_magic(file)
+                    read = heads.get(version, np.lib.format.read_array_header_2_0)
+                    shape, _, dtype = read(file)
+                name = record.removesuffix(".npy")
+                found[name] = Tensor(shape, dtype, lambda name=name: make(name))
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError) as error:
+        reason = str(error).strip().partition("\n")[0][:120]
+        raise ValueError(f"{path} is no whole file of NumPy's arrays: {reason}") from None
+    for name, one in found.items():
+        if one.dtype not in _DTYPES.values():
+            raise ValueError(_odd(path, name, str(one.dtype)))
+    return found
 
 
 def _of_safetensors(path: Path) -> dict[str, Tensor]:

@@ -1,9 +1,10 @@
 """A masked autoencoder's encoder in Hugging Face's names (ViTMAEModel, and within
-ViTMAEForPreTraining, whose decoder is left out) ↔ our ViT.
+ViTMAEForPreTraining), or in those of its authors' files → our ViT. A decoder is left out.
 
 Axis names of the patterns: as in vision.py; n positions.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,28 +12,58 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from lapa_jax.interop import tensor_files, vision
+from lapa_jax.interop import dinov2, exact, tensor_files, vision
 from lapa_jax.interop.imported import Imported
 from lapa_jax.interop.mapping import Rule, Shapes, functional, linear, norm, to_ours, unwrapped
 from lapa_jax.nn.module import Tree
 from lapa_jax.nn.vit import ViT, ViTConfig
 
-WHAT = "a ViT-MAE in Hugging Face's names"
+WHAT = "a ViT-MAE"
+AUTHORS = {768: 12, 1024: 16, 1280: 16}  # heads of each width
+_AUTHORS = (
+    (r"^(encoder\.layer\.\d+)\.norm1\.", r"\1.layernorm_before."),
+    (r"^(encoder\.layer\.\d+)\.norm2\.", r"\1.layernorm_after."),
+    (r"^(encoder\.layer\.\d+)\.mlp\.fc1\.", r"\1.intermediate.dense."),
+    (r"^(encoder\.layer\.\d+)\.mlp\.fc2\.", r"\1.output.dense."),
+)
 ANCHOR = "embeddings.patch_embeddings.projection.weight"  # of every one
 
 
 def read(source: Path, options: Any) -> Imported:
     """`lapa import --format vit_mae`: a teacher."""
-    return vision.teacher(*from_directory(source))
+    return vision.teacher(*of_source(source))
 
 
-def from_directory(source: Path) -> tuple[ViTConfig, Tree]:
-    """Config and parameters of a directory with config.json and the weights."""
+def of_source(source: Path) -> tuple[ViTConfig, Tree]:
+    """Config and parameters of a directory with config.json and the weights, or of one of the
+    authors' files."""
+    if source.is_file():
+        tensors = from_authors(tensor_files.tensors(source))
+        dim = Shapes(tensors, WHAT)(ANCHOR, None, 3, None, None)[0]
+        if dim not in AUTHORS:
+            raise ValueError(
+                f"{source}: a width of {dim} is of no ViT-MAE that its authors gave away "
+                f"({sorted(AUTHORS)}), and its heads are told nowhere"
+            )
+        return from_tensors(tensors, AUTHORS[dim], 1e-6)
     settings, path = vision.given_config(source, "vit_mae"), source / "config.json"
     vision.expect(settings, path, hidden_act="gelu", qkv_bias=True)
     heads = vision.number(settings, "num_attention_heads", int, path, 12)
     eps = vision.number(settings, "layer_norm_eps", float, path, 1e-12)
     return from_tensors(tensor_files.tensors(source), heads, eps)
+
+
+def from_authors(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors of the authors' files under Hugging Face's names. Raises ValueError."""
+    tensors = unwrapped(tensors, "patch_embed.proj.weight", WHAT)
+    for prefix in ("decoder_", "mask_token"):
+        tensors = exact.without(tensors, prefix, "of the decoder")
+    found = {}
+    for name, tensor in dinov2.from_hub(tensors).items():
+        for pattern, theirs in _AUTHORS:
+            name = re.sub(pattern, theirs, name)
+        found[name] = tensor
+    return found
 
 
 def rules(config: ViTConfig) -> list[Rule]:

@@ -11,11 +11,11 @@ import pytest
 from tiny import ROOT
 
 from lapa_jax import stages
-from lapa_jax.interop import dinov2, tensor_files, vision, vit_mae
+from lapa_jax.interop import dinov2, siglip, tensor_files, vision, vit_mae
 from lapa_jax.interop.formats import FORMATS
 from lapa_jax.interop.mapping import arrays, to_theirs
 from lapa_jax.nn.flops import counted
-from lapa_jax.nn.module import Functional
+from lapa_jax.nn.module import Functional, flatten
 from lapa_jax.nn.vit import PIXELS, ViT, ViTConfig, bicubic
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -174,5 +174,86 @@ def test_encoders_within_others_and_those_that_do_not_fit(tmp_path):
         shutil.copy(folder / "model.safetensors", tmp_path)
         with pytest.raises(ValueError, match=message):
             FORMATS[form].read.call(tmp_path, None)
-    with pytest.raises(NotADirectoryError, match="is a file: the folder of a vit_mae"):
-        vit_mae.read(tmp_path / "model.safetensors", None)
+    with pytest.raises(ValueError, match="x.npz: a width of 24 is of no ViT-MAE"):
+        vit_mae.read(save(tmp_path / "x.npz", mae_of_authors()), None)
+
+
+def golden_tensors(form):
+    return {k: np.asarray(x) for k, x in tensor_files.tensors(ZOO / f"{form}_tiny").items()}
+
+
+def save(path, tensors):
+    np.savez(path, **tensors)
+    return path
+
+
+def mae_of_authors():
+    """The golden one as its authors' files have it, with parts of a decoder."""
+    tensors, found = golden_tensors("vit_mae"), {"mask_token": np.zeros(3), "decoder_pred.bias": 0}
+    for i in range(2):
+        each = f"encoder.layer.{i}.attention.attention.{{}}.{{}}"
+        for x in ("weight", "bias"):
+            three = [tensors.pop(each.format(name, x)) for name in ("query", "key", "value")]
+            found[f"blocks.{i}.attn.qkv.{x}"] = np.concatenate(three)
+    names = (
+        ("encoder.layer.", "blocks."), ("attention.output.dense", "attn.proj"),
+        ("layernorm_before", "norm1"), ("layernorm_after", "norm2"), ("layernorm", "norm"),
+        ("intermediate.dense", "mlp.fc1"), ("output.dense", "mlp.fc2"),
+        ("embeddings.position_embeddings", "pos_embed"),
+        ("embeddings.patch_embeddings.projection", "patch_embed.proj"), ("embeddings.", ""),
+    )  # fmt: skip
+    for name, tensor in tensors.items():
+        for theirs, authors in names:
+            name = name.replace(theirs, authors)
+        found[name] = tensor
+    return {f"model.{name}": x for name, x in found.items()}
+
+
+def siglip_of_authors(stacked):
+    """The golden one as its authors' files have it."""
+    config, params = siglip.from_tensors(golden_tensors("siglip"), 3, 1e-6)
+    flat = flatten(params)
+    found = {
+        "embedding/kernel": flat["project/kernel"].reshape(3, 4, 4, 12).transpose(1, 2, 0, 3),
+        "embedding/bias": flat["project/bias"],
+        "pos_embedding": flat["positions"][None],
+        "MAPHead_0/probe": np.zeros((1, 1, 12)),
+    }
+    parts = {"attention_norm": "LayerNorm_0", "mlp_norm": "LayerNorm_1"}
+    parts |= {"mlp/wi": "MlpBlock_0/Dense_0", "mlp/wo": "MlpBlock_0/Dense_1"}
+    for ours, name in (("q", "query"), ("k", "key"), ("v", "value"), ("out", "out")):
+        parts[f"attention/{ours}"] = f"MultiHeadDotProductAttention_0/{name}"
+    for path, value in flat.items():
+        if path.startswith("norm/"):
+            found[f"Transformer/encoder_norm/{path[5:]}"] = value
+        elif path.startswith("blocks/layers/"):
+            part, _, leaf = path.removeprefix("blocks/layers/").rpartition("/")
+            if stacked:
+                found[f"Transformer/encoderblock/{parts[part]}/{leaf}"] = value
+            else:
+                for i in range(2):
+                    found[f"Transformer/encoderblock_{i}/{parts[part]}/{leaf}"] = value[i]
+    return {f"params/img/{name}": x for name, x in found.items()} | {"params/t": np.zeros(1)}
+
+
+def test_encoders_in_files_of_their_authors(tmp_path):
+    found = vit_mae.from_authors(mae_of_authors())
+    assert found.keys() == golden_tensors("vit_mae").keys()
+    for name, tensor in golden_tensors("vit_mae").items():
+        np.testing.assert_array_equal(found[name], tensor, err_msg=name)
+    expected = siglip.from_tensors(golden_tensors("siglip"), 3, 1e-6)
+    for stacked in (False, True):
+        run = siglip.read(save(tmp_path / "x.npz", siglip_of_authors(stacked)), None)
+        jax.tree.map(np.testing.assert_array_equal, run.params["encoder"], expected[1])
+        assert (
+            stages.build(run.config, {}).model_config.architecture() == expected[0].architecture()
+        )
+    whole = (tmp_path / "x.npz").read_bytes()
+    for content in (b"", whole[:-9], whole[:99], b"PK\x03\x04", np.zeros(9).tobytes()):
+        (tmp_path / "y.npz").write_bytes(content)
+        with pytest.raises(ValueError, match="y.npz is (empty|no whole file of NumPy's arrays)"):
+            siglip.read(tmp_path / "y.npz", None)
+    (tmp_path / "z.npz").unlink(missing_ok=True)
+    np.savez(tmp_path / "z.npz", **{"params/t": np.array([None])})
+    with pytest.raises(ValueError, match="tensor 'params/t' is object: numbers as they are"):
+        siglip.read(tmp_path / "z.npz", None)

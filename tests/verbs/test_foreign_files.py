@@ -254,12 +254,14 @@ def test_llamas_that_are_others(changes, message, tmp_path):
 
 # --- Files that are not what was meant ---
 
-OF_FOLDERS = ("hf", "hf_llama", "laq_torch", "safetensors", "siglip", "vit_mae")
+OF_FOLDERS = ("alam", "hf", "hf_llama", "laq_torch", "moto", "safetensors", "villax")
 
 
 def flags(form, folder):
     """What a format needs beside its source."""
     more = {"laq_pt": ["--image_size", 64]}.get(form, [])
+    if form == "moto":
+        more = ["--encoder", folder]
     if form in ("hf_llama", "lapa_stream"):
         (folder / "tokenizer.model").write_bytes(tokenizer())
         more = ["--tokenizer", folder / "tokenizer.model"]
