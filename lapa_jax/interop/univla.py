@@ -71,7 +71,7 @@ def infer(tensors: Mapping[str, Any], heads: int | None) -> dict[str, int]:
     blocks = "{part}.transformer_blocks.{{i}}."
     book = "vq_action" if second else "vq"
     settings = {
-        "stage": 2 if second else 1,
+        "phase": 2 if second else 1,
         "dim": dim,
         "heads": exact.heads_of(dim, heads),
         "encoder_depth": shape.count(blocks.format(part="encoder")),
@@ -90,7 +90,7 @@ def infer(tensors: Mapping[str, Any], heads: int | None) -> dict[str, int]:
 
 def rules(config: UniVLAConfig) -> list[Rule]:
     """Of all but the frozen encoder."""
-    second, queries = config.stage == 2, "1 1 n f -> n f"
+    second, queries = config.phase == 2, "1 1 n f -> n f"
     found = [
         Rule(TASK if second else ANCHOR, "queries", queries),
         *exact.transformer("encoder", "encoder", config.encoder_depth, time=True),

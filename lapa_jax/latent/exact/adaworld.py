@@ -33,7 +33,7 @@ class AdaWorldConfig(ExactConfig):
     """The defaults: the released model's, for images of 256 pixels a side."""
 
     has_codes: ClassVar[bool] = False
-    codebook_size: ClassVar[int] = 0
+    codebook_size: ClassVar[int] = 8  # of the codes that measures compare it with
     code_length: ClassVar[int] = 1
 
     architecture: Annotated[str, ("adaworld",), "that of AdaWorld"] = "adaworld"

@@ -39,7 +39,7 @@ class UniVLAConfig(CodesConfig):
     predicts: ClassVar[str] = "features"
 
     architecture: Annotated[str, ("univla",), "that of UniVLA"] = "univla"
-    stage: Annotated[int, "1 or 2", "1: with instructions; 2: what labels"] = 2
+    phase: Annotated[int, "1 or 2", "1: with instructions; 2: what labels"] = 2
     encoder: Annotated[
         Mapping[str, Any] | FeaturesConfig, "the frozen ViT whose features are seen and predicted"
     ] = field(default_factory=lambda: vit_settings("dinov2_base", registers=4))
@@ -107,7 +107,7 @@ class UniVLA(ExactQuantizer):
     def __init__(self, config: UniVLAConfig, *, rngs: nnx.Rngs):
         super().__init__(config)
         dim, width, Q = config.dim, config.encoder.dim, config.quant_dim
-        dtype, second = dtype_of(config.compute_dtype), config.stage == 2
+        dtype, second = dtype_of(config.compute_dtype), config.phase == 2
 
         def dense(inputs, outputs, axes, dtype=dtype):
             return Dense((inputs,), (outputs,), axes, bias=True, dtype=dtype, rngs=rngs)
@@ -192,7 +192,7 @@ class UniVLA(ExactQuantizer):
             return None, None
         if words is None:
             raise ValueError(
-                "model.stage=1 of UniVLA reads instructions as T5's encoder gives them, which are "
+                "model.phase=1 of UniVLA reads instructions as T5's encoder gives them, which are "
                 "not at hand here: take a second stage, which needs none"
             )
         x_BWD = self.language(words.features_BWE)
