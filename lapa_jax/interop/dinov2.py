@@ -29,6 +29,7 @@ from lapa_jax.nn.vit import ViT, ViTConfig
 
 HEAD_DIM = 64  # of every DINOv2; the shapes do not tell it
 ANCHOR = "embeddings.patch_embeddings.projection.weight"  # of every one
+HUB_ANCHOR = "patch_embed.proj.weight"  # the same in Meta's own files
 MASK_TOKEN = "embeddings.mask_token"  # of the self-supervised training
 
 

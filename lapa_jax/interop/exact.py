@@ -54,6 +54,8 @@ def mapped(
     config = stage_settings("quantizer")
     square = isinstance(image_size, int)
     config.data.image_size = (image_size,) * 2 if square else tuple(image_size)
+    if min(config.data.image_size) < 1:
+        raise ValueError(f"--image_size {image_size} must be at least 1")
     config.data.num_frames, config.compute_dtype = num_frames, "float32"
     kind = ARCHITECTURES[architecture][0]
     config.model = default_settings(kind, architecture=architecture, **settings)
@@ -82,7 +84,7 @@ def heads_of(dim: int, given: int | None) -> int:
             f"a width of {dim} is no multiple of {HEAD_DIM}, the head width of released models: "
             "give --heads"
         )
-    return given or dim // HEAD_DIM
+    return dim // HEAD_DIM if given is None else given
 
 
 def transformer(

@@ -1,6 +1,6 @@
 """UniVLA's latent action model (lam-stage-2.ckpt, its trainer's) → a quantizer.
 
-The frozen DINOv2 is in the file. Of a first stage the text encoder is left out: such a run labels
+The frozen DINOv2 is in the file. Of a first phase the text encoder is left out: such a run labels
 nothing.
 """
 
@@ -8,6 +8,8 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from absl import logging
 
 from lapa_jax.interop import dinov2, exact, tensor_files
 from lapa_jax.interop.imported import Imported
@@ -18,7 +20,7 @@ from lapa_jax.nn.module import flatten
 
 ORIGINAL = "UniVLA's latent action model"
 ANCHOR = "action_latent"  # of every one
-TASK = "action_latent_controllable"  # of the second stage
+TASK = "action_latent_controllable"  # of the second phase
 ENCODER, TEXT = "dino_encoder.", "text_encoder."
 
 
@@ -48,14 +50,19 @@ def from_tensors(
     encoder = {
         name.removeprefix(ENCODER): x for name, x in tensors.items() if name.startswith(ENCODER)
     }
-    if not encoder:
+    if dinov2.HUB_ANCHOR not in encoder:
         raise ValueError(
-            f"tensors {ENCODER}* are missing: {ORIGINAL} sees and predicts the features of its "
-            "frozen DINOv2, which its trainer writes beside it"
+            f"tensor {ENCODER + dinov2.HUB_ANCHOR!r} is missing: {ORIGINAL} sees and predicts the "
+            "features of its frozen DINOv2, which its trainer writes beside it"
         )
     own = {name: x for name, x in tensors.items() if not name.startswith(ENCODER)}
     own = exact.without(own, TEXT, "which labels nothing here")
     settings = infer(own, heads)
+    if settings["phase"] == 1:
+        logging.warning(
+            "a first phase: without what T5 makes of instructions it labels nothing; the second "
+            "phase (lam-stage-2.ckpt) needs none"
+        )
     vit, params = dinov2.from_tensors(dinov2.from_hub(encoder))
     frozen = {f"features/{path}": x for path, x in flatten(params).items()}
     return exact.mapped(

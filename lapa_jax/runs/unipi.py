@@ -29,6 +29,8 @@ def check_quantizer(policy: Model, quantizer: LoadedQuantizer) -> None:
     if head.acts:
         raise ValueError("--quantizer decodes latent actions, and this policy predicts actions")
     own = quantizer.stage.model_config
+    if own.predicts != "pixels":
+        raise ValueError(f"--quantizer predicts {own.predicts}: it draws no frames")
     pairs = [("image_size", tuple(quantizer.image_size), tuple(policy.config.data.image_size))]
     pairs += [("code_length", quantizer.code_length, policy.config.code_length)]
     if own.has_codes:

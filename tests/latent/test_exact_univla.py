@@ -90,6 +90,9 @@ def test_univla(stage):
         assert (now[ours] == then[ours])[~dead].all()
 
     if stage == 1:
+        pair = np.zeros((2, 1, 8, 8, 3), np.uint8)
+        with pytest.raises(ValueError, match="reads what T5 makes of instructions"):
+            jax.eval_shape(lambda params: golden.apply("read", *pair, params=params), given.params)
         # The original's mask is right where all have the same words.
         for i, one in enumerate(seen):
             latent = of(np.stack([one] * len(seen)))["tokens"][i : i + 1, 1, :4]

@@ -1,7 +1,7 @@
 """UniVLA's latent action model (Bu et al. 2025, arXiv 2505.06111): features of a frozen DINOv2 in,
 features of the later frame out.
 
-In its first stage the encoder and the decoder also see an instruction, and codes are left with what
+In its first phase the encoder and the decoder also see an instruction, and codes are left with what
 it does not tell. In the second there is no instruction: these queries and their codebook, frozen,
 stand for what is irrelevant to the task, and further queries with a codebook of their own for the
 rest, which labels.
@@ -34,7 +34,7 @@ class FeaturesConfig(ViTConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class UniVLAConfig(CodesConfig):
-    """The defaults: the released second stage's, for images of 224 pixels a side."""
+    """The defaults: the released second phase's, for images of 224 pixels a side."""
 
     predicts: ClassVar[str] = "features"
 
@@ -51,13 +51,13 @@ class UniVLAConfig(CodesConfig):
     codebook_size: Annotated[int, "[2, 1e7]", "values of a code"] = 16
     code_length: Annotated[int, "[1, 4096]", "codes of a latent action"] = 4
     irrelevant_codebook_size: Annotated[
-        int, "[2, 1e7]", "values of a code of the first stage, in the second"
+        int, "[2, 1e7]", "values of a code of the first phase, in the second"
     ] = 16
     irrelevant_length: Annotated[int, "[1, 4096]", "and how many of them"] = 4
-    text_dim: Annotated[int, "[1, 65536]", "width of the words' features, in the first stage"] = 768
+    text_dim: Annotated[int, "[1, 65536]", "width of the words' features, in the first phase"] = 768
     tiled_mask: Annotated[
         bool,
-        "in the first stage, as the original: of a batch, examples take each other's mask of words",
+        "in the first phase, as the original: of a batch, examples take each other's mask of words",
     ] = False
     codebook_weight: Annotated[
         float, "[0, 1e6]", "on the squared distance that moves codes towards latents"
@@ -68,8 +68,8 @@ class UniVLAConfig(CodesConfig):
     restart_every_steps: Annotated[
         int,
         "[0, 1e9]",
-        "codes of the first stage that were not used since are overwritten by others, in the "
-        "second stage too; 0: never, as in the released first stage",
+        "codes of the first phase that were not used since are overwritten by others, in the "
+        "second phase too; 0: never, as in the released first phase",
     ] = 0
 
     def __post_init__(self) -> None:
@@ -90,14 +90,14 @@ class UniVLAConfig(CodesConfig):
 
 
 class Words(NamedTuple):
-    """Of an instruction, for the first stage."""
+    """Of an instruction, for the first phase."""
 
     features_BWE: jax.Array  # what T5's encoder gives
     seen_BW: jax.Array  # int32: 0 for padding
 
 
 class Latents(NamedTuple):
-    """Before quantisation; of the second stage both."""
+    """Before quantisation; of the second phase both."""
 
     task_BLQ: jax.Array
     irrelevant_BUQ: jax.Array | None
@@ -192,8 +192,8 @@ class UniVLA(ExactQuantizer):
             return None, None
         if words is None:
             raise ValueError(
-                "model.phase=1 of UniVLA reads instructions as T5's encoder gives them, which are "
-                "not at hand here: take a second stage, which needs none"
+                "model.phase=1 of UniVLA reads what T5 makes of instructions, which is not at hand "
+                "here: a run of its second phase (lam-stage-2.ckpt) needs none"
             )
         x_BWD = self.language(words.features_BWE)
         x_BTWD = jnp.broadcast_to(x_BWD[:, None], (B, T, *x_BWD.shape[1:]))
@@ -271,7 +271,7 @@ class UniVLA(ExactQuantizer):
 
 
 class Irrelevant(nnx.Module):
-    """What the second stage has of the first, and what else stands for the irrelevant."""
+    """What the second phase has of the first, and what else stands for the irrelevant."""
 
     def __init__(self, config: UniVLAConfig, tokens, to_latent, dense, rngs: nnx.Rngs):
         self.queries = tokens(config.irrelevant_length)
