@@ -82,7 +82,7 @@ def code_report(
         held = held_episodes(episode[~test], seed=seed)
     candidates = partial(kinds[kind], codebook_size=codebook_size)
     scores = [
-        _score(_probabilities(candidates, x[~test], slot[~test], held, x[test]), slot[test])
+        _score(probabilities(candidates, x[~test], slot[~test], held, x[test]), slot[test])
         for slot in z.T
     ]
     slots = [means(score, episode[test], seed=seed) for score in scores]
@@ -97,7 +97,7 @@ def code_report(
     }
 
 
-def _probabilities(
+def probabilities(
     candidates: Candidates, x: np.ndarray, code: np.ndarray, held: np.ndarray, x_test: np.ndarray
 ) -> np.ndarray:
     """Probabilities (2, M, K) of the test rows: by the marginal and by the best setting."""
@@ -157,7 +157,7 @@ def _smooth(found: np.ndarray, seen: np.ndarray, rows: int, codebook_size: int) 
 
 
 def _score(probability: np.ndarray, code: np.ndarray) -> dict[str, np.ndarray]:
-    """Per test row, from the probabilities (2, M, K) of `_probabilities`."""
+    """Per test row, from the probabilities (2, M, K) of `probabilities`."""
     marginal, best = -np.log2(probability[:, np.arange(len(code)), code])
     modal_hit, hit = (probability.argmax(2) == code).astype(np.float64)
     return {

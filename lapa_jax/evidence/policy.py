@@ -12,6 +12,7 @@ import numpy as np
 from data_pipelines.loader import DataSettings
 from data_pipelines.progress import Progress
 from lapa_jax.diagnostics.statistics import wilson_interval
+from lapa_jax.diagnostics.token_controls import token_controls
 from lapa_jax.envs.drive import closed_loop
 from lapa_jax.envs.env import GOING_ON, OWN, Environment
 from lapa_jax.envs.execution import BY_RUN, Execution, check_rate
@@ -23,24 +24,39 @@ from lapa_jax.stages.stage import Stage
 
 def evaluate_tokens(
     run: Model, corpora: Mapping[str, dict[str, Any]], *, max_examples: int
-) -> dict[str, float]:
-    """Mean loss and accuracy of the target tokens, over a seeded sample of the corpora."""
+) -> dict[str, Any]:
+    """Mean loss and accuracy of the target tokens, over a seeded sample of the corpora; where the
+    policy predicts latent actions, one example a row, also the `token_controls` on the same
+    examples."""
     named = {f"corpus{i}": corpus for i, corpus in enumerate(corpora.values())}
     data = DataSettings.of(run.config.data).on(named).draw_any()
     batch_size = min(run.config.global_batch, max_examples)
     steps = max(1, max_examples // batch_size)
     metrics = jax.jit(run.stage.eval_metrics)
-    rows = []
+    rows, asked, episodes = [], [], []
+    latent = next((h for h in run.stage.heads if h.modality == "latent"), None)
     with (
         open_loader(run.config, data, run.stage, batch_size) as loader,
         Progress("tokens", steps, unit="batch") as bar,
     ):
         bar.waits()
         for step in range(steps):
-            rows.append(jax.device_get(metrics(run.params, run.variables, loader.batch(step))))
+            batch = loader.batch(step)
+            rows.append(jax.device_get(metrics(run.params, run.variables, batch)))
+            if "latent_targets" in batch and run.stage.examples_per_row == 1:
+                frame = batch["images"][:, -1] if "images" in batch else None
+                asked.append((np.asarray(batch["latent_targets"]), frame))
+                episodes += [(one["corpus"], one["episode"]) for one in loader.describe(step)]
             bar.update()
     means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-    return means | {"examples": steps * batch_size}
+    means["examples"] = steps * batch_size
+    if not asked or not np.issubdtype(asked[0][0].dtype, np.integer):
+        return means
+    tokens, frames = (None if x[0] is None else np.concatenate(x) for x in zip(*asked, strict=True))
+    episode = np.unique(np.array(episodes), axis=0, return_inverse=True)[1].reshape(-1)
+    controls = token_controls(tokens, episode, frames, latent.vocab)
+    prefix = "latent_" if len(run.stage.heads) > 1 else ""
+    return means | {f"{prefix}{name}": value for name, value in controls.items()}
 
 
 @dataclasses.dataclass(frozen=True)

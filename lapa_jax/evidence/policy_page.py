@@ -23,7 +23,13 @@ def write(path: Path, run: Model, result: Mapping[str, Any], left_out: str) -> N
             f"Means over {tokens['examples']:,} examples of "
             f"{', '.join(Path(name).name for name in result['corpora'])}.",
         )
-        section.table(["metric", "value"], [[k, v] for k, v in tokens.items() if k != "examples"])
+        told = [k for k in tokens if k != "examples" and not k.endswith("_interval")]
+        section.table(
+            ["metric", "value"],
+            [[k, estimate(tokens[k], *tokens.get(f"{k}_interval", ()))] for k in told],
+            "Without a policy: the most common token of other episodes, and a logistic regression "
+            "on the frame." * any("majority" in k for k in told),
+        )
     for name, found in result.get("actions", {}).items():
         section = report.section(
             f"Actions on {Path(name).name}",

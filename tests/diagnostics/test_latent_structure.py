@@ -15,6 +15,7 @@ from lapa_jax.diagnostics import (
     information,
     reconstruction,
     statistics,
+    token_controls,
     window_curve,
 )
 from lapa_jax.diagnostics.sample import Chains, Sample, in_batches
@@ -200,3 +201,21 @@ def test_batches_have_one_shape_and_give_every_row():
     found, nothing = in_batches(twice, x, x)
     np.testing.assert_array_equal(found, 3 * x)
     assert shapes == {256} and nothing is None
+
+
+def test_tokens_without_a_policy():
+    rng = np.random.default_rng(0)
+    episode = np.repeat(np.arange(20), 12)
+    seen = rng.integers(0, 3, 240)  # what the frame shows
+    frames = np.zeros((240, 8, 8, 3), np.uint8)
+    frames[np.arange(240), seen] = 255
+    tokens = np.stack([seen, np.where(rng.random(240) < 0.8, 5, seen)], 1)
+    found = token_controls.token_controls(tokens, episode, frames, 8)
+    assert found["majority_accuracy"] == pytest.approx((0.33 + 0.8) / 2, abs=0.1)
+    assert found["first_frame_accuracy"] == pytest.approx((1.0 + 0.8) / 2, abs=0.1)
+    low, high = found["first_frame_sequence_accuracy_interval"]
+    assert low <= found["first_frame_sequence_accuracy"] <= high
+    alone = token_controls.token_controls(tokens, episode, None, 8)
+    assert alone["majority_accuracy"] == found["majority_accuracy"]
+    assert not any("first_frame" in name for name in alone)
+    assert token_controls.token_controls(tokens, episode % 3, frames, 8) == {}

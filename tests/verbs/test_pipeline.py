@@ -357,6 +357,8 @@ def test_evaluation_of_policies(latent_vla, action_vla, quick_compile, tmp_path)
     assert "success" not in result and "actions" not in result
     assert "token_accuracy" in page.read_text() and "Closed loop" not in page.read_text()
     assert {"loss", "token_accuracy", "sequence_accuracy", "examples"} <= result["tokens"].keys()
+    assert {"majority_accuracy", "first_frame_accuracy"} <= result["tokens"].keys()
+    assert "Without a policy" in page.read_text()
     assert result["tokens"]["examples"] == 16
 
     arguments = ("evaluate", "--workdir", action_vla, "--max_examples", 16, "--families", "reach")
