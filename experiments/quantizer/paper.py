@@ -62,6 +62,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.model = base.legacy_quantizer_model()
     config.model.objective = base.objective(arg.objective, arg.encoder)
     base.as_objective_needs(config)
+    if "rotation" in arg.objective:
+        config.model.quant_dim = 64  # 16 x 16 of four slots, as in RotVLA
     if not arg.legacy:
         native = base.quantizer_model()
         config.model.legacy, config.model.predict = False, native.predict
@@ -73,5 +75,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if arg.quick:
         base.make_quantizer_quick(config)
         base.constant(config, 2e-3)
-        config.model.update(quant_dim=2, spatial_depth=1, temporal_depth=1, decoder_depth=1)
+        config.model.quant_dim = 4 if "rotation" in arg.objective else 2
+        config.model.update(spatial_depth=1, temporal_depth=1, decoder_depth=1)
     return config

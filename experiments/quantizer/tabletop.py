@@ -60,6 +60,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
         if arg.objective == "pose":
             corpus.action_key = "observation/camera_motion"
     base.as_objective_needs(config)
+    if "rotation" in arg.objective:
+        config.model.quant_dim = 16  # of 4 x 4
     config.model.bottleneck.update(continuous_steps=300, ramp_steps=400)
     if arg.quick:
         base.make_quantizer_quick(config)

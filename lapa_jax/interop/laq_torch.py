@@ -25,6 +25,8 @@ from lapa_jax.latent import Quantizer, QuantizerConfig
 from lapa_jax.latent.bottlenecks import bottleneck_config
 from lapa_jax.latent.legacy import CONVOLUTIONS
 from lapa_jax.latent.objectives import objective_config
+from lapa_jax.latent.objectives.algebraic import Algebraic
+from lapa_jax.latent.objectives.rotation import Rotation
 from lapa_jax.nn.module import flatten
 from lapa_jax.runs.loaded import LoadedQuantizer, Model, require
 from lapa_jax.stages.quantizer import QuantizerStage
@@ -143,6 +145,10 @@ def torch_config(config: QuantizerConfig) -> dict[str, Any]:
     found["normalize"] = config.normalize_decay > 0
     bottleneck, chosen = bottleneck_config(config.bottleneck)
     found["bottleneck"] = bottleneck.form
+    objective, chosen = objective_config(config.objective)
+    if objective is Algebraic:  # which says nothing of what is read
+        objective, chosen = chosen.of
+    found["rotation"] = chosen.projection if objective is Rotation else ""
     if levels := bottleneck.grid(chosen, config.codebook_size):
         found["levels"] = list(levels)
     if config.legacy:

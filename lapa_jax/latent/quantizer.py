@@ -108,7 +108,7 @@ class Quantizer(Encoder):
         return first_MIJC + frame if self.config.predict == "residual" else frame
 
     def decode_latent(self, first_BIJC: jax.Array, z_BLQ: jax.Array) -> jax.Array:
-        """As `decode`, from what the bottleneck gives, float (B, L, Q)."""
+        """As `decode`, from what the decoder receives, float (B, L, Q)."""
         first = self.frames(first_BIJC)
         return self.draw(first, self.tokens(self.patches(first[:, None])[:, 0], z_BLQ))
 
@@ -150,12 +150,13 @@ class Quantizer(Encoder):
     def read(self, first_BIJC: jax.Array, last_BIJC: jax.Array) -> Reading:
         latent = self.encode(first_BIJC, last_BIJC)
         out = self.bottleneck(latent, train=False)
-        return Reading(out.codes_BL, latent, out.z_q_BLD)
+        return Reading(out.codes_BL, latent, self.objective.received(out.z_q_BLD))
 
     def decode(self, first_BIJC: jax.Array, z_BL: jax.Array) -> jax.Array:
         """The predicted later frame (B, H, W, 3), float32, not clipped."""
         self.config.require_codes()
-        return self.decode_latent(first_BIJC, self.bottleneck.lookup(z_BL))
+        received = self.objective.received(self.bottleneck.lookup(z_BL))
+        return self.decode_latent(first_BIJC, received)
 
     def target(self, frames_BIJC: jax.Array) -> jax.Array:
         """What `decode` is compared with, float32 (B, H, W, 3)."""

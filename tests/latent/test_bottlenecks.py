@@ -198,7 +198,7 @@ def test_trained_bottlenecks_use_their_codes(name):
 
 # Settings of objectives that fit moving squares, and what they learn, beside pixels.
 SMALL = {"flow": {"grid": (4, 4)}}
-SKILLS = {"cross_view": ["cross_skill"], "flow": ["flow_skill"]}
+SKILLS = {"cross_view": ["cross_skill"], "flow": ["flow_skill"], "rotation": ["composed_skill"]}
 WIDE = {"latent_targets"}  # what the tiny model learns too slowly
 TINY = dict(dim=16, mlp_dim=16, heads=1)
 
@@ -206,7 +206,8 @@ TINY = dict(dim=16, mlp_dim=16, heads=1)
 def as_it_needs(objective: dict) -> dict:
     frames = OBJECTIVES[objective["name"]][1].num_frames
     sees = "frame" if frames > 2 else "clip"
-    return dict(objective=objective, num_frames=frames, spatial_sees=sees)
+    width = 4 if objective["name"] == "rotation" else 8  # of a square number of latents
+    return dict(objective=objective, num_frames=frames, spatial_sees=sees, quant_dim=width)
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ H·W, S keys, D width, L code slots, Q latent width, K heads, C head width, G di
 """
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,8 @@ class Quantizer(nn.Module):
 
     def decode(self, first, z):
         """The later frames float32 (B, H, W, 3) that z predicts, not clipped."""
-        return self.decode_latent(first, self.bottleneck.vectors(self._checked(self._tensor(z))))
+        vectors = self.bottleneck.vectors(self._checked(self._tensor(z)))
+        return self.decode_latent(first, rotation(vectors, self.config["rotation"]))
 
     @torch.no_grad()
     def latent(self, first, last):
@@ -314,6 +316,24 @@ class Normalizer(nn.Module):
 
     def forward(self, z_BLQ):
         return (z_BLQ - self.mean) * torch.rsqrt(self.variance + 1e-12)
+
+
+# --- Rotations, of quantizers whose decoder receives such ---
+
+
+def rotation(z_BLQ, projection):
+    """What the decoder receives: with a `projection`, latents read as square matrices become the
+    exponential of their skew part ("exp"), or the "nearest" rotation."""
+    if not projection:
+        return z_BLQ
+    side = math.isqrt(z_BLQ[0].numel())
+    matrix = z_BLQ.reshape(-1, side, side)
+    if projection == "exp":
+        found = torch.linalg.matrix_exp(0.5 * (matrix - matrix.mT) / math.sqrt(side))
+    else:
+        U, _, Vh = torch.linalg.svd(matrix)
+        found = torch.cat([U[..., :-1], U[..., -1:] * (U @ Vh).det()[:, None, None]], -1) @ Vh
+    return found.reshape(z_BLQ.shape)
 
 
 # --- Bottlenecks: latents → codes → what the decoder receives ---

@@ -21,6 +21,7 @@ from lapa_jax.latent.objectives import (
     pixels,
     pose,
     proprio,
+    rotation,
 )
 from lapa_jax.latent.objectives.base import Objective
 from lapa_jax.nn.registry import named_config, named_settings
@@ -37,6 +38,7 @@ OBJECTIVES: dict[str, tuple[type, type[Objective]]] = {
     "motion": (motion.MotionConfig, motion.Motion),
     "pose": (pose.PoseConfig, pose.Pose),
     "proprio": (proprio.ProprioConfig, proprio.Proprio),
+    "rotation": (rotation.RotationConfig, rotation.Rotation),
     "algebraic": (algebraic.AlgebraicConfig, algebraic.Algebraic),
 }
 

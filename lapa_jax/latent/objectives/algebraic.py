@@ -69,6 +69,11 @@ class Algebraic(Objective):
         return objective.prepare(inner, batch)
 
     @classmethod
+    def reads_patches(cls, settings):
+        objective, inner = settings.of
+        return objective.reads_patches(inner)
+
+    @classmethod
     def borrowed(cls, settings):
         objective, inner = settings.of
         if (found := objective.borrowed(inner)) is None:
@@ -107,6 +112,12 @@ class Algebraic(Objective):
         loss = self.additivity * gaps["additivity_gap"] + self.reversal * gaps["reversal_gap"]
         metrics = outcome["metrics"] | jax.lax.stop_gradient(gaps)
         return outcome | {"loss": outcome["loss"] + loss, "metrics": metrics}
+
+    def seen(self, frames_BTIJC, embedded_BTHWD):
+        return self.of.seen(frames_BTIJC, embedded_BTHWD)
+
+    def received(self, z_MLQ):
+        return self.of.received(z_MLQ)
 
     def after_update(self, model, step, rng):
         self.of.after_update(model, step, rng)

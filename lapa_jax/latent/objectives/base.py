@@ -81,6 +81,11 @@ class Objective(Reader, nnx.Module):
         """Whether latents are read off the model's own patches, as `seen` says here."""
         return True
 
+    def received(self, z_MLQ: jax.Array) -> jax.Array:
+        """What the decoder receives of what the bottleneck gives, of the same shape; labels of
+        continuous latents are of it."""
+        return z_MLQ
+
     def __call__(
         self,
         model: Tools,
