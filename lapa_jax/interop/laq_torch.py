@@ -145,10 +145,10 @@ def torch_config(config: QuantizerConfig) -> dict[str, Any]:
     found["normalize"] = config.normalize_decay > 0
     bottleneck, chosen = bottleneck_config(config.bottleneck)
     found["bottleneck"] = bottleneck.form
-    objective, chosen = objective_config(config.objective)
+    objective, settings = objective_config(config.objective)
     if objective is Algebraic:  # which says nothing of what is read
-        objective, chosen = chosen.of
-    found["rotation"] = chosen.projection if objective is Rotation else ""
+        objective, settings = settings.of
+    found["rotation"] = settings.projection if objective is Rotation else ""
     if levels := bottleneck.grid(chosen, config.codebook_size):
         found["levels"] = list(levels)
     if config.legacy:

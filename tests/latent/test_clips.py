@@ -7,10 +7,12 @@ import pytest
 from helpers import moving_squares, quantizer_config
 
 from lapa_jax.latent import Quantizer
+from lapa_jax.latent.bottlenecks.base import BottleneckOutput
 from lapa_jax.latent.encoder import flat
 from lapa_jax.latent.objectives import objective_config, objective_settings
 from lapa_jax.latent.objectives.algebraic import Algebraic, AlgebraicConfig
 from lapa_jax.latent.objectives.base import Objective
+from lapa_jax.latent.objectives.rotation import Rotation, RotationConfig
 from lapa_jax.latent.parts import Normalizer
 from lapa_jax.nn.module import Functional
 
@@ -176,3 +178,61 @@ def test_clips_name_what_they_need():
         objective_config(settings | {"of": {"name": "pixel"}})
     with pytest.raises(ValueError, match="only 'algebraic' is added to another"):
         objective_settings("features+pixels")
+
+
+class Drawn:
+    """A toolbox that keeps what the decoder is given, and has given latents."""
+
+    def __init__(self, z_BPLQ):
+        self.z = z_BPLQ
+
+    def patches(self, frames):
+        return frames
+
+    def latents(self, frames, firsts, lasts, **_):
+        assert list(zip(firsts, lasts, strict=True)) == [(0, 1), (1, 2), (0, 0)][: self.z.shape[1]]
+        return self.z
+
+    def bottleneck(self, z, **_):
+        return BottleneckOutput(z, None, jnp.zeros(()), {})
+
+    def tokens(self, embedded, z):
+        self.given = z
+        return embedded
+
+    def draw(self, first, tokens):
+        return tokens
+
+    def outcome(self, pairs, out, recon, *, loss, train, metrics):
+        return {"loss": loss, "recon": recon, "metrics": metrics}
+
+
+@pytest.mark.parametrize("projection", ["exp", "nearest"])
+@pytest.mark.parametrize("composition", ["anchored", "product"])
+def test_two_steps_are_one_rotation(projection, composition):
+    config = quantizer_config(num_frames=3, code_length=4, quant_dim=4)
+    settings = RotationConfig(projection, composition, compose_weight=0.5)
+    objective = Rotation(settings, config, rngs=None)
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(4, 2 + (composition == "anchored"), 4, 4)).astype(np.float32)
+    model, frames = Drawn(jnp.asarray(z)), jnp.asarray(rng.random((4, 3, 2, 2, 3)), jnp.float32)
+    out = objective(model, {"frames": frames}, train=True)
+    given = np.asarray(model.given)
+    step, both = given[:8].reshape(4, 2, 4, 4), given[8:]
+    gap = step @ step.swapaxes(2, 3) - np.eye(4)
+    np.testing.assert_allclose(gap, 0.0, atol=1e-5)
+    made = objective.received(model.z[:, :2].reshape(8, 4, 4)).reshape(4, 2, 4, 4)
+    np.testing.assert_allclose(step, made, atol=1e-6)
+    if composition == "anchored":
+        still = np.asarray(objective.received(model.z[:, 2]), np.float64).mean(axis=0)
+        U, _, Vt = np.linalg.svd(still)
+        anchor = U @ np.diag([1, 1, 1, np.linalg.det(U @ Vt)]) @ Vt
+        expected = step[::2, 1] @ anchor.T @ step[::2, 0]
+    else:
+        expected = step[::2, 0] @ step[::2, 1]
+    np.testing.assert_allclose(both, expected, atol=2e-5)
+    copy = np.square(np.diff(frames, axis=1)).mean()
+    far = np.square(frames[::2, 2] - frames[::2, 0]).mean()
+    assert out["loss"] == pytest.approx(copy + 0.5 * far, rel=1e-5)
+    with pytest.raises(ValueError, match="model.code_length=4 x model.quant_dim=8 must be the sq"):
+        Rotation(settings, quantizer_config(num_frames=3, code_length=4), rngs=None)

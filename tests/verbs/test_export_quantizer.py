@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from lapa_jax.interop.imported import Imported, write_run
 from lapa_jax.interop.mapping import to_theirs
 from lapa_jax.latent.bottlenecks import BOTTLENECKS
 from lapa_jax.latent.objectives import OBJECTIVES
+from lapa_jax.latent.objectives.rotation import Rotation, RotationConfig
 from lapa_jax.nn.module import flatten, unflatten
 from lapa_jax.runs import loaded
 
@@ -31,6 +33,7 @@ def quantizer_config(data, bottleneck="nsvq", objective="pixels"):
     config.model.code_length, config.model.patch_size, config.model.spatial_depth = 4, 16, 2
     config.model.bottleneck = base.bottleneck(bottleneck)
     config.model.objective = base.objective(objective)
+    base.as_objective_needs(config)
     if objective == "features":
         base.make_vit_quick(config.model.objective.teacher)
     return config.lock()
@@ -118,7 +121,8 @@ def test_a_quantizer_in_torch(bottleneck, objective, tiny_data, tmp_path):
 @needs_torch
 def test_every_bottleneck_has_a_form_in_torch(tiny_data, tmp_path):
     torch_code.write(tmp_path, {}, [laq_torch.MODELING])
-    torch_model = torch_code.load(tmp_path, laq_torch.MODELING).Quantizer
+    module = torch_code.load(tmp_path, laq_torch.MODELING)
+    torch_model = module.Quantizer
     objectives = list(OBJECTIVES)
     for number, bottleneck in enumerate(BOTTLENECKS):
         objective = objectives[number % len(objectives)]
@@ -131,6 +135,13 @@ def test_every_bottleneck_has_a_form_in_torch(tiny_data, tmp_path):
         settings = json.loads(json.dumps(laq_torch.torch_config(model)))
         wanted = {k: tuple(v.shape) for k, v in torch_model(settings).state_dict().items()}
         assert found == wanted, (bottleneck, objective)
+
+    z = np.random.default_rng(0).normal(size=(8, 2, 8)).astype(np.float32)
+    shape = SimpleNamespace(code_length=2, quant_dim=8)
+    for projection in ("exp", "nearest"):
+        ours = Rotation(RotationConfig(projection), shape, rngs=None).received(z)
+        theirs = module.rotation(module.torch.from_numpy(z), projection).numpy()
+        np.testing.assert_allclose(theirs, ours, atol=1e-5)
 
 
 IN_TORCH = """
