@@ -85,11 +85,6 @@ class Algebraic(Objective):
             settings_key=found.settings_key.replace(key, f"{key}.of", 1),
         )
 
-    @classmethod
-    def reads_patches(cls, settings):
-        objective, inner = settings.of
-        return objective.reads_patches(inner)
-
     def seen(self, frames_BTIJC, embedded_BTHWD):
         return self.of.seen(frames_BTIJC, embedded_BTHWD)
 
@@ -112,9 +107,6 @@ class Algebraic(Objective):
         loss = self.additivity * gaps["additivity_gap"] + self.reversal * gaps["reversal_gap"]
         metrics = outcome["metrics"] | jax.lax.stop_gradient(gaps)
         return outcome | {"loss": outcome["loss"] + loss, "metrics": metrics}
-
-    def seen(self, frames_BTIJC, embedded_BTHWD):
-        return self.of.seen(frames_BTIJC, embedded_BTHWD)
 
     def received(self, z_MLQ):
         return self.of.received(z_MLQ)
