@@ -42,6 +42,11 @@ class Options:
 
 def read(source: Path, options: Options) -> Imported:
     """`lapa import --format moto`."""
+    return of_folder(source, options).imported()
+
+
+def of_folder(source: Path, options: Options) -> exact.Mapped:
+    """Of its folder, as it is given away. Raises ValueError."""
     given_folder(source, f"{ORIGINAL}, a folder with {CONFIG} and its weights,")
     path = source / CONFIG
     whole = tensor_files.yaml_object(path, f"the config of {ORIGINAL}")
@@ -60,8 +65,7 @@ def read(source: Path, options: Options) -> Imported:
     for prefix, why in _OTHERS.items():
         tensors = exact.without(tensors, prefix, why)
     frozen = {f"encoder/{path}": x for path, x in flatten(weights).items()}
-    found = exact.mapped("moto", side, tensors, rules, sizes, also=frozen, **settings)
-    return found.imported()
+    return exact.mapped("moto", side, tensors, rules, sizes, also=frozen, **settings)
 
 
 def infer(whole: Mapping[str, Any], path: Path) -> tuple[int, dict[str, Any]]:

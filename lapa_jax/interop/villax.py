@@ -45,11 +45,16 @@ _NUMBERS = {
 
 def read(source: Path, options: Any) -> Imported:
     """`lapa import --format villax`."""
+    return of_folder(source).imported()
+
+
+def of_folder(source: Path) -> exact.Mapped:
+    """Of its folder, as it is given away. Raises ValueError."""
     given_folder(source, f"{ORIGINAL}, a folder with {CONFIG} and its weights,")
     side, settings = infer(source / CONFIG)
     model = VillaXConfig(image_size=(side, side), num_frames=2, compute_dtype="float32", **settings)
     tensors = without_tables(tensor_files.tensors(source), model)
-    return exact.mapped("villax", side, tensors, rules, sizes, **settings).imported()
+    return exact.mapped("villax", side, tensors, rules, sizes, **settings)
 
 
 def infer(path: Path) -> tuple[int, dict[str, Any]]:

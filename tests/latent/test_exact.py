@@ -128,7 +128,7 @@ def test_alam(other):
 
 def test_villax():
     folder = ZOO / "villax_tiny"
-    golden = Golden("villax_tiny", villax.read(folder, None), villax)
+    golden = Golden("villax_tiny", villax.of_folder(folder), villax)
     clips = golden["in/clips_u8"]
     frames, window = clips / np.float32(255), clips[:, :4]
     prepared = villax_model.normalized(frames).transpose(0, 1, 4, 2, 3)
@@ -167,32 +167,24 @@ def test_villax():
 
 def test_moto(tmp_path):
     encoder = write_mae(tmp_path, dim=14, side=3)
-    golden = Golden("moto_tiny", moto.read(ZOO / "moto_tiny", moto.Options(encoder)), moto)
+    golden = Golden("moto_tiny", moto.of_folder(ZOO / "moto_tiny", moto.Options(encoder)), moto)
     states = [golden[f"in/{name}_hidden_states"] for name in ("cond", "target")]
     first, last = (
         golden[f"in/{name}_pixel_values"].transpose(0, 2, 3, 1) for name in ("cond", "target")
     )
 
-    @jax.jit
-    def used(params):
-        former, latent = (golden.apply(x, *states, params=params) for x in ("former", "latent"))
-        received = golden.apply("lookup", golden["out/indices"], params=params)
-        up = golden.apply("up", received, params=params)
-        return former, latent, received, up, golden.apply("draw", first, received, params=params)
-
-    former, latent, received, up, drawn = used(golden.params)
-    golden.near(former, "out/m_former_tokens")
-    golden.near(latent, "out/z_pre_quant")
-    golden.near(received, "out/quant")
-    golden.near(up, "out/up")
-    golden.near(drawn.transpose(0, 3, 1, 2), "decode/recon_of_indices")
-
     def loss(params, given):
         """`given`: what has no gradient, and the weights of codes and of latents."""
-        drawn, codes, value, metrics = golden.apply("learn", *states, first, last, params=params)
+
+        def apply(*given):
+            return golden.apply(*given, params=params)
+
+        drawn, codes, value, metrics = apply("learn", *states, first, last)
         placed = metrics["codebook_loss"] * given[1] + metrics["commitment_loss"] * given[2]
         metrics["quantization_loss"] = placed
         more = {"metrics": metrics, "recon": drawn, "z": codes, "value": value}
+        more |= {name: apply(name, *states) for name in ("former", "latent")}
+        more["up"] = apply("up", apply("lookup", codes))
         return metrics["recon_loss"] + placed + given[0], more
 
     terms = {"recon_loss": "recons_loss", "quantization_loss": "commit_loss"}
@@ -207,8 +199,12 @@ def test_moto(tmp_path):
     )  # fmt: skip
     found = of(np.array([golden["loss/perceptual_loss"], *weights]))
     golden.losses(found["metrics"], terms | {"loss": "loss"})
-    golden.near(found["recon"].transpose(0, 3, 1, 2), "out/recon")
+    golden.near(found["former"], "out/m_former_tokens")
+    golden.near(found["latent"], "out/z_pre_quant")
     np.testing.assert_array_equal(found["z"], golden["out/indices"])
+    golden.near(found["up"], "out/up")
+    for key in ("out/recon", "decode/recon_of_indices"):
+        golden.near(found["recon"].transpose(0, 3, 1, 2), key)
     own = found["value"] + golden["loss/perceptual_loss"]
     np.testing.assert_allclose(own, golden["loss/loss"], rtol=1e-5)
 
