@@ -35,10 +35,12 @@ def evaluate_tokens(
     metrics = jax.jit(run.stage.eval_metrics)
     rows, asked, episodes = [], [], []
     latent = next((h for h in run.stage.heads if h.modality == "latent"), None)
-    with (
-        open_loader(run.config, data, run.stage, batch_size) as loader,
-        Progress("tokens", steps, unit="batch") as bar,
-    ):
+    try:
+        opened = open_loader(run.config, data, run.stage, batch_size)
+    except ValueError as error:
+        places = ", ".join(f"{name}: {corpus['path']}" for name, corpus in named.items())
+        raise ValueError(f"{error} ({places})") from error
+    with opened as loader, Progress("tokens", steps, unit="batch") as bar:
         bar.waits()
         for step in range(steps):
             batch = loader.batch(step)

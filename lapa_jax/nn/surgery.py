@@ -17,6 +17,13 @@ from lapa_jax.nn.module import Functional, Tree, flatten, unflatten
 
 HEADS = ("embeddings/*", "heads/*", "front_end/*")
 ADAPTERS = ("*/lora_a", "*/lora_b")  # may be new; never dropped, since kernels lack what they know
+# What the shapes of a policy's parameters follow, by their paths.
+KEYS = {
+    "embeddings/state/*": "what data.corpora.<name>.state_key names",
+    "*/action/*": "data.action_horizon, model.targets.action or the actions",
+    "*/latent/*": "config.code_length or model.targets.latent",
+    "*/text/*": "model.text_vocab",
+}
 
 
 class Borrowed(NamedTuple):
@@ -75,6 +82,13 @@ def head_swap(
     return unflatten(merged)
 
 
+def _key(path: str) -> str:
+    """Of a config: what a parameter's shape follows."""
+    return next(
+        (key for pattern, key in KEYS.items() if fnmatchcase(path, pattern)), "config.model"
+    )
+
+
 def plan_swap(
     pretrained: Tree,
     target: Tree,
@@ -106,8 +120,8 @@ def plan_swap(
         if leaf.shape != have[path].shape:
             raise ValueError(
                 f"parameter {path} is {have[path].dtype}{list(have[path].shape)} in the "
-                f"checkpoint and {leaf.dtype}{list(leaf.shape)} in the model: change the "
-                "model's config"
+                f"checkpoint and {leaf.dtype}{list(leaf.shape)} in the model: change "
+                f"{_key(path)} to what the checkpoint has"
             )
         taken.append(path)
     dropped = [path for path in have if path not in want]

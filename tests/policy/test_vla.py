@@ -10,7 +10,7 @@ import pytest
 from tiny_policy import token_heads
 
 from lapa_jax.nn.flops import counted
-from lapa_jax.nn.module import Functional, flatten
+from lapa_jax.nn.module import Functional, flatten, unflatten
 from lapa_jax.nn.stack import unstack
 from lapa_jax.nn.surgery import head_swap, plan_swap
 from lapa_jax.policy.decoding import decode
@@ -234,8 +234,13 @@ def test_head_swap_lists_every_parameter():
 
 def test_head_swap_refuses_what_was_not_named():
     pretrained, net = build().init(jax.random.key(1))[0], build(text_vocab=40).abstract()[0]
-    with pytest.raises(ValueError, match="embeddings/text/table is float32.32, 32.*40, 32"):
+    with pytest.raises(ValueError, match="embeddings/text/table is .*32, 32.*40, 32.*text_vocab"):
         plan_swap(pretrained, net)
+    state, action = ("embeddings/state/into/kernel", "embeddings/action/table")
+    for path, key in ((state, "state_key"), (action, "data.action_horizon")):
+        one, other = (unflatten({path: jnp.zeros((n, 2))}) for n in (3, 2))
+        with pytest.raises(ValueError, match=f"{path} is .*: change .*{key}.* to what"):
+            plan_swap(one, other)
     del pretrained["norm"]
     with pytest.raises(ValueError, match="lacks .'norm/scale'"):
         plan_swap(pretrained, build().abstract()[0])
