@@ -34,6 +34,7 @@ NEXT = {
         "lapa train --config action_vla/NAME:init_from={run} --workdir OTHER",
     ),
     "action_finetuning": ("lapa evaluate --workdir {run}", "lapa serve --workdir {run}"),
+    "inverse_dynamics": ("lapa label --what actions --workdir {run} --corpus DATA --name NAME",),
 }
 
 
@@ -111,5 +112,6 @@ def tell_end(workdir: str | Path, config: Mapping[str, Any], done: bool) -> None
     if not distributed.is_first():
         return
     lines = [f"run: {workdir}" + ("" if done else ", not at its end: the same command continues")]
-    lines += [f"next: {line.format(run=workdir)}" for line in NEXT.get(config["stage"], ()) if done]
+    kind = "inverse_dynamics" if config["model"].get("inverse_dynamics") else config["stage"]
+    lines += [f"next: {line.format(run=workdir)}" for line in NEXT.get(kind, ()) if done]
     sys.stdout.write("\n".join(lines) + "\n")

@@ -14,6 +14,7 @@ from lapa_jax import envs, stages
 from lapa_jax.evidence.policy import evaluate_success
 from lapa_jax.policy import heads
 from lapa_jax.runs import loaded, unipi
+from lapa_jax.training import session
 from lapa_jax.verbs import evaluate
 
 TEXTS = ["push the red block", "move the green square to place 2"]
@@ -109,3 +110,10 @@ def test_parts_that_do_not_fit_are_named(runs, monkeypatch):
     monkeypatch.setattr(evaluate, "load", lambda workdir: inverse)
     with pytest.raises(ValueError, match="are of policies of latent actions; .* action_finetuning"):
         evaluate.main(["--workdir", "inverse", *itertools.chain(*flags)])
+
+
+def test_an_inverse_dynamics_model_is_told_what_it_is_good_for(runs, capsys):
+    policy, _, inverse = runs
+    for run, told in ((inverse, "lapa label --what actions --workdir idm"), (policy, "lapa eval")):
+        session.tell_end("idm", run.config, done=True)
+        assert capsys.readouterr().out.startswith(f"run: idm\nnext: {told}")
