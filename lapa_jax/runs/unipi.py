@@ -110,6 +110,7 @@ class DrawsAndReads:
     quantizer: QuantizerStage
     inverse: PolicyStage
     acts = True
+    inverse_dynamics = False
     num_images = 1
 
     @property

@@ -199,6 +199,9 @@ def _no_closed_loop(run: Model, args: argparse.Namespace) -> str:
     spec, dim = _environment(run, args).spec, run.stage.head.describe()["dim"]
     if dim != spec.action_dim:
         why = f"the policy's actions have {dim} dimensions, those of {spec.name} {spec.action_dim}"
+    elif run.stage.inverse_dynamics:
+        why = "model.inverse_dynamics=True: it sees the later frame, and acts with --quantizer"
+        why += " and --inverse_dynamics of a policy of latent actions"
     elif run.stage.num_images > 1:
         why = f"the policy takes {run.stage.num_images} images, the closed loop gives one"
     else:

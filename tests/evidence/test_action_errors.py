@@ -32,6 +32,7 @@ def constant(
         ),
         head=SimpleNamespace(nearest=nearest, describe=lambda: {"dim": 2}, statistics=statistics),
         num_images=1,
+        inverse_dynamics=False,
     )
 
 
