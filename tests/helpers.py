@@ -78,7 +78,7 @@ def batch_of(config: QuantizerConfig, key: jax.Array, batch: int) -> dict[str, j
     mirrored, and with its columns."""
     frames, direction = moving_squares(key, batch, frames=config.num_frames)
     objective, settings = objective_config(config.objective)
-    if objective.views:
+    if objective.views(settings):
         frames = jnp.stack([frames, frames[:, :, :, ::-1]], axis=2)
         frames = frames.reshape(batch, -1, *frames.shape[3:])
     made = {"frames": frames}
@@ -107,6 +107,8 @@ def _flow(frames: jax.Array, direction: jax.Array, shape: tuple[int, ...]) -> ja
 COLUMNS = {
     "action": _actions,
     "action_known": lambda frames, direction, shape: jnp.arange(shape[0]) % 4 > 0,
+    "action_mask": lambda frames, direction, shape: jnp.indices(shape)[0] % 4 > 0,
+    "corpus": lambda frames, direction, shape: jnp.arange(shape[0]) % 2,
     "flow": _flow,
 }
 

@@ -44,7 +44,9 @@ MAY_BE_ZERO = set(
     model.objective.augment.saturation model.objective.augment.value
     model.objective.augment.colour_fraction""".split()
 )
-MAY_BE_ZERO |= {"model.objective.cross_weight"}
+MAY_BE_ZERO |= {
+    f"model.objective.{name}_weight" for name in ("cross", "action", "coordination", "task", "body")
+}
 MAY_BE_NEGATIVE = {"data.action_absolute", *(f"mesh.{axis}" for axis in ("data", "fsdp", "seq"))}
 MAY_BE_NEGATIVE |= {"mesh.tensor"}
 MAY_BE_EMPTY = set(

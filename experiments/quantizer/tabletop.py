@@ -18,8 +18,8 @@ Several cameras at once need a corpus of all of them (`lapa data collect --toget
 
     lapa data collect --out data/tabletop --episodes 1000 --families reach --blocks 4 \
         --horizon 40 --views robot,camera --together
-    lapa train --config experiments/quantizer/tabletop.py:objective=cross_view,views=robot+camera \
-        --workdir runs/quantizer_views
+    lapa train --workdir runs/quantizer_views --config \
+        experiments/quantizer/tabletop.py:objective=cross_view,views=robot+camera,together=True
 
 Triplets whose latents add up are beside any objective (docs/zoo.md):
 
@@ -37,13 +37,16 @@ from experiments import base
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """`quick`: a minute on a CPU. `data`: directory with one corpus a view; `views` joined by +.
-    `objective`: what is predicted, one of base.objective. `augment`: one of base.augment."""
+    `objective`: what is predicted, one of base.objective. `augment`: one of base.augment.
+    `together`: the views are cameras of one corpus, for cross_view and factorised."""
     arg = base.parse_arg(
-        arg, data="data/tabletop", views="human+robot", objective="pixels", augment="none"
+        arg,
+        **dict(data="data/tabletop", views="human+robot", objective="pixels", augment="none"),
+        together=False,
     )
     config = base.stage_defaults("quantizer")
     config.data.augment = base.augment(arg.augment)
-    if arg.objective == "cross_view":
+    if arg.together:
         config.data.corpora = base.views_together(arg, window_seconds=0.2)
     else:
         config.data.corpora = base.views(arg, window_seconds=0.2)
@@ -59,6 +62,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
             config.model.objective.corpora = len(config.data.corpora)
         if arg.objective == "pose":
             corpus.action_key = "observation/camera_motion"
+    if arg.objective == "factorised" and arg.together:
+        config.model.objective.positives = "views"
+    if arg.objective == "bimanual":  # the tool's two axes stand for two arms
+        config.model.objective.update(action_dim=2, left_dims=1)
+        config.model.code_length = 2
     base.as_objective_needs(config)
     if "rotation" in arg.objective:
         config.model.quant_dim = 16  # of 4 x 4

@@ -52,8 +52,8 @@ class QuantizerStage(Stage):
         kind, settings = reader(config.model)
         for name, corpus in config.data.corpora.items():
             cameras = list(corpus.extra_image_keys)
-            if kind.views != bool(cameras):
-                wanted = "several cameras" if kind.views else "one camera"
+            if kind.views(settings) != bool(cameras):
+                wanted = "one camera" if cameras else "several cameras"
                 model = config.model.get("objective", {"name": config.model.architecture})
                 raise ValueError(
                     f"data.corpora.{name}.extra_image_keys is {cameras}, but {model['name']!r} "

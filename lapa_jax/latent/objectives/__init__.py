@@ -12,8 +12,10 @@ from ml_collections import ConfigDict
 
 from lapa_jax.latent.objectives import (
     algebraic,
+    bimanual,
     contrastive,
     cross_view,
+    factorised,
     features,
     flow,
     latent_targets,
@@ -22,6 +24,7 @@ from lapa_jax.latent.objectives import (
     pose,
     proprio,
     rotation,
+    shared_codes,
 )
 from lapa_jax.latent.objectives.base import Objective
 from lapa_jax.nn.registry import named_config, named_settings
@@ -32,6 +35,9 @@ OBJECTIVES: dict[str, tuple[type, type[Objective]]] = {
     "pixels_no_bottleneck": (pixels.PixelsConfig, pixels.PixelsNoBottleneck),
     "contrastive": (contrastive.ContrastiveConfig, contrastive.Contrastive),
     "cross_view": (cross_view.CrossViewConfig, cross_view.CrossView),
+    "bimanual": (bimanual.BimanualConfig, bimanual.Bimanual),
+    "factorised": (factorised.FactorisedConfig, factorised.Factorised),
+    "shared_codes": (shared_codes.SharedCodesConfig, shared_codes.SharedCodes),
     "features": (features.FeaturesConfig, features.Features),
     "flow": (flow.FlowConfig, flow.Flow),
     "latent_targets": (latent_targets.LatentTargetsConfig, latent_targets.LatentTargets),
@@ -53,7 +59,7 @@ def objective_config(
         if (of := config.of.get("name")) == name:
             raise ValueError(f"{key}.of.name={of!r} must be another objective")
         config = replace(config, of=objective_config(config.of, f"{key}.of"))
-        if config.of[0].views:
+        if config.of[0].views(config.of[1]):
             raise ValueError(f"{key}.of.name={of!r} is of several cameras, {name!r} of one")
     return OBJECTIVES[name][1], config
 

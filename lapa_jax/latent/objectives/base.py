@@ -40,11 +40,13 @@ class Tools(Protocol):
 
 
 class Reader:
-    """What training reads of a batch, asked before there is a model: of the settings alone.
-    `views`: of clips by several cameras, whose batch["frames"] is (B, T·V, I, J, C), by time, then
-    by camera."""
+    """What training reads of a batch, asked before there is a model: of the settings alone."""
 
-    views: ClassVar[bool] = False
+    @classmethod
+    def views(cls, settings: Any) -> bool:
+        """Whether it is of clips by several cameras, whose batch["frames"] is (B, T·V, I, J, C), by
+        time, then by camera."""
+        return False
 
     @classmethod
     def columns(cls, settings: Any) -> dict[str, jax.ShapeDtypeStruct]:
@@ -108,6 +110,17 @@ class Objective(Reader, nnx.Module):
         """What follows optimizer step `step` (from 0) without a gradient: targets that are moving
         averages (`nn.module.follow`), codes of further bottlenecks that are replaced. The model's
         own bottleneck draws from `rng`: what else draws folds a number into it."""
+
+
+def by_view(frames: jax.Array, num_frames: int) -> jax.Array:
+    """Clips by several cameras (B, T·V, ...) as clips of each (B, V, T, ...)."""
+    V = frames.shape[1] // num_frames
+    if V < 2:
+        raise ValueError(
+            "the objective needs clips by several cameras: name them in "
+            "data.corpora.<name>.extra_image_keys"
+        )
+    return frames.reshape(len(frames), num_frames, V, *frames.shape[2:]).swapaxes(1, 2)
 
 
 def mean_squared_error(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -9,7 +9,8 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
-from lapa_jax.latent.objectives.base import Objective, mean_squared_error
+from lapa_jax.latent.encoder import flat
+from lapa_jax.latent.objectives.base import Objective, by_view, mean_squared_error
 
 
 @dataclass(frozen=True)
@@ -28,21 +29,17 @@ class CrossView(Objective):
     All views of a clip are encoded, each by itself: what labels sees one camera.
     """
 
-    views = True
+    @classmethod
+    def views(cls, settings):
+        return True
 
     def __init__(self, settings, config, *, rngs):
         self.weight, self.num_frames = settings.cross_weight, config.num_frames
 
     def __call__(self, model, batch, *, train, rng=None):
-        frames = batch["frames"]
-        B, V = len(frames), frames.shape[1] // self.num_frames
-        if V < 2:
-            raise ValueError(
-                "model.objective.name='cross_view' needs clips by several cameras: name them in "
-                "data.corpora.<name>.extra_image_keys"
-            )
-        by_view = frames.reshape(B, self.num_frames, V, *frames.shape[2:]).swapaxes(1, 2)
-        pairs = model.pairs(by_view.reshape(B * V, *by_view.shape[2:]), train=train)
+        clips = by_view(batch["frames"], self.num_frames)
+        B, V = clips.shape[:2]
+        pairs = model.pairs(flat(clips), train=train)
         out = model.bottleneck(pairs.latent_MLQ, rng=rng, train=train)
 
         def drawn(z_MLQ):
