@@ -3,6 +3,7 @@
 Rows must be in order of time within each episode. scikit-learn is imported where it is used.
 """
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -73,7 +74,10 @@ def scene_probe(
         train, later = standardise(x[chosen][~test], x[chosen][test])
         # Episodes of more rows must not be guessed more often.
         model = LogisticRegression(class_weight="balanced", max_iter=1000)
-        hits = model.fit(train, rows[~test]).predict(later) == rows[test]
+        with warnings.catch_warnings():
+            # Many episodes of few rows each look like numbers to scikit-learn; they are names.
+            warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+            hits = model.fit(train, rows[~test]).predict(later) == rows[test]
         share = 1.0 / np.bincount(rows[test])[rows[test]]
         found = bootstrap_ratio(hits * share, share, rows[test], seed=seed)
         report[name] = {

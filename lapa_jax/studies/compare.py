@@ -24,7 +24,7 @@ from lapa_jax.nn import flops
 from lapa_jax.nn.attention import plain_attention
 from lapa_jax.runs import loaded
 from lapa_jax.runs import run as runs
-from lapa_jax.runs.examples import Pairs
+from lapa_jax.runs.examples import Pairs, drawn_in_training
 from lapa_jax.runs.loaded import LoadedQuantizer
 from lapa_jax.studies.study import Cell, Part, Study, write_csv
 
@@ -61,20 +61,21 @@ def open_comparison(models: Sequence[str], workdir: Path, how: Compared) -> Stud
     names = labels_of(models)
     for name, model in zip(names, models, strict=True):
         try:
-            part, pairs = _part(name, model, how)
+            part, read = _part(name, model, how)
         except (ValueError, OSError) as error:
             refused.append(f"  {model}: {error}")
             continue
         cells.append(Cell({"model": name}, (part,)))
-        episodes[name] = pairs.index.episode_length
+        episodes[name] = read
     if refused:
         raise ValueError("cannot be compared, and nothing was measured:\n" + "\n".join(refused))
     first, *others = episodes
     for other in others:
         if not np.array_equal(episodes[first], episodes[other]):
             raise ValueError(
-                f"--corpus: {first} and {other} would read other episodes: directories of several "
-                "sizes must hold the same"
+                f"{first} and {other} would read other episodes: directories of several sizes "
+                "(--corpus) must hold the same, and trainings must have left out the same "
+                "(--holdout)"
             )
     study = Study(workdir, cells)
     decides = dataclasses.asdict(how)
@@ -98,8 +99,9 @@ def labels_of(models: Sequence[str]) -> list[str]:
     raise AssertionError("other directories have the same parts")
 
 
-def _part(name: str, model: str, how: Compared) -> tuple[Part, Pairs]:
-    """Measures one model; raises ValueError where that is not possible."""
+def _part(name: str, model: str, how: Compared) -> tuple[Part, np.ndarray]:
+    """(what measures one model, the length of each episode, 0 where it is not read); raises
+    ValueError where that is not possible."""
     _, meta = loaded.open_checkpoints(model)
     config = configs.from_dict(meta["config"])
     if config.stage != "quantizer":
@@ -119,7 +121,10 @@ def _part(name: str, model: str, how: Compared) -> tuple[Part, Pairs]:
     def work() -> list[dict[str, Any]]:
         return [measured(model, corpus, views, how)]
 
-    return Part(f"{name.replace('/', ' ')} {meta['step']} {made}", work), pairs
+    episodes = pairs.index.episode_length
+    if how.held_out:
+        episodes = np.where(drawn_in_training(config, pairs.index), 0, episodes)
+    return Part(f"{name.replace('/', ' ')} {meta['step']} {made}", work), episodes
 
 
 def readable(
@@ -167,7 +172,7 @@ def about(run: LoadedQuantizer) -> dict[str, Any]:
         "step": run.step,
         "params_hash": run.params_hash,
         "architecture": model.architecture,
-        "objective": model.objective.name if native else "",
+        "objective": _names(model.objective) if native else "",
         "bottleneck": model.bottleneck.name if native else "",
         "predicts": shape.predicts,
         "image_size": list(shape.image_size),
@@ -177,6 +182,12 @@ def about(run: LoadedQuantizer) -> dict[str, Any]:
         "window_seconds": sorted({c.window_seconds for c in run.config.data.corpora.values()}),
         "imported": run.provenance.get("imported"),
     }
+
+
+def _names(objective: Mapping[str, Any]) -> str:
+    """Of an objective, and of the one that it is added to."""
+    inner = objective.get("of")
+    return objective["name"] + (f"+{_names(inner)}" if inner else "")
 
 
 def cost(run: LoadedQuantizer) -> dict[str, Any]:

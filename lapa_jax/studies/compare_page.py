@@ -48,7 +48,11 @@ def write(path: Path, reports: Reports, how: Compared) -> None:
         report.notes(notes, "Before comparing")
     _models(report.section("The models"), reports)
     rows = [_flat(name, one) for name, one in found.items()]
-    shown = {key: title for key, title in OVERVIEW.items() if any(row.get(key) for row in rows)}
+    shown = {
+        key: title
+        for key, title in OVERVIEW.items()
+        if any(row.get(key) is not None for row in rows)
+    }
     report.section("At a glance", "What each number is stands with its table below.").figure(
         figures.dot_plots(rows, "model", shown)
     )
