@@ -32,8 +32,12 @@ class Mapped(NamedTuple):
     def imported(self) -> Imported:
         """As a run; what the file lacks of the variables starts anew."""
         config, names = self.stage.config, flatten(self.stage.model.abstract()[1])
-        fresh = flatten(jax.jit(lambda key: self.stage.init(key)[1])(jax.random.key(config.seed)))
-        found = {path: self.variables.get(path, fresh[path]) for path in names}
+
+        def fresh(key: jax.Array) -> dict[str, jax.Array]:
+            variables = flatten(self.stage.init(key)[1])
+            return {path: variables[path] for path in names if path not in self.variables}
+
+        found = self.variables | jax.jit(fresh)(jax.random.key(config.seed))
         return Imported(config, self.params, variables=unflatten(found))
 
 

@@ -5,8 +5,9 @@ Axis names of the patterns: d width, k heads, c head width, f feed-forward width
 code slots, q latent width.
 """
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import numpy as np
 from data_pipelines.storage import given_folder
 from lapa_jax.interop import exact, tensor_files, vision
 from lapa_jax.interop.imported import Imported
-from lapa_jax.interop.mapping import Rule, linear, norm
+from lapa_jax.interop.mapping import Rule, Shapes, linear, norm
 from lapa_jax.latent.exact.villax import VillaXConfig, places, waves
+from lapa_jax.nn.registry import default_settings, typed_config
 
 ORIGINAL = "villa-X's latent action model"
 CONFIG = "model_config.json"
@@ -52,8 +54,11 @@ def of_folder(source: Path) -> exact.Mapped:
     """Of its folder, as it is given away. Raises ValueError."""
     given_folder(source, f"{ORIGINAL}, a folder with {CONFIG} and its weights,")
     side, settings = infer(source / CONFIG)
-    model = VillaXConfig(image_size=(side, side), num_frames=2, compute_dtype="float32", **settings)
-    tensors = without_tables(tensor_files.tensors(source), model)
+    filled_in = {"image_size": (side, side), "num_frames": 2, "compute_dtype": "float32"}
+    whole = default_settings(VillaXConfig, **settings, **filled_in)
+    tensors = without_tables(
+        tensor_files.tensors(source), typed_config(VillaXConfig, whole, "model")
+    )
     return exact.mapped("villax", side, tensors, rules, sizes, **settings)
 
 
@@ -81,25 +86,28 @@ def infer(path: Path) -> tuple[int, dict[str, Any]]:
 def without_tables(tensors: Mapping[str, Any], config: VillaXConfig) -> dict[str, Any]:
     """All but the tables of positions, which must be those that the code makes: they are not
     trained. Raises ValueError."""
-    for name, table in tables(config).items():
-        if name not in tensors:
-            raise ValueError(f"tensor {name!r} is missing: not {ORIGINAL}")
-        found = np.asarray(tensors[name]).astype(np.float32)
-        if found.shape != (1, *table.shape) or not np.allclose(found[0], table, atol=ROUNDED):
+    shape, names = Shapes(tensors, ORIGINAL), []
+    for name, count, dim, make in tables(config):
+        shape(name, 1, count, dim)
+        found = np.asarray(tensors[name])[0].astype(np.float32)
+        if not np.allclose(found, make(), atol=ROUNDED):
             raise ValueError(
-                f"tensor {name!r} of shape {found.shape} is not the table of positions "
-                f"{(1, *table.shape)} of waves by column and row (or frame): of another version"
+                f"tensor {name!r} does not hold the waves by column and row, or by frame, that the "
+                "code makes: it is of another version"
             )
-    return {name: x for name, x in tensors.items() if name not in tables(config)}
+        names.append(name)
+    return {name: x for name, x in tensors.items() if name not in names}
 
 
-def tables(config: VillaXConfig) -> dict[str, np.ndarray]:
-    """The positions' as they are, without the axis before them."""
-    return {
-        "encoder.pe_spatial": places(config.grid, config.dim),
-        "encoder.pe_temporal": waves(np.arange(config.max_frames), config.dim),
-        "decoder.pe": places(config.grid, config.decoder_dim),
-    }
+def tables(config: VillaXConfig) -> list[tuple[str, int, int, Callable[[], np.ndarray]]]:
+    """Of positions: name, how many, width, and what makes one (count, width)."""
+    wide, count = (config.dim, config.decoder_dim), math.prod(config.grid)
+    frames = config.max_frames
+    return [
+        ("encoder.pe_spatial", count, wide[0], lambda: places(config.grid, wide[0])),
+        ("encoder.pe_temporal", frames, wide[0], lambda: waves(np.arange(frames), wide[0])),
+        ("decoder.pe", count, wide[1], lambda: places(config.grid, wide[1])),
+    ]
 
 
 def rules(config: VillaXConfig) -> list[Rule]:

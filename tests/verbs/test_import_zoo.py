@@ -39,7 +39,7 @@ def given(form: str, source: Path, encoder: Path) -> list:
 @pytest.mark.parametrize("form", SIDES)
 def test_a_run_labels_is_measured_and_given_away(form, encoder, tmp_path):
     corpus = tiny.write_corpus(tmp_path / "corpus", size=SIDES[form], episodes=3)
-    run, again = tmp_path / "run", tmp_path / "again"
+    run = tmp_path / "run"
     succeed(*given(form, ZOO / f"{form}_tiny", encoder), "--out", run)
     model = loaded.load(run)
     found = label.label(model, "z", OF_CORPUS | {"path": str(corpus)})
@@ -50,10 +50,7 @@ def test_a_run_labels_is_measured_and_given_away(form, encoder, tmp_path):
         report = evaluate_quantizer(model, OF_CORPUS | {"path": str(corpus)}, max_pairs=100).report
         assert report["pairs"] == found["labelled"]
 
-        plain = tmp_path / "plain"
-        succeed("export", "--format", "safetensors", "--workdir", run, "--out", plain)
-        succeed("import", "--format", "safetensors", "--source", plain, "--out", again)
-        assert loaded.load(again).params_hash == model.params_hash
+        succeed("export", "--format", "safetensors", "--workdir", run, "--out", tmp_path / "plain")
         code, _, error = lapa(
             "export", "--format", "laq_torch", "--workdir", run, "--out", run / "x"
         )
@@ -103,13 +100,15 @@ QUANTIZER, FORMER, DECODER = "vector_quantizer", "m_former.config", "decoder.con
         ("villax", tensor(CODES, None, x=1), rf"missing: \['{CODES}'\] \(1\), not known: \['x'\]"),
         ("villax", tensor(CODES, np.zeros((8, 6), "f")), r"\[8, 6\], the model has .*\[16, 6\]"),
         ("villax", tensor(PLACES, None), f"tensor '{PLACES}' is missing: not villa-X's"),
-        ("villax", tensor(PLACES, np.zeros((1, 9, 16), "f")), "is not the table of positions"),
+        ("villax", tensor(PLACES, np.zeros((1, 9, 16), "f")), "does not hold the waves by column"),
         ("villax", changed("config.decoder_depth", "x"), "decoder_depth='x' must be a number"),
         ("villax", changed("config.st_use_qk_norm", 1), "st_use_qk_norm=1 must be true or false"),
         ("villax", changed("config.map_heads", 5), "dim=16 must be .* of model.pool_heads=5"),
         ("villax", changed("config.resolution", 20), r"image_size=\(20, 20\) must be a multiple"),
         ("villax", changed("config.depth_of_thought", 2), r"unknown keys \['depth_of_thought'\]"),
         ("villax", changed("architecture", "Other"), "architecture='Other' is not read here"),
+        ("villax", changed("config.resolution", 60000), r"pe_spatial.*\(1, 9, 16\) should be"),
+        ("villax", changed("config.encoder_embed_dim", 80000), r"model.dim=80000 must be"),
         ("villax", changed("config", 3), "config=3 must be an object"),
         ("moto", changed(f"{DECODER}.query_fusion_mode", "concat"), "='concat' is not read here"),
         ("moto", changed(f"{DECODER}.use_mask_token", True), "use_mask_token=True is not read"),
