@@ -104,7 +104,14 @@ def _flow(frames: jax.Array, direction: jax.Array, shape: tuple[int, ...]) -> ja
     return by_cell.mean(axis=(2, 4)).reshape(shape)
 
 
+def _words(_: jax.Array, direction: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """One or two words, which do not tell the direction."""
+    rows = jnp.arange(shape[0])[:, None]
+    return (rows % 3 + 1) * (jnp.arange(shape[1]) <= rows % 2)
+
+
 COLUMNS = {
+    "words": _words,
     "action": _actions,
     "action_known": lambda frames, direction, shape: jnp.arange(shape[0]) % 4 > 0,
     "action_mask": lambda frames, direction, shape: jnp.indices(shape)[0] % 4 > 0,

@@ -21,10 +21,16 @@ Several cameras at once need a corpus of all of them (`lapa data collect --toget
     lapa train --workdir runs/quantizer_views --config \
         experiments/quantizer/tabletop.py:objective=cross_view,views=robot+camera,together=True
 
-Triplets whose latents add up are beside any objective (docs/zoo.md):
+Some are added to any other (docs/zoo.md): triplets whose latents add up; words of the instruction,
+and then a second codebook:
 
     lapa train --config experiments/quantizer/tabletop.py:objective=algebraic+pixels \
         --workdir runs/quantizer_algebraic
+    lapa train --config experiments/quantizer/tabletop.py:objective=two_stage \
+        --workdir runs/quantizer_stage1
+    lapa train --config experiments/quantizer/tabletop.py:objective=two_stage \
+        --config.model.objective.stage=2 --config.model.objective.weights=runs/quantizer_stage1 \
+        --workdir runs/quantizer_stage2
 
 Cost: 0.14 M parameters; 900 steps took 122 seconds on two cores of an AMD EPYC
 (docs/performance.md). quick=True runs in about a minute there.

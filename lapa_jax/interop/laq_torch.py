@@ -25,7 +25,7 @@ from lapa_jax.latent import Quantizer, QuantizerConfig
 from lapa_jax.latent.bottlenecks import bottleneck_config
 from lapa_jax.latent.legacy import CONVOLUTIONS
 from lapa_jax.latent.objectives import objective_config
-from lapa_jax.latent.objectives.algebraic import Algebraic
+from lapa_jax.latent.objectives.mixed import Mixed
 from lapa_jax.latent.objectives.rotation import Rotation
 from lapa_jax.nn.module import flatten
 from lapa_jax.runs.loaded import LoadedQuantizer, Model, require
@@ -146,7 +146,7 @@ def torch_config(config: QuantizerConfig) -> dict[str, Any]:
     bottleneck, chosen = bottleneck_config(config.bottleneck)
     found["bottleneck"] = bottleneck.form
     objective, settings = objective_config(config.objective)
-    if objective is Algebraic:  # which says nothing of what is read
+    if issubclass(objective, Mixed):  # which say nothing of what the decoder receives
         objective, settings = settings.of
     found["rotation"] = settings.projection if objective is Rotation else ""
     if levels := bottleneck.grid(chosen, config.codebook_size):

@@ -116,10 +116,20 @@ class CosineAttention(nnx.Module):
         context_BSD: jax.Array | None = None,
         *,
         bias_KTS: jax.Array | None = None,
+        known_BS: jax.Array | None = None,
         implementation: str,
     ) -> jax.Array:
+        """`known_BS`: bool, which of the keys there are; all, unless given."""
         q, k, v = self.heads(x_BTD, context_BSD)
-        y = attention(q, k, v, scale=1.0, bias_KTS=bias_KTS, implementation=implementation)
+        which = {}
+        if known_BS is not None:
+            own = ((0, 0), (k.shape[1] - known_BS.shape[1], 0))
+            keys = jnp.pad(known_BS, own, constant_values=True).astype(jnp.int32)
+            which = {
+                "q_segments_BT": jnp.ones(q.shape[:2], jnp.int32),
+                "kv_segments_BS": keys,
+            }
+        y = attention(q, k, v, scale=1.0, bias_KTS=bias_KTS, implementation=implementation, **which)
         return self.out(y)
 
     def over_frames(self, x_BTND: jax.Array, *, seen: Sequence[Sequence[int]]) -> jax.Array:

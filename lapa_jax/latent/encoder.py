@@ -5,7 +5,7 @@ Shape suffixes: B clips, T frames, M = B·(T−1) pairs of neighbouring frames, 
 columns, H and W grid rows and columns, D width, L code slots, Q latent width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -26,6 +26,7 @@ class Pairs(NamedTuple):
     last_MIJC: jax.Array
     embedded_BTHWD: jax.Array  # patches of all frames
     latent_MLQ: jax.Array  # float32
+    features_BTHWD: jax.Array | None = None  # that latents are read off, of all frames
 
     @property
     def embedded_MHWD(self) -> jax.Array:
@@ -65,19 +66,23 @@ class Encoder(FrameEncoder):
         decay = config.normalize_decay
         self.normalize = Normalizer(decay, config.code_length, config.quant_dim) if decay else None
 
-    def pairs(self, frames_BTIJC: jax.Array, *, train: bool) -> Pairs:
+    def pairs(
+        self,
+        frames_BTIJC: jax.Array,
+        *,
+        train: bool,
+        told: Callable[[jax.Array], jax.Array] | None = None,
+    ) -> Pairs:
         """What comes later than a pair has no part in its latent: the temporal attention is causal.
-        In training latents are normalised by the batch, and the running statistics follow."""
+        In training latents are normalised by the batch, and the running statistics follow. `told`:
+        changes what the layers see (B, T, H, W, D)."""
         frames = self.frames(frames_BTIJC)
         first, last = flat(frames[:, :-1]), flat(frames[:, 1:])
         embedded = self.patches(frames)
-        x = self.temporal(self._spatial(self.seen(frames, embedded)))
-        slots = self.code_projection(flat(x)).astype(jnp.float32)
-        slots = slots.reshape(*x.shape[:2], *slots.shape[1:])
-        z = flat(slots[:, 1:] - slots[:, :-1])
-        if self.normalize is not None:
-            z = self.normalize(z, train=train)
-        return Pairs(first, last, embedded, z)
+        seen = self.seen(frames, embedded)
+        x = self.temporal(self._spatial(seen if told is None else told(seen)))
+        z = steps(x, self.code_projection, self.normalize, train=train)
+        return Pairs(first, last, embedded, z, x)
 
     def latents(
         self,
@@ -140,6 +145,20 @@ class Encoder(FrameEncoder):
         if self.config.spatial_sees == "clip":
             return self.spatial(x, self.bias())
         return self.spatial(flat(x)[:, None], self.bias()).reshape(x.shape)
+
+
+def steps(
+    x_BTHWD: jax.Array,
+    projection: Callable[[jax.Array], jax.Array],
+    normalize: Normalizer | None,
+    *,
+    train: bool,
+) -> jax.Array:
+    """Latents float32 (M, L, Q) of neighbouring frames, of features that see those before."""
+    slots = projection(flat(x_BTHWD)).astype(jnp.float32)
+    slots = slots.reshape(*x_BTHWD.shape[:2], *slots.shape[1:])
+    z = flat(slots[:, 1:] - slots[:, :-1])
+    return z if normalize is None else normalize(z, train=train)
 
 
 def unit_frames(frames: jax.Array, image_size: tuple[int, int]) -> jax.Array:

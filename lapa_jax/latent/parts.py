@@ -45,7 +45,11 @@ class Block(nnx.Module):
         self.over, self.implementation, self.legacy = over, config.attention, config.legacy
 
     def __call__(
-        self, x_BTHWD: jax.Array, bias_KNN: jax.Array | None, context_BLD: jax.Array | None
+        self,
+        x_BTHWD: jax.Array,
+        bias_KNN: jax.Array | None,
+        context_BLD: jax.Array | None,
+        known_BL: jax.Array | None,
     ) -> jax.Array:
         B, T, H, W, D = x_BTHWD.shape
         if self.over == "frames":
@@ -58,7 +62,9 @@ class Block(nnx.Module):
             x = (x_BTHWD + self.position(x_BTHWD)).reshape(B * T, H * W, D)
             x = x + self.attention(x, bias_KTS=bias_KNN, implementation=self.implementation)
         if self.cross is not None:
-            x = x + self.cross(x, context_BLD, implementation=self.implementation)
+            x = x + self.cross(
+                x, context_BLD, known_BS=known_BL, implementation=self.implementation
+            )
         x = x + self.mlp(x)
         return constrain(x.reshape(B, T, H, W, D), "batch", None, None, None, "embed")
 
@@ -110,8 +116,9 @@ class Transformer(nnx.Module):
         x_BTHWD: jax.Array,
         bias_KNN: jax.Array | None = None,
         context_BLD: jax.Array | None = None,
+        known_BL: jax.Array | None = None,
     ) -> jax.Array:
-        x, _ = self.stack(x_BTHWD, bias_KNN, context_BLD)
+        x, _ = self.stack(x_BTHWD, bias_KNN, context_BLD, known_BL)
         return self.norm(x)
 
     def pairs(

@@ -89,8 +89,14 @@ class Quantizer(Encoder):
         """What latents are read off, (B, T, H, W, D): patches, if the objective has no other."""
         return self.objective.seen(frames_BTIJC, embedded_BTHWD)
 
-    def tokens(self, embedded_MHWD: jax.Array, z_MLQ: jax.Array) -> jax.Array:
-        """The decoder's tokens (M, H, W, D), of first frames and what the bottleneck gives."""
+    def tokens(
+        self,
+        embedded_MHWD: jax.Array,
+        z_MLQ: jax.Array,
+        also: tuple[jax.Array, jax.Array] | None = None,
+    ) -> jax.Array:
+        """The decoder's tokens (M, H, W, D), of first frames and what the bottleneck gives. `also`:
+        tokens (M, S, D) that it sees beside those, and which of them there are, bool (M, S)."""
         dtype = dtype_of(self.config.compute_dtype)
         if self.config.legacy:
             context = self.context(mix_channels(z_MLQ))
@@ -99,7 +105,13 @@ class Quantizer(Encoder):
         # The gradient must come through the codes: the decoder may not shape the first frame's
         # embedding.
         x = jax.lax.stop_gradient(embedded_MHWD[:, None]).astype(dtype)
-        return self.decoder(x, self.bias(), context)[:, 0]
+        known_MS = None
+        if also is not None:
+            more_MSD, known_MS = also
+            own = jnp.ones(context.shape[:2], bool)
+            known_MS = jnp.concatenate([own, known_MS], axis=1)
+            context = jnp.concatenate([context, more_MSD.astype(dtype)], axis=1)
+        return self.decoder(x, self.bias(), context, known_MS)[:, 0]
 
     def draw(self, first_MIJC: jax.Array, tokens_MHWD: jax.Array) -> jax.Array:
         """The later frames (M, I, J, C) of tokens, float32, not clipped."""

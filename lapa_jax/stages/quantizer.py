@@ -1,5 +1,7 @@
 """Stage 1: learn latent actions from frame pairs (x_t, x_t+H) by predicting the later frame."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ from lapa_jax.stages.stage import (
     Metrics,
     Params,
     Stage,
+    Unusable,
     Variables,
 )
 
@@ -60,6 +63,9 @@ class QuantizerStage(Stage):
                     f"(model.objective.name) is of clips by {wanted}"
                 )
         return ("frames", *kind.fields(settings))
+
+    def unusable(self, instructions: Sequence[str]) -> Unusable:
+        return Unusable(*self._reader.unusable(self._settings, instructions))
 
     def check(self, batch: dict[str, np.ndarray]) -> None:
         columns = self._reader.prepare(self._settings, batch)

@@ -45,6 +45,8 @@ def with_borrowed(
     ]
     if differing:
         raise ValueError("; ".join(differing))
+    if borrowed.theirs not in params:
+        raise ValueError(f"it trained nothing called {borrowed.theirs!r}")
     flat, branch = flatten(variables), f"{borrowed.ours}/"
     theirs = params[borrowed.theirs]
     here = {path.removeprefix(branch): flat[path] for path in flat if path.startswith(branch)}

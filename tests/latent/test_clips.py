@@ -172,11 +172,11 @@ def test_clips_name_what_they_need():
     message = "data.num_frames=2 must be at least 3 for model.objective.name='algebraic'"
     with pytest.raises(ValueError, match=message):
         Functional(lambda rngs: Quantizer(quantizer_config(objective=settings), rngs=rngs))
-    with pytest.raises(ValueError, match="model.objective.of.name='algebraic' must be another"):
+    with pytest.raises(ValueError, match="model.objective.of.name='algebraic' must be none of"):
         objective_config(settings | {"of": settings})
     with pytest.raises(ValueError, match="model.objective.of.name='pixel' must be one of"):
         objective_config(settings | {"of": {"name": "pixel"}})
-    with pytest.raises(ValueError, match="only 'algebraic' is added to another"):
+    with pytest.raises(ValueError, match="only .* are added to another"):
         objective_settings("features+pixels")
 
 

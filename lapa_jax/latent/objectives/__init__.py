@@ -25,8 +25,10 @@ from lapa_jax.latent.objectives import (
     proprio,
     rotation,
     shared_codes,
+    two_stage,
 )
 from lapa_jax.latent.objectives.base import Objective
+from lapa_jax.latent.objectives.mixed import Mixed
 from lapa_jax.nn.registry import named_config, named_settings
 from lapa_jax.nn.vit import vit_settings
 
@@ -46,7 +48,9 @@ OBJECTIVES: dict[str, tuple[type, type[Objective]]] = {
     "proprio": (proprio.ProprioConfig, proprio.Proprio),
     "rotation": (rotation.RotationConfig, rotation.Rotation),
     "algebraic": (algebraic.AlgebraicConfig, algebraic.Algebraic),
+    "two_stage": (two_stage.TwoStageConfig, two_stage.TwoStage),
 }
+MIXED = {name for name, (_, kind) in OBJECTIVES.items() if issubclass(kind, Mixed)}
 
 
 def objective_config(
@@ -55,21 +59,23 @@ def objective_config(
     """(class, typed config) of a `{name, ...}` mapping, which stands under `key`; of one that is
     added to another, `of` in its config is the same of that one."""
     name, config = named_config(settings, OBJECTIVES, key)
-    if isinstance(config, algebraic.AlgebraicConfig):
-        if (of := config.of.get("name")) == name:
-            raise ValueError(f"{key}.of.name={of!r} must be another objective")
+    if name in MIXED:
+        if (of := config.of.get("name")) in MIXED:
+            raise ValueError(f"{key}.of.name={of!r} must be none of {sorted(MIXED)}")
         config = replace(config, of=objective_config(config.of, f"{key}.of"))
+        if config.of[0].num_frames > OBJECTIVES[name][1].num_frames:
+            raise ValueError(f"{key}.of.name={of!r} pairs more frames than {name!r} can be told of")
         if config.of[0].views(config.of[1]):
             raise ValueError(f"{key}.of.name={of!r} is of several cameras, {name!r} of one")
     return OBJECTIVES[name][1], config
 
 
 def objective_settings(name: str, encoder: str = "tabletop") -> ConfigDict:
-    """For a new config. `name`: one of OBJECTIVES, or "algebraic+" and another. `encoder`: that of
-    a teacher, where it has one, one of vit.ENCODERS."""
+    """For a new config. `name`: one of OBJECTIVES, or one of MIXED, "+" and another. `encoder`:
+    that of a teacher, where it has one, one of vit.ENCODERS."""
     name, _, other = name.partition("+")
-    if other and name != "algebraic":
-        raise ValueError(f"objective={name}+{other!r}: only 'algebraic' is added to another")
+    if other and name not in MIXED:
+        raise ValueError(f"objective={name}+{other!r}: only {sorted(MIXED)} are added to another")
     own = {"of": objective_settings(other, encoder)} if other else {}
     if name in OBJECTIVES and issubclass(OBJECTIVES[name][1], features.Taught):
         own = {"teacher": vit_settings(encoder)}

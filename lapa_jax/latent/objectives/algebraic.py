@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from lapa_jax.latent.encoder import Pairs, flat
-from lapa_jax.latent.objectives.base import Objective, Tools, mean_squared_error
+from lapa_jax.latent.objectives.base import mean_squared_error
+from lapa_jax.latent.objectives.mixed import Changed, Mixed
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class AlgebraicConfig:
     ] = 1.0
 
 
-class Algebraic(Objective):
+class Algebraic(Mixed):
     """Over frames 0, 1, 2 in a row, with a the latents before the bottleneck:
     mean (a02 − a01 − a12)² + mean (a01 + a10)² (ALAM, arXiv 2605.10819), beside the loss of another
     objective on the pairs 01 and 12. Gradients reach all latents.
@@ -49,44 +50,8 @@ class Algebraic(Objective):
     num_frames = 3
 
     def __init__(self, settings: AlgebraicConfig, config, *, rngs):
-        objective, inner = settings.of
-        self.of = objective(inner, config, rngs=rngs)
+        super().__init__(settings, config, rngs=rngs)
         self.additivity, self.reversal = settings.additivity, settings.reversal
-
-    @classmethod
-    def columns(cls, settings):
-        objective, inner = settings.of
-        return objective.columns(inner)
-
-    @classmethod
-    def fields(cls, settings):
-        objective, inner = settings.of
-        return objective.fields(inner)
-
-    @classmethod
-    def prepare(cls, settings, batch):
-        objective, inner = settings.of
-        return objective.prepare(inner, batch)
-
-    @classmethod
-    def reads_patches(cls, settings):
-        objective, inner = settings.of
-        return objective.reads_patches(inner)
-
-    @classmethod
-    def borrowed(cls, settings):
-        objective, inner = settings.of
-        if (found := objective.borrowed(inner)) is None:
-            return None
-        below, key = found.ours.removeprefix("objective"), "model.objective"
-        return found._replace(
-            ours=f"objective/of{below}",
-            key=found.key.replace(key, f"{key}.of", 1),
-            settings_key=found.settings_key.replace(key, f"{key}.of", 1),
-        )
-
-    def seen(self, frames_BTIJC, embedded_BTHWD):
-        return self.of.seen(frames_BTIJC, embedded_BTHWD)
 
     def __call__(self, model, batch, *, train, rng=None):
         frames = batch["frames"]
@@ -99,7 +64,11 @@ class Algebraic(Objective):
         latent_BPLQ = model.latents(frames, firsts, lasts, train=train, **shared)
         back, step, long = jnp.split(latent_BPLQ, (n, 2 * n + 1), axis=1)
         pairs = Pairs(flat(frames[:, :-1]), flat(frames[:, 1:]), embedded, flat(step))
-        outcome = self.of(_Shared(model, frames, pairs), batch, train=train, rng=rng)
+
+        def of_these(others, *, train):
+            return pairs if others is frames else model.pairs(others, train=train)
+
+        outcome = self.of(Changed(model, pairs=of_these), batch, train=train, rng=rng)
         gaps = {
             "additivity_gap": mean_squared_error(long, step[:, :-1] + step[:, 1:]),
             "reversal_gap": mean_squared_error(step[:, :-1], -back),
@@ -107,23 +76,3 @@ class Algebraic(Objective):
         loss = self.additivity * gaps["additivity_gap"] + self.reversal * gaps["reversal_gap"]
         metrics = outcome["metrics"] | jax.lax.stop_gradient(gaps)
         return outcome | {"loss": outcome["loss"] + loss, "metrics": metrics}
-
-    def received(self, z_MLQ):
-        return self.of.received(z_MLQ)
-
-    def after_update(self, model, step, rng):
-        self.of.after_update(model, step, rng)
-
-
-class _Shared:
-    """The toolbox, which has the pairs of these frames already."""
-
-    def __init__(self, model: Tools, frames_BTIJC: jax.Array, pairs: Pairs):
-        self._model, self._frames, self._pairs = model, frames_BTIJC, pairs
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
-
-    def pairs(self, frames_BTIJC: jax.Array, *, train: bool) -> Pairs:
-        given = frames_BTIJC is self._frames
-        return self._pairs if given else self._model.pairs(frames_BTIJC, train=train)

@@ -10,7 +10,7 @@ Shape suffixes of all objectives: B clips, T frames, M = B·(T−1) pairs of nei
 image rows, J image columns, H and W grid rows and columns, D width, L code slots, Q latent width.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import jax
@@ -63,6 +63,12 @@ class Reader:
     def prepare(cls, settings: Any, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """`columns` of the loader's (`fields`), which may be strings; NumPy, on the host."""
         return {name: batch[name] for name in cls.columns(settings)}
+
+    @classmethod
+    def unusable(cls, settings: Any, instructions: Sequence[str]) -> tuple[np.ndarray, str, str]:
+        """Which instructions `prepare` would refuse, bool (n,), what is said of the episodes that
+        have them, and what to do."""
+        return np.zeros(len(instructions), bool), "", ""
 
     @classmethod
     def borrowed(cls, settings: Any) -> Borrowed | None:
