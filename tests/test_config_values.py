@@ -33,7 +33,8 @@ MAY_BE_ZERO = set(
     model.mask_fraction model.decoder_depth model.objective.teacher.registers
     model.bottleneck.continuous_steps model.bottleneck.ramp_steps model.bottleneck.dead_fraction
     model.bottleneck.replace_every_steps model.bottleneck.replace_noise
-    model.objective.untold model.objective.compose_weight model.objective.additivity
+    model.objective.commitment_weight model.objective.untold
+    model.objective.compose_weight model.objective.additivity
     model.objective.reversal
     model.bottleneck.commitment_weight model.bottleneck.sharpness_weight
     model.bottleneck.entropy_weight model.bottleneck.diversity model.bottleneck.kl_weight
