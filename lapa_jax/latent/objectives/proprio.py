@@ -50,7 +50,8 @@ class Proprio(Objective):
         def dense(inputs, outputs, axes):
             return Dense(inputs, outputs, axes, bias=True, dtype=jnp.float32, rngs=rngs)
 
-        self.units = nnx.List([Standardizer(S), Standardizer(S), Standardizer(A)])
+        self.state_units, self.change_units = Standardizer(S), Standardizer(S)
+        self.action_units = Standardizer(A)
         self.state = dense((S,), (G,), (None, "mlp"))
         self.latent = dense((config.code_length, config.quant_dim), (G,), (None, None, "mlp"))
         self.rate = dense((2 * WAVES,), (G,), (None, "mlp"))
@@ -103,20 +104,19 @@ class Proprio(Objective):
         moved_BK = known_B[:, None] & jnp.all(jnp.isfinite(ahead_BKS), axis=-1)
         change_BKS = jnp.where(moved_BK[..., None], ahead_BKS - now_BS[:, None], 0.0)
         acted_BK = known_B[:, None] & batch["action_mask"]
-        states, changes, actions = self.units
 
         def wanted(units, x_BKX, known_BK):
             rows = x_BKX.reshape(-1, x_BKX.shape[-1])
             return units(rows, known_BK.reshape(-1), train=train)
 
-        said_BKX = self._said(states(now_BS, known_B, train=train), z_BLQ, batch)
+        said_BKX = self._said(self.state_units(now_BS, known_B, train=train), z_BLQ, batch)
         said_NX = said_BKX.reshape(-1, said_BKX.shape[-1])
         change_NS, action_NA = jnp.split(said_NX, [self.state_dim], axis=-1)
         state = error_where_known(
-            change_NS, wanted(changes, change_BKS, moved_BK), moved_BK.reshape(-1)
+            change_NS, wanted(self.change_units, change_BKS, moved_BK), moved_BK.reshape(-1)
         )
         action = error_where_known(
-            action_NA, wanted(actions, batch["action"], acted_BK), acted_BK.reshape(-1)
+            action_NA, wanted(self.action_units, batch["action"], acted_BK), acted_BK.reshape(-1)
         )
         return state, action, jnp.mean(known_B)
 
