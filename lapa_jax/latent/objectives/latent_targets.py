@@ -25,6 +25,12 @@ from lapa_jax.nn.module import follow, freeze
 from lapa_jax.nn.registry import named_config, named_settings
 
 
+def _colours() -> dict[str, Any]:
+    """Frames that are cropped each for itself move against each other: the latents of a short
+    training are about that, and those of frames as they are then all alike (docs/zoo.md)."""
+    return named_settings("crop_and_colour", AUGMENTATIONS, "augment", crop_area=1.0)
+
+
 @dataclass(frozen=True)
 class LatentTargetsConfig:
     """How fast the target follows, and what is known beside frames. The latent is read off the
@@ -35,7 +41,7 @@ class LatentTargetsConfig:
     ] = 0.99
     augment: Annotated[
         Mapping[str, Any], "of frames in training, each for itself, by name, as data.augment"
-    ] = field(default_factory=lambda: named_settings("crop_and_colour", AUGMENTATIONS, "augment"))
+    ] = field(default_factory=_colours)
     action_dim: Annotated[
         int,
         "[0, 4096]",

@@ -22,7 +22,7 @@ from lapa_jax.nn.layers import Dense, truncated_normal
 from lapa_jax.nn.module import param
 
 WAVES = 8  # a rate is told as so many sines and cosines
-SLOWEST = 100.0  # of them, in Hz / radian
+SLOWEST = 100.0  # the slowest of them turns by a radian in so many Hz
 
 
 @dataclass(frozen=True)
