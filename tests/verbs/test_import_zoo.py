@@ -107,7 +107,7 @@ QUANTIZER, FORMER, DECODER = "vector_quantizer", "m_former.config", "decoder.con
         ("villax", changed("config.resolution", 20), r"image_size=\(20, 20\) must be a multiple"),
         ("villax", changed("config.depth_of_thought", 2), r"unknown keys \['depth_of_thought'\]"),
         ("villax", changed("architecture", "Other"), "architecture='Other' is not read here"),
-        ("villax", changed("config.resolution", 60000), r"pe_spatial.*\(1, 9, 16\) should be"),
+        ("villax", changed("config.resolution", 60000), r"pe_spatial.*\(1, 9, 16\) should have"),
         ("villax", changed("config.encoder_embed_dim", 80000), r"model.dim=80000 must be"),
         ("villax", changed("config", 3), "config=3 must be an object"),
         ("moto", changed(f"{DECODER}.query_fusion_mode", "concat"), "='concat' is not read here"),
