@@ -52,12 +52,22 @@ ARMS = {
 
 
 def get_study(arg: str | None, workdir: Path) -> Study:
-    """`demo`: a finished demo's workdir. `labels`: episodes with actions. `seeds`: of fine-tuning.
-    `steps` of it. `rollouts`: start states. `rest`: learning rate of all but the head, as a part of
-    the head's."""
+    """`demo`: a finished demo's workdir. `heads` joined by +. `labels`: episodes with actions.
+    `seeds`: of fine-tuning. `steps` of it. `rollouts`: start states. `rest`: learning rate of all
+    but the head, as a part of the head's."""
     arg = base.parse_arg(
-        arg, demo="runs/demo", labels=250, seeds=3, steps=1000, rollouts=300, rest=0.1
+        arg,
+        demo="runs/demo",
+        heads="+".join(ARMS),
+        labels=250,
+        seeds=3,
+        steps=1000,
+        rollouts=300,
+        rest=0.1,
     )
+    heads = arg.heads.split("+")
+    for head in heads:
+        base.require("heads", head, ARMS)
     env = envs.make(SCENE)
     data = workdir / "data"
 
@@ -78,7 +88,7 @@ def get_study(arg: str | None, workdir: Path) -> Study:
         parts = (Part("collect", collected), trained, Part(f"success_{name}_{seed}", success))
         return Cell({"arm": name, "seed": seed}, parts)
 
-    return Study(workdir, [cell(name, seed) for seed in range(arg.seeds) for name in ARMS])
+    return Study(workdir, [cell(name, seed) for seed in range(arg.seeds) for name in heads])
 
 
 def tables(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[list[str]]]:
