@@ -235,6 +235,19 @@ def hierarchical(
     return Contrast(found, min(1.0, 2 * (int(beyond) + 1) / (resamples + 1)))
 
 
+def mean_over_seeds(values: np.ndarray, *, confidence: float = CONFIDENCE) -> Interval:
+    """The mean of one number a seed (S,), with the interval of Student's t; without one seed more
+    than one the interval is everything."""
+    from scipy.stats import t  # half a second
+
+    values = np.asarray(values, np.float64)
+    mean, count = float(values.mean()), len(values)
+    if count < 2:
+        return Interval(mean, -math.inf, math.inf, confidence)
+    margin = float(t.ppf(0.5 + confidence / 2, count - 1) * values.std(ddof=1) / math.sqrt(count))
+    return Interval(mean, mean - margin, mean + margin, confidence)
+
+
 def holm(p: Mapping[str, float]) -> dict[str, float]:
     """p of several primary contrasts, each raised so that all may be read together (Holm 1979)."""
     found, most = {}, 0.0

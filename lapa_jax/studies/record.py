@@ -6,6 +6,7 @@ holds a table between the comments `<!-- results STUDY/NAME -->` and `<!-- end o
 """
 
 import datetime
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,6 +53,13 @@ def percent(found: Interval) -> str:
     """A rate, or a difference of two, with its interval."""
     value, low, high = (100 * x for x in (found.estimate, found.low, found.high))
     return f"{value:.1f} % ({low:.1f} to {high:.1f})"
+
+
+def interval(found: Interval) -> str:
+    """A number with its interval, where it has one."""
+    if not math.isfinite(found.low):
+        return f"{found.estimate:.3g}"
+    return f"{found.estimate:.3g} ({found.low:.3g} to {found.high:.3g})"
 
 
 def filled(document: str, tables: Mapping[str, Sequence[Sequence[str]]]) -> str:
