@@ -105,7 +105,7 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[list[str]]]:
                 str(ARMS[arm].horizon),
                 f"{counts} of {found.shape[2]}",
                 percent(rate),
-                "" if arm == "clusters" else percent(gap),
+                "" if arm == "clusters" else percent(gap, "points"),
             ]
         )
     return {"success": shown}

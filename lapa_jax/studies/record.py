@@ -49,10 +49,10 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
-def percent(found: Interval) -> str:
-    """A rate, or a difference of two, with its interval."""
+def percent(found: Interval, unit: str = "%") -> str:
+    """A rate with its interval, or with the unit "points" a difference of two."""
     value, low, high = (100 * x for x in (found.estimate, found.low, found.high))
-    return f"{value:.1f} % ({low:.1f} to {high:.1f})"
+    return f"{value:.1f} {unit} ({low:.1f} to {high:.1f})"
 
 
 def interval(found: Interval) -> str:
