@@ -4,7 +4,6 @@ things that move by themselves.
 Shows: by arm and setting, what latents tell of the motion (R², linear), whether they add up, act
 from another frame (RotVLA's Δ), and draw; and four orderings, paired by seed: triplets over pairs,
 a few labels over none and features over pixels under distractors, rotations over free latents.
-docs/evidence.md has what came out.
 
     lapa study studies/objectives --workdir runs/objectives
 

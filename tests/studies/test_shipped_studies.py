@@ -1,0 +1,42 @@
+"""Studies that are shipped: their configs are checked, and their tables made of rows."""
+
+import pytest
+
+from experiments.studies import heads, objectives
+
+ROWS = {
+    heads: [
+        {"arm": arm, "seed": seed, "outcomes": [True, seed > 0, arm == "flow"]}
+        for arm in ("clusters", "flow")
+        for seed in (0, 1)
+    ],
+    objectives: [
+        {"setting": "clean", "arm": arm, "seed": seed, "probe_r2": gain + seed / 10, "skill": None}
+        for arm, gain in (("rotation", 0.6), ("free", 0.5))
+        for seed in (0, 1, 2)
+    ],
+}
+
+
+@pytest.mark.parametrize("study", ROWS, ids=lambda x: x.__name__.split(".")[-1])
+def test_cells_are_told_apart_and_wrong_arguments_named(study, tmp_path):
+    cells = study.get_study("quick=True,seeds=2", tmp_path).cells
+    finals = [cell.parts[-1].name for cell in cells]
+    assert len(set(finals)) == len(finals) == len({str(cell.values) for cell in cells}) > 10
+    key = "heads" if study is heads else "arms"
+    with pytest.raises(ValueError, match=f"{key}='best' must be one of"):
+        study.get_study(f"{key}=best", tmp_path)
+
+
+def test_heads_are_set_beside_clusters():
+    header, clusters, flow = heads.tables(ROWS[heads])["success"]
+    assert header[0] == "head" and clusters[2:4] == ["1, 2 of 3", clusters[3]]
+    assert clusters[3].startswith("50.0 % (") and flow[4].startswith("33.3 points (")
+
+
+def test_claims_are_paired_by_seed():
+    tables = objectives.tables(ROWS[objectives])
+    assert tables["arms"][1][:3] == ["clean", "`rotation`", "0.7 (0.452 to 0.948)"]
+    assert "–" in tables["arms"][1]
+    (_, claim) = tables["claims"]
+    assert claim[3].startswith("0.1 (0.1 to 0.1)") and claim[4] == "3 of 3"
