@@ -99,9 +99,18 @@ def quantizer_model(**changes) -> ConfigDict:
     return default_settings(QuantizerConfig, **changes)
 
 
-def as_objective_needs(config: ConfigDict) -> None:
-    """Clips of as many frames as it pairs; of more than two, the spatial layers see one frame at a
-    time, which the pairs then share."""
+def predict(config: ConfigDict, name: str, encoder: str = "tabletop") -> None:
+    """Sets the objective of that name, and what goes with it. "vae" is AdaWorld's: pixels, and a
+    continuous bottleneck whose prior takes the normaliser's place. Clips are of as many frames as
+    the objective pairs; of more than two, the spatial layers see one frame at a time, which the
+    pairs then share."""
+    *added, last = name.split("+")
+    if last == "vae":
+        last, model = "pixels", config.model
+        model.bottleneck, model.normalize_decay = bottleneck("gaussian"), 0.0
+        # There it weighs the sum over a latent's dimensions, here their mean.
+        model.bottleneck.kl_weight = 2e-4 * model.code_length * model.quant_dim
+    config.model.objective = objective("+".join([*added, last]), encoder)
     needed = objective_config(config.model.objective.to_dict())[0].num_frames
     if needed > 2:
         config.data.num_frames, config.model.spatial_sees = needed, "frame"
@@ -125,8 +134,10 @@ def make_quantizer_quick(config: ConfigDict) -> None:
     config.steps, config.log_every_steps, config.checkpoint.every_steps = 60, 10, 30
     config.model.update(dim=32, mlp_dim=64, heads=2, head_dim=16)
     if not config.model.legacy:
-        config.model.bottleneck.update(continuous_steps=10, ramp_steps=20)
-        config.model.normalize_decay = 0.5  # at this rate evaluation lags behind training else
+        if "continuous_steps" in config.model.bottleneck:
+            config.model.bottleneck.update(continuous_steps=10, ramp_steps=20)
+        if config.model.normalize_decay:
+            config.model.normalize_decay = 0.5  # at this rate evaluation lags behind training else
 
 
 def teacher_model(encoder: str = "tabletop") -> ConfigDict:

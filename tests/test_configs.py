@@ -110,6 +110,9 @@ def test_a_quantizer_at_full_size_predicts_features(encoder):
     assert encoder["positions"].shape == (1 + wanted.grid[0] * wanted.grid[1], wanted.dim)
     with pytest.raises(ValueError, match="encoder='clip' must be one of .*'dinov2_base'"):
         load("experiments/quantizer/paper.py", "objective=features,encoder=clip")
+    config = load("experiments/quantizer/tabletop.py", "objective=algebraic+vae,quick=True")
+    assert config.model.objective.of.name == "pixels" and config.data.num_frames == 3
+    assert (config.model.bottleneck.name, config.model.normalize_decay) == ("gaussian", 0.0)
     with pytest.raises(ValueError, match="objective='pixel' must be one of .*'features'"):
         load("experiments/quantizer/paper.py", "objective=pixel")
 

@@ -36,7 +36,7 @@ CORPORA = {"bridge": 0.6, "openx": 0.6, "language_table": 0.6, "ssv2": 2.5}
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """`corpus`: one of CORPORA. `data`: its shards (256 px). `legacy`: the original's quirks.
-    `objective`: one of base.objective; `encoder`: the teacher of features, one of base.vit.
+    `objective`: as of base.predict; `encoder`: the teacher of features, one of base.vit.
     `hardware`: one of hardware.QUANTIZER."""
     arg = base.parse_arg(
         arg,
@@ -60,10 +60,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.data.sampling = "per_video" if arg.legacy else "per_frame"
     config.data.tail = "clamp" if arg.legacy else "drop"
     config.model = base.legacy_quantizer_model()
-    config.model.objective = base.objective(arg.objective, arg.encoder)
-    base.as_objective_needs(config)
-    if "rotation" in arg.objective:
-        config.model.quant_dim = 64  # 16 x 16 of four slots, as in RotVLA
     if not arg.legacy:
         native = base.quantizer_model()
         config.model.legacy, config.model.predict = False, native.predict
@@ -71,6 +67,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.model.normalize_decay = 0.8
         config.model.bottleneck = native.bottleneck
         config.model.bottleneck.update(continuous_steps=2000, ramp_steps=8000)
+    base.predict(config, arg.objective, arg.encoder)
+    if "rotation" in arg.objective:
+        config.model.quant_dim = 64  # 16 x 16 of four slots, as in RotVLA
     hardware.use(config, hardware.QUANTIZER, arg.hardware)
     if arg.quick:
         base.make_quantizer_quick(config)

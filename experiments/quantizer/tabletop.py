@@ -43,7 +43,7 @@ from experiments import base
 
 def get_config(arg: str | None = None) -> ConfigDict:
     """`quick`: a minute on a CPU. `data`: directory with one corpus a view; `views` joined by +.
-    `objective`: what is predicted, one of base.objective. `augment`: one of base.augment.
+    `objective`: what is predicted, as of base.predict. `augment`: one of base.augment.
     `together`: the views are cameras of one corpus, for cross_view and factorised."""
     arg = base.parse_arg(
         arg,
@@ -59,7 +59,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.compute_dtype, config.global_batch, config.steps = "float32", 64, 900
     config.optimizer.peak_lr = 8e-3
     config.model = base.quantizer_model()
-    config.model.objective = base.objective(arg.objective)
+    config.model.bottleneck.update(continuous_steps=300, ramp_steps=400)
+    base.predict(config, arg.objective)
     if "horizon" in config.model.objective:  # steps of a window
         config.model.objective.horizon = config.data.action_horizon = 2
     for corpus in config.data.corpora.values():
@@ -73,10 +74,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if arg.objective == "bimanual":  # the tool's two axes stand for two arms
         config.model.objective.update(action_dim=2, left_dims=1)
         config.model.code_length = 2
-    base.as_objective_needs(config)
     if "rotation" in arg.objective:
         config.model.quant_dim = 16  # of 4 x 4
-    config.model.bottleneck.update(continuous_steps=300, ramp_steps=400)
     if arg.quick:
         base.make_quantizer_quick(config)
         config.optimizer.warmup_steps, config.model.patch_size = 10, 16

@@ -32,8 +32,7 @@ def quantizer_config(data, bottleneck="nsvq", objective="pixels"):
     config = tiny.config("quantizer", data)
     config.model.code_length, config.model.patch_size, config.model.spatial_depth = 4, 16, 2
     config.model.bottleneck = base.bottleneck(bottleneck)
-    config.model.objective = base.objective(objective)
-    base.as_objective_needs(config)
+    base.predict(config, objective)
     if objective == "features":
         base.make_vit_quick(config.model.objective.teacher)
     return config.lock()
