@@ -1,6 +1,7 @@
 """Stage 1: learn latent actions from frame pairs (x_t, x_t+H) by predicting the later frame."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,8 +45,8 @@ class QuantizerStage(Stage):
         }
         shape, kind = architecture(config.model)
         self.model_config = typed_config(shape, settings, "model")
-        self.model = Functional(lambda rngs: kind(self.model_config, rngs=rngs))
         self._reader, self._settings = reader(config.model)
+        self.model = _built(kind, self._reader, self.model_config)
         self._columns = self._reader.columns(self._settings)
         self.borrowed = self._reader.borrowed(self._settings)
         self._images = images_per_example(config.data)
@@ -151,6 +152,20 @@ class QuantizerStage(Stage):
         """What frames uint8 (B, H, W, 3) are where the decoder's output is compared with them,
         float32: themselves in [0, 1], or features (B, rows, columns, width)."""
         return self.model.apply(params, variables, "target", frames)[0]
+
+
+_BUILT: list[tuple[tuple[Any, ...], Functional]] = []  # the last ones, newest first
+
+
+def _built(kind: type, objective: type, config: Any) -> Functional:
+    """The module `kind(config)`. Building one takes up to a second, and a verb builds that of a run
+    several times."""
+    key = kind, objective, config
+    model = next((model for known, model in _BUILT if known == key), None)
+    if model is None:
+        model = Functional(lambda rngs: kind(config, rngs=rngs))
+        _BUILT[:] = [(key, model), *_BUILT[:7]]
+    return model
 
 
 def _with_skill(metrics: Metrics) -> Metrics:

@@ -36,23 +36,13 @@ def test_adaworld():
     q = jnp.asarray(golden["rotary/q"]).transpose(0, 2, 1, 3)[:, :, None]
     golden.near(rotate(q)[:, :, 0].transpose(0, 2, 1, 3), "rotary/q_rotated")
 
-    @jax.jit
-    def used(params):
-        tokens, encoded = (golden.apply(x, videos, params=params) for x in ("tokens", "encoded"))
-        read = golden.apply("read", videos[:, 0], videos[:, 1], params=params)
-        moved = golden.apply("decode_latent", third, read.received_BLQ, params=params)
-        return tokens, encoded[1], read, moved
-
-    tokens, log_variance, read, moved = used(golden.params)
-    golden.near(tokens, "out/encoder")
-    golden.near(log_variance, "out/z_var")
-    golden.near(read.latent_BLQ, "out/z_mu")
-    assert read.z_BL is None
-    golden.near(moved, "transfer/recon", 1e-5)
-
     def loss(params, noise):
+        def apply(*given):
+            return golden.apply(*given, params=jax.lax.stop_gradient(params))
+
         out = golden.apply("__call__", videos, params=params, train=True, noise_MQ=noise)
-        return out["loss"], {"metrics": out["metrics"], "recon": out["recon"]}
+        moved = apply("decode_latent", third, golden["out/z_mu"][:, None])
+        return out["loss"], out | {"tokens": apply("tokens", videos), "moved": moved}
 
     terms = {"mse": "mse_loss", "kl": "kl_loss"}
     optimizer = optax.chain(optax.clip_by_global_norm(0.3), optax.adamw(2.5e-5, weight_decay=1e-2))
@@ -63,6 +53,12 @@ def test_adaworld():
         found = of(given)
         golden.near(found["recon"], f"out/recon_{recon}", 1e-5)
         golden.losses(found["metrics"], terms | {"loss": "loss"}, f"loss{group}")
+    golden.near(found["tokens"], "out/encoder")
+    moments = golden.params["moments"]
+    moments = found["tokens"][:, 1, 0] @ moments["kernel"] + moments["bias"]
+    for found_of, key in zip(np.split(moments, 2, axis=1), ("mu", "var"), strict=True):
+        golden.near(found_of, f"out/z_{key}")
+    golden.near(found["moved"], "transfer/recon", 1e-5)
 
 
 @pytest.mark.parametrize("other", [False, True], ids=["known", "other"])
@@ -75,39 +71,29 @@ def test_alam(other):
     golden = Golden("alam_tiny", alam.from_tensors(tensors, (12, 16), **settings), alam)
     frames = [golden[f"in/frame{i}"].transpose(0, 2, 3, 1) for i in range(3)]
 
+    pairs = ("01", "12", "02", "10")
+    first, last = (np.concatenate([frames[int(pair[i])] for pair in pairs]) for i in (0, 1))
+    known = golden["sum_01_12/indices"]
+
+    def used(params):
+        def apply(*given):
+            return golden.apply(*given, params=jax.lax.stop_gradient(params))
+
+        read = apply("read", first, last)
+        a01, a12, *_ = jnp.split(read.latent_BLQ, 4)
+        given = jnp.concatenate([read.received_BLQ, a01 + a12, apply("lookup", known)])
+        starts = np.concatenate([first, frames[0], frames[0]])
+        return {"read": read, "drawn": jnp.split(apply("decode_latent", starts, given), 6)}
+
     def loss(params, perceptual):  # what has no gradient there, and is not computed here
         out = golden.apply("__call__", np.stack(frames, axis=1), params=params, train=True)
-        return out["loss"] + perceptual, out
+        return out["loss"] + perceptual, out | ({} if other else used(params))
 
     if other:
         grads, out = jax.jit(jax.grad(loss, has_aux=True))(golden.params, 0.0)
         golden.gradients(golden.named(grads), "grad_alt")
         golden.losses(out["metrics"], {"quantization_loss": "avg_commit_loss"}, "loss_alt")
         return
-
-    pairs = ("01", "12", "02", "10")
-    first, last = (np.concatenate([frames[int(pair[i])] for pair in pairs]) for i in (0, 1))
-    known = golden["sum_01_12/indices"]
-
-    @jax.jit
-    def used(params):
-        def apply(*given):
-            return golden.apply(*given, params=params)
-
-        read = apply("read", first, last)
-        a01, a12, *_ = jnp.split(read.latent_BLQ, 4)
-        given = jnp.concatenate([read.received_BLQ, a01 + a12, apply("lookup", known)])
-        starts = np.concatenate([first, frames[0], frames[0]])
-        return read, jnp.split(apply("decode_latent", starts, given), 6)
-
-    read, drawn = used(golden.params)
-    for i, pair in enumerate(pairs):
-        own = slice(2 * i, 2 * i + 2)
-        golden.near(read.latent_BLQ[own], f"out/a_{pair}")
-        np.testing.assert_array_equal(read.z_BL[own], golden[f"out/indices_{pair}"])
-        golden.near(drawn[i].transpose(0, 3, 1, 2), f"out/recon_{pair}", 1e-5)
-    golden.near(read.received_BLQ[:2], "vq_encode01/z_q")
-    np.testing.assert_array_equal(drawn[4], drawn[5])  # a sum of latents is quantised
 
     terms = {
         "quantization_loss": "avg_commit_loss",
@@ -122,8 +108,17 @@ def test_alam(other):
     optimizer = optax.adamw(5e-5, b2=0.99, weight_decay=1e-4, mask=unflatten(matrices))
     perceptual = golden["traj/avg_perceptual_loss"]
     of = golden.trained(loss, optimizer, terms, lr=5e-5, steps=perceptual, at=perceptual[0])
-    found = of(golden["loss/avg_perceptual_loss"])["metrics"]
-    golden.losses(found, terms | {"loss": "loss", "active_codes": "active_code_num"})
+    found = of(golden["loss/avg_perceptual_loss"])
+    terms |= {"loss": "loss", "active_codes": "active_code_num"}
+    golden.losses(found["metrics"], terms)
+    read, drawn = found["read"], found["drawn"]
+    for i, pair in enumerate(pairs):
+        own = slice(2 * i, 2 * i + 2)
+        golden.near(read.latent_BLQ[own], f"out/a_{pair}")
+        np.testing.assert_array_equal(read.z_BL[own], golden[f"out/indices_{pair}"])
+        golden.near(drawn[i].transpose(0, 3, 1, 2), f"out/recon_{pair}", 1e-5)
+    golden.near(read.received_BLQ[:2], "vq_encode01/z_q")
+    np.testing.assert_array_equal(drawn[4], drawn[5])  # a sum of latents is quantised
 
 
 def test_villax():

@@ -18,6 +18,8 @@ from lapa_jax.latent import ARCHITECTURES
 from lapa_jax.latent.exact.univla import Words, mask_of_frames, restarted
 from lapa_jax.nn.module import flatten, unflatten
 from lapa_jax.nn.vit import ViT, vit_settings
+from lapa_jax.parallel import sharding
+from lapa_jax.parallel.mesh import make_mesh
 
 pytestmark = [
     pytest.mark.slow,
@@ -147,7 +149,10 @@ def test_released_sizes(name):
         theirs = to_theirs(params, dinov2.rules(found), vision.sizes(found))
         wanted = {x: tensor.shape for x, tensor in dinov2.from_hub(encoder).items()}
         assert {x: tensor.shape for x, tensor in theirs.items()} == wanted
-    params, variables = (flatten(x) for x in functional(model, config).abstract())
+    built = functional(model, config)
+    params, variables = (flatten(x) for x in built.abstract())
+    mesh = make_mesh(dict(data=1, fsdp=4, seq=1, tensor=2), jax.devices()[:8])
+    sharding.tree_shardings(built.axes(), built.abstract()[0], mesh, "fsdp_tp")
     ours = {rule.ours for rule in module.rules(config) if hasattr(rule, "ours")}
     frozen = unflatten({x: value for x, value in variables.items() if x in ours})
     theirs = to_theirs(unflatten(params), module.rules(config), exact.genie_sizes(config), frozen)

@@ -3,6 +3,8 @@
 import shutil
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 import tiny
 from tiny import lapa, needs_torch, succeed
@@ -42,6 +44,7 @@ def test_a_run_labels_is_measured_and_given_away(form, tmp_path):
     assert found["bad"] == 0 and labels.values.shape == SHAPES[form]
     if form != "univla":
         return
+    assert_as_recorded(model)
     report = evaluate_quantizer(model, of_corpus, max_pairs=100).report
     assert report["pairs"] == found["labelled"] and report["reconstruction"]["skill"] < 1
     with pytest.raises(ValueError, match="--quantizer predicts features"):
@@ -51,6 +54,29 @@ def test_a_run_labels_is_measured_and_given_away(form, tmp_path):
     succeed("export", "--format", "safetensors", "--workdir", run, "--out", plain)
     succeed("import", "--format", "safetensors", "--source", plain, "--out", again)
     assert loaded.load(again).params_hash == model.params_hash
+
+
+def assert_as_recorded(model: loaded.LoadedQuantizer) -> None:
+    """From pixels, by its own DINOv2, to codes and features: what the original gave."""
+    golden = np.load(ZOO / "univla_stage2_dinov2_tiny_io.npz")
+    first, last = golden["in/frames_u8"].transpose(1, 0, 3, 4, 2)
+    stage, weights = model.stage, (model.params, model.variables)
+
+    @jax.jit
+    def used(*weights):
+        read = stage.read(*weights, first, last)
+        seen = stage.target(*weights, np.concatenate([first, last]))
+        return read, seen, stage.decode_latent(*weights, first, read.received_BLQ)
+
+    read, seen, predicted = used(*weights)
+    np.testing.assert_array_equal(read.z_BL, golden["out/indices"])
+    features = golden["dino/x_norm_patchtokens"].reshape(3, 2, 4, 4, 64).swapaxes(0, 1)
+    for found, expected in (
+        (read.latent_BLQ, golden["out/z_pre_quant"]),
+        (seen, features.reshape(6, 4, 4, 64)),
+        (predicted, golden["out/recon"].reshape(3, 4, 4, 64)),
+    ):
+        np.testing.assert_allclose(found, expected, atol=5e-5, rtol=0)
 
 
 def tensor(name: str, value: object = None):
