@@ -96,7 +96,8 @@ class Factorised(Objective):
         recon = model.draw(pairs.first_MIJC, model.tokens(pairs.embedded_MHWD, out.z_q_BLD))
         task, found = self._task(latent)
         first_NIJC = flat(clips[:, :shown, 0])
-        body_NE = l2_normalize(self.body(model.encode_frame(first_NIJC).mean(axis=(1, 2))))
+        seen_NHWD = model.encode_frame(first_NIJC).astype(jnp.float32)
+        body_NE = l2_normalize(self.body(seen_NHWD.mean(axis=(1, 2))))
         whose_N = (batch["corpus"][:, None] * shown + jnp.arange(shown)).reshape(-1)
         body, same = supervised_contrast(body_NE, whose_N, settings.temperature)
         loss = mean_squared_error(recon, pairs.last_MIJC)
@@ -136,7 +137,7 @@ def supervised_contrast(
     self_NN = jnp.eye(len(label_N), dtype=bool)
     alike_NN = same_NN & ~self_NN
     counted_N = alike_NN.any(axis=1) & ~same_NN.all(axis=1)
-    logits_NN = jnp.where(self_NN, -jnp.inf, x_NE @ x_NE.T / temperature)
+    logits_NN = jnp.where(self_NN, -1e9, x_NE @ x_NE.T / temperature)
     of_others_NN = jax.nn.log_softmax(logits_NN, axis=1)
     said_N = jnp.sum(jnp.where(alike_NN, of_others_NN, 0.0), axis=1)
     error_N = -said_N / jnp.maximum(alike_NN.sum(axis=1), 1)
