@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lapa_jax.diagnostics.reconstruction import decoder_errors, image_errors, skill
-from lapa_jax.diagnostics.sample import Sample, flat, in_batches
+from lapa_jax.diagnostics.sample import BATCH, Sample, flat, in_batches
 from lapa_jax.diagnostics.statistics import relative
 
 
@@ -24,7 +24,8 @@ def of_sample(sample: Sample) -> dict[str, Any]:
     z01 as the model gives it. cumulative: by the number of windows k, `error`, which is
     |z0k − z01 − z12 − ...|² / |z0k|², the skill of what the decoder makes of o0 and z0k (`direct`)
     and, where it draws frames, of what it draws step by step, each from what it drew before
-    (`chained`). What is over nothing is None.
+    (`chained`). What is over nothing is None. composed_skill: of o2 as drawn from o0 and what the
+    model makes of z01 and z12, where it says how motions compose; beside `direct` of 2 windows.
     """
     chains = sample.chains
     episode = chains.episode
@@ -51,6 +52,8 @@ def of_sample(sample: Sample) -> dict[str, Any]:
         "anchor": ratio(np.broadcast_to(anchor, one.shape), one + anchor)["value"],
         "cumulative": {},
     }
+    if sample.compose is not None:
+        report["composed_skill"], report["composed_skill_interval"] = _composed(sample)
     drawn, total = chains.frame(0), np.zeros_like(one)
     for k in range(1, chains.whole + 1):
         total = total + latents(k - 1, k) - anchor
@@ -65,3 +68,13 @@ def of_sample(sample: Sample) -> dict[str, Any]:
         found |= {name: skill(*(float(x.mean()) for x in both)) for name, both in errors.items()}
         report["cumulative"][str(k)] = found
     return report
+
+
+def _composed(sample: Sample) -> tuple[float | None, list[float] | None]:
+    chains = sample.chains
+    (_, one, _), (_, then, _) = sample.read_chains(0, 1), sample.read_chains(1, 2)
+    still = sample.read_chains(0, 0)[1]
+    still = still[np.resize(np.arange(len(still)), BATCH)]
+    both = in_batches(lambda *pair: sample.compose(*pair, still), one, then)
+    error, copy = decoder_errors(sample, chains.frame(0), both, chains.frame(0), chains.frame(2))
+    return relative(copy - error, copy, chains.episode)

@@ -56,6 +56,8 @@ class Sample:
     target: Callable[[np.ndarray], np.ndarray] | None = None
     # (first, last) → (z or None, latents, received)
     read: Callable[[np.ndarray, np.ndarray], tuple[Any, ...]] | None = None
+    # (latents of a motion, of the next, of none) → latents as the decoder takes them of both
+    compose: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray] | None = None
     chains: Chains | None = None
     camera_motion: np.ndarray | None = None  # float (N, P) over the window, where it is known
     _read: dict[tuple[float, float], tuple[Any, ...]] = dataclasses.field(default_factory=dict)

@@ -173,6 +173,7 @@ MEASURES = (
             "additivity_error": "additivity.value",
             "reversal_error": "reversal.value",
             "identity_error": "identity.value",
+            "composed_skill": "composed_skill",
         },
         applies=has_chains,
         deep=True,

@@ -51,6 +51,7 @@ def evaluate_quantizer(
 
     model = run.stage.model_config
     features = model.predicts == "features"
+    native = run.config.model.architecture == "native"
 
     @jax.jit
     def reconstruct(params, variables, first, last, other):
@@ -99,6 +100,7 @@ def evaluate_quantizer(
         decode=_asked(run, run.stage.decode_latent),
         target=_asked(run, run.stage.target) if features else None,
         read=_asked(run, lambda *given: tuple(run.stage.read(*given))),
+        compose=_asked(run, run.stage.compose) if native else None,
         chains=_chains(source, max_pairs // 4) if deep else None,
     )
     if sample.z is None:

@@ -164,6 +164,12 @@ class Quantizer(Encoder):
         out = self.bottleneck(latent, train=False)
         return Reading(out.codes_BL, latent, self.objective.received(out.z_q_BLD))
 
+    def compose(
+        self, first_BLQ: jax.Array, second_BLQ: jax.Array, still_NLQ: jax.Array
+    ) -> jax.Array:
+        """What the decoder receives of two motions in a row, as the objective has it."""
+        return self.objective.compose(self, first_BLQ, second_BLQ, still_NLQ)
+
     def decode(self, first_BIJC: jax.Array, z_BL: jax.Array) -> jax.Array:
         """The predicted later frame (B, H, W, 3), float32, not clipped."""
         self.config.require_codes()

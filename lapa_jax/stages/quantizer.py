@@ -148,6 +148,18 @@ class QuantizerStage(Stage):
         """The same from what the decoder receives, float32 (B, code_length, quant_dim)."""
         return self.model.apply(params, variables, "decode_latent", first, received)[0]
 
+    def compose(
+        self,
+        params: Params,
+        variables: Variables,
+        first: jax.Array,
+        second: jax.Array,
+        still: jax.Array,
+    ) -> jax.Array:
+        """What `decode_latent` takes of two motions in a row, of their latents (B, code_length,
+        quant_dim) and those of frames paired with themselves, (N, ...); of architecture native."""
+        return self.model.apply(params, variables, "compose", first, second, still)[0]
+
     def target(self, params: Params, variables: Variables, frames: jax.Array) -> jax.Array:
         """What frames uint8 (B, H, W, 3) are where the decoder's output is compared with them,
         float32: themselves in [0, 1], or features (B, rows, columns, width)."""

@@ -61,7 +61,7 @@ def write(path: Path, reports: Reports, how: Compared) -> None:
     _drawn(report, found, max if alike else None)
     _content(report, found)
     _leakage(report, found, max if alike else None)
-    _algebra(report, found)
+    _algebra(report, found, max if alike else None)
     _windows(report, reports)
     for view in VIEWS:
         if any(view in one for one in reports.values()):
@@ -257,7 +257,7 @@ def _leakage(report: Report, found: Mapping[str, Any], best: Callable[..., Any] 
     )
 
 
-def _algebra(report: Report, found: Mapping[str, Any]) -> None:
+def _algebra(report: Report, found: Mapping[str, Any], best: Callable[..., Any] | None) -> None:
     if not any(_value(one, "additivity_error") is not None for one in found.values()):
         return
     section = report.section(
@@ -272,19 +272,21 @@ def _algebra(report: Report, found: Mapping[str, Any]) -> None:
             "reversal": ("reversal_error", min),
             "chance, reversal": ("reversal_chance", None),
             "identity": ("identity_error", min),
+            "composed, skill": ("composed_skill", best),
         },
         "|z02 − z01 − z12|² / |z02|², |z01 + z10|² / |z01|², and what latents of no motion vary "
-        "by. Chance: with the added part of other clips.",
+        "by. Chance: with the added part of other clips. Composed: the frame two windows on, drawn "
+        "from what the model makes of both steps' latents: their sum, or the product of rotations.",
     )
     _table(
         section,
         found,
         {
-            f"{title}, {k} windows": (f"cumulative_{name}_{k}", best)
-            for name, title, best in (
+            f"{title}, {k} windows": (f"cumulative_{name}_{k}", better)
+            for name, title, better in (
                 ("error", "sum of steps", min),
-                ("chained", "skill step by step", max),
-                ("direct", "at once", max),
+                ("chained", "skill step by step", best),
+                ("direct", "at once", best),
             )
             for k in ("2", "4")
         },

@@ -58,6 +58,7 @@ def world(read, decode, seed=0):
         received=received,
         decode=draw,
         read=ask,
+        compose=lambda one, then, still: one + then - still.mean(0),
         chains=chains,
     )
 
@@ -81,11 +82,13 @@ def test_motions_add_up_and_looks_do_not(motion, look):
         assert found[name]["value_interval"] == pytest.approx([0.0, 0.0], abs=1e-12)
     assert found["additivity"]["chance"] > 0.5 and found["reversal"]["chance"] > 1.0
     assert found["anchor"] == pytest.approx(1.0, abs=0.1)
+    assert found["composed_skill"] == pytest.approx(1.0)
     for k in ("1", "4"):
         of_k = found["cumulative"][k]
         assert of_k["error"] == pytest.approx(0.0, abs=1e-12)
         assert of_k["direct"] == pytest.approx(1.0) and of_k["chained"] == pytest.approx(1.0)
     found = algebra.of_sample(look)
+    assert found["composed_skill"] < 0.5
     assert min(found[name]["value"] for name in ("additivity", "reversal", "identity")) > 0.5
     assert found["cumulative"]["4"]["error"] > found["cumulative"]["2"]["error"] > 0.5
 

@@ -231,6 +231,9 @@ def test_two_steps_are_one_rotation(projection, composition):
     else:
         expected = step[::2, 0] @ step[::2, 1]
     np.testing.assert_allclose(both, expected, atol=2e-5)
+    # What is measured composes as what was trained; latents of no motion are the last ones.
+    composed = objective.compose(model, model.z[::2, 0], model.z[::2, 1], model.z[:, -1])
+    np.testing.assert_allclose(composed, both, atol=1e-6)
     copy = np.square(np.diff(frames, axis=1)).mean()
     far = np.square(frames[::2, 2] - frames[::2, 0]).mean()
     assert out["loss"] == pytest.approx(copy + 0.5 * far, rel=1e-5)

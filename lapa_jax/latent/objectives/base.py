@@ -89,6 +89,14 @@ class Objective(Reader, nnx.Module):
         """Whether latents are read off the model's own patches, as `seen` says here."""
         return True
 
+    def compose(
+        self, model: Tools, first_MLQ: jax.Array, second_MLQ: jax.Array, still_NLQ: jax.Array
+    ) -> jax.Array:
+        """What the decoder receives of two motions in a row, of their latents before the bottleneck
+        and of latents of no motion: of the sum, counted from the mean of those."""
+        z_MLQ = first_MLQ + second_MLQ - jnp.mean(still_NLQ, axis=0)
+        return self.received(model.bottleneck(z_MLQ, train=False).z_q_BLD)
+
     def received(self, z_MLQ: jax.Array) -> jax.Array:
         """What the decoder receives of what the bottleneck gives, of the same shape; labels of
         continuous latents are of it."""

@@ -103,6 +103,15 @@ class Rotation(Objective):
         apart = jnp.linalg.norm(anchor_NN - jnp.eye(self.side))
         return rotations.after(second_MNN, first_MNN, anchor_NN), {"anchor_distance": apart}
 
+    def compose(self, model, first_MLQ, second_MLQ, still_NLQ):
+        first_MNN, second_MNN = (
+            self._rotation(model.bottleneck(z_MLQ, train=False).z_q_BLD)
+            for z_MLQ in (first_MLQ, second_MLQ)
+        )
+        anchored = self.settings.composition == "anchored"
+        still_NNN = self._rotation(still_NLQ) if anchored else None
+        return self._composed(first_MNN, second_MNN, still_NNN)[0].reshape(first_MLQ.shape)
+
     def received(self, z_MLQ):
         return self._rotation(z_MLQ).reshape(z_MLQ.shape)
 
