@@ -1,5 +1,7 @@
 """Tiny configs and synthetic frame pairs shared by the model tests."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,6 +120,14 @@ COLUMNS = {
     "corpus": lambda frames, direction, shape: jnp.arange(shape[0]) % 2,
     "flow": _flow,
 }
+
+
+def at_random(model: Functional) -> tuple[Any, Any]:
+    """(params, variables) without the compilation that `init` takes; integers are 0."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda x: jnp.asarray(0.3 * rng.normal(size=x.shape), x.dtype), model.abstract()
+    )
 
 
 class Training:

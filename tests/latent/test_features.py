@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import Training, moving_squares, quantizer_config
+from helpers import Training, at_random, moving_squares, quantizer_config
 
 from lapa_jax.latent import Quantizer
 from lapa_jax.latent.bottlenecks.base import BottleneckOutput
 from lapa_jax.latent.objectives import objective_config
 from lapa_jax.latent.objectives.features import Features, FeaturesConfig, patches_of_cell
-from lapa_jax.nn.module import Functional, flatten, paths
+from lapa_jax.nn.module import Functional, flatten, paths, unflatten
 from lapa_jax.nn.vit import vit_settings
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
@@ -136,25 +136,25 @@ def test_features_of_a_cell_are_those_of_its_patches():
 
 
 def test_motion_is_read_off_features_and_drawn_in_pixels():
-    sizes = dict(dim=16, mlp_dim=16, heads=1, code_length=8, codebook_size=128, predict="frame")
+    sizes = dict(dim=16, mlp_dim=16, heads=1, code_length=8, codebook_size=128)
     config = quantizer_config(**sizes, objective=objective(heads=1) | {"name": "motion"})
     model = Functional(lambda rngs: Quantizer(config, rngs=rngs))
-    params, variables = jax.jit(model.init)(jax.random.key(0))
+    params, variables = at_random(model)
     frames, _ = moving_squares(jax.random.key(2), 4)
 
     @jax.jit
-    def step(params, rng):
-        def loss(params):
-            out = model.apply(params, variables, "__call__", frames, train=True, rng=rng)[0]
-            return out["loss"], out["z"]
+    def step(params):
+        out, new = model.apply(
+            params, variables, "__call__", frames, train=True, rng=jax.random.key(1)
+        )
+        return out["loss"], out["z"], new["bottleneck"]["recent"][: 4 * 8]  # the latents
 
-        return jax.value_and_grad(loss, has_aux=True)(params)
-
-    (loss, codes), gradient = step(params, jax.random.key(1))
-    gradient = flatten(gradient)
-    assert codes.shape == (4, 8) and np.isfinite(loss)
-    assert np.any(gradient["objective/project/kernel"] != 0)
-    assert not np.any(gradient["patches/project/kernel"]), "the decoder sees pixels, not the latent"
+    loss, codes, latents = step(params)
+    assert codes.shape == (4, 8) and np.isfinite(loss) and np.ptp(latents) > 0
+    for path, of_latents in (("patches/project/kernel", False), ("objective/project/kernel", True)):
+        other, _, moved = step(unflatten({**flatten(params), path: flatten(params)[path][::-1]}))
+        assert other != loss, "the decoder sees pixels"
+        assert np.any(moved != latents) == of_latents, path
 
 
 def test_settings_that_cannot_be():
