@@ -9,8 +9,8 @@ from collections.abc import Collection
 
 from ml_collections import ConfigDict
 
+from lapa_jax.latent import architecture as architecture_of
 from lapa_jax.latent.bottlenecks import bottleneck_settings as bottleneck
-from lapa_jax.latent.config import QuantizerConfig
 from lapa_jax.latent.objectives import objective_config
 from lapa_jax.latent.objectives import objective_settings as objective
 from lapa_jax.latent.teacher import MaskedAutoencoderConfig
@@ -94,9 +94,10 @@ def image_tokenizer() -> ConfigDict:
     return default_settings(ImageTokenizerConfig)
 
 
-def quantizer_model(**changes) -> ConfigDict:
-    """A small native quantizer for 64 px frames."""
-    return default_settings(QuantizerConfig, **changes)
+def quantizer_model(architecture: str = "native", **changes) -> ConfigDict:
+    """A small native quantizer for 64 px frames; of another architecture ("alam", ...) the model
+    that others released, at its size."""
+    return default_settings(architecture_of({"architecture": architecture})[0], **changes)
 
 
 def predict(config: ConfigDict, name: str, encoder: str = "tabletop") -> None:

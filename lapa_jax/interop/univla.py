@@ -21,6 +21,7 @@ from lapa_jax.nn.module import flatten
 ORIGINAL = "UniVLA's latent action model"
 ANCHOR = "action_latent"  # of every one
 TASK = "action_latent_controllable"  # of the second phase
+REGISTERS = "register_tokens"  # without, its positions are resized in another way
 ENCODER, TEXT = "dino_encoder.", "text_encoder."
 
 
@@ -62,6 +63,10 @@ def from_tensors(
         logging.warning(
             "a first phase: without what T5 makes of instructions it labels nothing; the second "
             "phase (lam-stage-2.ckpt) needs none"
+        )
+    if REGISTERS not in encoder:
+        raise ValueError(
+            f"tensor {ENCODER + REGISTERS!r} is missing: the DINOv2 of {ORIGINAL} has registers"
         )
     vit, params = dinov2.from_tensors(dinov2.from_hub(encoder))
     frozen = {f"features/{path}": x for path, x in flatten(params).items()}

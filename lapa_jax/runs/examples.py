@@ -172,6 +172,11 @@ def _is_at(corpus: CorpusSettings, index: CorpusIndex) -> bool:
 def trained_window(config: ConfigDict) -> float:
     """Seconds between the frames of a pair, one for all corpora of the training."""
     windows = {c.window_seconds for c in config.data.corpora.values()}
+    if not windows:
+        raise ValueError(
+            "the run was imported, and does not know the windows of its training: `lapa label` and "
+            "`lapa evaluate` take one as --window_seconds"
+        )
     if len(windows) != 1:
         raise ValueError(
             f"the quantizer was trained with the windows {sorted(windows)}; `lapa label` and `lapa "

@@ -98,7 +98,7 @@ class LoadedQuantizer(Model):
 
     def decode(self, first: np.ndarray | jax.Array, z: np.ndarray | jax.Array) -> jax.Array:
         """The later frames (B, H, W, 3) that z int (B, code_length) predicts, float32, not
-        clipped."""
+        clipped; of a model that predicts features, those (B, rows, columns, width)."""
         first, z = self._frames(first, "first"), jnp.asarray(z)
         if not jnp.issubdtype(z.dtype, jnp.integer) or z.shape != (len(first), self.code_length):
             raise ValueError(

@@ -12,6 +12,7 @@ import pytest
 import tiny
 from zoo import ZOO, Golden
 
+from experiments import base
 from lapa_jax.interop import adaworld, alam, dinov2, exact, tensor_files, univla, vision
 from lapa_jax.interop.mapping import Tensor, functional, to_theirs, unwrapped
 from lapa_jax.latent import ARCHITECTURES
@@ -136,12 +137,11 @@ def test_released_sizes(name):
     settings = settings.get(architecture, lambda tensors: {})(tensors)
     kind, model = ARCHITECTURES[architecture]
     size = 256 if architecture == "adaworld" else 224
-    config = kind(
-        image_size=(size, size),
-        num_frames=3 if architecture == "alam" else 2,
-        compute_dtype="float32",
-        **settings,
-    )
+    shipped = base.quantizer_model(architecture)
+    assert shipped.architecture == architecture
+    given = {"image_size": (size, size), "compute_dtype": "float32"}
+    given["num_frames"] = 3 if architecture == "alam" else 2
+    config = kind(**(shipped.to_dict() | settings | given))
     if architecture == "univla":
         found = dinov2.infer_config(dinov2.from_hub(encoder))
         assert found == type(found)(**config.encoder.architecture())

@@ -38,6 +38,8 @@ def test_a_run_labels_is_measured_and_given_away(form, tmp_path):
     flags += ["--image_size", SIDE, "--out", run]
     succeed("import", "--format", form, "--source", source, *flags)
     model = loaded.load(run)
+    with pytest.raises(ValueError, match="was imported, and does not know the windows"):
+        label.label(model, "z", of_corpus | {"window_seconds": 0.0})
     found = label.label(model, "z", of_corpus)
     index = load_index(corpus, split="train")
     labels = LabelSet.open(index.sidecar_dir, "z", index)
@@ -121,8 +123,9 @@ def nothing(path: Path) -> None:
     pass
 
 
-DINO, CODES, FREQS = (
+DINO, REGISTERS, CODES, FREQS = (
     "lam.dino_encoder.patch_embed.proj.weight",
+    "lam.dino_encoder.register_tokens",
     "lam.vq_action.codebook.weight",
     "lam.encoder.transformer_blocks.1.temporal_attn.rotary_embedding.freqs",
 )
@@ -132,6 +135,7 @@ DINO, CODES, FREQS = (
     "form, change, options, message",
     [
         ("univla", tensor(DINO), {}, "'dino_encoder.patch_embed.proj.weight' is missing"),
+        ("univla", tensor(REGISTERS), {}, "'dino_encoder.register_tokens' is missing: the DINOv2"),
         ("univla", tensor("lam.to_codebook.bias"), {}, r"missing: \['to_codebook.bias'\] \(1\)"),
         ("univla", tensor("lam.more", (2,)), {}, r"not known: \['more'\] \(1\)"),
         ("univla", tensor(CODES, (16, 9)), {}, "'vq_action.codebook.weight' of shape .* should"),
