@@ -174,6 +174,8 @@ def _policy(run: Model, corpora: dict[str, dict], args: argparse.Namespace) -> d
             "inverse_dynamics": {"workdir": str(parts[1].workdir), "step": parts[1].step},
         }
     left_out = _no_closed_loop(actor, args) if actor.stage.acts else ""
+    if actor.stage.acts and not left_out:  # before minutes of work
+        actor.stage.check_sampling(args.temperature, args.top_k)
     if not args.holdout:  # they are drawn as in training
         result["tokens"] = evaluate_tokens(run, corpora, max_examples=args.max_examples)
     if run.stage.acts:
