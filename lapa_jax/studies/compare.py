@@ -61,7 +61,7 @@ def open_comparison(models: Sequence[str], workdir: Path, how: Compared) -> Stud
     names = labels_of(models)
     for name, model in zip(names, models, strict=True):
         try:
-            part, read = _part(name, model, how)
+            part, read = _part(model, how)
         except (ValueError, OSError) as error:
             refused.append(f"  {model}: {error}")
             continue
@@ -85,21 +85,24 @@ def open_comparison(models: Sequence[str], workdir: Path, how: Compared) -> Stud
 
 def labels_of(models: Sequence[str]) -> list[str]:
     """A short name for each directory: its last parts, without those that all end in, as many as
-    tell all apart."""
+    tell it from the others."""
     parts = [Path(model).absolute().parts for model in models]
     if len(set(parts)) < len(parts):
         twice = next(model for i, model in enumerate(models) if parts[i] in parts[:i])
         raise ValueError(f"--compare: {twice} is given twice")
     while len(models) > 1 and len({one[-1] for one in parts}) == 1:
         parts = [one[:-1] for one in parts]
-    for count in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(one[-count:]) for one in parts]
-        if len(set(names)) == len(names):
-            return names
-    raise AssertionError("other directories have the same parts")
+
+    def name(mine: tuple[str, ...]) -> str:
+        for count in range(1, len(mine) + 1):
+            if sum(one[-count:] == mine[-count:] for one in parts) == 1:
+                break
+        return "/".join(mine[-count:])
+
+    return [name(mine) for mine in parts]
 
 
-def _part(name: str, model: str, how: Compared) -> tuple[Part, np.ndarray]:
+def _part(model: str, how: Compared) -> tuple[Part, np.ndarray]:
     """(what measures one model, the length of each episode, 0 where it is not read); raises
     ValueError where that is not possible."""
     _, meta = loaded.open_checkpoints(model)
@@ -124,7 +127,7 @@ def _part(name: str, model: str, how: Compared) -> tuple[Part, np.ndarray]:
     episodes = pairs.index.episode_length
     if how.held_out:
         episodes = np.where(drawn_in_training(config, pairs.index), 0, episodes)
-    return Part(f"{name.replace('/', ' ')} {meta['step']} {made}", work), episodes
+    return Part(f"{Path(model).absolute().name} {meta['step']} {made}", work), episodes
 
 
 def readable(
