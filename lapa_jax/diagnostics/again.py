@@ -17,8 +17,8 @@ PAIRS = 512
 def of_sample(sample: Sample) -> dict[str, Any]:
     """{delta, mse, mse_again}, where the decoder answers, with intervals over episodes, and
     `relative`, Δ over the MSE of a copy of the first frame: about 1 where z moves things on as far
-    again and draws well, 0 where it draws the later frame whatever it is given. None where nothing
-    moves."""
+    again and draws well, 0 where it draws the later frame whatever it is given, -1 where the
+    decoder copies what it is given. None where nothing moves."""
     rows = sample.spread_rows(PAIRS)
     first, last, episode = sample.first[rows], sample.last[rows], sample.episode[rows]
     received = sample.received[rows]

@@ -253,7 +253,8 @@ def _leakage(report: Report, found: Mapping[str, Any], best: Callable[..., Any] 
             "Δ, relative": ("delta", best),
         },
         "Over a cut no motion leads: what z adds there to the drawing, it carries as a picture. Δ: "
-        "z applied to the frame that it led to, about 1 where it moves things on.",
+        "z applied to the frame that it led to, about 1 where it moves things on, 0 where it draws "
+        "the later frame whatever it is given, −1 where the decoder copies.",
     )
 
 

@@ -104,6 +104,8 @@ def test_a_motion_applied_again_goes_on(motion, look):
     assert found["relative"] == pytest.approx(1.0) and found["mse"] == pytest.approx(0.0)
     assert found["relative_interval"] == pytest.approx([1.0, 1.0])
     assert again.of_sample(look)["relative"] == pytest.approx(0.0)
+    copying = dataclasses.replace(look, decode=lambda first, z: first)
+    assert again.of_sample(copying)["relative"] == pytest.approx(-1.0)
 
 
 def test_a_decoder_of_features_is_compared_where_it_answers(motion):
