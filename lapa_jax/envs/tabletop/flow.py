@@ -87,9 +87,10 @@ class Replay:
     error. `frames`: uint8 (N, H, W, 3) of rows of the corpus."""
 
     def __init__(self, env: Environment, index: CorpusIndex, frames):
-        if index.actions is None:
+        if index.actions is None or index.action_key != "action":
             raise ValueError(
-                f"{index.directory} has no actions, from which its episodes could be made again"
+                f"{index.directory} is indexed with action_key {index.action_key!r}: its episodes "
+                "are made again from 'action', which must be there"
             )
         self.env, self.index, self.frames = env, index, frames
 
