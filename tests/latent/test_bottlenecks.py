@@ -224,8 +224,8 @@ def test_trained_objectives(name):
         assert metrics["retrieval_accuracy"] > 10 / 257
     else:
         assert metrics["mse"] < metrics["copy_mse"]
-    if name == "algebraic":  # unrelated latents have 3 and 2
-        assert metrics["additivity_gap"] < 0.3 and metrics["reversal_gap"] < 0.3
+    if name == "algebraic":  # without both terms they are 0.37 and 0.72
+        assert metrics["additivity_gap"] < 0.05 and metrics["reversal_gap"] < 0.05
     for learnt in SKILLS.get(name, ()):
         assert metrics[learnt] > 0, learnt
 
