@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -79,18 +80,22 @@ class Golden:
         at: Any = None,
         others: Mapping[str, Any] | None = None,
     ) -> Callable[[Any], dict[str, Any]]:
-        """Gradients (of input `at`; of `others`, by group), their norms and ten steps.
+        """`optimizer`: of all parameters as one vector, which is quicker to compile.
+
+        Gradients (of input `at`; of `others`, by group), their norms and ten steps.
         `loss(params, input of a step)` gives (value, more), among it `metrics`; returns what gives
         `more` of an input."""
 
         @jax.jit
         def step(params, state, given):
             (value, more), grads = jax.value_and_grad(loss, has_aux=True)(params, given)
-            updates, state = optimizer.update(grads, state, params)
             more["metrics"]["loss"] = value
-            return optax.apply_updates(params, updates), state, grads, more
+            (flat, tree), (flat_grads, _) = map(jax.flatten_util.ravel_pytree, (params, grads))
+            updates, state = optimizer.update(flat_grads, state, flat)
+            return tree(optax.apply_updates(flat, updates)), state, grads, more
 
-        start = params, state = self.params, jax.jit(optimizer.init)(self.params)
+        state = optimizer.init(jax.flatten_util.ravel_pytree(self.params)[0])
+        start = params, state = self.params, state
         for group, given in ({"grad": at} | dict(others or {})).items():
             self.gradients(self.named(step(*start, given)[2]), group)
         for i, given in enumerate(steps):
@@ -120,6 +125,22 @@ class Golden:
         for name, norm in zip(self.io["gradnorm/names"], self.io["gradnorm/values"], strict=True):
             found = np.linalg.norm(grads[str(name)].astype(np.float64))
             np.testing.assert_allclose(found, norm, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def adamw_of_some(
+    params: Any, decays: Callable[[str], bool], *, lr: float, b2: float, weight_decay: float
+) -> optax.GradientTransformation:
+    """AdamW of all parameters as one vector, with decay of those whose paths `decays`."""
+    each = {
+        path: np.full(x.shape, weight_decay * decays(path), np.float32)
+        for path, x in flatten(params).items()
+    }
+    decay = jax.flatten_util.ravel_pytree(unflatten(each))[0]
+    return optax.chain(
+        optax.scale_by_adam(b2=b2),
+        optax.stateless(lambda updates, params: updates + decay * params),
+        optax.scale_by_learning_rate(lr),
+    )
 
 
 def write_mae(folder: Path, *, dim: int, side: int) -> Path:

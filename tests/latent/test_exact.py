@@ -12,14 +12,13 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from zoo import ZOO, Golden, write_mae
+from zoo import ZOO, Golden, adamw_of_some, write_mae
 
 from lapa_jax.interop import adaworld, alam, moto, tensor_files, villax
 from lapa_jax.interop.mapping import functional, to_theirs
 from lapa_jax.latent import ARCHITECTURES
 from lapa_jax.latent.exact import villax as villax_model
 from lapa_jax.latent.exact.blocks import image_patches, rotate, weighed
-from lapa_jax.nn.module import flatten, unflatten
 
 pytestmark = [
     pytest.mark.slow,
@@ -101,11 +100,12 @@ def test_alam(other):
         "additivity_loss": "add_loss",
         "cycle_loss": "cyc_loss",
     }
-    # what has two axes there
-    matrices = {
-        path: path.endswith(("kernel", "codes", "queries")) for path in flatten(golden.params)
-    }
-    optimizer = optax.adamw(5e-5, b2=0.99, weight_decay=1e-4, mask=unflatten(matrices))
+
+    def matrix(path):  # what has two axes there
+        return path.endswith(("kernel", "codes", "queries"))
+
+    how = dict(lr=5e-5, b2=0.99, weight_decay=1e-4)
+    optimizer = adamw_of_some(golden.params, matrix, **how)
     perceptual = golden["traj/avg_perceptual_loss"]
     of = golden.trained(loss, optimizer, terms, lr=5e-5, steps=perceptual, at=perceptual[0])
     found = of(golden["loss/avg_perceptual_loss"])
@@ -183,8 +183,12 @@ def test_moto(tmp_path):
         return metrics["recon_loss"] + placed + given[0], more
 
     terms = {"recon_loss": "recons_loss", "quantization_loss": "commit_loss"}
-    matrices = {path: not path.endswith(("bias", "scale")) for path in flatten(golden.params)}
-    optimizer = optax.adamw(5e-5, b2=0.99, weight_decay=1e-4, mask=unflatten(matrices))
+
+    def matrix(path):
+        return not path.endswith(("bias", "scale"))
+
+    how = dict(lr=5e-5, b2=0.99, weight_decay=1e-4)
+    optimizer = adamw_of_some(golden.params, matrix, **how)
     weights = golden.config.codebook_weight, golden.config.commitment_weight
     assert weights == (0.25, 1.0)
     steps = [np.array([x, *weights]) for x in golden["traj/perceptual_loss"]]
