@@ -325,7 +325,7 @@ def test_streams_without_frames_or_with_broken_time_stamps_are_refused():
         ({"fps": 0.0}, "fps=0.0"),
         ({"fps": float("nan")}, "fps=nan"),
         ({"width": 0}, "32x0"),
-        ({"fit": "stretch"}, "stretch"),
+        ({"fit": "squeeze"}, "squeeze"),
         ({"quality": 101}, "quality=101"),
         ({"clip_seconds": 0.1}, "at least 2"),
         ({"source_fps": -1.0}, "source_fps=-1.0"),

@@ -48,7 +48,7 @@ class Sources(StandIn):
     def actions(self):
         return CHUNKS.reshape(-1, 3).astype(np.float32)
 
-    def action_chunks(self):
+    def action_chunks(self, what_for):
         yield CHUNKS.astype(np.float32)
 
 
