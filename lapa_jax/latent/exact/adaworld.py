@@ -23,7 +23,6 @@ from lapa_jax.latent.exact.blocks import (
     image_patches,
     queries,
 )
-from lapa_jax.latent.quantizer import Reading
 from lapa_jax.nn.layers import Dense, dtype_of
 from lapa_jax.nn.module import param
 
@@ -111,10 +110,6 @@ class AdaWorld(ExactQuantizer):
     def encode(self, first_BIJC, last_BIJC):
         pair = jnp.stack([self.frames(first_BIJC), self.frames(last_BIJC)], axis=1)
         return self.encoded(pair)[0][:, None]
-
-    def read(self, first_BIJC, last_BIJC):
-        mean_BLQ = self.encode(first_BIJC, last_BIJC)
-        return Reading(None, mean_BLQ, mean_BLQ)
 
     def decode_latent(self, first_BIJC, z_BLQ):
         return self._draw(self.frames(first_BIJC), z_BLQ[:, 0])

@@ -23,7 +23,6 @@ from lapa_jax.latent.exact.blocks import (
     queries,
     weighed,
 )
-from lapa_jax.latent.quantizer import Reading
 from lapa_jax.nn.layers import Dense, dtype_of
 from lapa_jax.nn.module import param
 
@@ -143,16 +142,6 @@ class ALAM(ExactQuantizer):
         patches = image_patches(jnp.stack([first_MIJC, last_MIJC], 1), self.config.patch_size)
         x_MTSD = self.encoder(queries(self.queries, patches))
         return self.to_latent(x_MTSD[:, 1, : self.config.code_length])
-
-    def read(self, first_BIJC, last_BIJC):
-        latent_BLQ = self.encode(first_BIJC, last_BIJC)
-        if not self.config.has_codes:
-            return Reading(None, latent_BLQ, latent_BLQ)
-        z_BL = self.codebook.nearest(latent_BLQ)
-        return Reading(z_BL, latent_BLQ, self.lookup(z_BL))
-
-    def lookup(self, z_BL):
-        return self.codebook.codes[...][z_BL]
 
     def decode_latent(self, first_BIJC, z_BLQ):
         """Vectors, sums of latents too, are quantised first."""

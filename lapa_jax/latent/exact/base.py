@@ -71,8 +71,8 @@ class CodesConfig(ExactConfig):
 
 
 class ExactQuantizer(Reader, nnx.Module):
-    """A subclass has `__call__` as `Quantizer`'s, and `encode`, `read`, `lookup` and
-    `decode_latent`; where it predicts features, `target`. What it reads of a batch is asked of
+    """A subclass has `__call__` as `Quantizer`'s, `encode` and `decode_latent`, with codes a
+    `codebook`; where it predicts features, `target`. What it reads of a batch is asked of
     config.model."""
 
     def __init__(self, config: ExactConfig):
@@ -89,11 +89,15 @@ class ExactQuantizer(Reader, nnx.Module):
 
     def read(self, first_BIJC: jax.Array, last_BIJC: jax.Array) -> Reading:
         """Codes (None without), the latent, and what `decode_latent` takes."""
-        raise NotImplementedError
+        latent_BLQ = self.encode(first_BIJC, last_BIJC)
+        if not self.config.has_codes:
+            return Reading(None, latent_BLQ, latent_BLQ)
+        z_BL = self.codebook.nearest(latent_BLQ)
+        return Reading(z_BL, latent_BLQ, self.lookup(z_BL))
 
     def lookup(self, z_BL: jax.Array) -> jax.Array:
         """What `decode_latent` takes of codes, float32 (B, L, Q)."""
-        raise NotImplementedError
+        return self.codebook.codes[...][z_BL]
 
     def decode_latent(self, first_BIJC: jax.Array, z_BLQ: jax.Array) -> jax.Array:
         """What is predicted of the later frame, float32 (B, *Y)."""

@@ -23,7 +23,6 @@ from flax import nnx
 from lapa_jax.latent.encoder import flat
 from lapa_jax.latent.exact.base import CodesConfig, ExactQuantizer
 from lapa_jax.latent.exact.blocks import Codebook, weighed
-from lapa_jax.latent.quantizer import Reading
 from lapa_jax.nn.layers import Dense, LayerNorm, dtype_of, truncated_normal
 from lapa_jax.nn.module import freeze, param
 from lapa_jax.nn.patches import from_patches, to_patches
@@ -168,14 +167,6 @@ class Moto(ExactQuantizer):
         pair = jnp.stack([self.frames(first_BIJC), self.frames(last_BIJC)], axis=1)
         states = self.states(pair)
         return self.latent(states[:, 0], states[:, 1])
-
-    def read(self, first_BIJC: jax.Array, last_BIJC: jax.Array) -> Reading:
-        latent = self.encode(first_BIJC, last_BIJC)
-        codes = self.codebook.nearest(latent)
-        return Reading(codes, latent, self.lookup(codes))
-
-    def lookup(self, z_BL: jax.Array) -> jax.Array:
-        return self.codebook.codes[...][z_BL]
 
     def decode_latent(self, first_BIJC: jax.Array, z_BLQ: jax.Array) -> jax.Array:
         """The later frame, in [0, 1] but not clipped."""

@@ -224,9 +224,6 @@ class UniVLA(ExactQuantizer):
             received = jnp.concatenate([received, self.irrelevant.nearest(latents)], axis=1)
         return Reading(z_BL, latents.task_BLQ, received)
 
-    def lookup(self, z_BL):
-        return self.codebook.codes[...][z_BL]
-
     def decode_latent(self, first_BIJC, z_BLQ, words=None):
         """Features of the later frame (B, H, W, F). Of the codes of the task alone: with those of
         the irrelevant that a pair of equal frames has."""

@@ -23,7 +23,6 @@ from lapa_jax.latent.attention import frame_attention
 from lapa_jax.latent.encoder import flat
 from lapa_jax.latent.exact.base import CodesConfig, ExactQuantizer
 from lapa_jax.latent.exact.blocks import Codebook, image_of, weighed
-from lapa_jax.latent.quantizer import Reading
 from lapa_jax.nn.attention import attention
 from lapa_jax.nn.layers import Dense, LayerNorm, RMSNorm, dtype_of
 from lapa_jax.nn.module import param
@@ -172,14 +171,6 @@ class VillaX(ExactQuantizer):
     def encode(self, first_BIJC: jax.Array, last_BIJC: jax.Array) -> jax.Array:
         pair = jnp.stack([self.frames(first_BIJC), self.frames(last_BIJC)], axis=1)
         return self.latents(pair)[:, 0]
-
-    def read(self, first_BIJC: jax.Array, last_BIJC: jax.Array) -> Reading:
-        latent = self.encode(first_BIJC, last_BIJC)
-        codes = self.codebook.nearest(latent)
-        return Reading(codes, latent, self.lookup(codes))
-
-    def lookup(self, z_BL: jax.Array) -> jax.Array:
-        return self.codebook.codes[...][z_BL]
 
     def decode_latent(self, first_BIJC: jax.Array, z_BLQ: jax.Array) -> jax.Array:
         """The later frame, in [0, 1] but not clipped. The original clips, and rounds down to

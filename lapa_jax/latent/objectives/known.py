@@ -3,7 +3,7 @@
 Shape suffixes: see base.py; N rows, A values.
 """
 
-from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from flax import nnx
 
 from lapa_jax.latent.bottlenecks.base import BottleneckState
 from lapa_jax.latent.config import QuantizerConfig
+from lapa_jax.latent.objectives.base import Objective
 from lapa_jax.nn.layers import Dense
 
 LEAST = 1e-6  # of a variance: what varies less is constant
@@ -51,6 +52,34 @@ class Standardizer(nnx.Module):
         self.count[...] = count
 
 
+class OfChunks(Objective):
+    """Reads chunks of settings.horizon actions, of one step, too: float32 (B, K, A) and bool (B,
+    K), and takes examples without."""
+
+    @classmethod
+    def width(cls, settings: Any) -> int:
+        """A."""
+        return settings.action_dim
+
+    @classmethod
+    def columns(cls, settings):
+        shape = (settings.horizon, cls.width(settings))
+        return {
+            "action": jax.ShapeDtypeStruct(shape, jnp.float32),
+            "action_mask": jax.ShapeDtypeStruct(shape[:1], bool),
+        }
+
+    @classmethod
+    def fields(cls, settings):
+        return (*cls.columns(settings), "action_known")  # so that examples without come, too
+
+    @classmethod
+    def prepare(cls, settings, batch):
+        mask, action = batch["action_mask"], batch["action"]
+        shape = (*mask.shape, action.shape[-1])
+        return {"action": np.reshape(action, shape), "action_mask": mask}
+
+
 class Labels(nnx.Module):
     """A linear map from latents to values that are known of some pairs, in standard units."""
 
@@ -67,13 +96,6 @@ class Labels(nnx.Module):
         """Mean squared error of the rows known; 0 where there are none."""
         wanted_NA = self.units(wanted_NA, known_N, train=train)
         return error_where_known(self.out(latent_NLQ), wanted_NA, known_N)
-
-
-def chunks(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The loader's action and action_mask as chunks, of one step, too: (B, K, A) and (B, K)."""
-    mask, action = batch["action_mask"], batch["action"]
-    shape = (*mask.shape, action.shape[-1])
-    return {"action": np.reshape(action, shape), "action_mask": mask}
 
 
 def error_where_known(found_NA: jax.Array, wanted_NA: jax.Array, known_N: jax.Array) -> jax.Array:

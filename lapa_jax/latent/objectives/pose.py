@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from lapa_jax.latent.config import QuantizerConfig
-from lapa_jax.latent.objectives.base import Objective, mean_squared_error
-from lapa_jax.latent.objectives.known import Labels, chunks
+from lapa_jax.latent.objectives.base import mean_squared_error
+from lapa_jax.latent.objectives.known import Labels, OfChunks
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class PoseConfig:
     pose_weight: Annotated[float, "[0, 1e6]", "of the error of the motion in the loss"] = 0.1
 
 
-class Pose(Objective):
+class Pose(OfChunks):
     """Mean squared errors of the pixels and of the camera's motion over the first window, in units
     in which it varies by 1: a constant costs 1."""
 
@@ -37,20 +37,8 @@ class Pose(Objective):
         self.weight = settings.pose_weight
 
     @classmethod
-    def columns(cls, settings):
-        shape = (settings.horizon, settings.pose_dim)
-        return {
-            "action": jax.ShapeDtypeStruct(shape, jnp.float32),
-            "action_mask": jax.ShapeDtypeStruct(shape[:1], bool),
-        }
-
-    @classmethod
-    def fields(cls, settings):
-        return (*cls.columns(settings), "action_known")  # so that examples without come, too
-
-    @classmethod
-    def prepare(cls, settings, batch):
-        return chunks(batch)
+    def width(cls, settings):
+        return settings.pose_dim
 
     def __call__(self, model, batch, *, train, rng=None):
         pairs = model.pairs(batch["frames"], train=train)

@@ -16,8 +16,8 @@ import numpy as np
 from flax import nnx
 
 from lapa_jax.latent.config import QuantizerConfig
-from lapa_jax.latent.objectives.base import Objective, mean_squared_error
-from lapa_jax.latent.objectives.known import Standardizer, chunks, error_where_known
+from lapa_jax.latent.objectives.base import mean_squared_error
+from lapa_jax.latent.objectives.known import OfChunks, Standardizer, error_where_known
 from lapa_jax.nn.layers import Dense, truncated_normal
 from lapa_jax.nn.module import param
 
@@ -40,7 +40,7 @@ class ProprioConfig:
     ] = 0.1
 
 
-class Proprio(Objective):
+class Proprio(OfChunks):
     """Mean squared errors of the pixels, of the changes of the state within a chunk and of its
     actions; the latter two in units in which each varies by 1, where a constant costs 1."""
 
@@ -61,19 +61,13 @@ class Proprio(Objective):
 
     @classmethod
     def columns(cls, settings):
-        K, S, A = settings.horizon, settings.state_dim, settings.action_dim
-        return {
+        K, S = settings.horizon, settings.state_dim
+        return super().columns(settings) | {
             "state": jax.ShapeDtypeStruct((S,), jnp.float32),
             "state_ahead": jax.ShapeDtypeStruct((K, S), jnp.float32),
-            "action": jax.ShapeDtypeStruct((K, A), jnp.float32),
-            "action_mask": jax.ShapeDtypeStruct((K,), bool),
             "corpus": jax.ShapeDtypeStruct((), jnp.int32),
             "control_hz": jax.ShapeDtypeStruct((), jnp.float32),
         }
-
-    @classmethod
-    def fields(cls, settings):
-        return (*cls.columns(settings), "action_known")  # so that examples without come, too
 
     @classmethod
     def prepare(cls, settings, batch):
@@ -82,7 +76,9 @@ class Proprio(Objective):
                 f"it is number {most} from 0 of data.corpora, but model.objective.corpora="
                 f"{settings.corpora}: that must be as many as there are"
             )
-        return {name: batch[name] for name in cls.columns(settings)} | chunks(batch)
+        return {name: batch[name] for name in cls.columns(settings)} | super().prepare(
+            settings, batch
+        )
 
     def __call__(self, model, batch, *, train, rng=None):
         pairs = model.pairs(batch["frames"], train=train)

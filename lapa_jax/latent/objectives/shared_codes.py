@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lapa_jax.latent.objectives.base import Objective
-from lapa_jax.latent.objectives.known import Standardizer, chunks
+from lapa_jax.latent.objectives.known import OfChunks, Standardizer
 from lapa_jax.nn.layers import Dense
 
 
@@ -28,7 +27,7 @@ class SharedCodesConfig:
     ] = 0.01
 
 
-class SharedCodes(Objective):
+class SharedCodes(OfChunks):
     """Three branches into one codebook: what the frames show, what the actions say, and both
     together. The codes of each must draw the later frame and tell the actions
     (cross-reconstruction), so that a code means the same whichever branch it comes from:
@@ -54,22 +53,6 @@ class SharedCodes(Objective):
         self.latent = nnx.List([dense((G,), latent, ("mlp", None, None)) for _ in range(2)])
         self.told = dense(latent, (K, A), (None,) * 4)
         self.weight = settings.action_weight
-
-    @classmethod
-    def columns(cls, settings):
-        K, A = settings.horizon, settings.action_dim
-        return {
-            "action": jax.ShapeDtypeStruct((K, A), jnp.float32),
-            "action_mask": jax.ShapeDtypeStruct((K,), bool),
-        }
-
-    @classmethod
-    def fields(cls, settings):
-        return (*cls.columns(settings), "action_known")  # so that examples without come, too
-
-    @classmethod
-    def prepare(cls, settings, batch):
-        return chunks(batch)
 
     def __call__(self, model, batch, *, train, rng=None):
         pairs = model.pairs(batch["frames"], train=train)
