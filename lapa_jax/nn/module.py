@@ -137,6 +137,12 @@ class _Pure:
         self.what, self.state = what, state
         self.tree = nnx.to_pure_dict(state)
         self._dict_structure = jax.tree.structure(self.tree)
+        steps = (step for path, _ in jax.tree.leaves_with_path(self.tree) for step in path)
+        if numbers := [step.key for step in steps if not isinstance(step.key, str)]:
+            raise ValueError(
+                f"{what}: a part is named {numbers[0]!r}, as those of an nnx.List are, which a "
+                "checkpoint gives back as text: give every part a name"
+            )
         leaves, self._state_structure = jax.tree.flatten(state)
         if [leaf.shape for leaf in leaves] != [leaf.shape for leaf in jax.tree.leaves(self.tree)]:
             raise ValueError(f"{what}: the state and its dict form order their leaves differently")

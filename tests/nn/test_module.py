@@ -106,3 +106,14 @@ def test_filling_up_a_width_changes_nothing(monkeypatch):
     assert "f32[2,3,2,64]" in str(jax.make_jaxpr(run)(params))
     found.append(jax.value_and_grad(run)(params))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), *found)
+
+
+def test_parts_in_a_list_are_refused():
+    """Their numbers would come back from a checkpoint as text."""
+
+    class Two(nnx.Module):
+        def __init__(self, rngs):
+            self.parts = nnx.List([nnx.Linear(2, 2, rngs=rngs) for _ in range(2)])
+
+    with pytest.raises(ValueError, match="params: a part is named 0"):
+        Functional(Two)

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from lapa_jax.latent.objectives.base import Objective, mean_squared_error
 from lapa_jax.latent.objectives.known import Standardizer, error_where_known
@@ -65,7 +64,7 @@ class Bimanual(Objective):
 
         self.units = Standardizer(settings.action_dim)
         dims = settings.left_dims, settings.action_dim - settings.left_dims
-        self.told = nnx.List([dense(half, (A,), (None, None, None)) for A in dims])
+        self.left_told, self.right_told = (dense(half, (A,), (None, None, None)) for A in dims)
         self.hidden = dense(half, (G,), (None, None, "mlp"))
         self.other = dense((G,), half, ("mlp", None, None))
         self.half, self.left = half[0], settings.left_dims
@@ -89,7 +88,9 @@ class Bimanual(Objective):
         halves = jnp.split(first_BLQ, [self.half], axis=1)
         left, right = (
             error_where_known(told(z_BHQ), wanted_BA, known_B)
-            for told, z_BHQ, wanted_BA in zip(self.told, halves, of_arm, strict=True)
+            for told, z_BHQ, wanted_BA in zip(
+                (self.left_told, self.right_told), halves, of_arm, strict=True
+            )
         )
         one, other = jnp.split(pairs.latent_MLQ, [self.half], axis=1)
         apart = 0.5 * (self._untold(one, other) + self._untold(other, one))

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from lapa_jax.latent.objectives.known import OfChunks, Standardizer
 from lapa_jax.nn.layers import Dense
@@ -48,9 +47,11 @@ class SharedCodes(OfChunks):
             return Dense(inputs, outputs, axes, bias=True, dtype=jnp.float32, rngs=rngs)
 
         self.units = Standardizer(A)
-        self.acted = nnx.List([dense((K, A), (G,), (None, None, "mlp")) for _ in range(2)])
+        self.acted, self.fused = (dense((K, A), (G,), (None, None, "mlp")) for _ in range(2))
         self.shown = dense(latent, (G,), (None, None, "mlp"))
-        self.latent = nnx.List([dense((G,), latent, ("mlp", None, None)) for _ in range(2)])
+        self.acted_latent, self.fused_latent = (
+            dense((G,), latent, ("mlp", None, None)) for _ in range(2)
+        )
         self.told = dense(latent, (K, A), (None,) * 4)
         self.weight = settings.action_weight
 
@@ -68,8 +69,10 @@ class SharedCodes(OfChunks):
             return x.reshape(B, -1, *x.shape[1:])[:, 0]
 
         seen_BLQ = firsts(pairs.latent_MLQ)
-        hidden = self.acted[0](action_BKA), self.acted[1](action_BKA) + self.shown(seen_BLQ)
-        others = [to(jax.nn.gelu(x)) for to, x in zip(self.latent, hidden, strict=True)]
+        others = [
+            self.acted_latent(jax.nn.gelu(self.acted(action_BKA))),
+            self.fused_latent(jax.nn.gelu(self.fused(action_BKA) + self.shown(seen_BLQ))),
+        ]
         # What is not known must not reach the codebook: there the frames stand in.
         still_BLQ = jax.lax.stop_gradient(seen_BLQ)
         others = [jnp.where(known_B[:, None, None], x, still_BLQ) for x in others]
