@@ -94,7 +94,7 @@ def episodes(
     taken[:-1] = actions  # the last state has none of its own
     reward[-1] = success
     (task_key,) = spec.extras
-    shown = images[: len(plan.corpora)]
+    own = len(plan.corpora)  # views with a corpus of their own
     others = dict(zip(spec.cameras, images[1:], strict=True)) if spec.cameras else {}
     return tuple(
         schema.Episode(
@@ -110,7 +110,9 @@ def episodes(
             views=others,
             camera_motion=moves,
         )
-        for view, of_view, moves in zip(plan.views, shown, camera_motion, strict=False)
+        for view, of_view, moves in zip(
+            plan.views[:own], images[:own], camera_motion[:own], strict=True
+        )
     )
 
 

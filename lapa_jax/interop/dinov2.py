@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from lapa_jax.interop import tensor_files, vision
@@ -18,14 +17,12 @@ from lapa_jax.interop.mapping import (
     Rule,
     Shapes,
     Tensor,
-    functional,
     linear,
     norm,
-    to_ours,
     unwrapped,
 )
 from lapa_jax.nn.module import Tree
-from lapa_jax.nn.vit import ViT, ViTConfig
+from lapa_jax.nn.vit import ViTConfig
 
 HEAD_DIM = 64  # of every DINOv2; the shapes do not tell it
 ANCHOR = "embeddings.patch_embeddings.projection.weight"  # of every one
@@ -117,8 +114,7 @@ def from_tensors(tensors: Mapping[str, np.ndarray]) -> tuple[ViTConfig, Tree]:
     tensors = unwrapped(tensors, ANCHOR, "a DINOv2 in Hugging Face's names")
     config = infer_config(tensors)
     tensors = {MASK_TOKEN: np.zeros((1, config.dim), np.float32)} | tensors  # some lack it
-    expected = functional(ViT, config, dtype=jnp.float32).abstract()[0]
-    return config, to_ours(tensors, rules(config), vision.sizes(config), expected)
+    return vision.parameters(tensors, config, rules(config))
 
 
 def infer_config(tensors: Mapping[str, np.ndarray]) -> ViTConfig:

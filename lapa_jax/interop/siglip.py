@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from lapa_jax.interop import exact, tensor_files, vision
 from lapa_jax.interop.imported import Imported
-from lapa_jax.interop.mapping import Rule, Shapes, functional, linear, norm, to_ours, unwrapped
+from lapa_jax.interop.mapping import Rule, Shapes, linear, norm, unwrapped
 from lapa_jax.nn.module import Tree
-from lapa_jax.nn.vit import ViT, ViTConfig
+from lapa_jax.nn.vit import ViTConfig
 
 WHAT = "a SigLIP in Hugging Face's names"
 ANCHOR = "embeddings.patch_embedding.weight"  # of every one
@@ -58,23 +57,20 @@ def from_tensors(
     """Config and parameters of a state dict. Raises ValueError."""
     tensors = exact.without(unwrapped(tensors, ANCHOR, WHAT), HEADS[0], "which pools the patches")
     config = infer_config(tensors, heads, norm_eps)
-    expected = functional(ViT, config, dtype=jnp.float32).abstract()[0]
-    return config, to_ours(tensors, rules(config), vision.sizes(config), expected)
+    return vision.parameters(tensors, config, rules(config))
 
 
 def infer_config(tensors: Mapping[str, np.ndarray], heads: int, norm_eps: float) -> ViTConfig:
     """The config that the shapes of a state dict tell, and these two."""
     shape = Shapes(tensors, WHAT)
     dim, _, patch_size, _ = shape(ANCHOR, None, 3, None, None)
-    if dim % heads:
-        raise ValueError(f"a width of {dim} is no multiple of num_attention_heads={heads}")
     return ViTConfig(
         grid=vision.square(POSITIONS, shape(POSITIONS, None, dim)[0]),
         patch_size=patch_size,
         dim=dim,
         depth=shape.count("encoder.layers.{i}."),
         heads=heads,
-        head_dim=dim // heads,
+        head_dim=vision.head_dim(dim, heads),
         mlp_dim=shape("encoder.layers.0.mlp.fc2.weight", dim, None)[1],
         norm_eps=norm_eps,
         **_KIND,
@@ -118,5 +114,4 @@ def from_authors(tensors: Mapping[str, np.ndarray]) -> tuple[ViTConfig, Tree]:
         for x in ("scale" if "Norm" in name else "kernel", "bias"):
             layers = 0 if stacked else depth
             found.append(Rule(f"{t}/{name}/{x}", f"{o}/{ours}/{x}", layers=layers))
-    expected = functional(ViT, config, dtype=jnp.float32).abstract()[0]
-    return config, to_ours(tensors, found, vision.sizes(config), expected)
+    return vision.parameters(tensors, config, found)

@@ -5,18 +5,21 @@ Axis names of the patterns: d width, k heads, c head width, rgb i j a patch.
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
 
 from data_pipelines.storage import given_folder
 from lapa_jax.interop import tensor_files
 from lapa_jax.interop.imported import Imported
-from lapa_jax.interop.mapping import Rule, linear, norm
+from lapa_jax.interop.mapping import Rule, functional, linear, norm, to_ours
 from lapa_jax.latent.teacher import MaskedAutoencoderConfig
 from lapa_jax.nn.module import Tree
 from lapa_jax.nn.registry import default_settings
-from lapa_jax.nn.vit import ViTConfig
+from lapa_jax.nn.vit import ViT, ViTConfig
 from lapa_jax.settings import stage_settings
 
 PATCHES = "d rgb i j -> (rgb i j) d"  # a convolution over patches
@@ -31,6 +34,21 @@ def teacher(encoder: ViTConfig, params: Tree) -> Imported:
     config.model.update(encoder.architecture())
     config.model.decoder_depth, config.model.unroll = 0, 1
     return Imported(config.lock(), {"encoder": params})
+
+
+def parameters(
+    tensors: Mapping[str, np.ndarray], config: ViTConfig, rules: Sequence[Rule]
+) -> tuple[ViTConfig, Tree]:
+    """The config, and the encoder's parameters of a state dict. Raises ValueError."""
+    expected = functional(ViT, config, dtype=jnp.float32).abstract()[0]
+    return config, to_ours(tensors, rules, sizes(config), expected)
+
+
+def head_dim(dim: int, heads: int) -> int:
+    """Width of a head. Raises ValueError for heads that do not divide it."""
+    if dim % heads:
+        raise ValueError(f"a width of {dim} is no multiple of num_attention_heads={heads}")
+    return dim // heads
 
 
 def sizes(config: ViTConfig) -> dict[str, int]:

@@ -9,14 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from lapa_jax.interop import dinov2, exact, tensor_files, vision
 from lapa_jax.interop.imported import Imported
-from lapa_jax.interop.mapping import Rule, Shapes, functional, linear, norm, to_ours, unwrapped
+from lapa_jax.interop.mapping import Rule, Shapes, linear, norm, unwrapped
 from lapa_jax.nn.module import Tree
-from lapa_jax.nn.vit import ViT, ViTConfig
+from lapa_jax.nn.vit import ViTConfig
 
 WHAT = "a ViT-MAE"
 AUTHORS = {768: 12, 1024: 16, 1280: 16}  # heads of each width
@@ -83,16 +82,13 @@ def from_tensors(
     """Config and parameters of a state dict. Raises ValueError."""
     tensors = unwrapped(tensors, ANCHOR, WHAT)
     config = infer_config(tensors, heads, norm_eps)
-    expected = functional(ViT, config, dtype=jnp.float32).abstract()[0]
-    return config, to_ours(tensors, rules(config), vision.sizes(config), expected)
+    return vision.parameters(tensors, config, rules(config))
 
 
 def infer_config(tensors: Mapping[str, np.ndarray], heads: int, norm_eps: float) -> ViTConfig:
     """The config that the shapes of a state dict tell, and these two."""
     shape = Shapes(tensors, WHAT)
     dim, _, patch_size, _ = shape(ANCHOR, None, 3, None, None)
-    if dim % heads:
-        raise ValueError(f"a width of {dim} is no multiple of num_attention_heads={heads}")
     name = "embeddings.position_embeddings"
     return ViTConfig(
         grid=vision.square(name, shape(name, 1, None, dim)[1] - 1),
@@ -100,7 +96,7 @@ def infer_config(tensors: Mapping[str, np.ndarray], heads: int, norm_eps: float)
         dim=dim,
         depth=shape.count("encoder.layer.{i}."),
         heads=heads,
-        head_dim=dim // heads,
+        head_dim=vision.head_dim(dim, heads),
         mlp_dim=shape("encoder.layer.0.output.dense.weight", dim, None)[1],
         layer_scale=False,
         norm_eps=norm_eps,

@@ -419,9 +419,10 @@ def dot_plots(rows: Sequence[Mapping[str, Any]], key: str, panels: Mapping[str, 
     figure = _figure(PAGE, deep * (70 + 22 * len(rows)))
     grid = figure.subplots(deep, columns, sharey=True, squeeze=False)
     said = []
-    for axes in list(grid.flat)[len(panels) :]:
+    every = list(grid.flat)
+    for axes in every[len(panels) :]:
         axes.set_visible(False)
-    for axes, (measure, title) in zip(grid.flat, panels.items(), strict=False):
+    for axes, (measure, title) in zip(every[: len(panels)], panels.items(), strict=True):
         told = []
         for place, row in enumerate(rows):
             value = row.get(measure)
