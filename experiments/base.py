@@ -5,7 +5,8 @@ are explained where their defaults are: beside the parts (docs/design.md), and i
 lapa_jax/settings.py.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -34,7 +35,24 @@ AS_INDEXED = dict(image_key="", action_key="", instruction_key="")
 def parse_arg(arg: str | None, **defaults) -> ConfigDict:
     """Parses `quick=True,views=robot+human` against typed defaults, of which `quick` is always one;
     an unknown key is an error."""
-    defaults = {"quick": False} | defaults
+    return _parse(arg, {"quick": False} | defaults)
+
+
+def parse_study_arg(
+    arg: str | None, sizes: Mapping[str, Mapping[str, Any]], **defaults
+) -> ConfigDict:
+    """The same for a study, which has `size` (`lapa study --size`) in the place of `quick`: one of
+    `sizes`, with the defaults that are others there. What is given has `quick`, for the configs of
+    its runs: whether that is its size."""
+    known = {"size": "cpu"} | defaults
+    size = _parse(arg, known).size
+    require("size", size, sizes)
+    found = _parse(arg, known | dict(sizes[size]))
+    found.size, found.quick = size, size == "quick"
+    return found
+
+
+def _parse(arg: str | None, defaults: dict[str, Any]) -> ConfigDict:
     values = dict(defaults)
     for item in filter(None, (arg or "").split(",")):
         key, _, text = item.partition("=")

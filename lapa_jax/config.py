@@ -163,10 +163,10 @@ def locate(spec: str) -> Path:
     raise FileNotFoundError(f"{path} {what}, and no config of that name is shipped; {hint}")
 
 
-def call(spec: str, function: str, *given: Any) -> Any:
+def call(spec: str, function: str, *given: Any, optional: bool = False) -> Any:
     """What `function(arg, *given)` gives of the file of `FILE[:arg]`; without one, or where the
     function takes none, arg is left to its default or None. ValueError for a file that is wrong,
-    with its line."""
+    with its line; `optional`: None where it has no such function."""
     path, (_, colon, arg) = locate(spec), spec.partition(":")
     if path.suffix != ".py":
         raise ValueError(f"{path} is no Python file: a file with {function} is wanted")
@@ -175,7 +175,10 @@ def call(spec: str, function: str, *given: Any) -> Any:
     shipped()
     try:
         found.loader.exec_module(module)
-        if not callable(made := getattr(module, function, None)):
+        made = getattr(module, function, None)
+        if made is None and optional:
+            return None
+        if not callable(made):
             raise ValueError(f"has no function {function}(arg)")
         if len(inspect.signature(made).parameters) > len(given):
             given = (arg or None, *given)

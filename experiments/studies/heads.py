@@ -6,7 +6,8 @@ docs/evidence.md has what came out. The latent VLA is that of a finished demo:
     lapa demo --workdir runs/demo
     lapa study experiments/studies/heads.py:demo=runs/demo --workdir runs/heads
 
-Cost: six heads of three seeds, about two minutes a cell on two CPU cores.
+Cost: six heads of three seeds, about two minutes a cell on two CPU cores (`--size gpu`: five seeds
+of 1,000 start states; `--size quick`: one of 20).
 """
 
 import dataclasses
@@ -30,6 +31,11 @@ from lapa_jax.studies.study import Cell, Part, Study, train_part
 
 SCENE = {"name": "tabletop", "families": ("reach",), "blocks": 4, "horizon": 40}
 DATA_SEED = 500  # the demo's videos and labels have seeds below
+SIZES = {
+    "quick": {"seeds": 1, "labels": 20, "rollouts": 20},
+    "cpu": {},
+    "gpu": {"seeds": 5, "rollouts": 1000},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +61,9 @@ def get_study(arg: str | None, workdir: Path) -> Study:
     """`demo`: a finished demo's workdir. `heads` joined by +. `labels`: episodes with actions.
     `seeds`: of fine-tuning. `steps` of it. `rollouts`: start states. `rest`: learning rate of all
     but the head, as a part of the head's."""
-    arg = base.parse_arg(
+    arg = base.parse_study_arg(
         arg,
+        SIZES,
         demo="runs/demo",
         heads="+".join(ARMS),
         labels=250,

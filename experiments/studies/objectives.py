@@ -8,7 +8,8 @@ a few labels over none and features over pixels under distractors, rotations ove
     lapa study studies/objectives --workdir runs/objectives
 
 What the orderings need comes first, every other arm and setting after it: as of one seed, so of the
-next. Cost: 42 cells, 3 to 8 minutes each on one CPU core.
+next. Cost: 42 cells, 3 to 8 minutes each on one CPU core (`--size gpu`: five seeds of 5,000
+episodes; `--size quick`: one of 100); arms=... takes some of them.
 """
 
 import dataclasses
@@ -35,6 +36,11 @@ from lapa_jax.studies.study import Cell, Part, Study, train_part
 SCENE = {"name": "tabletop", "families": ("reach",), "blocks": 4, "horizon": 40}
 VIEWS = {"clean": "robot", "distractors": "distractors"}
 DATA_SEEDS = {"train": 600, "heldout": 601}
+SIZES = {
+    "quick": {"seeds": 1, "episodes": 100, "pairs": 200},
+    "cpu": {},
+    "gpu": {"seeds": 5, "episodes": 5000, "pairs": 5000},
+}
 MEASURES = ("probe_r2", "information_bits", "additivity_error", "delta", "skill", "perplexity")
 
 
@@ -71,8 +77,9 @@ CLAIMS = (
 def get_study(arg: str | None, workdir: Path) -> Study:
     """`arms`, `settings` joined by +. `seeds`: of training. `episodes` to train on; `steps`, 0: as
     the tabletop's quantizer. `pairs`: of held-out episodes that are measured."""
-    arg = base.parse_arg(
+    arg = base.parse_study_arg(
         arg,
+        SIZES,
         arms="+".join(ARMS),
         settings="+".join(VIEWS),
         seeds=3,

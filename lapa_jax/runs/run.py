@@ -38,17 +38,35 @@ BUT_STEPS = ("steps", *MAY_CHANGE)
 
 
 def check_config(
-    where: Path, there: dict[str, Any], config: ConfigDict, free: tuple[str, ...] = MAY_CHANGE
+    where: Path | str,
+    there: dict[str, Any],
+    config: ConfigDict,
+    free: tuple[str, ...] = MAY_CHANGE,
+    *,
+    moved_to: Path | None = None,
 ) -> None:
     """Raises ValueError listing the keys that differ, but for those that begin as one of `free`,
-    where a config is not the one `there`."""
+    where a config is not the one `there`. `moved_to`: a directory that may have been elsewhere, so
+    that paths below it are compared from there on."""
     found = configs.difference(configs.upgrade(there), configs.to_dict(config))
-    if found := {key: pair for key, pair in found.items() if not key.startswith(free)}:
+    found = {
+        key: (old, new)
+        for key, (old, new) in found.items()
+        if not key.startswith(free) and not (moved_to and _same_below(moved_to, old, new))
+    }
+    if found:
         lines = [f"  {key}: {old!r} there, {new!r} now" for key, (old, new) in found.items()]
         raise ValueError(
             f"{where} is of another config; choose another --workdir, or restore\n"
             + "\n".join(lines)
         )
+
+
+def _same_below(directory: Path, old: Any, new: Any) -> bool:
+    if not isinstance(old, str) or not isinstance(new, str):
+        return False
+    below = new.removeprefix(str(directory))
+    return below != new and below.startswith("/") and old.endswith(below)
 
 
 def check_step(

@@ -23,16 +23,17 @@ FOLDER = "results"  # beside the study files
 _BLOCK = re.compile(r"(<!-- results ([\w/]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 
-def write(path: Path, spec: str, study: Study) -> None:
-    """The rows of a study that is done, with `outcomes` as a text of 0 and 1."""
+def write(path: Path, command: str, study: Study) -> None:
+    """The rows of a study that is done by `command`, with `outcomes` as a text of 0 and 1."""
     rows = [
         row | {"outcomes": "".join("01"[x] for x in row["outcomes"])} if "outcomes" in row else row
         for row in study.rows()
     ]
     seconds = sum(study.seconds().values())
     found = {
-        "command": f"lapa study {spec}",
+        "command": command,
         "version": __version__,
+        "versions": list(dict.fromkeys(v for cell in study.cells for v in study.versions(cell))),
         "date": datetime.date.today().isoformat(),
         "hours": round(seconds / 3600, 2),
         "rows": [{key: x for key, x in row.items() if key != "asked"} for row in rows],

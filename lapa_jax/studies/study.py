@@ -2,14 +2,15 @@
 
 A cell is what is compared: an arm, a seed, a point of a grid. Its parts are done in order, and the
 last one gives its rows; a part that several cells name is done by the first of them. A part that is
-done leaves a file, so that the same command continues, and machines may share the cells (not the
-parts of several cells: one machine does these first).
+done leaves a file, so that the same command continues, and processes may share the cells: where one
+needs a part that another is doing, it does its other cells first.
 """
 
 import csv
 import dataclasses
+import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +18,40 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from data_pipelines.storage import places
+from data_pipelines.storage import LockedError, places
 from data_pipelines.storage.lease import Lease
 from lapa_jax import config as configs
 from lapa_jax import settings
 from lapa_jax.diagnostics.statistics import Interval, paired_difference_of_proportions
+from lapa_jax.machine.environment import code_revision
 from lapa_jax.runs import run as runs
 from lapa_jax.train import train
+from lapa_jax.version import __version__
+
+UNKNOWN = "an earlier version"  # which did not note itself
+WAIT_SECONDS = 10.0  # between looks at a part that another process is doing
 
 
 class Interrupted(Exception):
     """A signal stopped a training run after it saved."""
 
 
+class HeldError(LockedError):
+    """Another process is doing a part."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """name: of its file. work: gives its result, as JSON values."""
+    """name: of its file. work: gives its result, as JSON values. decides: what that depends on
+    beside the parts before it; it is noted, and a part that is done is refused where it has
+    changed. run: the directory of the run that it makes. starts_from: the runs that it needs, by
+    what they are for it; those of the study are made by parts before it."""
 
     name: str
     work: Callable[[], Any]
+    decides: Callable[[], ConfigDict] | None = None
+    run: Path | None = None
+    starts_from: Mapping[str, Path] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,23 +74,75 @@ def text_of(value: Any) -> str:
 def train_part(name: str, config: ConfigDict | Callable[[], ConfigDict], workdir: Path) -> Part:
     """A part that trains by a config, which is checked now, or which the parts before it decide.
     `Interrupted` where a signal stopped it."""
+    starts_from = {}
     if not callable(config):
         settings.check(config)
+        starts_from = {
+            key: Path(value)
+            for key, value in configs.flatten(config).items()
+            if isinstance(value, str) and "/" in value and not key.startswith(("data.", "eval"))
+        }
+
+    def decides() -> ConfigDict:
+        return configs.today(config() if callable(config) else config)
 
     def work() -> None:
-        if not train(config() if callable(config) else config, workdir):
+        if not train(decides(), workdir):
             raise Interrupted
 
-    return Part(name, work)
+    return Part(name, work, decides, workdir, starts_from)
+
+
+@functools.cache
+def version() -> str:
+    """This code's, with the git revision where it is known."""
+    code = code_revision()
+    if code is None:
+        return __version__
+    return f"{__version__}+{code['revision'][:7]}" + ".modified" * bool(code["modified"])
 
 
 class Study:
     """The cells of a study under a directory, the files of whose parts are in WORKDIR/parts."""
 
     def __init__(self, workdir: Path, cells: Sequence[Cell]):
+        """Raises ValueError for cells that are the same or share their last part, and for a
+        training that starts from a run which no part before it makes."""
         self.workdir, self.cells = workdir, cells
+        self._check_cells()
         self._claim = workdir / "study.json"
         places.make(workdir / "parts")
+
+    def _check_cells(self) -> None:
+        named: dict[str, Cell] = {}
+        last: dict[str, Cell] = {}
+        runs_of: dict[Path, str] = {}
+        for cell in self.cells:
+            name = name_of(cell.values)
+            if not cell.parts:
+                raise ValueError(f"cell {name} has no part")
+            if name in named:
+                raise ValueError(f"two cells are {name}: cells differ in an arm, a seed, ...")
+            named[name] = cell
+            if (other := last.setdefault(cell.parts[-1].name, cell)) is not cell:
+                raise ValueError(
+                    f"cells {name_of(other.values)} and {name} both take their rows from part "
+                    f"{cell.parts[-1].name!r}: each cell has a last part of its own"
+                )
+            made: list[Path] = []
+            for part in cell.parts:
+                for key, path in part.starts_from.items():
+                    inside = path.is_relative_to(self.workdir)
+                    if inside and not any(path.is_relative_to(run) for run in made):
+                        raise ValueError(
+                            f"cell {name}: part {part.name!r} starts from {path} ({key}), which "
+                            "no part before it makes"
+                        )
+                if part.run:
+                    made.append(part.run)
+                    if runs_of.setdefault(part.run, part.name) != part.name:
+                        both = f"{runs_of[part.run]!r} and {part.name!r}"
+                        raise ValueError(f"parts {both} both train in {part.run}")
 
     def claim(self, decides: dict[str, Any], *, replace: bool = False) -> bool:
         """Notes in WORKDIR/study.json what decides the results beside the cells, by a name for
@@ -104,19 +172,67 @@ class Study:
         """Whether `claim` was called, now or by an earlier process."""
         return self._claim.exists()
 
-    def run(self, index: int = 0, count: int = 1) -> None:
-        """Does what is not done of every `count`-th cell from `index` on."""
-        for cell in self.cells[index::count]:
-            for part in cell.parts:
-                self.do(part)
+    def run(
+        self, index: int = 0, count: int = 1, told: Callable[[Cell], Any] = lambda cell: None
+    ) -> None:
+        """Does what is not done of every `count`-th cell from `index` on; `told` is called with
+        each that was done. Cells that need a part which another process is doing come last.
+
+        Raises ValueError, before anything is done, where a part that is done was made by another
+        config, as the difference.
+        """
+        self.check()
+        open_cells = [cell for cell in self.cells[index::count] if not self.is_done(cell)]
+        while open_cells:
+            held = []
+            for cell in open_cells:
+                try:
+                    for part in cell.parts:
+                        self.do(part)
+                except HeldError as error:
+                    held.append((cell, error))
+                else:
+                    told(cell)
+            if len(held) == len(open_cells):  # there is nothing else to do
+                logging.info("waiting: %s", held[0][1].strerror)
+                time.sleep(WAIT_SECONDS)
+            open_cells = [cell for cell, _ in held]
+
+    def check(self) -> None:
+        """Raises ValueError where a part that is done was made by another config."""
+        for part in {part.name: part for cell in self.cells for part in cell.parts}.values():
+            found = self._read(part.name)
+            if found["done"]:
+                self._check(part, found)
+
+    def _check(self, part: Part, found: Mapping[str, Any]) -> None:
+        there = found.get("decides")
+        if there is None and part.run is not None:  # of earlier code
+            path = part.run / runs.CONFIG_FILE
+            there = configs.read(path) if path.exists() else None
+        if there is None or part.decides is None:
+            return
+        runs.check_config(
+            f"part {part.name!r} of {self.workdir}",
+            there,
+            part.decides(),
+            moved_to=self.workdir,
+        )
+
+    def is_done(self, cell: Cell) -> bool:
+        return self.done(cell.parts[-1].name)
 
     def do(self, part: Part) -> None:
-        """Raises LockedError where another process is doing it."""
+        """Raises HeldError where another process is doing it."""
         if self._read(part.name)["done"]:
             return
         lock = self.workdir / "parts" / f"{part.name}.lock"
         what = f"part {part.name!r} of {self.workdir}"
-        with Lease(lock, what, "give each process its own --index of --count"):
+        try:
+            lease = Lease(lock, what, "give each process its own --index of --count")
+        except LockedError as error:
+            raise HeldError(error.errno, error.strerror) from error
+        with lease:
             self._do(part)
 
     def _do(self, part: Part) -> None:
@@ -131,8 +247,11 @@ class Study:
         finally:
             # An interrupted part keeps its time: the sum is what the study cost.
             seconds = before["seconds"] + time.monotonic() - start
-            found = {"done": done, "seconds": seconds, "result": result}
-            runs.write_json(self._path(part.name), found)
+            versions = list(dict.fromkeys([*before["versions"], version()]))
+            found = {"done": done, "seconds": seconds, "versions": versions}
+            if done and part.decides is not None:
+                found["decides"] = configs.to_dict(part.decides())
+            runs.write_json(self._path(part.name), found | {"result": result})
 
     def _place(self, part: Part) -> str:
         """Which of all parts of the cells it is, for the reader of a log."""
@@ -150,13 +269,21 @@ class Study:
 
     def missing(self) -> list[Cell]:
         """Cells that have no rows yet."""
-        return [cell for cell in self.cells if not self.done(cell.parts[-1].name)]
+        return [cell for cell in self.cells if not self.is_done(cell)]
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of all cells, with the cells' values."""
+        """The rows of the cells that are done, with the cells' values."""
         return [
-            cell.values | row for cell in self.cells for row in self.result(cell.parts[-1].name)
+            cell.values | row
+            for cell in self.cells
+            if self.is_done(cell)
+            for row in self.result(cell.parts[-1].name)
         ]
+
+    def versions(self, cell: Cell) -> list[str]:
+        """Those of the code that did its parts, as far as these are done."""
+        found = [v for part in cell.parts for v in self._read(part.name)["versions"]]
+        return list(dict.fromkeys(found))
 
     def seconds(self) -> dict[str, float]:
         """What each part took, in the order in which they were done."""
@@ -169,11 +296,20 @@ class Study:
     def _read(self, name: str) -> dict[str, Any]:
         path = self._path(name)
         if not path.exists():
-            return {"done": False, "seconds": 0.0, "result": None}
+            return {"done": False, "seconds": 0.0, "result": None, "versions": []}
         found = places.read_json(path, "remove it, and the part is done again")
         if not {"done", "seconds", "result"} <= found.keys():
             raise ValueError(f"{path} is not of a part: remove it, and the part is done again")
-        return found
+        return {"versions": [UNKNOWN]} | found
+
+
+def check_seeds(seeds: Mapping[str, int]) -> None:
+    """Raises ValueError where two of these, by what they are of (training videos, held-out ones,
+    ...), are the same, so that what was seen in one would be measured in the other."""
+    first: dict[int, str] = {}
+    for name, seed in seeds.items():
+        if (other := first.setdefault(seed, name)) != name:
+            raise ValueError(f"{other} and {name} have the same seed {seed}: each needs its own")
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:

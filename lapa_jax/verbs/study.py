@@ -2,7 +2,8 @@
 
 A study file has `get_study(arg, workdir)`, which gives a Study (lapa_jax/studies/study.py): its
 cells, and their parts, each done once. Cell i is done by the machine with i mod COUNT = INDEX; the
-same command continues. Whoever finds all cells done writes the rows of all to rows.csv.
+same command continues. WORKDIR/report.html is the page of what was found so far; whoever finds all
+cells done writes their rows to rows.csv.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.progress import Progress
 from lapa_jax import config as configs
 from lapa_jax.runs import program as programs
 from lapa_jax.studies import record
@@ -17,29 +19,56 @@ from lapa_jax.studies.study import Interrupted, Study, name_of, text_of, write_c
 from lapa_jax.train import EXIT_RESTART
 from lapa_jax.verbs import flags, text
 
+SIZES = ("quick", "cpu", "gpu")
+
 
 def main(argv: list[str]) -> int:
     parser = flags.parser("lapa study", __doc__, "lapa study my_study.py --workdir runs/my_study")
     parser.add_argument("study", metavar="FILE[:args]", help="a file with get_study")
     add_flags(parser, "files of the study, and its runs")
+    parser.add_argument(
+        "--size",
+        choices=SIZES,
+        help="how large, where the file has sizes: quick runs through in minutes and claims "
+        "nothing, cpu (as without this) is for a few cores, gpu is larger",
+    )
     parser.add_argument("--record", metavar="FILE", help="writes what was found there, as JSON")
     args = parser.parse_args(argv)
     check_flags(args)
     workdir = Path(args.workdir)
-    study = configs.call(args.study, "get_study", workdir)
-    if not isinstance(study, Study):
-        raise ValueError(f"get_study of {args.study} gives a {type(study).__name__}, not a Study")
-    study.claim({"arguments": args.study.partition(":")[2]})
+    study = open_study(args.study, args.size, workdir)
     code = run(study, args)
     if code or study.missing():
         return code
     rows = study.rows()
     write_csv(workdir / "rows.csv", rows)
     if args.record:
-        record.write(Path(args.record), args.study, study)
+        record.write(Path(args.record), command(args), study)
     show_rows(rows)
     text.show(f"\n{workdir}/rows.csv")
     return 0
+
+
+def command(args: argparse.Namespace) -> str:
+    """What makes the same results anywhere."""
+    return f"lapa study {args.study}" + (f" --size {args.size}" if args.size else "")
+
+
+def open_study(spec: str, size: str | None, workdir: Path) -> Study:
+    """The study of a file, under a directory that is claimed for its arguments."""
+    name, _, given = spec.partition(":")
+    arguments = [one for one in given.split(",") if one]
+    inside = [one.removeprefix("size=") for one in arguments if one.startswith("size=")]
+    if size and inside and inside[-1] != size:
+        raise ValueError(f"{spec} is of size {inside[-1]}, and --size is {size}: give one of them")
+    if size and not inside:
+        given = ",".join([*arguments, f"size={size}"])
+    study = configs.call(f"{name}:{given}" if given else name, "get_study", workdir)
+    if not isinstance(study, Study):
+        raise ValueError(f"get_study of {spec} gives a {type(study).__name__}, not a Study")
+    others = ",".join(one for one in arguments if not one.startswith("size="))
+    study.claim({"arguments": others, "size": (inside or [size or SIZES[1]])[-1]})
+    return study
 
 
 def add_flags(parser: argparse.ArgumentParser, workdir: str) -> None:
@@ -67,8 +96,11 @@ def check_flags(args: argparse.Namespace) -> None:
 def run(study: Study, args: argparse.Namespace) -> int:
     """Does this machine's cells, and says what others have not done yet; the exit code."""
     programs.keep_compiled(study.workdir)  # cells that differ in a seed run the same programs
+    mine = study.cells[args.index :: args.count]
+    done = sum(map(study.is_done, mine))
     try:
-        study.run(args.index, args.count)
+        with Progress("study", len(mine), unit="cell", done=done) as bar:
+            study.run(args.index, args.count, told=lambda cell: bar.update())
     except Interrupted:
         sys.stderr.write("lapa: interrupted; the same command continues where it was\n")
         return EXIT_RESTART

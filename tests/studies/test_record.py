@@ -6,16 +6,17 @@ import pytest
 import tiny
 
 from lapa_jax.studies import record
-from lapa_jax.studies.study import Cell, Part, Study
+from lapa_jax.studies.study import Cell, Part, Study, version
 
 
 def test_rows_are_kept(tmp_path):
     rows = [{"arm": "one", "rate": 0.5, "outcomes": [True, False], "asked": ["go", "stay"]}]
     study = Study(tmp_path, [Cell({"seed": 3}, (Part("a", lambda: rows),))])
     study.run()
-    record.write(tmp_path / "kept.json", "mine.py:x=1", study)
+    record.write(tmp_path / "kept.json", "lapa study mine.py:x=1", study)
     found = record.read(tmp_path / "kept.json")
     assert found["command"] == "lapa study mine.py:x=1"
+    assert found["versions"] == [version()]
     assert found["rows"] == [{"seed": 3, "arm": "one", "rate": 0.5, "outcomes": [True, False]}]
     (tmp_path / "kept.json").write_text('{"rows": ')
     with pytest.raises(ValueError, match=r"kept\.json is damaged"):

@@ -20,7 +20,7 @@ ROWS = {
 
 @pytest.mark.parametrize("study", ROWS, ids=lambda x: x.__name__.split(".")[-1])
 def test_cells_are_told_apart_and_wrong_arguments_named(study, tmp_path):
-    cells = study.get_study("quick=True,seeds=2", tmp_path).cells
+    cells = study.get_study("size=quick,seeds=2", tmp_path).cells
     finals = [cell.parts[-1].name for cell in cells]
     assert len(set(finals)) == len(finals) == len({str(cell.values) for cell in cells}) > 10
     key = "heads" if study is heads else "arms"

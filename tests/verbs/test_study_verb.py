@@ -50,8 +50,15 @@ def test_machines_share_the_cells(study, tmp_path):
     assert "1 points are not done yet, the first: arm=a,seed=0" in out
     assert not (workdir / "rows.csv").exists()
     succeed("study", study, "--workdir", workdir, "--index", 0, "--count", 2)
-    code, _, error = lapa("study", f"{study}:steps=9", "--workdir", workdir)
-    assert code == 2 and "arguments:  there, steps=9 now" in error
+    for spec, size, message in (
+        (f"{study}:steps=9", None, "arguments:  there, steps=9 now"),
+        (study, "quick", "size: cpu there, quick now"),
+        (f"{study}:size=gpu", None, "size: cpu there, gpu now"),
+        (f"{study}:size=gpu", "quick", "is of size gpu, and --size is quick"),
+    ):
+        more = ("--size", size) if size else ()
+        code, _, error = lapa("study", spec, "--workdir", workdir, *more)
+        assert code == 2 and message in error
     assert (workdir / "log").read_text() == "shared b a "
     assert (workdir / "rows.csv").exists()
 
