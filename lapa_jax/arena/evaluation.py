@@ -18,6 +18,7 @@ from lapa_jax.arena import checks, records, results, server
 from lapa_jax.arena.client import Policy, address
 from lapa_jax.arena.pool import Pool
 from lapa_jax.arena.worker import Job, Setup
+from lapa_jax.envs import words
 from lapa_jax.envs.env import Environment, EnvSpec, tasks_named, usable
 from lapa_jax.envs.execution import BY_RUN, Execution
 
@@ -36,7 +37,7 @@ class Options:
     seed: Annotated[int, "[0, 2147483647]", "of the start states"] = 0
     phrasings: Annotated[
         str,
-        ("train", "held_out", "all", "none", "shuffled"),
+        ("train", "held_out", "all", words.NONE, words.SHUFFLED),
         "of the instructions; none: no words; shuffled: those of the other tasks",
     ] = "train"
     steps: Annotated[int, "[0, 1e6]", "of an episode at most; 0: the environment's horizon"] = 0
@@ -71,7 +72,7 @@ def evaluate(
     chunks of actions are acted on."""
     spec = env.spec
     tasks = tasks_named(spec, options.tasks)
-    if options.phrasings == "shuffled" and len(spec.tasks) < 2:
+    if options.phrasings == words.SHUFFLED and len(spec.tasks) < 2:
         raise ValueError(f"--phrasings shuffled: {spec.name} has no other task than {tasks[0]}")
     if options.phrasings in ("train", "held_out") and not len(env.phrasings(options.phrasings)):
         raise ValueError(f"--phrasings {options.phrasings}: {spec.name} has none of these here")

@@ -24,6 +24,7 @@ import numpy as np
 from data_pipelines.processes import end_with_parent
 from lapa_jax import envs
 from lapa_jax.arena.client import Policy, ServerError
+from lapa_jax.envs import words
 from lapa_jax.envs.env import Environment, EnvSpec, NotWholeError
 from lapa_jax.envs.execution import FOLLOWING, Chunks, Execution
 
@@ -114,25 +115,11 @@ def clip(spec: EnvSpec, action: np.ndarray) -> tuple[np.ndarray, bool]:
 
 def told(env: Environment, does: Any, how: Setup, job: Job, state: Any) -> str:
     """The instruction of an episode that starts in `state`."""
-    if how.phrasings == "none":
-        return ""
 
-    def said(state: Any, phrasing: int) -> str:
-        return env.instructions(state if env.spec.traceable else [state], phrasing)[0]
+    def start(task: str) -> Any:
+        return does.start(how.seed, task, job.number)
 
-    shuffled = how.phrasings == "shuffled"
-    known = env.phrasings("train" if shuffled else how.phrasings)
-    phrasing = known[job.number % len(known)]
-    if not shuffled:
-        return said(state, phrasing)
-    own = {said(state, number) for number in env.phrasings("all")}
-    others = [task for task in env.spec.tasks if task != job.task]
-    for i in range(len(others)):  # another task may be asked for by the same words
-        other = others[(job.number + i) % len(others)]
-        text = said(does.start(how.seed, other, job.number), phrasing)
-        if text not in own:
-            return text
-    raise ValueError(f"--phrasings shuffled: all tasks have the words of {job.task}")
+    return words.told(env, how.phrasings, state, job.task, job.number, start)
 
 
 def episode(

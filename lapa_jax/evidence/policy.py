@@ -13,6 +13,7 @@ from data_pipelines.loader import DataSettings
 from data_pipelines.progress import Progress
 from lapa_jax.diagnostics.statistics import wilson_interval
 from lapa_jax.diagnostics.token_controls import token_controls
+from lapa_jax.envs import words
 from lapa_jax.envs.drive import closed_loop
 from lapa_jax.envs.env import GOING_ON, OWN, Environment
 from lapa_jax.envs.execution import BY_RUN, Execution, check_rate
@@ -85,10 +86,11 @@ def evaluate_success(
     interval.
 
     Actions are the likeliest ones, or drawn at a `temperature` among the `top_k` likeliest; `how`
-    chunks of them are acted on. Images are those of `view` (default: the first one); a policy that
-    sees the robot's state gets the environment's. Raises ValueError for a stage that does not act,
-    one that takes several images an example, one that was trained with states of another width or
-    at another rate of control, and one whose chunks are too short for `how`.
+    chunks of them are acted on; `phrasings` of instructions are as of `envs.words`. Images are
+    those of `view` (default: the first one); a policy that sees the robot's state gets the
+    environment's. Raises ValueError for a stage that does not act, one that takes several images an
+    example, one that was trained with states of another width or at another rate of control, and
+    one whose chunks are too short for `how`.
     """
     config, stage = policy.config, policy.stage
     if not stage.acts:
@@ -104,8 +106,7 @@ def evaluate_success(
     how.check(stage.head.horizon)
     own = _own(policy, env, episodes)
     states = env.evaluation_states(seed, family, episodes)
-    known = np.array(env.phrasings(phrasings))
-    instructions = env.instructions(states, known[np.arange(episodes) % len(known)])
+    instructions = words.of_all(env, phrasings, states, family, seed)
     found = closed_loop(
         env,
         jax.tree_util.Partial(_acting(stage, temperature, top_k), policy.params, policy.variables),

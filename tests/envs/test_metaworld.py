@@ -11,7 +11,7 @@ import pytest
 
 from lapa_jax import envs
 from lapa_jax.arena import worker
-from lapa_jax.envs import graphics
+from lapa_jax.envs import graphics, words
 from lapa_jax.envs.env import NotWholeError
 from lapa_jax.envs.metaworld import language
 from lapa_jax.envs.metaworld.simulator import Simulator
@@ -98,6 +98,8 @@ def test_words_are_the_task_s_none_or_of_another_one(env):
     for split in ("train", "held_out", "none", "shuffled"):
         how = SimpleNamespace(seed=0, phrasings=split)
         told[split] = worker.told(env, does, how, job, state)
+        starts = env.evaluation_states(0, "reach", 2)
+        assert words.of_all(env, split, starts, "reach", 0)[1] == told[split]
     reach = language.SENTENCES["reach"]
     assert (told["train"], told["held_out"], told["none"]) == (reach[1], reach[4], "")
     assert told["shuffled"] not in reach and told["shuffled"] in env.all_instructions()
