@@ -6,6 +6,7 @@ episodes, because frames of one episode are not independent; for studies of seve
 one that resamples all levels, with Holm's correction and the summaries of Agarwal et al. (2021).
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -221,18 +222,27 @@ def hierarchical(
         raise ValueError(
             f"values of shape {values.shape} must be finite, of (seeds, tasks, start states)"
         )
-    S, T, N = values.shape
-    rng = np.random.default_rng(seed)
-    of_seed = rng.multinomial(S, np.full(S, 1 / S), size=resamples)
-    of_task = rng.multinomial(T, np.full(T, 1 / T), size=resamples)
-    means = np.empty(resamples)
-    for i in range(resamples):
-        of_start = rng.multinomial(N * of_task[i], np.full(N, 1 / N))  # (T, N)
-        means[i] = np.einsum("stn,s,tn->", values, of_seed[i], of_start) / values.size
+    of_seed_RS, of_start_RTN = _resampled(values.shape, seed, resamples)
+    of_start = of_start_RTN.reshape(resamples, -1)
+    by_seed = of_start @ values.reshape(len(values), -1).T
+    means = (by_seed * of_seed_RS).sum(1) / values.size
     ends = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2])
     found = Interval(float(values.mean()), *ends.tolist(), confidence)
     beyond = min((means <= 0).sum(), (means >= 0).sum())
     return Contrast(found, min(1.0, 2 * (int(beyond) + 1) / (resamples + 1)))
+
+
+@functools.lru_cache(maxsize=2)  # the arms of a study are of one shape
+def _resampled(
+    shape: tuple[int, int, int], seed: int, resamples: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """How often each seed (resamples, S) and each start state of a task (resamples, T, N) is in a
+    resample; of a task that is drawn twice the start states are drawn twice."""
+    S, T, N = shape
+    rng = np.random.default_rng(seed)
+    of_seed = rng.multinomial(S, np.full(S, 1 / S), size=resamples)
+    of_task = rng.multinomial(T, np.full(T, 1 / T), size=resamples)
+    return of_seed, rng.multinomial(N * of_task, np.full(N, 1 / N))
 
 
 def mean_over_seeds(values: np.ndarray, *, confidence: float = CONFIDENCE) -> Interval:
