@@ -47,6 +47,7 @@ ADDED: dict[str, Any] = {
     "data.corpora.*.state_key": "",
     "model(bottleneck).architecture": "native",
     "model(bottleneck).spatial_sees": "clip",
+    "model(targets).action_codec": "",
     "model(targets).cotrain": False,
     "model(targets).inverse_dynamics": False,
     "model(targets).state": {},

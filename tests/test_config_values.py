@@ -52,7 +52,7 @@ MAY_BE_ZERO |= {
 MAY_BE_NEGATIVE = {"data.action_absolute", *(f"mesh.{axis}" for axis in ("data", "fsdp", "seq"))}
 MAY_BE_NEGATIVE |= {"mesh.tensor"}
 MAY_BE_EMPTY = set(
-    """init_from checkpoint.best_metric logging.wandb_project model.tokenizer
+    """init_from checkpoint.best_metric logging.wandb_project model.tokenizer model.action_codec
     model.front_end.weights model.objective.weights data.corpora.*.sidecar_dir
     data.corpora.*.image_key data.corpora.*.action_key data.corpora.*.instruction_key
     data.corpora.*.state_key data.corpora.*.label_set data.corpora.*.image_token_set

@@ -28,7 +28,7 @@ from lapa_jax.policy import heads
 from lapa_jax.policy import state as states
 from lapa_jax.policy.decoding import extend
 from lapa_jax.policy.front_end import front_end_column, front_end_config
-from lapa_jax.policy.heads.tokens import cross_entropy
+from lapa_jax.policy.heads.tokens import CODEC, cross_entropy
 from lapa_jax.policy.layout import Layout, LegacyLayout, Slots, by_row, last_tokens, left_pad, pack
 from lapa_jax.policy.modality import WEIGHTS, WITH_IDS
 from lapa_jax.policy.text import TextTokenizer, train
@@ -58,6 +58,11 @@ class RowSettings:
     )
     tokenizer: Annotated[
         str, "a SentencePiece .model; empty: trained on the corpora's instructions"
+    ] = ""
+    action_codec: Annotated[
+        str,
+        "action_bins.json among the assets of a run of actions: its tokens are kept, as a head of "
+        "actions that is taken from that run needs; empty: fitted on the corpora's actions",
     ] = ""
     text_length: Annotated[
         int, "[1, 1e6]", "tokens of an instruction at most, the begin mark included"
@@ -225,6 +230,11 @@ class PolicyStage(Stage):
     def make_assets(config: ConfigDict, sources: Sources) -> dict[str, bytes]:
         tokenizer = {TOKENIZER: PolicyStage.make_tokenizer(config, sources)}
         made = tokenizer | heads.make_assets(config, sources)
+        if config.model.action_codec and CODEC not in made:
+            raise ValueError(
+                f"model.action_codec={config.model.action_codec!r} is of a head 'tokens', and "
+                "model.targets has none of actions"
+            )
         if config.model.state.enabled:
             statistics = sources.statistics("state", config.model.state.normalisation)
             made[states.STATISTICS] = statistics.to_json()

@@ -12,6 +12,8 @@ from data_pipelines.loader import DataSettings, Loader, open_mixture
 from data_pipelines.loader.unusable import UnusableError
 from lapa_jax.evidence.in_training import Evaluation
 from lapa_jax.policy import heads
+from lapa_jax.policy.codecs import Clusters
+from lapa_jax.policy.heads.tokens import CODEC
 from lapa_jax.runs import start
 from lapa_jax.runs.sources import OfCorpora
 from lapa_jax.verbs import data
@@ -99,6 +101,18 @@ def test_a_long_instruction_is_refused_or_left_out(corpora, tmp_path, monkeypatc
         assert np.isin(chunks, actions.actions()).all()
     bins = heads.make_assets(run.config, actions)
     assert bins and bins.items() <= run.assets.items()  # fitted to what is used
+    kept = run.config.copy_and_resolve_references()
+    kept.model.action_codec = str(tmp_path / CODEC)
+    (tmp_path / CODEC).write_bytes(Clusters(np.eye(2), np.ones(2)).to_json())
+    assert heads.make_assets(kept, actions) == {CODEC: (tmp_path / CODEC).read_bytes()}
+    for codec, dim in (("uniform", 2), ("clusters", 3)):
+        kept.model.targets.action.codec = codec
+        (tmp_path / CODEC).write_bytes(Clusters(np.eye(dim), np.ones(dim)).to_json())
+        with pytest.raises(ValueError, match=f"action_codec=.* holds clusters of {dim} dimensions"):
+            heads.make_assets(kept, actions)
+    (tmp_path / CODEC).unlink()
+    with pytest.raises(ValueError, match=r"model\.action_codec=.* cannot be read"):
+        heads.make_assets(kept, actions)
     again = start.open_run(config(corpora, **sound), tmp_path / "run")
     assert again.loader.fingerprint(3) == run.loader.fingerprint(3)
     evaluation = config(corpora, evaluation__every_steps=2, **sound)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import jax
@@ -81,12 +82,12 @@ class TokenHead(Head):
     def make_assets(
         modality: str, settings: TokensConfig, config: ConfigDict, sources: Sources
     ) -> dict[str, bytes]:
-        """Bins or clusters come from this run's own labelled data."""
+        """Bins or clusters come from this run's own labelled data, or from a file."""
         kind = codecs.CODECS[settings.codec]
         if not issubclass(kind, codecs.ActionCodec):
             return {}
-        actions = sources.actions()
-        codec = kind.fit(actions, settings.vocab)
+        actions, path = sources.actions(), config.model.action_codec
+        codec = _read(path, kind, actions) if path else kind.fit(actions, settings.vocab)
         for line in codec.peculiarities(actions):
             logging.warning("%s", line)
         return {CODEC: codec.to_json()}
@@ -159,6 +160,21 @@ class TokenHead(Head):
         if isinstance(self.codec, codecs.Codes):  # whose tokens are the values
             found["probabilities"] = probabilities
         return found
+
+
+def _read(path: str, kind: type[codecs.ActionCodec], actions: np.ndarray) -> codecs.ActionCodec:
+    """The codec in the file of model.action_codec; ValueError unless it is of that kind, and of
+    such actions."""
+    try:
+        codec = codecs.from_json(Path(path).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model.action_codec={path!r} cannot be read: {error}") from error
+    if (codec.kind, codec.action_dim) != (kind.kind, actions.shape[1]):
+        raise ValueError(
+            f"model.action_codec={path!r} holds {codec.kind} of {codec.action_dim} dimensions, but "
+            f"model.targets.action.codec is {kind.kind!r} and actions have {actions.shape[1]}"
+        )
+    return codec
 
 
 def cross_entropy(
