@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines.convert import folders, video
 from data_pipelines.index import build_index, load_index
-from data_pipelines.loader import DataSettings, order
+from data_pipelines.loader import order
 from data_pipelines.progress import Progress
 from data_pipelines.storage import places
 from experiments.quantizer import videos as videos_config
@@ -34,7 +34,7 @@ from lapa_jax.runs import run as runs
 from lapa_jax.runs.label import label
 from lapa_jax.runs.loaded import load
 from lapa_jax.studies import demo_page
-from lapa_jax.studies.study import Cell, Part, Study, train_part, write_csv
+from lapa_jax.studies.study import Cell, Part, Study, train_part, with_corpora, write_csv
 
 ARMS = ("lapa", "scratch")
 LABEL_SET = "demo"
@@ -51,7 +51,7 @@ def run_demo(config: ConfigDict, workdir: str | Path) -> Path:
     env = envs.make(config.scene)
     data = {name: workdir / "data" / name for name in SEEDS}
     videos = {view: data[view] / view for view in config.video_views}
-    latent = _with_corpora(config.latent_pretraining, videos, label_set=LABEL_SET)
+    latent = with_corpora(config.latent_pretraining, videos, label_set=LABEL_SET)
 
     def write_labels() -> dict[str, Any]:
         quantizer = load(workdir / "quantizer")
@@ -59,7 +59,7 @@ def run_demo(config: ConfigDict, workdir: str | Path) -> Path:
 
     shared = (
         Part("collect", lambda: _collect(config, env, data)),
-        train_part("quantizer", _with_corpora(config.quantizer, videos), workdir / "quantizer"),
+        train_part("quantizer", with_corpora(config.quantizer, videos), workdir / "quantizer"),
         Part("label", write_labels),
         train_part("latent_vla", latent, workdir / "latent_vla"),
     )
@@ -117,14 +117,6 @@ def _collect(config: ConfigDict, env: Environment, data: dict[str, Path]) -> dic
     return told
 
 
-def _with_corpora(stage: ConfigDict, paths: dict[str, Path], **more: Any) -> ConfigDict:
-    """A stage's config with its corpora at these paths."""
-    stage = ConfigDict(stage.to_dict())
-    there = DataSettings.of(stage.data).on(paths, **more)
-    stage.data.corpora = ConfigDict({one.name: one.as_dict() for one in there.corpora})
-    return stage.lock()
-
-
 def _action_config(
     config: ConfigDict, data: dict[str, Path], workdir: Path, arm: str
 ) -> ConfigDict:
@@ -132,7 +124,7 @@ def _action_config(
 
     Scratch takes the same tokenizer, so that the arms see the same tokens.
     """
-    stage = _with_corpora(config.action_finetuning, {"robot": data["labelled"] / "robot"})
+    stage = with_corpora(config.action_finetuning, {"robot": data["labelled"] / "robot"})
     with stage.unlocked():
         if arm == "lapa":
             stage.init_from = str(workdir / "latent_vla")

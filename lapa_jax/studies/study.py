@@ -18,6 +18,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
+from data_pipelines.loader import DataSettings
 from data_pipelines.storage import LockedError, places
 from data_pipelines.storage.lease import Lease
 from lapa_jax import config as configs
@@ -100,6 +101,14 @@ def version() -> str:
     if code is None:
         return __version__
     return f"{__version__}+{code['revision'][:7]}" + ".modified" * bool(code["modified"])
+
+
+def with_corpora(stage: ConfigDict, paths: Mapping[str, Path], **more: Any) -> ConfigDict:
+    """A stage's config with its corpora, by name, at these paths; `more`: keys of all of them."""
+    stage = ConfigDict(stage.to_dict())
+    there = DataSettings.of(stage.data).on(paths, **more)
+    stage.data.corpora = ConfigDict({one.name: one.as_dict() for one in there.corpora})
+    return stage.lock()
 
 
 class Study:

@@ -1,0 +1,121 @@
+"""Arms: what they share, and that they differ in what they claim to differ in alone."""
+
+import dataclasses
+
+import pytest
+
+from experiments.studies import arms, headline
+from lapa_jax.studies import study as studies
+
+ARG = headline.arguments("size=quick")
+
+
+@pytest.fixture(scope="module")
+def configs():
+    """By the name of the part that trains by it; as `train_part` gets it."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def pipeline(configs, tmp_path_factory):
+    """Whose parts that train note their config."""
+    made = studies.train_part
+
+    def noted(name, config, workdir):
+        configs[name] = config
+        return made(name, config, workdir)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arms, "train_part", noted)
+        workdir = tmp_path_factory.mktemp("study")
+        yield arms.Pipeline(headline.get_world(ARG), workdir)
+
+
+LABELS = {"labels": 8, "seed": 0}
+
+
+def names(pipeline, arm, **kind):
+    return [part.name for part in pipeline.cell(arm, **(LABELS | kind)).parts]
+
+
+def test_parts_of_every_arm(pipeline):
+    found = {arm: names(pipeline, arm) for arm in arms.ARMS}
+    assert found["scratch"] == [
+        *("labelled_s0_n8", "tokenizer"),
+        *("policy_scratch_of_s0_n8", "success_scratch_in_domain_s0_n8"),
+    ]
+    shared = {*found["lapa"]}
+    assert {"quantizer_s0", "latents_s0", "latent_vla_s0"} <= shared
+    assert {"inverse_s0_n8", "said_s0_n8", "vpt_s0_n8"} <= {*found["vpt"]} - shared
+    for control in ("shuffled", "kmeans", "random"):
+        own = {*found[f"{control}_latents"]} - shared
+        assert {f"{control}_latents_s0", f"{control}_latent_vla_s0"} < own and len(own) == 4
+    for arm, own in {
+        "scratch_matched": {"matched_s0", "policy_scratch_matched_of_s0_n8"},
+        "frozen_features": {"policy_latent_vla_s0_frozen_features_of_s0_n8"},
+        "unipi": {"inverse_window_s0_n8"},
+        "action_vla": {"action_vla_s0", "policy_action_vla_s0_of_s0_n8"},
+        "openvla": {"action_vla_openvla_s0", "policy_action_vla_openvla_s0_openvla_of_s0_n8"},
+    }.items():
+        assert {*found[arm][:-1]} - shared == own
+    assert names(pipeline, "lapa", setting="cross_embodiment")[:-1] == found["human_only"][:-1]
+    assert len({tuple(parts) for parts in found.values()}) == len(arms.ARMS)
+    for parts in found.values():
+        assert len(parts) == len(set(parts))
+
+
+def test_other_cells_share_what_is_theirs(pipeline):
+    lapa = {*names(pipeline, "lapa")}
+    other_labels = {*names(pipeline, "lapa", labels=4)} - lapa
+    assert {*names(pipeline, "lapa", unseen=True)} - lapa == {"unseen_lapa_in_domain_s0_n8"}
+    assert len(other_labels) == 3 and all(name.endswith("_s0_n4") for name in other_labels)
+    assert {*names(pipeline, "lapa", seed=1)} & lapa == {"videos", "tokenizer"}
+    part = names(pipeline, "vpt", setting="cross_task")
+    assert "vpt_part_s0_n8" in part and "labelled_s0_n8" not in part
+
+
+def test_arms_differ_in_what_they_claim(pipeline, configs):
+    for arm in arms.ARMS:
+        names(pipeline, arm)
+    policies = {
+        name: one
+        for name, one in configs.items()
+        if name.startswith("policy") and name.endswith("_of_s0_n8") and not callable(one)
+    }
+    lapa = policies["policy_latent_vla_s0_of_s0_n8"]
+    same = ("dim", "depth", "heads", "mlp_dim", "text_vocab", "text_length", "front_end")
+    for name, one in policies.items():
+        assert [one.model[key] for key in same] == [lapa.model[key] for key in same], name
+        assert (one.data, one.steps, one.global_batch) == (lapa.data, lapa.steps, lapa.global_batch)
+        assert bool(one.model.tokenizer) != bool(one.init_from)
+        kept = "policy_vpt" in name or "policy_action_vla" in name
+        assert one.model.action_codec == (
+            f"{one.init_from}/assets/action_bins.json" if kept else ""
+        )
+        if "openvla" not in name and "frozen" not in name:
+            assert one.model.targets == lapa.model.targets
+    before = [configs[name] for name in ("latent_vla_s0", "action_vla_s0", "vpt_s0_n8")]
+    for one in before[1:]:
+        for key in ("steps", "global_batch", "seed"):
+            assert one[key] == before[0][key]
+        assert one.optimizer.peak_lr == before[0].optimizer.peak_lr
+        assert one.model.tokenizer == before[0].model.tokenizer
+        corpora = zip(one.data.corpora.values(), before[0].data.corpora.values(), strict=True)
+        assert all(a.path == b.path for a, b in corpora)
+    vpt = configs["vpt_s0_n8"].data.corpora.robot
+    assert (vpt.action_set, vpt.action_fraction) == ("said_s0_n8", 0.0)
+    assert configs["shuffled_latent_vla_s0"].data.corpora.robot.label_set == "shuffled_latents_s0"
+    assert configs["quantizer_algebraic_s0"].model.objective.name == "algebraic"
+
+
+def test_what_cannot_be_is_told(pipeline):
+    with pytest.raises(ValueError, match="arm='lappa' must be one of"):
+        names(pipeline, "lappa")
+    alone = dataclasses.replace(pipeline.world, other=(), unseen={}, label_seed=700)
+    without = arms.Pipeline(alone, pipeline.workdir)
+    with pytest.raises(ValueError, match=r"arm human_only, .*: World\.other is empty"):
+        names(without, "human_only")
+    with pytest.raises(ValueError, match="World.unseen is empty"):
+        names(without, "lapa", unseen=True)
+    with pytest.raises(ValueError, match="videos and labelled episodes .* same seed 700"):
+        names(without, "lapa")
