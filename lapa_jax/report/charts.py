@@ -279,11 +279,7 @@ def label_curves(
                 for found in efficiency[key][kind].values()
                 if found["r2_mean"] is not None
             ]
-            labels, mean, low, high = np.array(sorted(points)).T
-            color = SERIES[number % len(SERIES)]
-            line = dict(color=color, linewidth=1.8, marker="o", markersize=3.5)
-            axes.plot(labels, mean, label=_plain(name), **line)
-            axes.fill_between(labels, low, high, color=color, alpha=0.15, linewidth=0)
+            labels, mean = _band(axes, points, number, name)
             said.append(f"{name}, {title}: {mean[-1]:.2f} with {labels[-1]:.0f} labels")
         axes.set_xscale("log")
         # A probe on ten labels may be worse than any constant: how much worse says nothing.
@@ -291,6 +287,52 @@ def label_curves(
         _dress(axes, x="labels", y="mean R²" if axes is panels[0] else "", title=title)
     _legend(figure, panels[0])
     return _picture(figure, f"Mean R² of the true action over labels. {'; '.join(said)}.")
+
+
+def _band(
+    axes: Axes, points: Sequence[Sequence[float]], number: int, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws line `number`, of points (x, estimate, low, high), and returns its x and estimates."""
+    x, estimate, low, high = np.array(sorted(points), np.float64).T
+    color = SERIES[number % len(SERIES)]
+    line = dict(color=color, linewidth=1.8, marker="osD^"[number // len(SERIES) % 4], markersize=4)
+    axes.plot(x, estimate, label=_plain(name), **line)
+    axes.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+    return x, estimate
+
+
+def success_curves(
+    panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], *, x: str = "labelled episodes"
+) -> Picture:
+    """Success over `x`: a panel for each title, a line with its band for each name, of points
+    (x, estimate, low, high) with rates in [0, 1]. x is on a log scale where its values are
+    (`is_logarithmic`)."""
+    if not panels or not all(panels.values()):
+        raise ValueError(f"a panel has no line: {panels}")
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    figure, grid = _panels(len(panels), 560 if len(panels) < 2 else 376, 340)
+    said = []
+    for place, (axes, (title, lines)) in enumerate(zip(grid, panels.items(), strict=True)):
+        every = sorted({float(point[0]) for points in lines.values() for point in points})
+        for name, points in lines.items():
+            at, rates = _band(axes, points, names.index(name), name)
+            told = ", ".join(f"{n:g}: {rate:.0%}" for n, rate in zip(at, rates, strict=True))
+            said.append(f"{title}, {name}: {told}")
+        if is_logarithmic(every):
+            axes.set_xscale("log")
+        axes.set_xticks(every, [f"{n:g}" for n in every])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_ylim(0, 1)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        _dress(axes, x=x, y="" if place else "success", title=title)
+    handles = {
+        label: handle
+        for axes in grid
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    style = dict(frameon=False, labelcolor=_INK, fontsize=9.5, ncols=min(6, len(handles)))
+    figure.legend(handles.values(), handles, loc="outside upper left", **style)
+    return _picture(figure, f"Success over {x}, with 95 % intervals. {'; '.join(said)}.")
 
 
 def _distinct(rows: Sequence[Mapping[str, Any]], key: str) -> list[Any]:

@@ -10,6 +10,7 @@ from lapa_jax.report.charts import label_curves as label_curves
 from lapa_jax.report.charts import loss_curves as loss_curves
 from lapa_jax.report.charts import measure_curves as measure_curves
 from lapa_jax.report.charts import success_chart as success_chart
+from lapa_jax.report.charts import success_curves as success_curves
 from lapa_jax.report.frames import Strip as Strip
 from lapa_jax.report.frames import atlas as atlas
 from lapa_jax.report.frames import film_strips as film_strips

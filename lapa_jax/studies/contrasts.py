@@ -151,10 +151,10 @@ def curves(rows: Rows, which: Which) -> dict[str, list[tuple[int, Interval]]]:
 
 def rates_table(rows: Rows, which: Which) -> list[list[str]]:
     """Every arm by its label budgets."""
-    rows = chosen(rows, which)
+    arms, rows = _arms(rows, which), chosen(rows, which)
     budgets = sorted({row["labels"] for row in rows})
     shown = [["arm", *(f"{n:,} labels" for n in budgets)]]
-    for arm in dict.fromkeys(row["arm"] for row in rows):
+    for arm in arms:
         each = [{"arm": arm, "labels": n} for n in budgets]
         shown.append([f"`{arm}`", *(_rate(rows, one) for one in each)])
     return shown
@@ -163,9 +163,9 @@ def rates_table(rows: Rows, which: Which) -> list[list[str]]:
 def arms_table(rows: Rows, base: str, which: Which) -> list[list[str]]:
     """Every arm, and beside `base` on the same start states, at one label budget; without Holm's
     correction, which `primary_table` has."""
-    rows = chosen(rows, which)
+    arms, rows = _arms(rows, which), chosen(rows, which)
     shown = [["arm", "seeds", "success", "IQM", f"less `{base}`", "p", f"P(above `{base}`)"]]
-    for arm in dict.fromkeys(row["arm"] for row in rows):
+    for arm in arms:
         one, other = {"arm": arm}, {"arm": base}
         if not seeds_of(rows, one):
             shown.append([f"`{arm}`", "0", *["–"] * 5])
@@ -219,6 +219,12 @@ def labels_table(
         value = f"at most {least:,}" if found.high <= least else told(found.estimate)
         shown.append([*cells, f"{value} ({told(found.low)} to {told(found.high)})"])
     return shown
+
+
+def _arms(rows: Rows, which: Which) -> list[str]:
+    """Those of the rows that are meant, in the order in which all rows have them."""
+    meant = {row["arm"] for row in chosen(rows, which)}
+    return [arm for arm in dict.fromkeys(row["arm"] for row in rows) if arm in meant]
 
 
 def _rate(rows: Rows, which: Which) -> str:

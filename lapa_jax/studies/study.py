@@ -160,10 +160,7 @@ class Study:
 
         Raises ValueError that names what differs.
         """
-        known = {}
-        if self.claimed:
-            remedy = "what the results are of is not known: take another --workdir"
-            known = places.read_json(self._claim, remedy)
+        known = self.claims
         noted = {key: known[key] for key in decides if key in known}
         changes = configs.difference(noted, {key: decides[key] for key in noted})
         if changes and not replace:
@@ -175,6 +172,14 @@ class Study:
             )
         runs.write_json(self._claim, known | decides)
         return bool(changes)
+
+    @property
+    def claims(self) -> dict[str, Any]:
+        """What is noted in WORKDIR/study.json."""
+        if not self.claimed:
+            return {}
+        remedy = "what the results are of is not known: take another --workdir"
+        return places.read_json(self._claim, remedy)
 
     @property
     def claimed(self) -> bool:

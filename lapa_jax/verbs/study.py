@@ -8,18 +8,21 @@ cells done writes their rows to rows.csv.
 
 import argparse
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.progress import Progress
 from lapa_jax import config as configs
 from lapa_jax.runs import program as programs
-from lapa_jax.studies import record
-from lapa_jax.studies.study import Interrupted, Study, name_of, text_of, write_csv
+from lapa_jax.studies import page, record
+from lapa_jax.studies.study import Cell, Interrupted, Study, name_of, text_of, write_csv
 from lapa_jax.train import EXIT_RESTART
 from lapa_jax.verbs import flags, text
 
 SIZES = ("quick", "cpu", "gpu")
+PAGE_SECONDS = 120.0  # between two pages while cells are being done
 
 
 def main(argv: list[str]) -> int:
@@ -37,15 +40,26 @@ def main(argv: list[str]) -> int:
     check_flags(args)
     workdir = Path(args.workdir)
     study = open_study(args.study, args.size, workdir)
-    code = run(study, args)
-    if code or study.missing():
+    last = time.monotonic()
+
+    def write_page() -> None:
+        nonlocal last
+        page.write(study, args.study, command(args), claims=study.claims["size"] != "quick")
+        last = time.monotonic()
+
+    code = run(study, args, lambda: time.monotonic() - last > PAGE_SECONDS and write_page())
+    if code:
         return code
-    rows = study.rows()
-    write_csv(workdir / "rows.csv", rows)
-    if args.record:
-        record.write(Path(args.record), command(args), study)
-    show_rows(rows)
-    text.show(f"\n{workdir}/rows.csv")
+    made = [workdir / "report.html"]
+    if not study.missing():
+        rows = study.rows()
+        write_csv(workdir / "rows.csv", rows)
+        if args.record:
+            record.write(Path(args.record), command(args), study)
+        show_rows(rows)
+        made.insert(0, workdir / "rows.csv")
+    write_page()
+    text.show("\n" + ", ".join(map(str, made)))
     return 0
 
 
@@ -93,14 +107,21 @@ def check_flags(args: argparse.Namespace) -> None:
         raise ValueError(f"--index {args.index} must be from 0 to --count {args.count} - 1")
 
 
-def run(study: Study, args: argparse.Namespace) -> int:
+def run(
+    study: Study, args: argparse.Namespace, after_cell: Callable[[], Any] = lambda: None
+) -> int:
     """Does this machine's cells, and says what others have not done yet; the exit code."""
     programs.keep_compiled(study.workdir)  # cells that differ in a seed run the same programs
     mine = study.cells[args.index :: args.count]
     done = sum(map(study.is_done, mine))
+
+    def told(cell: Cell) -> None:
+        bar.update(last=name_of(cell.values))
+        after_cell()
+
     try:
         with Progress("study", len(mine), unit="cell", done=done) as bar:
-            study.run(args.index, args.count, told=lambda cell: bar.update())
+            study.run(args.index, args.count, told)
     except Interrupted:
         sys.stderr.write("lapa: interrupted; the same command continues where it was\n")
         return EXIT_RESTART
