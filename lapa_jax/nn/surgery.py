@@ -35,7 +35,7 @@ class Borrowed(NamedTuple):
     hint: str  # what to name there
     stage: str  # of the run
     settings_key: str  # where the config has the `settings` that its model must have (JSON values)
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Any]  # by dotted names
     theirs: str  # a branch of its parameters
     ours: str  # path of a branch of the variables
 

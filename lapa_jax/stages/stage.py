@@ -39,9 +39,9 @@ def with_borrowed(
     if config.stage != borrowed.stage:
         raise ValueError(f"it is of stage {config.stage!r}, not {borrowed.stage!r}")
     differing = [
-        f"{borrowed.settings_key}.{name}={value!r}, which is {config.model[name]!r} there"
+        f"{borrowed.settings_key}.{name}={value!r}, which is {there!r} there"
         for name, value in borrowed.settings.items()
-        if config.model[name] != value
+        if (there := _setting(config.model, name)) != value
     ]
     if differing:
         raise ValueError("; ".join(differing))
@@ -52,6 +52,13 @@ def with_borrowed(
     here = {path.removeprefix(branch): flat[path] for path in flat if path.startswith(branch)}
     plan_swap(theirs, unflatten(here), may_change=())
     return unflatten(flat | {branch + path: leaf for path, leaf in flatten(theirs).items()})
+
+
+def _setting(model: Any, name: str) -> Any:
+    """What stands under a dotted name, None where nothing does."""
+    for key in name.split("."):
+        model = model.get(key) if isinstance(model, ConfigDict | Mapping) else None
+    return model
 
 
 class Unusable(NamedTuple):

@@ -74,9 +74,15 @@ def test_the_first_codebook_is_taken_frozen_and_heard():
     assert objective.columns(chosen) == {} and objective.fields(chosen) == ()
     before = flatten(variables)
     taken = np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32)
-    there = ConfigDict({"stage": "quantizer", "model": {}})
+    there = ConfigDict({"stage": "quantizer", "model": {"objective": {"name": "pixels"}}})
     borrowed = objective.borrowed(chosen)
     assert borrowed.key == "model.objective.weights" and borrowed.run == "runs/stage1"
+    with pytest.raises(ValueError, match="name='two_stage', which is 'pixels' there; .*stage=1"):
+        with_borrowed(borrowed, variables, there, {"bottleneck": {"codebook": taken}})
+    there.model.objective = settings(stage=2)
+    with pytest.raises(ValueError, match="^model.objective.stage=1, which is 2 there$"):
+        with_borrowed(borrowed, variables, there, {"bottleneck": {"codebook": taken}})
+    there.model.objective = settings()
     variables = with_borrowed(borrowed, variables, there, {"bottleneck": {"codebook": taken}})
     path = "objective/first/bottleneck/codebook"
     np.testing.assert_array_equal(flatten(variables)[path], taken)

@@ -121,7 +121,7 @@ class TwoStage(Mixed):
             hint='a run of model.objective.name="two_stage" with stage=1',
             stage="quantizer",
             settings_key="model",
-            settings={},
+            settings={"objective.name": "two_stage", "objective.stage": 1},
             theirs="bottleneck",
             ours="objective/first/bottleneck",
         )
