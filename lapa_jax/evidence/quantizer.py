@@ -147,6 +147,14 @@ def _chains(source: examples.Pairs, count: int) -> Chains | None:
     return Chains(frames, at, episode, source.moved(rows))
 
 
+def same_actions(one: np.ndarray | None, other: np.ndarray | None) -> bool:
+    """Whether both may be the actions of the same episodes: views of one have its actions, or, of
+    another robot, actions of another width, or none."""
+    if one is None or other is None or one.shape[1] != other.shape[1]:
+        return True
+    return one.shape == other.shape and np.allclose(one, other, equal_nan=True)
+
+
 def evaluate_paired_views(one: Sample, other: Sample) -> dict[str, Any]:
     """Whether the same motion in two views is the same latent action: corpora that hold the same
     episodes, as `lapa data collect --views A,B` writes them. Controls: codes by k-means of the
@@ -156,6 +164,8 @@ def evaluate_paired_views(one: Sample, other: Sample) -> dict[str, Any]:
             f"the views are not paired: {len(one.episode)} and {len(other.episode)} pairs of "
             f"{len(np.unique(one.episode))} and {len(np.unique(other.episode))} episodes"
         )
+    if not same_actions(one.actions, other.actions):
+        raise ValueError("the views are not paired: their actions are not those of one episode")
     episode, size = one.episode, one.codebook_size
     latents = one.flat_latents, other.flat_latents
     report: dict[str, Any] = {

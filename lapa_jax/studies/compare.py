@@ -1,15 +1,15 @@
 """`lapa evaluate --compare`: latent action models, ours and others', measured alike on one corpus.
 
 A study whose cells are the models: what is measured of one is a part, so that the same command
-continues, and one more model costs no more than its own part. A model that was trained on since is
-measured again.
+continues, and one more model costs no more than its own part. A model that was trained on since,
+or whose corpus is another one now, is measured again.
 """
 
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from data_pipelines.progress import Progress
 from lapa_jax import config as configs
 from lapa_jax.evidence import measures
-from lapa_jax.evidence.quantizer import evaluate_paired_views, evaluate_quantizer
+from lapa_jax.evidence.quantizer import evaluate_paired_views, evaluate_quantizer, same_actions
 from lapa_jax.nn import flops
 from lapa_jax.nn.attention import plain_attention
 from lapa_jax.runs import loaded
@@ -71,7 +71,7 @@ def open_comparison(models: Sequence[str], workdir: Path, how: Compared) -> Stud
         raise ValueError("cannot be compared, and nothing was measured:\n" + "\n".join(refused))
     first, *others = episodes
     for other in others:
-        if not np.array_equal(episodes[first], episodes[other]):
+        if not same_episodes(episodes[first], episodes[other]):
             raise ValueError(
                 f"{first} and {other} would read other episodes: directories of several sizes "
                 "(--corpus) must hold the same, and trainings must have left out the same "
@@ -87,8 +87,9 @@ def labels_of(models: Sequence[str]) -> list[str]:
     """A short name for each directory: its last parts, without those that all end in, as many as
     tell it from the others."""
     parts = [Path(model).absolute().parts for model in models]
-    if len(set(parts)) < len(parts):
-        twice = next(model for i, model in enumerate(models) if parts[i] in parts[:i])
+    places = [Path(model).resolve() for model in models]  # one run may have several names
+    if len(set(places)) < len(places):
+        twice = next(model for i, model in enumerate(models) if places[i] in places[:i])
         raise ValueError(f"--compare: {twice} is given twice")
     while len(models) > 1 and len({one[-1] for one in parts}) == 1:
         parts = [one[:-1] for one in parts]
@@ -102,23 +103,31 @@ def labels_of(models: Sequence[str]) -> list[str]:
     return [name(mine) for mine in parts]
 
 
-def _part(model: str, how: Compared) -> tuple[Part, np.ndarray]:
-    """(what measures one model, the length of each episode, 0 where it is not read); raises
-    ValueError where that is not possible."""
+class Episodes(NamedTuple):
+    """What tells those that are read from others."""
+
+    length: np.ndarray  # int (E,), 0 of those that are not read
+    actions: np.ndarray | None  # of all frames
+
+
+def _part(model: str, how: Compared) -> tuple[Part, Episodes]:
+    """(what measures one model, what it reads); raises ValueError where that is not possible."""
     _, meta = loaded.open_checkpoints(model)
     config = configs.from_dict(meta["config"])
     if config.stage != "quantizer":
         raise ValueError(f"a run of stage {config.stage!r}, not a quantizer")
     corpus, pairs = readable(config, how.of(how.corpora), how.held_out)
-    views = {}
+    views, read = {}, [pairs.index.hash]
     for view, paths in how.views.items():
         views[view], other = readable(config, how.of(paths), how.held_out)
-        if not _same(pairs, other):
+        indexes = (Episodes(x.index.episode_length, x.index.actions) for x in (pairs, other))
+        if not (same_episodes(*indexes) and np.array_equal(pairs.rows, other.rows)):
             raise ValueError(
                 f"{views[view]['path']} has not the same episodes and pairs as {corpus['path']}: "
                 f"--{view} takes the same episodes"
             )
-    known = json.dumps([str(Path(model).absolute()), corpus, views, meta], default=repr)
+        read.append(other.index.hash)
+    known = json.dumps([str(Path(model).absolute()), corpus, views, read, meta], default=repr)
     made = xxhash.xxh3_64(known.encode()).hexdigest()[:8]
 
     def work() -> list[dict[str, Any]]:
@@ -127,7 +136,8 @@ def _part(model: str, how: Compared) -> tuple[Part, np.ndarray]:
     episodes = pairs.index.episode_length
     if how.held_out:
         episodes = np.where(drawn_in_training(config, pairs.index), 0, episodes)
-    return Part(f"{Path(model).absolute().name} {meta['step']} {made}", work), episodes
+    part = Part(f"{Path(model).absolute().name} {meta['step']} {made}", work)
+    return part, Episodes(episodes, pairs.index.actions)
 
 
 def readable(
@@ -143,10 +153,8 @@ def readable(
     raise ValueError("; ".join(why))
 
 
-def _same(one: Pairs, other: Pairs) -> bool:
-    return np.array_equal(one.index.episode_length, other.index.episode_length) and np.array_equal(
-        one.rows, other.rows
-    )
+def same_episodes(one: Episodes, other: Episodes) -> bool:
+    return np.array_equal(one.length, other.length) and same_actions(one.actions, other.actions)
 
 
 def measured(

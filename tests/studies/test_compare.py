@@ -4,11 +4,13 @@ one page, whatever they have."""
 import csv
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 import tiny
 
+from data_pipelines.index import load_index
 from lapa_jax import config as configs
 from lapa_jax import stages
 from lapa_jax.diagnostics.sample import Chains, Sample
@@ -152,6 +154,31 @@ def test_what_cannot_be_compared_is_named_before_anything_is_measured(asked, tin
     assert "has not the same episodes" in refused(["pixels"], paired=(str(corpus),))
     assert "is given twice" in refused(["pixels", "pixels"])
     assert not asked and not (tmp_path / "out").exists()
+
+
+def test_a_corpus_of_other_episodes_is_another(asked, tmp_path):
+    corpus, other = tmp_path / "robot", tmp_path / "other"
+    tiny.write_corpus(corpus, episodes=4)
+    shutil.copytree(corpus, other)
+    how = compare.Compared(corpora=(str(corpus),), paired=(str(other),))
+
+    def part():
+        return compare.open_comparison(["runs/pixels"], tmp_path / "out", how).cells[0].parts[0]
+
+    before = part().name
+    assert part().name == before
+    for folder in (corpus, other):  # made anew in its place
+        shutil.rmtree(folder)
+        tiny.write_corpus(folder, episodes=4, fps=2 * tiny.FPS)
+    assert part().name != before
+    index = load_index(corpus)
+    lengths, actions = index.episode_length, index.actions
+    same = compare.Episodes(lengths, actions.copy())
+    assert compare.same_episodes(compare.Episodes(lengths, actions), same)
+    assert compare.same_episodes(compare.Episodes(lengths, None), same)
+    assert compare.same_episodes(compare.Episodes(lengths, actions[:, :1]), same)
+    same.actions[5] += 0.1
+    assert not compare.same_episodes(compare.Episodes(lengths, actions), same)
 
 
 def test_names_are_as_short_as_they_can_be():
