@@ -59,8 +59,14 @@ def of_folder(source: Path, options: Options) -> exact.Mapped:
         )
     settings["encoder"] = encoder.architecture()
     model = MotoConfig(image_size=(side, side), num_frames=2, compute_dtype="float32", **settings)
-    width = {"input_hidden_size": encoder.dim, "num_patches": model.tokens()}
-    vision.expect(part(whole, "m_former.config", path), path, **width)
+    former = part(whole, "m_former.config", path)
+    for key, there in (("input_hidden_size", encoder.dim), ("num_patches", model.tokens())):
+        if (wanted := former.get(key, there)) != there:
+            raise ValueError(
+                f"--encoder {options.encoder} gives {model.tokens()} tokens of width "
+                f"{encoder.dim}, m_former.config.{key} of {path} is {wanted!r}: "
+                "another encoder is meant"
+            )
     tensors = unwrapped(tensor_files.tensors(source), ANCHOR, ORIGINAL)
     for prefix, why in _OTHERS.items():
         tensors = exact.without(tensors, prefix, why)
