@@ -9,6 +9,7 @@ and the same CSV with a column la_path.
 
 import csv
 import functools
+import io
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,7 @@ from data_pipelines.storage import given_folder
 from lapa_jax import config as configs
 from lapa_jax.interop.cards import model_card
 from lapa_jax.interop.staged import staged
-from lapa_jax.interop.tensor_files import given_file
+from lapa_jax.interop.tensor_files import text_of
 from lapa_jax.runs.label import Encoder
 from lapa_jax.runs.loaded import LoadedQuantizer, Model, require
 
@@ -90,9 +91,8 @@ def write(run: Model, out: Path, options: Options) -> int:
 
 
 def _rows(metadata: Path) -> tuple[list[dict[str, str]], list[str]]:
-    with open(given_file(metadata, "LARYBench's metadata"), newline="") as file:
-        reader = csv.DictReader(file)
-        rows, columns = list(reader), list(reader.fieldnames or ())
+    reader = csv.DictReader(io.StringIO(text_of(metadata, "LARYBench's metadata")))
+    rows, columns = list(reader), list(reader.fieldnames or ())
     if not any(set(needed) <= set(columns) for needed in (PAIRS, VIDEOS)):
         raise ValueError(
             f"{metadata} has the columns {columns}: neither {', '.join(PAIRS)} nor "
@@ -100,6 +100,11 @@ def _rows(metadata: Path) -> tuple[list[dict[str, str]], list[str]]:
         )
     if not rows:
         raise ValueError(f"{metadata} has no rows")
+    for number, row in enumerate(rows):
+        if None in row or None in row.values():  # more cells than columns, or fewer
+            raise ValueError(
+                f"row {number} of {metadata} has not as many cells as there are columns: {columns}"
+            )
     return rows, columns
 
 

@@ -132,3 +132,13 @@ def test_what_cannot_be_read_is_named(run, pictures, tmp_path):
     told = metadata(tmp_path / "other.csv", [{"image": "0.png"}])
     code, _, error = export(run, tmp_path / "out", told, pictures, "--stride", 5)
     assert code == 2 and "neither src_img, tgt_img nor video_path, sample_indices" in error
+    told = tmp_path / "broken.csv"
+    for text, words in (
+        (b"src_img,tgt_img\n0.png,0.png\n0.png\n", "row 1 of .*broken.csv has not as many cells"),
+        (b"src_img,tgt_img\n0.png,0.png,5\n", "row 0 of .*broken.csv has not as many cells"),
+        (b"src_img,tgt_img\n\xff\xfe.png,0.png\n", "broken.csv is no text"),
+    ):
+        told.write_bytes(text)
+        code, _, error = export(run, tmp_path / "out", told, pictures, "--stride", 5)
+        assert code == 2 and re.search(words, error.strip().splitlines()[-1])
+        assert not (tmp_path / "out").exists()
