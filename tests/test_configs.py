@@ -113,6 +113,11 @@ def test_a_quantizer_at_full_size_predicts_features(encoder):
     config = load("experiments/quantizer/tabletop.py", "objective=algebraic+vae,quick=True")
     assert config.model.objective.of.name == "pixels" and config.data.num_frames == 3
     assert (config.model.bottleneck.name, config.model.normalize_decay) == ("gaussian", 0.0)
+    config = load(
+        "experiments/quantizer/tabletop.py", "objective=algebraic+pose,views=moving_camera"
+    )
+    assert config.model.objective.of.horizon == config.data.action_horizon == 2
+    assert config.data.corpora.moving_camera.action_key == "observation/camera_motion"
     with pytest.raises(ValueError, match="objective='pixel' must be one of .*'features'"):
         load("experiments/quantizer/paper.py", "objective=pixel")
 

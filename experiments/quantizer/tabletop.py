@@ -61,25 +61,26 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.model = base.quantizer_model()
     config.model.bottleneck.update(continuous_steps=300, ramp_steps=400)
     base.predict(config, arg.objective)
-    if "horizon" in config.model.objective:  # steps of a window
-        config.model.objective.horizon = config.data.action_horizon = 2
+    name, objective = arg.objective.rpartition("+")[2], config.model.objective
+    objective = objective.get("of", objective)  # that others are added to
+    if "horizon" in objective:  # steps of a window
+        objective.horizon = config.data.action_horizon = 2
     for corpus in config.data.corpora.values():
-        if arg.objective == "proprio":
+        if name == "proprio":
             corpus.state_key = "observation/state"
-            config.model.objective.corpora = len(config.data.corpora)
-        if arg.objective == "pose":
+            objective.corpora = len(config.data.corpora)
+        if name == "pose":
             corpus.action_key = "observation/camera_motion"
-    if arg.objective == "factorised" and arg.together:
-        config.model.objective.positives = "views"
-    if arg.objective == "bimanual":  # the tool's two axes stand for two arms
-        config.model.objective.update(action_dim=2, left_dims=1)
+    if name == "factorised" and arg.together:
+        objective.positives = "views"
+    if name == "bimanual":  # the tool's two axes stand for two arms
+        objective.update(action_dim=2, left_dims=1)
         config.model.code_length = 2
     if "rotation" in arg.objective:
         config.model.quant_dim = 16  # of 4 x 4
     if arg.quick:
         base.make_quantizer_quick(config)
         config.optimizer.warmup_steps, config.model.patch_size = 10, 16
-        objective = config.model.objective
-        if "teacher" in (objective := objective.get("of", objective)):
+        if "teacher" in objective:
             base.make_vit_quick(objective.teacher)
     return config
