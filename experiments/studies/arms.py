@@ -51,7 +51,7 @@ class Arm:
     """
 
     learns: str = ""
-    objective: str = "pixels"
+    objective: str = "pixels"  # of the quantizer; "best": World.best
     control: str = ""
     other: bool = False
     recipe: str = "own"
@@ -60,7 +60,6 @@ class Arm:
     tuned: str = "lapa"
 
 
-BEST = "algebraic"  # of the objectives, for `lapa_best`
 ARMS = {
     "scratch": Arm(tuned="scratch"),
     "vpt": Arm("said", tuned="vpt"),
@@ -70,7 +69,7 @@ ARMS = {
     "openvla": Arm("true", recipe="openvla", tuned="action_vla"),
     "unipi": Arm("latent", draws=True),
     "frozen_features": Arm("latent", recipe="frozen_features"),
-    "lapa_best": Arm("latent", objective=BEST),
+    "lapa_best": Arm("latent", objective="best"),
     "shuffled_latents": Arm("latent", control="shuffled"),
     "kmeans_latents": Arm("latent", control="kmeans"),
     "random_latents": Arm("latent", control="random"),
@@ -92,6 +91,9 @@ SETTINGS = {
     "cross_task": Setting(part=True),
     "cross_embodiment": Setting(other=True),
 }
+
+
+UNSEEN = "_unseen"  # after a setting's name: its rollouts are of what was never collected
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +134,7 @@ class World:
     other: tuple[str, ...] = ()
     part: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     unseen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    best: str = "algebraic"  # the objective that experiments/studies/objectives.py finds best
     noise: float = 0.3  # of the expert in the videos
     workers: int = 1  # processes that collect, of a world that cannot be traced
     video_seed: int = 700
@@ -165,8 +168,9 @@ class Pipeline:
         tuned: Tuned | None = None,
     ) -> Cell:
         """Of the arm of that name with so many labelled episodes, whose rows are one a task:
-        {family, successes, episodes, outcomes}. `tuned`: in the place of the world's, and then
-        among the cell's values. ValueError for what the world does not have."""
+        {family, successes, episodes, outcomes}. `unseen`: rollouts of `World.unseen`, which is told
+        by the setting's name. `tuned`: in the place of the world's, and then among the cell's
+        values. ValueError for what the world does not have."""
         base.require("arm", name, ARMS)
         base.require("setting", setting, SETTINGS)
         arm, place = ARMS[name], SETTINGS[setting]
@@ -174,8 +178,8 @@ class Pipeline:
         for what, needed in (("other", other), ("part", place.part), ("unseen", unseen)):
             if needed and not getattr(self.world, what):
                 raise ValueError(f"arm {name}, setting {setting}: World.{what} is empty")
-        values = {"arm": name, "setting": setting, "seed": seed, "labels": labels}
-        values["combinations"] = "unseen" if unseen else "seen"
+        told = f"{setting}{UNSEEN}" if unseen else setting
+        values = {"arm": name, "setting": told, "seed": seed, "labels": labels}
         if tuned is not None:
             values |= {"steps": tuned.steps, "rest": tuned.rest}
         views = self.world.other if other else self.world.views
@@ -193,8 +197,7 @@ class Pipeline:
             return self._success(load_policy(), unseen)
 
         tried = f"{tuned.steps}x{tuned.rest:g}" if tuned else ""
-        what = "unseen" if unseen else "success"
-        last = _join(what, name, setting, f"s{seed}", f"n{labels}", tried)
+        last = _join("success", name, told, f"s{seed}", f"n{labels}", tried)
         return Cell(values, self._add(last, success, acting).parts)
 
     # --- Data ---
@@ -242,7 +245,12 @@ class Pipeline:
 
     # --- Latent actions ---
 
-    def _quantizer(self, objective: str, views: Sequence[str], seed: int) -> Made:
+    def _objective(self, arm: Arm) -> str:
+        return self.world.best if arm.objective == "best" else arm.objective
+
+    def _quantizer(self, arm: Arm, views: Sequence[str], seed: int) -> Made:
+        objective = self._objective(arm)
+
         def config() -> ConfigDict:
             return _seeded(with_corpora(self.world.quantizer(objective), self._paths(views)), seed)
 
@@ -251,7 +259,7 @@ class Pipeline:
 
     def _latents(self, arm: Arm, views: Sequence[str], seed: int) -> Made:
         """A label set of the videos: the quantizer's, or a control beside it."""
-        quantizer = self._quantizer(arm.objective, views, seed)
+        quantizer = self._quantizer(arm, views, seed)
         name = quantizer.name.replace("quantizer", "latents")
         paths = {view: {"path": str(path)} for view, path in self._paths(views).items()}
 
@@ -365,7 +373,7 @@ class Pipeline:
         of `lapa`, in WORKDIR/NAME.json."""
         lapa, views, name = ARMS["lapa"], self.world.views, f"matched_s{seed}"
         policy = self._pretrained(lapa, views, labelled, seed)
-        made = [self._quantizer(lapa.objective, views, seed), policy]
+        made = [self._quantizer(lapa, views, seed), policy]
 
         def work() -> None:
             runs_of = [load(self.workdir / one.name) for one in made]
@@ -381,8 +389,8 @@ class Pipeline:
     ) -> tuple[Made, Callable[[], Model]]:
         """UniPi: a latent VLA, its quantizer, and an inverse dynamics model of its window."""
         latent = self._pretrained(arm, views, labelled, seed)
-        quantizer = self._quantizer(arm.objective, views, seed)
-        corpora = self.world.quantizer(arm.objective).data.corpora.values()
+        quantizer = self._quantizer(arm, views, seed)
+        corpora = self.world.quantizer(self._objective(arm)).data.corpora.values()
         inverse = self._inverse(labelled, seed, next(iter(corpora)).window_seconds)
         name = _join("unipi", latent.name, "of", labelled.name.removeprefix("labelled_"))
 

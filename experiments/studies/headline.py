@@ -11,7 +11,7 @@ those of record:
 
     lapa study studies/headline:tune=True --size cpu --workdir runs/headline_tuning
 
-Cost: `lapa study` says what is to be done; size=cpu is meant for 6 hours of two CPU cores.
+Cost: docs/evidence.md. Any of the sizes' values can be given: `:families=reach,horizon=40`.
 """
 
 import dataclasses
@@ -27,6 +27,9 @@ from experiments.latent_vla import tabletop as latent_vla
 from experiments.quantizer import tabletop as quantizer
 from experiments.studies import arms
 from experiments.studies.arms import Tuned
+from lapa_jax.diagnostics.statistics import Interval, hierarchical, wilson_interval
+from lapa_jax.studies import contrasts
+from lapa_jax.studies.record import percent
 from lapa_jax.studies.study import Cell, Study
 
 # Fixed before the first run: what is asked, and which number answers it.
@@ -66,13 +69,14 @@ SIZES = {
 
 
 def arguments(arg: str | None) -> ConfigDict:
-    """Of `get_study`, with those of its arg."""
+    """Of `get_study`, with those of its size."""
     return base.parse_study_arg(
         arg,
         SIZES,
         **dict(arms="+".join(arms.ARMS), tune=False, seeds=SEEDS, rollouts=ROLLOUTS),
         **dict(budgets="+".join(map(str, BUDGETS)), labels=PRIMARY_LABELS),
-        **dict(videos=5000, blocks=4, horizon=120),
+        **dict(families="+".join(FAMILIES), blocks=4, horizon=120, videos=5000, best="algebraic"),
+        **dict(dim=0, depth=0),
         **dict(quantizer_steps=900, policy_steps=1400, finetuning_steps=0),
     )
 
@@ -80,9 +84,10 @@ def arguments(arg: str | None) -> ConfigDict:
 def get_study(arg: str | None, workdir: Path) -> Study:
     """`arms` joined by +. `tune`: the search, not the study. `seeds`: of everything but the
     videos. `budgets`: numbers of labelled episodes, joined by +, of the main arms; `labels`: that
-    of all others. `rollouts`: start states of a family. `videos`: episodes a view. `blocks` and
-    `horizon`: of a scene. `quantizer_steps`; `policy_steps`: of learning from videos;
-    `finetuning_steps`, 0: as TUNED."""
+    of all others. `rollouts`: start states of a family. `families` joined by +, `blocks` and
+    `horizon`: of the scene. `videos`: episodes a view. `best`: the objective of `lapa_best`.
+    `dim`, `depth`: of policies, 0: as the tabletop's. `quantizer_steps`; `policy_steps`: of
+    learning from videos; `finetuning_steps`, 0: as TUNED."""
     arg = arguments(arg)
     named = arg.arms.split("+")
     for name in named:
@@ -126,12 +131,17 @@ def _search(pipeline: arms.Pipeline, arg: ConfigDict) -> Iterator[Cell]:
 
 
 def get_world(arg: ConfigDict) -> arms.World:
-    """The five pushing families, seen with a human hand and with the robot."""
-    scene = {"name": "tabletop", "families": FAMILIES, "blocks": arg.blocks}
+    """The tabletop, seen with a human hand and with the robot."""
+    families = tuple(arg.families.split("+"))
+    scene = {"name": "tabletop", "families": families, "blocks": arg.blocks}
     scene |= {"horizon": arg.horizon, "combinations": "train"}
 
     def policy(config: ConfigDict) -> ConfigDict:
         config.model.text_length = 20  # the longest instruction has eighteen
+        if arg.dim:
+            config.model.update(dim=arg.dim, mlp_dim=3 * arg.dim, heads=arg.dim // 32, head_dim=32)
+        if arg.depth:
+            config.model.depth = arg.depth
         return config
 
     def quantizer_of(objective: str) -> ConfigDict:
@@ -156,7 +166,7 @@ def get_world(arg: ConfigDict) -> arms.World:
         tuned = {name: Tuned(arg.finetuning_steps, one.rest) for name, one in TUNED.items()}
     return arms.World(
         scene=scene,
-        tasks=FAMILIES,
+        tasks=families,
         views=("human", "robot"),
         other=("human",),
         robot="robot",
@@ -166,6 +176,116 @@ def get_world(arg: ConfigDict) -> arms.World:
         latent_vla=latents,
         action_vla=actions,
         tuned=tuned,
-        part={"families": ("separate_blocks",)},
+        part={"families": families[-1:]},
+        best=arg.best,
         unseen={"combinations": "held_out"},
     )
+
+
+# --- What came out ---
+
+
+def tables(rows: contrasts.Rows) -> dict[str, list[list[str]]]:
+    """Of the study, or of the search."""
+    if any("rest" in row for row in rows):
+        return {"search": _search_table(rows)}
+    inside = contrasts.chosen(rows, {"setting": "in_domain"})
+    labels = _primary_labels(inside)
+    at = {"labels": labels}
+    main = [row for row in inside if row["arm"] in arms.MAIN]
+    named = ["lapa", *(name for name, arm in arms.ARMS.items() if arm.control)]
+    controls = [row for row in inside if row["arm"] in named]
+    return {
+        "primary": contrasts.primary_table(inside, PRIMARY, at),
+        "expected": _expected(inside, at),
+        "main": contrasts.rates_table(main, {}),
+        "labels": contrasts.labels_table(main, ("lapa", "vpt", "action_vla"), "scratch", 25, {}),
+        "arms": contrasts.arms_table(inside, "scratch", at),
+        "controls": contrasts.arms_table(controls, "lapa", at),
+        "settings": _settings(rows, labels),
+        "families": _families(inside, at),
+    }
+
+
+def _primary_labels(rows: contrasts.Rows) -> int:
+    """PRIMARY_LABELS, or of a smaller study the number that it has in their place."""
+    known = sorted({row["labels"] for row in rows})
+    return PRIMARY_LABELS if PRIMARY_LABELS in known or not known else known[-1]
+
+
+def _expected(rows: contrasts.Rows, at: contrasts.Which) -> list[list[str]]:
+    """What the paper leads to expect, and whether it is so: yes and no where the whole interval
+    says so."""
+
+    def judged(gap: Interval, least: float) -> str:
+        return "yes" if gap.low >= least else "no" if gap.high < least else "open"
+
+    shown = [["expected", "found", "so"]]
+    for base_arm, least in (("scratch", 0.2), ("vpt", 0.0)):
+        text = f"`lapa` at least {f'{100 * least:.0f} points above ' * bool(least)}`{base_arm}`"
+        one, other = {"arm": "lapa", **at}, {"arm": base_arm, **at}
+        if not contrasts.seeds_of(rows, one, other):
+            shown.append([text, "–", "–"])
+            continue
+        gap = contrasts.paired(rows, one, other).difference
+        shown.append([text, percent(gap, "points"), judged(gap, least)])
+    text = "`lapa` at least three quarters of `action_vla`"
+    one, other = {"arm": "lapa", **at}, {"arm": "action_vla", **at}
+    if not contrasts.seeds_of(rows, one, other):
+        return [*shown, [text, "–", "–"]]
+    a, b = contrasts.outcomes(rows, one, other)
+    beyond = hierarchical(a.values_STN - 0.75 * b.values_STN, seed=0).difference
+    told = f"{percent(beyond, 'points')} beyond them"
+    return [*shown, [text, told, judged(beyond, 0.0)]]
+
+
+def _settings(rows: contrasts.Rows, labels: int) -> list[list[str]]:
+    """The main arms in every setting, on what was collected and on what never was."""
+    told = {"": "seen", arms.UNSEEN: "unseen"}
+    header = [
+        f"{setting.replace('_', '-')}, {said}"
+        for setting in arms.SETTINGS
+        for said in told.values()
+    ]
+    shown = [["arm", *header]]
+    for name in arms.MAIN:
+        cells = []
+        for setting in arms.SETTINGS:
+            for end in told:
+                one = {"arm": name, "setting": setting + end, "labels": labels}
+                found = contrasts.seeds_of(rows, one)
+                cells.append(percent(contrasts.rate(rows, one)) if found else "–")
+        shown.append([f"`{name}`", *cells])
+    return shown
+
+
+def _families(rows: contrasts.Rows, at: contrasts.Which) -> list[list[str]]:
+    """Every arm by family: successes of all seeds together, with Wilson's interval."""
+    rows = contrasts.chosen(rows, at)
+    families = list(dict.fromkeys(row["family"] for row in rows))
+    shown = [["arm", *(family.replace("_", " ") for family in families)]]
+    for name in dict.fromkeys(row["arm"] for row in rows):
+        cells = []
+        for family in families:
+            found = contrasts.chosen(rows, {"arm": name, "family": family})
+            count, of = (sum(row[key] for row in found) for key in ("successes", "episodes"))
+            cells.append(percent(wilson_interval(count, of)) if of else "–")
+        shown.append([f"`{name}`", *cells])
+    return shown
+
+
+def _search_table(rows: contrasts.Rows) -> list[list[str]]:
+    """Successes of every point of the grid, the best of an arm in bold; of equal ones the first."""
+    shown = [["arm", *(f"{one.steps:,} steps, rest at {one.rest:g}" for one in GRID)]]
+    for name in dict.fromkeys(row["arm"] for row in rows):
+        cells, counts = [], []
+        for one in GRID:
+            which = {"arm": name, "steps": one.steps, "rest": one.rest}
+            found = contrasts.chosen(rows, which)
+            count, of = (sum(row[key] for row in found) for key in ("successes", "episodes"))
+            counts.append(count if found else -1)
+            cells.append(f"{count} of {of}" if found else "–")
+        best = counts.index(max(counts))
+        cells[best] = f"**{cells[best]}**"
+        shown.append([f"`{name}`", *cells])
+    return shown

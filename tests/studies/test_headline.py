@@ -67,7 +67,7 @@ def test_parts_of_every_arm(pipeline):
 def test_other_cells_share_what_is_theirs(pipeline):
     lapa = {*names(pipeline, "lapa")}
     other_labels = {*names(pipeline, "lapa", labels=4)} - lapa
-    assert {*names(pipeline, "lapa", unseen=True)} - lapa == {"unseen_lapa_in_domain_s0_n8"}
+    assert {*names(pipeline, "lapa", unseen=True)} - lapa == {"success_lapa_in_domain_unseen_s0_n8"}
     assert len(other_labels) == 3 and all(name.endswith("_s0_n4") for name in other_labels)
     assert {*names(pipeline, "lapa", seed=1)} & lapa == {"videos", "tokenizer"}
     part = names(pipeline, "vpt", setting="cross_task")
@@ -119,3 +119,55 @@ def test_what_cannot_be_is_told(pipeline):
         names(without, "lapa", unseen=True)
     with pytest.raises(ValueError, match="videos and labelled episodes .* same seed 700"):
         names(without, "lapa")
+
+
+def test_cells_of_the_study_and_of_the_search(tmp_path):
+    study = headline.get_study("size=quick,budgets=4+8", tmp_path)
+    first = [(c.values["arm"], c.values["labels"]) for c in study.cells[:8]]
+    assert first == [(arm, n) for n in (8, 4) for arm in arms.MAIN]
+    assert {c.values["arm"] for c in study.cells} == {*arms.ARMS}
+    settings = {c.values["setting"] for c in study.cells}
+    assert settings == {s + end for s in arms.SETTINGS for end in ("", arms.UNSEEN)}
+    search = headline.get_study("size=quick,tune=True,arms=lapa+vpt", tmp_path)
+    assert len(search.cells) == 2 * len(headline.GRID)
+    trained = [c.parts[-2].name for c in search.cells if c.values["arm"] == "lapa"]
+    assert len(set(trained)) == len(headline.GRID)
+    with pytest.raises(ValueError, match="TUNING_SEED=50 is one of the 51 seeds of record"):
+        headline.get_study("size=quick,tune=True,seeds=51,arms=lapa", tmp_path)
+    with pytest.raises(ValueError, match="arms='best' must be one of"):
+        headline.get_study("arms=best", tmp_path)
+
+
+def row(arm, outcomes, **values):
+    counts = {"successes": sum(outcomes), "episodes": len(outcomes)}
+    known = {"setting": "in_domain", "seed": 0, "labels": 50, "family": "reach"}
+    return {"arm": arm, "outcomes": [bool(x) for x in outcomes], **known, **counts, **values}
+
+
+def test_tables():
+    good, half = [1] * 40, [1, 0] * 20
+    rows = [
+        row(arm, half if arm == "scratch" else good, seed=s) for arm in arms.MAIN for s in (0, 1)
+    ]
+    rows += [row("kmeans_latents", half), row("lapa", half, setting="cross_task_unseen")]
+    tables = headline.tables(rows)
+    (_, scratch, vpt) = tables["primary"]
+    assert scratch[:3] == ["`lapa` less `scratch`", "2", "50.0 points (35.0 to 65.0)"]
+    assert vpt[2] == "0.0 points (0.0 to 0.0)"
+    assert [cells[2] for cells in tables["expected"][1:]] == ["yes", "yes", "yes"]
+    assert tables["main"][1] == ["`scratch`", "50.0 % (35.0 to 65.0)"]
+    assert [cells[0] for cells in tables["controls"]] == ["arm", "`lapa`", "`kmeans_latents`"]
+    assert tables["settings"][0][4] == "cross-task, unseen"
+    assert tables["settings"][3][1:5] == [
+        "100.0 % (100.0 to 100.0)",
+        "–",
+        "–",
+        tables["main"][1][1],
+    ]
+    assert tables["families"][1] == ["`scratch`", "50.0 % (39.3 to 60.7)"]
+    search = [
+        row("lapa", half[:n], steps=one.steps, rest=one.rest)
+        for one, n in zip(headline.GRID, (2, 6, 4, 6, 2, 2), strict=True)
+    ]
+    assert headline.tables(search)["search"][1][1:4] == ["1 of 2", "**3 of 6**", "2 of 4"]
+    assert headline.tables([])["primary"][1][2] == "–"
