@@ -64,10 +64,17 @@ def interval(found: Interval) -> str:
 
 
 def filled(document: str, tables: Mapping[str, Sequence[Sequence[str]]]) -> str:
-    """A document with its tables made anew. ValueError for one that is not there."""
+    """A document with its tables made anew; in the place of those of a study of which nothing is on
+    record it says so. ValueError for one that is not there."""
+    studies = configs.shipped_files("get_study")
 
     def block(match: re.Match) -> str:
-        if (name := match[2]) not in tables:
+        name = match[2]
+        study = f"studies/{name.partition('/')[0]}"
+        recorded = any(known.startswith(f"{name.partition('/')[0]}/") for known in tables)
+        if study in studies and not recorded:
+            return f"{match[1]}Not run yet (`lapa study {study}`).\n{match[3]}"
+        if name not in tables:
             raise ValueError(f"the document has a table {name!r}: there are {sorted(tables)}")
         header, *rows = tables[name]
         lines = [header, ["---"] * len(header), *rows]

@@ -30,6 +30,10 @@ def test_tables_of_a_document_are_filled_and_the_rest_stays():
     assert record.filled(filled, {"one/x": [["arm", "rate"], ["lapa", "0.5"]]}) == filled
     with pytest.raises(ValueError, match="one/x"):
         record.filled(document, {})
+    shipped = record.filled(document.replace("one/x", "headline/main"), {})
+    assert "Not run yet (`lapa study studies/headline`).\n<!-- end" in shipped
+    with pytest.raises(ValueError, match="headline/mean"):
+        record.filled(document.replace("one/x", "headline/mean"), {"headline/main": [["arm"]]})
 
 
 def test_documents_say_what_was_found():
