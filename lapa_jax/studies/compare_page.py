@@ -34,9 +34,10 @@ def write(path: Path, reports: Reports, how: Compared) -> None:
     """Writes the page of what `compare.results` gives."""
     found = {name: numbers(report) for name, report in reports.items()}
     first = next(iter(reports.values()))
+    corpora = " and ".join(dict.fromkeys(one["corpus"] for one in reports.values()))
     report = Report(
         "Latent action models, compared",
-        f"{len(reports)} models on {first['corpus']}: {first['pairs']:,} pairs of "
+        f"{len(reports)} models on {corpora}: {first['pairs']:,} pairs of "
         f"{first['episodes']:,} episodes.",
     )
     report.text(
@@ -57,7 +58,7 @@ def write(path: Path, reports: Reports, how: Compared) -> None:
         figures.dot_plots(rows, "model", shown)
     )
     _codes(report, found)
-    alike = len({one["about"]["predicts"] for one in reports.values()}) == 1
+    alike = len({(one["about"]["predicts"], *_size(one)) for one in reports.values()}) == 1
     _drawn(report, found, max if alike else None)
     _content(report, found)
     _leakage(report, found, max if alike else None)
@@ -90,7 +91,20 @@ def _notes(reports: Reports) -> list[str]:
             "Skill and Δ of these are of the features that they predict, which compares with no "
             f"pixels: {', '.join(features)}."
         )
+    sizes: dict[str, list[str]] = {}
+    for name, one in reports.items():
+        sizes.setdefault("x".join(map(str, _size(one))), []).append(name)
+    if len(sizes) > 1:
+        told = "; ".join(f"{size}: {', '.join(names)}" for size, names in sizes.items())
+        notes.append(
+            "Pictures of different sizes are drawn, and PSNR, SSIM and skill compare with those of "
+            f"the same size alone: {told}."
+        )
     return notes
+
+
+def _size(report: Mapping[str, Any]) -> Sequence[int]:
+    return report["about"]["image_size"]
 
 
 def _flat(name: str, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -198,9 +212,9 @@ def _drawn(report: Report, found: Mapping[str, Any], best: Callable[..., Any] | 
             "skill": ("skill", best),
             "given another pair's z": ("skill_exchanged", None),
             "given the true action": ("true_action_skill", None),
-            "PSNR, dB": ("psnr", max),
+            "PSNR, dB": ("psnr", best),
             "of a copy": ("psnr_copy", None),
-            "SSIM": ("ssim", max),
+            "SSIM": ("ssim", best),
         },
         "What z adds is skill above that with another pair's z; the true action, through a map "
         "that is fitted, is what this decoder could do (a quarter of the episodes).",

@@ -17,7 +17,7 @@ from lapa_jax.diagnostics.sample import Chains, Sample
 from lapa_jax.evidence import measures, verdict
 from lapa_jax.evidence.quantizer import QuantizerEvaluation
 from lapa_jax.runs.loaded import LoadedQuantizer
-from lapa_jax.studies import compare
+from lapa_jax.studies import compare, compare_page
 from lapa_jax.verbs import evaluate
 
 
@@ -132,7 +132,11 @@ def test_models_of_any_kind_are_on_one_page_and_measured_once(asked, tiny_data, 
     for words in ("At a glance", "Code health", "Algebra", "Window curve", "another view"):
         assert words in page
     assert "which compares with no pixels: unlike." in page
-    assert re.search(r">(nan|None|inf)<", page) is None
+    assert re.search(r">(nan|None|inf)<", page) is None and "different sizes" not in page
+    found["vae"]["about"]["image_size"] = [16, 16]
+    compare_page.write(out / "sizes.html", found, compare.Compared(corpora=(str(corpus),)))
+    page = (out / "sizes.html").read_text()
+    assert "of the same size alone: 64x64: pixels, unlike; 16x16: vae." in page
     other = ["--compare", "runs/pixels", "--corpus", str(corpus), "--out", str(out)]
     with pytest.raises(ValueError, match="holds results of other data or settings"):
         evaluate.main(other)
