@@ -171,7 +171,7 @@ def load_index(
         if wanted and manifest[name] != wanted:
             raise StaleIndexError(
                 f"{folder} was built with {name} {manifest[name]!r}, the config "
-                f"says {wanted!r}: {REBUILD} with path {directory}"
+                f"says {wanted!r}: {REBUILD} --{name} {wanted} with path {directory}"
             )
     _check_fresh(directory, shards, manifest)
     digests, states = dict(manifest["digests"]), manifest.get("states", {})

@@ -32,6 +32,16 @@ and then a second codebook:
         --config.model.objective.stage=2 --config.model.objective.weights=runs/quantizer_stage1 \
         --workdir runs/quantizer_stage2
 
+Some read what is made first: how the camera moves, in the index; the optical flow of each window:
+
+    lapa data index data/tabletop/moving_camera --action_key observation/camera_motion
+    lapa train --config experiments/quantizer/tabletop.py:objective=pose,views=moving_camera \
+        --workdir runs/quantizer_pose
+    lapa data flow data/tabletop/robot --window_seconds 0.2 --method tabletop --families reach \
+        --blocks 4
+    lapa train --config experiments/quantizer/tabletop.py:objective=flow,views=robot \
+        --workdir runs/quantizer_flow
+
 Cost: 0.14 M parameters; 900 steps took 122 seconds on two cores of an AMD EPYC
 (docs/performance.md). quick=True runs in about a minute there.
 """

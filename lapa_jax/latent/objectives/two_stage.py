@@ -118,7 +118,7 @@ class TwoStage(Mixed):
         return Borrowed(
             key="model.objective.weights",
             run=settings.weights,
-            hint='a run of model.objective.name="two_stage" with stage=1',
+            hint='model.objective.name="two_stage" with stage=1',
             stage="quantizer",
             settings_key="model",
             settings={"objective.name": "two_stage", "objective.stage": 1},
