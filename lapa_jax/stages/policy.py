@@ -319,9 +319,19 @@ class PolicyStage(Stage):
         return self.layout.text_loss_weight > 0
 
     def watch(self) -> list[tuple[int, str]]:
-        closed = ", and its success" if self.acts else ""
-        last = f"`lapa evaluate`: what it says of held-out episodes{closed}"
-        return [(self.config.steps, last)]
+        config, found = self.config, []
+        if 0 < (warm := config.optimizer.get("warmup_steps", 0)) < config.steps:
+            found.append((warm, "the loss is below that of the first line"))
+        if every := config.evaluation.every_steps:
+            found.append(
+                (every, "the loss in evaluation.jsonl, which rises where it learns by heart")
+            )
+        last = "`lapa evaluate` on held-out episodes: "
+        if self.acts:
+            last += "errors beside the mean action and the one before repeated, and success"
+        else:
+            last += "token accuracy above that of the usual token and of the first frame"
+        return [*found, (config.steps, last)]
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:
         k, T, data = self.examples_per_row, self.row_length, self.config.data

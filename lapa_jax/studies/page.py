@@ -15,7 +15,9 @@ from lapa_jax.studies.record import percent
 from lapa_jax.studies.study import UNKNOWN, Study, name_of, text_of, version
 
 NAMED = 6  # cells of a note at most
-KEYS = ("arm", "setting", "labels", "seed", "family")  # what tells rows of outcomes apart
+# What tells rows of outcomes apart; of the settings each has a picture.
+SETTING = ("setting", "combinations")
+KEYS = ("arm", *SETTING, "labels", "seed", "family")
 ROWS = 400  # of the table of all rows at most; rows.csv has them all
 
 Pictures = Mapping[str, figures.Picture]
@@ -138,15 +140,19 @@ def success_pictures(rows: contrasts.Rows) -> Pictures:
     known = all(row.keys() >= {"arm", "seed", "family", "outcomes"} for row in rows)
     if not known or len(told_apart) < len(rows):
         return {}
-    settings = list(dict.fromkeys(row.get("setting") for row in rows))
-    found = {s: contrasts.curves(rows, {"setting": s}) for s in settings}
+    settings = {
+        ", ".join(str(row[key]) for key in SETTING if key in row) or "success": {
+            key: row.get(key) for key in SETTING
+        }
+        for row in rows
+    }
     panels = {
-        str(setting or "success"): {
+        setting: {
             arm: [(n, x.estimate, x.low, x.high) for n, x in points]
             for arm, points in curves.items()
         }
-        for setting, curves in found.items()
-        if curves
+        for setting, which in settings.items()
+        if (curves := contrasts.curves(rows, which))
     }
     pictures = {}
     if panels:
@@ -155,13 +161,13 @@ def success_pictures(rows: contrasts.Rows) -> Pictures:
     budgets = [row.get("labels") for row in rows]
     budget = max(dict.fromkeys(budgets), key=budgets.count)
     dots = {arm: {"arm": arm} for arm in dict.fromkeys(row["arm"] for row in rows)}
-    for setting in settings:
+    for name, setting in settings.items():
         for arm, row in dots.items():
-            which = {"arm": arm, "setting": setting, "labels": budget}
+            which = {"arm": arm, "labels": budget, **setting}
             if contrasts.seeds_of(rows, which):
-                rate, name = contrasts.rate(rows, which), str(setting or "success")
+                rate = contrasts.rate(rows, which)
                 row |= {name: rate.estimate, f"{name}_low": rate.low, f"{name}_high": rate.high}
-    shown = {str(s or "success"): str(s or "success") for s in settings}
+    shown = dict(zip(settings, settings, strict=True))
     at = "" if budget is None else f" with {budget:,} labels"
     pictures[f"Success of every arm{at}, with 95 % intervals."] = figures.dot_plots(
         list(dots.values()), "arm", shown

@@ -29,13 +29,15 @@ def write(path: Path, command: str, study: Study) -> None:
         row | {"outcomes": "".join("01"[x] for x in row["outcomes"])} if "outcomes" in row else row
         for row in study.rows()
     ]
-    seconds = sum(study.seconds().values())
+    seconds = study.seconds()
     found = {
         "command": command,
         "version": __version__,
         "versions": list(dict.fromkeys(v for cell in study.cells for v in study.versions(cell))),
         "date": datetime.date.today().isoformat(),
-        "hours": round(seconds / 3600, 2),
+        "hours": round(sum(seconds.values()) / 3600, 2),
+        "size": study.claims.get("size", "cpu"),
+        "minutes": study.minutes(),
         "rows": [{key: x for key, x in row.items() if key != "asked"} for row in rows],
     }
     runs.write_json(path, found)

@@ -9,6 +9,7 @@ needs a part that another is doing, it does its other cells first.
 import csv
 import dataclasses
 import functools
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -66,6 +67,12 @@ class Cell:
 def name_of(values: dict[str, Any]) -> str:
     """A cell's name, for files and tables."""
     return ",".join(f"{key.split('.')[-1]}={text_of(value)}" for key, value in values.items())
+
+
+def kind_of(part: str) -> str:
+    """What a part of this name is without its seed and its number of labels ("_s0", "_n50", "_0"),
+    as "success_lapa"."""
+    return re.sub(r"_[a-z]?\d+(?=_|$)", "", part)
 
 
 def text_of(value: Any) -> str:
@@ -303,6 +310,15 @@ class Study:
         """What each part took, in the order in which they were done."""
         files = sorted((self.workdir / "parts").glob("*.json"), key=lambda x: x.stat().st_mtime)
         return {path.stem: self._read(path.stem)["seconds"] for path in files}
+
+    def minutes(self) -> dict[str, list[float]]:
+        """Kind → [parts that are done, minutes of all of them]."""
+        found: dict[str, list[float]] = {}
+        for name, taken in self.seconds().items():
+            if self.done(name):
+                count, minutes = found.get(kind_of(name), (0, 0.0))
+                found[kind_of(name)] = [count + 1, round(minutes + taken / 60, 2)]
+        return found
 
     def _path(self, name: str) -> Path:
         return self.workdir / "parts" / f"{name}.json"

@@ -2,15 +2,23 @@
 
     lapa plan --config quantizer/paper
     lapa plan --config latent_vla/paper --topology v5p-64 --efficiency 0.5 --price 4.2
+    lapa plan --study studies/headline --size cpu --workdir runs/headline
 
 Counted from the config: steps, examples, floating-point operations, memory, disk. On a named
 machine hours and money: the bound of `lapa compile` for a step, which no step reaches, over
 --efficiency, which is for you to say: what `lapa train` shows of a machine (MFU) over the bound's
 own (MFU ≤), 0.5 where nothing is known. Where the corpora are there, how often each is seen.
+
+Of a study its cells and parts, and what is left in hours of one process: by the minutes that parts
+of a kind took in --workdir, or where the study's result of record was made.
 """
 
+import argparse
 import json
 import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,8 +32,10 @@ from lapa_jax.aot.topology import parse as parse_topology
 from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.parallel.sharding import MESH_AXES
 from lapa_jax.runs import program as programs
+from lapa_jax.studies import costs
 from lapa_jax.training.state import held_bytes, tree_bytes
 from lapa_jax.verbs import flags, text
+from lapa_jax.verbs.study import SIZES, read_study, size_of
 
 GIB = 2**30
 
@@ -33,6 +43,9 @@ GIB = 2**30
 def main(argv: list[str]) -> int:
     parser = flags.parser("lapa plan", __doc__)
     add = parser.add_argument
+    add("--study", metavar="FILE[:args]", help="of a study, in the place of --config")
+    add("--size", choices=SIZES, help="of the study")
+    add("--workdir", help="of the study, where it has begun")
     add("--topology", help="v5p-64, v5p:4x4x4, h100-8, ...: hours there (compiles the step)")
     add("--num_slices", type=flags.number(int, "[1, 1e9]"), default=1, help="of the topology")
     add(
@@ -41,9 +54,18 @@ def main(argv: list[str]) -> int:
         default=0.5,
         help="part of the bound's speed that a step reaches",
     )
-    add("--price", type=flags.number(float, "[0, 1e9]"), help="of a chip's hour")
+    add("--price", type=flags.number(float, "[0, 1e9]"), help="of a chip's hour, or of a study's")
     add("--json", action="store_true", help="one JSON object in the place of the table")
+    if any(one.partition("=")[0] == "--study" for one in argv):
+        args = parser.parse_args(argv)
+        if args.topology:
+            parser.error("--topology is of a --config")
+        found = of_study(args)
+        _show(found, costs.shown(found), args)
+        return 0
     args, config = configs.parse(parser, argv)
+    if args.size or args.workdir:
+        parser.error("--size and --workdir are of a --study")
     if args.price is not None and not args.topology:
         parser.error("--price is of a chip's hour: give --topology")
     settings.check(config)
@@ -56,11 +78,25 @@ def main(argv: list[str]) -> int:
                 "arguments looks for changes that do"
             )
         found |= on_machine(config, result, args.efficiency, args.price)
+    _show(found, shown(found), args)
+    return 0
+
+
+def _show(found: dict[str, Any], rows: Iterable[list[str]], args: argparse.Namespace) -> None:
     if args.json:
         sys.stdout.write(json.dumps(found) + "\n")
     else:
-        text.show(text.table(shown(found), left=(0, 1)))
-    return 0
+        text.show(text.table(list(rows), left=(0, 1)))
+
+
+def of_study(args: argparse.Namespace) -> dict[str, Any]:
+    """What a study costs, of which nothing is done or written."""
+    if args.workdir and not Path(args.workdir).is_dir():
+        raise FileNotFoundError(f"no study in {args.workdir}: without --workdir it has not begun")
+    spec, size, _ = size_of(args.study, args.size)
+    with tempfile.TemporaryDirectory() as empty:
+        study = read_study(spec, Path(args.workdir or empty))
+        return costs.planned(study, args.study, size, args.price)
 
 
 def counted(config: ConfigDict) -> dict[str, Any]:

@@ -70,18 +70,31 @@ def command(args: argparse.Namespace) -> str:
 
 def open_study(spec: str, size: str | None, workdir: Path) -> Study:
     """The study of a file, under a directory that is claimed for its arguments."""
+    sized, size, others = size_of(spec, size)
+    study = read_study(sized, workdir)
+    study.claim({"arguments": others, "size": size})
+    return study
+
+
+def size_of(spec: str, size: str | None) -> tuple[str, str, str]:
+    """(the spec with its size, where one is given; the size; its other arguments) of
+    `FILE[:args]` and --size. ValueError where both give one, and not the same."""
     name, _, given = spec.partition(":")
     arguments = [one for one in given.split(",") if one]
     inside = [one.removeprefix("size=") for one in arguments if one.startswith("size=")]
     if size and inside and inside[-1] != size:
         raise ValueError(f"{spec} is of size {inside[-1]}, and --size is {size}: give one of them")
     if size and not inside:
-        given = ",".join([*arguments, f"size={size}"])
-    study = configs.call(f"{name}:{given}" if given else name, "get_study", workdir)
+        arguments.append(f"size={size}")
+    others = ",".join(one for one in arguments if not one.startswith("size="))
+    size = size or (inside or [SIZES[1]])[-1]
+    return f"{name}:{','.join(arguments)}" if arguments else name, size, others
+
+
+def read_study(spec: str, workdir: Path) -> Study:
+    study = configs.call(spec, "get_study", workdir)
     if not isinstance(study, Study):
         raise ValueError(f"get_study of {spec} gives a {type(study).__name__}, not a Study")
-    others = ",".join(one for one in arguments if not one.startswith("size="))
-    study.claim({"arguments": others, "size": (inside or [size or SIZES[1]])[-1]})
     return study
 
 

@@ -16,7 +16,8 @@ def test_rows_are_kept(tmp_path):
     record.write(tmp_path / "kept.json", "lapa study mine.py:x=1", study)
     found = record.read(tmp_path / "kept.json")
     assert found["command"] == "lapa study mine.py:x=1"
-    assert found["versions"] == [version()]
+    assert found["versions"] == [version()] and found["size"] == "cpu"
+    assert found["minutes"] == {"a": [1, 0.0]}
     assert found["rows"] == [{"seed": 3, "arm": "one", "rate": 0.5, "outcomes": [True, False]}]
     (tmp_path / "kept.json").write_text('{"rows": ')
     with pytest.raises(ValueError, match=r"kept\.json is damaged"):

@@ -42,3 +42,43 @@ def test_hours_and_money_are_the_bound_over_the_efficiency(monkeypatch):
     assert code == 2 and "does not fit v5e-8" in error
     assert "give --topology" in lapa("plan", *CONFIG, "--price", "2")[2]
     assert lapa("plan", *CONFIG, "--efficiency", "0")[0] == 2
+
+
+def test_a_study_costs_what_parts_of_its_kind_took(tmp_path):
+    """Those that are done, or those of the result of record of the same size."""
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from lapa_jax.studies.study import Cell, Part, Study\n"
+        "def get_study(arg, workdir):\n"
+        "    data = Part('collect', lambda: None)\n"
+        "    def cell(x, seed):\n"
+        "        last = Part(f'success_{x}_s{seed}_n50', lambda: [{}])\n"
+        "        return Cell({'arm': x, 'seed': seed}, (data, last))\n"
+        "    return Study(workdir, [cell(x, seed) for seed in range(3) for x in 'ab'])\n"
+    )
+    (tmp_path / "results").mkdir()
+    record = {"rows": [], "size": "gpu", "minutes": {"success_a": [4, 80.0], "collect": [1, 6.0]}}
+    (tmp_path / "results" / "mine.json").write_text(json.dumps(record))
+    argv = ("--study", path, "--size", "gpu", "--price", "2")
+    found = json.loads(succeed("plan", *argv, "--json"))
+    assert found["cells"] == 6 and found["parts"] == 7 and found["parts_shared"] == 5
+    assert found["kinds"]["success_a"] == {"parts": 3, "done": 0, "minutes": 20.0}
+    assert found["parts_not_measured"] == 3 and found["price"] == 2 * found["hours_left"]
+    assert found["hours_left"] == pytest.approx(1.1)
+    workdir = tmp_path / "begun"
+    succeed("study", path, "--workdir", workdir, "--size", "gpu", "--count", 6)
+    taken = workdir / "parts" / "success_a_s0_n50.json"
+    taken.write_text(json.dumps(json.loads(taken.read_text()) | {"seconds": 1800.0}))
+    text = succeed("plan", *argv, "--workdir", workdir)
+    assert "6, 5 of them left" in text and "3, 1 done; 30 min each" in text
+    assert "at least 1\n" in text and "not measured yet" in text
+    assert "collect" in text and "price" in text and "at least 2.00" in text
+    assert json.loads(succeed("plan", "--study", path, "--json"))["hours_left"] == 0  # of size cpu
+    for flags, message in (
+        (("--topology", "v5e-8"), "--topology is of a --config"),
+        (("--workdir", tmp_path / "none"), "no study in"),
+        (("--config", "quantizer/tabletop"), "unrecognized arguments"),
+    ):
+        code, _, error = lapa("plan", "--study", path, *flags)
+        assert code == 2 and message in error
+    assert "of a --study" in lapa("plan", *CONFIG, "--size", "cpu")[2]
