@@ -1,7 +1,7 @@
 """A report as one HTML file that opens offline, in light and in dark, on a phone and on paper.
 
-Every text is escaped; `backticks` in texts become code. The file loads nothing: images are data
-URIs and a content security policy forbids the rest. Same calls, same bytes.
+Every text is escaped; `backticks` in texts become code, **stars** bold. The file loads nothing:
+images are data URIs and a content security policy forbids the rest. Same calls, same bytes.
 """
 
 from __future__ import annotations
@@ -13,21 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from data_pipelines import storage
 from lapa_jax.report.picture import Picture
 
 
 def _inline(text: str) -> Markup:
-    """Escaped text in which `code` is marked; what is markup already stays."""
+    """Escaped text in which `code` and **bold** are marked; what is markup already stays."""
     if isinstance(text, Markup):
         return text
-    parts = re.split(r"`([^`]+)`", text)
-    return Markup("").join(
-        Markup("<code>{}</code>").format(part) if i % 2 else escape(part)
-        for i, part in enumerate(parts)
-    )
+    kinds = (Markup("{}"), Markup("<code>{}</code>"), Markup("<strong>{}</strong>"))
+    parts = re.split(r"`([^`]+)`|\*\*([^*]+)\*\*", text)
+    return Markup("").join(kinds[i % 3].format(x) for i, x in enumerate(parts) if x is not None)
 
 
 def estimate(value: float | None, low: float | None = None, high: float | None = None) -> Any:

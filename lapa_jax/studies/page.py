@@ -15,9 +15,7 @@ from lapa_jax.studies.record import percent
 from lapa_jax.studies.study import UNKNOWN, Study, name_of, text_of, version
 
 NAMED = 6  # cells of a note at most
-# What tells rows of outcomes apart; of the settings each has a picture.
-SETTING = ("setting", "combinations")
-KEYS = ("arm", *SETTING, "labels", "seed", "family")
+KEYS = ("arm", "setting", "labels", "seed", "family")  # what tells rows of outcomes apart
 ROWS = 400  # of the table of all rows at most; rows.csv has them all
 
 Pictures = Mapping[str, figures.Picture]
@@ -140,12 +138,7 @@ def success_pictures(rows: contrasts.Rows) -> Pictures:
     known = all(row.keys() >= {"arm", "seed", "family", "outcomes"} for row in rows)
     if not known or len(told_apart) < len(rows):
         return {}
-    settings = {
-        ", ".join(str(row[key]) for key in SETTING if key in row) or "success": {
-            key: row.get(key) for key in SETTING
-        }
-        for row in rows
-    }
+    settings = {row.get("setting") or "success": {"setting": row.get("setting")} for row in rows}
     panels = {
         setting: {
             arm: [(n, x.estimate, x.low, x.high) for n, x in points]

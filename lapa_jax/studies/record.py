@@ -66,21 +66,23 @@ def interval(found: Interval) -> str:
 
 
 def filled(document: str, tables: Mapping[str, Sequence[Sequence[str]]]) -> str:
-    """A document with its tables made anew; in the place of those of a study of which nothing is on
-    record it says so. ValueError for one that is not there."""
+    """A document with its tables made anew, each below an anchor "results-STUDY-NAME"; in the place
+    of those of a study of which nothing is on record it says so. ValueError for one that is not
+    there."""
     studies = configs.shipped_files("get_study")
 
     def block(match: re.Match) -> str:
         name = match[2]
+        begin = f'{match[1]}<a id="results-{name.replace("/", "-")}"></a>\n\n'
         study = f"studies/{name.partition('/')[0]}"
         recorded = any(known.startswith(f"{name.partition('/')[0]}/") for known in tables)
         if study in studies and not recorded:
-            return f"{match[1]}Not run yet (`lapa study {study}`).\n{match[3]}"
+            return f"{begin}Not run yet (`lapa study {study}`).\n{match[3]}"
         if name not in tables:
             raise ValueError(f"the document has a table {name!r}: there are {sorted(tables)}")
         header, *rows = tables[name]
         lines = [header, ["---"] * len(header), *rows]
-        return match[1] + "".join(f"| {' | '.join(row)} |\n" for row in lines) + match[3]
+        return begin + "".join(f"| {' | '.join(row)} |\n" for row in lines) + match[3]
 
     return _BLOCK.sub(block, document)
 

@@ -1,6 +1,7 @@
 """Results of record: kept as they were found, and the only source of the tables made of them."""
 
 import os
+import re
 
 import pytest
 import tiny
@@ -27,7 +28,10 @@ def test_rows_are_kept(tmp_path):
 def test_tables_of_a_document_are_filled_and_the_rest_stays():
     document = "a\n<!-- results one/x -->\nold\n<!-- end of results -->\nb\n"
     filled = record.filled(document, {"one/x": [["arm", "rate"], ["lapa", "0.5"]]})
-    assert filled == document.replace("old\n", "| arm | rate |\n| --- | --- |\n| lapa | 0.5 |\n")
+    anchor = '<a id="results-one-x"></a>\n\n'
+    assert filled == document.replace(
+        "old\n", anchor + "| arm | rate |\n| --- | --- |\n| lapa | 0.5 |\n"
+    )
     assert record.filled(filled, {"one/x": [["arm", "rate"], ["lapa", "0.5"]]}) == filled
     with pytest.raises(ValueError, match="one/x"):
         record.filled(document, {})
@@ -46,3 +50,5 @@ def test_documents_say_what_was_found():
         if os.environ.get("LAPA_UPDATE_GOLDEN") == "1":
             path.write_text(filled)
         assert document == filled, path.name
+        for place in re.findall(r"\(#(results-[\w-]+)\)", document):
+            assert f'<a id="{place}"></a>' in document, f"{path.name} has no table {place}"
