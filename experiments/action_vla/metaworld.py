@@ -1,7 +1,8 @@
 r"""Meta-World's action VLA: a policy from demonstrations of scripted experts, by pictures alone.
 
 Shows: what a small policy reaches on ten tasks of a benchmark that people know, from 64 x 64 pixels
-and an instruction; docs/benchmarks.md has answers. From a latent VLA's run with init_from.
+and an instruction; docs/benchmarks.md has answers. From a latent VLA's run
+(experiments/latent_vla/metaworld.py) with init_from.
 
     lapa data collect --benchmark metaworld --episodes 500 --noise 0.1 --out data/metaworld
     lapa data index data/metaworld/robot
@@ -16,6 +17,12 @@ state, too (docs/policies.md compares heads):
     lapa evaluate --benchmark metaworld --workdir runs/metaworld_flow \
         --out results/metaworld_flow --execute 4
 
+Baselines, by `recipe`, are those of experiments/action_vla/tabletop.py; an inverse dynamics model
+sees what is a tenth of a second later, in one step of which the arm moves by less than a pixel:
+
+    lapa train --config experiments/action_vla/metaworld.py:recipe=inverse_dynamics \
+        --workdir runs/idm
+
 Cost: 0.75 M parameters; 3,000 steps took 5 minutes on two cores of an AMD EPYC. quick=True runs
 in about a minute there.
 """
@@ -23,6 +30,7 @@ in about a minute there.
 from ml_collections import ConfigDict
 
 from experiments import base
+from experiments.action_vla import tabletop
 
 # name → (name and settings of a head, steps that it predicts)
 HEADS = {
@@ -37,7 +45,7 @@ HEADS = {
 def get_config(arg: str | None = None) -> ConfigDict:
     """`quick`: a minute on a CPU. `data`: the labelled corpus. `init_from`: a latent VLA's run.
     `head`: one of HEADS. `state`: the policy sees the robot's. `optimizer`: one of base.optimizer.
-    `augment`: one of base.augment."""
+    `augment`: one of base.augment. `recipe`, `action_set` and `window` as of the tabletop's."""
     arg = base.parse_arg(
         arg,
         data="data/metaworld/robot",
@@ -46,6 +54,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
         state=False,
         optimizer="adamw",
         augment="none",
+        recipe="own",
+        action_set="idm",
+        window=0.1,
     )
     base.require("head", arg.head, HEADS)
     config = base.stage_defaults("action_finetuning")
@@ -64,6 +75,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config.model.targets.action = base.head(name, **settings)
     config.model.state.enabled = arg.state
     config.data.action_horizon, config.evaluation.execution_horizon = horizon, max(1, horizon // 2)
+    tabletop.follow(config, arg)
     if arg.quick:
         base.make_policy_quick(config)
     return config

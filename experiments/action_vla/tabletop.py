@@ -71,7 +71,6 @@ def get_config(arg: str | None = None) -> ConfigDict:
         window=0.1,
     )
     base.require("integration", arg.integration, INTEGRATIONS)
-    base.require("recipe", arg.recipe, RECIPES)
     config = base.stage_defaults("action_finetuning")
     config.optimizer = base.optimizer(arg.optimizer)
     config.data.augment = base.augment(arg.augment)
@@ -98,14 +97,15 @@ def get_config(arg: str | None = None) -> ConfigDict:
     if arg.integration == "cotrain":
         config.model.cotrain = True
         config.data.corpora["robot"].action_fraction = arg.known
-    _follow(config, arg)
+    follow(config, arg)
     if arg.quick:
         base.make_policy_quick(config)
     return config
 
 
-def _follow(config: ConfigDict, arg: ConfigDict) -> None:
-    """A baseline's recipe."""
+def follow(config: ConfigDict, arg: ConfigDict) -> None:
+    """The baseline that `arg.recipe` names, with `arg.window` and `arg.action_set`."""
+    base.require("recipe", arg.recipe, RECIPES)
     corpus = config.data.corpora["robot"]
     if arg.recipe == "inverse_dynamics":
         config.model.inverse_dynamics, config.data.num_frames = True, 2
