@@ -94,6 +94,7 @@ SETTINGS = {
 
 
 UNSEEN = "_unseen"  # after a setting's name: its rollouts are of what was never collected
+WORDS = "_words_"  # and then: policies are told other words than in training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,12 +166,14 @@ class Pipeline:
         labels: int,
         setting: str = "in_domain",
         unseen: bool = False,
+        phrasings: str = "train",
         tuned: Tuned | None = None,
     ) -> Cell:
         """Of the arm of that name with so many labelled episodes, whose rows are one a task:
-        {family, successes, episodes, outcomes}. `unseen`: rollouts of `World.unseen`, which is told
-        by the setting's name. `tuned`: in the place of the world's, and then among the cell's
-        values. ValueError for what the world does not have."""
+        {family, successes, episodes, outcomes}. `unseen`: rollouts of `World.unseen`, and
+        `phrasings`: what policies are told, as of `envs.words`; what is not usual is told by the
+        setting's name. `tuned`: in the place of the world's, and then among the cell's values.
+        ValueError for what the world does not have."""
         base.require("arm", name, ARMS)
         base.require("setting", setting, SETTINGS)
         arm, place = ARMS[name], SETTINGS[setting]
@@ -179,6 +182,7 @@ class Pipeline:
             if needed and not getattr(self.world, what):
                 raise ValueError(f"arm {name}, setting {setting}: World.{what} is empty")
         told = f"{setting}{UNSEEN}" if unseen else setting
+        told += "" if phrasings == "train" else f"{WORDS}{phrasings}"
         values = {"arm": name, "setting": told, "seed": seed, "labels": labels}
         if tuned is not None:
             values |= {"steps": tuned.steps, "rest": tuned.rest}
@@ -194,7 +198,7 @@ class Pipeline:
                 return load(self.workdir / acting.name)
 
         def success() -> list[dict[str, Any]]:
-            return self._success(load_policy(), unseen)
+            return self._success(load_policy(), unseen, phrasings)
 
         tried = f"{tuned.steps}x{tuned.rest:g}" if tuned else ""
         last = _join("success", name, told, f"s{seed}", f"n{labels}", tried)
@@ -407,11 +411,12 @@ class Pipeline:
     def _robot(self, labelled: Made) -> dict[str, Path]:
         return {"robot": self.workdir / "data" / labelled.name / self.world.robot}
 
-    def _success(self, policy: Model, unseen: bool) -> list[dict[str, Any]]:
+    def _success(self, policy: Model, unseen: bool, phrasings: str) -> list[dict[str, Any]]:
         world, rows = self.world, []
         env = envs.make({**world.scene, **(world.unseen if unseen else {})})
         for task in world.tasks:
             told = dict(episodes=world.rollouts, seed=world.rollout_seed, view=world.robot)
+            told["phrasings"] = phrasings
             outcomes = np.asarray(evaluate_success(policy, env, task, **told).rollouts.success)
             count = {"successes": int(outcomes.sum()), "episodes": len(outcomes)}
             rows.append({"family": task, **count, "outcomes": outcomes.tolist()})

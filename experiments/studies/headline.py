@@ -96,7 +96,7 @@ def get_study(arg: str | None, workdir: Path) -> Study:
     if arg.tune:
         world = dataclasses.replace(world, rollout_seed=TUNING_ROLLOUTS)
     pipeline = arms.Pipeline(world, workdir)
-    cells = _search(pipeline, arg) if arg.tune else _cells(pipeline, arg)
+    cells = search(pipeline, arg) if arg.tune else _cells(pipeline, arg)
     return Study(workdir, [cell for cell in cells if cell.values["arm"] in named])
 
 
@@ -122,7 +122,9 @@ def _cells(pipeline: arms.Pipeline, arg: ConfigDict) -> Iterator[Cell]:
                 yield pipeline.cell(name, **kind, unseen=True)
 
 
-def _search(pipeline: arms.Pipeline, arg: ConfigDict) -> Iterator[Cell]:
+def search(pipeline: arms.Pipeline, arg: ConfigDict) -> Iterator[Cell]:
+    """Cells of the main arms with `arg.labels`, at every point of GRID; ValueError where their seed
+    is one of the `arg.seeds`."""
     if TUNING_SEED in range(arg.seeds):
         raise ValueError(f"TUNING_SEED={TUNING_SEED} is one of the {arg.seeds} seeds of record")
     for tuned in GRID:
@@ -188,7 +190,7 @@ def get_world(arg: ConfigDict) -> arms.World:
 def tables(rows: contrasts.Rows) -> dict[str, list[list[str]]]:
     """Of the study, or of the search."""
     if any("rest" in row for row in rows):
-        return {"search": _search_table(rows)}
+        return {"search": search_table(rows)}
     inside = contrasts.chosen(rows, {"setting": "in_domain"})
     labels = _primary_labels(inside)
     at = {"labels": labels}
@@ -203,7 +205,7 @@ def tables(rows: contrasts.Rows) -> dict[str, list[list[str]]]:
         "arms": contrasts.arms_table(inside, "scratch", at),
         "controls": contrasts.arms_table(controls, "lapa", at),
         "settings": _settings(rows, labels),
-        "families": _families(inside, at),
+        "families": families_table(inside, at),
     }
 
 
@@ -259,7 +261,7 @@ def _settings(rows: contrasts.Rows, labels: int) -> list[list[str]]:
     return shown
 
 
-def _families(rows: contrasts.Rows, at: contrasts.Which) -> list[list[str]]:
+def families_table(rows: contrasts.Rows, at: contrasts.Which) -> list[list[str]]:
     """Every arm by family: successes of all seeds together, with Wilson's interval."""
     rows = contrasts.chosen(rows, at)
     families = list(dict.fromkeys(row["family"] for row in rows))
@@ -274,7 +276,7 @@ def _families(rows: contrasts.Rows, at: contrasts.Which) -> list[list[str]]:
     return shown
 
 
-def _search_table(rows: contrasts.Rows) -> list[list[str]]:
+def search_table(rows: contrasts.Rows) -> list[list[str]]:
     """Successes of every point of the grid, the best of an arm in bold; of equal ones the first."""
     shown = [["arm", *(f"{one.steps:,} steps, rest at {one.rest:g}" for one in GRID)]]
     for name in dict.fromkeys(row["arm"] for row in rows):
