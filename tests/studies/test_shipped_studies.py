@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.studies import heads, objectives
+from experiments.studies import heads, metaworld, objectives
 
 ROWS = {
     heads: [
@@ -14,6 +14,16 @@ ROWS = {
         {"setting": "clean", "arm": arm, "seed": seed, "probe_r2": gain + seed / 10, "skill": None}
         for arm, gain in (("rotation", 0.6), ("free", 0.5))
         for seed in (0, 1, 2)
+    ],
+    metaworld: [
+        {"arm": arm, "seed": seed, "family": family, "episodes": 2, "successes": sum(found)}
+        | {"outcomes": list(map(bool, found))}
+        | told
+        for told in ({}, {"phrasings": "none"})
+        for arm, found in (("scratch", (0, 1)), ("lapa", (1, 1)))
+        for family in ("reach", "push")
+        for seed in (0, 1)
+        if not told or arm == "lapa"
     ],
 }
 
@@ -32,6 +42,25 @@ def test_heads_are_set_beside_clusters():
     header, clusters, flow = heads.tables(ROWS[heads])["success"]
     assert header[0] == "head" and clusters[2:4] == ["1, 2 of 3", clusters[3]]
     assert clusters[3].startswith("50.0 % (") and flow[4].startswith("33.3 points (")
+
+
+def test_tasks_and_words_of_metaworld_have_a_column_each():
+    tables = metaworld.tables(ROWS[metaworld])
+    assert tables["tasks"] == [
+        ["arm", "reach", "push"],
+        ["`scratch`", "50 %", "50 %"],
+        ["`lapa`", "100 %", "100 %"],
+    ]
+    assert tables["words"] == [
+        ["arm", "its own", "none"],
+        ["`scratch`", "50 %", "–"],
+        ["`lapa`", "100 %", "100 %"],
+    ]
+    assert [row[1:3] for row in tables["primary"][1:]] == [
+        ["2", tables["primary"][1][2]],
+        ["0", "–"],
+    ]
+    assert tables["primary"][1][2].startswith("50.0 points (")
 
 
 def test_claims_are_paired_by_seed():
