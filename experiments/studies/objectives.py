@@ -173,7 +173,10 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[list[str]]]:
         shown.append([setting, f"`{arm}`", *cells])
     claims = [["claim", "setting", "measure", "difference", "seeds for it"]]
     for name, arm, other, setting, measure, more in CLAIMS:
-        gap = values(setting, arm, measure) - values(setting, other, measure)
+        ones, others = values(setting, arm, measure), values(setting, other, measure)
+        if len(ones) != len(others):  # of one, seeds are still to come
+            continue
+        gap = ones - others
         if len(gap) and np.isfinite(gap).all():
             count = int((gap > 0).sum() if more else (gap < 0).sum())
             told = interval(mean_over_seeds(gap))

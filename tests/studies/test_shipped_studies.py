@@ -12,7 +12,7 @@ ROWS = {
     ],
     objectives: [
         {"setting": "clean", "arm": arm, "seed": seed, "probe_r2": gain + seed / 10, "skill": None}
-        for arm, gain in (("rotation", 0.6), ("free", 0.5))
+        for arm, gain in (("rotation", 0.6), ("free_pairs", 0.5))
         for seed in (0, 1, 2)
     ],
     metaworld: [
