@@ -16,14 +16,13 @@ ROWS = {
         for seed in (0, 1, 2)
     ],
     metaworld: [
-        {"arm": arm, "seed": seed, "family": family, "episodes": 2, "successes": sum(found)}
-        | {"outcomes": list(map(bool, found))}
-        | told
-        for told in ({}, {"phrasings": "none"})
+        {"arm": arm, "setting": setting, "seed": seed, "family": family}
+        | {"episodes": 2, "successes": sum(found), "outcomes": list(map(bool, found))}
+        for setting in ("in_domain", "in_domain_words_none")
         for arm, found in (("scratch", (0, 1)), ("lapa", (1, 1)))
         for family in ("reach", "push")
         for seed in (0, 1)
-        if not told or arm == "lapa"
+        if arm == "lapa" or setting == "in_domain"
     ],
 }
 
@@ -46,21 +45,14 @@ def test_heads_are_set_beside_clusters():
 
 def test_tasks_and_words_of_metaworld_have_a_column_each():
     tables = metaworld.tables(ROWS[metaworld])
-    assert tables["tasks"] == [
-        ["arm", "reach", "push"],
-        ["`scratch`", "50 %", "50 %"],
-        ["`lapa`", "100 %", "100 %"],
-    ]
-    assert tables["words"] == [
-        ["arm", "its own", "none"],
-        ["`scratch`", "50 %", "–"],
-        ["`lapa`", "100 %", "100 %"],
-    ]
-    assert [row[1:3] for row in tables["primary"][1:]] == [
-        ["2", tables["primary"][1][2]],
-        ["0", "–"],
-    ]
-    assert tables["primary"][1][2].startswith("50.0 points (")
+    header, scratch, lapa = tables["tasks"]
+    assert header == ["arm", "reach", "push"]
+    assert scratch[2].startswith("50.0 % (") and lapa[2].startswith("100.0 % (")
+    header, scratch, lapa, _ = tables["words"]
+    assert header == ["arm", "own words", "no words", "another task's"]
+    assert scratch[2:] == ["–", "–"] and lapa[2].startswith("100.0 %") and lapa[3] == "–"
+    _, over_scratch, over_vpt = tables["primary"]
+    assert over_scratch[2].startswith("50.0 points (") and over_vpt[1:3] == ["0", "–"]
 
 
 def test_claims_are_paired_by_seed():
