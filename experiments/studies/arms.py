@@ -356,8 +356,8 @@ class Pipeline:
             made.steps = how.steps
             if arm.matched:
                 path = self.workdir / f"matched_s{seed}.json"
-                examples = places.read_json(path, "remove the parts of scratch_matched")
-                made.steps += round(examples / made.global_batch)
+                known = places.read_json(path, f"remove {self.workdir}/parts/{path.name}")
+                made.steps += round(known["examples"] / made.global_batch)
             if start:
                 made.init_from, made.model.tokenizer = str(self.workdir / start.name), ""
             if start and arm.learns != "latent":  # its head of actions is taken, with their tokens
@@ -384,7 +384,7 @@ class Pipeline:
             each = [run.stage.model_flops() for run in runs_of]
             counts = [run.config.steps * run.config.global_batch for run in runs_of]
             examples = counts[0] * each[0] / each[1] + counts[1]
-            runs.write_json(self.workdir / f"{name}.json", round(examples))
+            runs.write_json(self.workdir / f"{name}.json", {"examples": round(examples)})
 
         return self._add(name, work, policy)
 

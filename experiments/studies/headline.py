@@ -30,7 +30,7 @@ from experiments.studies.arms import Tuned
 from lapa_jax.diagnostics.statistics import Interval, hierarchical, wilson_interval
 from lapa_jax.studies import contrasts
 from lapa_jax.studies.record import percent
-from lapa_jax.studies.study import Cell, Study
+from lapa_jax.studies.study import Study
 
 # Fixed before the first run: what is asked, and which number answers it.
 FAMILIES = (
@@ -96,40 +96,41 @@ def get_study(arg: str | None, workdir: Path) -> Study:
     if arg.tune:
         world = dataclasses.replace(world, rollout_seed=TUNING_ROLLOUTS)
     pipeline = arms.Pipeline(world, workdir)
-    cells = search(pipeline, arg) if arg.tune else _cells(pipeline, arg)
-    return Study(workdir, [cell for cell in cells if cell.values["arm"] in named])
+    cells = search(arg) if arg.tune else _cells(arg)
+    return Study(workdir, [pipeline.cell(**one) for one in cells if one["name"] in named])
 
 
-def _cells(pipeline: arms.Pipeline, arg: ConfigDict) -> Iterator[Cell]:
-    """In the order in which they are done: whatever is done of it compares the same arms fairly."""
+def _cells(arg: ConfigDict) -> Iterator[dict[str, Any]]:
+    """As of `Pipeline.cell`, in the order in which they are done: whatever is done of it compares
+    the same arms fairly."""
     seeds, primary = range(arg.seeds), arg.labels
     others = [name for name in arms.ARMS if name not in arms.MAIN]
     for seed in seeds:
         for name in arms.MAIN:
-            yield pipeline.cell(name, seed=seed, labels=primary)
+            yield dict(name=name, seed=seed, labels=primary)
     for seed in seeds:
         for labels in map(int, arg.budgets.split("+")):
             for name in arms.MAIN if labels != primary else ():
-                yield pipeline.cell(name, seed=seed, labels=labels)
+                yield dict(name=name, seed=seed, labels=labels)
     for seed in seeds:
         for name in others:
-            yield pipeline.cell(name, seed=seed, labels=primary)
+            yield dict(name=name, seed=seed, labels=primary)
         for setting in arms.SETTINGS:
             for name in arms.MAIN:
-                kind = dict(seed=seed, labels=primary, setting=setting)
+                cell = dict(name=name, seed=seed, labels=primary, setting=setting)
                 if setting != "in_domain":
-                    yield pipeline.cell(name, **kind)
-                yield pipeline.cell(name, **kind, unseen=True)
+                    yield cell
+                yield cell | {"unseen": True}
 
 
-def search(pipeline: arms.Pipeline, arg: ConfigDict) -> Iterator[Cell]:
-    """Cells of the main arms with `arg.labels`, at every point of GRID; ValueError where their seed
-    is one of the `arg.seeds`."""
+def search(arg: ConfigDict) -> Iterator[dict[str, Any]]:
+    """As of `Pipeline.cell`: the main arms with `arg.labels`, at every point of GRID; ValueError
+    where their seed is one of the `arg.seeds`."""
     if TUNING_SEED in range(arg.seeds):
         raise ValueError(f"TUNING_SEED={TUNING_SEED} is one of the {arg.seeds} seeds of record")
     for tuned in GRID:
         for name in arms.MAIN:
-            yield pipeline.cell(name, seed=TUNING_SEED, labels=arg.labels, tuned=tuned)
+            yield dict(name=name, seed=TUNING_SEED, labels=arg.labels, tuned=tuned)
 
 
 def get_world(arg: ConfigDict) -> arms.World:

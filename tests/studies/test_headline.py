@@ -122,7 +122,7 @@ def test_what_cannot_be_is_told(pipeline):
 
 
 def test_cells_of_the_study_and_of_the_search(tmp_path):
-    study = headline.get_study("size=quick,budgets=4+8", tmp_path)
+    study = headline.get_study("size=quick,budgets=4+8", tmp_path)  # all its configs are checked
     first = [(c.values["arm"], c.values["labels"]) for c in study.cells[:8]]
     assert first == [(arm, n) for n in (8, 4) for arm in arms.MAIN]
     assert {c.values["arm"] for c in study.cells} == {*arms.ARMS}
