@@ -75,8 +75,8 @@ def arguments(arg: str | None) -> ConfigDict:
         SIZES,
         **dict(arms="+".join(arms.ARMS), tune=False, seeds=SEEDS, rollouts=ROLLOUTS),
         **dict(budgets="+".join(map(str, BUDGETS)), labels=PRIMARY_LABELS),
-        **dict(families="+".join(FAMILIES), blocks=4, horizon=120, videos=5000, best="algebraic"),
-        **dict(dim=0, depth=0),
+        **dict(families="+".join(FAMILIES), blocks=4, horizon=120, videos=5000, noise=0.3),
+        **dict(best="algebraic", dim=0, depth=0),
         **dict(quantizer_steps=900, policy_steps=1400, finetuning_steps=0),
     )
 
@@ -85,9 +85,9 @@ def get_study(arg: str | None, workdir: Path) -> Study:
     """`arms` joined by +. `tune`: the search, not the study. `seeds`: of everything but the
     videos. `budgets`: numbers of labelled episodes, joined by +, of the main arms; `labels`: that
     of all others. `rollouts`: start states of a family. `families` joined by +, `blocks` and
-    `horizon`: of the scene. `videos`: episodes a view. `best`: the objective of `lapa_best`.
-    `dim`, `depth`: of policies, 0: as the tabletop's. `quantizer_steps`; `policy_steps`: of
-    learning from videos; `finetuning_steps`, 0: as TUNED."""
+    `horizon`: of the scene. `videos`: episodes a view; `noise`: of the expert in them. `best`: the
+    objective of `lapa_best`. `dim`, `depth`: of policies, 0: as the tabletop's.
+    `quantizer_steps`; `policy_steps`: of learning from videos; `finetuning_steps`, 0: as TUNED."""
     arg = arguments(arg)
     named = arg.arms.split("+")
     for name in named:
@@ -181,6 +181,7 @@ def get_world(arg: ConfigDict) -> arms.World:
         tuned=tuned,
         part={"families": families[-1:]},
         best=arg.best,
+        noise=arg.noise,
         unseen={"combinations": "held_out"},
     )
 
