@@ -36,7 +36,7 @@ from lapa_jax import envs
 from lapa_jax.envs import words
 from lapa_jax.studies import contrasts
 from lapa_jax.studies.record import percent
-from lapa_jax.studies.study import Cell, Study
+from lapa_jax.studies.study import Study
 
 # Fixed before the first run: what is asked, and which number answers it.
 LABELS = 100  # episodes with actions, ten of each task
@@ -66,7 +66,7 @@ SIZES = {
 
 
 def arguments(arg: str | None) -> ConfigDict:
-    """Of `get_study`, with those of its arg."""
+    """Of `get_study`, with those of its size."""
     return base.parse_study_arg(
         arg,
         SIZES,
@@ -89,19 +89,19 @@ def get_study(arg: str | None, workdir: Path) -> Study:
     if arg.tune:
         world = dataclasses.replace(world, rollout_seed=headline.TUNING_ROLLOUTS)
     pipeline = arms.Pipeline(world, workdir)
-    found = headline.search(pipeline, arg) if arg.tune else _cells(pipeline, named, arg)
-    return Study(workdir, [cell for cell in found if cell.values["arm"] in named])
+    found = headline.search(arg) if arg.tune else _cells(named, arg)
+    return Study(workdir, [pipeline.cell(**one) for one in found if one["name"] in named])
 
 
-def _cells(pipeline: arms.Pipeline, named: Sequence[str], arg: ConfigDict) -> Iterator[Cell]:
-    """Whatever is done of it compares the same arms fairly."""
+def _cells(named: Sequence[str], arg: ConfigDict) -> Iterator[dict[str, Any]]:
+    """As of `Pipeline.cell`: whatever is done of it compares the same arms fairly."""
     for seed in range(arg.seeds):
         for name in named:
-            yield pipeline.cell(name, seed=seed, labels=arg.labels)
+            yield dict(name=name, seed=seed, labels=arg.labels)
     for seed in range(arg.seeds):
         for phrasings in (words.NONE, words.SHUFFLED):
             for name in TOLD:
-                yield pipeline.cell(name, seed=seed, labels=arg.labels, phrasings=phrasings)
+                yield dict(name=name, seed=seed, labels=arg.labels, phrasings=phrasings)
 
 
 def get_world(arg: ConfigDict) -> arms.World:
