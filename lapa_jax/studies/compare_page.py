@@ -6,6 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from lapa_jax.evidence import verdict
 from lapa_jax.machine.environment import describe_environment
 from lapa_jax.report import figures
 from lapa_jax.report.html import Report, Section, estimate
@@ -81,6 +82,12 @@ def _notes(reports: Reports) -> list[str]:
         notes.append(
             f"The models read pairs of different windows ({told} s), each that of its training: "
             "`--window_seconds` takes one for all."
+        )
+    first = next(iter(reports.values()))
+    if first["pairs"] < verdict.FEW_PAIRS or first["episodes"] < verdict.FEW_EPISODES:
+        notes.append(
+            f"Few were measured ({first['pairs']:,} pairs of {first['episodes']:,} episodes): they "
+            "say little of others, and verdicts are no more."
         )
     if seen := [name for name, one in reports.items() if one["seen_in_training"]]:
         notes.append(

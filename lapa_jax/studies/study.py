@@ -175,7 +175,7 @@ class Study:
             more = f"\n  and {len(lines) - 8} more" if len(lines) > 8 else ""
             raise ValueError(
                 f"{self.workdir} holds results of other data or settings; choose another "
-                "--workdir, or remove that one to make it anew:\n" + "\n".join(lines[:8]) + more
+                "folder, or remove that one to make it anew:\n" + "\n".join(lines[:8]) + more
             )
         runs.write_json(self._claim, known | decides)
         return bool(changes)
