@@ -14,7 +14,13 @@ from flax import nnx
 
 from lapa_jax.latent.config import QuantizerConfig
 from lapa_jax.latent.legacy import ConvCodeProjection
-from lapa_jax.latent.parts import CodeProjection, Normalizer, PatchEmbedding, Transformer
+from lapa_jax.latent.parts import (
+    CodeProjection,
+    Normalizer,
+    PatchEmbedding,
+    Transformer,
+    by_frame,
+)
 from lapa_jax.nn.layers import dtype_of
 from lapa_jax.nn.position import ContinuousPositionBias
 
@@ -120,8 +126,7 @@ class Encoder(FrameEncoder):
         x = jnp.stack([x[:, t] for t in (*alone, *lasts)], axis=1)
         x = x if apart else self.spatial.pairs(x, self.bias(), where)
         x = self.temporal.pairs(x, None, where)
-        slots = self.code_projection(flat(x)).astype(jnp.float32)
-        slots = slots.reshape(*x.shape[:2], *slots.shape[1:])
+        slots = by_frame(self.code_projection, x).astype(jnp.float32)
         begun = jnp.stack([slots[:, i] for i in where], axis=1)
         z = slots[:, len(alone) :] - begun
         if self.normalize is None:

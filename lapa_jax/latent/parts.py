@@ -5,7 +5,7 @@ H·W cells, D width, L code slots, Q latent width.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from lapa_jax.latent.legacy import scrambled
 from lapa_jax.nn.layers import GEGLU, Dense, LayerNorm, dtype_of
 from lapa_jax.nn.patches import to_patches
 from lapa_jax.nn.position import PositionConv
-from lapa_jax.nn.stack import Stack
+from lapa_jax.nn.stack import REMAT, Stack
 from lapa_jax.parallel.sharding import constrain
 
 
@@ -86,8 +86,18 @@ class Block(nnx.Module):
         else:
             x = x.reshape(B * T, H * W, D)
             x = x + self.attention(x, bias_KTS=bias_KNN, implementation=self.implementation)
-        x = x + self.mlp(x)
+        x = x.reshape(B, T, H * W, D)
+        x = x + by_frame(self.mlp, x)
         return constrain(x.reshape(B, T, H, W, D), "batch", None, None, None, "embed")
+
+
+def by_frame(function: Callable[[jax.Array], jax.Array], x_BT: jax.Array) -> jax.Array:
+    """`function` of every frame by itself, (B, ...) → (B, ...). One after the other, so that what
+    no matrix product gives is computed again for the gradient instead of being kept: of the pairs
+    of a clip there are several times as many frames as of a pair."""
+    again = jax.checkpoint(function, policy=REMAT["dots"], prevent_cse=False)
+    _, y = jax.lax.scan(lambda _, x: (None, again(x)), None, jnp.moveaxis(x_BT, 1, 0))
+    return jnp.moveaxis(y, 0, 1)
 
 
 class Transformer(nnx.Module):
