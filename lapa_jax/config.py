@@ -62,6 +62,8 @@ ADDED: dict[str, Any] = {
         "min_gap": 0.016,
     },
     "evaluation.execution_horizon": 1,
+    "model.objective(decay).target": "latent",
+    "model.objective.of(decay).target": "latent",
     **{
         f"{holder}.{key}": value
         for holder in ("model(registers)", "model.objective.teacher")

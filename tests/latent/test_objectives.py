@@ -1,5 +1,6 @@
 """An objective with columns, a target that is an average, and what is known in part."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import jax
@@ -8,13 +9,16 @@ import numpy as np
 import optax
 import pytest
 import tiny
-from helpers import at_random
+from flax import nnx
+from helpers import at_random, quantizer_config
 
 from data_pipelines.loader import DataSettings, Loader
 from experiments import base
 from lapa_jax import stages
 from lapa_jax.latent.bottlenecks.base import BottleneckOutput
+from lapa_jax.latent.encoder import Pairs
 from lapa_jax.latent.objectives import objective_config
+from lapa_jax.latent.objectives.latent_targets import LatentTargets
 from lapa_jax.latent.objectives.pose import Pose
 from lapa_jax.nn.module import Functional, flatten
 from lapa_jax.runs.usable import open_loader
@@ -168,6 +172,36 @@ class Tools:
 
     def outcome(self, pairs, out, recon, *, loss, train, metrics):
         return loss, metrics
+
+
+class Redrawn(Tools):
+    """Of one that keeps what it is shown."""
+
+    def pairs(self, frames, *, train):
+        self.shown = frames
+        return Pairs(frames[:, 0], frames[:, 1], frames, jnp.zeros((len(frames), 1, 4)))
+
+    def patches(self, frames):
+        self.embedded = frames[:, 0]
+        return frames
+
+    def outcome(self, pairs, out, recon, *, loss, train, metrics):
+        return loss, metrics, pairs
+
+
+def test_pixels_of_the_next_frame_as_it_is():
+    config = quantizer_config(objective=base.objective("latent_targets").to_dict())
+    settings = dataclasses.replace(objective_config(config.objective)[1], target="pixels")
+    objective = LatentTargets(settings, config, rngs=nnx.Rngs(params=0))
+    assert not jax.tree.leaves(nnx.state(objective)), "no weights that follow others"
+    model = Redrawn(jnp.zeros((8, 1, 4)))
+    frames = jax.random.uniform(jax.random.key(1), (8, 3, 4, 4, 3))
+    loss, metrics, pairs = objective(model, {"frames": frames}, train=True, rng=jax.random.key(0))
+    np.testing.assert_allclose(loss, jnp.mean(jnp.square(frames[:, 1] - frames[:, 0])), rtol=1e-6)
+    np.testing.assert_array_equal(model.embedded, frames[:, 0])
+    np.testing.assert_array_equal(pairs.last_MIJC, frames[:, 1])
+    assert metrics == {} and np.any(model.shown[:, 0] != frames[:, 0]), "its colours change"
+    objective.after_update(model, jnp.int32(0), jax.random.key(0))
 
 
 def loader(stage, config):

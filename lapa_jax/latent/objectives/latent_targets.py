@@ -1,4 +1,5 @@
-"""Predicting what a slow copy of the encoder makes of the next frame (LAOM, Nikulin et al. 2025).
+"""Predicting what a slow copy of the encoder makes of the next frame (LAOM, Nikulin et al. 2025),
+or its pixels (CLAM, Liang et al. 2025).
 
 What is predicted is learned with the rest, so that nothing asks for pixels that no motion explains.
 The latent is read off a frame that may lie further ahead than the one predicted, and all frames are
@@ -36,6 +37,12 @@ class LatentTargetsConfig:
     """How fast the target follows, and what is known beside frames. The latent is read off the
     first frame of a clip and, in training, one of the others: data.num_frames says how many."""
 
+    target: Annotated[
+        str,
+        ("latent", "pixels"),
+        "what is predicted of the next frame: what the target makes of it, or the frame as it is "
+        "(CLAM), whatever augment does to what the latent is read off",
+    ] = "latent"
     decay: Annotated[
         float, "[0, 1)", "per step, of the target: a moving average of the encoder's weights"
     ] = 0.99
@@ -60,21 +67,24 @@ class LatentTargets(Objective):
     those of the target, which has no gradient. The first frame reaches the prediction without
     gradient, too, so that the encoder learns through the latent alone. With
     model.predict="residual" the head's output is added to the target's features of the first frame.
+    With target="pixels" there is none of these: the mean squared error is that of the pixels.
     """
 
     def __init__(self, settings: LatentTargetsConfig, config: QuantizerConfig, *, rngs):
-        self.target = FrameEncoder(config, rngs=rngs)
-        freeze(self.target)
+        self.target = self.head = None
         self.residual = config.predict == "residual"
-        self.head = Dense(
-            (config.dim,),
-            (config.dim,),
-            ("embed", None),
-            bias=True,
-            std=0.0 if self.residual else None,
-            dtype=jnp.float32,
-            rngs=rngs,
-        )
+        if settings.target == "latent":
+            self.target = FrameEncoder(config, rngs=rngs)
+            freeze(self.target)
+            self.head = Dense(
+                (config.dim,),
+                (config.dim,),
+                ("embed", None),
+                bias=True,
+                std=0.0 if self.residual else None,
+                dtype=jnp.float32,
+                rngs=rngs,
+            )
         dim = settings.action_dim
         self.actions = Labels(config, dim, rngs=rngs) if dim else None
         self.decay, self.action_weight = settings.decay, settings.action_weight
@@ -92,20 +102,28 @@ class LatentTargets(Objective):
     def __call__(self, model, batch, *, train, rng=None):
         bottleneck_rng = rng
         frames = batch["frames"]
-        first, following, later = frames[:, 0], frames[:, 1], frames[:, 1]
+        first, following, later = drawn = frames[:, 0], frames[:, 1], frames[:, 1]
         if train:
             bottleneck_rng, ahead_rng, change_rng = jax.random.split(rng, 3)
             ahead_B = jax.random.randint(ahead_rng, (len(frames),), 1, frames.shape[1])
             later = jnp.take_along_axis(frames, ahead_B[:, None, None, None, None], axis=1)[:, 0]
             first, following, later = self._changed((first, following, later), change_rng)
         pairs = model.pairs(jnp.stack([first, later], axis=1), train=train)
-        pairs = pairs._replace(last_MIJC=following)
         out = model.bottleneck(pairs.latent_MLQ, rng=bottleneck_rng, train=train)
-        tokens_MHWD = model.tokens(pairs.embedded_MHWD, out.z_q_BLD)
-        recon = model.draw(first, jax.lax.stop_gradient(tokens_MHWD))
-        error, copy = self._errors(first, following, tokens_MHWD)
-        metrics = {"target_loss": error, "target_skill": 1.0 - error / jnp.maximum(copy, 1e-12)}
-        loss = error + mean_squared_error(recon, following)
+        if self.target is None:
+            first, following, _ = drawn
+            pairs = pairs._replace(first_MIJC=first, last_MIJC=following)
+            embedded_MHWD = model.patches(first[:, None])[:, 0]
+            recon = model.draw(first, model.tokens(embedded_MHWD, out.z_q_BLD))
+            metrics, loss = {}, mean_squared_error(recon, following)
+        else:
+            pairs = pairs._replace(last_MIJC=following)
+            tokens_MHWD = model.tokens(pairs.embedded_MHWD, out.z_q_BLD)
+            recon = model.draw(first, jax.lax.stop_gradient(tokens_MHWD))
+            error, copy = self._errors(first, following, tokens_MHWD)
+            skill = 1.0 - error / jnp.maximum(copy, 1e-12)
+            metrics = {"target_loss": error, "target_skill": skill}
+            loss = error + mean_squared_error(recon, following)
         if self.actions is not None:
             known = batch["action_known"]
             action = self.actions(pairs.latent_MLQ, batch["action"], known, train=train)
@@ -115,7 +133,8 @@ class LatentTargets(Objective):
         return model.outcome(pairs, out, recon, loss=loss, train=train, metrics=metrics)
 
     def after_update(self, model, step, rng):
-        follow(self.target, model, jnp.where(step == 0, 0.0, self.decay))
+        if self.target is not None:
+            follow(self.target, model, jnp.where(step == 0, 0.0, self.decay))
 
     def _errors(self, first, following, tokens_MHWD):
         """Mean squared errors of features: of those predicted, of the first frame's."""
