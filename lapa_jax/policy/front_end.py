@@ -29,7 +29,7 @@ class PatchesConfig:
     """One token per `patch_size` x `patch_size` pixels."""
 
     column: ClassVar[str] = "frames"
-    borrowed: ClassVar[Borrowed | None] = None  # frozen weights that are another run's
+    borrowed: ClassVar[tuple[Borrowed, ...]] = ()  # frozen weights, those of other runs
 
     image_size: tuple[int, int]
     patch_size: Annotated[int, "[1, 8192]", "pixels on a side that a token stands for"] = 16
@@ -93,8 +93,8 @@ class VqganConfig:
         return rows * columns
 
     @property
-    def borrowed(self) -> Borrowed:
-        return Borrowed(
+    def borrowed(self) -> tuple[Borrowed, ...]:
+        tokenizer = Borrowed(
             key="model.front_end.weights",
             run=self.weights,
             hint="an image tokenizer (lapa import --format vqgan_pickle)",
@@ -104,6 +104,7 @@ class VqganConfig:
             theirs="encoder",
             ours="front_end/encoder",
         )
+        return (tokenizer,)
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class CachedTokensConfig:
     """Images come as `num_tokens` ids of the image vocabulary, among the tokens of a row."""
 
     column: ClassVar[str] = "image_tokens"
-    borrowed: ClassVar[Borrowed | None] = None
+    borrowed: ClassVar[tuple[Borrowed, ...]] = ()
 
     num_tokens: Annotated[int, "[1, 1e6]", "of an image"] = 256
 

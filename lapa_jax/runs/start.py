@@ -352,23 +352,25 @@ def _check_frozen(program: Program, source: Source | None) -> None:
 def _adopt_frozen(
     state: states.TrainState, program: Program
 ) -> tuple[states.TrainState, str | None]:
-    """Fills weights that stay as another run trained them, and gives the hash of its parameters.
+    """Fills weights that stay as other runs trained them, and gives the hash of a run's parameters,
+    of several joined by "+".
 
     Only a fresh run needs them: from then on they are in its checkpoints.
     """
-    stage = program.stage
-    source = frozen_source(stage.borrowed)
-    if source is None:
+    variables, hashes = state.variables, []
+    for borrowed in program.stage.borrowed:
+        key, workdir = frozen_source(borrowed)
+        try:
+            run = load(workdir)
+            variables = with_borrowed(borrowed, variables, run.config, run.params)
+        except (FileNotFoundError, ValueError) as error:
+            raise ValueError(f"{key}={workdir!r}: {error}") from error
+        logging.info("%s %s: step %d, parameters %s", key, workdir, run.step, run.params_hash)
+        hashes.append(run.params_hash)
+    if not hashes:
         return state, None
-    key, workdir = source
-    try:
-        run = load(workdir)
-        variables = with_borrowed(stage.borrowed, state.variables, run.config, run.params)
-    except (FileNotFoundError, ValueError) as error:
-        raise ValueError(f"{key}={workdir!r}: {error}") from error
-    logging.info("%s %s: step %d, parameters %s", key, workdir, run.step, run.params_hash)
     variables = sharding.place(variables, program.shardings.variables)
-    return state.replace(variables=variables), run.params_hash
+    return state.replace(variables=variables), "+".join(hashes)
 
 
 def _log_size(state: states.TrainState, program: Program) -> None:

@@ -20,10 +20,8 @@ Batch = dict[str, jax.Array]
 Assets = Mapping[str, bytes]
 
 
-def frozen_source(borrowed: Borrowed | None) -> tuple[str, str] | None:
+def frozen_source(borrowed: Borrowed) -> tuple[str, str]:
     """(config key, workdir in it) of the run that has these weights."""
-    if borrowed is None:
-        return None
     if not borrowed.run:
         raise ValueError(f"{borrowed.key} is empty: name the run of {borrowed.hint}")
     return borrowed.key, borrowed.run
@@ -84,7 +82,7 @@ class Stage(Protocol):
     alarms: Mapping[str, str] = {}
     acts = False  # whether it says what a robot does
     model: Functional  # the module as pure functions
-    borrowed: Borrowed | None = None  # frozen weights that are another run's
+    borrowed: tuple[Borrowed, ...] = ()  # frozen weights, those of other runs
     config: ConfigDict
     assets: Assets
 

@@ -157,8 +157,8 @@ def test_a_mixed_in_objective_is_read_and_borrowed_as_by_itself():
     settings = objective_settings("algebraic+features").to_dict()
     settings["of"] |= {"weights": "runs/teacher"}
     objective, config = objective_config(settings)
-    found, alone = objective.borrowed(config), objective_config(settings["of"])[0]
-    alone = alone.borrowed(objective_config(settings["of"])[1])
+    (found,), alone = objective.borrowed(config), objective_config(settings["of"])[0]
+    (alone,) = alone.borrowed(objective_config(settings["of"])[1])
     assert (found.key, found.ours) == ("model.objective.of.weights", "objective/of/teacher")
     assert found.settings_key == "model.objective.of.teacher"
     assert (found.run, found.settings, found.theirs) == (alone.run, alone.settings, alone.theirs)

@@ -107,9 +107,9 @@ class Moto(ExactQuantizer):
         self.decoder = Decoder(config, rngs=rngs)
 
     @classmethod
-    def borrowed(cls, model: Mapping[str, Any]) -> Borrowed:
+    def borrowed(cls, model: Mapping[str, Any]) -> tuple[Borrowed, ...]:
         encoder = typed_config(EncoderConfig, model["encoder"], EncoderConfig.KEY)
-        return Borrowed(
+        frozen = Borrowed(
             key="model.encoder_weights",
             run=model["encoder_weights"],
             hint="a masked autoencoder (lapa import --format vit_mae)",
@@ -119,6 +119,7 @@ class Moto(ExactQuantizer):
             theirs="encoder",
             ours="encoder",
         )
+        return (frozen,)
 
     def __call__(
         self, frames_BTIJC: jax.Array, *, train: bool, rng: jax.Array | None = None

@@ -71,9 +71,9 @@ class Reader:
         return np.zeros(len(instructions), bool), "", ""
 
     @classmethod
-    def borrowed(cls, settings: Any) -> Borrowed | None:
-        """Which of its variables ("objective/teacher") are weights that another run trained."""
-        return None
+    def borrowed(cls, settings: Any) -> tuple[Borrowed, ...]:
+        """Which of its variables ("objective/teacher") are weights that other runs trained."""
+        return ()
 
 
 class Objective(Reader, nnx.Module):

@@ -63,7 +63,7 @@ class Taught(Objective):
 
     @classmethod
     def borrowed(cls, settings):
-        return Borrowed(
+        teacher = Borrowed(
             key="model.objective.weights",
             run=settings.weights,
             hint="a teacher (teacher/tabletop, or lapa import --format dinov2)",
@@ -73,6 +73,7 @@ class Taught(Objective):
             theirs="encoder",
             ours="objective/teacher",
         )
+        return (teacher,)
 
     def _features(self, frames_NIJC: jax.Array) -> jax.Array:
         """(N, H, W, F) of frames."""

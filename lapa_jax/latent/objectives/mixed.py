@@ -34,13 +34,14 @@ class Mixed(Objective):
     @classmethod
     def borrowed(cls, settings):
         objective, inner = settings.of
-        if (found := objective.borrowed(inner)) is None:
-            return None
-        below, key = found.ours.removeprefix("objective"), "model.objective"
-        return found._replace(
-            ours=f"objective/of{below}",
-            key=found.key.replace(key, f"{key}.of", 1),
-            settings_key=found.settings_key.replace(key, f"{key}.of", 1),
+        key = "model.objective"
+        return tuple(
+            found._replace(
+                ours=f"objective/of{found.ours.removeprefix('objective')}",
+                key=found.key.replace(key, f"{key}.of", 1),
+                settings_key=found.settings_key.replace(key, f"{key}.of", 1),
+            )
+            for found in objective.borrowed(inner)
         )
 
     @classmethod

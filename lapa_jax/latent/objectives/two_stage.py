@@ -110,12 +110,7 @@ class TwoStage(Mixed):
         others = super().borrowed(settings)
         if settings.stage == 1:
             return others
-        if others is not None:
-            raise ValueError(
-                f"model.objective.stage=2 takes a codebook from {settings.weights!r}, and "
-                f"{others.key} weights from {others.run!r}: only one of them can be"
-            )
-        return Borrowed(
+        codebook = Borrowed(
             key="model.objective.weights",
             run=settings.weights,
             hint='model.objective.name="two_stage" with stage=1',
@@ -125,6 +120,7 @@ class TwoStage(Mixed):
             theirs="bottleneck",
             ours="objective/first/bottleneck",
         )
+        return (*others, codebook)
 
     def __call__(self, model, batch, *, train, rng=None):
         rows = len(batch["frames"])
