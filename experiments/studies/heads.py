@@ -11,7 +11,6 @@ of 1,000 start states; `--size quick`: one of 20).
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,10 @@ from data_pipelines.index import build_index
 from experiments import base
 from experiments.action_vla import tabletop
 from lapa_jax import envs
-from lapa_jax.diagnostics.statistics import hierarchical
 from lapa_jax.envs.collect import collect
 from lapa_jax.evidence.policy import evaluate_success
 from lapa_jax.runs.loaded import load
+from lapa_jax.studies import contrasts
 from lapa_jax.studies.record import percent
 from lapa_jax.studies.study import Cell, Part, Study, train_part
 
@@ -98,29 +97,22 @@ def get_study(arg: str | None, workdir: Path) -> Study:
     return Study(workdir, [cell(name, seed) for seed in range(arg.seeds) for name in heads])
 
 
-def tables(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[list[str]]]:
+def tables(rows: contrasts.Rows) -> dict[str, list[list[str]]]:
     """Every head over its seeds, and beside clusters on the same start states."""
-    outcomes = {arm: _outcomes(rows, arm) for arm in dict.fromkeys(row["arm"] for row in rows)}
     shown = [["head", "chunk", "successes, by seed", "rate", "less that of `clusters`"]]
-    for arm, found in outcomes.items():
-        rate = hierarchical(found, seed=0).difference
-        gap = hierarchical(found - outcomes["clusters"], seed=0).difference
-        counts = ", ".join(f"{int(count)}" for count in found.sum((1, 2)))
-        shown.append(
-            [
-                f"`{arm}`",
-                str(ARMS[arm].horizon),
-                f"{counts} of {found.shape[2]}",
-                percent(rate),
-                "" if arm == "clusters" else percent(gap, "points"),
-            ]
-        )
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        (found,) = contrasts.outcomes(rows, {"arm": arm})
+        counts = ", ".join(f"{int(count)}" for count in found.values_STN.sum((1, 2)))
+        both = {"arm": arm}, {"arm": "clusters"}
+        gap = "–"
+        if arm == "clusters":
+            gap = ""
+        elif contrasts.seeds_of(rows, *both):
+            gap = percent(contrasts.paired(rows, *both).difference, "points")
+        counts = f"{counts} of {found.values_STN.shape[2]}"
+        rate = percent(contrasts.rate(rows, {"arm": arm}))
+        shown.append([f"`{arm}`", str(ARMS[arm].horizon), counts, rate, gap])
     return {"success": shown}
-
-
-def _outcomes(rows: Sequence[Mapping[str, Any]], arm: str) -> np.ndarray:
-    """Float (seeds, 1, start states)."""
-    return np.array([[row["outcomes"]] for row in rows if row["arm"] == arm], np.float64)
 
 
 def _config(arg: ConfigDict, arm: Arm, data: Path, seed: int) -> ConfigDict:

@@ -29,6 +29,7 @@ from lapa_jax.diagnostics.statistics import mean_over_seeds
 from lapa_jax.envs.collect import collect
 from lapa_jax.evidence import measures
 from lapa_jax.evidence.quantizer import evaluate_quantizer
+from lapa_jax.report.figures import Picture, dot_plots
 from lapa_jax.runs.loaded import load
 from lapa_jax.studies.record import interval
 from lapa_jax.studies.study import Cell, Part, Study, train_part
@@ -160,26 +161,48 @@ def _config(
 
 
 def tables(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[list[str]]]:
-    """Every arm, and every claim, over seeds."""
-
-    def values(setting: str, arm: str, measure: str) -> np.ndarray:
-        found = [r for r in rows if (r["setting"], r["arm"]) == (setting, arm)]
-        return np.array([np.nan if r.get(measure) is None else r[measure] for r in found])
-
+    """Every arm, and every claim, over seeds: those that both of its arms have."""
     shown = [["setting", "arm", *MEASURES]]
     for setting, arm in dict.fromkeys((r["setting"], r["arm"]) for r in rows):
-        found = [values(setting, arm, measure) for measure in MEASURES]
-        cells = ["–" if np.isnan(x).any() else interval(mean_over_seeds(x)) for x in found]
+        found = [_by_seed(rows, setting, arm, measure) for measure in MEASURES]
+        cells = ["–" if None in x.values() else _told(list(x.values())) for x in found]
         shown.append([setting, f"`{arm}`", *cells])
     claims = [["claim", "setting", "measure", "difference", "seeds for it"]]
     for name, arm, other, setting, measure, more in CLAIMS:
-        ones, others = values(setting, arm, measure), values(setting, other, measure)
-        if len(ones) != len(others):  # of one, seeds are still to come
-            continue
-        gap = ones - others
-        if len(gap) and np.isfinite(gap).all():
-            count = int((gap > 0).sum() if more else (gap < 0).sum())
-            told = interval(mean_over_seeds(gap))
-            claims.append([f"{name}: `{arm}` over `{other}`", setting, measure, told])
+        one, two = (_by_seed(rows, setting, each, measure) for each in (arm, other))
+        both = [(one[seed], two[seed]) for seed in one if seed in two]
+        if both and None not in sum(both, ()):
+            gap = [a - b for a, b in both]
+            count = sum(x > 0 if more else x < 0 for x in gap)
+            claims.append([f"{name}: `{arm}` over `{other}`", setting, measure, _told(gap)])
             claims[-1].append(f"{count} of {len(gap)}")
     return {"arms": shown, "claims": claims}
+
+
+def figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Picture]:
+    """Every arm by what the claims are about, over seeds."""
+    dots = []
+    for setting, arm in dict.fromkeys((r["setting"], r["arm"]) for r in rows):
+        dot: dict[str, Any] = {"arm": f"{arm}, {setting}"}
+        for measure in MEASURES:
+            values = list(_by_seed(rows, setting, arm, measure).values())
+            if None not in values:
+                mean = mean_over_seeds(np.array(values))
+                dot[measure] = mean.estimate
+                if len(values) > 1:
+                    dot |= {f"{measure}_low": mean.low, f"{measure}_high": mean.high}
+        dots.append(dot)
+    known = {name: name for name in MEASURES if any(name in dot for dot in dots)}
+    caption = "Means over seeds, with Student's 95 % intervals where there are several."
+    return {caption: dot_plots(dots, "arm", known)} if known else {}
+
+
+def _told(values: Sequence[float]) -> str:
+    return interval(mean_over_seeds(np.array(values)))
+
+
+def _by_seed(
+    rows: Sequence[Mapping[str, Any]], setting: str, arm: str, measure: str
+) -> dict[int, float | None]:
+    found = [row for row in rows if (row["setting"], row["arm"]) == (setting, arm)]
+    return {row["seed"]: row.get(measure) for row in found}

@@ -12,7 +12,7 @@ from lapa_jax.report import figures
 from lapa_jax.report.html import Report, Section
 from lapa_jax.studies import contrasts
 from lapa_jax.studies.record import percent
-from lapa_jax.studies.study import UNKNOWN, Study, name_of, text_of, version
+from lapa_jax.studies.study import UNKNOWN, Cell, Study, text_of, version
 
 NAMED = 6  # cells of a note at most
 KEYS = ("arm", "setting", "labels", "seed", "family")  # what tells rows of outcomes apart
@@ -62,29 +62,30 @@ def _cards(report: Report, study: Study, seconds: Mapping[str, float]) -> None:
     report.cards(cards)
 
 
-def _named(names: Sequence[str]) -> str:
-    more = f", and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return "; ".join(names[:NAMED]) + more
+def _named(cells: Sequence[Cell]) -> str:
+    names = [" ".join(map(text_of, cell.values.values())) for cell in cells[:NAMED]]
+    more = f", and {len(cells) - NAMED} more" if len(cells) > NAMED else ""
+    return "; ".join(names) + more
 
 
 def _missing(study: Study) -> list[str]:
     if not (missing := study.missing()):
         return []
-    names = _named([name_of(cell.values) for cell in missing])
-    return [f"{len(missing)} cells are not done yet: {names}."]
+    keys = ", ".join(missing[0].values)
+    return [f"{len(missing)} cells are not done yet ({keys}): {_named(missing)}."]
 
 
 def _versions(study: Study) -> list[str]:
-    """Of every version of the code but this one, the cells that it had a part in."""
-    cells: dict[str, list[str]] = {}
-    for cell in study.cells:
+    """Of every version of the code but this one, the cells with rows that it had a part in."""
+    cells: dict[str, list[Cell]] = {}
+    for cell in filter(study.is_done, study.cells):
         for made_by in study.versions(cell):
-            cells.setdefault(made_by, []).append(name_of(cell.values))
+            if made_by != version():
+                cells.setdefault(made_by, []).append(cell)
     return [
-        f"{made_by if made_by == UNKNOWN else f'Version {made_by}'} of the code, which is not the "
-        f"one of this page ({version()}), made parts of {len(names)} cells: {_named(names)}."
-        for made_by, names in cells.items()
-        if made_by != version()
+        f"Parts of {len(those)} cells were made by {'' if made_by == UNKNOWN else 'version '}"
+        f"{made_by} of the code; this page is of {version()}: {_named(those)}."
+        for made_by, those in cells.items()
     ]
 
 

@@ -6,7 +6,7 @@ from experiments.studies import heads, metaworld, objectives
 
 ROWS = {
     heads: [
-        {"arm": arm, "seed": seed, "outcomes": [True, seed > 0, arm == "flow"]}
+        {"arm": arm, "seed": seed, "family": "reach", "outcomes": [True, seed > 0, arm == "flow"]}
         for arm in ("clusters", "flow")
         for seed in (0, 1)
     ],
@@ -55,9 +55,21 @@ def test_tasks_and_words_of_metaworld_have_a_column_each():
     assert over_scratch[2].startswith("50.0 points (") and over_vpt[1:3] == ["0", "–"]
 
 
+def test_what_is_half_done_is_compared_by_seed():
+    """Of one arm seeds 0 and 1, of the other seed 1 alone."""
+    header, clusters, flow = heads.tables(ROWS[heads][1:])["success"]
+    assert clusters[2] == "2 of 3" and flow[2] == "2, 3 of 3"
+    assert flow[4].startswith("33.3 points (")
+    assert heads.tables(ROWS[heads][2:])["success"][1][4] == "–"
+    (_, claim) = objectives.tables(ROWS[objectives][1:])["claims"]
+    assert claim[3].startswith("0.1 (0.1 to 0.1)") and claim[4] == "2 of 2"
+
+
 def test_claims_are_paired_by_seed():
     tables = objectives.tables(ROWS[objectives])
     assert tables["arms"][1][:3] == ["clean", "`rotation`", "0.7 (0.452 to 0.948)"]
     assert "–" in tables["arms"][1]
+    (picture,) = objectives.figures(ROWS[objectives]).values()
+    assert "probe_r2. rotation, clean: 0.7" in picture.alt and "skill" not in picture.alt
     (_, claim) = tables["claims"]
     assert claim[3].startswith("0.1 (0.1 to 0.1)") and claim[4] == "3 of 3"

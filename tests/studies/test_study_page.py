@@ -40,15 +40,18 @@ def test_a_page_of_a_part_names_what_is_missing(spec, tmp_path):
     ]
     study = Study(tmp_path / "study", cells)
     (text,) = [page.write(study, spec, "lapa study mine").read_text()]
-    assert "No cell is done yet" in text and "4 cells are not done yet: arm=lapa,seed=0" in text
+    assert (
+        "No cell is done yet" in text
+        and "4 cells are not done yet (arm, seed, labels): lapa 0 10;" in text
+    )
     study.run(index=0, count=2)  # those of 10 labels
     study.do(cells[1].parts[0])
     made = tmp_path / "study" / "parts" / "success_lapa_10.json"
     made.write_text(json.dumps(json.loads(made.read_text()) | {"versions": ["0.0.1"]}))
     text = page.write(study, spec, "lapa study mine", claims=False).read_text()
-    assert "1 cells are not done yet: arm=scratch,seed=0,labels=100." in text
-    assert "Version 0.0.1 of the code, which is not the one of this page" in text
-    assert "made parts of 1 cells: arm=lapa,seed=0,labels=10." in text and "no claim" in text
+    assert "1 cells are not done yet (arm, seed, labels): scratch 0 100." in text
+    assert "Parts of 1 cells were made by version 0.0.1 of the code; this page is of" in text
+    assert ": lapa 0 10." in text and "no claim" in text
     assert "Does it help?" in text and "<code>lapa study mine</code>" in text
     assert '<th scope="col">less <code>scratch</code></th>' in text and "2 starts" in text
     assert "success, lapa: 10: 50%, 100: 100%." in text  # of the picture

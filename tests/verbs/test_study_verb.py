@@ -49,7 +49,7 @@ def test_machines_share_the_cells(study, tmp_path):
     out = succeed("study", study, "--workdir", workdir, "--index", 1, "--count", 2)
     assert "1 points are not done yet, the first: arm=a,seed=0" in out
     assert not (workdir / "rows.csv").exists()
-    assert "1 cells are not done yet: arm=a,seed=0." in (workdir / "report.html").read_text()
+    assert "1 cells are not done yet (arm, seed): a 0." in (workdir / "report.html").read_text()
     succeed("study", study, "--workdir", workdir, "--index", 0, "--count", 2)
     for spec, size, message in (
         (f"{study}:steps=9", None, "arguments:  there, steps=9 now"),
