@@ -128,6 +128,12 @@ def test_cells_of_the_study_and_of_the_search(tmp_path):
     assert {c.values["arm"] for c in study.cells} == {*arms.ARMS}
     settings = {c.values["setting"] for c in study.cells}
     assert settings == {s + end for s in arms.SETTINGS for end in ("", arms.UNSEEN)}
+    named = "size=quick,arms=scratch,seeds=3,others=2"
+    many = headline.get_study(named, tmp_path)
+    counts = [
+        len({c.values["seed"] for c in many.cells if c.values["setting"] == s}) for s in settings
+    ]
+    assert sorted(counts) == [2] * 5 + [3]
     search = headline.get_study("size=quick,tune=True,arms=lapa+vpt", tmp_path)
     assert len(search.cells) == 2 * len(headline.GRID)
     trained = [c.parts[-2].name for c in search.cells if c.values["arm"] == "lapa"]
