@@ -32,8 +32,14 @@ and then a second codebook:
         --config.model.objective.stage=2 --config.model.objective.weights=runs/quantizer_stage1 \
         --workdir runs/quantizer_stage2
 
-Some read what is made first: how the camera moves, in the index; the optical flow of each window:
+Some read what is made first: the robot's state, with `--state` of `lapa data collect`; how the
+camera moves, in the index; the optical flow of each window:
 
+    lapa data collect --out data/state --episodes 1000 --families reach --blocks 4 \
+        --horizon 40 --views human,robot --state
+    lapa data index data/state/human && lapa data index data/state/robot
+    lapa train --config experiments/quantizer/tabletop.py:objective=proprio,data=data/state \
+        --workdir runs/quantizer_proprio
     lapa data index data/tabletop/moving_camera --action_key observation/camera_motion
     lapa train --config experiments/quantizer/tabletop.py:objective=pose,views=moving_camera \
         --workdir runs/quantizer_pose

@@ -25,6 +25,7 @@ def usable(mixture: Mixture, stage: Stage) -> Mixture:
     if any(which.any() for which in found):
         mixture = mixture.without(found)
     for corpus in mixture.corpora:
+        _check_window(corpus, stage)
         for rows in _telling(corpus, mixture):
             try:
                 stage.check({name: COLUMNS[name](corpus, rows) for name in mixture.columns})
@@ -59,6 +60,24 @@ def _unusable(corpus: Corpus, mixture: Mixture, stage: Stage) -> np.ndarray:
     which = np.append(texts, False)[index.instruction_of_episode] & (corpus.counts > 0)
     judge(mixture.data.unusable_episodes, corpus.name, index, which, why, remedy)
     return which
+
+
+def _check_window(corpus: Corpus, stage: Stage) -> None:
+    """Raises ValueError where the stage reads the actions of a window and takes it for longer or
+    shorter than it is."""
+    wanted = stage.window_steps()
+    known = corpus.actions.known & (corpus.counts > 0)
+    if wanted is None or not known.any():
+        return
+    steps = np.unique(corpus.chains.window[known])
+    if steps.tolist() != [wanted]:
+        told = " to ".join(map(str, dict.fromkeys((steps[0], steps[-1]))))
+        raise ValueError(
+            f"corpus {corpus.name!r}: {corpus.settings.key('window_seconds')}="
+            f"{corpus.settings.window_seconds:g} is {told} steps, but the actions of {wanted} are "
+            "read as those of a window: change it, or data.action_horizon and the horizon of "
+            "model.objective"
+        )
 
 
 def _telling(corpus: Corpus, mixture: Mixture) -> Iterator[np.ndarray]:

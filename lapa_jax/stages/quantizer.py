@@ -68,6 +68,9 @@ class QuantizerStage(Stage):
     def unusable(self, instructions: Sequence[str]) -> Unusable:
         return Unusable(*self._reader.unusable(self._settings, instructions))
 
+    def window_steps(self) -> int | None:
+        return self._reader.window_steps(self._settings)
+
     def check(self, batch: dict[str, np.ndarray]) -> None:
         columns = self._reader.prepare(self._settings, batch)
         for name, spec in self._columns.items():

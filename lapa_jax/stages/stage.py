@@ -103,6 +103,10 @@ class Stage(Protocol):
         """Which instructions `prepare` would refuse."""
         return Unusable(np.zeros(len(instructions), bool), "", "")
 
+    def window_steps(self) -> int | None:
+        """How many steps the windows of a corpus with actions must have; None: any."""
+        return None
+
     def check(self, batch: dict[str, np.ndarray]) -> None:
         """Raises ValueError for loader columns, but frames, that `prepare` would refuse."""
 

@@ -234,6 +234,14 @@ def test_the_motion_of_a_camera_that_is_known_in_part(two):
     )  # the sum counts
     with pytest.raises(ValueError, match=r"its 'action' is of shape \(2, 2\), but .* \(2, 6\)"):
         loader(*two("pose", pose_dim=6))
+    for objective in ("pose", "shared_codes"):
+        stage, config = two(objective)
+        config.data.corpora.v.window_seconds = 0.4  # nothing is known there
+        loader(stage, config).close()
+        config.data.corpora.a.window_seconds = 0.4
+        told = r"corpora.a.window_seconds=0.4 is 4 steps, but the actions of 2 are read"
+        with pytest.raises(ValueError, match=told):
+            loader(stage, config)
 
 
 def test_bodies_whose_state_is_known_in_part(two):

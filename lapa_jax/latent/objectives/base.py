@@ -71,6 +71,12 @@ class Reader:
         return np.zeros(len(instructions), bool), "", ""
 
     @classmethod
+    def window_steps(cls, settings: Any) -> int | None:
+        """How many steps the windows of a corpus with actions must have, where it reads those of a
+        window."""
+        return None
+
+    @classmethod
     def borrowed(cls, settings: Any) -> tuple[Borrowed, ...]:
         """Which of its variables ("objective/teacher") are weights that other runs trained."""
         return ()

@@ -80,6 +80,14 @@ class OfChunks(Objective):
         return {"action": np.reshape(action, shape), "action_mask": mask}
 
 
+class OfWindows(OfChunks):
+    """Of actions that are those of the first window."""
+
+    @classmethod
+    def window_steps(cls, settings):
+        return settings.horizon
+
+
 class Labels(nnx.Module):
     """A linear map from latents to values that are known of some pairs, in standard units."""
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from lapa_jax.latent.config import QuantizerConfig
 from lapa_jax.latent.objectives.base import mean_squared_error
-from lapa_jax.latent.objectives.known import Labels, OfChunks
+from lapa_jax.latent.objectives.known import Labels, OfWindows
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class PoseConfig:
     pose_weight: Annotated[float, "[0, 1e6]", "of the error of the motion in the loss"] = 0.1
 
 
-class Pose(OfChunks):
+class Pose(OfWindows):
     """Mean squared errors of the pixels and of the camera's motion over the first window, in units
     in which it varies by 1: a constant costs 1."""
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
-from lapa_jax.latent.objectives.known import OfChunks, Standardizer
+from lapa_jax.latent.objectives.known import OfWindows, Standardizer
 from lapa_jax.nn.layers import Dense
 
 
@@ -26,7 +26,7 @@ class SharedCodesConfig:
     ] = 0.01
 
 
-class SharedCodes(OfChunks):
+class SharedCodes(OfWindows):
     """Three branches into one codebook: what the frames show, what the actions say, and both
     together. The codes of each must draw the later frame and tell the actions
     (cross-reconstruction), so that a code means the same whichever branch it comes from:
