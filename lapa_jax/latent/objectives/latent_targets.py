@@ -71,7 +71,6 @@ class LatentTargets(Objective):
     """
 
     def __init__(self, settings: LatentTargetsConfig, config: QuantizerConfig, *, rngs):
-        self.target = self.head = None
         self.residual = config.predict == "residual"
         if settings.target == "latent":
             self.target = FrameEncoder(config, rngs=rngs)
@@ -85,6 +84,8 @@ class LatentTargets(Objective):
                 dtype=jnp.float32,
                 rngs=rngs,
             )
+        else:
+            self.target = self.head = None
         dim = settings.action_dim
         self.actions = Labels(config, dim, rngs=rngs) if dim else None
         self.decay, self.action_weight = settings.decay, settings.action_weight
