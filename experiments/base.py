@@ -27,6 +27,8 @@ from lapa_jax.stages.augmentation import augment_settings as augment
 from lapa_jax.stages.policy import policy_settings as policy_model
 from lapa_jax.training.groups import group_settings as group
 from lapa_jax.training.optimizer import optimizer_settings as optimizer
+from lapa_jax.world.config import DynamicsConfig
+from lapa_jax.world.tokenizers import PatchTokenizerConfig
 
 # What a corpus was indexed with: one camera, its actions and its instructions.
 AS_INDEXED = dict(image_key="", action_key="", instruction_key="")
@@ -107,6 +109,16 @@ def head_and_rest(target: str, *, state: bool = False, **rest) -> ConfigDict:
     return ConfigDict({"head": group(new), "rest": group(rf"(?!({new})$).*", **rest)})
 
 
+def trained_tokenizer() -> ConfigDict:
+    """An image tokenizer for 64 px frames that is trained here: 8 x 8 tokens."""
+    return default_settings(PatchTokenizerConfig)
+
+
+def dynamics_model(**changes) -> ConfigDict:
+    """A small model of how frames follow, for 64 px frames and that tokenizer."""
+    return default_settings(DynamicsConfig, **changes)
+
+
 def image_tokenizer() -> ConfigDict:
     """The architecture of LWM's VQGAN, for 256 px images: 16 x 16 tokens."""
     return default_settings(ImageTokenizerConfig)
@@ -167,6 +179,11 @@ def teacher_model(encoder: str = "tabletop") -> ConfigDict:
 def make_vit_quick(model: ConfigDict) -> None:
     """Shrinks the tabletop's encoder, of a teacher as of an objective."""
     model.update(dim=32, mlp_dim=64, depth=2, heads=2, head_dim=16)
+
+
+def make_tokenizer_quick(model: ConfigDict) -> None:
+    """Shrinks an image tokenizer, of a run as of a model that has its tokens."""
+    model.update(dim=32, mlp_dim=64, depth=1, decoder_depth=1, heads=2, head_dim=16)
 
 
 def lwm_policy_model(**vocabularies: int) -> ConfigDict:

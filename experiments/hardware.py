@@ -72,6 +72,8 @@ SHIPPED = (
     *((f"experiments/action_vla/paper.py:hardware={name}", name) for name in ("v5p-64", "h100-8")),
     *((f"experiments/quantizer/paper.py:hardware={name}", name) for name in QUANTIZER),
     *(("experiments/teacher/tabletop.py", name) for name in _ONE_HOST),
+    ("experiments/image_tokenizer/tabletop.py", "h100-8"),
+    ("experiments/dynamics/tabletop.py", "h100-8"),
     *(("experiments/quantizer/tabletop.py", name) for name in _ONE_HOST),
     *(("experiments/quantizer/videos.py", name) for name in _ONE_HOST),
     *((f"experiments/{stage}_vla/bridge.py", "h100-8") for stage in ("latent", "action")),

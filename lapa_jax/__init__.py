@@ -8,6 +8,7 @@ from lapa_jax.version import __version__
 __all__ = [
     "LeRobotPolicy",
     "__version__",
+    "load_dynamics",
     "load_image_tokenizer",
     "load_policy",
     "load_quantizer",
@@ -31,8 +32,15 @@ def load_quantizer(directory):
     return load_quantizer(directory)
 
 
+def load_dynamics(directory):
+    """A trained dynamics model, with `imagine`: see lapa_jax.runs.loaded."""
+    from lapa_jax.runs.loaded import load_dynamics
+
+    return load_dynamics(directory)
+
+
 def load_image_tokenizer(directory):
-    """An imported image tokenizer, with `encode` and `decode`: see lapa_jax.runs.loaded."""
+    """An image tokenizer, with `encode` and `decode`: see lapa_jax.runs.loaded."""
     from lapa_jax.runs.loaded import load_image_tokenizer
 
     return load_image_tokenizer(directory)

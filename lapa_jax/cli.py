@@ -19,7 +19,7 @@ VERBS = {
     ),
     "train": (
         "lapa_jax.train",
-        "train any stage: teacher, quantizer, latent_pretraining, action_finetuning",
+        "train any stage: teacher, image_tokenizer, quantizer, dynamics, latent_pretraining, ...",
         "lapa train --config quantizer/tabletop:quick=True --workdir runs/quantizer",
     ),
     "label": (

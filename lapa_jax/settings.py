@@ -33,6 +33,8 @@ from lapa_jax.stages.policy import RowSettings
 from lapa_jax.training.groups import Group, read_groups
 from lapa_jax.training.guard import GuardConfig
 from lapa_jax.training.optimizer import OPTIMIZERS, make_schedule, optimizer_settings
+from lapa_jax.world.config import TOKENIZER_KEY, DynamicsConfig
+from lapa_jax.world.tokenizers import tokenizer_of
 
 POLICIES = ("latent_pretraining", "action_finetuning")
 
@@ -47,13 +49,16 @@ def env_settings(name: str, **changes: Any) -> ConfigDict:
     return named_settings(name, envs.ENVS, "evaluation.env", **changes)
 
 
+_FRAMES = {"quantizer": 2, "image_tokenizer": 2, "dynamics": 5}  # of an example, in a new config
+
+
 def data_settings(stage: str) -> ConfigDict:
     """config.data, without corpora."""
     return default_settings(
         DataSettings,
         corpora={},
         image_size=(64, 64),
-        num_frames=2 if stage == "quantizer" else 1,
+        num_frames=_FRAMES.get(stage, 1),
         history_seconds=0.5 if stage in POLICIES else 0.0,
         augment=augment_settings("none"),  # of images in training
     )
@@ -177,9 +182,11 @@ def stage_settings(stage: str) -> ConfigDict:
 
 MODELS: dict[str, tuple[type, ...]] = {
     "teacher": (MaskedAutoencoderConfig,),
-    "image_tokenizer": (ImageTokenizerConfig,),
+    "dynamics": (DynamicsConfig,),
     **dict.fromkeys(POLICIES, (VLAConfig, RowSettings)),
 }
+# Of models that config.model chooses as a whole: what gives (config class, module class).
+WHOLE_MODELS = {"quantizer": architecture, "image_tokenizer": tokenizer_of}
 # What stands under a key: settings of one kind, or {name, ...settings}. "*" is any name.
 KINDS: dict[str, type | Registry] = {
     "data": DataSettings,
@@ -193,6 +200,7 @@ KINDS: dict[str, type | Registry] = {
     "model.objective.of": OBJECTIVES,
     "model.objective.of.augment": AUGMENTATIONS,
     "model.objective.of.teacher": ViTConfig,
+    f"{TOKENIZER_KEY}.bottleneck": BOTTLENECKS,
     "model.front_end": FRONT_ENDS,
     "model.front_end.tokenizer": ImageTokenizerConfig,
     "model.targets.*": HEADS,
@@ -233,8 +241,10 @@ def _parts(values: dict[str, Any], key: str, stage: str) -> Iterator[Any]:
     if not key:
         yield key, values, (LatentSettings if "code_length" in values else StageSettings,)
     elif key == "model":
-        kinds = architecture(values)[:1] if stage == "quantizer" else MODELS.get(stage, ())
-        yield key, values, kinds
+        of_whole = WHOLE_MODELS.get(stage)
+        yield key, values, of_whole(values)[:1] if of_whole else MODELS.get(stage, ())
+    elif key == TOKENIZER_KEY:
+        yield key, values, tokenizer_of(values, key)[:1]
     elif isinstance(kind, Mapping):
         name = values.get("name")
         if not isinstance(name, str) or name not in kind:
@@ -262,10 +272,10 @@ def explained(config: ConfigDict) -> Iterator[tuple[str, Any, str]]:
 def check(config: ConfigDict) -> None:
     """Raises ValueError, which names the key, the value and what it must be, for a config that
     cannot be trained by what its keys alone say. Reads no file."""
-    if config.stage == "image_tokenizer":
+    if config.stage == "image_tokenizer" and config.model.get("architecture") == "vqgan":
         raise ValueError(
-            "config.stage='image_tokenizer' cannot be trained: its runs come from lapa import "
-            "--format vqgan_pickle"
+            "model.architecture='vqgan' of stage 'image_tokenizer' cannot be trained, as 'patches' "
+            "can: its runs come from lapa import --format vqgan_pickle"
         )
     for key, values, kinds in parts(config):
         keys.check(kinds, values, key)

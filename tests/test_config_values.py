@@ -30,7 +30,8 @@ MAY_BE_ZERO = set(
     guard.spike_sigmas guard.max_events evaluation.every_steps evaluation.episodes
     evaluation.env.min_gap model.image_vocab model.unroll model.lora_rank model.sequence_length
     model.targets.*.loss_weight model.collapse_fraction model.normalize_decay model.registers
-    model.mask_fraction model.decoder_depth model.objective.teacher.registers
+    model.mask_fraction model.decoder_depth model.latent_codes model.noise
+    model.image_tokenizer.unroll model.objective.teacher.registers
     model.bottleneck.continuous_steps model.bottleneck.ramp_steps model.bottleneck.dead_fraction
     model.bottleneck.replace_every_steps model.bottleneck.replace_noise
     model.objective.commitment_weight model.objective.untold
@@ -53,7 +54,7 @@ MAY_BE_NEGATIVE = {"data.action_absolute", *(f"mesh.{axis}" for axis in ("data",
 MAY_BE_NEGATIVE |= {"mesh.tensor"}
 MAY_BE_EMPTY = set(
     """init_from checkpoint.best_metric logging.wandb_project model.tokenizer model.action_codec
-    model.front_end.weights model.objective.weights data.corpora.*.sidecar_dir
+    model.front_end.weights model.objective.weights model.weights data.corpora.*.sidecar_dir
     data.corpora.*.image_key data.corpora.*.action_key data.corpora.*.instruction_key
     data.corpora.*.state_key data.corpora.*.label_set data.corpora.*.image_token_set
     data.corpora.*.action_set

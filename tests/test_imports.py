@@ -16,7 +16,8 @@ DATA = ("data_pipelines",)
 KEYS = "data_pipelines.keys"
 NORMALISE = "data_pipelines.normalise"
 MODELS = ("lapa_jax.nn", "lapa_jax.parallel")
-STAGES = ("lapa_jax.latent", "lapa_jax.policy", *MODELS, "data_pipelines.rlds.schema", NORMALISE)
+WORLD = ("lapa_jax.latent", "lapa_jax.policy", *MODELS)
+STAGES = ("lapa_jax.world", *WORLD, "data_pipelines.rlds.schema", NORMALISE)
 RUNS = (
     *("lapa_jax.stages", *STAGES, "lapa_jax.training", "lapa_jax.machine"),
     *("lapa_jax.config", "lapa_jax.settings", "lapa_jax.version", *DATA),
@@ -70,6 +71,7 @@ ALLOWED = {
     "lapa_jax.latent": MODELS,
     # where codecs are fitted
     "lapa_jax.policy": (*MODELS, NORMALISE, "data_pipelines.checks.statistics"),
+    "lapa_jax.world": WORLD,
     "lapa_jax.stages": STAGES,
     "lapa_jax.aot": USES,
     "lapa_jax.runs": RUNS,
@@ -224,7 +226,8 @@ def test_configs_load_without_a_backend():
     code = (
         "import sys, importlib\n"
         "from jax._src import xla_bridge\n"
-        "for name in ('teacher', 'quantizer', 'latent_vla', 'action_vla'):\n"
+        "for name in ('teacher', 'image_tokenizer', 'quantizer', 'dynamics',"
+        " 'latent_vla', 'action_vla'):\n"
         "    module = importlib.import_module(f'experiments.{name}.tabletop')\n"
         "    assert module.get_config('quick=True').steps > 0\n"
         "heavy = {'tensorflow', 'torch'} & set(sys.modules)\n"

@@ -44,6 +44,9 @@ SPECS = {
     "quantizer": "experiments/quantizer/tabletop.py:quick=True,data={data},views={views}",
     "features": "experiments/quantizer/tabletop.py:quick=True,data={data},views={views},"
     "objective=features",
+    "image_tokenizer": "experiments/image_tokenizer/tabletop.py:quick=True,data={data},"
+    "views={views}",
+    "dynamics": "experiments/dynamics/tabletop.py:quick=True,data={data},views={views}",
     "latent_pretraining": "experiments/latent_vla/tabletop.py:quick=True,data={data},views={views}",
     "action_finetuning": "experiments/action_vla/tabletop.py:quick=True,data={data}/robot",
 }
@@ -76,6 +79,14 @@ SIZES = {
     "quantizer": QUANTIZER,
     # its teacher is what a tiny run of stage teacher gives
     "features": QUANTIZER | {f"model.objective.teacher.{k}": v for k, v in ENCODER.items()},
+    "image_tokenizer": {},
+    # its tokenizer is what a tiny run of stage image_tokenizer gives
+    "dynamics": {
+        "data.corpora.robot.window_seconds": 0.4,
+        "model.decode_steps": 2,
+        **{f"model.image_tokenizer.{k}": COMMON[f"model.{k}"] for k in ("heads", "head_dim")},
+        "model.image_tokenizer.unroll": 1,
+    },
     "latent_pretraining": POLICY,
     "action_finetuning": POLICY,
 }

@@ -69,6 +69,13 @@ def latent_actions(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
     return corpus.labels.labels(rows[:, corpus.frames.current])
 
 
+def latent_actions_of_pairs(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
+    """int32 (b, num_frames - 1, L), or float32 (b, num_frames - 1, L, width): of the pair that
+    begins at each frame of a clip but the last."""
+    found = corpus.labels.labels(rows[:, :-1].reshape(-1))
+    return found.reshape(len(rows), -1, *found.shape[1:])
+
+
 def flows(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
     """float32 (b, cells, 2): of the pair that begins at the frame at which an example stands."""
     return corpus.flow.labels(rows[:, corpus.frames.current])
@@ -80,6 +87,7 @@ def image_tokens(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
     return found.reshape(len(rows), -1, found.shape[-1])
 
 
+LATENT_ACTIONS = {"latent_action", "latent_action_of_pairs"}  # either needs a label set
 STATES = {"state", "state_ahead"}  # who asks for either has the index read states
 
 # field → column of a corpus at the rows of b examples, int64 (b, num_frames)
@@ -93,6 +101,7 @@ COLUMNS: dict[str, Callable[[Corpus, np.ndarray], np.ndarray]] = {
     "corpus": numbers,
     "control_hz": control_hz,
     "latent_action": latent_actions,
+    "latent_action_of_pairs": latent_actions_of_pairs,
     "flow": flows,
     "image_tokens": image_tokens,
 }

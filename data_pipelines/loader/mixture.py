@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 
 from data_pipelines import sidecar
-from data_pipelines.loader.columns import COLUMNS, STATES
+from data_pipelines.loader.columns import COLUMNS, LATENT_ACTIONS, STATES
 from data_pipelines.loader.corpus import Corpus
 from data_pipelines.loader.opening import open_corpus
 from data_pipelines.loader.settings import DataSettings
@@ -184,7 +184,7 @@ def _check_equal(corpora: list[Corpus], fields: Sequence[str]) -> None:
         found["state_dim"] = {c.name: c.index.state_dim for c in corpora if c.settings.state_key}
     if "flow" in fields:
         found["the cells of flow"] = {c.name: tuple(c.flow.provenance["grid"]) for c in corpora}
-    if "latent_action" in fields:
+    if LATENT_ACTIONS & set(fields):
         for what in ("code_length", "codebook_size", "width", "quantizer_hash"):
             found[what] = {c.name: c.labels.provenance.get(what) for c in corpora}
     if "image_tokens" in fields:

@@ -12,6 +12,7 @@ from data_pipelines.index.labels import ACTIONS, IMAGE_TOKENS, LATENT_ACTIONS, K
 from data_pipelines.loader import order
 from data_pipelines.loader.actions import Actions, open_actions
 from data_pipelines.loader.chains import Chains
+from data_pipelines.loader.columns import LATENT_ACTIONS as WITH_LABELS
 from data_pipelines.loader.columns import STATES
 from data_pipelines.loader.corpus import Corpus, Frames
 from data_pipelines.loader.flow import FLOW
@@ -50,7 +51,8 @@ class _Opening:
         tokens, motion = self._tokens(), self._motion()
         flow = self._of_pairs(FLOW) if "flow" in self.fields else None
         chains = self._chains(frames, actions)
-        filters = _filters(self.data, frames, labels, tokens, motion, flow)
+        of_pairs = "latent_action_of_pairs" in self.fields
+        filters = _filters(self.data, frames, labels, of_pairs, tokens, motion, flow)
         counts, kept = _select(self.name, self.index, chains, filters)
         if not counts.any():
             raise ValueError(
@@ -151,7 +153,7 @@ class _Opening:
         return open_actions(self.settings, self.data, index, said, self.unusable)
 
     def _labels(self) -> LabelSet | None:
-        settings, needed = self.settings, "latent_action" in self.fields
+        settings, needed = self.settings, bool(WITH_LABELS & set(self.fields))
         if not settings.label_set and needed:
             raise ValueError(
                 f"corpus {self.name!r} needs latent actions, but {settings.key('label_set')} is "
@@ -276,22 +278,24 @@ def _filters(
     data: DataSettings,
     frames: Frames,
     labels: LabelSet | None,
+    of_pairs: bool,
     tokens: Sequence[LabelSet],
     motion: LabelSet | None,
     flow: LabelSet | None,
 ) -> list[Filter]:
-    def with_tokens(one: LabelSet) -> Callable[[np.ndarray], np.ndarray]:
-        """Where every frame of an example has tokens."""
-        episode = frames.index.episode_of_rows
-        return lambda rows: one.valid[frames.rows(rows, episode(rows))].all(axis=1)
+    def at_all(one: LabelSet, but: int = 0) -> Callable[[np.ndarray], np.ndarray]:
+        """Where every frame of an example, `but` so many at its end, has one."""
+        episode, count = frames.index.episode_of_rows, len(frames.offsets) - but
+        return lambda rows: one.valid[frames.rows(rows, episode(rows))[:, :count]].all(axis=1)
 
     found = []
     if labels and not labels.valid.all():
-        found.append(Filter(lambda rows: labels.valid[rows], "have no label and are not drawn"))
+        labelled = at_all(labels, but=1) if of_pairs else lambda rows: labels.valid[rows]
+        found.append(Filter(labelled, "have no label and are not drawn"))
     if flow and not flow.valid.all():
         found.append(Filter(lambda rows: flow.valid[rows], "have no flow and are not drawn"))
     why = "lack image tokens and are not drawn"
-    found += [Filter(with_tokens(one), why) for one in tokens if not one.valid.all()]
+    found += [Filter(at_all(one), why) for one in tokens if not one.valid.all()]
     if motion:
         least = data.min_pair_difference * STEPS_PER_LEVEL
         why = "have frames that differ by less than data.min_pair_difference="

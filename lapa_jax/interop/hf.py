@@ -213,7 +213,7 @@ def hf_config(
             "tokens_per_image": layout.tokens_per_image,
             "text_length": layout.text_length,
             "front_end": _front_end(config),
-            IMAGE_TOKENIZER: tokenizer.architecture() if tokenizer else None,
+            IMAGE_TOKENIZER: tokenizer.settings() if tokenizer else None,
             "legacy": config.legacy,
             "rope_theta": config.rope_theta,
             # in the original's form, that of the training whatever the weights are loaded as

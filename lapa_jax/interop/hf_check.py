@@ -70,6 +70,11 @@ def find_tokenizer(run: Model, workdir: str | None) -> Tokenizer | None:
         )
     source = load_image_tokenizer(workdir)
     config, policy = source.stage.model_config, run.stage.model_config
+    if not isinstance(config, ImageTokenizerConfig):
+        raise ValueError(
+            f"--image_tokenizer {workdir} is of model.architecture={config.architecture!r}: what "
+            "is exported knows 'vqgan' alone"
+        )
     rows, columns = config.grid(run.config.data.image_size)
     if rows * columns != policy.tokens_per_image or config.codebook_size > policy.image_vocab:
         raise ValueError(

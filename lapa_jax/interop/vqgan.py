@@ -35,7 +35,7 @@ def read(source: Path, options: Any) -> Imported:
     )
     config = stage_settings("image_tokenizer")
     config.compute_dtype = "float32"
-    config.model = ConfigDict(model.architecture())
+    config.model = ConfigDict({"architecture": "vqgan", **model.settings()})
     return Imported(config.lock(), params)
 
 

@@ -36,7 +36,7 @@ class Borrowed(NamedTuple):
     stage: str  # of the run
     settings_key: str  # where the config has the `settings` that its model must have (JSON values)
     settings: Mapping[str, Any]  # by dotted names
-    theirs: str  # a branch of its parameters
+    theirs: str  # a branch of its parameters; empty: all that it has
     ours: str  # path of a branch of the variables
 
 

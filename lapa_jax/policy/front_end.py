@@ -100,7 +100,7 @@ class VqganConfig:
             hint="an image tokenizer (lapa import --format vqgan_pickle)",
             stage="image_tokenizer",
             settings_key=self.tokenizer.KEY,
-            settings=self.tokenizer.architecture(),
+            settings=self.tokenizer.settings(),
             theirs="encoder",
             ours="front_end/encoder",
         )

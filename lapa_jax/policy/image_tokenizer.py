@@ -1,8 +1,8 @@
 """LWM's image tokenizer, the VQGAN behind LAPA's policy (Esser et al. 2021): images ↔ codes.
 
-It is never trained here: its weights are imported. With them it computes what the public LWM code
-does. Images are uint8 on the way in and float32 in [-1, 1] on the way out, of any size that the
-levels halve evenly; the released weights are for 256 x 256 pixels.
+It is not trained here (world/tokenizers.py has one that is): its weights are imported. With them it
+computes what the public LWM code does. Images are uint8 on the way in and float32 in [-1, 1] on the
+way out, of any size that the levels halve evenly; the released weights are for 256 x 256 pixels.
 
 Shape suffixes: B batch, I image rows, J image columns, H and W rows and columns of a feature map or
 of the codes, C channels, N = B·H·W, K codes.
@@ -66,8 +66,8 @@ class ImageTokenizerConfig:
             )
         return image_size[0] // self.factor, image_size[1] // self.factor
 
-    def architecture(self) -> dict[str, object]:
-        """The settings by name."""
+    def settings(self) -> dict[str, object]:
+        """By name, those of a subclass left out."""
         return {field.name: getattr(self, field.name) for field in fields(ImageTokenizerConfig)}
 
 

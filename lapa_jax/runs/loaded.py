@@ -22,6 +22,7 @@ from lapa_jax.nn.layers import dtype_of
 from lapa_jax.nn.module import flatten
 from lapa_jax.parallel import distributed
 from lapa_jax.policy.modality import WITH_IDS
+from lapa_jax.stages.dynamics import DynamicsStage
 from lapa_jax.stages.image_tokenizer import ImageTokenizerStage
 from lapa_jax.stages.policy import PolicyStage
 from lapa_jax.stages.quantizer import QuantizerStage
@@ -152,6 +153,59 @@ class LoadedImageTokenizer(Model):
             )
         codes = _in_codebook(codes, "codes", self.codebook_size)
         return self._decode(self.params, self.variables, codes)
+
+
+class LoadedDynamics(Model):
+    """A dynamics model. Frames are uint8 of `image_size`; z are as its label set has them."""
+
+    of = DynamicsStage
+    what = "a dynamics model"
+
+    image_size: tuple[int, int] = _of_model("image_size")
+
+    @cached_property
+    def _imagine(self) -> Any:
+        return jax.jit(self.stage.imagine, static_argnames="temperature")
+
+    def imagine(
+        self,
+        first_frames: np.ndarray,
+        z: np.ndarray,
+        key: jax.Array | None = None,
+        *,
+        temperature: float = 0.0,
+    ) -> jax.Array:
+        """The S frames float32 (B, S, H, W, 3) in [0, 1] that follow T first ones, uint8 (B, T, H,
+        W, 3), a window of the label set apart.
+
+        z: what follows each frame, first ones and imagined ones, T − 1 + S of them: codes int (B,
+        T − 1 + S, L), or vectors float (B, T − 1 + S, L, width). The model sees as many frames as
+        it was trained on clips of, less one. Temperature 0: the likeliest tokens; above, they are
+        drawn by `key`. Raises ValueError for arrays of another kind or shape.
+        """
+        frames, z = np.asarray(first_frames), np.asarray(z)
+        if frames.dtype != np.uint8 or frames.ndim != 5 or not frames.size:
+            raise ValueError(
+                f"first_frames {frames.dtype}{list(frames.shape)} must be uint8 of shape (B, T, "
+                "height, width, 3)"
+            )
+        if frames.shape[2:] != (*self.image_size, 3):
+            raise ValueError(
+                f"first_frames of {frames.shape[2]}x{frames.shape[3]} are not of "
+                f"{self.image_size[0]}x{self.image_size[1]}, as the training data were"
+            )
+        if z.ndim != (4 if self.stage.statistics else 3) or z.shape[0] != len(frames):
+            raise ValueError(f"z of shape {list(z.shape)} is not of {len(frames)} clips")
+        if z.shape[1] < frames.shape[1]:
+            raise ValueError(
+                f"z tells what follows {z.shape[1]} frames, and there are {frames.shape[1]} first "
+                "ones: nothing is left to imagine"
+            )
+        if temperature < 0 or (temperature > 0) != (key is not None):
+            raise ValueError(f"{temperature=} with {key=}: drawing tokens takes both")
+        key = jax.random.key(0) if key is None else key
+        given = (self.params, self.variables, frames, self.stage.z(z), key)
+        return self._imagine(*given, temperature=float(temperature))
 
 
 class Prediction(NamedTuple):
@@ -402,7 +456,7 @@ def load(workdir: str | Path, step: int | None = None) -> Model:
             }
         )
     stage = stages.build(config, loaded.meta["assets"])
-    kinds = (LoadedQuantizer, LoadedImageTokenizer, LoadedPolicy, Model)
+    kinds = (LoadedQuantizer, LoadedImageTokenizer, LoadedDynamics, LoadedPolicy, Model)
     return next(kind for kind in kinds if isinstance(stage, kind.of))(
         config=config,
         stage=stage,
@@ -421,8 +475,13 @@ def load_quantizer(directory: str | Path) -> LoadedQuantizer:
     return require(load(directory), LoadedQuantizer)
 
 
+def load_dynamics(directory: str | Path) -> LoadedDynamics:
+    """The dynamics model of a run directory."""
+    return require(load(directory), LoadedDynamics)
+
+
 def load_image_tokenizer(directory: str | Path) -> LoadedImageTokenizer:
-    """The image tokenizer of a run directory that `lapa import` made."""
+    """The image tokenizer of a run directory, trained here or made by `lapa import`."""
     return require(load(directory), LoadedImageTokenizer)
 
 

@@ -362,7 +362,8 @@ def _adopt_frozen(
         key, workdir = frozen_source(borrowed)
         try:
             run = load(workdir)
-            variables = with_borrowed(borrowed, variables, run.config, run.params)
+            given = run.config, run.params, run.variables
+            variables = with_borrowed(borrowed, variables, *given)
         except (FileNotFoundError, ValueError) as error:
             raise ValueError(f"{key}={workdir!r}: {error}") from error
         logging.info("%s %s: step %d, parameters %s", key, workdir, run.step, run.params_hash)

@@ -6,7 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines.loader import DataSettings, Loader, open_mixture
-from data_pipelines.loader.columns import COLUMNS
+from data_pipelines.loader.columns import COLUMNS, LATENT_ACTIONS
 from data_pipelines.loader.corpus import Corpus
 from data_pipelines.loader.mixture import Mixture
 from data_pipelines.loader.unusable import judge
@@ -86,7 +86,7 @@ def _telling(corpus: Corpus, mixture: Mixture) -> Iterator[np.ndarray]:
     first = corpus.frame_rows(np.zeros(1, int), np.zeros(1, np.uint64), 0)
     yield first
     labels = corpus.labels
-    if "latent_action" in mixture.columns and labels.codebook_size is not None:
+    if LATENT_ACTIONS & set(mixture.columns) and labels.codebook_size is not None:
         most, row = -1, 0
         for start in range(0, corpus.index.num_frames, _ROWS):
             rows = np.arange(start, min(start + _ROWS, corpus.index.num_frames))

@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from lapa_jax.stages.dynamics import DynamicsStage
 from lapa_jax.stages.image_tokenizer import ImageTokenizerStage
 from lapa_jax.stages.policy import PolicyStage
 from lapa_jax.stages.quantizer import QuantizerStage
@@ -12,6 +13,7 @@ STAGES: dict[str, type[Stage]] = {
     "teacher": TeacherStage,
     "image_tokenizer": ImageTokenizerStage,
     "quantizer": QuantizerStage,
+    "dynamics": DynamicsStage,
     "latent_pretraining": PolicyStage,
     "action_finetuning": PolicyStage,
 }

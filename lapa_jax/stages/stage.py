@@ -28,25 +28,34 @@ def frozen_source(borrowed: Borrowed) -> tuple[str, str]:
 
 
 def with_borrowed(
-    borrowed: Borrowed, variables: Variables, config: ConfigDict, params: Params
+    borrowed: Borrowed,
+    variables: Variables,
+    config: ConfigDict,
+    params: Params,
+    others: Variables | None = None,
 ) -> Variables:
-    """Fresh `variables` with the weights of that run, given its config and parameters.
+    """Fresh `variables` with the weights of that run, given its config, its parameters and, where
+    all of it is taken, its other variables.
 
     Raises ValueError for a run that does not fit, with the keys that differ.
     """
     if config.stage != borrowed.stage:
         raise ValueError(f"it is of stage {config.stage!r}, not {borrowed.stage!r}")
+    model = config.model.to_dict()
     differing = [
         f"{borrowed.settings_key}.{name}={value!r}, which is {there!r} there"
         for name, value in borrowed.settings.items()
-        if (there := _setting(config.model, name)) != value
+        if (there := _setting(model, name)) != value
     ]
     if differing:
         raise ValueError("; ".join(differing))
-    if borrowed.theirs not in params:
+    if borrowed.theirs and borrowed.theirs not in params:
         raise ValueError(f"it trained nothing called {borrowed.theirs!r}")
     flat, branch = flatten(variables), f"{borrowed.ours}/"
-    theirs = params[borrowed.theirs]
+    if borrowed.theirs:
+        theirs = params[borrowed.theirs]
+    else:
+        theirs = unflatten(flatten(params) | flatten(others or {}))
     here = {path.removeprefix(branch): flat[path] for path in flat if path.startswith(branch)}
     plan_swap(theirs, unflatten(here), may_change=())
     return unflatten(flat | {branch + path: leaf for path, leaf in flatten(theirs).items()})

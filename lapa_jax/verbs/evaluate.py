@@ -94,10 +94,10 @@ def main(argv: list[str]) -> int:
     if bool(args.quantizer) != bool(args.inverse_dynamics):
         raise ValueError("--quantizer and --inverse_dynamics act together: give both")
     run = load(args.workdir)
-    if run.config.stage in ("teacher", "image_tokenizer"):
+    if run.config.stage in ("teacher", "image_tokenizer", "dynamics"):
         raise ValueError(
-            f"{run.workdir} is of stage {run.config.stage!r}: nothing is evaluated but what a "
-            "teacher's metrics.jsonl tells"
+            f"{run.workdir} is of stage {run.config.stage!r}: nothing is evaluated but what its "
+            "metrics.jsonl and, with evaluation.every_steps, its evaluation.jsonl tell"
         )
     quantizer = run.config.stage == "quantizer"
     for flag in ("paired", "simulate", "window_seconds"):

@@ -5,6 +5,7 @@ import math
 import pytest
 import tiny
 from ml_collections import ConfigDict
+from test_configs import FOLDERS
 
 from experiments import base, hardware
 from lapa_jax.aot.topology import parse
@@ -40,7 +41,7 @@ def test_a_config_takes_a_rule_by_name():
 def test_every_shipped_config_is_compiled_for_something():
     shipped = {
         str(path.relative_to(tiny.ROOT))
-        for folder in ("teacher", "quantizer", "latent_vla", "action_vla")
+        for folder in FOLDERS
         for path in (tiny.ROOT / "experiments" / folder).glob("*.py")
         if path.name != "__init__.py"
     }

@@ -62,7 +62,7 @@ def borrowed(front_end):
 def source():
     """(config, parameters) of a run of an image tokenizer."""
     model, params = vqgan.from_tensors(dict(np.load(GOLDEN / "vqgan_tiny_params.npz")))
-    return ConfigDict({"stage": "image_tokenizer", "model": model.architecture()}), params
+    return ConfigDict({"stage": "image_tokenizer", "model": model.settings()}), params
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ import tiny
 from ml_collections import ConfigDict
 
 from experiments import base
-from lapa_jax import train
+from lapa_jax import stages, train
+from lapa_jax.interop.imported import Imported, write_run
 from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.parallel.sharding import PRESETS
 from lapa_jax.runs import program, start
@@ -33,6 +34,7 @@ CASES = [
     ("quantizer", "zero_tp"),
     ("flow", "fsdp_tp_sp"),  # of action_finetuning
     ("teacher", "fsdp_tp"),
+    ("dynamics", "fsdp_tp_sp"),
 ]
 # Float32; the order of sums differs between meshes.
 METRIC_TOLERANCE = 2e-4  # relative
@@ -44,7 +46,18 @@ class Saved(Exception):
 
 
 @pytest.fixture(scope="module")
-def run(tiny_data, tmp_path_factory):
+def tokenizer(tiny_data, tmp_path_factory):
+    """A run of an image tokenizer that was never trained."""
+    config = tiny.config("image_tokenizer", tiny_data)
+    rng, shapes = np.random.default_rng(0), stages.build(config, {}).model.abstract()
+    params, variables = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(x.dtype), shapes)
+    out = tmp_path_factory.mktemp("tokenizer") / "run"
+    write_run(out, Imported(config, params, {}, variables), source="", source_format="none")
+    return out
+
+
+@pytest.fixture(scope="module")
+def run(tiny_data, tokenizer, tmp_path_factory):
     """(metrics of two steps, state after them) of a stage on a mesh; devices 0: one device."""
 
     def run(stage, preset="dp", **sizes):
@@ -60,6 +73,8 @@ def run(tiny_data, tmp_path_factory):
                 config.model.targets = ConfigDict({"action": flow})
         if preset == "zero":
             config.model.unroll = 0  # gathers the layers apart
+        if stage == "dynamics":
+            config.model.weights = str(tokenizer)
         held, traces = [], []
 
         def save(self, step, state, meta):

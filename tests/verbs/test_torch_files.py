@@ -39,7 +39,7 @@ def test_the_originals_image_tokens_in_torch(tmp_path):
     config, params = vqgan.from_tensors(dict(np.load(GOLDEN / "vqgan_tiny_params.npz")))
     torch_code.write(tmp_path, {}, [hf.MODELING_VQGAN])
     module = torch_code.load(tmp_path, hf.MODELING_VQGAN)
-    encoder, prefix = module.ImageEncoder(config.architecture()), "image_tokenizer."
+    encoder, prefix = module.ImageEncoder(config.settings()), "image_tokenizer."
     rules = hf.tokenizer_rules(config, "encoder")
     tensors = to_theirs({}, rules, {}, {"encoder": params["encoder"]})
     encoder.load_state_dict(

@@ -1,0 +1,1 @@
+"""What imagines: image tokenizers that are trained here, and models of how frames follow."""

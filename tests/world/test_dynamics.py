@@ -1,0 +1,187 @@
+"""The dynamics model: what its frames see, how they are drawn, and what it goes on from."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from test_tokenizers import SIZES
+
+from experiments import base
+from lapa_jax import stages
+from lapa_jax.stages.dynamics import STATISTICS, DynamicsStage
+from lapa_jax.world.config import DynamicsConfig
+
+pytestmark = pytest.mark.slow
+B, T, N, SIDE = 2, 4, 4, 16
+MODEL = dict(dim=16, mlp_dim=32, depth=1, draw_depth=2, heads=2, head_dim=8, decode_steps=3)
+
+
+def stage_of(form="maskgit", assets=None, **changes) -> DynamicsStage:
+    config = base.stage_defaults("dynamics")
+    config.data.update(image_size=(SIDE, SIDE), num_frames=T, corpora=ConfigDict())
+    config.update(global_batch=B, compute_dtype="float32")
+    config.model = base.dynamics_model(form=form, **MODEL, **changes)
+    config.model.image_tokenizer.update(SIZES)
+    return stages.build(config, assets or {})
+
+
+@pytest.fixture(scope="module", params=["maskgit", "next_token"])
+def made(request):
+    """(a call of a method, the stage)."""
+    stage = stage_of(request.param)
+    arrays = jax.jit(stage.init)(jax.random.key(0))
+
+    @functools.cache
+    def jitted(method, **options):
+        return jax.jit(
+            lambda *given: stage.model.apply(*given[:2], method, *given[2:], **options)[0]
+        )
+
+    def call(method, *args, **options):
+        return jitted(method, **options)(*arrays, *args)
+
+    call.arrays = arrays
+    return call, stage
+
+
+def clips(seed=0):
+    rng = np.random.default_rng(seed)
+    frames = rng.integers(0, 256, (B, T, SIDE, SIDE, 3), np.uint8)
+    return frames, rng.integers(0, 8, (B, T - 1, 1)).astype(np.int32)
+
+
+def tokens(seed=0, count=T - 1):
+    return np.random.default_rng(seed).integers(0, 1024, (B, count, N)).astype(np.int32)
+
+
+def test_a_frame_sees_those_before_it_and_their_z(made):
+    call, _ = made
+    seen, z, level = tokens(), clips()[1], np.zeros((B, T - 1), np.int32)
+    context = call("after", seen, z, level)
+    for changed in (
+        call("after", np.concatenate([seen[:, :2], tokens(1)[:, 2:]], axis=1), z, level),
+        call("after", seen, np.concatenate([z[:, :2], (z[:, 2:] + 1) % 8], axis=1), level),
+        call("after", seen, z, np.array([[0, 0, 3]] * B, np.int32)),
+    ):
+        np.testing.assert_allclose(changed[:, :2], context[:, :2], atol=1e-5)
+        assert np.abs(changed[:, 2] - context[:, 2]).max() > 1e-3
+    earlier = call("after", np.concatenate([tokens(1)[:, :1], seen[:, 1:]], axis=1), z, level)
+    assert np.abs(earlier[:, 2] - context[:, 2]).max() > 1e-4
+
+
+def test_what_is_not_known_is_not_seen(made):
+    call, stage = made
+    context, wanted = call("after", tokens(), clips()[1], np.zeros((B, T - 1), np.int32)), tokens(2)
+    if stage.model_config.form == "maskgit":
+        known = call("known", wanted, jax.random.key(3))
+        assert (~known).any(axis=-1).all() and known.any()
+        other = jnp.where(known, wanted, tokens(3))
+        given = call("logits", context, wanted, known), call("logits", context, other, known)
+        np.testing.assert_array_equal(*given)
+    else:
+        other = np.concatenate([wanted[..., :2], tokens(3)[..., 2:]], axis=-1)
+        one, two = (call("logits", context, x, jnp.ones(x.shape, bool)) for x in (wanted, other))
+        np.testing.assert_allclose(one[..., :3, :], two[..., :3, :], atol=1e-5)
+        assert np.abs(one[..., 3, :] - two[..., 3, :]).max() > 1e-3
+
+
+def test_drawing_agrees_with_the_logits(made):
+    """One after the other: each is the likeliest, given those drawn before it. The surest first:
+    what the first pass keeps is the surest of its own likeliest."""
+    call, stage = made
+    context = call("after", tokens(), clips()[1], np.zeros((B, T - 1), np.int32))
+    drawn = call("draw", context, jax.random.key(0), temperature=0.0)
+    assert drawn.shape == (B, T - 1, N) and drawn.dtype == jnp.int32
+    if stage.model_config.form == "next_token":
+        logits = call("logits", context, drawn, jnp.ones(drawn.shape, bool))
+        np.testing.assert_array_equal(jnp.argmax(logits, axis=-1), drawn)
+    else:
+        first = jax.nn.log_softmax(call("logits", context, drawn, jnp.zeros(drawn.shape, bool)))
+        surest = jnp.argmax(first.max(axis=-1), axis=-1)[..., None]
+        kept = jnp.take_along_axis(jnp.argmax(first, axis=-1), surest, axis=-1)
+        np.testing.assert_array_equal(jnp.take_along_axis(drawn, surest, axis=-1), kept)
+
+
+def test_imagining_goes_on_frame_by_frame(made):
+    """From two frames, beyond the three that it sees: as if from the last ones each time."""
+    call, stage = made
+    first, z = tokens(count=2), np.concatenate([clips(3)[1], clips(4)[1][:, :2]], axis=1)
+    found = call("imagined", first, z, jax.random.key(0), temperature=0.0)
+    assert found.shape == (B, 4, N)
+    past = first
+    for k in range(4):
+        seen, of = past[:, -(T - 1) :], z[:, : past.shape[1]][:, -(T - 1) :]
+        context = call("after", seen, of, np.zeros(seen.shape[:2], np.int32))[:, -1:]
+        frame = call("draw", context, jax.random.key(0), temperature=0.0)
+        np.testing.assert_array_equal(found[:, k], frame[:, 0])
+        past = np.concatenate([past, frame], axis=1)
+    frames, more = clips()[0], np.concatenate([clips()[1], z], axis=1)  # T of them: one too many
+    params, variables = call.arrays
+    imagine = jax.jit(stage.imagine)
+    drawn = imagine(params, variables, frames, more[:, :5], jax.random.key(0))
+    assert drawn.shape == (B, 2, SIDE, SIDE, 3) and 0.0 <= drawn.min() and drawn.max() <= 1.0
+    same = imagine(params, variables, frames[:, 1:], more[:, 1:5], jax.random.key(0))
+    np.testing.assert_array_equal(drawn, same)
+
+
+def test_metrics_of_training_and_of_evaluation(made):
+    call, stage = made
+    frames, z = clips()
+    batch = {"frames": frames, "z": z}
+    loss, metrics, _ = jax.jit(stage.loss)(*call.arrays, batch, jax.random.key(1))
+    assert 5.0 < float(loss) < 9.0 and set(metrics) == {"token_accuracy", "copy_accuracy"}
+    found = call("evaluate", frames, z)
+    assert {"loss", "free_loss", "skill", "free_skill_1", "free_skill_3"} <= found.keys()
+    # The first step of a rollout is the first teacher-forced one.
+    one = call("evaluate", frames[:, :2], z[:, :1])
+    np.testing.assert_allclose(one["skill"], one["free_skill_1"], rtol=1e-5)
+    np.testing.assert_allclose(one["loss"], one["free_loss"], rtol=1e-5)
+    still = call("evaluate", np.repeat(frames[:, :1], 2, axis=1), z[:, :1])
+    assert still["copy_mse"] == 0.0 and np.isfinite(still["skill"])
+
+
+def test_noise_is_what_it_says():
+    stage = stage_of(noise=0.5, noise_levels=2)
+    given = np.zeros((64, 8, 16), np.int32)
+    arrays = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), stage.model.abstract())
+    noised, level = stage.model.apply(*arrays, "noised", given, rng=jax.random.key(2))[0]
+    share = np.asarray(noised != 0).mean(axis=-1)
+    assert (share[level == 0] == 0).all() and set(np.unique(level)) == {0, 1}
+    assert abs(share[level == 1].mean() - 0.5) < 0.05
+
+
+def test_vectors_as_z_and_what_is_refused():
+    from data_pipelines.normalise import Normaliser
+
+    vectors = np.random.default_rng(0).normal(3.0, 2.0, (50, 1, 5)).astype(np.float32)
+    statistics = Normaliser.fit(vectors[:, 0], "mean_std")
+    stage = stage_of(assets={STATISTICS: statistics.to_json()}, latent_codes=0)
+    shape = stage.batch_spec()["z"].shape
+    assert shape == (B, T - 1, 1, 5)
+    assert abs(stage.z(vectors).mean()) < 0.1
+    codes = stage_of()
+    for one, values, told in (
+        (codes, vectors, "latent actions are vectors: set model.latent_codes to 0"),
+        (stage, np.zeros((3, 1), np.int16), "are codes: set model.latent_codes to the values"),
+        (codes, np.full((3, 1), 8, np.int16), "codes from 8 to 8, model.latent_codes is 8"),
+        (codes, np.zeros((3, 2), np.int16), r"of shape \[2\], not \[1\]: set model.latent_length"),
+        (stage, vectors[..., :4], r"of shape \[1, 4\], not \[1, 5\]"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            one.z(values)
+    for changes, told in (
+        (dict(head_dim=7), "model.head_dim=7 must be even"),
+        (dict(decode_steps=5), "model.decode_steps=5 must be at most the 4 tokens"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            shape_of(**changes)
+
+
+def shape_of(**changes) -> DynamicsConfig:
+    settings = base.dynamics_model(**(MODEL | changes)).to_dict()
+    settings["image_tokenizer"] |= SIZES
+    more = dict(image_size=(SIDE, SIDE), num_frames=T, compute_dtype="float32", latent_dim=0)
+    return DynamicsConfig(**settings, **more)
