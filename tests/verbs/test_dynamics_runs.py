@@ -58,7 +58,8 @@ def dynamics(tokenizer, data, tmp_path_factory):
 def test_a_tokenizer_makes_tokens_of_a_corpus(tokenizer, data):
     rows = tiny.result(tokenizer)["metrics"]
     assert rows[-1]["skill"] == pytest.approx(1 - rows[-1]["mse"] / rows[-1]["copy_mse"], rel=1e-4)
-    succeed("label", "--workdir", tokenizer, "--corpus", data / "robot", "--name", "patches")
+    told = ("--what", "image_tokens", "--corpus", data / "robot", "--name", "patches")
+    succeed("label", "--workdir", tokenizer, *told)
     index = load_index(data / "robot", split="train")
     tokens = LabelSet.open(index.sidecar_dir, "patches", index, IMAGE_TOKENS)
     assert tokens.labels(np.arange(3)).shape == (3, 4) and tokens.codebook_size == 1024

@@ -140,16 +140,16 @@ def test_what_cannot_be_labelled(tokenizer, corpus, tmp_path):
     assert "no index of image_key 'wrist'" in told
 
 
-def test_a_tokenizer_is_not_trained(tiny_data, tmp_path):
+def test_an_imported_tokenizer_is_not_trained(tiny_data, tmp_path):
     config = tmp_path / "config.py"
     config.write_text(
         "from ml_collections import ConfigDict\nfrom experiments import base\n"
         "def get_config(arg=None):\n"
         "    config = base.stage_defaults('image_tokenizer')\n"
         "    config.compute_dtype = 'float32'\n"
-        "    config.model = ConfigDict()\n"
+        "    config.model = ConfigDict({'architecture': 'vqgan'})\n"
         f"    config.data.corpora.robot = base.corpus('{tiny_data}/robot')\n"
         "    return config\n"
     )
     told = refused("train", "--config", config, "--workdir", tmp_path / "run")
-    assert "config.stage='image_tokenizer' cannot be trained" in told
+    assert "model.architecture='vqgan' of stage 'image_tokenizer' cannot be trained" in told
