@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_refused(dynamics, tokenizer, data, tmp_path):
     assert "image_tokenizer.depth=2, which is 1 there" in told(
         tokenizer, model__image_tokenizer__depth=2
     )
-    assert "codes from 0 to 7, model.latent_codes is 4" in told(tokenizer, model__latent_codes=4)
+    assert "model.latent_codes is 4" in told(tokenizer, model__latent_codes=4)
     assert "data.num_frames=1 must be at least 2" in told(tokenizer, data__num_frames=1)
     assert "stage 'dynamics': nothing is evaluated" in refused("evaluate", "--workdir", workdir)
     for verb, more in (
