@@ -102,6 +102,9 @@ def test_arms_differ_in_what_they_claim(pipeline, configs):
         assert one.model.tokenizer == before[0].model.tokenizer
         corpora = zip(one.data.corpora.values(), before[0].data.corpora.values(), strict=True)
         assert all(a.path == b.path for a, b in corpora)
+    (pipeline.workdir / "matched_s0.json").write_text('{"examples": 168}')
+    matched = configs["policy_scratch_matched_of_s0_n8"]()
+    assert (matched.steps, matched.data) == (lapa.steps + round(168 / 16), lapa.data)
     vpt = configs["vpt_s0_n8"].data.corpora.robot
     assert (vpt.action_set, vpt.action_fraction) == ("said_s0_n8", 0.0)
     assert configs["shuffled_latent_vla_s0"].data.corpora.robot.label_set == "shuffled_latents_s0"
