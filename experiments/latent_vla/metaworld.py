@@ -23,7 +23,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     arg = base.parse_arg(
         arg,
         **dict(data="data/metaworld", views="robot", label_set="laq"),
-        **dict(codebook=8, code_length=1, optimizer="adamw"),
+        **dict(codebook=16, code_length=1, optimizer="adamw"),
     )
     given = ",".join(f"{name}={value}" for name, value in arg.items())
     config = tabletop.get_config(given)

@@ -27,7 +27,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     arg = base.parse_arg(
         arg,
         **dict(data="data/metaworld", views="robot", objective="pixels"),
-        **dict(window=0.3, codebook=8, code_length=1),
+        **dict(window=0.3, codebook=16, code_length=1),
     )
     config = tabletop.get_config(
         f"quick={arg.quick},data={arg.data},views={arg.views},objective={arg.objective}"
