@@ -6,7 +6,7 @@ family only, and with videos of another embodiment; docs/evidence.md has what ca
 
     lapa study studies/headline --size cpu --workdir runs/headline
 
-What a fine-tuning takes was chosen by the same grid for all main arms, on a seed that is none of
+What a fine-tuning takes is chosen by the same grid for all main arms, on a seed that is none of
 those of record:
 
     lapa study studies/headline:tune=True --size cpu --workdir runs/headline_tuning
@@ -52,6 +52,7 @@ PRIMARY = (("lapa", "scratch"), ("lapa", "vpt"))
 # Of the search: a seed that is none of record, and other start states.
 TUNING_SEED, TUNING_ROLLOUTS = 50, 1
 GRID = [Tuned(steps, rest) for steps in (300, 1000) for rest in (0.0, 0.1, 1.0)]
+# Until the search was run: the demo's.
 TUNED = {
     "scratch": Tuned(300, 1.0),
     "lapa": Tuned(300, 0.0),
