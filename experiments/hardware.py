@@ -79,7 +79,8 @@ SHIPPED = (
     *((f"experiments/{stage}_vla/bridge.py", "h100-8") for stage in ("latent", "action")),
     *(("experiments/latent_vla/tabletop.py", name) for name in (*_ONE_HOST, "v4-8", "tpu7x-8")),
     *(("experiments/action_vla/tabletop.py", name) for name in _ONE_HOST),
-    ("experiments/action_vla/metaworld.py", "h100-8"),
+    ("experiments/quantizer/metaworld.py", "h100-8"),
+    *((f"experiments/{stage}_vla/metaworld.py", "h100-8") for stage in ("latent", "action")),
 )
 
 

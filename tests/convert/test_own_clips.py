@@ -67,7 +67,7 @@ def test_other_clips_are_refused_by_name(told, tmp_path, capsys):
     before = kept.stat().st_mtime_ns
     assert "does not exist" in refused(capsys, tmp_path / "nowhere", workdir)
     text = refused(capsys, folder, workdir, "small")
-    assert "size: tiny there, small now" in text and "--workdir" in text
+    assert "size: tiny there, small now" in text and "choose another folder" in text
     shutil.copy(folder / "0.avi", folder / "new.avi")
     text = refused(capsys, folder, workdir)
     assert "clips.new.avi: absent there" in text and "clips.0.avi" not in text

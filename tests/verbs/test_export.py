@@ -260,6 +260,7 @@ def test_a_policy_of_cached_tokens_with_its_tokenizer(tmp_path):
     """Takes pixels then, and ids as before; the tokenizer is not rounded with the policy."""
     config = base.stage_defaults("image_tokenizer")
     config.compute_dtype, config.model = "float32", ConfigDict(TOKENIZER_MODEL)
+    config.model.architecture = "vqgan"
     made = write(tmp_path / "vqgan", config.lock(), {})
     settings = {"front_end": "cached_tokens", "num_tokens": 24, "image_vocab": 64}
     run = make_policy(tmp_path / "run", "action", **settings)
