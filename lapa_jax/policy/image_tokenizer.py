@@ -119,17 +119,22 @@ class ImageEncoder(nnx.Module):
 
     def latents(self, images_BIJC: jax.Array) -> jax.Array:
         """What is quantised, float32 (B, H, W, code_dim)."""
-        if images_BIJC.dtype != jnp.uint8 or images_BIJC.ndim != 4 or images_BIJC.shape[3] != 3:
-            raise ValueError(
-                f"images {images_BIJC.dtype}{list(images_BIJC.shape)} must be uint8 of shape "
-                "(B, height, width, 3)"
-            )
+        check_images(images_BIJC)
         self.config.grid(images_BIJC.shape[1:3])
         x = self.stem((images_BIJC.astype(jnp.float32) / 127.5 - 1.0).astype(self.dtype))
         for i in range(len(self.levels)):
             x = self.levels[f"{i}"](x)
         x = self.out(jax.nn.silu(self.norm(self.middle(x))))
         return self.to_code(x).astype(jnp.float32)
+
+
+def check_images(images_BIJC: jax.Array) -> None:
+    """Raises ValueError for what are not images of one byte a channel."""
+    if images_BIJC.dtype != jnp.uint8 or images_BIJC.ndim != 4 or images_BIJC.shape[3] != 3:
+        raise ValueError(
+            f"images {images_BIJC.dtype}{list(images_BIJC.shape)} must be uint8 of shape "
+            "(B, height, width, 3)"
+        )
 
 
 class ImageDecoder(nnx.Module):

@@ -20,7 +20,11 @@ from lapa_jax.nn.module import param
 from lapa_jax.nn.patches import from_patches
 from lapa_jax.nn.stack import REMAT, Stack
 from lapa_jax.nn.vit import Block, ViT, ViTConfig
-from lapa_jax.policy.image_tokenizer import ImageTokenizer, ImageTokenizerConfig
+from lapa_jax.policy.image_tokenizer import (
+    ImageTokenizer,
+    ImageTokenizerConfig,
+    check_images,
+)
 
 
 @dataclass(frozen=True)
@@ -143,11 +147,7 @@ class PatchTokenizer(nnx.Module):
 
     def latents(self, images_BIJC: jax.Array) -> jax.Array:
         """What is quantised, float32 (B, H, W, code_dim), of uint8 images."""
-        if images_BIJC.dtype != jnp.uint8 or images_BIJC.ndim != 4 or images_BIJC.shape[3] != 3:
-            raise ValueError(
-                f"images {images_BIJC.dtype}{list(images_BIJC.shape)} must be uint8 of shape "
-                "(B, height, width, 3)"
-            )
+        check_images(images_BIJC)
         self.config.grid(images_BIJC.shape[1:3])
         return self.to_code(self.encoder.features(images_BIJC))
 
