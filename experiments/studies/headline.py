@@ -17,7 +17,7 @@ policies of this size yet (docs/evidence.md, "Pushing").
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,14 +94,20 @@ def get_study(arg: str | None, workdir: Path) -> Study:
     objective of `lapa_best`. `dim`, `depth`: of policies, 0: as the tabletop's.
     `quantizer_steps`; `policy_steps`: of learning from videos; `finetuning_steps`, 0: as TUNED."""
     arg = arguments(arg)
+    return of_cells(arg, get_world(arg), workdir, _cells(arg))
+
+
+def of_cells(
+    arg: ConfigDict, world: arms.World, workdir: Path, cells: Iterable[dict[str, Any]]
+) -> Study:
+    """Of these cells, as of `Pipeline.cell`, or with `arg.tune` of the search, on other start
+    states: those whose arm `arg.arms` names."""
     named = arg.arms.split("+")
     for name in named:
         base.require("arms", name, arms.ARMS)
-    world = get_world(arg)
     if arg.tune:
-        world = dataclasses.replace(world, rollout_seed=TUNING_ROLLOUTS)
+        world, cells = dataclasses.replace(world, rollout_seed=TUNING_ROLLOUTS), search(arg)
     pipeline = arms.Pipeline(world, workdir)
-    cells = search(arg) if arg.tune else _cells(arg)
     return Study(workdir, [pipeline.cell(**one) for one in cells if one["name"] in named])
 
 

@@ -21,7 +21,6 @@ a success 0.3; 1,000 steps of fine-tuning 200), size=cpu takes about 6 hours of 
 the search 4: with both, 5 hours of two cores. Neither was run.
 """
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,15 +83,7 @@ def get_study(arg: str | None, workdir: Path) -> Study:
     `videos`: episodes. `tasks`: how many of the ten, the first ones, policies act in.
     `quantizer_steps`; `policy_steps`: of learning from videos; `finetuning_steps`, 0: as TUNED."""
     arg = arguments(arg)
-    named = arg.arms.split("+")
-    for name in named:
-        base.require("arms", name, arms.ARMS)
-    world = get_world(arg)
-    if arg.tune:
-        world = dataclasses.replace(world, rollout_seed=headline.TUNING_ROLLOUTS)
-    pipeline = arms.Pipeline(world, workdir)
-    found = headline.search(arg) if arg.tune else _cells(named, arg)
-    return Study(workdir, [pipeline.cell(**one) for one in found if one["name"] in named])
+    return headline.of_cells(arg, get_world(arg), workdir, _cells(arg.arms.split("+"), arg))
 
 
 def _cells(named: Sequence[str], arg: ConfigDict) -> Iterator[dict[str, Any]]:
