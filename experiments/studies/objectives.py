@@ -7,9 +7,9 @@ a few labels over none and features over pixels under distractors, rotations ove
 
     lapa study studies/objectives --workdir runs/objectives
 
-What the orderings need comes first, every other arm and setting after it: as of one seed, so of the
-next. Cost: 60 cells, 3 to 8 minutes each on one CPU core (`--size gpu`: five seeds of 5,000
-episodes; `--size quick`: one of 100); arms=... takes some of them.
+Cost: the 27 cells that the orderings need, 3 to 8 minutes each on one CPU core; everything=True
+makes 60, every arm in every setting (`--size gpu`: that, five seeds of 5,000 episodes; `--size
+quick`: one of 100); arms=... takes some of them.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ DATA_SEEDS = {"train": 600, "heldout": 601}
 SIZES = {
     "quick": {"seeds": 1, "episodes": 100, "pairs": 200},
     "cpu": {},
-    "gpu": {"seeds": 5, "episodes": 5000, "pairs": 5000},
+    "gpu": {"seeds": 5, "episodes": 5000, "pairs": 5000, "everything": True},
 }
 MEASURES = ("probe_r2", "information_bits", "additivity_error", "delta", "skill", "perplexity")
 
@@ -86,7 +86,8 @@ CLAIMS = (
 
 def get_study(arg: str | None, workdir: Path) -> Study:
     """`arms`, `settings` joined by +. `seeds`: of training. `episodes` to train on; `steps`, 0: as
-    the tabletop's quantizer. `pairs`: of held-out episodes that are measured."""
+    the tabletop's quantizer. `pairs`: of held-out episodes that are measured. `everything`: also
+    arms in settings that no claim is about."""
     arg = base.parse_study_arg(
         arg,
         SIZES,
@@ -96,6 +97,7 @@ def get_study(arg: str | None, workdir: Path) -> Study:
         episodes=2000,
         steps=0,
         pairs=2000,
+        everything=False,
     )
     arms, settings = arg.arms.split("+"), arg.settings.split("+")
     for names, known in ((arms, ARMS), (settings, VIEWS)):
@@ -134,9 +136,12 @@ def get_study(arg: str | None, workdir: Path) -> Study:
         parts.append(Part(f"measure_{which}", measured))
         return Cell({"setting": setting, "arm": name, "seed": seed}, parts)
 
-    needed = [(setting, name) for _, *names, setting, _, _ in CLAIMS for name in names]
+    claimed = {(setting, name) for _, *names, setting, _, _ in CLAIMS for name in names}
     order = [(s, a, i) for i in range(arg.seeds) for s in settings for a in arms]
-    order.sort(key=lambda one: one[:2] not in needed)
+    if not arg.everything:
+        order = [one for one in order if one[:2] in claimed]
+        if not order:
+            raise ValueError(f"arms={arg.arms}: no claim needs them; everything=True takes them")
     return Study(workdir, [cell(*one) for one in order])
 
 

@@ -37,6 +37,13 @@ def test_cells_are_told_apart_and_wrong_arguments_named(study, tmp_path):
         study.get_study(f"{key}=best", tmp_path)
 
 
+def test_what_no_claim_needs_is_asked_for(tmp_path):
+    with pytest.raises(ValueError, match="arms=free: no claim needs them; everything=True"):
+        objectives.get_study("arms=free,settings=clean", tmp_path)
+    more = objectives.get_study("arms=free,settings=clean,everything=True", tmp_path)
+    assert [cell.values["seed"] for cell in more.cells] == [0, 1, 2]
+
+
 def test_heads_are_set_beside_clusters():
     header, clusters, flow = heads.tables(ROWS[heads])["success"]
     assert header[0] == "head" and clusters[2:4] == ["1, 2 of 3", clusters[3]]
