@@ -84,6 +84,7 @@ class Readers:
             await asyncio.to_thread(made.start)
         process = _Process(made, *await asyncio.open_unix_connection(sock=ours, limit=_MIB))
         self._all.add(process)
+        await process.replies.readexactly(1)  # signals do not end it from here on
         self._idle.put_nowait(process)
 
 
@@ -121,6 +122,8 @@ def work(connection: socket.socket, reader: Reader) -> None:
     _limit_memory(reader)
     read = {b"j": reader.from_json, b"m": reader.from_msgpack}
     with connection.makefile("rwb") as stream:
+        stream.write(b"!")
+        stream.flush()
         while head := stream.read(_LENGTH.size):
             form, data = stream.read(1), stream.read(*_LENGTH.unpack(head))
             # The kernel ends this process, whatever it is in, when the time is up.

@@ -7,6 +7,7 @@ import socket
 import tempfile
 import threading
 import time
+from types import SimpleNamespace
 
 import json_numpy
 import msgpack
@@ -22,7 +23,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from lapa_jax.runs import loaded, unipi
-from lapa_jax.serving import start
+from lapa_jax.serving import limits, start
 from lapa_jax.serving.limits import Limits, Rate, Refused
 from lapa_jax.verbs import serve
 
@@ -207,7 +208,7 @@ def test_wrong_websocket_messages(action_server):
 
 
 @pytest.mark.slow
-def test_limits(action_run):
+def test_limits(action_run, monkeypatch):
     flags = ("--request_mib", 0.05, "--image_pixels", 5_000, "--requests_per_second", 5)
     with serving(action_run, *flags, "--read_seconds", 0.5, "--connections", 1) as server:
         bomb = np.zeros((4000, 4000), bool)  # 16 megapixels in some kB
@@ -228,6 +229,8 @@ def test_limits(action_run):
             client.send(bytes(60_000))
             with pytest.raises(ConnectionClosed, match="1009"):
                 client.recv()
+        now = time.monotonic()  # a slow machine's bucket fills between requests
+        monkeypatch.setattr(limits, "time", SimpleNamespace(monotonic=lambda: now))
         found = [requests.post(address, json={"image": 1, "instruction": ""}) for _ in range(12)]
         assert found[-1].status_code == 429 and found[-1].headers["Retry-After"] == "1"
 
