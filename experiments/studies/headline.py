@@ -29,6 +29,7 @@ from experiments.latent_vla import tabletop as latent_vla
 from experiments.quantizer import tabletop as quantizer
 from experiments.studies import arms
 from experiments.studies.arms import Tuned
+from experiments.studies.pipeline import Pipeline
 from lapa_jax.diagnostics.statistics import Interval, hierarchical, wilson_interval
 from lapa_jax.studies import contrasts
 from lapa_jax.studies.record import percent
@@ -107,7 +108,7 @@ def of_cells(
         base.require("arms", name, arms.ARMS)
     if arg.tune:
         world, cells = dataclasses.replace(world, rollout_seed=TUNING_ROLLOUTS), search(arg)
-    pipeline = arms.Pipeline(world, workdir)
+    pipeline = Pipeline(world, workdir)
     return Study(workdir, [pipeline.cell(**one) for one in cells if one["name"] in named])
 
 

@@ -12,35 +12,131 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 from data_pipelines.storage import places
 from lapa_jax import config as configs
 from lapa_jax.diagnostics.statistics import Interval
 from lapa_jax.runs import run as runs
-from lapa_jax.studies.study import Study
+from lapa_jax.studies.study import Study, kind_of, name_of
 from lapa_jax.version import __version__
 
 FOLDER = "results"  # beside the study files
 _BLOCK = re.compile(r"(<!-- results ([\w/]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 
-def write(path: Path, command: str, study: Study) -> None:
-    """The rows of a study that is done by `command`, with `outcomes` as a text of 0 and 1."""
-    rows = [
-        row | {"outcomes": "".join("01"[x] for x in row["outcomes"])} if "outcomes" in row else row
-        for row in study.rows()
-    ]
-    seconds = study.seconds()
-    found = {
-        "command": command,
-        "version": __version__,
-        "versions": list(dict.fromkeys(v for cell in study.cells for v in study.versions(cell))),
-        "date": datetime.date.today().isoformat(),
-        "hours": round(sum(seconds.values()) / 3600, 2),
-        "size": study.claims.get("size", "cpu"),
-        "minutes": study.minutes(),
-        "rows": [{key: x for key, x in row.items() if key != "asked"} for row in rows],
-    }
-    runs.write_json(path, found)
+class Record:
+    """A file of what a study found so far: the rows of cells that are done, here or where an
+    earlier process wrote the same file, and what all parts of a kind have in common."""
+
+    def __init__(self, path: Path, command: str, study: Study):
+        """Gives the study the rows that are there, whose cells are not done again. Raises
+        ValueError where these were made by another command or config."""
+        self.path, self.command, self.study = path, command, study
+        self._configs, self._work = _common_configs(study), {}
+        self._of = {key: study.claims[key] for key in ("arguments", "size")}
+        study.recorded = {}
+        if not path.exists():
+            return
+        there = read(path)
+        self._check(there)
+        self._work = there["work"]
+        names = {name_of(cell.values): cell for cell in study.cells}
+        keys = sorted({tuple(cell.values) for cell in study.cells}, key=len, reverse=True)
+        for row in there["rows"]:
+            found = [name for k in keys if (name := _name(row, k)) in names]
+            if not found:
+                raise ValueError(f"{path} has a row that is of no cell of {command}: {row}")
+            values = names[found[0]].values
+            rest = {key: x for key, x in row.items() if key not in values}
+            study.recorded.setdefault(found[0], []).append(rest)
+        study.recorded_by = there["versions"]
+        logging.info("%s has the rows of %d cells", path, len(study.recorded))
+
+    def _check(self, found: dict[str, Any]) -> None:
+        there = found.get("configs")
+        if there is None:
+            raise ValueError(
+                f"{self.path} does not say by what configs it was made, so that nothing can be "
+                "added to it: choose another --record"
+            )
+        changes = configs.difference(found["of"], self._of)
+        for kind in sorted(there.keys() & self._configs.keys()):
+            old, new = configs.upgrade(there[kind]), self._configs[kind]
+            differing = configs.difference(old, new).items()
+            changes |= {
+                f"{kind}: {k}": x for k, x in differing if not k.startswith(runs.MAY_CHANGE)
+            }
+        if changes:
+            lines = [f"  {key}: {old!r} there, {new!r} now" for key, (old, new) in changes.items()]
+            raise ValueError(
+                f"{self.path} is of other settings; choose another --record, or restore\n"
+                + "\n".join(lines)
+            )
+
+    def write(self) -> None:
+        """The rows of all cells that are done, with `outcomes` as a text of 0 and 1."""
+        study, rows = self.study, []
+        for row in study.rows():
+            rows.append({key: x for key, x in row.items() if key != "asked"})
+            if "outcomes" in row:
+                rows[-1]["outcomes"] = "".join("01"[x] for x in row["outcomes"])
+        hours = sum(study.seconds().values()) / 3600
+        self._work |= {study.name: {"hours": round(hours, 2), "minutes": study.minutes()}}
+        minutes: dict[str, list[float]] = {}
+        for one in self._work.values():
+            for kind, (count, taken) in one["minutes"].items():
+                known = minutes.get(kind, (0, 0.0))
+                minutes[kind] = [known[0] + count, round(known[1] + taken, 2)]
+        done = filter(study.is_done, study.cells)
+        found = {
+            "command": self.command,
+            "version": __version__,
+            "versions": list(dict.fromkeys(v for cell in done for v in study.versions(cell))),
+            "date": datetime.date.today().isoformat(),
+            "hours": round(sum(one["hours"] for one in self._work.values()), 2),
+            "size": self._of["size"],
+            "of": self._of,
+            "cells": [len(study.cells) - len(study.missing()), len(study.cells)],
+            "minutes": dict(sorted(minutes.items())),
+            "work": dict(sorted(self._work.items())),
+            "configs": self._configs,
+            "rows": rows,
+        }
+        runs.write_json(self.path, found)
+
+
+def _name(row: Mapping[str, Any], keys: tuple[str, ...]) -> str:
+    return name_of({key: row[key] for key in keys}) if row.keys() >= set(keys) else ""
+
+
+def _common_configs(study: Study) -> dict[str, dict[str, Any]]:
+    """By kind of part, what the configs of all of them have in common, with paths in WORKDIR."""
+
+    def below(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: below(x) for key, x in value.items() if key != "seed"}
+        if isinstance(value, str) and value.startswith(f"{study.workdir}/"):
+            return kind_of("WORKDIR" + value.removeprefix(str(study.workdir)))
+        return value
+
+    found: dict[str, dict[str, Any]] = {}
+    for part in {part.name: part for cell in study.cells for part in cell.parts}.values():
+        if part.decides is None or part.late:
+            continue
+        config, kind = below(configs.to_dict(part.decides())), kind_of(part.name)
+        found[kind] = _in_both(found[kind], config) if kind in found else config
+    return found
+
+
+def _in_both(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
+    found = {}
+    for key in one.keys() & two.keys():
+        if isinstance(one[key], dict) and isinstance(two[key], dict):
+            found[key] = _in_both(one[key], two[key])
+        elif one[key] == two[key]:
+            found[key] = one[key]
+    return dict(sorted(found.items()))
 
 
 def read(path: Path) -> dict[str, Any]:

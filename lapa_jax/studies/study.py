@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import re
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,14 +47,16 @@ class HeldError(LockedError):
 class Part:
     """name: of its file. work: gives its result, as JSON values. decides: what that depends on
     beside the parts before it; it is noted, and a part that is done is refused where it has
-    changed. run: the directory of the run that it makes. starts_from: the runs that it needs, by
-    what they are for it; those of the study are made by parts before it."""
+    changed. late: only the parts before it tell that. run: the directory of the run that it makes.
+    starts_from: the runs that it needs, by what they are for it; those of the study are made by
+    parts before it."""
 
     name: str
     work: Callable[[], Any]
     decides: Callable[[], ConfigDict] | None = None
     run: Path | None = None
     starts_from: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    late: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +85,8 @@ def text_of(value: Any) -> str:
 def train_part(name: str, config: ConfigDict | Callable[[], ConfigDict], workdir: Path) -> Part:
     """A part that trains by a config, which is checked now, or which the parts before it decide.
     `Interrupted` where a signal stopped it."""
-    starts_from = {}
-    if not callable(config):
+    starts_from, late = {}, callable(config)
+    if not late:
         settings.check(config)
         starts_from = {
             key: Path(value)
@@ -92,13 +95,13 @@ def train_part(name: str, config: ConfigDict | Callable[[], ConfigDict], workdir
         }
 
     def decides() -> ConfigDict:
-        return configs.today(config() if callable(config) else config)
+        return configs.today(config() if late else config)
 
     def work() -> None:
         if not train(decides(), workdir):
             raise Interrupted
 
-    return Part(name, work, decides, workdir, starts_from)
+    return Part(name, work, decides, workdir, starts_from, late)
 
 
 @functools.cache
@@ -125,6 +128,9 @@ class Study:
         """Raises ValueError for cells that are the same or share their last part, and for a
         training that starts from a run which no part before it makes."""
         self.workdir, self.cells = workdir, cells
+        # Rows of cells by their names, and the versions of the code, of a result of record.
+        self.recorded: dict[str, list[dict[str, Any]]] = {}
+        self.recorded_by: list[str] = []
         self._check_cells()
         self._claim = workdir / "study.json"
         places.make(workdir / "parts")
@@ -177,8 +183,13 @@ class Study:
                 f"{self.workdir} holds results of other data or settings; choose another "
                 "folder, or remove that one to make it anew:\n" + "\n".join(lines[:8]) + more
             )
-        runs.write_json(self._claim, known | decides)
+        runs.write_json(self._claim, {"name": uuid.uuid4().hex} | known | decides)
         return bool(changes)
+
+    @property
+    def name(self) -> str:
+        """Tells the directory from others of the same study; "" before `claim`."""
+        return self.claims.get("name", "")
 
     @property
     def claims(self) -> dict[str, Any]:
@@ -241,7 +252,8 @@ class Study:
         )
 
     def is_done(self, cell: Cell) -> bool:
-        return self.done(cell.parts[-1].name)
+        """Whether its rows are there, here or in a result of record."""
+        return self.done(cell.parts[-1].name) or name_of(cell.values) in self.recorded
 
     def do(self, part: Part) -> None:
         """Raises HeldError where another process is doing it."""
@@ -294,15 +306,17 @@ class Study:
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of the cells that are done, with the cells' values."""
-        return [
-            cell.values | row
-            for cell in self.cells
-            if self.is_done(cell)
-            for row in self.result(cell.parts[-1].name)
-        ]
+        found = []
+        for cell in filter(self.is_done, self.cells):
+            last, name = cell.parts[-1].name, name_of(cell.values)
+            rows = self.result(last) if self.done(last) else self.recorded[name]
+            found += [cell.values | row for row in rows]
+        return found
 
     def versions(self, cell: Cell) -> list[str]:
         """Those of the code that did its parts, as far as these are done."""
+        if not self.done(cell.parts[-1].name) and name_of(cell.values) in self.recorded:
+            return self.recorded_by
         found = [v for part in cell.parts for v in self._read(part.name)["versions"]]
         return list(dict.fromkeys(found))
 

@@ -35,11 +35,17 @@ def main(argv: list[str]) -> int:
         help="how large, where the file has sizes: quick runs through in minutes and claims "
         "nothing, cpu (as without this) is for a few cores, gpu is larger",
     )
-    parser.add_argument("--record", metavar="FILE", help="writes what was found there, as JSON")
+    parser.add_argument(
+        "--record",
+        metavar="FILE",
+        help="what was found, as JSON, written after each cell; cells that it has are not done "
+        "again, wherever they were done",
+    )
     args = parser.parse_args(argv)
     check_flags(args)
     workdir = Path(args.workdir)
     study = open_study(args.study, args.size, workdir)
+    kept = record.Record(Path(args.record), command(args), study) if args.record else None
     last = time.monotonic()
 
     def write_page() -> None:
@@ -47,15 +53,21 @@ def main(argv: list[str]) -> int:
         page.write(study, args.study, command(args), claims=study.claims["size"] != "quick")
         last = time.monotonic()
 
-    code = run(study, args, lambda: time.monotonic() - last > PAGE_SECONDS and write_page())
+    def after_cell() -> None:
+        if kept:
+            kept.write()
+        if time.monotonic() - last > PAGE_SECONDS:
+            write_page()
+
+    code = run(study, args, after_cell)
     if code:
         return code
     made = [workdir / "report.html"]
     if not study.missing():
         rows = study.rows()
         write_csv(workdir / "rows.csv", rows)
-        if args.record:
-            record.write(Path(args.record), command(args), study)
+        if kept:
+            kept.write()
         show_rows(rows)
         made.insert(0, workdir / "rows.csv")
     write_page()

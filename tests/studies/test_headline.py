@@ -5,6 +5,8 @@ import dataclasses
 import pytest
 
 from experiments.studies import arms, headline
+from experiments.studies import pipeline as pipelines
+from experiments.studies.pipeline import Pipeline
 from lapa_jax.studies import study as studies
 
 ARG = headline.arguments("size=quick")
@@ -26,9 +28,9 @@ def pipeline(configs, tmp_path_factory):
         return made(name, config, workdir)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(arms, "train_part", noted)
+        patch.setattr(pipelines, "train_part", noted)
         workdir = tmp_path_factory.mktemp("study")
-        yield arms.Pipeline(headline.get_world(ARG), workdir)
+        yield Pipeline(headline.get_world(ARG), workdir)
 
 
 LABELS = {"labels": 8, "seed": 0}
@@ -115,7 +117,7 @@ def test_what_cannot_be_is_told(pipeline):
     with pytest.raises(ValueError, match="arm='lappa' must be one of"):
         names(pipeline, "lappa")
     alone = dataclasses.replace(pipeline.world, other=(), unseen={}, label_seed=700)
-    without = arms.Pipeline(alone, pipeline.workdir)
+    without = Pipeline(alone, pipeline.workdir)
     with pytest.raises(ValueError, match=r"arm human_only, .*: World\.other is empty"):
         names(without, "human_only")
     with pytest.raises(ValueError, match="World.unseen is empty"):

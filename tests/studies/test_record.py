@@ -1,10 +1,12 @@
 """Results of record: kept as they were found, and the only source of the tables made of them."""
 
+import json
 import os
 import re
 
 import pytest
 import tiny
+from ml_collections import ConfigDict
 
 from lapa_jax.studies import record
 from lapa_jax.studies.study import Cell, Part, Study, version
@@ -13,8 +15,9 @@ from lapa_jax.studies.study import Cell, Part, Study, version
 def test_rows_are_kept(tmp_path):
     rows = [{"arm": "one", "rate": 0.5, "outcomes": [True, False], "asked": ["go", "stay"]}]
     study = Study(tmp_path, [Cell({"seed": 3}, (Part("a", lambda: rows),))])
+    study.claim({"arguments": "x=1", "size": "cpu"})
     study.run()
-    record.write(tmp_path / "kept.json", "lapa study mine.py:x=1", study)
+    record.Record(tmp_path / "kept.json", "lapa study mine.py:x=1", study).write()
     found = record.read(tmp_path / "kept.json")
     assert found["command"] == "lapa study mine.py:x=1"
     assert found["versions"] == [version()] and found["size"] == "cpu"
@@ -23,6 +26,68 @@ def test_rows_are_kept(tmp_path):
     (tmp_path / "kept.json").write_text('{"rows": ')
     with pytest.raises(ValueError, match=r"kept\.json is damaged"):
         record.read(tmp_path / "kept.json")
+
+
+def arms_study(workdir, done, steps=9, seeds=2):
+    def part(arm, seed):
+        config = ConfigDict({"steps": steps, "seed": seed, "data": str(workdir / f"data_s{seed}")})
+
+        def work():
+            done.append((arm, seed))
+            return [{"family": "push", "outcomes": [seed == 1, arm == "lapa"]}]
+
+        return Part(f"success_{arm}_s{seed}", work, lambda: config)
+
+    order = [(arm, seed) for seed in range(seeds) for arm in ("lapa", "vpt")]
+    cells = [Cell({"arm": arm, "seed": seed}, (part(arm, seed),)) for arm, seed in order]
+    study = Study(workdir, cells)
+    study.claim({"arguments": "", "size": "cpu"})
+    return study
+
+
+def test_a_record_is_added_to_from_anywhere(tmp_path):
+    """Whatever two machines without a common disk did of it, one after the other."""
+    path, done = tmp_path / "found.json", []
+    first = arms_study(tmp_path / "a", done)
+    first.run(0, 2, lambda cell: record.Record(path, "lapa study x", first).write())
+    assert record.read(path)["cells"] == [2, 4] and done == [("lapa", 0), ("lapa", 1)]
+    second = arms_study(tmp_path / "b", done)
+    kept = record.Record(path, "lapa study x", second)
+    assert [cell.values["arm"] for cell in second.missing()] == ["vpt", "vpt"]
+    second.run()
+    kept.write()
+    assert done[2:] == [("vpt", 0), ("vpt", 1)]
+    whole = arms_study(tmp_path / "c", [])
+    whole.run()
+    found = record.read(path)
+    assert found["rows"] == whole.rows() == second.rows()
+    assert found["cells"] == [4, 4] and found["minutes"] == {"success_vpt": [2, 0.0]} | {
+        "success_lapa": [2, 0.0]
+    }
+    assert found["configs"]["success_lapa"] == {"steps": 9, "data": "WORKDIR/data"}
+    again = path.read_bytes()
+    record.Record(path, "lapa study x", second).write()
+    assert path.read_bytes() == again
+
+
+def test_a_record_of_something_else_is_refused(tmp_path):
+    path = tmp_path / "found.json"
+    study = arms_study(tmp_path / "a", [])
+    study.run()
+    record.Record(path, "lapa study x", study).write()
+    other = arms_study(tmp_path / "b", [], steps=8)
+    with pytest.raises(ValueError, match=r"\n  success_lapa: steps: 9 there, 8 now\n"):
+        record.Record(path, "lapa study x", other)
+    study.claim({"arguments": "x=1"}, replace=True)
+    with pytest.raises(ValueError, match=r"\n  arguments: '' there, 'x=1' now$"):
+        record.Record(path, "lapa study x", study)
+    with pytest.raises(ValueError, match="a row that is of no cell"):
+        record.Record(path, "lapa study x", arms_study(tmp_path / "c", [], seeds=1))
+    found = json.loads(path.read_text())
+    del found["configs"]
+    path.write_text(json.dumps(found))
+    with pytest.raises(ValueError, match="does not say by what configs"):
+        record.Record(path, "lapa study x", study)
 
 
 def test_tables_of_a_document_are_filled_and_the_rest_stays():

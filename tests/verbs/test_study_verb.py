@@ -64,6 +64,16 @@ def test_machines_share_the_cells(study, tmp_path):
     assert (workdir / "rows.csv").exists()
 
 
+def test_a_record_goes_on_elsewhere(study, tmp_path):
+    kept, one, two = tmp_path / "kept.json", tmp_path / "one", tmp_path / "two"
+    succeed("study", study, "--workdir", one, "--record", kept, "--index", 1, "--count", 2)
+    out = succeed("study", study, "--workdir", two, "--record", kept)
+    assert (two / "log").read_text() == "shared a "
+    assert out.split("\n")[1:3] == ["  a     0   0.25", "  b     0      1"]
+    code, _, error = lapa("study", f"{study}:steps=9", "--workdir", two / "c", "--record", kept)
+    assert code == 2 and "arguments: '' there, 'steps=9' now" in error
+
+
 def test_files_that_are_none(study, tmp_path):
     study.write_text("def get_study(arg, workdir):\n    return []\n")
     for path, message in (
