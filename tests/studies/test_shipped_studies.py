@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.studies import heads, metaworld, objectives
+from experiments.studies import heads, metaworld, objectives, zoo
 
 ROWS = {
     heads: [
@@ -14,6 +14,12 @@ ROWS = {
         {"setting": "clean", "arm": arm, "seed": seed, "probe_r2": gain + seed / 10, "skill": None}
         for arm, gain in (("rotation", 0.6), ("free_pairs", 0.5))
         for seed in (0, 1, 2)
+    ],
+    zoo: [
+        {"objective": name, "codes": codes, "seed": seed, "perplexity": used and used + seed / 10}
+        | {"probe_r2": 0.5 + seed / 10, "skill": -0.001}
+        for name, codes, used in (("pixels", 8, 4.0), ("pixels", 64, 19.0), ("vae", 0, None))
+        for seed in (0, 1)
     ],
     metaworld: [
         {"arm": arm, "setting": setting, "seed": seed, "family": family}
@@ -35,6 +41,15 @@ def test_cells_are_told_apart_and_wrong_arguments_named(study, tmp_path):
     key = "heads" if study is heads else "arms"
     with pytest.raises(ValueError, match=f"{key}='best' must be one of"):
         study.get_study(f"{key}=best", tmp_path)
+
+
+def test_codes_are_held_against_the_aim():
+    header, pixels, vae = zoo.tables(ROWS[zoo])["objectives"]
+    assert header[1:3] == ["perplexity of 8", "perplexity of 64"]
+    assert pixels == ["`pixels`", "4.0 to 4.1", "19.0 to 19.1", "missed", "0.50 to 0.60", "0.00"]
+    assert vae == ["`vae`", "–", "–", "–", "0.50 to 0.60", "0.00"]
+    met = zoo.tables([row for row in ROWS[zoo] if row["codes"] == 8])["objectives"]
+    assert met[1][1:3] == ["4.0 to 4.1", "met"]
 
 
 def test_what_no_claim_needs_is_asked_for(tmp_path):
