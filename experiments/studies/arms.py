@@ -89,7 +89,8 @@ class World:
     robot: the view of the labelled episodes, and of the policy
     part: what of the scene differs where labelled episodes are of some tasks only
     unseen: what differs in rollouts of what was never collected
-    quantizer: config by objective; latent_vla: config; action_vla: config by recipe
+    quantizer: config by objective; latent_vla: config; action_vla: config by recipe; teacher:
+        config, for objectives that need one
     tuned: by name of `Arm.tuned`
     video_seed, label_seed: of the data; labelled episodes of seed s have label_seed + s
     rollout_seed: of the start states, which all arms and seeds share
@@ -105,6 +106,7 @@ class World:
     latent_vla: Callable[[], ConfigDict]
     action_vla: Callable[[str], ConfigDict]
     tuned: Mapping[str, Tuned]
+    teacher: Callable[[], ConfigDict] | None = None
     other: tuple[str, ...] = ()
     part: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     unseen: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -61,15 +61,18 @@ class Pipeline:
         unseen: bool = False,
         phrasings: str = "train",
         tuned: Tuned | None = None,
+        arm: Arm | None = None,
     ) -> Cell:
-        """Of the arm of that name with so many labelled episodes, whose rows are one a task:
-        {family, successes, episodes, outcomes}. `unseen`: rollouts of `World.unseen`, and
-        `phrasings`: what policies are told, as of `envs.words`; what is not usual is told by the
-        setting's name. `tuned`: in the place of the world's, and then among the cell's values.
-        ValueError for what the world does not have."""
-        base.require("arm", name, ARMS)
+        """Of the arm of that name, one of ARMS or `arm`, with so many labelled episodes, whose rows
+        are one a task: {family, successes, episodes, outcomes}. `unseen`: rollouts of
+        `World.unseen`, and `phrasings`: what policies are told, as of `envs.words`; what is not
+        usual is told by the setting's name. `tuned`: in the place of the world's, and then among
+        the cell's values. ValueError for what the world does not have."""
+        if arm is None:
+            base.require("arm", name, ARMS)
+            arm = ARMS[name]
         base.require("setting", setting, SETTINGS)
-        arm, place = ARMS[name], SETTINGS[setting]
+        place = SETTINGS[setting]
         other = arm.other or place.other
         for what, needed in (("other", other), ("part", place.part), ("unseen", unseen)):
             if needed and not getattr(self.world, what):
@@ -155,18 +158,36 @@ class Pipeline:
     def _objective(self, arm: Arm) -> str:
         return self.world.best if arm.objective == "best" else arm.objective
 
-    def _quantizer(self, arm: Arm, views: Sequence[str], seed: int) -> Made:
+    def quantizer(self, arm: Arm, views: Sequence[str], seed: int) -> Made:
+        """Of the arm, from videos of these views."""
         objective = self._objective(arm)
+        taught = "teacher" in self.world.quantizer(objective).model.objective
+        before = self._teacher(views) if taught else self._videos()
 
         def config() -> ConfigDict:
-            return _seeded(with_corpora(self.world.quantizer(objective), self._paths(views)), seed)
+            found = with_corpora(self.world.quantizer(objective), self._paths(views))
+            if taught:
+                with found.unlocked():
+                    found.model.objective.weights = str(self.workdir / before.name)
+            return _seeded(found, seed)
 
-        name = _join("quantizer", objective.replace("pixels", ""), self._other(views), f"s{seed}")
-        return self._train(name, config, self._videos())
+        kind = "" if objective == "pixels" else objective
+        return self._train(_join("quantizer", kind, self._other(views), f"s{seed}"), config, before)
+
+    def _teacher(self, views: Sequence[str]) -> Made:
+        """A frozen encoder for objectives that ask for one."""
+        if self.world.teacher is None:
+            raise ValueError("an objective needs a teacher: World.teacher is None")
+        make = self.world.teacher
+
+        def config() -> ConfigDict:
+            return with_corpora(make(), self._paths(views))
+
+        return self._train(_join("teacher", self._other(views)), config, self._videos())
 
     def _latents(self, arm: Arm, views: Sequence[str], seed: int) -> Made:
         """A label set of the videos: the quantizer's, or a control beside it."""
-        quantizer = self._quantizer(arm, views, seed)
+        quantizer = self.quantizer(arm, views, seed)
         name = quantizer.name.replace("quantizer", "latents")
         paths = {view: {"path": str(path)} for view, path in self._paths(views).items()}
 
@@ -280,7 +301,7 @@ class Pipeline:
         of `lapa`, in WORKDIR/NAME.json."""
         lapa, views, name = ARMS["lapa"], self.world.views, f"matched_s{seed}"
         policy = self._pretrained(lapa, views, labelled, seed)
-        made = [self._quantizer(lapa, views, seed), policy]
+        made = [self.quantizer(lapa, views, seed), policy]
 
         def work() -> None:
             runs_of = [load(self.workdir / one.name) for one in made]
@@ -296,7 +317,7 @@ class Pipeline:
     ) -> tuple[Made, Callable[[], Model]]:
         """UniPi: a latent VLA, its quantizer, and an inverse dynamics model of its window."""
         latent = self._pretrained(arm, views, labelled, seed)
-        quantizer = self._quantizer(arm, views, seed)
+        quantizer = self.quantizer(arm, views, seed)
         corpora = self.world.quantizer(self._objective(arm)).data.corpora.values()
         inverse = self._inverse(labelled, seed, next(iter(corpora)).window_seconds)
         name = _join("unipi", latent.name, "of", labelled.name.removeprefix("labelled_"))

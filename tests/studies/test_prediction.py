@@ -1,0 +1,107 @@
+"""Which diagnostic tells success: where one does, where none does, and on kinds that are new."""
+
+import numpy as np
+import pytest
+
+from experiments.studies import predictors
+from lapa_jax.diagnostics.statistics import rank_correlation
+from lapa_jax.studies import prediction
+
+
+def rows_of(kinds=12, seeds=2, settings=("clean", "distractors"), noise=0.0):
+    """A model of quality q: `good` tells it, `turned` the other way round, `random` does not, and
+    `partial` is not known of all."""
+    rng, rows = np.random.default_rng(3), []
+    for setting in settings:
+        for kind in range(kinds):
+            for seed in range(seeds):
+                values = {"model": f"k{kind}", "setting": setting, "seed": seed}
+                wins = kind * 100 // kinds // (2 if setting == "distractors" else 1) + seed
+                told = {"good": np.exp(wins / 20) + noise * rng.normal(), "turned": -float(wins)}
+                told |= {"random": rng.normal(), "partial": None if kind == 0 else 1.0 * wins}
+                rows.append(values | {"what": "measures", "same": 1.0, **told})
+                outcomes = [True] * wins + [False] * (100 - wins)
+                rows.append(values | {"what": "success", "family": "reach", "outcomes": outcomes})
+    return rows
+
+
+@pytest.fixture(scope="module")
+def models():
+    return prediction.joined(rows_of())
+
+
+def test_models_have_both_halves(models):
+    assert len(models) == 48 and models[5]["success"] == 0.17
+    assert prediction.measures_of(models) == ["good", "turned", "random"]
+    some = [row for row in rows_of() if row["model"] != "k3" or row["what"] == "success"]
+    assert len(prediction.joined(some)) == 44
+
+
+def test_ranks_are_those_within_a_setting(models):
+    """Success is half as high in one of them, which says nothing of the measure."""
+    rho = prediction.correlation(models, "good")
+    assert rho.estimate == pytest.approx(1.0) and rho.low > 0.99
+    assert prediction.correlation(models, "turned").estimate == pytest.approx(-1.0)
+    assert abs(prediction.correlation(models, "random").estimate) < 0.4
+    assert prediction.correlation(models, "same") is None
+    assert prediction.correlation(models[:3], "good") is None
+    assert [name for name, _ in prediction.best(models)][2:] == ["random"]
+    clean = [model for model in models if model["setting"] == "clean"]
+    kinds = np.array([model["model"] for model in clean])
+    values, wins = (np.array([m[key] for m in clean]) for key in ("random", "success"))
+    alone = prediction.correlation(clean, "random")
+    assert alone.estimate == pytest.approx(rank_correlation(values, wins, kinds)[0])
+
+
+def test_a_curve_is_monotone_and_says_what_it_has_seen(models):
+    clean = [model for model in models if model["setting"] == "clean"]
+    values = np.array([model["turned"] for model in clean])
+    said = prediction.fitted(clean, "turned", values)
+    np.testing.assert_allclose(said, [model["success"] for model in clean])
+    outside = prediction.fitted(clean, "turned", np.array([-1e3, 1e3]))
+    np.testing.assert_allclose(outside, [said.max(), said.min()])
+
+
+def test_the_best_is_held_against_kinds_that_it_was_not_chosen_on():
+    models = prediction.joined(rows_of(settings=("clean",), noise=0.3))
+    found = prediction.left_out(models)
+    assert found["best"]["error"].estimate < 0.1 < 0.2 < found["mean"]["error"].estimate
+    assert found["good"]["chosen"] + found["turned"]["chosen"] == 12
+    assert found["random"]["error"].estimate > 0.2
+    assert prediction.left_out(models[:4]) == {}
+    assert prediction.nearest(models, "turned", -50.4, 2) == [0.5, 0.51]
+
+
+def test_the_study_shows_them():
+    tables = predictors.tables(rows_of())
+    header, first, *_ = tables["correlation"]
+    assert header == ["diagnostic", "ρ, all 48 models", "clean, 24", "distractors, 24"]
+    assert first[1].startswith("1 (") and tables["correlation"][-1][0] == "`partial`"
+    assert tables["left_out"][1][0] == "the best of the others"
+    assert tables["models"][1][:3] == ["`k0`", "clean", "0.0, 1.0"]
+    (picture,) = predictors.figures(rows_of()).values()
+    assert "good" in picture.alt
+    few = predictors.tables(rows_of(kinds=2, seeds=1))
+    assert few["correlation"][1:] == [] and few["left_out"][1:] == []
+
+
+def test_cells_share_what_they_can(tmp_path):
+    study = predictors.get_study("models=pixels+features+few_labels", tmp_path)
+    assert len(study.cells) == 3 * 2 * 2 * 2
+    by_name = {str(list(cell.values.values())): cell for cell in study.cells}
+    clean = by_name["['features', 'clean', 1, 'success']"]
+    moving = by_name["['features', 'distractors', 1, 'measures']"]
+    names = [[part.name for part in cell.parts] for cell in (clean, moving)]
+    assert {"teacher", "quantizer_features_s1", "latent_vla_features_s1"} <= {*names[0]}
+    assert names[1][-4:] == [
+        *("teacher_other", "quantizer_features_other_s1", "heldout"),
+        "measures_features_distractors_1",
+    ]
+    configs = {part.name: part for cell in study.cells for part in cell.parts}
+    few = configs["quantizer_few_labels_other_s0"].decides()
+    assert few.data.corpora.distractors.action_fraction == 0.025
+    assert configs["quantizer_features_s1"].decides().model.objective.weights == str(
+        tmp_path / "teacher"
+    )
+    with pytest.raises(ValueError, match="models='best' must be one of"):
+        predictors.get_study("models=best", tmp_path)
