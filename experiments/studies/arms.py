@@ -66,7 +66,7 @@ SETTINGS = {
 }
 
 
-UNSEEN = "_unseen"  # after a setting's name: its rollouts are of what was never collected
+UNSEEN = "_unseen"  # after a setting's name: its rollouts are of what no labelled episode names
 WORDS = "_words_"  # and then: policies are told other words than in training
 
 
@@ -84,11 +84,12 @@ class World:
     """Where arms are compared: an environment, what is collected in it, and what is trained.
 
     scene: the environment, as of `envs.make`; all its tasks are collected
+    shown: what of the scene differs in the videos
     tasks: those that policies are asked to do, `rollouts` start states each
     views, other: of the videos; of the videos of another embodiment
     robot: the view of the labelled episodes, and of the policy
     part: what of the scene differs where labelled episodes are of some tasks only
-    unseen: what differs in rollouts of what was never collected
+    unseen: what differs in rollouts of what no labelled episode names
     quantizer: config by objective; latent_vla: config; action_vla: config by recipe; teacher:
         config, for objectives that need one
     tuned: by name of `Arm.tuned`
@@ -107,6 +108,7 @@ class World:
     action_vla: Callable[[str], ConfigDict]
     tuned: Mapping[str, Tuned]
     teacher: Callable[[], ConfigDict] | None = None
+    shown: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     other: tuple[str, ...] = ()
     part: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     unseen: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -112,7 +112,7 @@ class Pipeline:
         world, name = self.world, "videos"
         views = tuple(dict.fromkeys((*world.views, *world.other)))
         job = dict(views=views, episodes=world.videos, seed=world.video_seed, noise=world.noise)
-        return self._collected(name, world.scene, job)
+        return self._collected(name, {**world.scene, **world.shown}, job)
 
     def _labelled(self, seed: int, labels: int, part: bool) -> Made:
         world, data_seed = self.world, self.world.label_seed + seed

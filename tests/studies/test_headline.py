@@ -168,7 +168,7 @@ def test_tables():
     assert [cells[2] for cells in tables["expected"][1:]] == ["yes", "yes", "yes"]
     assert tables["main"][1] == ["`scratch`", "50.0 % (35.0 to 65.0)"]
     assert [cells[0] for cells in tables["controls"]] == ["arm", "`lapa`", "`kmeans_latents`"]
-    assert tables["settings"][0][4] == "cross-task, unseen"
+    assert tables["settings"][0][4] == "cross-task, only shown"
     assert tables["settings"][3][1:5] == [
         "100.0 % (100.0 to 100.0)",
         "–",
