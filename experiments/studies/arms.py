@@ -90,8 +90,8 @@ class World:
     robot: the view of the labelled episodes, and of the policy
     part: what of the scene differs where labelled episodes are of some tasks only
     unseen: what differs in rollouts of what no labelled episode names
-    quantizer: config by objective; latent_vla: config; action_vla: config by recipe; teacher:
-        config, for objectives that need one
+    quantizer: config by objective; latent_vla: config by the objective whose labels it learns, or
+        without one; action_vla: config by recipe; teacher: config, for objectives that need one
     tuned: by name of `Arm.tuned`
     video_seed, label_seed: of the data; labelled episodes of seed s have label_seed + s
     rollout_seed: of the start states, which all arms and seeds share
@@ -104,7 +104,7 @@ class World:
     videos: int
     rollouts: int
     quantizer: Callable[[str], ConfigDict]
-    latent_vla: Callable[[], ConfigDict]
+    latent_vla: Callable[..., ConfigDict]
     action_vla: Callable[[str], ConfigDict]
     tuned: Mapping[str, Tuned]
     teacher: Callable[[], ConfigDict] | None = None

@@ -106,7 +106,8 @@ def get_world(arg: ConfigDict) -> arms.World:
         config.steps = arg.quantizer_steps
         return config
 
-    def latents() -> ConfigDict:
+    def latents(objective: str = "pixels") -> ConfigDict:
+        del objective  # all have the same codes
         config = latent_vla.get_config(f"quick={arg.quick}")
         config.steps = arg.policy_steps
         return config

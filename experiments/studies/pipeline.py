@@ -214,7 +214,7 @@ class Pipeline:
             latents = self._latents(arm, views, seed)
 
             def latent() -> ConfigDict:
-                config = self._policy(self.world.latent_vla(), seed)
+                config = self._policy(self.world.latent_vla(self._objective(arm)), seed)
                 return with_corpora(config, self._paths(views), label_set=latents.name)
 
             name = latents.name.replace("latents", "latent_vla", 1)

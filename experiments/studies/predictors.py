@@ -3,13 +3,14 @@ r"""Which number of a latent action model tells how good a policy it makes, befo
 Shows: for latent action models that differ in what they learn by, in their bottleneck, in how long
 and over which window they were trained, every diagnostic of `lapa evaluate` on held-out episodes,
 and the closed-loop success of a policy that was pretrained on their labels and fine-tuned on the
-same few episodes; the rank correlation of each with success, and how well the best one predicts the
-success of kinds of models that it was not chosen on.
+same few episodes; the rank correlation of each with success, how well the best one predicts the
+success of kinds of models that it was not chosen on; and what every change costs or gains.
 
     lapa study studies/predictors --workdir runs/predictors
 
-Two settings: videos of hand and robot, and videos in which other things move by themselves. Cost:
-64 models, 4 to 8 minutes each of two CPU cores (`--size quick`: 3 in one setting).
+Two settings: videos of hand and robot, and videos in which other things move by themselves; what
+changes the codes, the size of the model or the videos is in the first alone. Cost: 84 models, 3 to
+5 minutes each of two CPU cores (`--size quick`: 3 models).
 """
 
 import dataclasses
@@ -32,7 +33,7 @@ from lapa_jax.evidence import measures
 from lapa_jax.evidence.quantizer import evaluate_quantizer
 from lapa_jax.report.figures import Picture
 from lapa_jax.runs.loaded import load
-from lapa_jax.studies import prediction
+from lapa_jax.studies import contrasts, prediction
 from lapa_jax.studies.study import Cell, Part, Study
 
 HELDOUT_SEED, LABELS = 730, 50
@@ -47,10 +48,12 @@ SIZES = {
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """Of latent action models; all have eight codes.
+    """Of latent action models.
 
     window: seconds between the frames of a pair. part: of the steps. known: share of the episodes
-    whose actions training knows.
+    whose actions training knows. codes, length: of the codebook, of a latent action. width: of the
+    model, as a part of the tabletop's. fraction: of the videos, weights: of corpora, of the policy,
+    too.
     """
 
     objective: str = "pixels"
@@ -59,11 +62,16 @@ class Kind:
     part: float = 1.0
     known: float = 0.0
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    codes: int = 8
+    length: int = 1
+    width: float = 1.0
+    fraction: float = 1.0
+    weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 KINDS = {
     "pixels": Kind(),
-    "untrained": Kind(part=0.0),
+    "untrained": Kind(part=0.0),  # but for two steps
     "short": Kind(part=0.1),
     "half": Kind(part=0.4),
     "next_frame": Kind(window=0.1),
@@ -79,6 +87,19 @@ KINDS = {
     "latent_targets": Kind("latent_targets"),
     "few_labels": Kind("latent_targets", known=0.025),
 }
+CLEAN_KINDS = {
+    "four_codes": Kind(codes=4),
+    "many_codes": Kind(codes=64),
+    "two_codes_of_four": Kind(codes=4, length=2),
+    "two_codes_of_eight": Kind(codes=8, length=2),
+    "narrow": Kind(width=0.5),
+    "wide": Kind(width=2.0),
+    "tenth_of_videos": Kind(fraction=0.1),
+    "third_of_videos": Kind(fraction=0.3),
+    "mostly_hand": Kind(weights={"human": 4.0}),
+    "mostly_robot": Kind(weights={"robot": 4.0}),
+}
+MODELS = KINDS | CLEAN_KINDS
 
 
 def get_study(arg: str | None, workdir: Path) -> Study:
@@ -88,12 +109,15 @@ def get_study(arg: str | None, workdir: Path) -> Study:
     arg = base.parse_study_arg(
         arg,
         SIZES,
-        **dict(models="+".join(KINDS), settings="+".join(SETTINGS), seeds=2, videos=2000),
-        **dict(pairs=2000, rollouts=200, labels=LABELS),
+        **dict(models="+".join(MODELS), settings="+".join(SETTINGS), seeds=2),
+        **dict(videos=2000, pairs=2000, rollouts=200, labels=LABELS),
         **dict(quantizer_steps=600, policy_steps=1000, finetuning_steps=300),
     )
     models, settings = arg.models.split("+"), arg.settings.split("+")
-    for key, names, known in (("models", models, KINDS), ("settings", settings, SETTINGS)):
+    for key, names, known in (
+        ("models", models, MODELS),
+        ("settings", settings, SETTINGS),
+    ):
         for name in names:
             base.require(key, name, known)
     pipeline = Pipeline(get_world(arg), workdir)
@@ -101,6 +125,8 @@ def get_study(arg: str | None, workdir: Path) -> Study:
     for seed in range(arg.seeds):
         for setting in settings:
             for name in models:
+                if setting != "clean" and name in CLEAN_KINDS:
+                    continue
                 arm = Arm("latent", objective=name, other=SETTINGS[setting])
                 made = pipeline.cell(name, arm=arm, seed=seed, labels=arg.labels)
                 values = {"model": name, "setting": setting, "seed": seed}
@@ -145,28 +171,43 @@ def get_world(arg: ConfigDict) -> World:
     world = headline.get_world(headline.arguments(f"{said},policy_steps={arg.policy_steps}"))
 
     def model(name: str) -> ConfigDict:
-        kind = KINDS[name]
+        kind = MODELS[name]
         config = quantizer.get_config(f"quick={arg.quick},objective={kind.objective}")
-        config.steps = max(1, round(kind.part * arg.quantizer_steps))
+        config.steps = max(2, round(kind.part * arg.quantizer_steps))
         warmed = max(1, round(config.optimizer.warmup_steps * config.steps / arg.quantizer_steps))
-        config.optimizer.warmup_steps = min(warmed, config.steps)
+        config.optimizer.warmup_steps = min(warmed, config.steps - 1)
         if kind.bottleneck != "nsvq":
             config.model.bottleneck = base.bottleneck(kind.bottleneck)
         elif "continuous_steps" in config.model.bottleneck:  # a third, and less than half
             ramps = dict(continuous_steps=config.steps // 3, ramp_steps=config.steps * 4 // 9)
             config.model.bottleneck.update(ramps)
         config.model.objective.update(kind.changes)
+        model = config.model
+        model.update(codebook_size=kind.codes, code_length=kind.length)
+        model.update({key: round(kind.width * model[key]) for key in ("dim", "mlp_dim", "heads")})
         for corpus in config.data.corpora.values():
             corpus.window_seconds = kind.window
             if kind.known:
                 corpus.action_fraction = kind.known
         if kind.known:
-            config.model.objective.action_dim = 2
+            model.objective.action_dim = 2
+        return of_videos(config, kind)
+
+    def policy(name: str = "pixels") -> ConfigDict:
+        kind = MODELS[name]
+        config = world.latent_vla()
+        config.model.targets.latent.vocab, config.code_length = kind.codes, kind.length
+        return of_videos(config, kind)
+
+    def of_videos(config: ConfigDict, kind: Kind) -> ConfigDict:
+        for name, corpus in config.data.corpora.items():
+            corpus.fraction, corpus.weight = kind.fraction, kind.weights.get(name, 1.0)
         return config
 
     return dataclasses.replace(
         world,
         quantizer=model,
+        latent_vla=policy,
         teacher=lambda: teacher.get_config(f"quick={arg.quick}"),
         views=("human", "robot"),
         other=("distractors",),
@@ -176,8 +217,15 @@ def get_world(arg: ConfigDict) -> World:
 
 
 def tables(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[list[str]]]:
+    """The answer, every model, and in each setting what other models lose or gain on `pixels`."""
     models = prediction.joined(rows)
-    return {
+    arms = [row | {"arm": row["model"]} for row in rows if row["what"] == "success"]
+    beside = {}
+    for setting in SETTINGS:
+        own = contrasts.chosen(arms, {"setting": setting})
+        if any(row["arm"] == "pixels" for row in own):
+            beside[f"beside_{setting}"] = contrasts.arms_table(own, "pixels", {})
+    return beside | {
         "correlation": prediction.correlation_table(models),
         "left_out": prediction.left_out_table(models),
         "models": prediction.models_table(models),

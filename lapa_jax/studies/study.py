@@ -114,9 +114,16 @@ def version() -> str:
 
 
 def with_corpora(stage: ConfigDict, paths: Mapping[str, Path], **more: Any) -> ConfigDict:
-    """A stage's config with its corpora, by name, at these paths; `more`: keys of all of them."""
+    """A stage's config with its corpora, by name, at these paths; `more`: keys of all of them. What
+    differs from the stage's first corpus is the weight of those whose names it has."""
     stage = ConfigDict(stage.to_dict())
-    there = DataSettings.of(stage.data).on(paths, **more)
+    known = DataSettings.of(stage.data)
+    weights = {one.name: one.weight for one in known.corpora}
+    own = {
+        name: {"path": str(path)} | ({"weight": weights[name]} if name in weights else {})
+        for name, path in paths.items()
+    }
+    there = known.on(own, **more)
     stage.data.corpora = ConfigDict({one.name: one.as_dict() for one in there.corpora})
     return stage.lock()
 

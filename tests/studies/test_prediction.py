@@ -103,5 +103,12 @@ def test_cells_share_what_they_can(tmp_path):
     assert configs["quantizer_features_s1"].decides().model.objective.weights == str(
         tmp_path / "teacher"
     )
+    changed = predictors.get_study("seeds=1", tmp_path)
+    configs = {part.name: part for cell in changed.cells for part in cell.parts}
+    assert "quantizer_wide_other_s0" not in configs
+    hand = configs["latent_vla_mostly_hand_s0"].decides().data.corpora
+    assert (hand.human.weight, hand.robot.weight) == (4.0, 1.0)
+    two = configs["latent_vla_two_codes_of_four_s0"].decides()
+    assert (two.model.targets.latent.vocab, two.code_length) == (4, 2)
     with pytest.raises(ValueError, match="models='best' must be one of"):
         predictors.get_study("models=best", tmp_path)
