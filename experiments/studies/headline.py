@@ -88,7 +88,7 @@ def arguments(arg: str | None) -> ConfigDict:
         SIZES,
         **dict(arms="+".join(arms.ARMS), tune=False, seeds=SEEDS, others=OTHER_SEEDS),
         **dict(budgets="+".join(map(str, BUDGETS)), labels=PRIMARY_LABELS, rollouts=ROLLOUTS),
-        **dict(families="reach", blocks=4, horizon=40, videos=2000, noise=0.3),
+        **dict(families="reach", blocks=4, horizon=40, videos=5000, noise=0.3),
         **dict(best="algebraic", dim=0, depth=0),
         **dict(quantizer_steps=900, policy_steps=1400, finetuning_steps=0),
     )
