@@ -75,6 +75,8 @@ def _codes(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     share = CODES_USED if size <= MANY_CODES else MANY_CODES_USED
     used = f"perplexity {{value}}, {{threshold}}: {share:g} of what {size} codes used evenly show"
     value, lacks = codes["mean_perplexity"], "no codes"
+    if even < COLLAPSE:  # so few draws look alike however codes are used
+        value, lacks = None, f"{codes['samples']} pairs cannot show perplexity {COLLAPSE:g}"
     return [
         _check("collapse", value, COLLAPSE, "perplexity {value}, {threshold}", lacks=lacks),
         _check("codes_used", value, share * even, used, lacks=lacks),

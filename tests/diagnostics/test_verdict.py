@@ -45,6 +45,8 @@ BLIND = {"latent_action": {"r2_mean": 0.5}, "first_frame": {"r2_mean": 0.4}}
         ({"codes": codes(3.9)}, "weak", ["codes_used"]),
         ({"codes": codes(70.0, 256, 175)}, "usable", []),  # even use would show 116
         ({"codes": codes(70.0, 256, 10**5)}, "weak", ["codes_used"]),
+        ({"codes": codes(1.0, samples=1), "pairs": 1}, "unclear", []),  # one draw is one code
+        ({"codes": codes(1.0, samples=3), "pairs": 3}, "collapsed", ["collapse", "codes_used"]),
         ({"codes": None}, "usable", []),  # a continuous latent
         ({"reconstruction": {"skill": -0.1, "skill_exchanged": -0.4}}, "weak", ["skill"]),
         ({"reconstruction": {"skill": 0.4, "skill_exchanged": 0.39}}, "weak", ["z_tells"]),
