@@ -112,7 +112,7 @@ class World:
     other: tuple[str, ...] = ()
     part: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     unseen: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    best: str = "algebraic"  # the objective that experiments/studies/objectives.py finds best
+    best: str = "algebraic"  # the objective of `lapa_best`
     noise: float = 0.3  # of the expert in the videos
     workers: int = 1  # processes that collect, of a world that cannot be traced
     video_seed: int = 700

@@ -54,6 +54,9 @@ OTHER_SEEDS = 3  # of arms that are not main ones, and of settings beside the vi
 ROLLOUTS = 100  # of a family and seed
 PRIMARY = (("lapa", "scratch"), ("lapa", "vpt"))
 
+# The objective of latents that stay vectors; of experiments/studies/objectives.py the best.
+FREE = "free"
+
 # Of the search: a seed that is none of record, and other start states.
 TUNING_SEED, TUNING_ROLLOUTS = 50, 1
 GRID = [Tuned(steps, rest) for steps in (300, 1000) for rest in (0.0, 0.1, 1.0)]
@@ -89,7 +92,7 @@ def arguments(arg: str | None) -> ConfigDict:
         **dict(arms="+".join(arms.ARMS), tune=False, seeds=SEEDS, others=OTHER_SEEDS),
         **dict(budgets="+".join(map(str, BUDGETS)), labels=PRIMARY_LABELS, rollouts=ROLLOUTS),
         **dict(families="reach", blocks=4, horizon=40, videos=5000, noise=0.3),
-        **dict(best="algebraic", dim=0, depth=0),
+        **dict(best="free", dim=0, depth=0),
         **dict(quantizer_steps=900, policy_steps=1400, finetuning_steps=0),
     )
 
@@ -170,13 +173,16 @@ def get_world(arg: ConfigDict) -> arms.World:
         return config
 
     def quantizer_of(objective: str) -> ConfigDict:
-        config = quantizer.get_config(f"quick={arg.quick},objective={objective}")
+        named = "pixels" if objective == FREE else objective
+        config = quantizer.get_config(f"quick={arg.quick},objective={named}")
+        if objective == FREE:
+            config.model.bottleneck, config.model.quant_dim = base.bottleneck("none"), 16
         config.steps = arg.quantizer_steps
         return config
 
     def latents(objective: str = "pixels") -> ConfigDict:
-        del objective  # all have the same codes
-        config = policy(latent_vla.get_config(f"quick={arg.quick}"))
+        codes = 0 if objective == FREE else 8
+        config = policy(latent_vla.get_config(f"quick={arg.quick},codebook={codes}"))
         config.steps = arg.policy_steps
         return config
 

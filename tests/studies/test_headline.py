@@ -110,7 +110,8 @@ def test_arms_differ_in_what_they_claim(pipeline, configs):
     vpt = configs["vpt_s0_n8"].data.corpora.robot
     assert (vpt.action_set, vpt.action_fraction) == ("said_s0_n8", 0.0)
     assert configs["shuffled_latent_vla_s0"].data.corpora.robot.label_set == "shuffled_latents_s0"
-    assert configs["quantizer_algebraic_s0"].model.objective.name == "algebraic"
+    assert configs["quantizer_free_s0"].model.bottleneck.name == "none"
+    assert configs["latent_vla_free_s0"].model.targets.latent.name == "vectors"
 
 
 def test_what_cannot_be_is_told(pipeline):
