@@ -1,8 +1,9 @@
 """Results of record: what a finished study found, as a small file in the repository, and the tables
 of documents that are made of it. No number of such a table is typed.
 
-A study file has `tables(rows)`, {name: rows of cells, the first of them the header}. A document
-holds a table between the comments `<!-- results STUDY/NAME -->` and `<!-- end of results -->`.
+A study file has `tables(rows)`, {name: rows of cells, the first of them the header}; where it was
+run with other arguments, too, its records are STUDY.json and STUDY.WHICH.json. A document holds a
+table between the comments `<!-- results STUDY/NAME -->` and `<!-- end of results -->`.
 """
 
 import datetime
@@ -22,7 +23,7 @@ from lapa_jax.studies.study import Study, kind_of, name_of
 from lapa_jax.version import __version__
 
 FOLDER = "results"  # beside the study files
-_BLOCK = re.compile(r"(<!-- results ([\w/]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- results ([\w./]+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 
 class Record:
@@ -170,7 +171,7 @@ def filled(document: str, tables: Mapping[str, Sequence[Sequence[str]]]) -> str:
     def block(match: re.Match) -> str:
         name = match[2]
         begin = f'{match[1]}<a id="results-{name.replace("/", "-")}"></a>\n\n'
-        study = f"studies/{name.partition('/')[0]}"
+        study = _study(name.partition("/")[0])
         recorded = any(known.startswith(f"{name.partition('/')[0]}/") for known in tables)
         if study in studies and not recorded:
             return f"{begin}Not run yet (`lapa study {study}`).\n{match[3]}"
@@ -183,10 +184,15 @@ def filled(document: str, tables: Mapping[str, Sequence[Sequence[str]]]) -> str:
     return _BLOCK.sub(block, document)
 
 
+def _study(record: str) -> str:
+    """The study of a record: of "headline.search" the one of "headline"."""
+    return f"studies/{record.partition('.')[0]}"
+
+
 def tables() -> dict[str, list[list[str]]]:
     """Those of all results of record, by STUDY/NAME."""
     found = {}
     for path in sorted((configs.shipped() / "studies" / FOLDER).glob("*.json")):
-        made = configs.call(f"studies/{path.stem}", "tables", read(path)["rows"])
+        made = configs.call(_study(path.stem), "tables", read(path)["rows"])
         found |= {f"{path.stem}/{name}": rows for name, rows in made.items()}
     return found
