@@ -7,6 +7,7 @@ table between the comments `<!-- results STUDY/NAME -->` and `<!-- end of result
 """
 
 import datetime
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -55,7 +56,7 @@ class Record:
         logging.info("%s has the rows of %d cells", path, len(study.recorded))
 
     def _check(self, found: dict[str, Any]) -> None:
-        there = found.get("configs")
+        there = _unfolded(found["configs"]) if "configs" in found else None
         if there is None:
             raise ValueError(
                 f"{self.path} does not say by what configs it was made, so that nothing can be "
@@ -101,7 +102,7 @@ class Record:
             "cells": [len(study.cells) - len(study.missing()), len(study.cells)],
             "minutes": dict(sorted(minutes.items())),
             "work": dict(sorted(self._work.items())),
-            "configs": self._configs,
+            "configs": _folded(self._configs),
             "rows": rows,
         }
         runs.write_json(self.path, found)
@@ -138,6 +139,43 @@ def _in_both(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
         elif one[key] == two[key]:
             found[key] = one[key]
     return dict(sorted(found.items()))
+
+
+def _folded(kinds: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """By stage what all of its kinds have in common, and the rest by kind."""
+    found: dict[str, Any] = {}
+    for stage in dict.fromkeys(config.get("stage", "") for config in kinds.values()):
+        own = {kind: x for kind, x in kinds.items() if x.get("stage", "") == stage}
+        common = functools.reduce(_in_both, own.values())
+        rest = {kind: _without(config, common) for kind, config in own.items()}
+        found[stage] = {"common": common, "kinds": rest}
+    return found
+
+
+def _unfolded(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {
+        kind: _together(of["common"], rest)
+        for of in found.values()
+        for kind, rest in of["kinds"].items()
+    }
+
+
+def _without(config: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
+    found = {}
+    for key, value in config.items():
+        if key not in common:
+            found[key] = value
+        elif isinstance(value, dict) and (rest := _without(value, common[key])):
+            found[key] = rest
+    return found
+
+
+def _together(common: dict[str, Any], rest: dict[str, Any]) -> dict[str, Any]:
+    found = dict(common)
+    for key, value in rest.items():
+        both = key in common and isinstance(value, dict)
+        found[key] = _together(common[key], value) if both else value
+    return found
 
 
 def read(path: Path) -> dict[str, Any]:

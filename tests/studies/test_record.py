@@ -64,10 +64,23 @@ def test_a_record_is_added_to_from_anywhere(tmp_path):
     assert found["cells"] == [4, 4] and found["minutes"] == {"success_vpt": [2, 0.0]} | {
         "success_lapa": [2, 0.0]
     }
-    assert found["configs"]["success_lapa"] == {"steps": 9, "data": "WORKDIR/data"}
+    assert found["configs"][""]["common"] == {"steps": 9, "data": "WORKDIR/data"}
+    assert found["configs"][""]["kinds"] == {"success_lapa": {}, "success_vpt": {}}
     again = path.read_bytes()
     record.Record(path, "lapa study x", second).write()
     assert path.read_bytes() == again
+
+
+def test_configs_are_folded_without_loss():
+    """A dict that is empty in one kind and absent in another stays what it is."""
+    kinds = {
+        "a": {"stage": "x", "model": {"dim": 8, "of": {}}, "steps": 3},
+        "b": {"stage": "x", "model": {"dim": 8}, "steps": 4},
+        "c": {"stage": "y", "model": {"dim": 8, "of": {"name": "z"}}},
+    }
+    folded = record._folded(kinds)
+    assert folded["x"]["common"] == {"model": {"dim": 8}, "stage": "x"}
+    assert record._unfolded(folded) == kinds
 
 
 def test_a_record_of_something_else_is_refused(tmp_path):
@@ -75,7 +88,7 @@ def test_a_record_of_something_else_is_refused(tmp_path):
     study = arms_study(tmp_path / "a", [])
     study.run()
     record.Record(path, "lapa study x", study).write()
-    other = arms_study(tmp_path / "b", [], steps=8)
+    other = arms_study(tmp_path / "b", [], steps=8)  # which is folded away
     with pytest.raises(ValueError, match=r"\n  success_lapa: steps: 9 there, 8 now\n"):
         record.Record(path, "lapa study x", other)
     study.claim({"arguments": "x=1"}, replace=True)
