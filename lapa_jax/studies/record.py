@@ -39,6 +39,7 @@ class Record:
         self._of = {key: study.claims[key] for key in ("arguments", "size")}
         study.recorded = {}
         if not path.exists():
+            places.make(path.parent)  # what cannot be written is told before the work
             return
         there = read(path)
         self._check(there)
@@ -56,12 +57,12 @@ class Record:
         logging.info("%s has the rows of %d cells", path, len(study.recorded))
 
     def _check(self, found: dict[str, Any]) -> None:
-        there = _unfolded(found["configs"]) if "configs" in found else None
-        if there is None:
+        if not {"configs", "of", "versions", "work"} <= found.keys():
             raise ValueError(
                 f"{self.path} does not say by what configs it was made, so that nothing can be "
                 "added to it: choose another --record"
             )
+        there = _unfolded(found["configs"])
         changes = configs.difference(found["of"], self._of)
         for kind in sorted(there.keys() & self._configs.keys()):
             old, new = configs.upgrade(there[kind]), self._configs[kind]
@@ -181,6 +182,8 @@ def _together(common: dict[str, Any], rest: dict[str, Any]) -> dict[str, Any]:
 def read(path: Path) -> dict[str, Any]:
     """The same, with `outcomes` as bools."""
     found = places.read_json(path, "make it anew with `lapa study --record`")
+    if not isinstance(found.get("rows"), list):
+        raise ValueError(f"{path} has no rows: it is no result of record")
     for row in found["rows"]:
         if "outcomes" in row:
             row["outcomes"] = [x == "1" for x in row["outcomes"]]

@@ -101,6 +101,11 @@ def test_a_record_of_something_else_is_refused(tmp_path):
     path.write_text(json.dumps(found))
     with pytest.raises(ValueError, match="does not say by what configs"):
         record.Record(path, "lapa study x", study)
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=r"found\.json has no rows"):
+        record.Record(path, "lapa study x", study)
+    with pytest.raises(OSError, match="found.json is there, and is no directory"):
+        record.Record(path / "kept.json", "lapa study x", study)
 
 
 def test_tables_of_a_document_are_filled_and_the_rest_stays():
