@@ -9,13 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from lapa_jax import config as configs
 from lapa_jax.diagnostics.statistics import Interval, bootstrap_ratio, rank_correlation
+from lapa_jax.evidence import measures
 from lapa_jax.report.figures import Picture, dot_plots
+from lapa_jax.studies import record
 from lapa_jax.studies.record import interval
 
 Models = Sequence[Mapping[str, Any]]
 VALUES = ("model", "setting", "seed")
 LEAST = 4  # models, for a rank to say anything
+NEAREST = 10  # models that a new one is set beside
 
 
 def joined(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -136,11 +140,31 @@ def left_out(models: Models) -> dict[str, dict[str, Any]]:
     }
 
 
-def nearest(models: Models, measure: str, value: float, count: int = 10) -> list[float]:
+def nearest(models: Models, measure: str, value: float, count: int = NEAREST) -> list[float]:
     """The successes of the models whose value of a measure is nearest, the least first."""
     known = [model for model in models if model.get(measure) is not None]
     known.sort(key=lambda model: abs(model[measure] - value))
     return sorted(model["success"] for model in known[:count])
+
+
+def outlook(report: Mapping[str, Any]) -> str | None:
+    """What the models on record (experiments/studies/predictors.py) whose value of the strongest
+    diagnostic was nearest to this report's came to; None where nothing is on record."""
+    path = configs.shipped() / "studies" / record.FOLDER / "predictors.json"
+    if not path.exists():
+        return None
+    models = joined(record.read(path)["rows"])
+    values = {row["measure"]: row["value"] for row in measures.rows(report)}
+    for name, rho in best(models):
+        value = values.get(name)
+        if value is not None:
+            low, *_, high = nearest(models, name, value)
+            return (
+                f"on the tabletop, of {len(models)} models, the {NEAREST} whose {name} was nearest "
+                f"to {value:.3g} gave policies that succeed in {100 * low:.0f} to "
+                f"{100 * high:.0f} % (rank correlation {record.interval(rho)}; docs/evidence.md)"
+            )
+    return None
 
 
 def correlation_table(models: Models) -> list[list[str]]:

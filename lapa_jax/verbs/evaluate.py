@@ -23,6 +23,7 @@ from lapa_jax.evidence.simulated import evaluate_distractors, evaluate_transfer
 from lapa_jax.runs import unipi
 from lapa_jax.runs.examples import trained_window
 from lapa_jax.runs.loaded import LoadedPolicy, Model, load, load_quantizer, require
+from lapa_jax.studies import prediction
 from lapa_jax.verbs import benchmark, compare, flags
 from lapa_jax.verbs.text import table
 
@@ -142,6 +143,8 @@ def _quantizer(run: Model, corpora: dict[str, dict], args: argparse.Namespace) -
         found[name] = evaluate_quantizer(
             run, corpus, max_pairs=args.max_examples, deep=True, held_out=args.holdout
         )
+        if told := prediction.outlook(found[name].report):
+            found[name].report["verdict"]["notes"].append(told)
     result: dict[str, Any] = {name: one.report for name, one in found.items()}
     if args.paired:
         result["paired_views"] = evaluate_paired_views(*(one.sample for one in found.values()))

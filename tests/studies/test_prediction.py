@@ -1,5 +1,7 @@
 """Which diagnostic tells success: where one does, where none does, and on kinds that are new."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -70,6 +72,30 @@ def test_the_best_is_held_against_kinds_that_it_was_not_chosen_on():
     assert found["random"]["error"].estimate > 0.2
     assert prediction.left_out(models[:4]) == {}
     assert prediction.nearest(models, "turned", -50.4, 2) == [0.5, 0.51]
+
+
+def test_a_new_model_is_set_beside_those_on_record(tmp_path, monkeypatch):
+    report = {"codes": {"mean_perplexity": 5.0}, "probe": {"latent_action": {"r2_mean": 0.51}}}
+    monkeypatch.setattr(prediction.configs, "shipped", lambda: tmp_path)
+    assert prediction.outlook(report) is None
+    rows = []
+    for row in rows_of(settings=("clean",)):
+        if row["what"] == "measures":
+            share = -row["turned"] / 100
+            row |= {"probe_r2": share, "perplexity": row["random"], "good": None, "turned": None}
+        rows.append(row | {"outcomes": [int(x) for x in row.get("outcomes", ())]})
+    (tmp_path / "studies" / "results").mkdir(parents=True)
+    for row in rows:
+        if row["what"] == "success":
+            row["outcomes"] = "".join(map(str, row["outcomes"]))
+        else:
+            del row["outcomes"]
+    (tmp_path / "studies" / "results" / "predictors.json").write_text(json.dumps({"rows": rows}))
+    told = prediction.outlook(report)
+    assert "of 24 models, the 10 whose probe_r2 was nearest to 0.51" in told
+    assert "succeed in 33 to 67 %" in told, told
+    assert "perplexity was nearest to 5" in prediction.outlook({"codes": report["codes"]})
+    assert prediction.outlook({}) is None
 
 
 def test_the_study_shows_them():
