@@ -72,6 +72,7 @@ ALLOWED = {
     # where codecs are fitted
     "lapa_jax.policy": (*MODELS, NORMALISE, "data_pipelines.checks.statistics"),
     "lapa_jax.world": WORLD,
+    "lapa_jax.world.imagination": ("lapa_jax.runs", *RUNS),  # of what a run holds
     "lapa_jax.stages": STAGES,
     "lapa_jax.aot": USES,
     "lapa_jax.runs": RUNS,

@@ -15,6 +15,7 @@ vectors of a z, S frames that are imagined, I image rows, J image columns.
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,14 @@ from lapa_jax.policy.heads.base import Embedding, readout
 from lapa_jax.world.blocks import Block, Tables
 from lapa_jax.world.config import DynamicsConfig
 from lapa_jax.world.tokenizers import tokenizer_of
+
+
+class Past(NamedTuple):
+    """What the next frame is drawn of: `count` frames, in arrays that have room for all it sees."""
+
+    tokens_BTN: jax.Array
+    z_BTL: jax.Array  # what follows each frame; of the last one it is not known yet
+    count: jax.Array  # int32
 
 
 class Dynamics(nnx.Module):
@@ -269,31 +278,54 @@ class Dynamics(nnx.Module):
     ) -> jax.Array:
         """Tokens int32 (B, S, N) of the S frames after T first ones, of the z that follow each but
         the last of all: T − 1 + S of them. It sees the last `seen` frames, its own included."""
-        beyond = max(tokens_BTN.shape[1] - self.config.seen, 0)
-        tokens, z = tokens_BTN[:, beyond:], z_BTL[:, beyond:]
-        count, room = tokens.shape[1], self.config.seen - tokens.shape[1]
-        held = [
-            jnp.pad(x, ((0, 0), (0, room + missing)) + ((0, 0),) * (x.ndim - 2))
-            for x, missing in ((tokens, 0), (z[:, : count - 1], 1))
-        ]
-        level = jnp.zeros(held[0].shape[:2], jnp.int32)
+        count = min(tokens_BTN.shape[1], self.config.seen)
 
-        def one(carry, given):
-            tokens, z, count = carry
+        def one(past, given):
             z_next, key = given
-            z = z.at[:, count - 1].set(z_next)
-            last = jax.lax.dynamic_slice_in_dim(self.after(tokens, z, level), count - 1, 1, axis=1)
-            drawn = self.draw(last, key, temperature)[:, 0]
-            # The oldest leaves when there is no room.
-            full = count == self.config.seen
-            tokens, z = (jnp.where(full, jnp.roll(x, -1, axis=1), x) for x in (tokens, z))
-            at = jnp.minimum(count, self.config.seen - 1)
-            return (tokens.at[:, at].set(drawn), z, at + 1), drawn
+            return self.step(past, z_next, rng=key, temperature=temperature)
 
-        follows = jnp.moveaxis(z[:, count - 1 :], 1, 0)
+        before, follows = jnp.split(z_BTL, [tokens_BTN.shape[1] - 1], axis=1)
+        past = self.remembered(tokens_BTN[:, -count:], before[:, before.shape[1] + 1 - count :])
+        follows = jnp.moveaxis(follows, 1, 0)
         keys = jax.random.split(rng, len(follows))
-        _, drawn_SBN = jax.lax.scan(one, (*held, count), (follows, keys))
+        _, drawn_SBN = jax.lax.scan(one, past, (follows, keys))
         return jnp.moveaxis(drawn_SBN, 0, 1)
+
+    def remembered(self, tokens_BTN: jax.Array, z_BTL: jax.Array) -> Past:
+        """T ≤ `seen` frames, and the T − 1 z that lie between them, as `step` takes them."""
+        count = tokens_BTN.shape[1]
+        room = self.config.seen - count
+        tokens, z = (
+            jnp.pad(x, ((0, 0), (0, more)) + ((0, 0),) * (x.ndim - 2))
+            for x, more in ((tokens_BTN, room), (z_BTL, room + 1))
+        )
+        return Past(tokens, z, jnp.asarray(count, jnp.int32))
+
+    def step(
+        self, past: Past, z_BL: jax.Array, *, rng: jax.Array, temperature: float
+    ) -> tuple[Past, jax.Array]:
+        """(the past with it, tokens int32 (B, N) of the next frame), of the z that leads to it."""
+        tokens, z, count = past
+        z = z.at[:, count - 1].set(z_BL)
+        level = jnp.zeros(tokens.shape[:2], jnp.int32)
+        last = jax.lax.dynamic_slice_in_dim(self.after(tokens, z, level), count - 1, 1, axis=1)
+        drawn = self.draw(last, rng, temperature)[:, 0]
+        # The oldest leaves when there is no room.
+        full = count == self.config.seen
+        tokens, z = (jnp.where(full, jnp.roll(x, -1, axis=1), x) for x in (tokens, z))
+        at = jnp.minimum(count, self.config.seen - 1)
+        return Past(tokens.at[:, at].set(drawn), z, at + 1), drawn
+
+    def begin(self, frames_BIJC: jax.Array, z_BTL: jax.Array) -> Past:
+        """The past of one frame each, uint8; z_BTL: none, (B, 0, ...), of the dtype of z."""
+        return self.remembered(self.encode(frames_BIJC[:, None]), z_BTL)
+
+    def step_frame(
+        self, past: Past, z_BL: jax.Array, *, rng: jax.Array, temperature: float
+    ) -> tuple[Past, jax.Array]:
+        """As `step`, the frame itself: float32 (B, I, J, 3) in [0, 1]."""
+        past, drawn_BN = self.step(past, z_BL, rng=rng, temperature=temperature)
+        return past, self.decode(drawn_BN[:, None])[:, 0]
 
     def imagine(
         self, frames_BTIJC: jax.Array, z_BTL: jax.Array, *, rng: jax.Array, temperature: float

@@ -1,0 +1,134 @@
+"""Latent actions as controls: frames that a trained model imagines one by one, z by z.
+
+Two kinds of run can: a quantizer whose decoder draws frames, trained here or imported, and a
+dynamics model. The first has no memory: the next frame is decoded from the current one and z, a
+window of its training later. The second sees the frames and z that it was trained to see.
+
+Shape suffixes: B frames side by side, H, W image rows and columns, L codes or vectors of a z.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data_pipelines.normalise import Normaliser
+from lapa_jax.runs.loaded import LoadedDynamics, LoadedQuantizer, Model, load
+
+
+class Imagination:
+    """A model that goes on from frames by z; `open_imagination` makes one.
+
+    model: the loaded run. codes: values of a code of z, 0 where z is of vectors. length: codes, or
+    vectors, of a z. width: of a vector, 0 where z is of codes. image_size: (rows, columns) of a
+    frame, pixels. window_seconds: between a frame and the next; 0.0 where the run does not tell one
+    time. statistics: of the vectors of a dynamics model's training, None otherwise.
+    """
+
+    def __init__(self, model: Model):
+        self.model = model
+        config, self.statistics = model.stage.model_config, None
+        self.image_size: tuple[int, int] = tuple(config.image_size)
+        if isinstance(model, LoadedDynamics):
+            self.codes, self.length = config.latent_codes, config.latent_length
+            self.width = config.latent_dim
+            self.statistics: Normaliser | None = model.stage.statistics
+            self._begin, self._step = jax.jit(model.stage.begin), jax.jit(model.stage.step)
+        elif isinstance(model, LoadedQuantizer):
+            if config.predicts != "pixels":
+                raise ValueError(
+                    f"{model.workdir} is a quantizer whose decoder predicts {config.predicts}: it "
+                    "draws no frames. Name another run with --workdir"
+                )
+            self.codes = config.codebook_size if config.has_codes else 0
+            self.length = config.code_length
+            self.width = 0 if config.has_codes else config.quant_dim
+            self._begin, self._step = jax.jit(_unit), jax.jit(self._decoded)
+        else:
+            raise ValueError(
+                f"{model.workdir} is a run of stage {model.config.stage!r}: frames are imagined by "
+                "those of stage 'quantizer' and 'dynamics'"
+            )
+        windows = {corpus.window_seconds for corpus in model.config.data.corpora.values()}
+        self.window_seconds: float = windows.pop() if len(windows) == 1 else 0.0
+
+    @property
+    def rate(self) -> float:
+        """Frames a second, 1 / window_seconds; 0.0 where that is not known."""
+        return 1.0 / self.window_seconds if self.window_seconds else 0.0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one z: (length,) of codes, (length, width) of vectors."""
+        return (self.length,) if self.codes else (self.length, self.width)
+
+    def start(self, frames: np.ndarray) -> Any:
+        """The state of B frames uint8 (B, H, W, 3) of `image_size` with no past: a pytree, which
+        `step` takes and leaves as it is, so that any state can be gone on from again. Raises
+        ValueError for other frames."""
+        frames = np.asarray(frames)
+        wanted = (*self.image_size, 3)
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != wanted:
+            raise ValueError(
+                f"frames {frames.dtype}{list(frames.shape)} must be uint8 of shape (B, "
+                f"{', '.join(map(str, wanted))}): resize them as the training data were"
+            )
+        return self._begin(*self._held, frames)
+
+    def step(self, state: Any, z: np.ndarray) -> tuple[Any, jax.Array]:
+        """(the state after it, the next frames float32 (B, H, W, 3) in [0, 1]) of what leads there:
+        codes int (B, length), or vectors float (B, length, width) as a label set has them.
+
+        The same answer each time: a dynamics model takes the likeliest tokens. What a decoder draws
+        below 0 or above 1, which no picture has, is set to these. Compiled once for each B. Raises
+        ValueError for z of another kind or shape, or out of range.
+        """
+        return self._step(*self._held, state, self.checked(z))
+
+    def checked(self, z: np.ndarray) -> np.ndarray:
+        """z (B, ...) as the model takes it; raises ValueError as `step`."""
+        z = np.asarray(z)
+        kind, dtype = ("integers", "iu") if self.codes else ("floats", "f")
+        if z.dtype.kind not in dtype or z.shape[1:] != self.shape or not z.size:
+            raise ValueError(
+                f"z {z.dtype}{list(z.shape)} must be {kind} of shape (B, "
+                f"{', '.join(map(str, self.shape))})"
+            )
+        if self.codes and (z.min() < 0 or z.max() >= self.codes):
+            raise ValueError(
+                f"z holds codes from {z.min()} to {z.max()}, the codebook has {self.codes}"
+            )
+        if not np.isfinite(z).all():
+            raise ValueError("z holds values that are not finite")
+        if isinstance(self.model, LoadedDynamics):
+            return self.model.stage.z(z)
+        return z.astype(np.int32 if self.codes else np.float32)
+
+    def warm(self, batch: int = 1) -> None:
+        """Compiles `start` and `step` of so many frames, so that the next ones are fast."""
+        z = np.zeros((batch, *self.shape), np.int32 if self.codes else np.float32)
+        state = self.start(np.zeros((batch, *self.image_size, 3), np.uint8))
+        jax.block_until_ready(self.step(state, z))
+
+    @property
+    def _held(self) -> tuple[Any, Any]:
+        return self.model.params, self.model.variables
+
+    def _decoded(self, params, variables, frames_BHWC, z):
+        stage = self.model.stage
+        decode = stage.decode if self.codes else stage.decode_latent
+        drawn = jnp.clip(decode(params, variables, frames_BHWC, z).astype(jnp.float32), 0.0, 1.0)
+        return drawn, drawn
+
+
+def _unit(params, variables, frames_BHWC):
+    del params, variables
+    return frames_BHWC.astype(jnp.float32) / 255.0
+
+
+def open_imagination(workdir: str | Path) -> Imagination:
+    """The imagination of a run's directory, of stage `quantizer` or `dynamics`, at its newest good
+    checkpoint. Raises ValueError for a run that cannot draw frames, and as `load`."""
+    return Imagination(load(workdir))
