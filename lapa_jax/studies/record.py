@@ -203,10 +203,14 @@ def interval(found: Interval) -> str:
     return f"{found.estimate:.3g} ({found.low:.3g} to {found.high:.3g})"
 
 
-def filled(document: str, tables: Mapping[str, Sequence[Sequence[str]]]) -> str:
+def filled(
+    document: str,
+    tables: Mapping[str, Sequence[Sequence[str]]],
+    unfinished: Mapping[str, tuple[int, int]] | None = None,
+) -> str:
     """A document with its tables made anew, each below an anchor "results-STUDY-NAME"; in the place
-    of those of a study of which nothing is on record it says so. ValueError for one that is not
-    there."""
+    of those of a study of which nothing is on record it says so, and above those of an
+    `unfinished` one how many of its cells are done. ValueError for one that is not there."""
     studies = configs.shipped_files("get_study")
 
     def block(match: re.Match) -> str:
@@ -218,6 +222,8 @@ def filled(document: str, tables: Mapping[str, Sequence[Sequence[str]]]) -> str:
             return f"{begin}Not run yet (`lapa study {study}`).\n{match[3]}"
         if name not in tables:
             raise ValueError(f"the document has a table {name!r}: there are {sorted(tables)}")
+        if part := (unfinished or {}).get(name.partition("/")[0]):
+            begin += "So far {:,} of {:,} cells are done.\n\n".format(*part)
         header, *rows = tables[name]
         lines = [header, ["---"] * len(header), *rows]
         return begin + "".join(f"| {' | '.join(row)} |\n" for row in lines) + match[3]
@@ -236,4 +242,14 @@ def tables() -> dict[str, list[list[str]]]:
     for path in sorted((configs.shipped() / "studies" / FOLDER).glob("*.json")):
         made = configs.call(_study(path.stem), "tables", read(path)["rows"])
         found |= {f"{path.stem}/{name}": rows for name, rows in made.items()}
+    return found
+
+
+def unfinished() -> dict[str, tuple[int, int]]:
+    """(cells that are done, all) of the records of studies that go on."""
+    found = {}
+    for path in sorted((configs.shipped() / "studies" / FOLDER).glob("*.json")):
+        done, count = read(path).get("cells", (0, 0))
+        if done < count:
+            found[path.stem] = (done, count)
     return found
