@@ -133,13 +133,14 @@ def _cells(arg: ConfigDict) -> Iterator[dict[str, Any]]:
     for seed in seeds:
         for name in arms.MAIN:
             yield dict(name=name, seed=seed, labels=primary)
+    for seed in seeds[: arg.others]:
+        for name in others:
+            yield dict(name=name, seed=seed, labels=primary)
     for seed in seeds:
         for labels in map(int, arg.budgets.split("+")):
             for name in arms.MAIN if labels != primary else ():
                 yield dict(name=name, seed=seed, labels=labels)
     for seed in seeds[: arg.others]:
-        for name in others:
-            yield dict(name=name, seed=seed, labels=primary)
         for setting in arms.SETTINGS:
             if setting == "cross_task" and "+" not in arg.families:
                 continue  # all labels are of the one family

@@ -129,8 +129,10 @@ def test_what_cannot_be_is_told(pipeline):
 
 def test_cells_of_the_study_and_of_the_search(tmp_path):
     study = headline.get_study("size=quick,budgets=4+8", tmp_path)  # all its configs are checked
-    first = [(c.values["arm"], c.values["labels"]) for c in study.cells[:8]]
-    assert first == [(arm, n) for n in (8, 4) for arm in arms.MAIN]
+    order = [(c.values["arm"], c.values["labels"]) for c in study.cells]
+    others = [(arm, 8) for arm in arms.ARMS if arm not in arms.MAIN]
+    main, fewer = ([(arm, n) for arm in arms.MAIN] for n in (8, 4))
+    assert order[: len(others) + 8] == [*main, *others, *fewer]
     assert {c.values["arm"] for c in study.cells} == {*arms.ARMS}
     settings = {c.values["setting"] for c in study.cells}
     assert settings == {s + end for s in arms.SETTINGS for end in ("", arms.UNSEEN)}
