@@ -28,15 +28,23 @@ class Imagination:
     """
 
     def __init__(self, model: Model):
-        self.model = model
-        config, self.statistics = model.stage.model_config, None
+        if not isinstance(model, LoadedDynamics | LoadedQuantizer):
+            raise ValueError(
+                f"{model.workdir} is a run of stage {model.config.stage!r}: frames are imagined by "
+                "those of stage 'quantizer' and 'dynamics'"
+            )
+        self.model, config = model, model.stage.model_config
+        # States lie where a step leaves them, or the second step would be compiled again.
+        self._device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        self._held = jax.device_put((model.params, model.variables), self._device)
         self.image_size: tuple[int, int] = tuple(config.image_size)
+        self.statistics: Normaliser | None = None
         if isinstance(model, LoadedDynamics):
             self.codes, self.length = config.latent_codes, config.latent_length
             self.width = config.latent_dim
-            self.statistics: Normaliser | None = model.stage.statistics
+            self.statistics = model.stage.statistics
             self._begin, self._step = jax.jit(model.stage.begin), jax.jit(model.stage.step)
-        elif isinstance(model, LoadedQuantizer):
+        else:
             if config.predicts != "pixels":
                 raise ValueError(
                     f"{model.workdir} is a quantizer whose decoder predicts {config.predicts}: it "
@@ -46,11 +54,6 @@ class Imagination:
             self.length = config.code_length
             self.width = 0 if config.has_codes else config.quant_dim
             self._begin, self._step = jax.jit(_unit), jax.jit(self._decoded)
-        else:
-            raise ValueError(
-                f"{model.workdir} is a run of stage {model.config.stage!r}: frames are imagined by "
-                "those of stage 'quantizer' and 'dynamics'"
-            )
         windows = {corpus.window_seconds for corpus in model.config.data.corpora.values()}
         self.window_seconds: float = windows.pop() if len(windows) == 1 else 0.0
 
@@ -75,7 +78,7 @@ class Imagination:
                 f"frames {frames.dtype}{list(frames.shape)} must be uint8 of shape (B, "
                 f"{', '.join(map(str, wanted))}): resize them as the training data were"
             )
-        return self._begin(*self._held, frames)
+        return jax.device_put(self._begin(*self._held, frames), self._device)
 
     def step(self, state: Any, z: np.ndarray) -> tuple[Any, jax.Array]:
         """(the state after it, the next frames float32 (B, H, W, 3) in [0, 1]) of what leads there:
@@ -111,10 +114,6 @@ class Imagination:
         z = np.zeros((batch, *self.shape), np.int32 if self.codes else np.float32)
         state = self.start(np.zeros((batch, *self.image_size, 3), np.uint8))
         jax.block_until_ready(self.step(state, z))
-
-    @property
-    def _held(self) -> tuple[Any, Any]:
-        return self.model.params, self.model.variables
 
     def _decoded(self, params, variables, frames_BHWC, z):
         stage = self.model.stage

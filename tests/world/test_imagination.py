@@ -97,15 +97,17 @@ def test_a_dynamics_model_goes_on_as_it_imagines_at_once(form, vectors):
     assert np.abs(np.diff(found, axis=1)).max() > 0.05
 
 
-def test_nothing_is_traced_after_warming(monkeypatch):
-    model, traced = quantizer(), []
-    real = model.stage.decode
-    monkeypatch.setattr(model.stage, "decode", lambda *given: traced.append(0) or real(*given))
-    imagination = Imagination(model)
+@pytest.mark.parametrize("stage", ["quantizer", pytest.param("dynamics", marks=pytest.mark.slow)])
+def test_nothing_is_compiled_after_warming(stage, caplog):
+    made = quantizer() if stage == "quantizer" else loaded(LoadedDynamics, stage_of())
+    imagination = Imagination(made)
     imagination.warm(B)
-    assert len(traced) == 1
-    stepped(imagination, first_frames(), np.zeros((B, S, 1), np.int64))
-    assert len(traced) == 1
+    z = np.zeros((B, S, 1), np.int64)
+    with jax.log_compiles():
+        stepped(imagination, first_frames(), z)
+        assert "Compiling" not in caplog.text
+        imagination.start(first_frames()[:1])
+        assert "Compiling" in caplog.text
 
 
 def test_what_is_refused():
