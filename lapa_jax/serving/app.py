@@ -3,48 +3,32 @@
 import asyncio
 import base64
 import contextlib
-import hmac
-import io
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
-from importlib import resources
 from typing import Any, TypeVar
 
 import numpy as np
 from absl import logging
-from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from lapa_jax.serving import wire
 from lapa_jax.serving.engine import Answer, Engine
+from lapa_jax.serving.guard import Guard, data_uri, failed, page_routes, read_body, refused
 from lapa_jax.serving.limits import Limits, Rate, Refused
 from lapa_jax.serving.messages import Observation
 from lapa_jax.serving.metrics import Metrics
 from lapa_jax.serving.reading import Readers
 
 T = TypeVar("T")
-PAGE = (
-    ("/", "page.html", "text/html"),
-    ("/page.js", "page.js", "text/javascript"),
-    ("/page.css", "page.css", "text/css"),
-)
-_OPEN = (*(path for path, _, _ in PAGE), "/healthz")  # without a token
-_HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src data:; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",
-}
 _GOING_AWAY = 1001  # close code of WebSockets
 LINGER_SECONDS = 0.5  # once the server stops: what is under way may still come
 
@@ -77,12 +61,6 @@ class Server:
 
     def app(self, token: str, hosts: Sequence[str]) -> Starlette:
         """token: what clients must show; "": nothing. hosts: names by which we may be asked."""
-        files = resources.files("lapa_jax.serving")
-        page = {path: (files.joinpath(name).read_text(), kind) for path, name, kind in PAGE}
-
-        async def page_file(request: Request) -> Response:
-            text, kind = page[request.url.path]
-            return Response(text, media_type=kind, headers=_HEADERS)
 
         async def health(request: Request) -> Response:
             status = self.engine.status
@@ -96,7 +74,7 @@ class Server:
 
         return Starlette(
             routes=[
-                *[Route(path, page_file) for path in page],
+                *page_routes("lapa_jax.serving"),
                 WebSocketRoute("/", self.talk),
                 Route("/act", self.act, methods=["POST"]),
                 Route("/healthz", health),
@@ -107,7 +85,7 @@ class Server:
                 Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False),
                 Middleware(Guard, token=token, engine=self.engine),
             ],
-            exception_handlers={Refused: _refused, HTTPException: _refused, Exception: _failed},
+            exception_handlers={Refused: refused, HTTPException: refused, Exception: failed},
             lifespan=self._lifespan,
         )
 
@@ -128,29 +106,11 @@ class Server:
         with self._counted("rest", request), self._slot(), self.engine.request():
             if not self.engine.ready.is_set():
                 raise Refused(503, f"the server is {self.engine.status}")
-            body = await self._body(request)
+            body = await read_body(request, self.limits)
             observation = await self._read("json", body)
             answer = await self.engine.predict(observation)
             found = await self._rest(observation, answer)
         return JSONResponse(json.dumps(found) if observation.encoded else found)
-
-    async def _body(self, request: Request) -> bytes:
-        limit, length = self.limits.request_bytes, request.headers.get("content-length", "0")
-        body = bytearray()
-        with contextlib.suppress(ValueError):
-            if int(length) > limit:
-                raise Refused(413, f"a body of {length} bytes: at most {limit}")
-        try:
-            async with asyncio.timeout(self.limits.read_seconds):
-                async for chunk in request.stream():
-                    body += chunk
-                    if len(body) > limit:
-                        raise Refused(413, f"a body of more than {limit} bytes")
-        except TimeoutError as error:
-            raise Refused(408, f"no whole body in {self.limits.read_seconds:g} s") from error
-        except ClientDisconnect as error:
-            raise Refused(400, "the client left") from error
-        return bytes(body)
 
     async def _read(self, form: str, data: bytes) -> Observation:
         observation = await self.readers.read(form, data)
@@ -173,7 +133,7 @@ class Server:
         found: dict[str, Any] = dict(answer.reply)
         if observation.picture:
             picture = await self.engine.picture(observation, answer.values)
-            found["picture"] = _data_uri(picture)
+            found["picture"] = data_uri(picture)
         found = {key: x.tolist() if isinstance(x, np.ndarray) else x for key, x in found.items()}
         return found | {"timing": _timing(answer)}
 
@@ -186,7 +146,7 @@ class Server:
             with self._slot(), self.metrics.connections.track_inprogress():
                 await self._converse(websocket)
         except Refused as error:  # no slot
-            await websocket.send_denial_response(await _refused(websocket, error))
+            await websocket.send_denial_response(await refused(websocket, error))
         except WebSocketDisconnect:
             return
 
@@ -272,49 +232,6 @@ class Server:
             self.open -= 1
 
 
-class Guard:
-    """Lets nobody in without the token, and no web page of another origin. Once the server stops
-    its answers say that they are the last of their connections."""
-
-    def __init__(self, app: ASGIApp, token: str, engine: Engine):
-        self.app, self.token, self.engine = app, token.encode(), engine
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] not in ("http", "websocket"):
-            return await self.app(scope, receive, send)
-        headers, refusal = Headers(scope=scope), None
-        origin = headers.get("origin")
-        if origin is not None and origin.partition("://")[2] != headers.get("host"):
-            refusal = JSONResponse({"error": "a page of another origin"}, 403)
-        elif not self._known(headers) and (scope["path"] not in _OPEN or scope["type"] != "http"):
-            told = {"WWW-Authenticate": "Bearer"}
-            refusal = JSONResponse({"error": "Authorization: Bearer TOKEN is missing"}, 401, told)
-
-        async def send_last(message: Message) -> None:
-            if self.engine.stopping and message["type"] == "http.response.start":
-                message = message | {"headers": [*message["headers"], (b"connection", b"close")]}
-            await send(message)
-
-        await (refusal or self.app)(scope, receive, send_last)
-
-    def _known(self, headers: Headers) -> bool:
-        # openpi-client sends "Api-Key TOKEN".
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        given = given.encode() if scheme.lower() in ("bearer", "api-key") else b""
-        return not self.token or hmac.compare_digest(given, self.token)
-
-
-async def _refused(request: Request | WebSocket, error: Exception) -> Response:
-    if isinstance(error, Refused):
-        headers = {"Retry-After": "1"} if error.status in (429, 503) else None
-        return JSONResponse({"error": error.reason}, error.status, headers)
-    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": "the server failed; its log says how"}, 500)
-
-
 def _timing(answer: Answer) -> dict[str, float]:
     return {
         "infer_ms": round(answer.infer_ms, 3),
@@ -326,9 +243,3 @@ def _timing(answer: Answer) -> dict[str, float]:
 def _json_numpy(array: np.ndarray) -> dict[str, Any]:
     data = base64.b64encode(array.tobytes()).decode()
     return {"__numpy__": data, "dtype": array.dtype.str, "shape": list(array.shape)}
-
-
-def _data_uri(picture: np.ndarray) -> str:
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

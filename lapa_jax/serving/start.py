@@ -39,13 +39,7 @@ def prepare(
 ) -> tuple["Uvicorn", socket.socket]:
     """A server that compiles when it is run, and the socket that it is to run on, bound and not
     listening yet."""
-    if args.host not in LOOPBACK and not token:
-        raise ValueError(
-            f"--host {args.host} is open to others: set {TOKEN} to a secret that clients must send "
-            "(Authorization: Bearer ...)"
-        )
-    if not (token.isascii() and token.isprintable()) or token != token.strip():
-        raise ValueError(f"{TOKEN} must be printable ASCII and not start or end with a space")
+    names = names_of(args.host, token)
     if args.compile_cache:
         _make_folder(args.compile_cache)
         jax.config.update("jax_compilation_cache_dir", args.compile_cache)
@@ -55,8 +49,20 @@ def prepare(
     except BaseException:
         bound.close()
         raise
-    names = LOOPBACK_NAMES if args.host in LOOPBACK else ("*",)
     return Uvicorn(server, token, names), bound
+
+
+def names_of(host: str, token: str) -> Sequence[str]:
+    """By which a server of this address may be asked. Raises ValueError for one that is open to
+    others without a token, and for a token that no header can hold."""
+    if host not in LOOPBACK and not token:
+        raise ValueError(
+            f"--host {host} is open to others: set {TOKEN} to a secret that clients must send "
+            "(Authorization: Bearer ...)"
+        )
+    if not (token.isascii() and token.isprintable()) or token != token.strip():
+        raise ValueError(f"{TOKEN} must be printable ASCII and not start or end with a space")
+    return LOOPBACK_NAMES if host in LOOPBACK else ("*",)
 
 
 def build(args: argparse.Namespace, limits: Limits) -> Server:
