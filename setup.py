@@ -26,6 +26,7 @@ setup(
         "lapa_jax.aot": ["targets/*.txtpb"],
         "lapa_jax.interop": ["torch_files/*.py"],
         "lapa_jax.serving": ["page.*"],
+        "lapa_jax.serving.play": ["page.*"],
     },
     install_requires=[
         "absl-py",

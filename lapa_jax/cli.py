@@ -38,6 +38,11 @@ VERBS = {
         "a policy behind WebSocket (openpi's protocol) and REST, with a page to try it",
         "lapa serve --workdir runs/action_vla",
     ),
+    "play": (
+        "lapa_jax.verbs.play",
+        "latent actions as controls: a page that shows what a quantizer or dynamics model imagines",
+        "lapa play --workdir runs/quantizer --frame first.png",
+    ),
     "plan": (
         "lapa_jax.verbs.plan",
         "what a training will cost: FLOPs, memory, disk, hours, and what to look at when",

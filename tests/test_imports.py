@@ -78,6 +78,7 @@ ALLOWED = {
     "lapa_jax.runs": RUNS,
     "lapa_jax.evidence": EVIDENCE,
     "lapa_jax.serving": ("lapa_jax.envs", *USES),
+    "lapa_jax.serving.play": ("lapa_jax.serving", "lapa_jax.arena.results", *USES),
     "lapa_jax.interop": USES,
     "lapa_jax.train": TRAIN,
     "lapa_jax.studies": STUDIES,

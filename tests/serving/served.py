@@ -48,11 +48,12 @@ def serving(run: Path, *given: object, token: str = "") -> Iterator[Served]:
 @contextlib.contextmanager
 def running(server: start.Uvicorn, bound: socket.socket) -> Iterator[Served]:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
+    compiled = getattr(server.engine, "ready", None)  # else before it is made
     with bound:
         port = bound.getsockname()[1]
         thread.start()
         try:
-            while not (server.started and server.engine.ready.is_set()):
+            while not (server.started and (compiled is None or compiled.is_set())):
                 assert thread.is_alive()
                 time.sleep(0.01)
             yield Served(server, port)

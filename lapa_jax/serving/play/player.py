@@ -1,0 +1,130 @@
+"""The frames of a game: one start frame, and what the model imagines along a sequence of z.
+
+A game has no session on the server: it is its z since the start frame, which the client sends whole
+each time. So a page that is loaded again, or another server, goes on where it was, undoing is a
+shorter list, and nothing must be kept for anybody. What was imagined lately is held here, by what
+led to it, so that a further z costs one step of the model.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import numpy as np
+
+from lapa_jax.serving.limits import Refused
+from lapa_jax.world.imagination import Imagination
+
+T = TypeVar("T")
+_HELD_BYTES = 256 * 2**20
+
+
+class Moment(NamedTuple):
+    state: Any
+    frame: np.ndarray  # uint8 (H, W, 3)
+
+
+class Player:
+    """`along` is of one event loop; the model's thread is one. start.Uvicorn asks the rest of it
+    while the server stops."""
+
+    def __init__(self, imagination: Imagination, first: np.ndarray):
+        """first: uint8 (H, W, 3), of the model's size. Compiles a step."""
+        self.imagination = imagination
+        imagination.warm()
+        self.start = Moment(imagination.start(first[None]), first)
+        held = sum(x.nbytes for x in jax.tree.leaves(self.start))
+        self.most = max(2, _HELD_BYTES // held)
+        self._held: OrderedDict[bytes, Moment] = OrderedDict()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="lapa-model")
+        self.failed: Exception | None = None
+        self.stopping = self.busy = self._gave_up = False
+        self.open: set[asyncio.Task] = set()  # requests
+
+    async def along(self, z: np.ndarray, since: int, wanted: Callable[[], Any]) -> list[np.ndarray]:
+        """The frames uint8 (H, W, 3) after `since`, `since` + 1, ... and all of z (n, ...): frame 0
+        is the first one. wanted: awaited before each step; False ends it with Refused."""
+        keys, at = self._keys(z), since
+        while at and keys[at] not in self._held:
+            at -= 1
+        now, found = self._of(keys[at]) or self.start, []
+        for k in range(at, len(z) + 1):
+            if k > at:
+                now = self._of(keys[k]) or await self._next(now, z[k - 1], keys[k], wanted)
+            if k >= since:
+                found.append(now.frame)
+        return found
+
+    async def call(self, function: Callable[..., T], *given: Any) -> T:
+        """On the model's thread."""
+
+        def call() -> T:
+            self.busy = True
+            try:
+                return function(*given)
+            finally:
+                self.busy = False
+
+        return await asyncio.get_running_loop().run_in_executor(self._worker, call)
+
+    async def _next(
+        self, now: Moment, z: np.ndarray, key: bytes, wanted: Callable[[], Any]
+    ) -> Moment:
+        if not await wanted():
+            raise Refused(400, "the client left")
+        self._held[key] = found = await self.call(self._step, now, z)
+        if len(self._held) > self.most:
+            self._held.popitem(last=False)
+        return found
+
+    def _step(self, now: Moment, z: np.ndarray) -> Moment:
+        state, frames = self.imagination.step(now.state, z[None])
+        frame = np.asarray(frames)[0]
+        if not np.isfinite(frame).all():
+            raise Refused(503, "the model's frame is not finite")
+        return Moment(state, np.round(frame * 255.0).astype(np.uint8))
+
+    def _of(self, key: bytes) -> Moment | None:
+        if key in self._held:
+            self._held.move_to_end(key)
+        return self._held.get(key)
+
+    def _keys(self, z: np.ndarray) -> list[bytes]:
+        """Of every beginning of z, the empty one first."""
+        hashed, keys = hashlib.blake2b(digest_size=16), []
+        for one in [b"", *(np.ascontiguousarray(x).tobytes() for x in z)]:
+            hashed.update(one)
+            keys.append(hashed.digest())
+        return keys
+
+    # --- How it stops ---
+
+    @contextlib.contextmanager
+    def request(self) -> Iterator[None]:
+        """Around a request: who stops waits for it. Raises Refused once nobody waits."""
+        task = asyncio.current_task()
+        self.open.add(task)
+        try:
+            if self._gave_up:
+                raise Refused(503, "the server stops")
+            yield
+        except asyncio.CancelledError:
+            if not self._gave_up:
+                raise
+            task.uncancel()
+            raise Refused(503, "the server stops before this is answered") from None
+        finally:
+            self.open.discard(task)
+
+    def give_up(self) -> None:
+        self._gave_up = True
+        for task in self.open:
+            task.cancel()
+
+    def close(self) -> None:
+        self._worker.shutdown(wait=False, cancel_futures=True)

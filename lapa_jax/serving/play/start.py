@@ -1,0 +1,86 @@
+"""From the flags of `lapa play` to a server."""
+
+import argparse
+import hashlib
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from data_pipelines.index import CorpusIndex, load_index
+from lapa_jax.serving import start
+from lapa_jax.serving.play import first, meanings
+from lapa_jax.serving.play.app import LIMITS, Server
+from lapa_jax.serving.play.player import Player
+from lapa_jax.world.imagination import Imagination, open_imagination
+
+
+def prepare(args: argparse.Namespace, token: str) -> tuple[start.Uvicorn, socket.socket]:
+    """A compiled server, and the socket that it is to run on, bound and not listening yet. Raises
+    ValueError and OSError for flags and files that do not fit."""
+    names = start.names_of(args.host, token)
+    if bool(args.frame) == (args.episode is not None):
+        raise ValueError("give what to start from: --frame FILE, or --corpus DIR with --episode N")
+    if args.episode is not None and not args.corpus:
+        raise ValueError(f"--episode {args.episode} is of a --corpus: name one")
+    if args.step and args.episode is None:
+        raise ValueError(f"--step {args.step} is of an --episode of --corpus: name one")
+    bound = start.bind(args.host, args.port, LIMITS.read_seconds)
+    try:
+        return start.Uvicorn(build(args), token, names), bound
+    except BaseException:
+        bound.close()
+        raise
+
+
+def build(args: argparse.Namespace) -> Server:
+    """The server of parsed arguments."""
+    imagination = open_imagination(args.workdir)
+    index = None
+    if args.corpus:
+        view = dict(split=args.split, image_key=args.image_key)
+        index = load_index(args.corpus, sidecar_dir=args.sidecar_dir or None, **view)
+    frame, told = _first(args, imagination, index)
+    found = meanings.meanings(imagination, index) if index else {}
+    logging.info("compiling a step of %s", imagination.model.workdir)
+    metadata = describe(imagination, frame, told, found)
+    return Server(Player(imagination, frame), metadata, steps=args.steps)
+
+
+def _first(
+    args: argparse.Namespace, imagination: Imagination, index: CorpusIndex | None
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """(the frame, where it is from as JSON)."""
+    size = imagination.image_size
+    if args.frame:
+        return first.of_file(args.frame, size, args.resizing), {"file": Path(args.frame).name}
+    frame = first.of_corpus(index, args.episode, args.step, size, args.resizing)
+    told = {"corpus": index.directory.name, "episode": args.episode, "step": args.step}
+    if instruction := index.instruction(args.episode):
+        told["instruction"] = instruction
+    return frame, told
+
+
+def describe(
+    imagination: Imagination, frame: np.ndarray, told: dict[str, Any], found: dict[str, Any]
+) -> dict[str, Any]:
+    """What /metadata says: what z are, which run and which frame it is, what is known of z."""
+    run = imagination.model
+    z = {"codes": imagination.codes, "length": imagination.length, "width": imagination.width}
+    if not imagination.codes:
+        mean, std = np.zeros(imagination.shape), np.ones(imagination.shape)
+        if imagination.statistics is not None:
+            own = imagination.statistics
+            mean, std = (np.broadcast_to(x, imagination.shape) for x in (own.mean, own.std))
+        z |= {"mean": found.get("mean", mean.tolist()), "std": found.get("std", std.tolist())}
+    return {
+        "stage": run.config.stage,
+        "checkpoint": {"step": run.step, "params_hash": run.params_hash},
+        "image_size": list(imagination.image_size),
+        "window_seconds": imagination.window_seconds,
+        "z": z,
+        "start": told | {"hash": hashlib.blake2b(frame.tobytes(), digest_size=8).hexdigest()},
+        "meanings": {key: found[key] for key in found if key not in ("mean", "std")},
+    }
