@@ -33,6 +33,12 @@ VERBS = {
         "one behind a server (--benchmark)",
         "lapa evaluate --workdir runs/quantizer",
     ),
+    "rollout": (
+        "lapa_jax.verbs.rollout",
+        "imagined videos of given latent actions, of a video's or a policy's, and how far they can "
+        "be trusted",
+        "lapa rollout --workdir runs/quantizer --corpus data/heldout --out rollouts",
+    ),
     "serve": (
         "lapa_jax.verbs.serve",
         "a policy behind WebSocket (openpi's protocol) and REST, with a page to try it",
@@ -113,7 +119,7 @@ VERBS = {
 }
 
 # Verbs whose programs run over and over.
-STEADY = ("demo", "train", "label", "evaluate", "sweep", "study", "bench")
+STEADY = ("demo", "train", "label", "evaluate", "sweep", "study", "bench", "rollout")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -6,5 +6,6 @@
 (the last four in one report), `embodiment` (is it the same in another view), `algebra` (does it add
 up), `again` and `cuts` (does it act, or draw a picture), `information` and `displacement` (with no
 probe), `window_curve` (at which distance of frames), `token_controls` (is a policy better than a
-guess), `statistics` (how sure are we). No models, stages or TensorFlow are imported.
+guess), `rollouts` (are imagined videos true), `statistics` (how sure are we). No models, stages or
+TensorFlow are imported.
 """

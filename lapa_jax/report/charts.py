@@ -304,9 +304,20 @@ def _band(
 def success_curves(
     panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], *, x: str = "labelled episodes"
 ) -> Picture:
-    """Success over `x`: a panel for each title, a line with its band for each name, of points
-    (x, estimate, low, high) with rates in [0, 1]. x is on a log scale where its values are
-    (`is_logarithmic`)."""
+    """Success over `x`: `band_curves` of rates in [0, 1]."""
+    return band_curves(panels, x=x, y="success", rates=True)
+
+
+def band_curves(
+    panels: Mapping[str, Mapping[str, Sequence[Sequence[float]]]],
+    *,
+    x: str,
+    y: str = "",
+    rates: bool = False,
+) -> Picture:
+    """A panel for each title, a line with its band for each name, of points (x, estimate, low,
+    high). `rates` are in [0, 1], and their x is on a log scale where its values are
+    (`is_logarithmic`); else x counts steps."""
     if not panels or not all(panels.values()):
         raise ValueError(f"a panel has no line: {panels}")
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
@@ -315,16 +326,20 @@ def success_curves(
     for place, (axes, (title, lines)) in enumerate(zip(grid, panels.items(), strict=True)):
         every = sorted({float(point[0]) for points in lines.values() for point in points})
         for name, points in lines.items():
-            at, rates = _band(axes, points, names.index(name), name)
-            told = ", ".join(f"{n:g}: {rate:.0%}" for n, rate in zip(at, rates, strict=True))
+            at, values = _band(axes, points, names.index(name), name)
+            form = ".0%" if rates else ".3g"
+            told = ", ".join(f"{n:g}: {v:{form}}" for n, v in zip(at, values, strict=True))
             said.append(f"{title}, {name}: {told}")
-        if is_logarithmic(every):
-            axes.set_xscale("log")
-        axes.set_xticks(every, [f"{n:g}" for n in every])
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_ylim(0, 1)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        _dress(axes, x=x, y="" if place else "success", title=title)
+        if rates:
+            if is_logarithmic(every):
+                axes.set_xscale("log")
+            axes.set_xticks(every, [f"{n:g}" for n in every])
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.set_ylim(0, 1)
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _dress(axes, x=x, y="" if place else y, title=title)
     handles = {
         label: handle
         for axes in grid
@@ -332,7 +347,8 @@ def success_curves(
     }
     style = dict(frameon=False, labelcolor=_INK, fontsize=9.5, ncols=min(6, len(handles)))
     figure.legend(handles.values(), handles, loc="outside upper left", **style)
-    return _picture(figure, f"Success over {x}, with 95 % intervals. {'; '.join(said)}.")
+    what = f"{y[:1].upper()}{y[1:]} over" if y else "Over"
+    return _picture(figure, f"{what} {x}, with 95 % intervals. {'; '.join(said)}.")
 
 
 def _distinct(rows: Sequence[Mapping[str, Any]], key: str) -> list[Any]:

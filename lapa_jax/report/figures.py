@@ -1,5 +1,6 @@
 """Every figure of the report; each function returns a `Picture` (data URI, alt text, size)."""
 
+from lapa_jax.report.charts import band_curves as band_curves
 from lapa_jax.report.charts import chunk_curves as chunk_curves
 from lapa_jax.report.charts import code_meaning as code_meaning
 from lapa_jax.report.charts import code_usage as code_usage

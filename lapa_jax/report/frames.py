@@ -86,6 +86,19 @@ def frame_columns(
     return drawing.picture(f"{count} examples in columns; rows: {', '.join(images)}.")
 
 
+def film(rows: Sequence[np.ndarray], *, cell: int = 96) -> np.ndarray:
+    """One image uint8 for a PNG or a frame of a video: rows of images (N, H, W, 3) below each other
+    with sharp pixels, at least `cell` pixels wide, white gaps between them."""
+    images = list(_rows({f"row {i}": row for i, row in enumerate(rows)}, ()).values())
+    times = -(-cell // images[0].shape[2])
+    around = [(0, 0), (0, GAP), (0, GAP), (0, 0)]
+    lines = []
+    for row in images:
+        row = np.pad(row.repeat(times, 1).repeat(times, 2), around, constant_values=255)
+        lines.append(np.concatenate(list(row), axis=1))
+    return np.concatenate(lines)[:-GAP, :-GAP]
+
+
 def _rows(rows: Mapping[str, np.ndarray], labels: Sequence[str]) -> dict[str, np.ndarray]:
     """As uint8, of one shape and with a label for each column, or an error."""
     images = {name: to_uint8(value, name) for name, value in rows.items()}

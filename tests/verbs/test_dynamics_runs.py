@@ -1,17 +1,22 @@
 """An image tokenizer and a dynamics model, from videos to imagined frames."""
 
+import json
 import shutil
 
 import numpy as np
 import pytest
 import tiny
+import tiny_policy
 from tiny import lapa, succeed
 
 import lapa_jax
 from data_pipelines.index import load_index
 from data_pipelines.index.labels import IMAGE_TOKENS, LabelSet
+from lapa_jax.evidence import rollouts
 from lapa_jax.nn.module import flatten
 from lapa_jax.runs import loaded
+from lapa_jax.serving.play import first
+from lapa_jax.world.imagination import open_imagination
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compile")]
 SMALL = dict(data__image_size="(16,16)", steps=2, checkpoint__every_steps=1)
@@ -103,6 +108,27 @@ def test_it_imagines(dynamics):
             model.imagine(*given)
     with pytest.raises(ValueError, match="drawing tokens takes both"):
         model.imagine(frames, z, temperature=1.0)
+
+
+def test_rollouts_of_it(dynamics, tokenizer, data, tmp_path):
+    """Of given codes they are what `imagine` says; off videos it reads no z."""
+    run, corpus = ("rollout", "--workdir", dynamics[0], "--out", tmp_path / "out"), data / "robot"
+    succeed(*run, "--corpus", corpus, "--episode", 1, "--codes", "0,7,3")
+    found = json.loads((tmp_path / "out" / "rollout.json").read_text())
+    assert found["rollouts"][0]["z"] == [[0], [7], [3]] and found["stage"] == "dynamics"
+    imagination = open_imagination(dynamics[0])
+    frames = first.of_corpus(load_index(corpus), 1, 0, (16, 16), "none")[None]
+    drawn = rollouts.imagine(imagination, frames, np.array([[[0], [7], [3]]]))
+    wanted = imagination.model.imagine(frames[:, None], np.array([[[0], [7], [3]]]))
+    np.testing.assert_allclose(drawn, wanted, atol=1e-5)
+    told = refused(*run, "--corpus", corpus)
+    assert "name the quantizer of its label set with --quantizer" in told
+    quantizer = tiny_policy.quantizer_config().unlock()
+    quantizer.data.image_size = (16, 16)
+    quantizer.model.code_length = 1
+    other = tiny_policy.write(tmp_path / "quantizer", quantizer.lock(), {})
+    told = refused(*run, "--corpus", corpus, "--quantizer", other)
+    assert "its z is of the quantizer" in told and f"of ['{'0' * 32}']" in told
 
 
 def test_what_does_not_fit_is_refused(dynamics, tokenizer, data, tmp_path):

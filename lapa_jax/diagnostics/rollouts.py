@@ -1,0 +1,124 @@
+"""How far imagined frames stay near the true ones: step by step, and as a distribution.
+
+Intervals resample episodes. Shape suffixes: N episodes, K steps of a rollout, M samples, D features
+of one.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from lapa_jax.diagnostics.reconstruction import psnr
+from lapa_jax.diagnostics.statistics import bootstrap_ratio, relative
+
+SPLITS = 50
+
+
+def by_step(
+    error_NK: np.ndarray, forced_NK: np.ndarray, copy_NK: np.ndarray, *, seed: int = 0
+) -> list[dict[str, Any]]:
+    """A row for each step, from mean squared errors float (N, K) against the true frame: of what
+    was imagined from the first frame alone, of what was imagined one step on from the true frame
+    before (teacher-forced), and of the first frame itself.
+
+    `mse` and `psnr` (dB, of the mean error); `skill`: 1 − mse / that of copying the first frame, of
+    both; `times_forced`: mse / the teacher-forced one, so 1 where nothing adds up over the steps.
+    NAME_interval is of 95 % by resampling episodes; None of one episode, and of ratios where
+    resamples may have nothing below. A ratio over nothing is None.
+    """
+    shapes = {error_NK.shape, forced_NK.shape, copy_NK.shape}
+    if len(shapes) != 1 or error_NK.ndim != 2 or not error_NK.size:
+        raise ValueError(f"errors must be of one shape (episodes, steps), got {sorted(shapes)}")
+    episode = np.arange(len(error_NK))
+    rows = []
+    for k in range(error_NK.shape[1]):
+        error, forced, copy = error_NK[:, k], forced_NK[:, k], copy_NK[:, k]
+        row: dict[str, Any] = {"step": k + 1, "mse_copy": float(copy.mean())}
+        for prefix, values in (("", error), ("forced_", forced)):
+            mean = bootstrap_ratio(values, np.ones(len(values)), episode, seed=seed)
+            ratio, ends = relative(values, copy, episode, seed=seed)
+            row |= {
+                f"{prefix}mse": mean.estimate,
+                f"{prefix}mse_interval": [mean.low, mean.high],
+                f"{prefix}psnr": psnr(mean.estimate),
+                f"{prefix}psnr_interval": [psnr(mean.high), psnr(mean.low)],
+                f"{prefix}skill": None if ratio is None else 1.0 - ratio,
+                f"{prefix}skill_interval": ends and [1.0 - ends[1], 1.0 - ends[0]],
+            }
+        row["times_forced"], row["times_forced_interval"] = relative(
+            error, forced, episode, seed=seed
+        )
+        if len(episode) == 1:
+            row |= {name: None for name in row if name.endswith("_interval")}
+        rows.append(row)
+    return rows
+
+
+def steps_above_copying(rows: list[dict[str, Any]]) -> int | None:
+    """Up to which step of `by_step` the interval of skill lies above 0 without a break; None where
+    the first step has no interval."""
+    if rows[0]["skill_interval"] is None:
+        return None
+    above = [bool(row["skill_interval"]) and row["skill_interval"][0] > 0.0 for row in rows]
+    return above.index(False) if False in above else len(above)
+
+
+def frechet_distance(x_MD: np.ndarray, y_MD: np.ndarray) -> float:
+    """Squared Fréchet distance of two normals fitted to samples: |m_x − m_y|² + tr(C_x + C_y −
+    2 (C_x C_y)^½), Dowson and Landau 1982, eq. 4, as Heusel et al. 2017 use it.
+
+    The trace of the root is the sum of the roots of the eigenvalues of C_x^½ C_y C_x^½, which is
+    symmetric: no complex root of a rounded matrix. Raises ValueError for fewer samples than D + 1,
+    whose covariance has no inverse.
+    """
+    x, y = np.asarray(x_MD, np.float64), np.asarray(y_MD, np.float64)
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
+        raise ValueError(f"samples must be (M, D) of one D, got {x.shape} and {y.shape}")
+    if min(len(x), len(y)) <= x.shape[1]:
+        raise ValueError(
+            f"{min(len(x), len(y))} samples of {x.shape[1]} features: the Fréchet distance takes "
+            "more samples than features"
+        )
+    of_x, of_y = (np.atleast_2d(np.cov(z, rowvar=False)) for z in (x, y))
+    values, vectors = np.linalg.eigh(of_x)
+    root = (vectors * np.sqrt(values.clip(0.0))) @ vectors.T
+    both = np.sqrt(np.linalg.eigvalsh(root @ of_y @ root).clip(0.0)).sum()
+    apart = np.square(x.mean(0) - y.mean(0)).sum()
+    return float(max(0.0, apart + np.trace(of_x) + np.trace(of_y) - 2.0 * both))
+
+
+def frechet_report(
+    features: Mapping[str, np.ndarray], *, seed: int = 0, splits: int = SPLITS
+) -> dict[str, Any]:
+    """Fréchet distances from true clips, of features (N, K, D) by name, "true" among them.
+
+    The distance grows as samples get fewer, so all are measured alike: episodes are split in two
+    halves at random, and the true steps of one half are compared with the NAME's of the other.
+    "true" is then what two sets of true clips are apart, below which nothing can be told. Each has
+    the mean over splits, `distance`, and the middle 95 % of them, `range`, which is no interval of
+    an estimate: splits share episodes. `above_true` and its range are of the difference on the same
+    split. `distances` is None where a half has no more samples than D.
+    """
+    N, K, D = features["true"].shape
+    half = N // 2
+    report: dict[str, Any] = {"features": D, "samples": half * K, "splits": splits}
+    if half * K <= D:
+        return report | {"distances": None}
+    rng, found = np.random.default_rng(seed), {name: [] for name in features}
+    for _ in range(splits):
+        order = rng.permutation(N)
+        true = features["true"][order[:half]].reshape(-1, D)
+        for name, values in features.items():
+            other = values[order[half : 2 * half]].reshape(-1, D)
+            found[name].append(frechet_distance(true, other))
+    floor, distances = np.array(found["true"]), {}
+    for name, values in found.items():
+        above = np.array(values) - floor
+        distances[name] = {
+            "distance": float(np.mean(values)),
+            "range": np.quantile(values, [0.025, 0.975]).tolist(),
+            "above_true": float(above.mean()),
+            "above_true_range": np.quantile(above, [0.025, 0.975]).tolist(),
+        }
+    return report | {"distances": distances}

@@ -1,0 +1,204 @@
+"""`lapa rollout`: imagined videos, and how far they can be trusted."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+from PIL import Image
+
+from data_pipelines import storage
+from data_pipelines.index import load_index
+from lapa_jax.arena.results import write_video
+from lapa_jax.evidence import rollout_page, rollout_sources, rollouts
+from lapa_jax.runs.loaded import load, load_policy, load_quantizer
+from lapa_jax.serving.images import RESIZING
+from lapa_jax.serving.play import first
+from lapa_jax.verbs import flags, text
+from lapa_jax.world.imagination import Imagination, open_imagination
+
+WHAT = """Imagine videos with a quantizer's decoder or a dynamics run, and measure them.
+
+z is one of: --codes or --z, which are given; --policy, which says it at each imagined frame;
+--transfer_from, read off another video; with none of them it is read off held-out videos of
+--corpus, and what is imagined from their first frames alone is measured against them."""
+EXAMPLE = """lapa rollout --workdir runs/quantizer --corpus data/heldout --out rollouts
+  lapa rollout --workdir runs/quantizer --codes 0,3,3,7 --frame frame.png --out rollouts
+  lapa rollout --workdir runs/dynamics --quantizer runs/quantizer --corpus data/heldout --out r"""
+STEPS, EPISODES = 4, 64
+RATE = 5.0  # frames a second of a video, where the run tells no window
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is imagined, and from what.
+
+    workdir: run that imagines, of stage quantizer or dynamics
+    out: folder for strip.png, rollout.mp4, rollout.json and report.html
+    corpus: directory of shards (indexed): videos to measure against, or where --episode begins
+    split: of the corpora
+    image_key: the camera (default: the only one indexed)
+    quantizer: run that reads z for a dynamics run: that of its label set
+    codes: z of each step: steps joined by commas, the codes of one by colons (0,3,3 or 0:1,3:7)
+    z: JSON file with a list of the z of each step under "z", as the page of `lapa play` saves it
+    policy: run of stage latent_pretraining, which says z at each imagined frame
+    instruction: what the policy is told
+    transfer_from: directory of shards with the video whose z is used
+    transfer_episode: its number there
+    frame: image file to begin with
+    resizing: how one of another size than the run's is made to fit
+    episode: of --corpus, to begin with, or the only one to measure
+    features: run of stage teacher or quantizer whose features the Fréchet distance is of (default:
+        the quantizer that reads z)
+    """
+
+    workdir: str
+    out: str
+    corpus: str = ""
+    split: str = "train"
+    image_key: str = ""
+    quantizer: str = ""
+    codes: str = ""
+    z: str = ""
+    policy: str = ""
+    instruction: str = ""
+    transfer_from: str = ""
+    transfer_episode: Annotated[int | None, "[0, inf)", ""] = None
+    frame: str = ""
+    resizing: str = flags.option("none", choices=RESIZING)
+    episode: Annotated[int | None, "[0, inf)", ""] = None
+    episodes: Annotated[
+        int | None, "[1, inf)", f"held-out ones to measure, at most (default: {EPISODES})"
+    ] = None
+    steps: Annotated[
+        int | None, "[1, 1e5]", f"to imagine (default: {STEPS}, or as many as z is given for)"
+    ] = None
+    window_seconds: Annotated[
+        float, "[0, 1e4]", "between frames of a corpus; 0: that of the quantizer's training"
+    ] = 0.0
+    features: str = ""
+
+    def __post_init__(self) -> None:
+        source = self.source
+        begins = bool(self.frame), self.episode is not None
+        needs = {
+            "policy": {"instruction": "what it is told"},
+            "transfer_from": {"transfer_episode": "the number of the video"},
+            "corpus": {"corpus": "videos to measure against, or give --codes, --z or --policy"},
+        }.get(source, {})
+        for name, what in needs.items():
+            if getattr(self, name) in ("", None):
+                raise ValueError(f"--{name} is missing: {what}")
+        takers = {
+            "instruction": ("policy",),
+            "transfer_episode": ("transfer_from",),
+            "quantizer": ("transfer_from", "corpus"),
+            "window_seconds": ("transfer_from", "corpus"),
+            "features": ("corpus",),
+            "episodes": ("corpus",),
+            "resizing": ("codes", "z", "policy", "transfer_from"),
+            "frame": ("codes", "z", "policy", "transfer_from"),
+            "steps": ("policy", "transfer_from", "corpus"),
+        }
+        for name, sources in takers.items():
+            if getattr(self, name) not in ("", None, 0.0, "none") and source not in sources:
+                raise ValueError(f"--{name} does not go with z of {_WORDS[source]}")
+        if source != "corpus" and (sum(begins) != 1 or begins[1] and not self.corpus):
+            raise ValueError(
+                "--frame, or --corpus with --episode: give the one frame that the rollout begins "
+                "with"
+            )
+
+    @property
+    def source(self) -> str:
+        """Which flag z comes from; "corpus" where it is read off the videos to measure against."""
+        given = [name for name in ("codes", "z", "policy", "transfer_from") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(
+                f"{' and '.join(f'--{name}' for name in given)} each say where z comes from: give "
+                "one of them"
+            )
+        return given[0] if given else "corpus"
+
+
+_WORDS = {
+    "codes": "--codes",
+    "z": "--z",
+    "policy": "--policy",
+    "transfer_from": "--transfer_from",
+    "corpus": "--corpus, read off its videos",
+}
+
+
+def main(argv: list[str]) -> int:
+    parser = flags.parser("lapa rollout", WHAT, EXAMPLE)
+    options = flags.parse(parser, argv, Options)
+    out = Path(options.out)
+    if not out.parent.is_dir():  # before minutes of work
+        raise FileNotFoundError(f"--out {out}: there is no folder {out.parent}")
+    imagination = open_imagination(options.workdir)
+    made = _made(imagination, options)
+    given = {field.name: field for field in dataclasses.fields(options)}
+    asked = {n: x for n, f in given.items() if (x := getattr(options, n)) != f.default}
+    found = rollout_page.result(imagination, made, asked)
+    out.mkdir(exist_ok=True)
+    seconds = found.get("window_seconds", imagination.window_seconds)
+    with storage.atomic_path(out / "strip.png") as temporary:
+        Image.fromarray(rollout_page.strip(made)).save(temporary, format="PNG")
+    write_video(out / "rollout.mp4", rollout_page.video(made), 1 / seconds if seconds else RATE)
+    storage.write_text(out / "rollout.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
+    rollout_page.write(out / "report.html", imagination, made, found)
+    _show(made, out)
+    return 0
+
+
+def _made(imagination: Imagination, options: Options) -> rollouts.Rollouts:
+    steps, source = options.steps or STEPS, options.source
+    # What reads z, before minutes of work.
+    quantizer = load_quantizer(options.quantizer) if options.quantizer else None
+    reader = None
+    if source in ("transfer_from", "corpus"):
+        reader = rollouts.reader_of(imagination, quantizer)
+
+    def corpus(path: str) -> dict[str, str | float]:
+        places = dict(path=path, split=options.split, image_key=options.image_key)
+        return places | {"window_seconds": options.window_seconds}
+
+    if source == "corpus":
+        features = load(options.features) if options.features else reader
+        extract = rollouts.extractor(features, imagination.image_size)
+        which = dict(steps=steps, episodes=options.episodes or EPISODES, episode=options.episode)
+        clips = rollout_sources.read_clips(imagination, reader, corpus(options.corpus), **which)
+        return rollouts.of_videos(imagination, clips, rollouts.z_reader(reader), extract)
+    size = imagination.image_size
+    if options.frame:
+        frame = first.of_file(options.frame, size, options.resizing)
+    else:
+        index = load_index(options.corpus, split=options.split, image_key=options.image_key)
+        frame = first.of_corpus(index, options.episode, 0, size, options.resizing)
+    frames = frame[None]
+    if source == "policy":
+        policy = load_policy(options.policy)
+        return rollouts.of_policy(imagination, policy, frames, options.instruction, steps)
+    if source == "transfer_from":
+        which = dict(steps=steps, episode=options.transfer_episode, flag="--transfer_episode")
+        given = corpus(options.transfer_from)
+        clips = rollout_sources.read_clips(imagination, reader, given, **which)
+        return rollouts.transferred(imagination, frames, clips, rollouts.z_reader(reader))
+    if source == "codes":
+        z = rollout_sources.codes_of(imagination, options.codes)
+    else:
+        z = rollout_sources.z_of_file(imagination, options.z)
+    return rollouts.of_z(imagination, frames, z)
+
+
+def _show(made: rollouts.Rollouts, out: Path) -> None:
+    if made.report:
+        names = ("step", "mse", "skill", "forced_skill", "times_forced")
+        rows = [
+            ["–" if row[n] is None else f"{row[n]:.3g}" for n in names]
+            for row in made.report["by_step"]
+        ]
+        text.show(text.table([names, *rows]))
+    many = f"{len(made.labels)} rollouts" if made.labels[1:] else "one rollout"
+    text.show(f"{many} -> {out}/report.html")

@@ -1,0 +1,216 @@
+"""Imagined videos: what is measured of them, where z comes from, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+from scipy.linalg import sqrtm
+from tiny import lapa, succeed
+from tiny_policy import make_policy, quantizer_config, write
+
+from lapa_jax.diagnostics import rollouts as measures
+from lapa_jax.evidence import rollouts
+from lapa_jax.evidence.rollout_sources import Clips
+
+N, K, SIDE = 6, 3, 8
+
+
+class Imagines:
+    """An imagination of what a function of (frame, z) says, in [0, 1]."""
+
+    def __init__(self, draw):
+        self.draw = draw
+
+    def start(self, frames):
+        return frames / np.float32(255.0)
+
+    def step(self, state, z):
+        frame = self.draw(state, z)
+        return frame, frame
+
+
+def true_clips(seed=0):
+    rng = np.random.default_rng(seed)
+    frames = rng.integers(0, 256, (N, K + 1, SIDE, SIDE, 3), np.uint8)
+    none = {"too_short": [], "undecodable": []}
+    return Clips(np.arange(N), frames, 0.5, none, np.zeros(N, bool))
+
+
+def later(frames):
+    """As z: the frame that follows."""
+    return frames[:, 1:] / np.float32(255.0)
+
+
+def extract(frames):
+    return frames[:, 1:].mean((3, 4)) / 255.0
+
+
+extract.what = "mean of rows"
+
+
+def measured(draw):
+    made = rollouts.of_videos(Imagines(draw), true_clips(), later, extract)
+    return made, made.report["by_step"]
+
+
+def test_a_perfect_imaginer_has_no_error_and_skill_1():
+    made, rows = measured(lambda frame, z: z)
+    np.testing.assert_array_equal(made.imagined_NKHWC, true_clips().frames[:, 1:])
+    for row in rows:
+        assert row["mse"] == pytest.approx(0.0, abs=1e-12) and row["skill"] == pytest.approx(1.0)
+    assert [row["seconds"] for row in rows] == [0.5, 1.0, 1.5]
+    assert made.report["steps_above_copying"] == K
+    found = made.report["frechet"]["distances"]
+    assert found["imagined"] == found["true"] and found["first_frame"]["above_true"] > 0.0
+
+
+def test_a_copying_imaginer_has_skill_0():
+    made, rows = measured(lambda frame, z: frame)
+    for row in rows:
+        assert row["mse"] == pytest.approx(row["mse_copy"], rel=1e-6)
+        assert row["skill"] == pytest.approx(0.0, abs=1e-6)
+    assert made.report["steps_above_copying"] == 0
+
+
+def test_what_adds_up_is_seen_beside_teacher_forcing():
+    """A drawing that keeps half of what it misses."""
+    made, rows = measured(lambda frame, z: 0.5 * frame + 0.5 * z)
+    free, forced = (np.array([row[key] for row in rows]) for key in ("mse", "forced_mse"))
+    assert free[0] == forced[0] and rows[0]["times_forced"] == 1.0
+    assert (np.abs(free[1:] / forced[1:] - 1.0) > 0.1).all()
+    true = true_clips().frames / 255.0
+    by_hand = np.square(0.5 * (true[:, 1] + true[:, 2]) - true[:, 2]).mean()
+    assert forced[1] == pytest.approx(by_hand, rel=1e-4)
+    assert made.error_NK[:, 1].mean() == pytest.approx(free[1])
+
+
+def test_one_episode_has_no_interval_and_nothing_below_no_ratio():
+    one = np.full((1, 2), 0.1)
+    row = measures.by_step(one, one, np.zeros((1, 2)))[0]
+    assert row["skill"] is None and row["mse_interval"] is None and row["mse"] == 0.1
+    assert measures.steps_above_copying([row]) is None
+    with pytest.raises(ValueError, match="errors must be of one shape"):
+        measures.by_step(one, one[:, :1], one)
+
+
+def test_the_distance_is_that_of_the_formula():
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(40, 5)), 0.3 + rng.normal(size=(60, 5)) @ rng.normal(size=(5, 5))
+    of_x, of_y = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
+    wanted = np.square(x.mean(0) - y.mean(0)).sum()
+    wanted += np.trace(of_x + of_y - 2.0 * sqrtm(of_x @ of_y).real)
+    assert measures.frechet_distance(x, y) == pytest.approx(wanted, rel=1e-6)
+    assert measures.frechet_distance(x, x) == pytest.approx(0.0, abs=1e-9)
+    with pytest.raises(ValueError, match="5 samples of 5 features"):
+        measures.frechet_distance(x[:5], y)
+    few = {"true": rng.normal(size=(4, 2, 9))}
+    assert measures.frechet_report(few)["distances"] is None
+
+
+def test_transfer_uses_the_z_of_the_other_video():
+    first, other = true_clips().frames[:1, 0], true_clips(seed=5)
+    other = Clips(other.episodes[:1], other.frames[:1], 0.5, {}, other.seen_in_training[:1])
+    imagination = Imagines(lambda frame, z: z)
+    made = rollouts.transferred(imagination, first, other, later)
+    np.testing.assert_array_equal(made.imagined_NKHWC, other.frames[:, 1:])
+    np.testing.assert_array_equal(made.first_NHWC, first)
+    assert made.error_NK is None and not made.report  # what truly follows is not known
+
+
+@pytest.fixture(scope="module")
+def runs(quick_compile, tmp_path_factory):
+    """A quantizer, a policy of its z, a corpus, and a picture."""
+    folder = tmp_path_factory.mktemp("runs")
+    config = quantizer_config().unlock()
+    config.data.image_size = (48, 48)
+    write(folder / "quantizer", config.lock(), {})
+    make_policy(folder / "policy", "latent", image_size=(48, 48))
+    tiny.write_corpus(folder / "robot", episodes=6, size=48)
+    tiny.write_corpus(folder / "wide", episodes=1, size=32)
+    image = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
+    Image.fromarray(image).save(folder / "frame.png")
+    Image.fromarray(image[:16]).save(folder / "small.png")
+    return folder
+
+
+def given(runs, *flags, out="out"):
+    return ("rollout", "--workdir", runs / "quantizer", "--out", runs / out, *flags)
+
+
+def result(runs, *flags):
+    succeed(*given(runs, *flags))
+    names = {path.name for path in (runs / "out").iterdir()}
+    assert names == {"strip.png", "rollout.mp4", "rollout.json", "report.html"}
+    return json.loads((runs / "out" / "rollout.json").read_text())
+
+
+@pytest.mark.slow
+def test_held_out_videos_are_measured_and_short_ones_named(runs):
+    found = result(runs, "--corpus", runs / "robot", "--steps", 4)
+    assert len(found["by_step"]) == 4 and found["seen_in_training"] == 0.0
+    short = found["left_out"]["too_short"]
+    assert short and sorted(found["episodes"] + short) == list(range(6))
+    assert found["by_step"][1]["mse"] != found["by_step"][1]["forced_mse"]
+    assert [one["of"] for one in found["rollouts"]] == [f"episode {e}" for e in found["episodes"]]
+    page = (runs / "out" / "report.html").read_text()
+    assert "teacher-forced" in page and f"Left out as too short: {len(short)}" in page
+    one = result(runs, "--corpus", runs / "robot", "--episode", found["episodes"][0], "--steps", 4)
+    assert one["rollouts"] == found["rollouts"][:1]
+
+
+@pytest.mark.slow
+def test_given_codes_and_a_policy_have_no_truth(runs):
+    start = ("--frame", runs / "frame.png")
+    found = result(runs, *start, "--codes", "0:1:2,7:7:7")
+    assert found["rollouts"][0]["z"] == [[0, 1, 2], [7, 7, 7]] and found["errors"] is None
+    (runs / "z.json").write_text(json.dumps({"z": found["rollouts"][0]["z"]}))
+    strip = (runs / "out" / "strip.png").read_bytes()
+    result(runs, *start, "--z", runs / "z.json")
+    assert (runs / "out" / "strip.png").read_bytes() == strip
+    asks = ("--policy", runs / "policy", "--instruction", "push the red block")
+    said = result(runs, *start, *asks, "--steps", 2)
+    assert said["errors"] is None and np.shape(said["rollouts"][0]["z"]) == (2, 3)
+    assert "not known" in said["why"]
+
+
+REFUSED = {
+    "--codes 0:1:2,0:1:8 --frame frame.png": "'8' is not in the codebook of 0 to 7",
+    "--codes 0,1 --frame frame.png": "step '0' has 1 codes, a z of this run has 3",
+    "--codes 0:1:2 --frame small.png": "an image of 16x48 (rows x columns), and the",
+    "--codes 0:1:2 --frame robot/index.txt": "No such file",
+    "--codes 0:1:2": "--frame, or --corpus with --episode",
+    "--codes 0:1:2 --policy policy": "--codes and --policy each say where z comes from",
+    "--policy policy --frame frame.png": "--instruction is missing",
+    "--corpus robot --instruction push": "--instruction does not go with z of --corpus",
+    "--corpus robot --steps 40": "--steps 40: the longest of 6 of",
+    "--corpus robot --episode 6": "--episode 6: ",
+    "--corpus wide --episode 0 --codes 0:1:2": "an image of 32x32 (rows x columns), and the",
+    "--corpus robot --quantizer quantizer": "is one, and reads z itself",
+    "--transfer_from robot --frame frame.png": "--transfer_episode is missing",
+    "--transfer_from robot --transfer_episode 0 --frame frame.png --steps 40": "episode 0 of",
+    "--corpus robot --features policy": "features are of a teacher or a quantizer",
+    "--z frame.png --frame frame.png": "is no JSON with a list of steps",
+    "--policy quantizer --instruction push --frame frame.png": "not a policy",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", REFUSED)
+def test_bad_input_is_one_line(runs, flags):
+    named = {"robot", "wide", "policy", "quantizer", "frame.png", "small.png"}
+    words = [runs / w if w in named or "/" in w else w for w in flags.split()]
+    code, _, error = lapa(*given(runs, *words, out="none"))
+    last = error[error.rindex("lapa: ") :]
+    assert code == 2 and REFUSED[flags] in last and last.count("\n") == 1, error
+    assert not (runs / "none").exists()
+
+
+@pytest.mark.slow
+def test_a_policy_of_other_z_is_refused(runs):
+    policy = make_policy(runs / "other", "latent")
+    code, _, error = lapa(
+        *given(runs, "--frame", runs / "frame.png", "--policy", policy, "--instruction", "push")
+    )
+    assert code == 2 and "its image size is (32, 48), that of the imagining run (48, 48)" in error
