@@ -2,6 +2,7 @@
 
 import io
 import json
+import types
 
 import av
 import numpy as np
@@ -17,6 +18,7 @@ from data_pipelines.convert.looks import fit_image
 from data_pipelines.index import load_index
 from data_pipelines.index.labels import LabelSet
 from data_pipelines.loader.frames import FrameReader
+from data_pipelines.normalise import Normaliser
 from lapa_jax.runs import loaded
 from lapa_jax.serving.limits import Refused
 from lapa_jax.serving.play import first as first_frames
@@ -252,8 +254,24 @@ def test_vectors_are_told_by_the_spread_of_their_labels(tmp_path):
     np.testing.assert_allclose(found["mean"], np.nanmean(values, axis=0), atol=1e-5)
     metadata = start.describe(imagination, picture(1, SIZE), {}, found)
     assert np.shape(metadata["z"]["std"]) == (3, width) and metadata["z"]["codes"] == 0
+    assert metadata["z"]["spread_of"] == tiny.LABEL_SET
     plain = start.describe(imagination, picture(1, SIZE), {}, {})["z"]
+    assert plain["spread_of"] == ""
     assert (plain["mean"], plain["std"]) == ([[0.0] * width] * 3, [[1.0] * width] * 3)
+
+
+def test_vectors_of_a_dynamics_model_are_told_by_its_training():
+    told = types.SimpleNamespace(
+        model=types.SimpleNamespace(
+            config=ConfigDict({"stage": "dynamics"}), step=1, params_hash="x"
+        ),
+        **{"codes": 0, "length": 2, "width": 2, "shape": (2, 2), "image_size": SIZE},
+        **{"window_seconds": 0.2, "statistics": Normaliser.fit(np.eye(2), "mean_std")},
+    )
+    z = start.describe(told, picture(1, SIZE), {}, {})["z"]
+    assert z["spread_of"] == "the training"
+    np.testing.assert_allclose(z["mean"], np.full((2, 2), 0.5))
+    np.testing.assert_allclose(z["std"], np.full((2, 2), 0.5))
 
 
 # --- The page ---
@@ -296,3 +314,26 @@ def test_the_page(open_page, server):
     keys(page, "r")
     at(page, 0)
     assert page.js(shown) == expected[0]
+
+
+@needs_browser
+def test_sliders(open_page, tmp_path, first):
+    config = quantizer_config().unlock()
+    config.model.bottleneck = ConfigDict({"name": "none"})
+    run = write(tmp_path / "run", config.lock(), {})
+    with running(*prepare(run, "--frame", first)) as server:
+        page = open_page(server.url)
+        at(page, 0)
+        page.js("document.querySelectorAll('.field')[1].value = 1.5")
+        page.js("document.getElementById('go').click()")
+        at(page, 1)
+        z = np.zeros(server.server.engine.imagination.shape)
+        z.flat[1] = 1.5
+        shown = page.js("document.getElementById('frame').src")
+        assert shown == told(server, [z.tolist()])[1] != told(server, [(0 * z).tolist()])[1]
+        page.js("document.activeElement.blur()")
+        enter = {"key": "Enter", "text": "\r"}
+        page.call("Input.dispatchKeyEvent", type="keyDown", **enter)
+        page.call("Input.dispatchKeyEvent", type="keyUp", key="Enter")
+        at(page, 2)
+        page.screenshot("play_sliders.png")

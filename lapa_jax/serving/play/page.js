@@ -249,8 +249,9 @@ function describe() {
     `Under each code: its share of ${meanings.pairs} pairs of ${meanings.corpus} (labels ` +
     `${meanings.label_set}) and the mean true action over them, summed over the window; the ` +
     "arrow is its first two numbers, the second upwards.");
-  if (!of.codes) about.push("Sliders: standard deviations from the mean" +
-    (meanings.label_set ? ` of the labels ${meanings.label_set}.` : "."));
+  if (!of.codes) about.push(of.spread_of
+    ? `Sliders: standard deviations from the mean, of ${of.spread_of}.`
+    : "Sliders: the numbers of z themselves; a --corpus that this run has labelled tells their spread.");
   $("about").textContent = about.join(" ");
 }
 

@@ -70,11 +70,14 @@ def describe(
     run = imagination.model
     z = {"codes": imagination.codes, "length": imagination.length, "width": imagination.width}
     if not imagination.codes:
-        mean, std = np.zeros(imagination.shape), np.ones(imagination.shape)
-        if imagination.statistics is not None:
-            own = imagination.statistics
-            mean, std = (np.broadcast_to(x, imagination.shape) for x in (own.mean, own.std))
-        z |= {"mean": found.get("mean", mean.tolist()), "std": found.get("std", std.tolist())}
+        spread = {"mean": np.zeros(imagination.shape), "std": np.ones(imagination.shape)}
+        source = ""  # nobody knows how they are spread
+        if "mean" in found:
+            spread, source = {key: found[key] for key in spread}, found["label_set"]
+        elif (own := imagination.statistics) is not None:
+            spread, source = {"mean": own.mean, "std": own.std}, "the training"
+        z["spread_of"] = source
+        z |= {key: np.broadcast_to(x, imagination.shape).tolist() for key, x in spread.items()}
     return {
         "stage": run.config.stage,
         "checkpoint": {"step": run.step, "params_hash": run.params_hash},
