@@ -1,6 +1,7 @@
 """Imagined videos: what is measured of them, where z comes from, and what is refused."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -117,6 +118,20 @@ def test_transfer_uses_the_z_of_the_other_video():
     np.testing.assert_array_equal(made.imagined_NKHWC, other.frames[:, 1:])
     np.testing.assert_array_equal(made.first_NHWC, first)
     assert made.error_NK is None and not made.report  # what truly follows is not known
+
+
+def test_features_of_a_teacher_are_of_the_later_frame():
+    stage = SimpleNamespace(
+        model_config=SimpleNamespace(image_size=(SIDE, SIDE)),
+        features=lambda params, variables, images: images / 255.0,
+    )
+    config = SimpleNamespace(stage="teacher")
+    teacher = SimpleNamespace(config=config, stage=stage, params={}, variables={}, workdir="t")
+    frames = true_clips().frames
+    found = rollouts.extractor(teacher, (SIDE, SIDE))(frames)
+    np.testing.assert_allclose(found, frames[:, 1:].mean((2, 3)) / 255.0, rtol=1e-4)
+    with pytest.raises(ValueError, match=r"--features t: it sees images of \(8, 8\)"):
+        rollouts.extractor(teacher, (SIDE, 16))
 
 
 @pytest.fixture(scope="module")
