@@ -66,10 +66,12 @@ class Record:
         changes = configs.difference(found["of"], self._of)
         for kind in sorted(there.keys() & self._configs.keys()):
             old, new = configs.upgrade(there[kind]), self._configs[kind]
-            differing = configs.difference(old, new).items()
-            changes |= {
-                f"{kind}: {k}": x for k, x in differing if not k.startswith(runs.MAY_CHANGE)
-            }
+            noted = configs.flatten(there[kind])
+            for key, (was, now) in configs.difference(old, new).items():
+                # What differs from part to part is in neither, and an old one gets the default.
+                completed = now == "absent" and key not in noted
+                if not completed and not key.startswith(runs.MAY_CHANGE):
+                    changes[f"{kind}: {key}"] = was, now
         if changes:
             lines = [f"  {key}: {old!r} there, {new!r} now" for key, (old, new) in changes.items()]
             raise ValueError(
@@ -127,7 +129,8 @@ def _common_configs(study: Study) -> dict[str, dict[str, Any]]:
     for part in {part.name: part for cell in study.cells for part in cell.parts}.values():
         if part.decides is None or part.late:
             continue
-        config, kind = below(configs.to_dict(part.decides())), kind_of(part.name)
+        config = below(configs.to_dict(configs.today(part.decides())))
+        kind = kind_of(part.name)
         found[kind] = _in_both(found[kind], config) if kind in found else config
     return found
 

@@ -254,7 +254,7 @@ class Study:
         runs.check_config(
             f"part {part.name!r} of {self.workdir}",
             there,
-            part.decides(),
+            configs.today(part.decides()),  # as what is there is read
             moved_to=self.workdir,
         )
 
@@ -290,7 +290,7 @@ class Study:
             versions = list(dict.fromkeys([*before["versions"], version()]))
             found = {"done": done, "seconds": seconds, "versions": versions}
             if done and part.decides is not None:
-                found["decides"] = configs.to_dict(part.decides())
+                found["decides"] = configs.to_dict(configs.today(part.decides()))
             runs.write_json(self._path(part.name), found | {"result": result})
 
     def _place(self, part: Part) -> str:

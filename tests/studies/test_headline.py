@@ -1,12 +1,14 @@
 """Arms: what they share, and that they differ in what they claim to differ in alone."""
 
 import dataclasses
+import json
 
 import pytest
 
 from experiments.studies import arms, headline
 from experiments.studies import pipeline as pipelines
 from experiments.studies.pipeline import Pipeline
+from lapa_jax.studies import record
 from lapa_jax.studies import study as studies
 
 ARG = headline.arguments("size=quick")
@@ -150,6 +152,22 @@ def test_cells_of_the_study_and_of_the_search(tmp_path):
         headline.get_study("size=quick,tune=True,seeds=51,arms=lapa", tmp_path)
     with pytest.raises(ValueError, match="arms='best' must be one of"):
         headline.get_study("arms=best", tmp_path)
+
+
+def test_a_study_goes_on_from_its_own_parts_and_record(tmp_path):
+    def opened(workdir):
+        given = "size=quick,arms=vpt+scratch,budgets=4+8,seeds=2,others=0"
+        study = headline.get_study(given, workdir)
+        study.claim({"arguments": given, "size": "quick"})
+        return study
+
+    path, study = tmp_path / "record.json", opened(tmp_path / "a")
+    study.do(study.cells[0].parts[0])  # its labelled episodes
+    record.Record(path, "lapa study", study).write()
+    opened(tmp_path / "a").check()
+    record.Record(path, "lapa study", opened(tmp_path / "b"))
+    kinds = record._unfolded(json.loads(path.read_text())["configs"])
+    assert "action_set" not in kinds["vpt"]["data"]["corpora"]["robot"]  # it differs by seed
 
 
 def row(arm, outcomes, **values):
