@@ -7,13 +7,10 @@ is answered.
 
 import asyncio
 import bisect
-import contextlib
 import dataclasses
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -23,8 +20,7 @@ from lapa_jax.runs.loaded import LoadedPolicy, LoadedQuantizer, Prediction
 from lapa_jax.serving.limits import BATCH_SIZES, Refused
 from lapa_jax.serving.messages import Observation
 from lapa_jax.serving.metrics import Metrics
-
-T = TypeVar("T")
+from lapa_jax.serving.model_thread import ModelThread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +41,7 @@ class _Waiting:
     since: float
 
 
-class Engine:
+class Engine(ModelThread):
     """`predict` and `picture` are of one event loop, in which `run` runs; the rest is its thread's.
 
     quantizer: decodes a latent policy's z to a picture; of the policy's image size. seed: of the
@@ -69,14 +65,10 @@ class Engine:
         self.batch_sizes, self.max_waiting = tuple(batch_sizes), max_waiting
         self.real_time = real_time
         self.drawn_by = {"seed": seed} if policy.stage.head.draws else {}
-        self.ready, self.stopping, self.busy = asyncio.Event(), False, False
-        self.failed: Exception | None = None  # of compiling
-        self.open: set[asyncio.Task] = set()  # requests
-        self._gave_up = False
-        self._compiled = 0
+        super().__init__()
+        self.ready, self._compiled = asyncio.Event(), 0
         self._waiting: deque[_Waiting] = deque()
         self._arrived = asyncio.Event()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="lapa-model")
 
     @property
     def status(self) -> str:
@@ -100,26 +92,14 @@ class Engine:
             kinds += [dataclasses.replace(alone, going_on=(before, before[:, 0]))]
         for one in kinds:
             for size in self.batch_sizes:
-                await self._call(self._compute, [one] * size)
+                await self.call(self._compute, [one] * size)
                 self._compiled += 1
         if self.quantizer:
             z = np.zeros(self.quantizer.code_length, np.int32)
-            await self._call(self._decode, images[-1], z)
+            await self.call(self._decode, images[-1], z)
         seconds = time.perf_counter() - start
         logging.info("compiled batches of %s in %.1f s: ready", self.batch_sizes, seconds)
         self.ready.set()
-
-    async def _call(self, function: Callable[..., T], *given: Any) -> T:
-        """On the model's thread."""
-
-        def call() -> T:
-            self.busy = True
-            try:
-                return function(*given)
-            finally:
-                self.busy = False
-
-        return await asyncio.get_running_loop().run_in_executor(self._worker, call)
 
     async def run(self) -> None:
         """Compiles, then answers until it is cancelled."""
@@ -137,7 +117,7 @@ class Engine:
             start = time.perf_counter()
             try:
                 observations = [one.observation for one in batch]
-                found = await self._call(self._compute, observations)
+                found = await self.call(self._compute, observations)
             except Exception as error:  # goes to those who asked, whatever it is
                 for one in batch:
                     if not one.answer.done():
@@ -169,7 +149,7 @@ class Engine:
         if self.quantizer is None:
             raise Refused(422, "no pictures: the server runs without --quantizer")
         frame = observation.images[-self.policy.stage.num_cameras]
-        return await self._call(self._decode, frame, z)
+        return await self.call(self._decode, frame, z)
 
     def check_text(self, text: str) -> None:
         """Raises Refused for an instruction that the policy cannot take."""
@@ -177,36 +157,6 @@ class Engine:
             self.policy.stage.layout.text(text)
         except ValueError as error:
             raise Refused(422, str(error)[:300]) from error
-
-    @contextlib.contextmanager
-    def request(self) -> Iterator[None]:
-        """Around a request from its arrival until it is answered: who stops waits for it. Raises
-        Refused once nobody waits."""
-        task = asyncio.current_task()
-        self.open.add(task)
-        try:
-            if self._gave_up:
-                raise Refused(503, "the server stops")
-            yield
-        except asyncio.CancelledError:
-            if not self._gave_up:
-                raise
-            task.uncancel()
-            raise Refused(503, "the server stops before this is answered") from None
-        finally:
-            self.open.discard(task)
-
-    def stop(self) -> None:
-        self.stopping = True
-
-    def give_up(self) -> None:
-        """Tells everybody who waits for an answer that there is none."""
-        self._gave_up = True
-        for task in self.open:
-            task.cancel()
-
-    def close(self) -> None:
-        self._worker.shutdown(wait=False, cancel_futures=True)
 
     def _take(self) -> list[_Waiting]:
         batch, most = [], worthwhile(len(self._waiting), self.batch_sizes)

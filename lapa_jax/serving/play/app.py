@@ -38,7 +38,7 @@ class Server:
 
     def stop(self) -> None:
         """From now on every answer is the last one of its connection."""
-        self.engine.stopping = True
+        self.engine.stop()
 
     def app(self, token: str, hosts: Sequence[str]) -> Starlette:
         """As the app of `lapa serve`."""

@@ -6,21 +6,18 @@ shorter list, and nothing must be kept for anybody. What was imagined lately is 
 led to it, so that a further z costs one step of the model.
 """
 
-import asyncio
-import contextlib
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from lapa_jax.serving.limits import Refused
+from lapa_jax.serving.model_thread import ModelThread
 from lapa_jax.world.imagination import Imagination
 
-T = TypeVar("T")
 _HELD_BYTES = 256 * 2**20
 
 
@@ -29,22 +26,18 @@ class Moment(NamedTuple):
     frame: np.ndarray  # uint8 (H, W, 3)
 
 
-class Player:
-    """`along` is of one event loop; the model's thread is one. start.Uvicorn asks the rest of it
-    while the server stops."""
+class Player(ModelThread):
+    """`along` is of one event loop."""
 
     def __init__(self, imagination: Imagination, first: np.ndarray):
         """first: uint8 (H, W, 3), of the model's size. Compiles a step."""
+        super().__init__()
         self.imagination = imagination
         imagination.warm()
         self.start = Moment(imagination.start(first[None]), first)
         held = sum(x.nbytes for x in jax.tree.leaves(self.start))
         self.most = max(2, _HELD_BYTES // held)
         self._held: OrderedDict[bytes, Moment] = OrderedDict()
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="lapa-model")
-        self.failed: Exception | None = None
-        self.stopping = self.busy = self._gave_up = False
-        self.open: set[asyncio.Task] = set()  # requests
 
     async def along(self, z: np.ndarray, since: int, wanted: Callable[[], Any]) -> list[np.ndarray]:
         """The frames uint8 (H, W, 3) after `since`, `since` + 1, ... and all of z (n, ...): frame 0
@@ -59,18 +52,6 @@ class Player:
             if k >= since:
                 found.append(now.frame)
         return found
-
-    async def call(self, function: Callable[..., T], *given: Any) -> T:
-        """On the model's thread."""
-
-        def call() -> T:
-            self.busy = True
-            try:
-                return function(*given)
-            finally:
-                self.busy = False
-
-        return await asyncio.get_running_loop().run_in_executor(self._worker, call)
 
     async def _next(
         self, now: Moment, z: np.ndarray, key: bytes, wanted: Callable[[], Any]
@@ -101,30 +82,3 @@ class Player:
             hashed.update(one)
             keys.append(hashed.digest())
         return keys
-
-    # --- How it stops ---
-
-    @contextlib.contextmanager
-    def request(self) -> Iterator[None]:
-        """Around a request: who stops waits for it. Raises Refused once nobody waits."""
-        task = asyncio.current_task()
-        self.open.add(task)
-        try:
-            if self._gave_up:
-                raise Refused(503, "the server stops")
-            yield
-        except asyncio.CancelledError:
-            if not self._gave_up:
-                raise
-            task.uncancel()
-            raise Refused(503, "the server stops before this is answered") from None
-        finally:
-            self.open.discard(task)
-
-    def give_up(self) -> None:
-        self._gave_up = True
-        for task in self.open:
-            task.cancel()
-
-    def close(self) -> None:
-        self._worker.shutdown(wait=False, cancel_futures=True)
