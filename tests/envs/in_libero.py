@@ -15,6 +15,7 @@ from lapa_jax.envs.env import load_state, save_state
 from lapa_jax.envs.libero import suites
 
 SOLUTION = json.loads(Path(__file__).with_name("libero_bowl_on_plate.json").read_text())
+TOUCHES = 70  # steps; in the ten after these the recorded bowl touches the plate
 CLOSE = 0.002  # metres and radians that a recorded state may be off, on another machine
 
 
@@ -54,23 +55,29 @@ def test_suites_are_the_benchmarks():
 
 
 def test_a_recorded_solution_gives_the_recorded_states(tmp_path):
+    """Until the bowl touches the plate: when it slips from the fingers is another step, and another
+    centimetre, on another CPU."""
     env = made(SOLUTION["suite"])
     (state,) = env.evaluation_states(SOLUTION["seed"], SOLUTION["task"], 1, SOLUTION["number"])
     simulator = env.simulator(state)
     actions, recorded = SOLUTION["actions"], iter(SOLUTION["states"])
-    for number, action in enumerate(actions, 1):
-        assert not env.success(state)
+    played = []
+    for number, action in enumerate([*actions, *actions[-1:] * 20], 1):
+        if env.success(state):
+            break
         if number == 60:  # the bowl is in the gripper
             save_state(tmp_path / "state.npz", state)
         state = env.step(state, action)
-        if number % 10 == 0:
+        played.append(action)
+        if number % 10 == 0 and number <= TOUCHES:
+            assert not env.success(state)
             simulator.stand_at(state)
             bowl = simulator.data.body("akita_black_bowl_1_main").xpos
             seen = np.concatenate([env.proprioception(state), bowl])
             np.testing.assert_allclose(seen, next(recorded), atol=CLOSE)
     assert env.success(state)
     again = load_state(tmp_path / "state.npz", type(state))
-    for action in actions[59:]:
+    for action in played[59:]:
         again = env.step(again, action)
     assert digest(again) == digest(state)
 
