@@ -11,6 +11,7 @@ many. scikit-learn is imported when a classifier is fitted.
 
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -101,6 +102,13 @@ def probabilities(
     candidates: Candidates, x: np.ndarray, code: np.ndarray, held: np.ndarray, x_test: np.ndarray
 ) -> np.ndarray:
     """Probabilities (2, M, K) of the test rows: by the marginal and by the best setting."""
+    best = best_setting(candidates, x, code, held)
+    fitted = list(islice(candidates(x, code, x_test), best + 1))
+    return np.stack([fitted[0], fitted[best]])
+
+
+def best_setting(candidates: Candidates, x: np.ndarray, code: np.ndarray, held: np.ndarray) -> int:
+    """Which candidate, fitted on the other rows, says best what the held ones (bool (N,)) are."""
     best, lowest = 0, np.inf
     for number, tried in enumerate(candidates(x[~held], code[~held], x[held])):
         loss = -np.log2(tried[np.arange(held.sum()), code[held]]).mean()
@@ -108,23 +116,64 @@ def probabilities(
             best, lowest = number, loss
         elif number == best + 2:
             break  # it overfits, and later settings cost the most
-    fitted = list(islice(candidates(x, code, x_test), best + 1))
-    return np.stack([fitted[0], fitted[best]])
+    return best
+
+
+@dataclass(frozen=True)
+class CodeClassifier:
+    """scores (M, K) = (x - mean) / scale @ weights + bias, the log probabilities of all K codes up
+    to a constant of a row; -inf of codes that were never seen."""
+
+    mean: np.ndarray
+    scale: np.ndarray
+    weights: np.ndarray
+    bias: np.ndarray
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return (x - self.mean) / self.scale @ self.weights + self.bias
+
+
+@one_thread()
+def fit_classifier(
+    x: np.ndarray, code: np.ndarray, held: np.ndarray, *, codebook_size: int
+) -> CodeClassifier:
+    """The best of `logistic_candidates` of features (N, D) and the codes of one slot (N,): chosen
+    on the rows `held`, bool (N,), then fitted on all."""
+    best = best_setting(partial(logistic_candidates, codebook_size=codebook_size), x, code, held)
+    seen, labels = np.unique(code, return_inverse=True)
+    scale = x.std(0)
+    scale = np.where(scale > 0, scale, np.inf)
+    weights = np.zeros((x.shape[1], codebook_size))
+    bias = np.full(codebook_size, -np.inf)
+    bias[seen] = np.log(np.bincount(labels) / len(labels))  # the marginal
+    if best:
+        (model,) = islice(_logistic_fits((x - x.mean(0)) / scale, labels), best - 1, best)
+        # Of two codes it has the scores of the second alone.
+        first = [np.zeros_like(model.coef_[0])] * (len(seen) == 2)
+        weights[:, seen] = np.stack([*first, *model.coef_], axis=1)
+        bias[seen] = [*[0.0] * len(first), *model.intercept_]
+    return CodeClassifier(x.mean(0), scale, weights, bias)
 
 
 def logistic_candidates(
     x: np.ndarray, code: np.ndarray, x_eval: np.ndarray, *, codebook_size: int
 ) -> Iterator[np.ndarray]:
     """The marginal, then a multinomial logistic regression of each of STRENGTHS."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
     seen, labels = np.unique(code, return_inverse=True)
     share = np.bincount(labels) / len(labels)
     yield _smooth(np.broadcast_to(share, (len(x_eval), len(seen))), seen, len(x), codebook_size)
     if len(seen) == 1:
         return
     x, x_eval = standardise(x, x_eval)
+    for model in _logistic_fits(x, labels):
+        yield _smooth(model.predict_proba(x_eval), seen, len(x), codebook_size)
+
+
+def _logistic_fits(x: np.ndarray, labels: np.ndarray) -> Iterator[Any]:
+    """The regression of each of STRENGTHS: one object, fitted again for the next."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
     # Each starts from the one before, which is the fast way to the weakly penalised.
     model = LogisticRegression(warm_start=True, max_iter=MAX_ITERATIONS)
     for strength in STRENGTHS:
@@ -133,7 +182,7 @@ def logistic_candidates(
             # tight; many codes from pixels would take minutes.
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.set_params(C=strength).fit(x, labels)
-        yield _smooth(model.predict_proba(x_eval), seen, len(x), codebook_size)
+        yield model
 
 
 def network_candidates(

@@ -7,27 +7,10 @@ import numpy as np
 from absl import logging
 
 from data_pipelines.index import CorpusIndex
-from data_pipelines.index.labels import LATENT_ACTIONS, LabelSet, known_sets
+from lapa_jax.world.action_map import label_set_of
 from lapa_jax.world.imagination import Imagination
 
 MAX_CODES = 64  # that are told one by one
-
-
-def label_set_of(imagination: Imagination, index: CorpusIndex) -> LabelSet | None:
-    """The label set of a corpus by the quantizer that is played, or, of a dynamics model, that it
-    learnt from; None, and a line in the log, where there is none."""
-    run = imagination.model
-    hashes = {run.params_hash}
-    hashes |= {one["quantizer_hash"] for one in run.provenance.get("label_sets", {}).values()}
-    for name in known_sets(index.sidecar_dir, LATENT_ACTIONS, index.image_key, index.split):
-        labels = LabelSet.open(index.sidecar_dir, name, index)
-        if labels.provenance["quantizer_hash"] in hashes:
-            return labels
-    logging.warning(
-        "%s has no label set by %s (lapa label): what z stands for is not shown",
-        *(index.directory, run.workdir),
-    )
-    return None
 
 
 def meanings(imagination: Imagination, index: CorpusIndex) -> dict[str, Any]:
@@ -36,6 +19,8 @@ def meanings(imagination: Imagination, index: CorpusIndex) -> dict[str, Any]:
     of the pairs; of vectors `mean` and `std` (vectors, width). Empty where nothing is known."""
     labels = label_set_of(imagination, index)
     if labels is None:
+        told = "%s has no label set by %s (lapa label): what z stands for is not shown"
+        logging.warning(told, index.directory, imagination.model.workdir)
         return {}
     told = {"label_set": labels.folder.name, "corpus": index.directory.name}
     rows = np.flatnonzero(labels.valid)
