@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from data_pipelines import storage
 from lapa_jax.diagnostics.statistics import wilson_interval
@@ -157,9 +158,7 @@ def write_video(path: Path, frames: np.ndarray, fps: float) -> None:
     """Frames uint8 (T, H, W, 3) as an mp4; small ones are enlarged, with sharp pixels."""
     import av
 
-    scale = max(1, -(-_SIDE // min(frames.shape[1:3])))
-    scale += scale % 2 if scale > 1 else 0
-    frames = frames.repeat(scale, 1).repeat(scale, 2)
+    frames = _enlarged(frames)
     odd = [(0, n % 2) for n in frames.shape[1:3]]  # sides of yuv420p are even
     frames = np.pad(frames, [(0, 0), *odd, (0, 0)], "edge")
     with storage.atomic_path(path) as temporary:
@@ -170,6 +169,25 @@ def write_video(path: Path, frames: np.ndarray, fps: float) -> None:
             for frame in frames:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             container.mux(stream.encode())
+
+
+def write_gif(path: Path, frames: np.ndarray, fps: float) -> None:
+    """The same as a GIF, which runs by itself in pages that show no video; it begins anew for ever,
+    and its last frame stays for a second."""
+    pictures = [Image.fromarray(frame) for frame in _enlarged(frames)]
+    milliseconds = [round(1000 / fps)] * (len(pictures) - 1) + [max(1000, round(1000 / fps))]
+    with storage.atomic_path(path) as temporary:
+        pictures[0].save(
+            temporary,
+            **dict(format="GIF", save_all=True, append_images=pictures[1:]),
+            **dict(duration=milliseconds, loop=0),
+        )
+
+
+def _enlarged(frames: np.ndarray) -> np.ndarray:
+    scale = max(1, -(-_SIDE // min(frames.shape[1:3])))
+    scale += scale % 2 if scale > 1 else 0
+    return frames.repeat(scale, 1).repeat(scale, 2)
 
 
 def frames_of(path: Path) -> np.ndarray:

@@ -5,6 +5,7 @@
     lapa bench policy                        # training of debug and 20m, decoding of debug and demo
     lapa bench policy --size 7b --part decode --dtype bfloat16 --weights int8
     lapa bench policy --size 7b --topology v5e:1x1 --dtype bfloat16 --weights int8
+    lapa bench dynamics                      # training of the tabletop's world model, and a frame
     lapa bench attention --dtype bfloat16    # every implementation that runs here
     lapa bench loop                          # the training loop, beside its step alone
     lapa bench label                         # reading, encoding and writing, beside encoding alone
@@ -23,12 +24,22 @@ from typing import Any
 
 import jax
 
-from lapa_jax.benchmarks import attention, compare, label, loop, policy, quantizer, save, serve
+from lapa_jax.benchmarks import (
+    attention,
+    compare,
+    dynamics,
+    label,
+    loop,
+    policy,
+    quantizer,
+    save,
+    serve,
+)
 from lapa_jax.verbs import flags, text
 
 BENCHMARKS = {
     module.__name__.rpartition(".")[2]: module
-    for module in (quantizer, policy, attention, loop, label, save, serve, compare)
+    for module in (quantizer, policy, dynamics, attention, loop, label, save, serve, compare)
 }
 
 

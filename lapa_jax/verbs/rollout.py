@@ -9,7 +9,7 @@ from PIL import Image
 
 from data_pipelines import storage
 from data_pipelines.index import load_index
-from lapa_jax.arena.results import write_video
+from lapa_jax.arena.results import write_gif, write_video
 from lapa_jax.evidence import rollout_page, rollout_sources, rollouts
 from lapa_jax.runs.loaded import load, load_policy, load_quantizer
 from lapa_jax.serving.images import RESIZING
@@ -34,7 +34,7 @@ class Options:
     """What is imagined, and from what.
 
     workdir: run that imagines, of stage quantizer or dynamics
-    out: folder for strip.png, rollout.mp4, rollout.json and report.html
+    out: folder for strip.png, rollout.mp4, rollout.gif, rollout.json and report.html
     corpus: directory of shards (indexed): videos to measure against, or where --episode begins
     split: of the corpora
     image_key: the camera (default: the only one indexed)
@@ -145,7 +145,9 @@ def main(argv: list[str]) -> int:
     seconds = found.get("window_seconds", imagination.window_seconds)
     with storage.atomic_path(out / "strip.png") as temporary:
         Image.fromarray(rollout_page.strip(made)).save(temporary, format="PNG")
-    write_video(out / "rollout.mp4", rollout_page.video(made), 1 / seconds if seconds else RATE)
+    video, rate = rollout_page.video(made), 1 / seconds if seconds else RATE
+    write_video(out / "rollout.mp4", video, rate)
+    write_gif(out / "rollout.gif", video, rate)
     storage.write_text(out / "rollout.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
     rollout_page.write(out / "report.html", imagination, made, found)
     _show(made, out)

@@ -157,7 +157,7 @@ def given(runs, *flags, out="out"):
 def result(runs, *flags):
     succeed(*given(runs, *flags))
     names = {path.name for path in (runs / "out").iterdir()}
-    assert names == {"strip.png", "rollout.mp4", "rollout.json", "report.html"}
+    assert names == {"strip.png", "rollout.mp4", "rollout.gif", "rollout.json", "report.html"}
     return json.loads((runs / "out" / "rollout.json").read_text())
 
 
@@ -168,6 +168,8 @@ def test_held_out_videos_are_measured_and_short_ones_named(runs):
     short = found["left_out"]["too_short"]
     assert short and sorted(found["episodes"] + short) == list(range(6))
     assert found["by_step"][1]["mse"] != found["by_step"][1]["forced_mse"]
+    with Image.open(runs / "out" / "rollout.gif") as moving:
+        assert moving.n_frames == 5 and moving.info["duration"] == 200
     assert [one["of"] for one in found["rollouts"]] == [f"episode {e}" for e in found["episodes"]]
     page = (runs / "out" / "report.html").read_text()
     assert "teacher-forced" in page and f"Left out as too short: {len(short)}" in page

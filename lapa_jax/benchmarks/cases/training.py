@@ -4,6 +4,7 @@ of a quantizer the pairs of its clips.
     --option config=quantizer.tabletop
     --option config=quantizer.paper:legacy=True --option global_batch=4
     --option config=latent_vla.tabletop --first microbatches=8
+    --option config=dynamics.tabletop --option model.dim=512
 
 Further options are keys of the config.
 """
@@ -58,6 +59,9 @@ def _columns(config: Any, stage: stages.Stage) -> dict[str, Any]:
         columns["instruction"] = [f"push block {i % 20} to the wall" for i in range(number)]
     if "latent_action" in stage.fields_of(config):
         columns["latent_action"] = rng.integers(0, 8, (number, config.code_length), np.int32)
+    if "latent_action_of_pairs" in stage.fields_of(config):
+        shape = (number, config.data.num_frames - 1, config.model.latent_length)
+        columns["latent_action_of_pairs"] = rng.integers(0, 8, shape, np.int32)
     if "action" in stage.fields_of(config):
         columns["action"] = rng.uniform(-1, 1, (number, 2)).astype(np.float32)
     return columns
