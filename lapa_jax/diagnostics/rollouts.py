@@ -55,6 +55,31 @@ def by_step(
     return rows
 
 
+def beside(
+    error_NK: np.ndarray, other_NK: np.ndarray, copy_NK: np.ndarray, *, seed: int = 0
+) -> list[dict[str, Any]]:
+    """A row for each step of two models that imagined the same (N, K): `skill` of the other, and
+    `above`, the skill of the first less that, with 95 % by resampling episodes, both in each."""
+    episode, rows = np.arange(len(error_NK)), []
+    for k in range(error_NK.shape[1]):
+        error, other, copy = error_NK[:, k], other_NK[:, k], copy_NK[:, k]
+        ratio, ends = relative(other, copy, episode, seed=seed)
+        above, between = relative(other - error, copy, episode, seed=seed)
+        if len(episode) == 1:
+            ends = between = None
+        rows.append(
+            {
+                "step": k + 1,
+                "mse": float(other.mean()),
+                "skill": None if ratio is None else 1.0 - ratio,
+                "skill_interval": ends and [1.0 - ends[1], 1.0 - ends[0]],
+                "above": above,
+                "above_interval": between,
+            }
+        )
+    return rows
+
+
 def steps_above_copying(rows: list[dict[str, Any]]) -> int | None:
     """Up to which step of `by_step` the interval of skill lies above 0 without a break; None where
     the first step has no interval."""

@@ -42,13 +42,17 @@ def shown(rollouts: Rollouts) -> dict[int, str]:
 
 def rows_of(rollouts: Rollouts, number: int) -> dict[str, np.ndarray]:
     """Named rows of frames uint8 (K + 1, H, W, 3): those that z was read off, where there are any,
-    and below them the imagined ones, both from the first frame on."""
+    below them the imagined ones and those of another model, all from the first frame on."""
     rows = {}
     if rollouts.seen_NKHWC is not None:
         word = "z is of" if rollouts.error_NK is None else "true"
         rows[word] = np.stack([rollouts.source_NHWC[number], *rollouts.seen_NKHWC[number]])
     first = rollouts.first_NHWC[number]
-    return rows | {"imagined": np.stack([first, *rollouts.imagined_NKHWC[number]])}
+    rows["imagined"] = np.stack([first, *rollouts.imagined_NKHWC[number]])
+    if rollouts.beside_NKHWC is not None:
+        name = Path(rollouts.report["beside"]["workdir"]).name
+        rows[f"by {name}"] = np.stack([first, *rollouts.beside_NKHWC[number]])
+    return rows
 
 
 def strip(rollouts: Rollouts) -> np.ndarray:
@@ -58,7 +62,7 @@ def strip(rollouts: Rollouts) -> np.ndarray:
 
 def video(rollouts: Rollouts) -> np.ndarray:
     """The frames uint8 (K + 1, H', W', 3) of the video: a line for each rollout shown, what z was
-    read off on the left and what was imagined on the right."""
+    read off on the left and what was imagined to its right."""
     lines = [list(rows_of(rollouts, n).values()) for n in shown(rollouts)]
     count = len(lines[0][0])
     return np.stack(
@@ -159,6 +163,13 @@ def _errors(section: Section, report: Mapping[str, Any]) -> None:
             ]
             if points:
                 panels[title][name] = points
+    other = report.get("beside")
+    if other:
+        panels["skill"][f"imagined by {Path(other['workdir']).name}"] = [
+            [row["step"], row["skill"], *(row["skill_interval"] or [row["skill"]] * 2)]
+            for row in other["by_step"]
+            if row["skill"] is not None
+        ]
     panels["MSE"]["copying the first frame"] = [
         [row["step"], *[row["mse_copy"]] * 3] for row in rows
     ]
@@ -180,6 +191,24 @@ def _errors(section: Section, report: Mapping[str, Any]) -> None:
     ]
     head = ["step", "MSE", "PSNR, dB", "skill", "teacher-forced skill", "MSE / teacher-forced"]
     section.table([*head, "MSE of copying"], table)
+    if other:
+        _beside(section, other)
+
+
+def _beside(section: Section, other: Mapping[str, Any]) -> None:
+    rows = [
+        [
+            row["step"],
+            *(estimate(row[key], *(row[f"{key}_interval"] or ())) for key in ("skill", "above")),
+        ]
+        for row in other["by_step"]
+    ]
+    section.table(
+        ["step", "its skill", "skill of this run less that"],
+        rows,
+        f"{other['workdir']}, stage {other['stage']}, from the same frames by the same z. 95 % by "
+        "resampling episodes.",
+    )
 
 
 def _frechet(section: Section, found: Mapping[str, Any]) -> None:

@@ -29,7 +29,7 @@ class Rollouts:
 
     labels: a word for each. source, seen: the frames that z was read off; None where z comes from
     elsewhere. error: MSE of each step against `seen`, where these are the true frames of the same
-    video, else None. report: what was measured.
+    video, else None. beside: what another model imagined of the same. report: what was measured.
     """
 
     labels: list[str]
@@ -39,6 +39,7 @@ class Rollouts:
     seen_NKHWC: np.ndarray | None = None  # uint8
     source_NHWC: np.ndarray | None = None  # uint8, the frame before them
     error_NK: np.ndarray | None = None
+    beside_NKHWC: np.ndarray | None = None  # uint8
     report: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -238,12 +239,32 @@ def extractor(model: Model, image_size: tuple[int, int]) -> Extractor:
     return Extractor(model, f"{model.config.stage} {model.workdir}: {what}", jax.jit(of))
 
 
+def check_beside(imagination: Imagination, other: Imagination) -> None:
+    """Raises ValueError unless both can go on from the same frames by the same z."""
+    model, where = other.model, f"--beside {other.model.workdir}"
+    for what, theirs, ours in (
+        ("image size", other.image_size, imagination.image_size),
+        ("shape of z", other.shape, imagination.shape),
+        ("codebook size", other.codes, imagination.codes),
+    ):
+        if theirs != ours:
+            raise ValueError(
+                f"{where}: its {what} is {theirs}, that of {imagination.model.workdir} {ours}"
+            )
+    _check_labels("--beside", model, _quantizers_of(model), imagination.model)
+
+
 def of_videos(
-    imagination: Imagination, clips: Clips, z_of: Callable, extract: Extractor
+    imagination: Imagination,
+    clips: Clips,
+    z_of: Callable,
+    extract: Extractor,
+    other: Imagination | None = None,
 ) -> Rollouts:
     """Of z that is read off each window of true videos, by what `z_reader` made, from their first
-    frames alone: with errors over the horizon (`measures.by_step`), and Fréchet distances from the
-    true clips in the features that `extract` gives."""
+    frames alone: with errors over the horizon (`measures.by_step`), beside those of an `other`
+    model (`measures.beside`), and Fréchet distances from the true clips in the features that
+    `extract` gives."""
     batch, kept = min(BATCH, len(clips.frames)), []
     with Progress("imagine", len(clips.frames), unit="episode") as bar:
         bar.waits()
@@ -257,9 +278,15 @@ def of_videos(
             drawn = (true[:, 1:], to_uint8(free), to_uint8(forced), still)
             seen = [extract(np.concatenate([true[:, :1], x], axis=1)) for x in drawn]
             errors = _errors(true, free, forced)
-            kept.append([x[:size] for x in (z, drawn[1], *errors, *seen)])
+            own = [z, drawn[1], *errors, *seen]
+            if other is not None:
+                theirs = imagine(other, true[:, 0], z)
+                own += [to_uint8(theirs), _errors(true, theirs, theirs)[0]]
+            kept.append([x[:size] for x in own])
             bar.update(size)
-    z, imagined, free, forced, copy, *seen = (np.concatenate(x) for x in zip(*kept, strict=True))
+    columns = [np.concatenate(x) for x in zip(*kept, strict=True)]
+    theirs, their_error = columns[-2:] if other is not None else (None, None)
+    z, imagined, free, forced, copy, *seen = columns[:9]
     rows = measures.by_step(free, forced, copy)
     for row in rows:
         row["seconds"] = round(row["step"] * clips.window_seconds, 6)
@@ -280,6 +307,14 @@ def of_videos(
         "by_step": rows,
         "frechet": {"extractor": extract.what, **frechet},
     }
+    if other is not None:
+        compared = measures.beside(free, their_error, copy)
+        report["beside"] = {
+            "workdir": str(other.model.workdir),
+            "stage": other.model.config.stage,
+            "params_hash": other.model.params_hash,
+            "by_step": compared,
+        }
     labels = [f"episode {number}" for number in clips.episodes]
     return Rollouts(
         labels,
@@ -289,6 +324,7 @@ def of_videos(
         clips.frames[:, 1:],
         clips.frames[:, 0],
         free,
+        theirs,
         report,
     )
 

@@ -48,6 +48,7 @@ class Options:
     frame: image file to begin with
     resizing: how one of another size than the run's is made to fit
     episode: of --corpus, to begin with, or the only one to measure
+    beside: another run that imagines the same, step by step beside this one
     features: run of stage teacher or quantizer whose features the Fréchet distance is of (default:
         the quantizer that reads z)
     """
@@ -76,6 +77,7 @@ class Options:
     window_seconds: Annotated[
         float, "[0, 1e4]", "between frames of a corpus; 0: that of the quantizer's training"
     ] = 0.0
+    beside: str = ""
     features: str = ""
 
     def __post_init__(self) -> None:
@@ -94,6 +96,7 @@ class Options:
             "transfer_episode": ("transfer_from",),
             "quantizer": ("transfer_from", "corpus"),
             "window_seconds": ("transfer_from", "corpus"),
+            "beside": ("corpus",),
             "features": ("corpus",),
             "episodes": ("corpus",),
             "resizing": ("codes", "z", "policy", "transfer_from"),
@@ -158,6 +161,9 @@ def _made(imagination: Imagination, options: Options) -> rollouts.Rollouts:
     steps, source = options.steps or STEPS, options.source
     # What reads z, before minutes of work.
     quantizer = load_quantizer(options.quantizer) if options.quantizer else None
+    other = open_imagination(options.beside) if options.beside else None
+    if other is not None:
+        rollouts.check_beside(imagination, other)
     reader = None
     if source in ("transfer_from", "corpus"):
         reader = rollouts.reader_of(imagination, quantizer)
@@ -171,7 +177,7 @@ def _made(imagination: Imagination, options: Options) -> rollouts.Rollouts:
         extract = rollouts.extractor(features, imagination.image_size)
         which = dict(steps=steps, episodes=options.episodes or EPISODES, episode=options.episode)
         clips = rollout_sources.read_clips(imagination, reader, corpus(options.corpus), **which)
-        return rollouts.of_videos(imagination, clips, rollouts.z_reader(reader), extract)
+        return rollouts.of_videos(imagination, clips, rollouts.z_reader(reader), extract, other)
     size = imagination.image_size
     if options.frame:
         frame = first.of_file(options.frame, size, options.resizing)
@@ -201,6 +207,12 @@ def _show(made: rollouts.Rollouts, out: Path) -> None:
             ["–" if row[n] is None else f"{row[n]:.3g}" for n in names]
             for row in made.report["by_step"]
         ]
+        if other := made.report.get("beside"):
+            names = (*names, "skill_beside", "above")
+            for row, beside in zip(rows, other["by_step"], strict=True):
+                row += [
+                    "–" if beside[n] is None else f"{beside[n]:.3g}" for n in ("skill", "above")
+                ]
         text.show(text.table([names, *rows]))
     many = f"{len(made.labels)} rollouts" if made.labels[1:] else "one rollout"
     text.show(f"{many} -> {out}/report.html")

@@ -12,7 +12,7 @@ from tiny import lapa, succeed
 from tiny_policy import make_policy, quantizer_config, write
 
 from lapa_jax.diagnostics import rollouts as measures
-from lapa_jax.evidence import rollouts
+from lapa_jax.evidence import rollout_page, rollouts
 from lapa_jax.evidence.rollout_sources import Clips
 
 N, K, SIDE = 6, 3, 8
@@ -85,6 +85,24 @@ def test_what_adds_up_is_seen_beside_teacher_forcing():
     by_hand = np.square(0.5 * (true[:, 1] + true[:, 2]) - true[:, 2]).mean()
     assert forced[1] == pytest.approx(by_hand, rel=1e-4)
     assert made.error_NK[:, 1].mean() == pytest.approx(free[1])
+
+
+def test_two_models_are_compared_on_the_same_steps():
+    """A perfect one beside one that copies, and the other way round."""
+    config = SimpleNamespace(stage="quantizer")
+    model = SimpleNamespace(workdir="runs/copies", config=config, params_hash="abc")
+    draws = {"perfect": lambda frame, z: z, "copies": lambda frame, z: frame}
+    for one, another, sign in (("perfect", "copies", 1), ("copies", "perfect", -1)):
+        other = Imagines(draws[another])
+        other.model = model
+        made = rollouts.of_videos(Imagines(draws[one]), true_clips(), later, extract, other)
+        alone = measured(draws[another])[0]
+        np.testing.assert_array_equal(made.beside_NKHWC, alone.imagined_NKHWC)
+        for row, own in zip(made.report["beside"]["by_step"], alone.report["by_step"], strict=True):
+            assert row["skill"] == pytest.approx(own["skill"], abs=1e-6)
+            assert row["above"] == pytest.approx(sign, abs=1e-6)
+            assert sign * row["above_interval"][0] > 0
+        assert list(rollout_page.rows_of(made, 0)) == ["true", "imagined", "by copies"]
 
 
 def test_one_episode_has_no_interval_and_nothing_below_no_ratio():
@@ -173,6 +191,10 @@ def test_held_out_videos_are_measured_and_short_ones_named(runs):
     assert [one["of"] for one in found["rollouts"]] == [f"episode {e}" for e in found["episodes"]]
     page = (runs / "out" / "report.html").read_text()
     assert "teacher-forced" in page and f"Left out as too short: {len(short)}" in page
+    twice = result(runs, "--corpus", runs / "robot", "--steps", 4, "--beside", runs / "quantizer")
+    for row, beside in zip(twice["by_step"], twice["beside"]["by_step"], strict=True):
+        assert beside["skill"] == row["skill"] and beside["above_interval"] == [0.0, 0.0]
+    assert "skill of this run less that" in (runs / "out" / "report.html").read_text()
     one = result(runs, "--corpus", runs / "robot", "--episode", found["episodes"][0], "--steps", 4)
     assert one["rollouts"] == found["rollouts"][:1]
 
@@ -207,6 +229,8 @@ REFUSED = {
     "--corpus robot --quantizer quantizer": "is one, and reads z itself",
     "--transfer_from robot --frame frame.png": "--transfer_episode is missing",
     "--transfer_from robot --transfer_episode 0 --frame frame.png --steps 40": "episode 0 of",
+    "--corpus robot --beside policy": "is a run of stage 'latent_pretraining'",
+    "--codes 0:1:2 --beside quantizer --frame frame.png": "--beside does not go with z of --codes",
     "--corpus robot --features policy": "features are of a teacher or a quantizer",
     "--z frame.png --frame frame.png": "is no JSON with a list of steps",
     "--policy quantizer --instruction push --frame frame.png": "not a policy",
