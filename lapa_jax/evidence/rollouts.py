@@ -20,7 +20,7 @@ from lapa_jax.diagnostics.reconstruction import image_errors
 from lapa_jax.evidence.rollout_sources import BATCH, Clips
 from lapa_jax.report.picture import to_uint8
 from lapa_jax.runs.loaded import LoadedPolicy, LoadedQuantizer, Model
-from lapa_jax.world.imagination import Imagination
+from lapa_jax.world.imagination import Imagination, check_labels, check_policy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +90,7 @@ def reader_of(imagination: Imagination, quantizer: LoadedQuantizer | None) -> Lo
     ):
         if theirs != ours:
             raise ValueError(f"--quantizer {quantizer.workdir}: its {what} is {theirs}, not {ours}")
-    _check_labels("--quantizer", quantizer, _quantizers_of(quantizer), model)
+    check_labels("--quantizer", quantizer, model)
     return quantizer
 
 
@@ -149,50 +149,6 @@ def of_policy(
         drawn.append(frame)
     labels = [instruction] * len(first_BHWC)
     return Rollouts(labels, first_BHWC, np.stack(z, axis=1), np.stack(drawn, axis=1))
-
-
-def check_policy(imagination: Imagination, policy: LoadedPolicy) -> None:
-    """Raises ValueError as `of_policy`."""
-    policy.require_head("latent")
-    stage, where = policy.stage, f"--policy {policy.workdir}"
-    if stage.num_images > 1 or not stage.from_pixels or stage.state:
-        raise ValueError(
-            f"{where}: imagined frames are for a policy that sees one image, as pixels, and no "
-            "state of the robot"
-        )
-    said = stage.head.describe()
-    pairs = [("image size", tuple(policy.image_size), imagination.image_size)]
-    pairs.append(("code_length", policy.config.code_length, imagination.length))
-    if imagination.codes:
-        pairs.append(("codebook_size", said.get("codebook_size"), imagination.codes))
-    else:
-        pairs.append(("width of z", said.get("dim"), imagination.width))
-    for what, theirs, ours in pairs:
-        if theirs != ours:
-            raise ValueError(f"{where}: its {what} is {theirs}, that of the imagining run {ours}")
-    _check_labels("--policy", policy, _quantizers_of(policy), imagination.model)
-
-
-def _quantizers_of(model: Model) -> set[str]:
-    """Hashes of the quantizers whose z a run was trained on, or its own; none if untold."""
-    if isinstance(model, LoadedQuantizer):
-        return {model.params_hash}
-    sets = model.provenance.get("label_sets", {}).values()
-    return {labels["quantizer_hash"] for labels in sets}
-
-
-def _check_labels(flag: str, other: Model, theirs: set[str], model: Model) -> None:
-    ours = _quantizers_of(model)
-    if not ours or not theirs:
-        logging.warning(
-            "whether z of %s %s is that of %s is not known: a run records no label sets",
-            *(flag, other.workdir, model.workdir),
-        )
-    elif theirs.isdisjoint(ours):
-        raise ValueError(
-            f"{flag} {other.workdir}: its z is of the quantizer {sorted(theirs)}, that of "
-            f"{model.workdir} of {sorted(ours)}"
-        )
 
 
 @dataclasses.dataclass(frozen=True)

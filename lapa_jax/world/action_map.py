@@ -27,7 +27,7 @@ from lapa_jax.diagnostics.codebook import check_codes
 from lapa_jax.diagnostics.probes import Probe, fit_probe, held_episodes, linear_probe
 from lapa_jax.runs import examples
 from lapa_jax.runs.loaded import LoadedQuantizer
-from lapa_jax.world.imagination import Imagination
+from lapa_jax.world.imagination import Imagination, quantizers_of
 
 MAX_WINDOWS = 20_000  # evenly spread: a map of a few numbers has learnt what there is long before
 
@@ -146,9 +146,7 @@ def open_action_map(
 def label_set_of(imagination: Imagination, index: CorpusIndex) -> LabelSet | None:
     """The label set of a corpus by the quantizer that imagines, or, of a dynamics model, that it
     learnt from; None where there is none."""
-    run = imagination.model
-    hashes = {run.params_hash}
-    hashes |= {one["quantizer_hash"] for one in run.provenance.get("label_sets", {}).values()}
+    hashes = quantizers_of(imagination.model)
     for name in known_sets(index.sidecar_dir, LATENT_ACTIONS, index.image_key, index.split):
         labels = LabelSet.open(index.sidecar_dir, name, index)
         if labels.provenance["quantizer_hash"] in hashes:

@@ -13,9 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from data_pipelines.normalise import Normaliser
-from lapa_jax.runs.loaded import LoadedDynamics, LoadedQuantizer, Model, load
+from lapa_jax.runs.loaded import LoadedDynamics, LoadedPolicy, LoadedQuantizer, Model, load
 
 
 class Imagination:
@@ -131,3 +132,50 @@ def open_imagination(workdir: str | Path) -> Imagination:
     """The imagination of a run's directory, of stage `quantizer` or `dynamics`, at its newest good
     checkpoint. Raises ValueError for a run that cannot draw frames, and as `load`."""
     return Imagination(load(workdir))
+
+
+def check_policy(imagination: Imagination, policy: LoadedPolicy) -> None:
+    """Raises ValueError for a policy of other z than an imagination's, or that needs more than the
+    frame and the instruction."""
+    policy.require_head("latent")
+    stage, where = policy.stage, f"--policy {policy.workdir}"
+    if stage.num_images > 1 or not stage.from_pixels or stage.state:
+        raise ValueError(
+            f"{where}: imagined frames are for a policy that sees one image, as pixels, and no "
+            "state of the robot"
+        )
+    said = stage.head.describe()
+    pairs = [("image size", tuple(policy.image_size), imagination.image_size)]
+    pairs.append(("code_length", policy.config.code_length, imagination.length))
+    if imagination.codes:
+        pairs.append(("codebook_size", said.get("codebook_size"), imagination.codes))
+    else:
+        pairs.append(("width of z", said.get("dim"), imagination.width))
+    for what, theirs, ours in pairs:
+        if theirs != ours:
+            raise ValueError(f"{where}: its {what} is {theirs}, that of the imagining run {ours}")
+    check_labels("--policy", policy, imagination.model)
+
+
+def quantizers_of(model: Model) -> set[str]:
+    """Hashes of the quantizers whose z a run was trained on, or its own; none if untold."""
+    if isinstance(model, LoadedQuantizer):
+        return {model.params_hash}
+    sets = model.provenance.get("label_sets", {}).values()
+    return {labels["quantizer_hash"] for labels in sets}
+
+
+def check_labels(flag: str, other: Model, model: Model) -> None:
+    """Raises ValueError where z of one run, which `flag` names, are of another quantizer than those
+    of `model`; where a run does not tell, that is said in the log."""
+    ours, theirs = quantizers_of(model), quantizers_of(other)
+    if not ours or not theirs:
+        logging.warning(
+            "whether z of %s %s is that of %s is not known: a run records no label sets",
+            *(flag, other.workdir, model.workdir),
+        )
+    elif theirs.isdisjoint(ours):
+        raise ValueError(
+            f"{flag} {other.workdir}: its z is of the quantizer {sorted(theirs)}, that of "
+            f"{model.workdir} of {sorted(ours)}"
+        )
