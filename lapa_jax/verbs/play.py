@@ -1,11 +1,14 @@
-"""`lapa play`: a page where latent actions are the controls of what a model imagines.
+r"""`lapa play`: a page where latent actions are the controls of what a model imagines.
 
     lapa play --workdir runs/quantizer --frame first.png
     lapa play --workdir runs/dynamics --corpus data/tabletop/robot --episode 3 --step 10
+    lapa play --workdir runs/quantizer --corpus data/tabletop/robot --episode 3 \
+        --policy runs/latent_vla --corrections data/tabletop
 
 A quantizer goes on from the frame that its decoder drew, a dynamics model from what it has seen.
-With --corpus, labelled by the run, each code shows the mean true action that it stands for. Keys,
-security: docs/world.md.
+With --corpus, labelled by the run, each code shows the mean true action that it stands for. With
+--policy the page shows what that says at each frame, and with --corrections it saves what was
+chosen as a corpus to train on. Keys, security: docs/world.md.
 """
 
 import argparse
@@ -42,6 +45,11 @@ def parser() -> argparse.ArgumentParser:
     add("--episode", type=flags.number(int, "[0, 1e9]"), help="of --corpus, to start from")
     text = "of the episode, to start from (default: 0)"
     add("--step", type=flags.number(int, "[0, 1e9]"), default=0, help=text)
+    add("--policy", default="", help="run of stage latent_pretraining, which says z at each frame")
+    text = "what the policy is told (default: the instruction of --episode)"
+    add("--instruction", default="", help=text)
+    text = "folder in which games are saved, as the corpus `corrections`, to train the policy on"
+    add("--corrections", default="", metavar="DIR", help=text)
     text = "of a first frame of another size than the model's (default: none, which is an error)"
     add("--resizing", choices=RESIZING, default="none", help=text)
     add("--split", default="train", help="of the corpus (default: train)")

@@ -16,6 +16,7 @@ import numpy as np
 from absl import logging
 
 from data_pipelines.normalise import Normaliser
+from lapa_jax.runs import corrections
 from lapa_jax.runs.loaded import LoadedDynamics, LoadedPolicy, LoadedQuantizer, Model, load
 
 
@@ -155,6 +156,34 @@ def check_policy(imagination: Imagination, policy: LoadedPolicy) -> None:
         if theirs != ours:
             raise ValueError(f"{where}: its {what} is {theirs}, that of the imagining run {ours}")
     check_labels("--policy", policy, imagination.model)
+
+
+def corrected(imagination: Imagination, policy: LoadedPolicy) -> corrections.Of:
+    """What games have in common that are played with an imagination and corrected where a latent
+    VLA is wrong; their label set is named as that of its training, else "corrections". Raises
+    ValueError where the time between frames, or whose z they are, is not known."""
+    where = imagination.model.workdir
+    if not imagination.window_seconds:
+        raise ValueError(
+            f"{where}: its corpora differ in window_seconds, or it has none, so that the time "
+            "between its frames is not known: its games cannot be saved as a corpus"
+        )
+    known = [one for one in map(quantizers_of, (imagination.model, policy)) if one]
+    hashes = set.intersection(*known) if known else set()
+    if len(hashes) != 1:
+        raise ValueError(
+            f"whose z {where} and {policy.workdir} have in common is not known (quantizers "
+            f"{sorted(hashes)}): games cannot be saved with labels"
+        )
+    names = {corpus.label_set for corpus in policy.config.data.corpora.values()} - {""}
+    return corrections.Of(
+        image_size=imagination.image_size,
+        window_seconds=imagination.window_seconds,
+        shape=imagination.shape,
+        codes=imagination.codes,
+        quantizer_hash=hashes.pop(),
+        label_set=names.pop() if len(names) == 1 else corrections.CORPUS,
+    )
 
 
 def quantizers_of(model: Model) -> set[str]:

@@ -1,4 +1,4 @@
-"""The application of `lapa play`: the page, frames along z, and a video of them."""
+"""The application of `lapa play`: the page, frames along z, a video of them, and corrections."""
 
 import contextlib
 import json
@@ -21,6 +21,7 @@ from lapa_jax.arena.results import write_video
 from lapa_jax.serving.guard import Guard, data_uri, failed, page_routes, read_body, refused
 from lapa_jax.serving.limits import Limits, Rate, Refused
 from lapa_jax.serving.play.player import Player
+from lapa_jax.serving.play.saves import Saves
 
 FRAMES = 64  # of one answer
 VIDEO_RATE = 5.0  # frames a second where the model's is not known
@@ -29,10 +30,19 @@ LIMITS = Limits(request_mib=1.0, connections=64)
 
 
 class Server:
-    """What the routes share; metadata: what /metadata tells; steps: the most from the start."""
+    """What the routes share; metadata: what /metadata tells; steps: the most from the start;
+    saves: where corrections go, if anywhere."""
 
-    def __init__(self, player: Player, metadata: dict[str, Any], *, steps: int):
+    def __init__(
+        self,
+        player: Player,
+        metadata: dict[str, Any],
+        *,
+        steps: int,
+        saves: Saves | None = None,
+    ):
         self.engine, self.metadata, self.steps = player, metadata | {"steps": steps}, steps
+        self.saves = saves
         self.limits, self.rate = LIMITS, Rate(LIMITS.requests_per_second)
         self._read = Game(player.imagination.codes, player.imagination.shape, steps)
 
@@ -54,6 +64,7 @@ class Server:
                 *page_routes("lapa_jax.serving.play"),
                 Route("/frames", self.frames, methods=["POST"]),
                 Route("/video", self.video, methods=["POST"]),
+                Route("/corrections", self.corrections, methods=["POST"]),
                 Route("/healthz", health),
                 Route("/metadata", describe),
             ],
@@ -67,13 +78,17 @@ class Server:
 
     async def frames(self, request: Request) -> Response:
         """{"z": all of them since the start, "since": n} → {"frames": after n, n + 1, ... and all
-        of them, as PNG in data URIs, "ms": in the model}."""
+        of them, as PNG in data URIs, "said": what the policy says at each, where there is one,
+        "ms": in the model}."""
         with self._asked(request):
             z, since = self._read.frames(await read_body(request, self.limits))
             start = time.perf_counter()
             found = await self.engine.along(z, since, _there(request))
             took = 1e3 * (time.perf_counter() - start)
-            return JSONResponse({"frames": [data_uri(x) for x in found], "ms": round(took, 3)})
+            told = {"frames": [data_uri(x.frame) for x in found], "ms": round(took, 3)}
+            if self.engine.policy:
+                told["said"] = [x.said.tolist() for x in found]
+            return JSONResponse(told)
 
     async def video(self, request: Request) -> Response:
         """{"z": ...} → an mp4 of the start frame and all that follow."""
@@ -81,8 +96,19 @@ class Server:
             z = self._read.video(await read_body(request, self.limits))
             found = await self.engine.along(z, 0, _there(request))
             rate = self.engine.imagination.rate or VIDEO_RATE
-            data = await self.engine.call(_mp4, np.stack(found), rate)
+            data = await self.engine.call(_mp4, np.stack([x.frame for x in found]), rate)
         return Response(data, media_type="video/mp4")
+
+    async def corrections(self, request: Request) -> Response:
+        """{"z": ..., "instruction": what the policy is told} → {"episodes", "pairs", "corrected":
+        what the corpus holds once this game is in it}."""
+        with self._asked(request):
+            body = await read_body(request, self.limits)
+            if self.saves is None:
+                raise Refused(422, "nothing is saved: start lapa play with --policy, --corrections")
+            z = self._read.corrections(body, self.engine.instruction)
+            found = await self.engine.along(z, 0, _there(request))
+            return JSONResponse(await self.engine.call(self.saves.save, found, z))
 
     @contextlib.contextmanager
     def _asked(self, request: Request) -> Iterator[None]:
@@ -116,6 +142,15 @@ class Game:
 
     def video(self, body: bytes) -> np.ndarray:
         return self._z(self._message(body, {"z"})["z"])
+
+    def corrections(self, body: bytes, instruction: str) -> np.ndarray:
+        message = self._message(body, {"z", "instruction"})
+        z, given = self._z(message["z"]), message["instruction"]
+        if given != instruction:
+            raise Refused(422, "instruction is not that of this server's policy: load the page")
+        if not len(z):
+            raise Refused(422, "z has no step: there is nothing to save")
+        return z
 
     def _message(self, body: bytes, keys: set[str]) -> dict[str, Any]:
         try:

@@ -1,10 +1,15 @@
 "use strict";
 // The page of `lapa play`: z since the first frame is all that a game is. It is sent whole each time,
-// and kept in the tab, so that the page can be loaded again.
+// and kept in the tab with its other branches, so that the page can be loaded again.
 
 const $ = (id) => document.getElementById(id);
 const SHOWN = 48; // frames of the strip
+const BRANCHES = 12; // that are kept
 let metadata = null, z = [], frames = new Map(), typed = [], queue = Promise.resolve();
+let said = new Map(); // what the policy says at each frame
+let kept = []; // z of branches that the game left
+
+const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
 
 const make = (name, className, text) => {
   const found = document.createElement(name);
@@ -35,13 +40,13 @@ async function ask(path, message) {
 
 // --- What is kept in the tab ---
 
-const place = () => "lapa play " + metadata.checkpoint.params_hash + " " + metadata.start.hash;
+const place = () => "lapa play game " + metadata.checkpoint.params_hash + " " + metadata.start.hash;
 
 function remembered() {
   try {
-    return JSON.parse(sessionStorage.getItem(place())) || [];
+    return { z: [], kept: [], ...JSON.parse(sessionStorage.getItem(place())) };
   } catch {
-    return [];
+    return { z: [], kept: [] };
   }
 }
 
@@ -50,22 +55,37 @@ function remembered() {
 // Goes to these z; only frames that are not here yet are asked for.
 async function goTo(wanted) {
   const oldest = Math.max(0, wanted.length - SHOWN + 1);
-  let since = 0;
-  while (since < Math.min(z.length, wanted.length) &&
-         JSON.stringify(z[since]) === JSON.stringify(wanted[since])) since += 1;
-  for (const k of [...frames.keys()]) if (k > since) frames.delete(k);
+  const since = common(z, wanted);
+  for (const k of [...frames.keys()]) if (k > since) [frames, said].forEach((one) => one.delete(k));
   let first = oldest;
   while (first <= wanted.length && frames.has(first)) first += 1;
   if (first <= wanted.length) {
     const start = performance.now();
     const answer = await (await ask("/frames", { z: wanted, since: first })).json();
     answer.frames.forEach((frame, i) => frames.set(first + i, frame));
+    (answer.said || []).forEach((one, i) => said.set(first + i, one));
     const took = performance.now() - start;
     say(`${took.toFixed(0)} ms, of these ${answer.ms.toFixed(0)} in the model`);
   } else say("");
+  leave(wanted);
   z = wanted;
-  sessionStorage.setItem(place(), JSON.stringify(z));
+  sessionStorage.setItem(place(), JSON.stringify({ z, kept }));
   show();
+}
+
+// How many z two games have in common from the first frame on.
+function common(one, other) {
+  let k = 0;
+  while (k < Math.min(one.length, other.length) && same(one[k], other[k])) k += 1;
+  return k;
+}
+
+const begins = (one, other) => common(one, other) === one.length;
+
+// Keeps the branch that is left, unless it is the beginning of another one.
+function leave(wanted) {
+  if (![wanted, ...kept].some((other) => begins(z, other))) kept.push(z);
+  kept = kept.filter((one) => !begins(one, wanted)).slice(-BRANCHES);
 }
 
 // One after the other, in the order in which keys were pressed.
@@ -77,6 +97,10 @@ function then(next) {
 const step = (one) => then((now) => [...now, one]);
 const undo = () => then((now) => now.slice(0, -1));
 const restart = () => then(() => []);
+const act = () => then((now) => {
+  if (!said.has(now.length)) throw new Error("what the policy says is not here: load the page again");
+  return [...now, said.get(now.length)];
+});
 
 function name(one) {
   if (metadata.z.codes) return one.join(" ");
@@ -88,17 +112,30 @@ function show() {
   const seconds = metadata.window_seconds;
   const when = seconds ? `, ${(z.length * seconds).toFixed(1)} s` : "";
   $("caption").textContent = `step ${z.length}${when}` +
-    (z.length ? `, z = ${name(z[z.length - 1])}` : ", the first frame");
-  const kept = [...frames.keys()].filter((k) => k <= z.length && k > z.length - SHOWN);
-  $("strip").replaceChildren(...kept.sort((a, b) => a - b).map((k) => {
+    (z.length ? `, z = ${name(z[z.length - 1])}` : ", the first frame") +
+    (said.has(z.length) ? `; the policy says ${name(said.get(z.length))}` : "");
+  const there = [...frames.keys()].filter((k) => k <= z.length && k > z.length - SHOWN);
+  $("strip").replaceChildren(...there.sort((a, b) => a - b).map((k) => {
     const button = make("button"), image = make("img");
     image.src = frames.get(k);
     image.alt = "";
     button.title = `back to step ${k}`;
+    if (said.has(k - 1) && !same(said.get(k - 1), z[k - 1])) {
+      button.className = "corrected";
+      button.title += `; the policy said ${name(said.get(k - 1))}`;
+    }
     button.append(image, k ? name(z[k - 1]) : "start");
     button.addEventListener("click", () => then((now) => now.slice(0, k)));
     return button;
   }));
+  $("branches").replaceChildren(...kept.map((one) => {
+    const since = common(one, z), rest = one.slice(since).map(name).join(", ");
+    const button = make("button", "", `from step ${since}: ${rest}`);
+    button.title = `go to this branch of ${one.length} steps`;
+    button.addEventListener("click", () => then(() => one));
+    return button;
+  }));
+  mark();
 }
 
 // --- Controls ---
@@ -154,15 +191,25 @@ function choose(position, code) {
 }
 
 function mark() {
-  for (const button of document.querySelectorAll(".code"))
-    button.classList.toggle("chosen", typed[button.dataset.position] === Number(button.dataset.code));
+  const says = said.get(z.length);
+  for (const button of document.querySelectorAll(".code")) {
+    const { position } = button.dataset, code = Number(button.dataset.code);
+    button.classList.toggle("chosen", typed[position] === code);
+    button.classList.toggle("said", !!says && says[position] === code);
+  }
+  if (!says) return;
+  const { codes, width, mean, std } = metadata.z;
+  document.querySelectorAll(".says").forEach((field, i) => {
+    const p = Math.floor(i / (width || 1)), k = i % (width || 1);
+    field.textContent = codes ? says[p] : ((says[p][k] - mean[p][k]) / std[p][k]).toFixed(2);
+  });
 }
 
 function fields() {
   for (let p = 0; p < metadata.z.length; p += 1) {
     const label = make("label", "slider"), input = make("input", "field");
     Object.assign(input, { type: "number", min: 0, max: metadata.z.codes - 1, step: 1, value: 0 });
-    label.append(make("span", "", "code " + p), input);
+    label.append(make("span", "", "code " + p), input, make("output"), make("output", "says"));
     $("controls").append(label);
   }
 }
@@ -175,7 +222,8 @@ function sliders() {
       Object.assign(input, { type: "range", min: -3, max: 3, step: 0.05, value: 0 });
       out.textContent = "0.00";
       input.addEventListener("input", () => { out.textContent = Number(input.value).toFixed(2); });
-      label.append(make("span", "", metadata.z.length > 1 ? `z ${p}, ${i}` : "z " + i), input, out);
+      label.append(make("span", "", metadata.z.length > 1 ? `z ${p}, ${i}` : "z " + i),
+        input, out, make("output", "says"));
       $("controls").append(label);
     }
 }
@@ -200,6 +248,7 @@ function press(event) {
   const inField = ["number", "password", "text"].includes(event.target.type);
   if (event.key === "Enter" && !$("go_row").hidden && event.target.tagName !== "BUTTON") send();
   else if (inField) return;
+  else if (event.key === " " && metadata.policy && event.target.tagName !== "BUTTON") act();
   else if (event.key === "u") undo();
   else if (event.key === "r") restart();
   else if (/^[0-9]$/.test(event.key) && document.querySelector(".code")) {
@@ -230,6 +279,13 @@ async function saveVideo() {
   say("");
 }
 
+async function saveCorrections() {
+  say("...");
+  const { instruction, saved } = metadata.policy;
+  const found = await (await ask("/corrections", { z, instruction })).json();
+  say(`${saved} has ${found.pairs} pairs of ${found.episodes} games, ${found.corrected} corrected`);
+}
+
 function saveJson() {
   const { checkpoint, start, window_seconds } = metadata;
   const text = JSON.stringify({ checkpoint, start, window_seconds, z });
@@ -239,7 +295,7 @@ function saveJson() {
 // --- The beginning ---
 
 function describe() {
-  const { stage, checkpoint, image_size, start, meanings, z: of } = metadata;
+  const { stage, checkpoint, image_size, start, meanings, policy, z: of } = metadata;
   const what = of.codes ? `${of.codes} codes × ${of.length}` : `${of.length} × ${of.width} numbers`;
   $("run").textContent = `${stage}, step ${checkpoint.step}, ` +
     `${image_size[1]} x ${image_size[0]} px, ${what}`;
@@ -252,6 +308,11 @@ function describe() {
   if (!of.codes) about.push(of.spread_of
     ? `Sliders: standard deviations from the mean, of ${of.spread_of}.`
     : "Sliders: the numbers of z themselves; a --corpus that this run has labelled tells their spread.");
+  if (policy) about.push(
+    `Dashed, or beside a slider: what the policy (step ${policy.checkpoint.step}) says, which is ` +
+    `told "${policy.instruction}". Any other z corrects it.`);
+  $("act").hidden = !policy;
+  $("corrections").hidden = !(policy && policy.saved);
   $("about").textContent = about.join(" ");
 }
 
@@ -267,7 +328,12 @@ async function begin() {
   $("go_row").hidden = !(length > 1 || document.querySelector(".field"));
   $("zero").hidden = !!codes;
   $("game").hidden = false;
-  await goTo(remembered()).catch(() => goTo([]));
+  const before = remembered();
+  kept = Array.isArray(before.kept) ? before.kept : [];
+  await goTo(before.z).catch(() => {
+    kept = [];
+    return goTo([]);
+  });
 }
 
 $("go").addEventListener("click", send);
@@ -277,10 +343,17 @@ $("zero").addEventListener("click", () => {
     field.dispatchEvent(new Event("input"));
   }
 });
+$("act").addEventListener("click", act);
+$("corrections").addEventListener("click", () =>
+  saveCorrections().catch((error) => say(error.message, true)));
 $("undo").addEventListener("click", undo);
 $("restart").addEventListener("click", restart);
 $("video").addEventListener("click", () => saveVideo().catch((error) => say(error.message, true)));
 $("json").addEventListener("click", saveJson);
 $("enter").addEventListener("click", () => begin().catch((error) => say(error.message, true)));
 document.addEventListener("keydown", press);
+// After a click of a pointer the keys are free again, the space bar among them.
+document.addEventListener("click", (event) => {
+  if (event.detail && event.target.closest("button")) document.activeElement.blur();
+});
 begin().catch((error) => say(error.message, true));

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from lapa_jax.runs.loaded import LoadedPolicy
 from lapa_jax.serving.limits import Refused
 from lapa_jax.serving.model_thread import ModelThread
 from lapa_jax.world.imagination import Imagination
@@ -24,24 +25,32 @@ _HELD_BYTES = 256 * 2**20
 class Moment(NamedTuple):
     state: Any
     frame: np.ndarray  # uint8 (H, W, 3)
+    said: np.ndarray | None = None  # z, by the policy where there is one
 
 
 class Player(ModelThread):
     """`along` is of one event loop."""
 
-    def __init__(self, imagination: Imagination, first: np.ndarray):
-        """first: uint8 (H, W, 3), of the model's size. Compiles a step."""
+    def __init__(
+        self,
+        imagination: Imagination,
+        first: np.ndarray,
+        policy: LoadedPolicy | None = None,
+        instruction: str = "",
+    ):
+        """first: uint8 (H, W, 3), of the model's size. policy: a latent VLA that `check_policy` let
+        pass, which is told the instruction at each frame. Compiles a step."""
         super().__init__()
-        self.imagination = imagination
+        self.imagination, self.policy, self.instruction = imagination, policy, instruction
         imagination.warm()
-        self.start = Moment(imagination.start(first[None]), first)
+        self.start = Moment(imagination.start(first[None]), first, self._said(first))
         held = sum(x.nbytes for x in jax.tree.leaves(self.start))
         self.most = max(2, _HELD_BYTES // held)
         self._held: OrderedDict[bytes, Moment] = OrderedDict()
 
-    async def along(self, z: np.ndarray, since: int, wanted: Callable[[], Any]) -> list[np.ndarray]:
-        """The frames uint8 (H, W, 3) after `since`, `since` + 1, ... and all of z (n, ...): frame 0
-        is the first one. wanted: awaited before each step; False ends it with Refused."""
+    async def along(self, z: np.ndarray, since: int, wanted: Callable[[], Any]) -> list[Moment]:
+        """The moments after `since`, `since` + 1, ... and all of z (n, ...): moment 0 is the start.
+        wanted: awaited before each step; False ends it with Refused."""
         keys, at = self._keys(z), since
         while at and keys[at] not in self._held:
             at -= 1
@@ -50,7 +59,7 @@ class Player(ModelThread):
             if k > at:
                 now = self._of(keys[k]) or await self._next(now, z[k - 1], keys[k], wanted)
             if k >= since:
-                found.append(now.frame)
+                found.append(now)
         return found
 
     async def _next(
@@ -68,7 +77,13 @@ class Player(ModelThread):
         frame = np.asarray(frames)[0]
         if not np.isfinite(frame).all():
             raise Refused(503, "the model's frame is not finite")
-        return Moment(state, np.round(frame * 255.0).astype(np.uint8))
+        frame = np.round(frame * 255.0).astype(np.uint8)
+        return Moment(state, frame, self._said(frame))
+
+    def _said(self, frame: np.ndarray) -> np.ndarray | None:
+        if self.policy is None:
+            return None
+        return np.asarray(self.policy.predict_latent(frame, self.instruction))
 
     def _of(self, key: bytes) -> Moment | None:
         if key in self._held:

@@ -10,11 +10,14 @@ import numpy as np
 from absl import logging
 
 from data_pipelines.index import CorpusIndex, load_index
+from lapa_jax.runs.corrections import Corrections
+from lapa_jax.runs.loaded import load_policy
 from lapa_jax.serving import start
 from lapa_jax.serving.play import first, meanings
 from lapa_jax.serving.play.app import LIMITS, Server
 from lapa_jax.serving.play.player import Player
-from lapa_jax.world.imagination import Imagination, open_imagination
+from lapa_jax.serving.play.saves import Saves
+from lapa_jax.world.imagination import Imagination, check_policy, corrected, open_imagination
 
 
 def prepare(args: argparse.Namespace, token: str) -> tuple[start.Uvicorn, socket.socket]:
@@ -25,6 +28,10 @@ def prepare(args: argparse.Namespace, token: str) -> tuple[start.Uvicorn, socket
         raise ValueError("give what to start from: --frame FILE, or --corpus DIR with --episode N")
     if args.episode is not None and not args.corpus:
         raise ValueError(f"--episode {args.episode} is of a --corpus: name one")
+    if args.instruction and not args.policy:
+        raise ValueError(f"--instruction {args.instruction!r} is for a --policy: name one")
+    if args.corrections and not args.policy:
+        raise ValueError(f"--corrections {args.corrections} are of what a --policy says: name one")
     if args.step and args.episode is None:
         raise ValueError(f"--step {args.step} is of an --episode of --corpus: name one")
     bound = start.bind(args.host, args.port, LIMITS.read_seconds)
@@ -44,9 +51,24 @@ def build(args: argparse.Namespace) -> Server:
         index = load_index(args.corpus, sidecar_dir=args.sidecar_dir or None, **view)
     frame, told = _first(args, imagination, index)
     found = meanings.meanings(imagination, index) if index else {}
-    logging.info("compiling a step of %s", imagination.model.workdir)
     metadata = describe(imagination, frame, told, found)
-    return Server(Player(imagination, frame), metadata, steps=args.steps)
+    policy, instruction, saves = None, "", None
+    if args.policy:
+        policy, instruction = load_policy(args.policy), args.instruction.strip()
+        instruction = instruction or told.get("instruction", "")
+        check_policy(imagination, policy)
+        if not instruction:
+            raise ValueError(f"--policy {args.policy} is told what to do: give --instruction")
+        checkpoint = {"step": policy.step, "params_hash": policy.params_hash}
+        metadata["policy"] = {"checkpoint": checkpoint, "instruction": instruction}
+    if args.corrections:
+        corpus = Corrections(args.corrections, corrected(imagination, policy))
+        metadata["policy"]["saved"] = corpus.path.name
+        told_of = {key: metadata[key] for key in ("stage", "checkpoint", "start")}
+        saves = Saves(corpus, instruction, told_of | {"policy": checkpoint})
+    logging.info("compiling a step of %s", imagination.model.workdir)
+    player = Player(imagination, frame, policy, instruction)
+    return Server(player, metadata, steps=args.steps, saves=saves)
 
 
 def _first(
