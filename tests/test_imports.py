@@ -73,6 +73,7 @@ ALLOWED = {
     "lapa_jax.policy": (*MODELS, NORMALISE, "data_pipelines.checks.statistics"),
     "lapa_jax.world": WORLD,
     "lapa_jax.world.imagination": ("lapa_jax.runs", *RUNS),  # of what a run holds
+    "lapa_jax.world.verifier": ("lapa_jax.diagnostics", "lapa_jax.runs", *RUNS),
     "lapa_jax.world.action_map": ("lapa_jax.diagnostics", "lapa_jax.runs", *RUNS),
     "lapa_jax.stages": STAGES,
     "lapa_jax.aot": USES,

@@ -76,9 +76,10 @@ def closed_loop(
     """`rollout` where the environment is traceable, `drive` where it is not; `act` can be."""
     if env.spec.traceable:
         return rollout(env, act, states, prompts, key, **options)
-    return drive(env, lambda *seen: _call(act, *seen), states, prompts, key, **options)
+    return drive(env, lambda *seen: call(act, *seen), states, prompts, key, **options)
 
 
 @jax.jit
-def _call(act: jax.tree_util.Partial, *seen: Any) -> jax.Array:
+def call(act: jax.tree_util.Partial, *seen: Any) -> jax.Array:
+    """What a policy that can be traced says, compiled."""
     return act(*seen)

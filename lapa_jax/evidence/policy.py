@@ -14,13 +14,17 @@ from data_pipelines.progress import Progress
 from lapa_jax.diagnostics.statistics import wilson_interval
 from lapa_jax.diagnostics.token_controls import token_controls
 from lapa_jax.envs import words
+from lapa_jax.envs.checked import Check, Pushes, checked_loop
 from lapa_jax.envs.drive import closed_loop
 from lapa_jax.envs.env import GOING_ON, OWN, Environment
 from lapa_jax.envs.execution import BY_RUN, Execution, check_rate
 from lapa_jax.envs.rollout import Episodes
+from lapa_jax.evidence.verified import calls_report, looks_report
 from lapa_jax.runs.loaded import Model
 from lapa_jax.runs.usable import open_loader
 from lapa_jax.stages.stage import Stage
+
+UNDISTURBED = Pushes()
 
 
 def evaluate_tokens(
@@ -67,6 +71,7 @@ class SuccessEvaluation:
     report: dict[str, Any]
     rollouts: Episodes
     instructions: list[str]
+    calls: np.ndarray  # int (episodes,), of the policy until the end of each
 
 
 def evaluate_success(
@@ -81,6 +86,8 @@ def evaluate_success(
     temperature: float = 0.0,
     top_k: int = 0,
     how: Execution = BY_RUN,
+    check: Check | None = None,
+    pushes: Pushes = UNDISTURBED,
 ) -> SuccessEvaluation:
     """Closed-loop success of a policy from the fixed start states of (seed, family), with a Wilson
     interval.
@@ -88,9 +95,11 @@ def evaluate_success(
     Actions are the likeliest ones, or drawn at a `temperature` among the `top_k` likeliest; `how`
     chunks of them are acted on; `phrasings` of instructions are as of `envs.words`. Images are
     those of `view` (default: the first one); a policy that sees the robot's state gets the
-    environment's. Raises ValueError for a stage that does not act, one that takes several images an
-    example, one that was trained with states of another width or at another rate of control, and
-    one whose chunks are too short for `how`.
+    environment's. With a `check` chunks may end early (a verifier's `watch()`, world/verifier.py),
+    with `pushes` the world moves the robot now and then. Raises ValueError for a stage that does
+    not act, one that takes several images an example, one that was trained with states of another
+    width or at another rate of control, and one whose chunks are too short for `how`; and as
+    `checked_loop`.
     """
     config, stage = policy.config, policy.stage
     if not stage.acts:
@@ -107,17 +116,23 @@ def evaluate_success(
     own = _own(policy, env, episodes)
     states = env.evaluation_states(seed, family, episodes)
     instructions = words.of_all(env, phrasings, states, family, seed)
-    found = closed_loop(
+    asked = (
         env,
         jax.tree_util.Partial(_acting(stage, temperature, top_k), policy.params, policy.variables),
         states,
         stage.prompts(instructions, own=own) | _told(stage, own, how, episodes),
         jax.random.key(seed),
-        steps=env.spec.horizon,
-        view=view,
-        size=config.data.image_size,
-        how=how,
     )
+    options = dict(steps=env.spec.horizon, view=view, size=config.data.image_size, how=how)
+    checked = None
+    if check is not None or pushes.push_rate:
+        if pushes.push_rate:
+            options["pushes_NTA"] = pushes.drawn(env.spec, seed, episodes, env.spec.horizon)
+        checked = checked_loop(*asked, **options, check=check)
+        found, calls = checked.episodes, checked.calls
+    else:
+        found = closed_loop(*asked, **options)
+        calls = -(-np.asarray(found.length) // how.execute)
     successes = int(np.sum(found.success))
     report = {
         "family": family,
@@ -136,9 +151,12 @@ def evaluate_success(
             else {}
         ),
         **({"delay": how.delay} if how.delay else {}),
+        **(dataclasses.asdict(pushes) if pushes.push_rate else {}),
+        **calls_report(calls, np.asarray(found.length)),
+        **({} if check is None else looks_report(checked)),
         **wilson_interval(successes, episodes).as_dict(),
     }
-    return SuccessEvaluation(report, found, instructions)
+    return SuccessEvaluation(report, found, instructions, calls)
 
 
 def _own(policy: Model, env: Environment, episodes: int) -> np.ndarray | None:

@@ -15,17 +15,25 @@ from absl import logging
 
 from data_pipelines.progress import Progress
 from lapa_jax import envs
+from lapa_jax.envs.checked import Pushes
 from lapa_jax.envs.execution import Execution, check_rate
 from lapa_jax.evidence import action_errors, page, policy_page, verdict
 from lapa_jax.evidence.policy import evaluate_success, evaluate_tokens
 from lapa_jax.evidence.quantizer import evaluate_paired_views, evaluate_quantizer
 from lapa_jax.evidence.simulated import evaluate_distractors, evaluate_transfer
+from lapa_jax.evidence.verified import (
+    Verification,
+    check_verifier,
+    open_verifier,
+    verifier_report,
+)
 from lapa_jax.runs import unipi
 from lapa_jax.runs.examples import trained_window
 from lapa_jax.runs.loaded import LoadedPolicy, Model, load, load_quantizer, require
 from lapa_jax.studies import prediction
 from lapa_jax.verbs import benchmark, compare, flags
 from lapa_jax.verbs.text import table
+from lapa_jax.world.verifier import Verifier
 
 
 def main(argv: list[str]) -> int:
@@ -79,7 +87,9 @@ def main(argv: list[str]) -> int:
         default=0,
         help="sample among so many; 0: all",
     )
-    flags.add(parser.add_argument_group("how an action policy's chunks are acted on"), Execution)
+    chunks = parser.add_argument_group("how an action policy's chunks are acted on")
+    for options in (Execution, Verification, Pushes):
+        flags.add(chunks, options)
     add = parser.add_argument_group(
         "UniPi, small: a policy of latent actions acts by a frame that is drawn (docs/policies.md)"
     ).add_argument
@@ -111,6 +121,8 @@ def main(argv: list[str]) -> int:
             f"--quantizer and --inverse_dynamics are of policies of latent actions; {run.workdir} "
             f"is a {run.config.stage} run"
         )
+    if args.verifier and quantizer:
+        raise ValueError(f"--verifier is of policies; {run.workdir} is a quantizer")
     if args.corpus:
         corpora = {path: {"path": path, "split": args.split} for path in args.corpus}
     else:
@@ -179,6 +191,15 @@ def _policy(run: Model, corpora: dict[str, dict], args: argparse.Namespace) -> d
     left_out = _no_closed_loop(actor, args) if actor.stage.acts else ""
     if actor.stage.acts and not left_out:  # before minutes of work
         actor.stage.check_sampling(args.temperature, args.top_k)
+    verification = flags.read(args, Verification)
+    verifier = None
+    if verification.verifier:
+        if left_out:
+            raise ValueError(f"--verifier: there is no closed loop: {left_out}")
+        how = flags.read(args, Execution).of(actor.config.evaluation.execution_horizon)
+        verifier = open_verifier(actor, verification)
+        check_verifier(verifier, _environment(actor, args).spec, how)
+        result["verifier"] = verifier_report(verifier)
     if not args.holdout:  # they are drawn as in training
         result["tokens"] = evaluate_tokens(run, corpora, max_examples=args.max_examples)
     if run.stage.acts:
@@ -190,7 +211,7 @@ def _policy(run: Model, corpora: dict[str, dict], args: argparse.Namespace) -> d
     if left_out:
         logging.info("no closed loop: %s", left_out)
     elif actor.stage.acts:
-        result["success"] = _success(actor, args)
+        result["success"] = _success(actor, args, verifier)
     if args.report:
         policy_page.write(Path(args.report), run, result, left_out)
     return result
@@ -223,15 +244,18 @@ def _no_closed_loop(run: Model, args: argparse.Namespace) -> str:
     return why
 
 
-def _success(run: Model, args: argparse.Namespace) -> dict[str, Any]:
+def _success(
+    run: Model, args: argparse.Namespace, verifier: Verifier | None = None
+) -> dict[str, Any]:
     env, found = _environment(run, args), {}
     names = ("seed", "view", "temperature", "top_k")
     options = {"episodes": args.episodes or 200} | {name: getattr(args, name) for name in names}
-    how = flags.read(args, Execution)
+    options |= {"how": flags.read(args, Execution), "pushes": flags.read(args, Pushes)}
     with Progress("closed loop", len(env.spec.tasks), unit="family") as bar:
         bar.waits()
         for family in env.spec.tasks:
-            found[family] = evaluate_success(run, env, family, how=how, **options).report
+            check = verifier and verifier.watch()
+            found[family] = evaluate_success(run, env, family, check=check, **options).report
             bar.update()
     return found
 
