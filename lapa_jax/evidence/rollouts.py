@@ -207,7 +207,7 @@ def check_beside(imagination: Imagination, other: Imagination) -> None:
             raise ValueError(
                 f"{where}: its {what} is {theirs}, that of {imagination.model.workdir} {ours}"
             )
-    _check_labels("--beside", model, _quantizers_of(model), imagination.model)
+    check_labels("--beside", model, imagination.model)
 
 
 def of_videos(
