@@ -25,7 +25,7 @@ from data_pipelines.processes import end_with_parent
 from lapa_jax import envs
 from lapa_jax.arena.client import Policy, ServerError
 from lapa_jax.envs import words
-from lapa_jax.envs.env import Environment, EnvSpec, NotWholeError
+from lapa_jax.envs.env import Environment, NotWholeError, clip
 from lapa_jax.envs.execution import FOLLOWING, Chunks, Execution
 
 BEAT_SECONDS = 0.2
@@ -105,14 +105,6 @@ def callable_by_python(env: Environment, how: Setup) -> Any:
     return found
 
 
-def clip(spec: EnvSpec, action: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Within the bounds, and whether it was beyond them, by more than rounding."""
-    low, high = np.float32(spec.action_low), np.float32(spec.action_high)
-    slack = 1e-4 * (high - low)
-    beyond = (action < low - slack) | (action > high + slack)
-    return np.clip(action, low, high), bool(beyond.any())
-
-
 def told(env: Environment, does: Any, how: Setup, job: Job, state: Any) -> str:
     """The instruction of an episode that starts in `state`."""
 
@@ -161,7 +153,7 @@ def episode(
             except ValueError as error:
                 raise ServerError(f"{policy.url}: {error}") from error
         action, beyond = clip(spec, chunks.next())
-        clipped += beyond
+        clipped += bool(beyond)
         then = clock()
         state = does.step(state, action)
         done = bool(does.success(state))

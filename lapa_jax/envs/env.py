@@ -132,6 +132,15 @@ def check_action(spec: EnvSpec, action: np.ndarray) -> np.ndarray:
     return np.clip(action, low, high)
 
 
+def clip(spec: EnvSpec, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Actions (..., A) within the bounds, and which were beyond them, by more than rounding, bool
+    (...): for who tells how many these were."""
+    low, high = np.float32(spec.action_low), np.float32(spec.action_high)
+    slack = 1e-4 * (high - low)
+    beyond = (action < low - slack) | (action > high + slack)
+    return np.clip(action, low, high), beyond.any(-1)
+
+
 def missing_packages(needs: Mapping[str, str], mends: str) -> str:
     """Which package this Python lacks, or has in another version than it must ("": any), and what
     mends it, in one line; "" where all are there."""
