@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lapa_jax.diagnostics.reconstruction import psnr
-from lapa_jax.diagnostics.statistics import bootstrap_ratio, relative
+from lapa_jax.diagnostics.statistics import bootstrap_ratio, means, relative
 
 SPLITS = 50
 
@@ -87,6 +87,56 @@ def steps_above_copying(rows: list[dict[str, Any]]) -> int | None:
         return None
     above = [bool(row["skill_interval"]) and row["skill_interval"][0] > 0.0 for row in rows]
     return above.index(False) if False in above else len(above)
+
+
+def executed_by_step(
+    error_NK: np.ndarray, copy_NK: np.ndarray, known_NK: np.ndarray, *, seed: int = 0
+) -> list[dict[str, Any]]:
+    """A row for each step that any of N episodes reached (`known`, bool), over those that did, from
+    mean squared errors float (N, K) against what an execution looked like: of the imagined frames,
+    and of the first frame.
+
+    `n`, `mse`, `mse_copy`, `skill`: 1 − their ratio. NAME_interval is of 95 % by resampling
+    episodes; None of one episode, and of ratios where resamples may have nothing below.
+    """
+    rows = []
+    for k in range(known_NK.shape[1]):
+        at = np.flatnonzero(known_NK[:, k])
+        if not len(at):
+            break
+        error, copy = error_NK[at, k], copy_NK[at, k]
+        row: dict[str, Any] = {"step": k + 1, "n": len(at)}
+        row |= means({"mse": error, "mse_copy": copy}, at, seed=seed)
+        ratio, ends = relative(error, copy, at, seed=seed)
+        row["skill"] = None if ratio is None else 1.0 - ratio
+        row["skill_interval"] = ends and [1.0 - ends[1], 1.0 - ends[0]]
+        if len(at) == 1:
+            row |= {name: None for name in row if name.endswith("_interval")}
+        rows.append(row)
+    return rows
+
+
+def action_r2(
+    true_NKA: np.ndarray, read_NKA: np.ndarray, known_NK: np.ndarray, *, seed: int = 0
+) -> dict[str, Any]:
+    """`action_r2`: 1 − the squared error of actions (N, K, A) by that of the mean true action, over
+    the windows that are `known`, bool, each dimension in units of its own spread; and its interval
+    of 95 % by resampling episodes. 0 of whoever says the mean action, 1 of a perfect reading; None
+    where no true action differs from another."""
+    episode = np.nonzero(known_NK)[0]
+    true, read = (x[known_NK].astype(np.float64) for x in (true_NKA, read_NKA))
+    spread = true.std(0) if len(true) else np.zeros(true.shape[1])
+    moves = spread > 1e-9
+    if not moves.any():
+        return {"action_r2": None, "action_r2_interval": None}
+    true, read = (x[:, moves] / spread[moves] for x in (true, read))
+    error, below = ((true - x) ** 2 for x in (read, true.mean(0)))
+    ratio, ends = relative(error.sum(1), below.sum(1), episode, seed=seed)
+    interval = ends and len(np.unique(episode)) > 1
+    return {
+        "action_r2": 1.0 - ratio,
+        "action_r2_interval": [1.0 - ends[1], 1.0 - ends[0]] if interval else None,
+    }
 
 
 def frechet_distance(x_MD: np.ndarray, y_MD: np.ndarray) -> float:

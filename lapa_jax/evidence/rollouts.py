@@ -7,7 +7,7 @@ Shape suffixes: N or B rollouts, K steps, H, W image rows and columns, L codes o
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -141,14 +141,27 @@ def of_policy(
     """Of z that a latent VLA says at each imagined frame. Raises ValueError for a policy of other
     z, or that needs more than the frame and the instruction."""
     check_policy(imagination, policy)
+    labels = [instruction] * len(first_BHWC)
+    z, drawn = imagine_said(imagination, policy.predict_latent, first_BHWC, labels, steps)
+    return Rollouts(labels, first_BHWC, z, drawn)
+
+
+def imagine_said(
+    imagination: Imagination,
+    says: Callable[[np.ndarray, Sequence[str]], np.ndarray],
+    first_BHWC: np.ndarray,
+    instructions: Sequence[str],
+    steps: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(z (B, K, ...) that a function says of each imagined frame and its instruction, the K =
+    `steps` frames uint8 (B, K, H, W, 3) that they lead to from one true frame)."""
     state, frame, z, drawn = imagination.start(first_BHWC), first_BHWC, [], []
     for _ in range(steps):
-        z.append(np.asarray(policy.predict_latent(frame, [instruction] * len(frame))))
+        z.append(np.asarray(says(frame, instructions)))
         state, frame = imagination.step(state, z[-1])
         frame = to_uint8(frame)  # as the policy sees frames
         drawn.append(frame)
-    labels = [instruction] * len(first_BHWC)
-    return Rollouts(labels, first_BHWC, np.stack(z, axis=1), np.stack(drawn, axis=1))
+    return np.stack(z, axis=1), np.stack(drawn, axis=1)
 
 
 @dataclasses.dataclass(frozen=True)

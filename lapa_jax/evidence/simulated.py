@@ -37,7 +37,7 @@ def evaluate_transfer(
     (the z of a third scene: what any z gives). `same_code_as_own` is None without codes.
     """
     view = view or env.spec.views[0]
-    window = _steps(window_seconds, env)
+    window = window_steps(window_seconds, env)
     start, end, actions = _motions(env, episodes, seed, window)
     there = jax.tree.map(lambda x: jnp.roll(x, -1, axis=0), start)
 
@@ -84,7 +84,7 @@ def evaluate_distractors(
     distance that they move it, over that between windows (`chance` 1). A quantizer of actions has
     0. For environments with a view "distractors" and a clock in their states.
     """
-    window = _steps(window_seconds, env)
+    window = window_steps(window_seconds, env)
     start, end, _ = _motions(env, episodes, seed, window)
     # Distractors move with the clock of the state: the scene stands still, the clock runs.
     later = start.replace(time=end.time)
@@ -113,7 +113,7 @@ def evaluate_distractors(
     return report
 
 
-def _steps(window_seconds: float, env: Environment) -> int:
+def window_steps(window_seconds: float, env: Environment) -> int:
     """The window in control steps of the environment."""
     steps = round(window_seconds * env.spec.control_hz)
     if steps < 1:

@@ -7,7 +7,7 @@ what is made of the three runs acts where an action policy does.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -50,45 +50,50 @@ def check_quantizer(policy: Model, quantizer: LoadedQuantizer) -> None:
         )
 
 
+def check_inverse(
+    inverse: LoadedPolicy, image_size: tuple[int, int], windows: Collection[float]
+) -> None:
+    """Raises ValueError unless it says the action between two frames of `image_size` that are as
+    far apart, in seconds, as z leads: `windows`, one or a contradiction."""
+    where = f"--inverse_dynamics {inverse.workdir}"
+    if not inverse.stage.inverse_dynamics:
+        raise ValueError(f"{where}: it has model.inverse_dynamics=False and sees no later frame")
+    size, cameras = tuple(inverse.config.data.image_size), inverse.stage.num_cameras
+    if size != image_size or cameras > 1:
+        raise ValueError(
+            f"{where}: it sees {cameras} cameras of {size}; one frame of {image_size} is drawn"
+        )
+    ahead, own = {round(w, 6) for w in windows}, round(trained_window(inverse.config), 6)
+    if ahead != {own}:
+        raise ValueError(
+            f"{where} was trained on frames {own} s apart "
+            f"(data.corpora.<name>.window_seconds), but z leads {sorted(ahead)} s ahead"
+        )
+
+
 def compose(policy: LoadedPolicy, quantizer: LoadedQuantizer, inverse: LoadedPolicy) -> Model:
     """What `evidence.policy.evaluate_success` takes. Raises ValueError where one of the three is of
     another kind, another window, or another size of images than the others."""
-    if not inverse.stage.inverse_dynamics:
-        raise ValueError(
-            f"--inverse_dynamics {inverse.workdir}: it has model.inverse_dynamics=False and sees "
-            "no later frame"
-        )
     check_quantizer(policy, quantizer)
     if policy.stage.num_images > 1 or not policy.stage.from_pixels:
         raise ValueError(
             f"{policy.workdir}: predicted frames are for a policy that takes one image, as pixels"
         )
-    sizes = tuple(inverse.config.data.image_size), tuple(quantizer.image_size)
-    if sizes[0] != sizes[1] or inverse.stage.num_cameras > 1:
-        raise ValueError(
-            f"--inverse_dynamics {inverse.workdir}: it sees {inverse.stage.num_cameras} cameras of "
-            f"{sizes[0]}; one frame of {sizes[1]} is drawn"
-        )
+    size = tuple(quantizer.image_size)
     frame = jax.eval_shape(
         lambda held, x: quantizer.stage.decode_latent(
             *held, x, quantizer.stage.read(*held, x, x).received_BLQ
         ),
         (quantizer.params, quantizer.variables),
-        jax.ShapeDtypeStruct((1, *sizes[1], 3), jnp.uint8),
+        jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8),
     )
-    if frame.shape != (1, *sizes[1], 3):
+    if frame.shape != (1, *size, 3):
         raise ValueError(
             f"--quantizer {quantizer.workdir}: its decoder gives {list(frame.shape[1:])} numbers, "
             "not a picture: no action can be read off it"
         )
     said = {labels["window_seconds"] for labels in _label_sets(policy)}
-    windows = {round(w, 6) for w in said or {trained_window(quantizer.config)}}
-    own = round(trained_window(inverse.config), 6)
-    if windows != {own}:
-        raise ValueError(
-            f"--inverse_dynamics {inverse.workdir} was trained on frames {own} s apart "
-            f"(data.corpora.<name>.window_seconds), but z leads {sorted(windows)} s ahead"
-        )
+    check_inverse(inverse, size, said or {trained_window(quantizer.config)})
     runs = {"policy": policy, "quantizer": quantizer, "inverse": inverse}
     return Model(
         config=inverse.config,

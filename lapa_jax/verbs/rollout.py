@@ -10,8 +10,14 @@ from PIL import Image
 from data_pipelines import storage
 from data_pipelines.index import load_index
 from lapa_jax.arena.results import write_gif, write_video
-from lapa_jax.evidence import rollout_page, rollout_sources, rollouts
-from lapa_jax.runs.loaded import load, load_policy, load_quantizer
+from lapa_jax.evidence import (
+    executability,
+    executability_page,
+    rollout_page,
+    rollout_sources,
+    rollouts,
+)
+from lapa_jax.runs.loaded import LoadedPolicy, load, load_policy, load_quantizer, require
 from lapa_jax.serving.images import RESIZING
 from lapa_jax.serving.play import first
 from lapa_jax.verbs import flags, text
@@ -21,10 +27,15 @@ WHAT = """Imagine videos with a quantizer's decoder or a dynamics run, and measu
 
 z is one of: --codes or --z, which are given; --policy, which says it at each imagined frame;
 --transfer_from, read off another video; with none of them it is read off held-out videos of
---corpus, and what is imagined from their first frames alone is measured against them."""
+--corpus, and what is imagined from their first frames alone is measured against them.
+
+With --execute, actions are read off what is imagined of an expert's videos, and the simulator takes
+them."""
 EXAMPLE = """lapa rollout --workdir runs/quantizer --corpus data/heldout --out rollouts
   lapa rollout --workdir runs/quantizer --codes 0,3,3,7 --frame frame.png --out rollouts
-  lapa rollout --workdir runs/dynamics --quantizer runs/quantizer --corpus data/heldout --out r"""
+  lapa rollout --workdir runs/dynamics --quantizer runs/quantizer --corpus data/heldout --out r
+  lapa rollout --workdir runs/quantizer --execute 100 --inverse_dynamics runs/idm_window \\
+      --policy runs/latent_vla --out executed"""
 STEPS, EPISODES = 4, 64
 RATE = 5.0  # frames a second of a video, where the run tells no window
 
@@ -41,7 +52,8 @@ class Options:
     quantizer: run that reads z for a dynamics run: that of its label set
     codes: z of each step: steps joined by commas, the codes of one by colons (0,3,3 or 0:1,3:7)
     z: JSON file with a list of the z of each step under "z", as the page of `lapa play` saves it
-    policy: run of stage latent_pretraining, which says z at each imagined frame
+    policy: run of stage latent_pretraining, which says z at each imagined frame; with --execute
+        further rows by it
     instruction: what the policy is told
     transfer_from: directory of shards with the video whose z is used
     transfer_episode: its number there
@@ -49,6 +61,12 @@ class Options:
     resizing: how one of another size than the run's is made to fit
     episode: of --corpus, to begin with, or the only one to measure
     beside: another run that imagines the same, step by step beside this one
+    execute: so many fixed start states of the environment of the --inverse_dynamics run, from which
+        what is imagined is executed; --steps are then windows at most (default: what its horizon
+        holds)
+    inverse_dynamics: run with model.inverse_dynamics, of the window of z: reads the actions
+    view: the camera (default: the environment's first)
+    seed: of the start states
     features: run of stage teacher or quantizer whose features the Fréchet distance is of (default:
         the quantizer that reads z)
     """
@@ -79,6 +97,10 @@ class Options:
     ] = 0.0
     beside: str = ""
     features: str = ""
+    execute: Annotated[int | None, "[2, inf)", ""] = None
+    inverse_dynamics: str = ""
+    view: str = ""
+    seed: Annotated[int, "[0, inf)", ""] = 0
 
     def __post_init__(self) -> None:
         source = self.source
@@ -87,6 +109,7 @@ class Options:
             "policy": {"instruction": "what it is told"},
             "transfer_from": {"transfer_episode": "the number of the video"},
             "corpus": {"corpus": "videos to measure against, or give --codes, --z or --policy"},
+            "execute": {"inverse_dynamics": "the run that reads actions off what is imagined"},
         }.get(source, {})
         for name, what in needs.items():
             if getattr(self, name) in ("", None):
@@ -94,19 +117,24 @@ class Options:
         takers = {
             "instruction": ("policy",),
             "transfer_episode": ("transfer_from",),
-            "quantizer": ("transfer_from", "corpus"),
-            "window_seconds": ("transfer_from", "corpus"),
+            "quantizer": ("transfer_from", "corpus", "execute"),
+            "window_seconds": ("transfer_from", "corpus", "execute"),
             "beside": ("corpus",),
             "features": ("corpus",),
             "episodes": ("corpus",),
             "resizing": ("codes", "z", "policy", "transfer_from"),
             "frame": ("codes", "z", "policy", "transfer_from"),
-            "steps": ("policy", "transfer_from", "corpus"),
+            "steps": ("policy", "transfer_from", "corpus", "execute"),
+            **dict.fromkeys(("inverse_dynamics", "view", "seed"), ("execute",)),
+            **dict.fromkeys(("corpus", "split", "image_key", "episode"), _NO_EXECUTION),
         }
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for name, sources in takers.items():
-            if getattr(self, name) not in ("", None, 0.0, "none") and source not in sources:
+            if getattr(self, name) != defaults[name] and source not in sources:
                 raise ValueError(f"--{name} does not go with z of {_WORDS[source]}")
-        if source != "corpus" and (sum(begins) != 1 or begins[1] and not self.corpus):
+        if source not in ("corpus", "execute") and (
+            sum(begins) != 1 or begins[1] and not self.corpus
+        ):
             raise ValueError(
                 "--frame, or --corpus with --episode: give the one frame that the rollout begins "
                 "with"
@@ -114,8 +142,11 @@ class Options:
 
     @property
     def source(self) -> str:
-        """Which flag z comes from; "corpus" where it is read off the videos to measure against."""
+        """Which flag z comes from; "corpus" where it is read off the videos to measure against,
+        "execute" where it is read off an expert's, and said by the policy."""
         given = [name for name in ("codes", "z", "policy", "transfer_from") if getattr(self, name)]
+        if self.execute is not None:
+            given = ["execute", *(name for name in given if name != "policy")]
         if len(given) > 1:
             raise ValueError(
                 f"{' and '.join(f'--{name}' for name in given)} each say where z comes from: give "
@@ -130,7 +161,9 @@ _WORDS = {
     "policy": "--policy",
     "transfer_from": "--transfer_from",
     "corpus": "--corpus, read off its videos",
+    "execute": "--execute, read off an expert's videos",
 }
+_NO_EXECUTION = tuple(name for name in _WORDS if name != "execute")
 
 
 def main(argv: list[str]) -> int:
@@ -143,24 +176,39 @@ def main(argv: list[str]) -> int:
     made = _made(imagination, options)
     given = {field.name: field for field in dataclasses.fields(options)}
     asked = {n: x for n, f in given.items() if (x := getattr(options, n)) != f.default}
-    found = rollout_page.result(imagination, made, asked)
+    page = executability_page if options.source == "execute" else rollout_page
+    found = page.result(imagination, made, asked)
     out.mkdir(exist_ok=True)
     seconds = found.get("window_seconds", imagination.window_seconds)
     with storage.atomic_path(out / "strip.png") as temporary:
-        Image.fromarray(rollout_page.strip(made)).save(temporary, format="PNG")
-    video, rate = rollout_page.video(made), 1 / seconds if seconds else RATE
+        Image.fromarray(page.strip(made)).save(temporary, format="PNG")
+    video, rate = page.video(made), 1 / seconds if seconds else RATE
     write_video(out / "rollout.mp4", video, rate)
     write_gif(out / "rollout.gif", video, rate)
     storage.write_text(out / "rollout.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
-    rollout_page.write(out / "report.html", imagination, made, found)
+    page.write(out / "report.html", imagination, made, found)
     _show(made, out)
     return 0
 
 
-def _made(imagination: Imagination, options: Options) -> rollouts.Rollouts:
+def _made(
+    imagination: Imagination, options: Options
+) -> rollouts.Rollouts | executability.Executability:
     steps, source = options.steps or STEPS, options.source
     # What reads z, before minutes of work.
     quantizer = load_quantizer(options.quantizer) if options.quantizer else None
+    if source == "execute":
+        return executability.executability(
+            imagination,
+            require(load(options.inverse_dynamics), LoadedPolicy),
+            starts=options.execute,
+            quantizer=quantizer,
+            policy=load_policy(options.policy) if options.policy else None,
+            steps=options.steps,
+            window_seconds=options.window_seconds,
+            view=options.view,
+            seed=options.seed,
+        )
     other = open_imagination(options.beside) if options.beside else None
     if other is not None:
         rollouts.check_beside(imagination, other)
@@ -200,7 +248,11 @@ def _made(imagination: Imagination, options: Options) -> rollouts.Rollouts:
     return rollouts.of_z(imagination, frames, z)
 
 
-def _show(made: rollouts.Rollouts, out: Path) -> None:
+def _show(made: rollouts.Rollouts | executability.Executability, out: Path) -> None:
+    if isinstance(made, executability.Executability):
+        text.show(text.table(executability_page.table(made.report)))
+        text.show(f"{len(made.starts)} start states -> {out}/report.html")
+        return
     if made.report:
         names = ("step", "mse", "skill", "forced_skill", "times_forced")
         rows = [
