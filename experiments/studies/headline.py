@@ -107,7 +107,7 @@ def get_study(arg: str | None, workdir: Path) -> Study:
     objective of `lapa_best`. `dim`, `depth`: of policies, 0: as the tabletop's.
     `quantizer_steps`; `policy_steps`: of learning from videos; `finetuning_steps`, 0: as TUNED."""
     arg = arguments(arg)
-    return of_cells(arg, get_world(arg), workdir, _cells(arg))
+    return of_cells(arg, get_world(arg), workdir, cells_of(arg))
 
 
 def of_cells(
@@ -125,7 +125,7 @@ def of_cells(
     return Study(workdir, [pipeline.cell(**one) for one in cells if one["name"] in named])
 
 
-def _cells(arg: ConfigDict) -> Iterator[dict[str, Any]]:
+def cells_of(arg: ConfigDict) -> Iterator[dict[str, Any]]:
     """As of `Pipeline.cell`, in the order in which they are done: whatever is done of it compares
     the same arms fairly."""
     seeds, primary = range(arg.seeds), arg.labels

@@ -82,17 +82,8 @@ class Pipeline:
         values = {"arm": name, "setting": told, "seed": seed, "labels": labels}
         if tuned is not None:
             values |= {"steps": tuned.steps, "rest": tuned.rest}
-        views = self.world.other if other else self.world.views
-        labelled = self._labelled(seed, labels, place.part)
-        if arm.draws:
-            acting, load_policy = self._drawing(arm, views, labelled, seed)
-        else:
-            start = self._pretrained(arm, views, labelled, seed)
-            acting = self._finetuned(arm, start, labelled, seed, tuned)
-
-            def load_policy() -> Model:
-                return load(self.workdir / acting.name)
-
+        given = dict(seed=seed, labels=labels, other=other, part=place.part, tuned=tuned)
+        acting, load_policy = self.policy(arm, **given)
         told_to = dict(episodes=self.world.rollouts, seed=self.world.rollout_seed)
         told_to |= dict(view=self.world.robot, phrasings=phrasings)
         scene = {**self.world.scene, **(self.world.unseen if unseen else {})}
@@ -104,6 +95,26 @@ class Pipeline:
         last = _join("success", name, told, f"s{seed}", f"n{labels}", tried)
         asked = ConfigDict({"scene": scene, "rollouts": told_to})
         return Cell(values, self._add(last, success, acting, decides=lambda: asked).parts)
+
+    def policy(
+        self,
+        arm: Arm,
+        *,
+        seed: int,
+        labels: int,
+        other: bool = False,
+        part: bool = False,
+        tuned: Tuned | None = None,
+    ) -> tuple[Made, Callable[[], Model]]:
+        """(the arm's policy, what loads it once it is made). `other`: of videos of another
+        embodiment; `part`: labelled episodes are of `World.part`."""
+        views = self.world.other if other else self.world.views
+        labelled = self._labelled(seed, labels, part)
+        if arm.draws:
+            return self._drawing(arm, views, labelled, seed)
+        start = self._pretrained(arm, views, labelled, seed)
+        acting = self._finetuned(arm, start, labelled, seed, tuned)
+        return acting, lambda: load(self.workdir / acting.name)
 
     # --- Data ---
 

@@ -102,15 +102,8 @@ def evaluate_success(
     `checked_loop`.
     """
     config, stage = policy.config, policy.stage
-    if not stage.acts:
-        raise ValueError(f"{policy.workdir} is a run of stage {config.stage!r}: it has no actions")
-    if stage.num_images > 1:
-        raise ValueError(
-            f"{policy.workdir} takes {stage.num_images} images an example: the closed loop gives "
-            "one"
-        )
+    check_acts(policy, env)
     stage.check_sampling(temperature, top_k)
-    check_rate(policy.control_hz, env.spec.control_hz, str(policy.workdir), env.spec.name)
     how = how.of(config.evaluation.execution_horizon)
     how.check(stage.head.horizon)
     own = _own(policy, env, episodes)
@@ -118,7 +111,7 @@ def evaluate_success(
     instructions = words.of_all(env, phrasings, states, family, seed)
     asked = (
         env,
-        jax.tree_util.Partial(_acting(stage, temperature, top_k), policy.params, policy.variables),
+        jax.tree_util.Partial(acting(stage, temperature, top_k), policy.params, policy.variables),
         states,
         stage.prompts(instructions, own=own) | _told(stage, own, how, episodes),
         jax.random.key(seed),
@@ -159,6 +152,21 @@ def evaluate_success(
     return SuccessEvaluation(report, found, instructions, calls)
 
 
+def check_acts(policy: Model, env: Environment) -> None:
+    """Raises ValueError for a run that says no actions, takes several images, or was trained at
+    another rate of control than the environment's."""
+    stage = policy.stage
+    if not stage.acts:
+        kind = policy.config.stage
+        raise ValueError(f"{policy.workdir} is a run of stage {kind!r}: it has no actions")
+    if stage.num_images > 1:
+        raise ValueError(
+            f"{policy.workdir} takes {stage.num_images} images an example: the closed loop gives "
+            "one"
+        )
+    check_rate(policy.control_hz, env.spec.control_hz, str(policy.workdir), env.spec.name)
+
+
 def _own(policy: Model, env: Environment, episodes: int) -> np.ndarray | None:
     """What stands for the robot's states before the first question."""
     if policy.stage.state is None:
@@ -182,8 +190,9 @@ def _told(stage: Stage, own: np.ndarray | None, how: Execution, episodes: int) -
 
 
 @functools.lru_cache(maxsize=4)
-def _acting(stage: Stage, temperature: float, top_k: int) -> Callable[..., jax.Array]:
-    """One function for all families and evaluations, so that it is compiled once."""
+def acting(stage: Stage, temperature: float = 0.0, top_k: int = 0) -> Callable[..., jax.Array]:
+    """(params, variables, images (B, H, W, 3), prompts, key) → actions (B, A), or chunks of them
+    (B, n, A). One function for all families and evaluations, so that it is compiled once."""
 
     def act(params, variables, images, prompts, key):
         options = dict(temperature=temperature, top_k=top_k, key=key) if temperature else {}

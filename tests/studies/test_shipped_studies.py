@@ -2,9 +2,25 @@
 
 import pytest
 
-from experiments.studies import heads, metaworld, objectives, zoo
+from experiments.studies import heads, imagined, metaworld, objectives, zoo
 
+JUDGED = {"error": [0.01] * 5, "accuracy": 0.9, "done": 0.8}
+POLICIES = [("scratch", 0, 2), ("scratch", 1, 3), ("lapa", 0, 9), ("lapa", 1, 7), ("vpt", 0, 5)]
 ROWS = {
+    imagined: [
+        {"what": "judge", "imagination": "pixels", "episodes": 9, "done": 0.9, "imagined": JUDGED}
+        | {"true": JUDGED | {"error": 0.002}, "map": {"accuracy": 0.8, "modal_accuracy": 0.2}},
+        *(
+            {"arm": arm, "seed": seed, "labels": 8} | row
+            for arm, seed, n in POLICIES
+            for row in (
+                {"what": "success", "family": "reach", "outcomes": [i < n for i in range(12)]},
+                {"what": "errors", "loss": 2.0 - n, "action_error": 0.01 + seed / 100},
+                {"what": "imagined", "imagination": "pixels", "family": "reach", "episodes": 10}
+                | {"outcomes": [i <= n for i in range(10)], "by_window": [0, n, *[0] * 8, 1]},
+            )
+        ),
+    ],
     heads: [
         {"arm": arm, "seed": seed, "family": "reach", "outcomes": [True, seed > 0, arm == "flow"]}
         for arm in ("clusters", "flow")
@@ -75,6 +91,48 @@ def test_tasks_and_words_of_metaworld_have_a_column_each():
     assert scratch[2:] == ["–", "–"] and lapa[2].startswith("100.0 %") and lapa[3] == "–"
     _, over_scratch, over_vpt = tables["primary"]
     assert over_scratch[2].startswith("50.0 points (") and over_vpt[1:3] == ["0", "–"]
+
+
+def test_policies_are_ranked_beside_what_needs_no_world():
+    tables = imagined.tables(ROWS[imagined])
+    _, whole, soon, error, loss, half = tables["ranking"]
+    perfect = "1.00 (1.00 to 1.00)"
+    assert whole[:3] == ["imagined by `pixels`", "5", perfect] and whole[6] == "0.0 (0.0 to 0.0)"
+    assert soon[0] == "`pixels`, soon" and soon[7] != whole[7]
+    # The error tells seeds apart, not arms; it is no rate.
+    assert error[2].startswith("0.00") and error[7] == "–" and loss[2] == perfect
+    assert half[2].startswith("0.9") or half[2].startswith("1.00")
+    header, one, _ = tables["beside"]
+    assert len(one) == len(header) == 5 and one[3] == "0.00 (0.00 to 0.00)"
+    assert [row[:3] for row in tables["policies"][1:]] == [
+        ["`lapa`", "8", "2"],
+        ["`vpt`", "8", "1"],
+        ["`scratch`", "8", "2"],
+    ]
+    _, judge = tables["judges"]
+    assert judge[1] == "80.0 % of codes, the most common 20.0 %" and judge[4] == "1.0, 1.0, 1.0"
+    _, agreed = tables["agreement"]
+    assert agreed[1:3] == ["62.0 %", "52.0 %"]  # of the first ten start states
+
+
+def test_policies_of_which_something_is_not_known_yet_are_left_out_there():
+    rows = ROWS[imagined]
+    few = imagined.tables(rows[:-1])  # what is imagined of the last policy is missing
+    assert [row[1] for row in few["ranking"][1:]] == ["4", "4", "5", "5", "5"]
+    assert few["policies"][2][:1] + few["policies"][2][4:5] == ["`vpt`", "–"]
+    none = imagined.tables(rows[:1])
+    assert [len(none[name]) for name in ("ranking", "beside", "policies")] == [4, 1, 1]
+    assert none["ranking"][1][1:3] == ["0", "–"]
+
+
+def test_what_imagines_and_its_corpus_are_given_together(tmp_path):
+    with pytest.raises(ValueError, match="give both"):
+        imagined.get_study("dynamics=runs/dynamics", tmp_path)
+    with pytest.raises(ValueError, match="starts=500"):
+        imagined.get_study("starts=500", tmp_path)
+    given = "size=quick,dynamics=runs/dynamics,corpus=data/robot"
+    names = {cell.values.get("imagination") for cell in imagined.get_study(given, tmp_path).cells}
+    assert names == {None, "pixels", "dynamics"}
 
 
 def test_what_is_half_done_is_compared_by_seed():
