@@ -138,7 +138,8 @@ def curves(rows: Rows, which: Which) -> dict[str, list[tuple[int, Interval]]]:
     """The success of every arm by its label budgets, of arms that have several."""
     rows, found = chosen(rows, which), {}
     for arm in dict.fromkeys(row["arm"] for row in rows):
-        budgets = sorted({row["labels"] for row in rows if row["arm"] == arm})
+        own = [row for row in rows if row["arm"] == arm and "labels" in row]
+        budgets = sorted({row["labels"] for row in own})
         each = [(n, {"arm": arm, "labels": n}) for n in budgets]
         points = [(n, rate(rows, one)) for n, one in each if seeds_of(rows, one)]
         if len(points) > 1:

@@ -101,3 +101,5 @@ def test_tables_say_what_is_there_and_what_is_not(rows):
     points = contrasts.curves(rows, {})["lapa"]
     assert [n for n, _ in points] == [10, 40]
     assert np.isclose(points[1][1].estimate, 7.5 / STARTS)
+    bare = [{key: x for key, x in row.items() if key != "labels"} for row in rows]
+    assert contrasts.curves(bare, {}) == {}

@@ -1,8 +1,10 @@
 """Studies that are shipped: their configs are checked, and their tables made of rows."""
 
+import numpy as np
 import pytest
 
-from experiments.studies import heads, imagined, metaworld, objectives, zoo
+from experiments.studies import heads, imagined, metaworld, objectives, verifier, zoo
+from lapa_jax.envs.checked import Pushes
 
 JUDGED = {"error": [0.01] * 5, "accuracy": 0.9, "done": 0.8}
 POLICIES = [("scratch", 0, 2), ("scratch", 1, 3), ("lapa", 0, 9), ("lapa", 1, 7), ("vpt", 0, 5)]
@@ -45,6 +47,17 @@ ROWS = {
         for family in ("reach", "push")
         for seed in (0, 1)
         if arm == "lapa" or setting == "in_domain"
+    ],
+    verifier: [
+        {"arm": arm, "pushes": "pushes", "seed": 0, "family": "reach", "dropped": 0.25}
+        | {"outcomes": outcomes, "calls": [calls] * 4, "length": [16] * 4}
+        for arm, calls, outcomes in (
+            ("fixed_4", 4, [True, True, False, False]),
+            ("fixed_8", 2, [True, False, False, False]),
+            ("fixed_16", 1, [False] * 4),
+            ("verifier_0.05", 2.5, [True, True, True, False]),
+            ("told", 8, [True] * 4),
+        )
     ],
 }
 
@@ -153,3 +166,32 @@ def test_claims_are_paired_by_seed():
     assert "probe_r2. rotation, clean: 0.7" in picture.alt and "skill" not in picture.alt
     (_, claim) = tables["claims"]
     assert claim[3].startswith("0.1 (0.1 to 0.1)") and claim[4] == "3 of 3"
+
+
+def test_verifiers_are_set_beside_fixed_lengths_at_equal_calls():
+    found = verifier.tables(ROWS[verifier])
+    assert found["none"][1:] == []  # none of these rows
+    header, *rows = found["pushes"]
+    assert header[1:3] == ["successes", "calls an episode"]
+    rows = {row[0].strip("`"): row[1:] for row in rows}
+    assert rows["fixed_8"][:4] == ["1 of 4", "2.00", "8.00", ""] and not rows["fixed_8"][5]
+    assert rows["fixed_8"][4].startswith("25.0 points (")
+    assert not rows["fixed_16"][4] and rows["told"][5] == "–"  # none calls as often
+    own = rows["verifier_0.05"]
+    assert own[:4] == ["3 of 4", "2.50", "6.40", "25.0%"] and own[4].startswith("75.0 points (")
+    # At 2.5 calls a quarter of the way from 2 calls, which solve 1, to 4, which solve 2.
+    assert own[5].startswith(f"{100 * (3 - 1.25) / 4:.1f} points (")
+
+
+def test_who_is_told_of_pushes_drops_at_the_next_look():
+    spec, pushes = verifier.envs.make(verifier.SCENE).spec, Pushes(push_rate=0.1, push_steps=4)
+    pushed = pushes.drawn(spec, 0, 3, 40)
+    pushed[:] = np.nan
+    pushed[1, 3] = 0.0
+    told, looks = verifier.Told(pushed), np.ones(3, int)
+    told.asked(0, None, None, np.ones(3, bool))
+    assert not told.drops(2, None, looks).any()
+    assert told.drops(4, None, looks).tolist() == [False, True, False]
+    assert not told.drops(4, None, 0 * looks).any()
+    told.asked(4, None, None, np.array([False, True, False]))
+    assert not told.drops(6, None, looks).any()
