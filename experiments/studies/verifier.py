@@ -236,11 +236,10 @@ def _equal(row: dict[str, Any], fixed: Sequence[dict[str, Any]]) -> np.ndarray |
 
 def _config(arg: ConfigDict, data: Path, seed: int) -> ConfigDict:
     config = tabletop.get_config(
-        f"quick={arg.quick},data={data / 'many' / 'robot'},"
-        f"init_from={Path(arg.headline) / 'latent_vla_s0'},head=chunk,horizon={CHUNK}"
-    )
-    config.seed = seed
-    if not arg.quick:
-        config.steps = arg.steps
+        f"data={data / 'many' / 'robot'},init_from={Path(arg.headline) / 'latent_vla_s0'},"
+        f"head=chunk,horizon={CHUNK}"
+    )  # as large as the latent VLA, whatever the study's size
+    config.seed, config.steps = seed, arg.steps
+    config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, arg.steps // 2)
     config.optimizer.groups.rest.lr_scale = arg.rest
     return config
