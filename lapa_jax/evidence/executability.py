@@ -1,5 +1,5 @@
-"""Whether imagined videos can be executed: an inverse dynamics model reads actions off them, and a
-simulator takes these from the true start state.
+"""Whether imagined videos can be executed: actions are read off them, and a simulator takes these
+from the true start state.
 
 The idea is RoboWM-Bench's (arXiv:2604.19092), here for latent actions and any environment with an
 expert. Every row acts from the same start states, so that rows are compared in pairs. An action is
@@ -11,10 +11,9 @@ dimensions of an action, L codes or vectors of a z.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from data_pipelines.progress import Progress
@@ -24,15 +23,14 @@ from lapa_jax.diagnostics.reconstruction import image_errors
 from lapa_jax.diagnostics.statistics import paired_difference_of_proportions, wilson_interval
 from lapa_jax.envs.env import Environment, clip, usable
 from lapa_jax.envs.execution import check_rate
-from lapa_jax.envs.rollout import as_chunks
 from lapa_jax.envs.side_by_side import SideBySide, Starts, starts_of
 from lapa_jax.evidence import rollouts
+from lapa_jax.evidence.action_readers import ActionReader, Reads, reader_of
 from lapa_jax.evidence.rollout_sources import BATCH
 from lapa_jax.evidence.simulated import window_steps
 from lapa_jax.report.picture import to_uint8
 from lapa_jax.runs.examples import trained_window
-from lapa_jax.runs.loaded import LoadedPolicy, LoadedQuantizer
-from lapa_jax.runs.unipi import check_inverse
+from lapa_jax.runs.loaded import LoadedPolicy, LoadedQuantizer, Model
 from lapa_jax.world.imagination import Imagination, check_policy
 
 STARTS = 100
@@ -62,8 +60,6 @@ DIFFERENCES = (
     ("imagined_policy", "first_frame_throughout"),
     ("closed_loop", "first_frame_throughout"),
 )
-# (frames before, after, both uint8 (B, H, W, 3)) → actions float (B, A)
-Reads = Callable[[np.ndarray, np.ndarray], np.ndarray]
 # (frames uint8 (B, H, W, 3), instructions) → z (B, L) or (B, L, width)
 Says = Callable[[np.ndarray, Sequence[str]], np.ndarray]
 
@@ -97,8 +93,9 @@ class Executability:
 
 def executability(
     imagination: Imagination,
-    inverse: LoadedPolicy,
+    inverse: LoadedPolicy | LoadedQuantizer,
     *,
+    labelled: Mapping[str, Any] | None = None,
     starts: int = STARTS,
     quantizer: LoadedQuantizer | None = None,
     policy: LoadedPolicy | None = None,
@@ -107,27 +104,30 @@ def executability(
     view: str = "",
     seed: int = 0,
 ) -> Executability:
-    """What comes of imagined videos in the environment of the inverse dynamics model's run
+    """What comes of imagined videos in the environment of the run that reads actions
     (`evaluation.env`), from the first `starts` fixed start states of its tasks and `seed`.
 
-    quantizer: reads z for a dynamics run. policy: a latent VLA, for the rows of ROWS that ask it.
-    steps: windows of an episode at most (default: as many as its horizon holds). window_seconds:
-    that of z, where the run does not tell it. view: the camera (default: the environment's first).
+    inverse: a run with model.inverse_dynamics, or a quantizer, whose latents are read linearly.
+    labelled: of a quantizer, the episodes with actions that this is fitted on (keys as under
+    data.corpora). quantizer: reads z for a dynamics run. policy: a latent VLA, for the rows that
+    ask one. steps: windows of an episode at most (default: as many as its horizon holds).
+    window_seconds: that of z, where the run does not tell it. view: the camera (default: the
+    environment's first).
 
     Raises ValueError for runs that do not fit each other or the environment, for fewer than two
     starts, and for an environment without an expert; RuntimeError for one that cannot run here.
     """
     if starts < 2:
         raise ValueError(f"--execute {starts}: must be at least 2 start states, to compare them")
-    reader = rollouts.reader_of(imagination, quantizer)
-    window = window_seconds or imagination.window_seconds or trained_window(reader.config)
+    says_z = rollouts.reader_of(imagination, quantizer)
+    window = window_seconds or imagination.window_seconds or trained_window(says_z.config)
     windows = {window}
     if policy is not None:
         check_policy(imagination, policy)
         sets = policy.provenance.get("label_sets", {}).values()
         windows |= {labels["window_seconds"] for labels in sets}
-    check_inverse(inverse, imagination.image_size, windows)
-    env = _environment(inverse)
+    reader = reader_of(inverse, labelled, imagination.image_size, windows, seed)
+    env = _environment(inverse, reader)
     view = view or env.spec.cameras[0]
     if view not in env.spec.views:
         raise ValueError(f"--view {view}: {env.spec.name} has {', '.join(env.spec.views)}")
@@ -141,10 +141,11 @@ def executability(
     begun = starts_of(env, starts, seed)
     if policy is not None:  # before minutes of work: instructions that it cannot be told
         policy.stage.prompts(begun.instructions)
+    reads, how = reader.open()
     found = measure(
         imagination,
-        rollouts.z_reader(reader),
-        reads_actions(inverse, seed),
+        rollouts.z_reader(says_z),
+        reads,
         begun,
         says=policy.predict_latent if policy is not None else None,
         windows=steps or most,
@@ -160,6 +161,7 @@ def executability(
     }
     report = {
         **told,
+        "reader": how,
         "env": inverse.config.evaluation.env.to_dict(),
         "seed": seed,
         "view": view,
@@ -170,14 +172,14 @@ def executability(
     return dataclasses.replace(found, report=report)
 
 
-def _environment(inverse: LoadedPolicy) -> Environment:
-    """Of its run; raises ValueError where it does not fit."""
+def _environment(inverse: Model, reader: ActionReader) -> Environment:
+    """Of the run that reads actions; raises ValueError where it does not fit."""
     where = f"--inverse_dynamics {inverse.workdir}"
     try:
         env = envs.make({**inverse.config.evaluation.env})
     except ValueError as error:
         raise ValueError(f"{where}: its environment is not to be had: {error}") from error
-    spec, dim = usable(env).spec, inverse.stage.head.describe()["dim"]
+    spec, dim = usable(env).spec, reader.dim
     if env.expert is None:
         raise ValueError(f"{where}: {spec.name} has no expert, whose videos are imagined")
     if dim != spec.action_dim:
@@ -185,26 +187,8 @@ def _environment(inverse: LoadedPolicy) -> Environment:
             f"{where}: its actions have {dim} dimensions, those of {spec.name} "
             f"(evaluation.env) {spec.action_dim}"
         )
-    check_rate(inverse.control_hz, spec.control_hz, where, spec.name)
+    check_rate(reader.control_hz, spec.control_hz, where, spec.name)
     return env
-
-
-def reads_actions(inverse: LoadedPolicy, seed: int = 0) -> Reads:
-    """The actions that an inverse dynamics model reads off pairs of frames, in the environment's
-    units; where it draws them, always from the same noise."""
-    stage = inverse.stage
-    options = {"key": jax.random.key(seed)} if stage.draws else {}
-
-    @jax.jit
-    def read(held, prompts, pairs):
-        return as_chunks(stage.act(*held, prompts, pairs, **options))[:, 0]
-
-    def reads(before_BHWC: np.ndarray, after_BHWC: np.ndarray) -> np.ndarray:
-        pairs = np.stack([before_BHWC, after_BHWC], axis=1)
-        prompts = stage.prompts([""] * len(pairs))
-        return np.asarray(read((inverse.params, inverse.variables), prompts, pairs))
-
-    return reads
 
 
 def measure(
@@ -317,7 +301,7 @@ def _execute(
             actions[:, k] = act(k, seen[-1] if watched else None)
             if not np.isfinite(actions[:, k]).all():
                 raise ValueError(
-                    f"window {k + 1}: the inverse dynamics model reads actions that are not finite"
+                    f"window {k + 1}: the actions that are read off its frames are not finite"
                 )
             action, out = clip(world.env.spec, actions[:, k])
             for _ in range(per_window):

@@ -99,8 +99,7 @@ def write(
         "Success",
         f"{n:,} start states of {made.starts.env.spec.name}, seed {found['seed']}, the same in "
         f"every row; at most {windows} windows of {seconds:g} s, each of "
-        f"{found['steps_per_window']} control steps with one action. Actions are read by "
-        f"{found['inverse_dynamics']['workdir']}.",
+        f"{found['steps_per_window']} control steps with one action. {_read_by(found)}",
     )
     _success(section, found)
     section = report.section("Starts")
@@ -116,6 +115,18 @@ def write(
     closing.settings("Versions and hardware", describe_environment())
     closing.settings("Config of the run", model.config.to_dict())
     report.write(path)
+
+
+def _read_by(found: Mapping[str, Any]) -> str:
+    how, workdir = found["reader"], found["inverse_dynamics"]["workdir"]
+    if how["kind"] == "run":
+        return f"Actions are read by {workdir}."
+    r2 = estimate(how["r2_mean"], *(how["r2_mean_interval"] or ()))
+    return (
+        f"Actions are a linear reading of the {how['latents']} latents of {workdir}, fitted on "
+        f"{how['windows']:,} windows of {how['episodes']:,} episodes of {how['corpus']} (R² on "
+        f"some of these episodes, by a reading that was not fitted on them: {r2})."
+    )
 
 
 def table(found: Mapping[str, Any]) -> list[list[str]]:

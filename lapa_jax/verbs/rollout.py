@@ -17,7 +17,14 @@ from lapa_jax.evidence import (
     rollout_sources,
     rollouts,
 )
-from lapa_jax.runs.loaded import LoadedPolicy, load, load_policy, load_quantizer, require
+from lapa_jax.runs.loaded import (
+    LoadedPolicy,
+    LoadedQuantizer,
+    load,
+    load_policy,
+    load_quantizer,
+    require,
+)
 from lapa_jax.serving.images import RESIZING
 from lapa_jax.serving.play import first
 from lapa_jax.verbs import flags, text
@@ -64,7 +71,8 @@ class Options:
     execute: so many fixed start states of the environment of the --inverse_dynamics run, from which
         what is imagined is executed; --steps are then windows at most (default: what its horizon
         holds)
-    inverse_dynamics: run with model.inverse_dynamics, of the window of z: reads the actions
+    inverse_dynamics: reads the actions: run with model.inverse_dynamics, of the window of z; or of
+        stage quantizer, whose latents are read linearly, as the actions of --corpus say
     view: the camera (default: the environment's first)
     seed: of the start states
     features: run of stage teacher or quantizer whose features the Fréchet distance is of (default:
@@ -126,7 +134,7 @@ class Options:
             "frame": ("codes", "z", "policy", "transfer_from"),
             "steps": ("policy", "transfer_from", "corpus", "execute"),
             **dict.fromkeys(("inverse_dynamics", "view", "seed"), ("execute",)),
-            **dict.fromkeys(("corpus", "split", "image_key", "episode"), _NO_EXECUTION),
+            "episode": tuple(word for word in _WORDS if word != "execute"),
         }
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for name, sources in takers.items():
@@ -163,7 +171,6 @@ _WORDS = {
     "corpus": "--corpus, read off its videos",
     "execute": "--execute, read off an expert's videos",
 }
-_NO_EXECUTION = tuple(name for name in _WORDS if name != "execute")
 
 
 def main(argv: list[str]) -> int:
@@ -197,18 +204,6 @@ def _made(
     steps, source = options.steps or STEPS, options.source
     # What reads z, before minutes of work.
     quantizer = load_quantizer(options.quantizer) if options.quantizer else None
-    if source == "execute":
-        return executability.executability(
-            imagination,
-            require(load(options.inverse_dynamics), LoadedPolicy),
-            starts=options.execute,
-            quantizer=quantizer,
-            policy=load_policy(options.policy) if options.policy else None,
-            steps=options.steps,
-            window_seconds=options.window_seconds,
-            view=options.view,
-            seed=options.seed,
-        )
     other = open_imagination(options.beside) if options.beside else None
     if other is not None:
         rollouts.check_beside(imagination, other)
@@ -220,6 +215,20 @@ def _made(
         places = dict(path=path, split=options.split, image_key=options.image_key)
         return places | {"window_seconds": options.window_seconds}
 
+    if source == "execute":
+        inverse = load(options.inverse_dynamics)
+        return executability.executability(
+            imagination,
+            inverse if isinstance(inverse, LoadedQuantizer) else require(inverse, LoadedPolicy),
+            labelled=corpus(options.corpus) if options.corpus else None,
+            starts=options.execute,
+            quantizer=quantizer,
+            policy=load_policy(options.policy) if options.policy else None,
+            steps=options.steps,
+            window_seconds=options.window_seconds,
+            view=options.view,
+            seed=options.seed,
+        )
     if source == "corpus":
         features = load(options.features) if options.features else reader
         extract = rollouts.extractor(features, imagination.image_size)

@@ -118,15 +118,15 @@ def open_action_map(
         quantizer = imagination.model
     if labels is not None:
         rows = np.flatnonzero(labels.valid)
-        steps = _steps(index, labels.provenance["window_seconds"])
+        steps = steps_of(index, labels.provenance["window_seconds"])
         end = (index.episode_start + index.episode_length)[index.episode_of_rows(rows)]
-        rows = _usable(index, rows[rows + steps < end], steps, most)
+        rows = usable(index, rows[rows + steps < end], steps, most)
         z = labels.labels(rows)
     elif quantizer is not None:
         corpus = {name: str(getattr(index, name)) for name in ("split", "image_key", "sidecar_dir")}
         source = examples.Pairs(quantizer.config, {"path": str(index.directory), **corpus})
-        steps = _steps(index, source.window_seconds)
-        rows = _usable(index, source.rows[:, 0], steps, most)
+        steps = steps_of(index, source.window_seconds)
+        rows = usable(index, source.rows[:, 0], steps, most)
         rows, z = _read(quantizer, source, np.stack([rows, rows + steps], axis=1))
     else:
         raise ValueError(
@@ -164,7 +164,7 @@ def _features(actions_NWD: np.ndarray) -> np.ndarray:
     return x.reshape(len(x), -1).astype(np.float64)
 
 
-def _steps(index: CorpusIndex, seconds: float) -> int:
+def steps_of(index: CorpusIndex, seconds: float) -> int:
     """Of a window of so many seconds, the same in all episodes."""
     rates = np.unique(index.fps)
     steps = np.unique(np.rint(seconds * rates))
@@ -177,7 +177,7 @@ def _steps(index: CorpusIndex, seconds: float) -> int:
     return int(steps[0])
 
 
-def _usable(index: CorpusIndex, rows: np.ndarray, steps: int, most: int) -> np.ndarray:
+def usable(index: CorpusIndex, rows: np.ndarray, steps: int, most: int) -> np.ndarray:
     """Of first rows of windows at most so many, with finite actions."""
     rows = rows[:: max(1, -(-len(rows) // most))]
     finite = np.isfinite(index.actions[rows[:, None] + np.arange(steps)]).all(axis=(1, 2))

@@ -3,20 +3,24 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 from tiny import lapa, succeed
 from tiny_policy import make_policy, policy_config, quantizer_config, write
 
 from data_pipelines.normalise import Normaliser
 from lapa_jax.diagnostics import rollouts as diagnostics
+from lapa_jax.diagnostics.probes import fit_probe
 from lapa_jax.diagnostics.statistics import paired_difference_of_proportions, wilson_interval
 from lapa_jax.envs.env import EnvSpec
 from lapa_jax.envs.side_by_side import starts_of
+from lapa_jax.evidence import action_readers, executability_page
 from lapa_jax.evidence import executability as executed
-from lapa_jax.evidence import executability_page
 from lapa_jax.policy import heads
+from lapa_jax.runs.examples import Pairs
 from lapa_jax.runs.loaded import load, load_policy
 from lapa_jax.world.imagination import open_imagination
 
@@ -210,7 +214,7 @@ def test_a_blind_policy_believes_what_it_imagines_and_one_that_looks_does_not():
 
 
 def test_a_reader_that_says_nothing_finite_is_no_action():
-    with pytest.raises(ValueError, match="window 1: .* actions that are not finite"):
+    with pytest.raises(ValueError, match="window 1: the actions .* are not finite"):
         measured(reads=lambda before, after: np.full((len(before), 1), np.nan))
 
 
@@ -242,6 +246,11 @@ def runs(quick_compile, tmp_path_factory):
     config = quantizer_config().unlock()
     config.data.image_size = (48, 48)
     write(folder / "quantizer", config.lock(), {})
+    config = config.copy_and_resolve_references().unlock()
+    config.evaluation.env = {"name": "tabletop", "families": ("reach",), "horizon": 4}
+    write(folder / "other", config.lock(), {})
+    tiny.write_corpus(folder / "robot", episodes=8, size=48)
+    tiny.write_corpus(folder / "slow", episodes=8, size=48, fps=5.0)
     make_policy(folder / "policy", "latent", image_size=(48, 48), depth=1, text_length=48)
     make_policy(folder / "terse", "latent", image_size=(48, 48), depth=1)
     make_policy(folder / "small", "latent", depth=1)
@@ -306,7 +315,6 @@ REFUSED = {
     f"--execute 1 {IDM}": "1 must be",
     f"--execute 0 {IDM}": "0 must be",
     "--execute 4": "--inverse_dynamics is missing",
-    "--execute 4 --inverse_dynamics quantizer": "not a policy",
     "--execute 4 --inverse_dynamics policy": "model.inverse_dynamics=False and sees no later frame",
     "--execute 4 --inverse_dynamics step": "frames 0.1 s apart",
     "--execute 4 --inverse_dynamics tiny": "cameras of (32, 32); one frame of (48, 48) is drawn",
@@ -319,10 +327,37 @@ REFUSED = {
     f"--execute 4 {IDM} --policy inverse": "cannot act",
     f"--execute 4 {IDM} --policy terse": "more than model.text_length=24",
     f"--execute 4 {IDM} --codes 0:1:2": "--execute and --codes each say where z comes from",
-    f"--execute 4 {IDM} --corpus robot": "--corpus does not go with z of --execute",
+    f"--execute 4 {IDM} --episode 1": "--episode does not go with z of --execute",
+    f"--execute 4 {IDM} --corpus robot": "a corpus is for a quantizer in its place",
+    "--execute 4 --inverse_dynamics other": "--corpus is missing",
+    "--execute 4 --inverse_dynamics other --corpus slow": "at 5 Hz, tabletop at 10 Hz",
     f"--execute 4 {IDM} --window_seconds 0.3": "but z leads [0.3] s ahead",
     f"--corpus robot {IDM}": "--inverse_dynamics does not go with z of --corpus",
 }
+
+
+@pytest.mark.slow
+def test_a_quantizer_is_read_linearly_as_a_corpus_says(runs):
+    asks = ("--execute", 3, "--inverse_dynamics", runs / "other", "--corpus", runs / "robot")
+    succeed(*given(runs, *asks))
+    found = json.loads((runs / "out" / "rollout.json").read_text())
+    how, page = found["reader"], (runs / "out" / "report.html").read_text()
+    assert how["kind"] == "linear" and how["episodes"] == 8 and how["windows"] > 8
+    assert f"fitted on {how['windows']:,} windows of 8 episodes" in page
+    assert found["inverse_dynamics"]["workdir"] == str(runs / "other") and found["windows"] == 2
+
+    quantizer, corpus = load(runs / "other"), {"path": str(runs / "robot")}
+    source = Pairs(quantizer.config, corpus)
+    (batch,) = source.batches(source.rows)
+    reads, again = action_readers.by_latents(quantizer, corpus, (48, 48), {0.2}).open()
+    assert again == how
+    said = reads(batch.first[:20], batch.last[:20])
+    actions, read = source.actions(source.rows) / 2, jax.jit(quantizer.stage.read)
+    x = np.asarray(read(quantizer.params, quantizer.variables, batch.first, batch.last).latent_BLQ)
+    x = x[: batch.size].reshape(batch.size, -1)
+    probe = fit_probe(x, actions, source.index.episode_of_rows(source.rows[:, 0]), seed=0)
+    np.testing.assert_allclose(said, probe(x)[:20], atol=1e-3)
+    assert np.corrcoef(said.ravel(), actions[:20].ravel())[0, 1] > 0.3
 
 
 @pytest.mark.slow
