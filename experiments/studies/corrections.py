@@ -10,8 +10,8 @@ action, and how often it says the corrector's z: docs/world.md has what came out
     lapa study studies/corrections --workdir runs/corrections
 
 Quantizers, latent VLAs and labelled episodes are those of studies/headline, of family `reach`; its
-parts may lie in the workdir. Cost beside these: seven minutes a seed on two cores that did other
-work, too.
+parts may lie in the workdir. Cost beside these: a quarter of an hour a seed on two cores that did
+much other work.
 """
 
 import dataclasses
