@@ -7,7 +7,7 @@ it): what a model of how frames follow needs of its tokens.
     lapa train --config experiments/dynamics/tabletop.py \
         --config.model.weights=runs/image_tokenizer --workdir runs/dynamics
 
-Cost: 0.35 M parameters; not timed yet.
+Cost: 0.27 M parameters; 3,000 steps took four minutes on one core of an AMD EPYC beside other work.
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +21,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     config = base.stage_defaults("image_tokenizer")
     config.data.corpora = base.views(arg, window_seconds=0.2)
     config.compute_dtype, config.global_batch, config.steps = "float32", 32, 3000
-    config.optimizer.update(peak_lr=2e-3, warmup_steps=100)
+    config.optimizer.update(peak_lr=1e-3, warmup_steps=100)
     config.model = base.trained_tokenizer()
     if arg.quick:
         config.compile_effort = "least"

@@ -17,9 +17,9 @@ from lapa_jax.latent.bottlenecks import bottleneck_config, bottleneck_settings
 from lapa_jax.latent.health import perplexity
 from lapa_jax.nn.layers import Dense, LayerNorm, dtype_of, truncated_normal
 from lapa_jax.nn.module import param
-from lapa_jax.nn.patches import from_patches
+from lapa_jax.nn.patches import from_patches, to_patches
 from lapa_jax.nn.stack import REMAT, Stack
-from lapa_jax.nn.vit import Block, ViT, ViTConfig
+from lapa_jax.nn.vit import Block, FeedForward, ViTConfig
 from lapa_jax.policy.image_tokenizer import (
     ImageTokenizer,
     ImageTokenizerConfig,
@@ -38,8 +38,8 @@ class ImportedTokenizerConfig(ImageTokenizerConfig):
 
 @dataclass(frozen=True)
 class PatchTokenizerConfig:
-    """The defaults: for images of 64 pixels a side, 64 codes each. Every code is made by layers
-    that see all of the image, and so is what is drawn of it."""
+    """The defaults: for images of 64 pixels a side, 64 codes each. Every code is made of its own
+    patch alone, so that what stands still keeps its codes; what is drawn of them sees them all."""
 
     image_size: tuple[int, int]
     compute_dtype: str
@@ -89,24 +89,46 @@ class PatchTokenizerConfig:
             )
         return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
 
-    def layers(self, depth: int) -> ViTConfig:
-        """Those of its halves."""
+    @property
+    def layers(self) -> ViTConfig:
+        """Those that draw; of those before the codes the feed-forward."""
         return ViTConfig(
             grid=self.grid(self.image_size),
-            depth=depth,
+            depth=self.decoder_depth,
             class_token=False,
             layer_scale=False,
-            pixels="centred",
             **{key: getattr(self, key) for key in ("patch_size", "dim", "heads", "head_dim")},
             mlp_dim=self.mlp_dim,
         )
 
 
+class PatchLayer(nnx.Module):
+    """Pre-norm feed-forward: a patch sees no other."""
+
+    def __init__(self, config: ViTConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.norm = LayerNorm(config.dim, bias=True)
+        self.mlp = FeedForward(config, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x_BND: jax.Array) -> jax.Array:
+        return x_BND + self.mlp(self.norm(x_BND))
+
+
 class PatchTokenizer(nnx.Module):
     def __init__(self, config: PatchTokenizerConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         common = dict(remat=config.remat, unroll=config.unroll, rngs=rngs)
-        self.config, self.dtype = config, dtype
-        self.encoder = ViT(config.layers(config.depth), dtype=dtype, **common)
+        self.config, self.dtype, layers = config, dtype, config.layers
+        self.from_pixels = Dense(
+            (3 * config.patch_size**2,),
+            (config.dim,),
+            ("patch", "embed"),
+            bias=True,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.encoder = Stack(
+            lambda rngs: PatchLayer(layers, dtype=dtype, rngs=rngs), config.depth, **common
+        )
+        self.encoder_norm = LayerNorm(config.dim, bias=True)
         # What is rounded is in float32.
         self.to_code = Dense(
             (config.dim,), (config.code_dim,), ("embed", None), dtype=jnp.float32, rngs=rngs
@@ -119,7 +141,6 @@ class PatchTokenizer(nnx.Module):
         cells = math.prod(config.grid(config.image_size))
         positions = truncated_normal(rngs.params(), (cells, config.dim), 0.02)
         self.positions = param(positions, None, "embed")
-        layers = config.layers(config.decoder_depth)
         self.decoder = Stack(
             lambda rngs: Block(layers, dtype=dtype, rngs=rngs), config.decoder_depth, **common
         )
@@ -130,6 +151,7 @@ class PatchTokenizer(nnx.Module):
             ("embed", "patch"),
             bias=True,
             dtype=dtype,
+            std=0.0,
             rngs=rngs,
         )
 
@@ -149,7 +171,11 @@ class PatchTokenizer(nnx.Module):
         """What is quantised, float32 (B, H, W, code_dim), of uint8 images."""
         check_images(images_BIJC)
         self.config.grid(images_BIJC.shape[1:3])
-        return self.to_code(self.encoder.features(images_BIJC))
+        pixels = images_BIJC.astype(jnp.float32) / 127.5 - 1.0
+        patches_BHWP = to_patches(pixels, self.config.patch_size)
+        B, H, W, P = patches_BHWP.shape
+        x, _ = self.encoder(self.from_pixels(patches_BHWP.reshape(B, H * W, P)))
+        return self.to_code(self.encoder_norm(x)).reshape(B, H, W, -1)
 
     def encode(self, images_BIJC: jax.Array) -> jax.Array:
         """Codes int32 (B, H, W) of uint8 images."""

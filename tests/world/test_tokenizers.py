@@ -64,6 +64,17 @@ def test_training_draws_images_of_codes():
             model.apply(params, variables, method, given)
 
 
+def test_a_code_is_of_its_own_patch_alone():
+    """So what stands still keeps its codes, whatever else moves."""
+    model = Functional(lambda rngs: PatchTokenizer(config(), dtype=jnp.float32, rngs=rngs))
+    params, variables = jax.jit(model.init)(jax.random.key(0))
+    before, after = images(0, 4), images(1, 4)
+    after[:, :8, 8:] = before[:, :8, 8:]
+    codes = [np.asarray(model.apply(params, variables, "encode", x)[0]) for x in (before, after)]
+    same = codes[0] == codes[1]
+    assert same[:, 0, 1].all() and not same.all()
+
+
 @pytest.mark.parametrize(
     "changes, told",
     [
