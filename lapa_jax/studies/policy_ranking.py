@@ -166,15 +166,17 @@ def judges_table(rows: Rows) -> list[list[str]]:
     for row in rows:
         if row["what"] != "judge":
             continue
-        true, drawn, of_map = row["true"], row["imagined"], row["map"]
-        known = f"R² {of_map['r2_mean']:.2f}" if "r2_mean" in of_map else ""
-        if not known:
-            shares = (100 * of_map[key] for key in ("accuracy", "modal_accuracy"))
+        if "map_accuracy" in row:
+            shares = (100 * row[f"map_{key}"] for key in ("accuracy", "modal_accuracy"))
             known = "{:.1f} % of codes, the most common {:.1f} %".format(*shares)
-        off = ", ".join(f"{100 * x:.1f}" for k, x in enumerate(drawn["error"], 1) if k in SHOWN)
-        right = [f"{100 * one['accuracy']:.1f} %" for one in (true, drawn)]
-        done = ", ".join(f"{100 * x:.1f} %" for x in (row["done"], true["done"], drawn["done"]))
-        cells = [known, f"{100 * true['error']:.2f}", right[0], off, right[1], done]
+        else:
+            known = f"R² {row['map_r2_mean']:.2f}"
+        errors = enumerate(row["imagined_error"], 1)
+        off = ", ".join(f"{100 * x:.1f}" for k, x in errors if k in SHOWN)
+        right = [f"{100 * row[f'{name}_accuracy']:.1f} %" for name in ("true", "imagined")]
+        done = [row["done"], row["true_done"], row["imagined_done"]]
+        told = ", ".join(f"{100 * x:.1f} %" for x in done)
+        cells = [known, f"{100 * row['true_error']:.2f}", right[0], off, right[1], told]
         shown.append([f"`{row['imagination']}`", *cells])
     return shown
 

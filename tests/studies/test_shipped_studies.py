@@ -6,12 +6,13 @@ import pytest
 from experiments.studies import heads, imagined, metaworld, objectives, verifier, zoo
 from lapa_jax.envs.checked import Pushes
 
-JUDGED = {"error": [0.01] * 5, "accuracy": 0.9, "done": 0.8}
 POLICIES = [("scratch", 0, 2), ("scratch", 1, 3), ("lapa", 0, 9), ("lapa", 1, 7), ("vpt", 0, 5)]
 ROWS = {
     imagined: [
-        {"what": "judge", "imagination": "pixels", "episodes": 9, "done": 0.9, "imagined": JUDGED}
-        | {"true": JUDGED | {"error": 0.002}, "map": {"accuracy": 0.8, "modal_accuracy": 0.2}},
+        {"what": "judge", "imagination": "pixels", "episodes": 9, "done": 0.9}
+        | {"true_error": 0.002, "true_accuracy": 0.9, "true_done": 0.8}
+        | {"imagined_error": [0.01] * 5, "imagined_accuracy": 0.7, "imagined_done": 0.5}
+        | {"map_accuracy": 0.8, "map_modal_accuracy": 0.2},
         *(
             {"arm": arm, "seed": seed, "labels": 8} | row
             for arm, seed, n in POLICIES
@@ -124,6 +125,7 @@ def test_policies_are_ranked_beside_what_needs_no_world():
     ]
     _, judge = tables["judges"]
     assert judge[1] == "80.0 % of codes, the most common 20.0 %" and judge[4] == "1.0, 1.0, 1.0"
+    assert judge[2:4] == ["0.20", "90.0 %"] and judge[6] == "90.0 %, 80.0 %, 50.0 %"
     _, agreed = tables["agreement"]
     assert agreed[1:3] == ["62.0 %", "52.0 %"]  # of the first ten start states
 
