@@ -14,7 +14,8 @@ stay nearer to the true ones than that frame does (free_skill_k above 0, k steps
 
 Tokens are drawn many at a time; `form=next_token` draws one after the other.
 
-Cost: 1.5 M parameters beside the tokenizer's; not timed yet.
+Cost: 1.5 M parameters beside the tokenizer's; 2,000 of its 4,000 steps took 31 minutes on one core
+of an AMD EPYC beside other work, in one part.
 """
 
 from ml_collections import ConfigDict

@@ -37,21 +37,17 @@ def by_step(
         row: dict[str, Any] = {"step": k + 1, "mse_copy": float(copy.mean())}
         for prefix, values in (("", error), ("forced_", forced)):
             mean = bootstrap_ratio(values, np.ones(len(values)), episode, seed=seed)
-            ratio, ends = relative(values, copy, episode, seed=seed)
             row |= {
                 f"{prefix}mse": mean.estimate,
                 f"{prefix}mse_interval": [mean.low, mean.high],
                 f"{prefix}psnr": psnr(mean.estimate),
                 f"{prefix}psnr_interval": [psnr(mean.high), psnr(mean.low)],
-                f"{prefix}skill": None if ratio is None else 1.0 - ratio,
-                f"{prefix}skill_interval": ends and [1.0 - ends[1], 1.0 - ends[0]],
             }
+            row |= _skill(values, copy, episode, seed=seed, prefix=prefix)
         row["times_forced"], row["times_forced_interval"] = relative(
             error, forced, episode, seed=seed
         )
-        if len(episode) == 1:
-            row |= {name: None for name in row if name.endswith("_interval")}
-        rows.append(row)
+        rows.append(_without_intervals(row) if len(episode) == 1 else row)
     return rows
 
 
@@ -63,21 +59,27 @@ def beside(
     episode, rows = np.arange(len(error_NK)), []
     for k in range(error_NK.shape[1]):
         error, other, copy = error_NK[:, k], other_NK[:, k], copy_NK[:, k]
-        ratio, ends = relative(other, copy, episode, seed=seed)
-        above, between = relative(other - error, copy, episode, seed=seed)
-        if len(episode) == 1:
-            ends = between = None
-        rows.append(
-            {
-                "step": k + 1,
-                "mse": float(other.mean()),
-                "skill": None if ratio is None else 1.0 - ratio,
-                "skill_interval": ends and [1.0 - ends[1], 1.0 - ends[0]],
-                "above": above,
-                "above_interval": between,
-            }
-        )
+        row: dict[str, Any] = {"step": k + 1, "mse": float(other.mean())}
+        row |= _skill(other, copy, episode, seed=seed)
+        row["above"], row["above_interval"] = relative(other - error, copy, episode, seed=seed)
+        rows.append(_without_intervals(row) if len(episode) == 1 else row)
     return rows
+
+
+def _skill(
+    error_N: np.ndarray, copy_N: np.ndarray, episode_N: np.ndarray, *, seed: int, prefix: str = ""
+) -> dict[str, Any]:
+    """1 − the ratio of mean errors, and its interval."""
+    ratio, ends = relative(error_N, copy_N, episode_N, seed=seed)
+    return {
+        f"{prefix}skill": None if ratio is None else 1.0 - ratio,
+        f"{prefix}skill_interval": ends and [1.0 - ends[1], 1.0 - ends[0]],
+    }
+
+
+def _without_intervals(row: dict[str, Any]) -> dict[str, Any]:
+    """Of one episode there is none."""
+    return row | {name: None for name in row if name.endswith("_interval")}
 
 
 def steps_above_copying(rows: list[dict[str, Any]]) -> int | None:
@@ -107,12 +109,8 @@ def executed_by_step(
         error, copy = error_NK[at, k], copy_NK[at, k]
         row: dict[str, Any] = {"step": k + 1, "n": len(at)}
         row |= means({"mse": error, "mse_copy": copy}, at, seed=seed)
-        ratio, ends = relative(error, copy, at, seed=seed)
-        row["skill"] = None if ratio is None else 1.0 - ratio
-        row["skill_interval"] = ends and [1.0 - ends[1], 1.0 - ends[0]]
-        if len(at) == 1:
-            row |= {name: None for name in row if name.endswith("_interval")}
-        rows.append(row)
+        row |= _skill(error, copy, at, seed=seed)
+        rows.append(_without_intervals(row) if len(at) == 1 else row)
     return rows
 
 
