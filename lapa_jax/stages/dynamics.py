@@ -15,7 +15,7 @@ from lapa_jax.policy.heads import Sources
 from lapa_jax.stages import augmentation
 from lapa_jax.stages.stage import Assets, Batch, Metrics, Params, Stage, Variables
 from lapa_jax.world.config import TOKENIZER_KEY, DynamicsConfig
-from lapa_jax.world.dynamics import Dynamics, Past
+from lapa_jax.world.dynamics import Dynamics, Scene
 
 Z = "latent_action_of_pairs"
 STATISTICS = "latent_statistics.json"  # the asset, where z is of vectors
@@ -149,7 +149,7 @@ class DynamicsStage(Stage):
         options: dict[str, Any] = dict(rng=key, temperature=temperature)
         return self.model.apply(params, variables, "imagine", frames, z, **options)[0]
 
-    def begin(self, params: Params, variables: Variables, frames: jax.Array) -> Past:
+    def begin(self, params: Params, variables: Variables, frames: jax.Array) -> Scene:
         """What `step` goes on from: one frame each, uint8 (B, H, W, 3)."""
         model = self.model_config
         shape = (len(frames), 0, model.latent_length)
@@ -159,10 +159,10 @@ class DynamicsStage(Stage):
         return self.model.apply(params, variables, "begin", frames, none)[0]
 
     def step(
-        self, params: Params, variables: Variables, past: Past, z: jax.Array
-    ) -> tuple[Past, jax.Array]:
-        """(the past with it, the next frame float32 (B, H, W, 3) in [0, 1], of the likeliest
+        self, params: Params, variables: Variables, scene: Scene, z: jax.Array
+    ) -> tuple[Scene, jax.Array]:
+        """(the scene with it, the next frame float32 (B, H, W, 3) in [0, 1], of the likeliest
         tokens), of the z (B, ...) that leads to it, as `z` gives it: frame by frame what `imagine`
         does at once."""
         options: dict[str, Any] = dict(rng=jax.random.key(0), temperature=0.0)
-        return self.model.apply(params, variables, "step_frame", past, z, **options)[0]
+        return self.model.apply(params, variables, "step_frame", scene, z, **options)[0]

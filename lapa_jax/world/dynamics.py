@@ -10,6 +10,9 @@ Genie (Bruce et al. 2024) hides tokens of all frames of one stack; here the past
 but for the share that is replaced by chance, which the model is told, so that it learns not to
 trust its own frames more than they deserve (as in Valevski et al. 2024).
 
+Tokens tell what changes. Where a cell has the token that it had in a frame which is known, and the
+tokenizer makes it of that cell's pixels alone, the pixels are those of that frame.
+
 Shape suffixes: B clips, T frames, N cells of a frame, D width, V values of a token, L codes or
 vectors of a z, S frames that are imagined, I image rows, J image columns.
 """
@@ -36,6 +39,14 @@ class Past(NamedTuple):
     tokens_BTN: jax.Array
     z_BTL: jax.Array  # what follows each frame; of the last one it is not known yet
     count: jax.Array  # int32
+
+
+class Scene(NamedTuple):
+    """What frames are imagined in: the past, and the last frame that was given, uint8."""
+
+    past: Past
+    frame_BIJC: jax.Array
+    tokens_BN: jax.Array  # of that frame
 
 
 class Dynamics(nnx.Module):
@@ -91,6 +102,21 @@ class Dynamics(nnx.Module):
         B, T = tokens_BTN.shape[:2]
         images = self.tokenizer.decode(tokens_BTN.reshape(B * T, *self.config.grid))
         return 0.5 * (images + 1.0).reshape(B, T, *images.shape[1:])
+
+    def draw_pixels(
+        self, tokens_BTN: jax.Array, given_BTIJC: jax.Array, given_BTN: jax.Array
+    ) -> jax.Array:
+        """As `decode`, but the pixels of a given frame, uint8, where a cell has the token that it
+        has there. T of what is given may be 1. Of a tokenizer whose codes see more than their own
+        cell all is decoded: there the pixels may differ where the token does not."""
+        decoded = self.decode(tokens_BTN)
+        tokenizer = self.config.tokenizer
+        if not tokenizer.own_patch:
+            return decoded
+        same_BTHW = (tokens_BTN == given_BTN).reshape(*tokens_BTN.shape[:2], *self.config.grid)
+        side = tokenizer.factor
+        same_BTIJ = jnp.repeat(jnp.repeat(same_BTHW, side, axis=2), side, axis=3)
+        return jnp.where(same_BTIJ[..., None], given_BTIJC.astype(jnp.float32) / 255.0, decoded)
 
     # --- The two stacks ---
 
@@ -208,19 +234,20 @@ class Dynamics(nnx.Module):
             return jnp.square(drawn - true).mean(axis=(0, 2, 3, 4))  # of each frame
 
         context, loss, metrics = forced(tokens[:, :-1])
-        drawn = self.decode(self.draw(context, jax.random.key(0), 0.0))
+        before = frames_BTIJC[:, :-1], tokens[:, :-1]
+        drawn = self.draw_pixels(self.draw(context, jax.random.key(0), 0.0), *before)
         free = self.imagined(tokens[:, :1], z_BTL, jax.random.key(0), 0.0)
         _, free_loss, _ = forced(jnp.concatenate([tokens[:, :1], free[:, :-1]], axis=1))
         mse = error(drawn, frames[:, 1:]).mean()
         copy = error(frames[:, :-1], frames[:, 1:]).mean()
-        free_T = error(self.decode(free), frames[:, 1:])
+        free_T = error(self.draw_pixels(free, frames_BTIJC[:, :1], tokens[:, :1]), frames[:, 1:])
         standing_T = error(frames[:, :1], frames[:, 1:])
         metrics |= {
             "loss": loss,
             "mse": mse,
             "copy_mse": copy,
             "skill": _skill(mse, copy),
-            "tokens_mse": error(self.decode(wanted), frames[:, 1:]).mean(),
+            "tokens_mse": error(self.draw_pixels(wanted, *before), frames[:, 1:]).mean(),
             "free_loss": free_loss,
         }
         skills = _skill(free_T, standing_T)
@@ -316,23 +343,26 @@ class Dynamics(nnx.Module):
         at = jnp.minimum(count, self.config.seen - 1)
         return Past(tokens.at[:, at].set(drawn), z, at + 1), drawn
 
-    def begin(self, frames_BIJC: jax.Array, z_BTL: jax.Array) -> Past:
-        """The past of one frame each, uint8; z_BTL: none, (B, 0, ...), of the dtype of z."""
-        return self.remembered(self.encode(frames_BIJC[:, None]), z_BTL)
+    def begin(self, frames_BIJC: jax.Array, z_BTL: jax.Array) -> Scene:
+        """The scene of one frame each, uint8; z_BTL: none, (B, 0, ...), of the dtype of z."""
+        tokens = self.encode(frames_BIJC[:, None])
+        return Scene(self.remembered(tokens, z_BTL), frames_BIJC, tokens[:, 0])
 
     def step_frame(
-        self, past: Past, z_BL: jax.Array, *, rng: jax.Array, temperature: float
-    ) -> tuple[Past, jax.Array]:
+        self, scene: Scene, z_BL: jax.Array, *, rng: jax.Array, temperature: float
+    ) -> tuple[Scene, jax.Array]:
         """As `step`, the frame itself: float32 (B, I, J, 3) in [0, 1]."""
-        past, drawn_BN = self.step(past, z_BL, rng=rng, temperature=temperature)
-        return past, self.decode(drawn_BN[:, None])[:, 0]
+        past, drawn_BN = self.step(scene.past, z_BL, rng=rng, temperature=temperature)
+        given = scene.frame_BIJC[:, None], scene.tokens_BN[:, None]
+        return scene._replace(past=past), self.draw_pixels(drawn_BN[:, None], *given)[:, 0]
 
     def imagine(
         self, frames_BTIJC: jax.Array, z_BTL: jax.Array, *, rng: jax.Array, temperature: float
     ) -> jax.Array:
         """The frames float32 (B, S, I, J, 3) in [0, 1] that follow uint8 ones: see `imagined`."""
         tokens = self.encode(frames_BTIJC)
-        return self.decode(self.imagined(tokens, z_BTL, rng, temperature))
+        drawn = self.imagined(tokens, z_BTL, rng, temperature)
+        return self.draw_pixels(drawn, frames_BTIJC[:, -1:], tokens[:, -1:])
 
 
 def _skill(mse: jax.Array, copy_mse: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ codes, D width, Q latent width.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from lapa_jax.policy.image_tokenizer import (
 class ImportedTokenizerConfig(ImageTokenizerConfig):
     """LWM's, as a run has it."""
 
+    own_patch: ClassVar[bool] = False
     architecture: Annotated[str, ("vqgan",), "imported: it is not trained"] = "vqgan"
     image_size: tuple[int, int] | None = None  # any that the levels halve evenly
     compute_dtype: str = "float32"
@@ -41,6 +42,7 @@ class PatchTokenizerConfig:
     """The defaults: for images of 64 pixels a side, 64 codes each. Every code is made of its own
     patch alone, so that what stands still keeps its codes; what is drawn of them sees them all."""
 
+    own_patch: ClassVar[bool] = True  # that a code is made of
     image_size: tuple[int, int]
     compute_dtype: str
     architecture: Annotated[str, ("patches",), "trained here"] = "patches"

@@ -125,6 +125,24 @@ def test_imagining_goes_on_frame_by_frame(made):
         past = np.concatenate([past, frame], axis=1)
 
 
+def test_what_keeps_its_token_keeps_its_pixels(made):
+    """A cell whose token is that of the given frame has that frame's pixels; others are decoded."""
+    call, stage = made
+    given, held = clips()[0][:, :1], tokens(count=1)
+    drawn = tokens(1)
+    drawn[:, 1, 2] = held[:, 0, 2]  # cells are row by row
+    found, decoded = call("draw_pixels", drawn, given, held), call("decode", drawn)
+    wanted, side = np.array(decoded), SIDE // 2
+    wanted[:, 1, side:, :side] = given[:, 0, side:, :side] / 255.0
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    # What is imagined is drawn so.
+    frames, z = clips()
+    given, key = (frames[:, :1], call("encode", frames[:, :1])), jax.random.key(0)
+    imagined = call("imagined", given[1], z, key, temperature=0.0)
+    at_once = jax.jit(stage.imagine)(*call.arrays, frames[:, :1], z, key)
+    np.testing.assert_allclose(at_once, call("draw_pixels", imagined, *given), atol=1e-5)
+
+
 def test_metrics_of_training_and_of_evaluation(made):
     call, stage = made
     frames, z = clips()
