@@ -267,11 +267,13 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
     return {name: found[name] for name in p}
 
 
-def interquartile_mean(scores: np.ndarray) -> float:
-    """The mean of the middle half of scores of runs and tasks (Agarwal et al. 2021)."""
+def interquartile_mean(scores: np.ndarray) -> float | None:
+    """The mean of the middle half of scores of runs and tasks (Agarwal et al. 2021), as rliable
+    takes it: a quarter of them, rounded down, is left out on each side. None of fewer than four,
+    of which none would be, so that it is their mean."""
     from scipy.stats import trim_mean  # half a second
 
-    return float(trim_mean(np.ravel(scores), 0.25))
+    return float(trim_mean(np.ravel(scores), 0.25)) if np.size(scores) >= 4 else None
 
 
 def probability_of_improvement(scores_a_ST: np.ndarray, scores_b_ST: np.ndarray) -> float:

@@ -163,7 +163,7 @@ def rates_table(rows: Rows, which: Which) -> list[list[str]]:
 
 def arms_table(rows: Rows, base: str, which: Which) -> list[list[str]]:
     """Every arm, and beside `base` on the same start states, at one label budget; without Holm's
-    correction, which `primary_table` has."""
+    correction, which `primary_table` has. IQM is of four or more seeds and tasks together."""
     arms, rows = _arms(rows, which), chosen(rows, which)
     shown = [["arm", "seeds", "success", "IQM", f"less `{base}`", "p", f"P(above `{base}`)"]]
     for arm in arms:
@@ -172,8 +172,9 @@ def arms_table(rows: Rows, base: str, which: Which) -> list[list[str]]:
             shown.append([f"`{arm}`", "0", *["–"] * 5])
             continue
         (found,) = outcomes(rows, one)
-        middle = 100 * interquartile_mean(found.values_STN.mean(2))
-        cells = [f"`{arm}`", str(len(found.seeds)), _rate(rows, one), f"{middle:.1f} %"]
+        middle = interquartile_mean(found.values_STN.mean(2))
+        told = "–" if middle is None else f"{100 * middle:.1f} %"
+        cells = [f"`{arm}`", str(len(found.seeds)), _rate(rows, one), told]
         beside = ["", "", ""] if arm == base else _beside(rows, one, other)
         shown.append([*cells, *beside])
     return shown

@@ -156,5 +156,6 @@ def test_holm_and_the_summaries_of_runs():
         {"a": 0.06, "b": 0.03, "c": 0.06}
     )
     assert interquartile_mean(np.array([[0.0, 1.0], [2.0, 99.0]])) == 1.5
+    assert interquartile_mean(np.array([0.0, 1.0, 99.0])) is None  # nothing would be left out
     above, tied = np.array([[1.0], [2.0]]), np.array([[1.0], [0.0]])
     assert probability_of_improvement(above, tied) == 0.875
