@@ -21,7 +21,7 @@ cores by the seconds of the demo's parts, and half an hour for the search.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ PRIMARY = (("lapa", "scratch"), ("lapa", "vpt"))
 # The objective of latents that stay vectors; of experiments/studies/objectives.py the best.
 FREE = "free"
 
-# Of the search: a seed that is none of record, and other start states, this many at most.
+# Of the search: a seed that is none of record, and other start states, this many of all families.
 TUNING_SEED, TUNING_STARTS, TUNING_ROLLOUTS = 50, 1, 100
 GRID = [Tuned(steps, rest) for steps in (300, 1000) for rest in (0.0, 0.1, 1.0)]
 # What the search chose: results/headline.search.json.
@@ -111,16 +111,21 @@ def get_study(arg: str | None, workdir: Path) -> Study:
 
 
 def of_cells(
-    arg: ConfigDict, world: arms.World, workdir: Path, cells: Iterable[dict[str, Any]]
+    arg: ConfigDict,
+    world: arms.World,
+    workdir: Path,
+    cells: Iterable[dict[str, Any]],
+    grid: Sequence[Tuned] = GRID,
 ) -> Study:
-    """Of these cells, as of `Pipeline.cell`, or with `arg.tune` of the search, on other start
-    states: those whose arm `arg.arms` names."""
+    """Of these cells, as of `Pipeline.cell`, or with `arg.tune` of the search over a grid, on other
+    start states: those whose arm `arg.arms` names."""
     named = arg.arms.split("+")
     for name in named:
         base.require("arms", name, arms.ARMS)
     if arg.tune:
-        starts = dict(rollout_seed=TUNING_STARTS, rollouts=min(TUNING_ROLLOUTS, world.rollouts))
-        world, cells = dataclasses.replace(world, **starts), search(arg)
+        each = min(max(1, TUNING_ROLLOUTS // len(world.tasks)), world.rollouts)
+        world = dataclasses.replace(world, rollout_seed=TUNING_STARTS, rollouts=each)
+        cells = search(arg, grid)
     pipeline = Pipeline(world, workdir)
     return Study(workdir, [pipeline.cell(**one) for one in cells if one["name"] in named])
 
@@ -151,12 +156,12 @@ def cells_of(arg: ConfigDict) -> Iterator[dict[str, Any]]:
                 yield cell | {"unseen": True}
 
 
-def search(arg: ConfigDict) -> Iterator[dict[str, Any]]:
-    """As of `Pipeline.cell`: the main arms with `arg.labels`, at every point of GRID; ValueError
+def search(arg: ConfigDict, grid: Sequence[Tuned]) -> Iterator[dict[str, Any]]:
+    """As of `Pipeline.cell`: the main arms with `arg.labels`, at every point of a grid; ValueError
     where their seed is one of the `arg.seeds`."""
     if TUNING_SEED in range(arg.seeds):
         raise ValueError(f"TUNING_SEED={TUNING_SEED} is one of the {arg.seeds} seeds of record")
-    for tuned in GRID:
+    for tuned in grid:
         for name in arms.MAIN:
             yield dict(name=name, seed=TUNING_SEED, labels=arg.labels, tuned=tuned)
 
@@ -313,10 +318,11 @@ def families_table(rows: contrasts.Rows, at: contrasts.Which) -> list[list[str]]
 
 def search_table(rows: contrasts.Rows) -> list[list[str]]:
     """Successes of every point of the grid, the best of an arm in bold; of equal ones the first."""
-    shown = [["arm", *(f"{one.steps:,} steps, rest at {one.rest:g}" for one in GRID)]]
+    grid = [Tuned(*point) for point in sorted({(row["steps"], row["rest"]) for row in rows})]
+    shown = [["arm", *(f"{one.steps:,} steps, rest at {one.rest:g}" for one in grid)]]
     for name in dict.fromkeys(row["arm"] for row in rows):
         cells, counts = [], []
-        for one in GRID:
+        for one in grid:
             which = {"arm": name, "steps": one.steps, "rest": one.rest}
             found = contrasts.chosen(rows, which)
             count, of = (sum(row[key] for row in found) for key in ("successes", "episodes"))
