@@ -190,7 +190,7 @@ def run(module: str, argv: list[str]) -> int:
         sys.stderr.write(f"lapa: {message}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("lapa: interrupted; the same command continues where it was\n")
+        sys.stderr.write("lapa: interrupted; the same command goes on from what was saved\n")
         return 130
 
 

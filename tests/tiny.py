@@ -153,13 +153,18 @@ def write_corpus(
     fps: float = FPS,
     index: bool = True,
     states: bool = False,
+    actions: bool = True,
 ) -> Path:
     """A square that moves as the actions say, in `shards` shards. `states`: with its place, and a
-    number that is constant."""
+    number that is constant. `actions`: whether these are told."""
     rng = np.random.default_rng(seed)
     made = [_episode(rng, number, size, fps, states) for number in range(episodes)]
+    if not actions:
+        made = [dataclasses.replace(episode, actions=None) for episode in made]
     dim = made[0].states.shape[1] if states else 0
-    spec = schema.EpisodeSpec((size, size, 3), 2, True, "squares", fps, state_dim=dim)
+    spec = schema.EpisodeSpec(
+        (size, size, 3), 2 if actions else 0, True, "squares", fps, state_dim=dim
+    )
     record = len(schema.encode_episode(made[0], spec))
     limit = record * episodes // shards + record // 2
     with RldsWriter(directory, name="squares", spec=spec, shard_bytes=limit) as writer:

@@ -122,7 +122,8 @@ def _said(rollouts: Rollouts, seconds: float) -> str:
     count, steps = rollouts.z_NKL.shape[:2]
     apart = f", {seconds:g} s apart" if seconds else ""
     many = f"{count:,} rollouts" if count > 1 else "One rollout"
-    return f"{many} of {steps} steps{apart}, from one given frame each."
+    length = f"{steps} steps" if steps > 1 else "one step"
+    return f"{many} of {length}{apart}, from one given frame each."
 
 
 def _z(z_KL: np.ndarray) -> str:

@@ -12,7 +12,7 @@ from absl import logging
 from data_pipelines.progress import Progress
 from lapa_jax.runs import examples
 from lapa_jax.runs.loaded import LoadedQuantizer
-from lapa_jax.world.imagination import Imagination
+from lapa_jax.world.imagination import Imagination, check_quantizers
 
 BATCH = 16  # videos that are read, and imagined, side by side
 
@@ -127,10 +127,13 @@ def codes_of(imagination: Imagination, text: str) -> np.ndarray:
 
 def z_of_file(imagination: Imagination, path: str) -> np.ndarray:
     """z (1, K, L) or (1, K, L, width) of a JSON file, whose "z" is a list of K steps, each as
-    nested lists: what the page of `lapa play` saves. Raises ValueError for other contents."""
+    nested lists, and "quantizers" the hashes of those whose z they are: what the page of `lapa
+    play` saves. Raises ValueError for other contents, and for z of another quantizer; where the
+    file does not tell whose they are, that is said in the log."""
     try:
-        z = np.array(json.loads(Path(path).read_text())["z"])
-    except (ValueError, TypeError, KeyError) as error:  # also of lists of unequal length
+        found = json.loads(Path(path).read_text())
+        z, quantizers = np.array(found["z"]), found.get("quantizers", [])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:  # also unequal lengths
         raise ValueError(f'--z {path} is no JSON with a list of steps under "z"') from error
     wanted = ("K", *map(str, imagination.shape))
     kind = "integers" if imagination.codes else "numbers"
@@ -143,6 +146,9 @@ def z_of_file(imagination: Imagination, path: str) -> np.ndarray:
         imagination.checked(z if imagination.codes else z.astype(np.float32))
     except ValueError as error:
         raise ValueError(f"--z {path}: {error}") from error
+    if not (isinstance(quantizers, list) and all(isinstance(x, str) for x in quantizers)):
+        raise ValueError(f'--z {path}: "quantizers" must be a list of hashes')
+    check_quantizers(f"--z {path}", set(quantizers), imagination.model)
     return z[None].astype(np.int32 if imagination.codes else np.float32)
 
 

@@ -185,7 +185,13 @@ class Corrections:
         index = load_index(self.path, image_key="image")
         sets = []
         for name in (self.of.label_set, self.of.label_set + PERSON):
-            labels = LabelSet.open(index.sidecar_dir, name, index)
+            try:
+                labels = LabelSet.open(index.sidecar_dir, name, index)
+            except FileNotFoundError as error:
+                raise ValueError(
+                    f"{self.path} has no label set {name!r}, in which those of this policy would "
+                    "be: choose another folder"
+                ) from error
             for key, ours in self.of.provenance.items():
                 if labels.provenance.get(key) != ours:
                     raise ValueError(

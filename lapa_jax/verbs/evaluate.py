@@ -109,6 +109,7 @@ def main(argv: list[str]) -> int:
         raise ValueError(
             f"{run.workdir} is of stage {run.config.stage!r}: nothing is evaluated but what its "
             "metrics.jsonl and, with evaluation.every_steps, its evaluation.jsonl tell"
+            + ("; `lapa rollout` measures what it imagines" * (run.config.stage == "dynamics"))
         )
     quantizer = run.config.stage == "quantizer"
     for flag in ("paired", "simulate", "window_seconds"):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -44,6 +45,7 @@ EXAMPLE = """lapa rollout --workdir runs/quantizer --corpus data/heldout --out r
   lapa rollout --workdir runs/quantizer --execute 100 --inverse_dynamics runs/idm_window \\
       --policy runs/latent_vla --out executed"""
 STEPS, EPISODES = 4, 64
+MOST_STEPS = 1000  # of a rollout, which is held whole
 RATE = 5.0  # frames a second of a video, where the run tells no window
 
 
@@ -56,6 +58,7 @@ class Options:
     corpus: directory of shards (indexed): videos to measure against, or where --episode begins
     split: of the corpora
     image_key: the camera (default: the only one indexed)
+    sidecar_dir: where the index of the corpus lies (default: in it)
     quantizer: run that reads z for a dynamics run: that of its label set
     codes: z of each step: steps joined by commas, the codes of one by colons (0,3,3 or 0:1,3:7)
     z: JSON file with a list of the z of each step under "z", as the page of `lapa play` saves it
@@ -84,6 +87,7 @@ class Options:
     corpus: str = ""
     split: str = "train"
     image_key: str = ""
+    sidecar_dir: str = ""
     quantizer: str = ""
     codes: str = ""
     z: str = ""
@@ -98,7 +102,9 @@ class Options:
         int | None, "[1, inf)", f"held-out ones to measure, at most (default: {EPISODES})"
     ] = None
     steps: Annotated[
-        int | None, "[1, 1e5]", f"to imagine (default: {STEPS}, or as many as z is given for)"
+        int | None,
+        f"[1, {MOST_STEPS}]",
+        f"to imagine (default: {STEPS}, or as many as z is given for)",
     ] = None
     window_seconds: Annotated[
         float, "[0, 1e4]", "between frames of a corpus; 0: that of the quantizer's training"
@@ -147,6 +153,12 @@ class Options:
                 "--frame, or --corpus with --episode: give the one frame that the rollout begins "
                 "with"
             )
+        corpora = {self.corpus, self.transfer_from} - {""}
+        if self.sidecar_dir and len(corpora) != 1:
+            raise ValueError(
+                f"--sidecar_dir {self.sidecar_dir} holds the index of one corpus, and there are "
+                f"{len(corpora)} (--corpus, --transfer_from)"
+            )
 
     @property
     def source(self) -> str:
@@ -176,9 +188,7 @@ _WORDS = {
 def main(argv: list[str]) -> int:
     parser = flags.parser("lapa rollout", WHAT, EXAMPLE)
     options = flags.parse(parser, argv, Options)
-    out = Path(options.out)
-    if not out.parent.is_dir():  # before minutes of work
-        raise FileNotFoundError(f"--out {out}: there is no folder {out.parent}")
+    out = _folder(options.out)  # before minutes of work
     imagination = open_imagination(options.workdir)
     made = _made(imagination, options)
     given = {field.name: field for field in dataclasses.fields(options)}
@@ -198,6 +208,21 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _folder(path: str) -> Path:
+    """--out; raises where it is no folder in which files can be made, nor can be one."""
+    out = Path(path)
+    if not path:
+        raise ValueError("--out is empty: name a folder")
+    if not out.is_dir() and (out.exists() or out.is_symlink()):
+        raise FileExistsError(f"--out {out} is there, and is no folder: choose another place")
+    there = out if out.is_dir() else out.parent
+    if not there.is_dir():
+        raise FileNotFoundError(f"--out {out}: there is no folder {there}")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"--out {out}: nothing can be written into the folder {there}")
+    return out
+
+
 def _made(
     imagination: Imagination, options: Options
 ) -> rollouts.Rollouts | executability.Executability:
@@ -212,8 +237,8 @@ def _made(
         reader = rollouts.reader_of(imagination, quantizer)
 
     def corpus(path: str) -> dict[str, str | float]:
-        places = dict(path=path, split=options.split, image_key=options.image_key)
-        return places | {"window_seconds": options.window_seconds}
+        names = ("split", "image_key", "sidecar_dir", "window_seconds")
+        return {"path": path} | {name: getattr(options, name) for name in names}
 
     if source == "execute":
         inverse = load(options.inverse_dynamics)
@@ -239,7 +264,8 @@ def _made(
     if options.frame:
         frame = first.of_file(options.frame, size, options.resizing)
     else:
-        index = load_index(options.corpus, split=options.split, image_key=options.image_key)
+        view = dict(split=options.split, image_key=options.image_key)
+        index = load_index(options.corpus, sidecar_dir=options.sidecar_dir or None, **view)
         frame = first.of_corpus(index, options.episode, 0, size, options.resizing)
     frames = frame[None]
     if source == "policy":
@@ -254,6 +280,8 @@ def _made(
         z = rollout_sources.codes_of(imagination, options.codes)
     else:
         z = rollout_sources.z_of_file(imagination, options.z)
+    if z.shape[1] > MOST_STEPS:
+        raise ValueError(f"--{source} has {z.shape[1]} steps: at most {MOST_STEPS}")
     return rollouts.of_z(imagination, frames, z)
 
 

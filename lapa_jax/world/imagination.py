@@ -138,8 +138,11 @@ def open_imagination(workdir: str | Path) -> Imagination:
 def check_policy(imagination: Imagination, policy: LoadedPolicy) -> None:
     """Raises ValueError for a policy of other z than an imagination's, or that needs more than the
     frame and the instruction."""
-    policy.require_head("latent")
     stage, where = policy.stage, f"--policy {policy.workdir}"
+    try:
+        policy.require_head("latent")
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
     if stage.num_images > 1 or not stage.from_pixels or stage.state:
         raise ValueError(
             f"{where}: imagined frames are for a policy that sees one image, as pixels, and no "
@@ -197,14 +200,19 @@ def quantizers_of(model: Model) -> set[str]:
 def check_labels(flag: str, other: Model, model: Model) -> None:
     """Raises ValueError where z of one run, which `flag` names, are of another quantizer than those
     of `model`; where a run does not tell, that is said in the log."""
-    ours, theirs = quantizers_of(model), quantizers_of(other)
+    check_quantizers(f"{flag} {other.workdir}", quantizers_of(other), model)
+
+
+def check_quantizers(what: str, theirs: set[str], model: Model) -> None:
+    """As `check_labels`, of what has z of the quantizers with these hashes, none if untold."""
+    ours = quantizers_of(model)
     if not ours or not theirs:
         logging.warning(
-            "whether z of %s %s is that of %s is not known: a run records no label sets",
-            *(flag, other.workdir, model.workdir),
+            "whether z of %s is that of %s is not known: %s does not tell whose z it has",
+            *(what, model.workdir, what if ours else model.workdir),
         )
     elif theirs.isdisjoint(ours):
         raise ValueError(
-            f"{flag} {other.workdir}: its z is of the quantizer {sorted(theirs)}, that of "
-            f"{model.workdir} of {sorted(ours)}"
+            f"{what}: its z is of the quantizer {sorted(theirs)}, that of {model.workdir} of "
+            f"{sorted(ours)}"
         )

@@ -251,6 +251,7 @@ def runs(quick_compile, tmp_path_factory):
     write(folder / "other", config.lock(), {})
     tiny.write_corpus(folder / "robot", episodes=8, size=48)
     tiny.write_corpus(folder / "slow", episodes=8, size=48, fps=5.0)
+    tiny.write_labels(tiny.write_corpus(folder / "silent", size=48, actions=False))
     make_policy(folder / "policy", "latent", image_size=(48, 48), depth=1, text_length=48)
     make_policy(folder / "terse", "latent", image_size=(48, 48), depth=1)
     make_policy(folder / "small", "latent", depth=1)
@@ -331,6 +332,7 @@ REFUSED = {
     f"--execute 4 {IDM} --corpus robot": "a corpus is for a quantizer in its place",
     "--execute 4 --inverse_dynamics other": "--corpus is missing",
     "--execute 4 --inverse_dynamics other --corpus slow": "at 5 Hz, tabletop at 10 Hz",
+    "--execute 4 --inverse_dynamics other --corpus silent": "has no actions to read latents by",
     f"--execute 4 {IDM} --window_seconds 0.3": "but z leads [0.3] s ahead",
     f"--corpus robot {IDM}": "--inverse_dynamics does not go with z of --corpus",
 }

@@ -1,5 +1,6 @@
 """`lapa play`: frames along z, what it refuses, and its page."""
 
+import dataclasses
 import io
 import json
 import types
@@ -19,6 +20,7 @@ from data_pipelines.index import load_index
 from data_pipelines.index.labels import LabelSet
 from data_pipelines.loader.frames import FrameReader
 from data_pipelines.normalise import Normaliser
+from lapa_jax.evidence.rollout_sources import z_of_file
 from lapa_jax.runs import loaded
 from lapa_jax.serving.limits import Refused
 from lapa_jax.serving.play import first as first_frames
@@ -288,8 +290,8 @@ def at(page, step):
 
 
 @needs_browser
-def test_the_page(open_page, server):
-    """A digit for each position of z; undone, and loaded again."""
+def test_the_page(open_page, server, tmp_path):
+    """A digit for each position of z; saved for `lapa rollout`, undone, and loaded again."""
     page = open_page(server.url)
     at(page, 0)
     shown = "document.getElementById('frame').src"
@@ -303,6 +305,14 @@ def test_the_page(open_page, server):
     assert page.js(shown) == expected[3]
     assert page.texts("#strip button") == ["start", "1 2 3", "0 0 7", "5 5 5"]
     page.screenshot("play.png")
+    page.js("URL.createObjectURL = (blob) => { window.saved = blob; return '#'; }; 0")
+    page.js("document.getElementById('json').click()")
+    (tmp_path / "play.json").write_text(page.js("saved.text()"))
+    imagination = server.server.engine.imagination
+    assert z_of_file(imagination, str(tmp_path / "play.json")).tolist() == [Z[:3]]
+    model = dataclasses.replace(imagination.model, params_hash="other")
+    with pytest.raises(ValueError, match=r"play.json: its z is of the quantizer \['"):
+        z_of_file(Imagination(model), str(tmp_path / "play.json"))
     keys(page, "u")
     at(page, 2)
     assert page.js(shown) == expected[2]

@@ -283,6 +283,8 @@ def test_vectors_are_kept_to_the_bit_and_other_z_refused(tmp_path):
     assert np.isnan(z[:, 2]).all()
     with pytest.raises(ValueError, match="whose quantizer_hash is q, not other"):
         corrections.Corrections(tmp_path, of(shape=(2, 5), codes=0, quantizer_hash="other"))
+    with pytest.raises(ValueError, match="has no label set 'another', .*: choose another folder"):
+        corrections.Corrections(tmp_path, of(shape=(2, 5), codes=0, label_set="another"))
     with pytest.raises(ValueError, match=r"z of a game are \[2, 2, 5\], expected \[2, 3\]"):
         corrections.Corrections(tmp_path / "new", of()).add(made)
 

@@ -145,7 +145,8 @@ def test_what_does_not_fit_is_refused(dynamics, tokenizer, data, tmp_path):
     )
     assert "model.latent_codes is 4" in told(tokenizer, model__latent_codes=4)
     assert "data.num_frames=1 must be at least 2" in told(tokenizer, data__num_frames=1)
-    assert "stage 'dynamics': nothing is evaluated" in refused("evaluate", "--workdir", workdir)
+    told_by = refused("evaluate", "--workdir", workdir)
+    assert "stage 'dynamics': nothing is evaluated" in told_by and "`lapa rollout`" in told_by
     for verb, more in (
         ("label", ["--corpus", data / "robot", "--name", "x"]),
         ("serve", []),

@@ -1,6 +1,8 @@
 """Imagined videos: what is measured of them, where z comes from, and what is refused."""
 
+import dataclasses
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,12 +10,16 @@ import pytest
 import tiny
 from PIL import Image
 from scipy.linalg import sqrtm
+from test_imagination import quantizer
 from tiny import lapa, succeed
 from tiny_policy import make_policy, quantizer_config, write
 
+from experiments.teacher import tabletop
 from lapa_jax.diagnostics import rollouts as measures
 from lapa_jax.evidence import rollout_page, rollouts
-from lapa_jax.evidence.rollout_sources import Clips
+from lapa_jax.evidence.rollout_sources import Clips, z_of_file
+from lapa_jax.verbs import rollout
+from lapa_jax.world.imagination import Imagination
 
 N, K, SIDE = 6, 3, 8
 
@@ -152,6 +158,53 @@ def test_features_of_a_teacher_are_of_the_later_frame():
         rollouts.extractor(teacher, (SIDE, 16))
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"z": [[1], [2', "is no JSON with a list of steps"),
+        ('{"z": ' + 10**5 * "[" + 10**5 * "]" + "}", "is no JSON with a list of steps"),
+        ('{"z": [[1], [1, 2]]}', "is no JSON with a list of steps"),
+        ("[[1]]", "is no JSON with a list of steps"),
+        ('{"z": []}', r"holds float64\[0\], not integers of shape \(K, 1\)"),
+        ('{"z": [[NaN]]}', r"holds float64\[1, 1\], not integers"),
+        ('{"z": [[true]]}', r"holds bool\[1, 1\], not integers"),
+        ('{"z": [[9]]}', "codes from 9 to 9, the codebook has 8"),
+        ('{"z": [[1]], "quantizers": "mine"}', '"quantizers" must be a list of hashes'),
+        ('{"z": [[1]], "quantizers": ["other"]}', r"of the quantizer \['other'\], that of"),
+    ],
+)
+def test_z_of_a_file_is_of_this_quantizer_or_refused(text, reason, tmp_path, caplog):
+    model = dataclasses.replace(quantizer(), params_hash="own")
+    path = tmp_path / "z.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"--z .*z.json.*{reason}"):
+        z_of_file(Imagination(model), str(path))
+    path.write_text('{"z": [[1], [2]], "quantizers": ["other", "own"]}')
+    assert z_of_file(Imagination(model), str(path)).tolist() == [[[1], [2]]]
+    assert "is not known" not in caplog.text
+    path.write_text('{"z": [[1], [2]]}')
+    z_of_file(Imagination(model), str(path))
+    assert "z.json does not tell whose z it has" in caplog.text
+
+
+def test_where_nothing_can_be_written_is_told_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    no_run = ["--workdir", str(tmp_path / "none"), "--codes", "1", "--frame", "none.png", "--out"]
+    for out, kind, reason in (
+        ("", ValueError, "--out is empty"),
+        (tmp_path / "file", FileExistsError, "is there, and is no folder"),
+        (tmp_path / "gone", FileExistsError, "is there, and is no folder"),
+        (tmp_path / "a" / "b", FileNotFoundError, "there is no folder"),
+    ):
+        with pytest.raises(kind, match=reason):
+            rollout.main([*no_run, str(out)])
+    monkeypatch.setattr(rollout.os, "access", lambda *given: False)  # root may write anywhere
+    with pytest.raises(PermissionError, match="nothing can be written into the folder"):
+        rollout.main([*no_run, str(tmp_path / "new")])
+    assert (tmp_path / "file").read_text() == "mine" and not (tmp_path / "new").exists()
+
+
 @pytest.fixture(scope="module")
 def runs(quick_compile, tmp_path_factory):
     """A quantizer, a policy of its z, a corpus, and a picture."""
@@ -160,6 +213,7 @@ def runs(quick_compile, tmp_path_factory):
     config.data.image_size = (48, 48)
     write(folder / "quantizer", config.lock(), {})
     make_policy(folder / "policy", "latent", image_size=(48, 48))
+    make_policy(folder / "acts", "action", image_size=(48, 48), depth=1)
     tiny.write_corpus(folder / "robot", episodes=6, size=48)
     tiny.write_corpus(folder / "wide", episodes=1, size=32)
     image = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
@@ -214,6 +268,36 @@ def test_given_codes_and_a_policy_have_no_truth(runs):
     assert "not known" in said["why"]
 
 
+@pytest.mark.slow
+def test_features_of_a_teacher_run(runs):
+    config = tabletop.get_config("quick=True")
+    config.data.image_size = (48, 48)
+    config.model.update(dim=4, mlp_dim=8, heads=1, head_dim=4, depth=1)
+    write(runs / "teacher", config.lock(), {})
+    flags = ("--corpus", runs / "robot", "--steps", 4, "--features", runs / "teacher")
+    found = result(runs, *flags)["frechet"]
+    told = f"teacher {runs / 'teacher'}: features of a frame, mean over patches"
+    assert found["extractor"] == told and found["features"] == 4
+    assert found["distances"]["imagined"]["distance"] > 0.0
+
+
+@pytest.mark.slow
+def test_an_index_may_lie_elsewhere(runs):
+    bare = runs / "bare"
+    shutil.copytree(runs / "robot", bare, ignore=shutil.ignore_patterns("index"))
+    succeed("data", "index", bare, "--sidecar_dir", runs / "sidecars")
+    start = ("--codes", "0:1:2", "--episode", 2)
+    result(runs, *start, "--corpus", runs / "robot")
+    strip = (runs / "out" / "strip.png").read_bytes()
+    result(runs, *start, "--corpus", bare, "--sidecar_dir", runs / "sidecars")
+    assert (runs / "out" / "strip.png").read_bytes() == strip
+    code, _, error = lapa(*given(runs, *start, "--corpus", bare, out="none"))
+    assert code == 2 and "has indexes of image_key none" in error
+    other = ("--transfer_from", bare, "--transfer_episode", 1, "--steps", 2)
+    frame = ("--frame", runs / "frame.png", "--sidecar_dir", runs / "sidecars")
+    assert result(runs, *other, *frame)["rollouts"][0]["of"] == "z of episode 1"
+
+
 REFUSED = {
     "--codes 0:1:2,0:1:8 --frame frame.png": "'8' is not in the codebook of 0 to 7",
     "--codes 0,1 --frame frame.png": "step '0' has 1 codes, a z of this run has 3",
@@ -234,13 +318,16 @@ REFUSED = {
     "--corpus robot --features policy": "features are of a teacher or a quantizer",
     "--z frame.png --frame frame.png": "is no JSON with a list of steps",
     "--policy quantizer --instruction push --frame frame.png": "not a policy",
+    "--policy acts --instruction push --frame frame.png": "acts: this policy predicts the action",
+    "--codes 0:1:2 --frame frame.png --sidecar_dir x": "--sidecar_dir x holds the index of one",
+    "--codes " + ",".join(1001 * ["0:1:2"]) + " --frame frame.png": "1001 steps: at most 1000",
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("flags", REFUSED)
 def test_bad_input_is_one_line(runs, flags):
-    named = {"robot", "wide", "policy", "quantizer", "frame.png", "small.png"}
+    named = {"robot", "wide", "policy", "acts", "quantizer", "frame.png", "small.png"}
     words = [runs / w if w in named or "/" in w else w for w in flags.split()]
     code, _, error = lapa(*given(runs, *words, out="none"))
     last = error[error.rindex("lapa: ") :]

@@ -287,8 +287,8 @@ async function saveCorrections() {
 }
 
 function saveJson() {
-  const { checkpoint, start, window_seconds } = metadata;
-  const text = JSON.stringify({ checkpoint, start, window_seconds, z });
+  const { checkpoint, quantizers, start, window_seconds } = metadata;
+  const text = JSON.stringify({ checkpoint, quantizers, start, window_seconds, z });
   save(new Blob([text], { type: "application/json" }), "play.json");
 }
 

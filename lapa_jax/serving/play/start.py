@@ -17,7 +17,13 @@ from lapa_jax.serving.play import first, meanings
 from lapa_jax.serving.play.app import LIMITS, Server
 from lapa_jax.serving.play.player import Player
 from lapa_jax.serving.play.saves import Saves
-from lapa_jax.world.imagination import Imagination, check_policy, corrected, open_imagination
+from lapa_jax.world.imagination import (
+    Imagination,
+    check_policy,
+    corrected,
+    open_imagination,
+    quantizers_of,
+)
 
 
 def prepare(args: argparse.Namespace, token: str) -> tuple[start.Uvicorn, socket.socket]:
@@ -103,6 +109,7 @@ def describe(
     return {
         "stage": run.config.stage,
         "checkpoint": {"step": run.step, "params_hash": run.params_hash},
+        "quantizers": sorted(quantizers_of(run)),
         "image_size": list(imagination.image_size),
         "window_seconds": imagination.window_seconds,
         "z": z,
