@@ -65,20 +65,22 @@ def imagine_forced(
     return np.stack(drawn, axis=1)
 
 
-def reader_of(imagination: Imagination, quantizer: LoadedQuantizer | None) -> LoadedQuantizer:
+def reader_of(
+    imagination: Imagination, quantizer: LoadedQuantizer | None, flag: str = "--quantizer"
+) -> LoadedQuantizer:
     """The quantizer that reads z for an imagination: itself, or that of the label set of a dynamics
-    run. Raises ValueError for another one, and where there is none."""
+    run, which `flag` names. Raises ValueError for another one, and where there is none."""
     model = imagination.model
     if isinstance(model, LoadedQuantizer):
         if quantizer is not None:
             raise ValueError(
-                f"--quantizer {quantizer.workdir}: {model.workdir} is one, and reads z itself"
+                f"{flag} {quantizer.workdir}: {model.workdir} is one, and reads z itself"
             )
         return model
     if quantizer is None:
         raise ValueError(
             f"{model.workdir} is a dynamics run, which reads no z off frames: name the quantizer "
-            "of its label set with --quantizer"
+            f"of its label set with {flag}"
         )
     own = quantizer.stage.model_config
     z = (own.code_length,) if own.has_codes else (own.code_length, own.quant_dim)
@@ -89,8 +91,8 @@ def reader_of(imagination: Imagination, quantizer: LoadedQuantizer | None) -> Lo
         ("codebook size", codes, imagination.codes),
     ):
         if theirs != ours:
-            raise ValueError(f"--quantizer {quantizer.workdir}: its {what} is {theirs}, not {ours}")
-    check_labels("--quantizer", quantizer, model)
+            raise ValueError(f"{flag} {quantizer.workdir}: its {what} is {theirs}, not {ours}")
+    check_labels(flag, quantizer, model)
     return quantizer
 
 

@@ -75,7 +75,8 @@ def open_calibration(policy: Model, options: Verification) -> Calibration:
             f"policy sees {tuple(policy.config.data.image_size)}"
         )
     named = options.verifier_quantizer
-    reader = reader_of(imagination, load_quantizer(named) if named else None)
+    quantizer = load_quantizer(named) if named else None
+    reader = reader_of(imagination, quantizer, "--verifier_quantizer")
     corpus = next(iter(policy.config.data.corpora.values()))
     learnt = load_index(
         corpus.path,

@@ -201,8 +201,13 @@ class LoadedDynamics(Model):
                 f"z tells what follows {z.shape[1]} frames, and there are {frames.shape[1]} first "
                 "ones: nothing is left to imagine"
             )
-        if temperature < 0 or (temperature > 0) != (key is not None):
-            raise ValueError(f"{temperature=} with {key=}: drawing tokens takes both")
+        if not np.isfinite(z).all():
+            raise ValueError("z holds values that are not finite")
+        if not 0 <= temperature < np.inf:
+            raise ValueError(f"{temperature=} must be at least 0, and finite")
+        if (temperature > 0) != (key is not None):
+            given = "without a key" if key is None else "with a key"
+            raise ValueError(f"{temperature=} {given}: drawing tokens takes both")
         key = jax.random.key(0) if key is None else key
         given = (self.params, self.variables, frames, self.stage.z(z), key)
         return self._imagine(*given, temperature=float(temperature))

@@ -75,7 +75,7 @@ class Imagination:
         ValueError for other frames."""
         frames = np.asarray(frames)
         wanted = (*self.image_size, 3)
-        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != wanted:
+        if frames.dtype != np.uint8 or frames.shape[1:] != wanted or not frames.size:
             raise ValueError(
                 f"frames {frames.dtype}{list(frames.shape)} must be uint8 of shape (B, "
                 f"{', '.join(map(str, wanted))}): resize them as the training data were"
@@ -90,7 +90,10 @@ class Imagination:
         below 0 or above 1, which no picture has, is set to these. Compiled once for each B. Raises
         ValueError for z of another kind or shape, or out of range.
         """
-        return self._step(*self._held, state, self.checked(z))
+        z, count = self.checked(z), len(jax.tree.leaves(state)[-1])
+        if len(z) != count:
+            raise ValueError(f"z of {len(z)} frames, and the state is of {count}")
+        return self._step(*self._held, state, z)
 
     def checked(self, z: np.ndarray) -> np.ndarray:
         """z (B, ...) as the model takes it; raises ValueError as `step`."""

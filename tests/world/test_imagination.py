@@ -117,16 +117,29 @@ def test_what_is_refused():
         (np.zeros((B, 1)), r"z float64\[2, 1\] must be integers of shape \(B, 1\)"),
         (np.zeros((B, 2), int), r"z int64\[2, 2\] must be integers of shape \(B, 1\)"),
         (np.full((B, 1), 8), "codes from 8 to 8, the codebook has 8"),
+        (np.zeros((B + 1, 1), int), f"z of {B + 1} frames, and the state is of {B}"),
     ):
         with pytest.raises(ValueError, match=told):
             imagination.step(state, z)
-    for frames in (first_frames().astype(np.float32), first_frames()[0], first_frames()[:, 1:]):
+    some = first_frames()
+    for frames in (some.astype(np.float32), some[0], some[:, 1:], some[:0]):
         with pytest.raises(ValueError, match=r"must be uint8 of shape \(B, 16, 16, 3\): resize"):
             imagination.start(frames)
     vectors = Imagination(quantizer(bottleneck=ConfigDict({"name": "none"})))
     bad = np.full((B, *vectors.shape), np.nan, np.float32)
     with pytest.raises(ValueError, match="not finite"):
         vectors.step(vectors.start(first_frames()), bad)
+    bad = np.full((B, 1, 1, 3), np.nan, np.float32)
+    statistics = Normaliser.fit(np.arange(12.0).reshape(4, 3), "mean_std")
+    stage = stage_of("maskgit", {STATISTICS: statistics.to_json()}, latent_codes=0)
+    model = loaded(LoadedDynamics, stage)
+    with pytest.raises(ValueError, match="not finite"):
+        model.imagine(first_frames()[:, None], bad)
+    for given, told in (((-1.0, None), "at least 0"), ((1.0, None), "without a key: drawing")):
+        with pytest.raises(ValueError, match=f"temperature={given[0]} .*{told}"):
+            model.imagine(
+                first_frames()[:, None], np.nan_to_num(bad), given[1], temperature=given[0]
+            )
 
 
 @pytest.mark.slow

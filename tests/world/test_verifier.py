@@ -17,6 +17,7 @@ from data_pipelines.normalise import Normaliser
 from lapa_jax.envs.checked import Pushes, checked_loop
 from lapa_jax.envs.env import EnvSpec
 from lapa_jax.envs.execution import Execution
+from lapa_jax.evidence import verified
 from lapa_jax.evidence.verified import (
     Verification,
     check_verifier,
@@ -269,6 +270,16 @@ def test_the_verb_tells_calls_and_refuses_what_does_not_fit(made, tmp_path):
     ):
         code, _, err = lapa("evaluate", "--workdir", where, *flags, *more)
         assert code == 2 and match in err, (match, err)
+
+
+def test_a_dynamics_run_asks_for_its_quantizer_by_the_flag_of_the_verb(made, monkeypatch):
+    policy = loaded.load_policy(made[0])
+    size = tuple(policy.config.data.image_size)
+    world = SimpleNamespace(image_size=size, model=SimpleNamespace(workdir="world"))
+    monkeypatch.setattr(verified, "open_imagination", lambda workdir: world)
+    options = Verification(verifier="world", verifier_corpus=str(made[3]))
+    with pytest.raises(ValueError, match="of its label set with --verifier_quantizer"):
+        open_verifier(policy, options)
 
 
 def test_images_of_another_size_are_refused(made, tmp_path):
