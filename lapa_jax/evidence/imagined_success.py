@@ -67,6 +67,8 @@ def evaluate_imagined(
     outcomes are paired. Raises ValueError as that, for a policy that sees the robot's state or
     images of another size, for chunks shorter than a window, and as `judges.windows_of`."""
     env, stage = judge.env, policy.stage
+    if episodes < 1:
+        raise ValueError(f"{episodes=} must be at least 1")
     check_policy(policy, imagination, actions, env)
     windows = windows_of(env, imagination, actions)
     view = view or env.spec.views[0]

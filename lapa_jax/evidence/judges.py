@@ -90,8 +90,11 @@ def train_judge(
 ) -> Judge:
     """A judge of what this imagination draws, of `view` (default: the first), taught by so many
     episodes and tested on half as many more. Start states are of `env.training_keys(seed)`: never
-    those of an evaluation. Raises ValueError as `check_env`."""
+    those of an evaluation. Raises ValueError as `check_env`, and for fewer than two episodes or no
+    step."""
     check_env(env)
+    if episodes < 2 or steps < 1:
+        raise ValueError(f"{episodes=} must be at least 2, and {steps=} at least 1")
     windows_of(env, imagination, actions)
     view = view or env.spec.views[0]
     true, drawn, states = _episodes(env, imagination, actions, view, episodes * 3 // 2, seed)

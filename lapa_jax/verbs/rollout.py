@@ -126,7 +126,7 @@ class Options:
             "execute": {"inverse_dynamics": "the run that reads actions off what is imagined"},
         }.get(source, {})
         for name, what in needs.items():
-            if getattr(self, name) in ("", None):
+            if getattr(self, name) is None or not str(getattr(self, name)).strip():
                 raise ValueError(f"--{name} is missing: {what}")
         takers = {
             "instruction": ("policy",),

@@ -164,9 +164,9 @@ def test_agreement_is_that_of_a_table():
 
 
 def test_what_does_not_go_together_is_refused():
-    def ask(run=None, imagination=None, actions=None):
+    def ask(run=None, imagination=None, actions=None, episodes=2):
         given = run or policy(), imagination or world(), actions or Actions(), Told(None)
-        evaluate_imagined(*given, "reach", episodes=2, seed=0)
+        evaluate_imagined(*given, "reach", episodes=episodes, seed=0)
 
     seen = policy()
     seen.config.data.image_size = (64, 64)
@@ -190,6 +190,8 @@ def test_what_does_not_go_together_is_refused():
         ask(imagination=world(shape=(1,)))
     with pytest.raises(ValueError, match="evaluation.env.horizon"):
         ask(imagination=world(window_seconds=0.5), actions=actions_map(steps=5))
+    with pytest.raises(ValueError, match="episodes=0 must be at least 1"):
+        ask(episodes=0)
 
 
 # --- Judges ---
@@ -226,6 +228,8 @@ def test_a_judge_is_saved_and_tested_on_other_episodes(tmp_path):
         Judge.load(pushing, tmp_path / "judge.npz")
     with pytest.raises(ValueError, match="families"):
         train_judge(pushing, still_world(), Actions())
+    with pytest.raises(ValueError, match="episodes=1 must be at least 2"):
+        train_judge(ENV, still_world(), Actions(), episodes=1)
 
 
 @pytest.mark.slow
