@@ -3,7 +3,7 @@ r"""The tabletop's dynamics model: how frames follow, of the frames before and o
 Shows: frames imagined step by step from one true frame and the quantizer's latent actions, which
 stay nearer to the true ones than that frame does (free_skill_k above 0, k steps on).
 
-    lapa data collect --out data/tabletop --episodes 2000 --blocks 4 --views robot
+    lapa data collect --out data/tabletop --episodes 10000 --blocks 4 --views robot
     lapa data index data/tabletop/robot
     lapa train --config experiments/quantizer/tabletop.py:views=robot --workdir runs/quantizer
     lapa label --workdir runs/quantizer --corpus data/tabletop/robot --name laq
@@ -14,8 +14,8 @@ stay nearer to the true ones than that frame does (free_skill_k above 0, k steps
 
 Tokens are drawn many at a time; `form=next_token` draws one after the other.
 
-Cost: 1.5 M parameters beside the tokenizer's; 2,000 of its 4,000 steps took 31 minutes on one core
-of an AMD EPYC beside other work, in one part.
+Cost: 1.5 M parameters beside the tokenizer's; its 6,000 steps took 77 minutes on one core of an AMD
+EPYC.
 """
 
 from ml_collections import ConfigDict
@@ -35,7 +35,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
     )
     config = base.stage_defaults("dynamics")
     config.data.corpora = base.views(arg, window_seconds=0.2, label_set=arg.label_set)
-    config.compute_dtype, config.global_batch, config.steps = "float32", 32, 4000
+    config.compute_dtype, config.global_batch, config.steps = "float32", 32, 6000
     config.microbatches = 4  # eight clips stay nearer to a CPU's cache: docs/performance.md
     config.optimizer.update(peak_lr=2e-3, warmup_steps=200)
     config.evaluation.batches = 2

@@ -56,7 +56,7 @@ class DynamicsConfig:
         "many",
     ] = 0.3
     noise_levels: Annotated[int, "[2, 4096]", "from none to the most, that are told apart"] = 8
-    decode_steps: Annotated[int, "[1, 4096]", "passes in which maskgit draws a frame"] = 8
+    decode_steps: Annotated[int, "[1, 4096]", "passes in which maskgit draws a frame"] = 2
     attention: Annotated[str, ATTENTIONS, "kernel of attention, see docs/sharding.md"] = "auto"
     remat: Annotated[str, REMAT, "what the backward pass keeps, see docs/training.md"] = "none"
     unroll: Annotated[int, "[0, 1024]", "layers per scan step; 0: all"] = 0
