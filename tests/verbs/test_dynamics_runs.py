@@ -110,6 +110,17 @@ def test_it_imagines(dynamics):
         model.imagine(frames, z, temperature=1.0)
 
 
+def test_it_travels_with_its_tokenizer(dynamics, tmp_path):
+    """Exported, and imported where neither run is: the same frames."""
+    files = ("--format", "safetensors", "--out")
+    succeed("export", "--workdir", dynamics[0], *files, tmp_path / "files")
+    succeed("import", "--source", tmp_path / "files", *files, tmp_path / "run")
+    frames = np.random.default_rng(0).integers(0, 256, (2, 1, 16, 16, 3), np.uint8)
+    z = np.array([[[0], [7], [3]], [[1], [1], [2]]])
+    ours, theirs = (lapa_jax.load_dynamics(x) for x in (dynamics[0], tmp_path / "run"))
+    np.testing.assert_array_equal(theirs.imagine(frames, z), ours.imagine(frames, z))
+
+
 def test_rollouts_of_it(dynamics, tokenizer, data, tmp_path):
     """Of given codes they are what `imagine` says; off videos it reads no z."""
     run, corpus = ("rollout", "--workdir", dynamics[0], "--out", tmp_path / "out"), data / "robot"
