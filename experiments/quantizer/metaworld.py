@@ -38,4 +38,5 @@ def get_config(arg: str | None = None) -> ConfigDict:
         config.data.action_horizon = round(CONTROL_HZ * arg.window)
         config.model.objective.horizon = config.data.action_horizon
     config.model.update(codebook_size=arg.codebook, code_length=arg.code_length)
+    config.evaluation.env = base.environment("metaworld")  # of `lapa rollout --execute`
     return config
