@@ -263,15 +263,17 @@ def test_vectors_are_told_by_the_spread_of_their_labels(tmp_path):
 
 
 def test_vectors_of_a_dynamics_model_are_told_by_its_training():
+    learnt = {"label_sets": {"robot": {"quantizer_hash": "y"}}}
     told = types.SimpleNamespace(
         model=types.SimpleNamespace(
-            config=ConfigDict({"stage": "dynamics"}), step=1, params_hash="x"
+            config=ConfigDict({"stage": "dynamics"}), step=1, params_hash="x", provenance=learnt
         ),
         **{"codes": 0, "length": 2, "width": 2, "shape": (2, 2), "image_size": SIZE},
         **{"window_seconds": 0.2, "statistics": Normaliser.fit(np.eye(2), "mean_std")},
     )
-    z = start.describe(told, picture(1, SIZE), {}, {})["z"]
-    assert z["spread_of"] == "the training"
+    found = start.describe(told, picture(1, SIZE), {}, {})
+    z = found["z"]
+    assert z["spread_of"] == "the training" and found["quantizers"] == ["y"]
     np.testing.assert_allclose(z["mean"], np.full((2, 2), 0.5))
     np.testing.assert_allclose(z["std"], np.full((2, 2), 0.5))
 
