@@ -151,14 +151,20 @@ def curves(rows: Rows, which: Which) -> dict[str, list[tuple[int, Interval]]]:
 
 
 def rates_table(rows: Rows, which: Which) -> list[list[str]]:
-    """Every arm by its label budgets."""
+    """Every arm by its label budgets; where a budget has fewer seeds than another, how many."""
     arms, rows = _arms(rows, which), chosen(rows, which)
     budgets = sorted({row["labels"] for row in rows})
+    seeds = {
+        (arm, n): len(seeds_of(rows, {"arm": arm, "labels": n})) for arm in arms for n in budgets
+    }
+    most = max(seeds.values(), default=0)
+
+    def told(arm: str, n: int) -> str:
+        rate, count = _rate(rows, {"arm": arm, "labels": n}), seeds[arm, n]
+        return rate if count in (0, most) else f"{rate}, {count} of {most} seeds"
+
     shown = [["arm", *(f"{n:,} labels" for n in budgets)]]
-    for arm in arms:
-        each = [{"arm": arm, "labels": n} for n in budgets]
-        shown.append([f"`{arm}`", *(_rate(rows, one) for one in each)])
-    return shown
+    return shown + [[f"`{arm}`", *(told(arm, n) for n in budgets)] for arm in arms]
 
 
 def arms_table(rows: Rows, base: str, which: Which) -> list[list[str]]:

@@ -82,6 +82,7 @@ def test_tables_say_what_is_there_and_what_is_not(rows):
     assert table[0] == ["arm", "10 labels", "40 labels"]
     assert [line[0] for line in table[1:]] == ["`scratch`", "`lapa`", "`vpt`"]
     assert table[1][1].startswith("31.2 % (") and table[3][1] == "–"
+    assert [line[2].endswith(", 1 of 2 seeds") for line in table[1:]] == [False, False, True]
     _, scratch, lapa, vpt = contrasts.arms_table(rows, "scratch", {"labels": 40})
     assert scratch[1] == "2" and scratch[4:] == ["", "", ""]
     assert lapa[3] == "93.8 %" and lapa[4].startswith("37.5 points (") and lapa[6] == "1.00"
