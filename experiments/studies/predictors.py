@@ -14,7 +14,7 @@ two minutes each of two CPU cores that have nothing else to do (`--size quick`: 
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,12 +128,18 @@ def get_study(arg: str | None, workdir: Path) -> Study:
             for name in models:
                 if name in CLEAN_KINDS and (seed or setting != "clean"):
                     continue
-                arm = Arm("latent", objective=name, other=SETTINGS[setting])
-                made = pipeline.cell(name, arm=arm, seed=seed, labels=arg.labels)
-                values = {"model": name, "setting": setting, "seed": seed}
-                # Of the two halves of a model's row each can be done alone.
-                cells += [_measured(pipeline, arm, values, arg), _succeeded(made, values)]
+                cells += cells_of(pipeline, name, setting, seed, arg)
     return Study(workdir, cells)
+
+
+def cells_of(
+    pipeline: Pipeline, name: str, setting: str, seed: int, arg: ConfigDict
+) -> tuple[Cell, Cell]:
+    """The two halves of a model's row, of which each can be done alone."""
+    arm = Arm("latent", objective=name, other=SETTINGS[setting])
+    made = pipeline.cell(name, arm=arm, seed=seed, labels=arg.labels)
+    values = {"model": name, "setting": setting, "seed": seed}
+    return _measured(pipeline, arm, values, arg), _succeeded(made, values)
 
 
 def _succeeded(made: Cell, values: dict[str, Any]) -> Cell:
@@ -170,15 +176,38 @@ def get_world(arg: ConfigDict) -> World:
     """The headline's, of the one family that policies of this size learn, with these models."""
     said = f"size={arg.size},families=reach,horizon=40,videos={arg.videos}"
     world = headline.get_world(headline.arguments(f"{said},policy_steps={arg.policy_steps}"))
+    world = dataclasses.replace(
+        world,
+        teacher=lambda: teacher.get_config(f"quick={arg.quick}"),
+        views=("human", "robot"),
+        other=("distractors",),
+        rollouts=arg.rollouts,
+        tuned={"lapa": Tuned(arg.finetuning_steps, 0.0)},
+    )
+    return with_models(
+        world, MODELS, lambda objective: quantizer.get_config(f"quick={arg.quick},{objective}"), arg
+    )
+
+
+def with_models(
+    world: World,
+    models: Mapping[str, Kind],
+    quantizer_of: Callable[[str], ConfigDict],
+    arg: ConfigDict,
+) -> World:
+    """A world whose objectives are these kinds of models, its quantizers made of configs by
+    `objective=NAME`."""
 
     def model(name: str) -> ConfigDict:
-        kind = MODELS[name]
-        config = quantizer.get_config(f"quick={arg.quick},objective={kind.objective}")
+        kind = models[name]
+        config = quantizer_of(f"objective={kind.objective}")
         config.steps = max(2, round(kind.part * arg.quantizer_steps))
         warmed = max(1, round(config.optimizer.warmup_steps * config.steps / arg.quantizer_steps))
         config.optimizer.warmup_steps = min(warmed, config.steps - 1)
         if kind.bottleneck != "nsvq":
             config.model.bottleneck = base.bottleneck(kind.bottleneck)
+            if "levels" in config.model.bottleneck:
+                config.model.bottleneck.levels = (4, kind.codes // 4)
         elif "continuous_steps" in config.model.bottleneck:  # a third, and less than half
             ramps = dict(continuous_steps=config.steps // 3, ramp_steps=config.steps * 4 // 9)
             config.model.bottleneck.update(ramps)
@@ -191,11 +220,11 @@ def get_world(arg: ConfigDict) -> World:
             if kind.known:
                 corpus.action_fraction = kind.known
         if kind.known:
-            model.objective.action_dim = 2
+            model.objective.action_dim = envs.make(world.scene).spec.action_dim
         return of_videos(config, kind)
 
     def policy(name: str = "pixels") -> ConfigDict:
-        kind = MODELS[name]
+        kind = models[name]
         config = world.latent_vla()
         config.model.targets.latent.vocab, config.code_length = kind.codes, kind.length
         return of_videos(config, kind)
@@ -205,16 +234,7 @@ def get_world(arg: ConfigDict) -> World:
             corpus.fraction, corpus.weight = kind.fraction, kind.weights.get(name, 1.0)
         return config
 
-    return dataclasses.replace(
-        world,
-        quantizer=model,
-        latent_vla=policy,
-        teacher=lambda: teacher.get_config(f"quick={arg.quick}"),
-        views=("human", "robot"),
-        other=("distractors",),
-        rollouts=arg.rollouts,
-        tuned={"lapa": Tuned(arg.finetuning_steps, 0.0)},
-    )
+    return dataclasses.replace(world, quantizer=model, latent_vla=policy)
 
 
 def tables(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[list[str]]]:

@@ -2,10 +2,12 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
-from experiments.studies import predictors
+from experiments.studies import predictors, predictors_metaworld
+from lapa_jax import stages
 from lapa_jax.diagnostics.statistics import rank_correlation
 from lapa_jax.studies import prediction
 
@@ -138,3 +140,24 @@ def test_cells_share_what_they_can(tmp_path):
     assert (two.model.targets.latent.vocab, two.code_length) == (4, 2)
     with pytest.raises(ValueError, match="models='best' must be one of"):
         predictors.get_study("models=best", tmp_path)
+
+
+def test_models_of_metaworld_are_those_of_its_configs(tmp_path):
+    study = predictors_metaworld.get_study("models=pixels+far+fsq+few_labels+four_codes", tmp_path)
+    assert len(study.cells) == 5 * 2
+    configs = {part.name: part for cell in study.cells for part in cell.parts}
+    made = {
+        name: configs[f"quantizer_{name}_s0"].decides() for name in ("far", "fsq", "few_labels")
+    }
+    made["pixels"] = configs["quantizer_s0"].decides()
+    assert [made[name].data.corpora.robot.window_seconds for name in ("pixels", "far")] == [
+        0.3,
+        0.9,
+    ]
+    assert made["few_labels"].model.objective.action_dim == 4
+    assert configs["latent_vla_fsq_s0"].decides().model.targets.latent.vocab == 16
+    assert configs["latent_vla_four_codes_s0"].decides().model.targets.latent.vocab == 4
+    for config in made.values():
+        jax.eval_shape(stages.build(config, {}).init, jax.random.key(0))
+    with pytest.raises(ValueError, match="models='features' must be one of"):
+        predictors_metaworld.get_study("models=features", tmp_path)

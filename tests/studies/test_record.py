@@ -135,6 +135,9 @@ def test_documents_say_what_was_found():
         filled = record.filled(document, tables, unfinished)
         if os.environ.get("LAPA_UPDATE_GOLDEN") == "1":
             path.write_text(filled)
-        assert document == filled, path.name
+        # Not the texts: pytest takes minutes to tell two long ones apart.
+        old, new = document.splitlines(), filled.splitlines()
+        changed = [pair for pair in zip(old, new, strict=False) if len(set(pair)) > 1]
+        assert (changed[:1], len(old)) == ([], len(new)), path.name
         for place in re.findall(r"\(#(results-[\w-]+)\)", document):
             assert f'<a id="{place}"></a>' in document, f"{path.name} has no table {place}"
