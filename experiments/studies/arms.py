@@ -46,6 +46,7 @@ ARMS = {
     "shuffled_latents": Arm("latent", control="shuffled"),
     "kmeans_latents": Arm("latent", control="kmeans"),
     "random_latents": Arm("latent", control="random"),
+    "oracle_latents": Arm("latent", control="oracle"),
     "human_only": Arm("latent", other=True),
 }
 MAIN = ("scratch", "vpt", "lapa", "action_vla")

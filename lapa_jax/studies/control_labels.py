@@ -2,10 +2,11 @@
 
 What a policy gains from a quantizer's latent actions is what it gains beyond these: "shuffled", the
 labels of a finished set at other frames of the corpus; "random", codes drawn evenly; "kmeans", the
-nearest of K mean changes between the two frames (diagnostics/controls.py).
+nearest of K mean changes between the two frames (diagnostics/controls.py). What it could gain at
+most of as many codes is near "oracle": the nearest of K mean true motions between the two frames.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,12 @@ import numpy as np
 from data_pipelines import sidecar
 from data_pipelines.index.labels import LabelSet, LabelSetWriter
 from lapa_jax.diagnostics.controls import MotionCodes, fit_motion_codes
+from lapa_jax.diagnostics.threads import one_thread
 from lapa_jax.runs.examples import Pairs
 from lapa_jax.runs.loaded import Model
 from lapa_jax.version import __version__
 
-KINDS = ("shuffled", "random", "kmeans")
+KINDS = ("shuffled", "random", "kmeans", "oracle")
 FITTED = 4000  # pairs at most that k-means is fitted to
 
 
@@ -34,11 +36,12 @@ def write_controls(
     (keys as under data.corpora): at the same frames, of the same code length and codebook.
 
     k-means is fitted in the first corpus, so that a code means the same in all. Raises ValueError
-    for sets of vectors, which can be shuffled alone, and for k-means of several codes.
+    for sets of vectors, which can be shuffled alone, for k-means of several codes, and for "oracle"
+    in a corpus without actions.
     """
     if kind not in KINDS:
         raise ValueError(f"control={kind!r} must be one of {KINDS}")
-    motion = None
+    motion = told = None
     for corpus in corpora.values():
         pairs = Pairs(run.config, dict(corpus))
         made = LabelSet.open(pairs.index.sidecar_dir, label_set, pairs.index)
@@ -52,6 +55,13 @@ def write_controls(
             labels[made.valid] = rng.integers(0, made.codebook_size, labels[made.valid].shape)
         elif made.code_length > 1:
             raise ValueError(f"{made.folder} has {made.code_length} codes a frame, k-means has 1")
+        elif kind == "oracle":
+            motions = pairs.actions(pairs.rows)
+            if motions is None:
+                raise ValueError(f"{pairs.index.directory} has no actions, which 'oracle' is of")
+            told = told or _means(motions, made.codebook_size, seed)
+            known = made.valid[pairs.rows[:, 0]]
+            labels[pairs.rows[known, 0]] = told(motions[known])
         else:
             motion = motion or _fitted(pairs, made.codebook_size, seed)
             labels[made.valid] = -1  # where the frames cannot be decoded, too
@@ -77,6 +87,21 @@ def write_controls(
                 rows = index.rows_of_shard(shard)
                 writer.write_shard(shard, labels[rows.start : rows.stop])
             writer.finish()
+
+
+def _means(
+    motions: np.ndarray, codebook_size: int, seed: int
+) -> Callable[[np.ndarray], np.ndarray]:
+    """From motions (N, A) to the nearest of K means of these, int64 (N, 1), all dimensions in units
+    of their standard deviation."""
+    from sklearn.cluster import KMeans
+
+    scale = motions.std(axis=0)
+    scale[scale == 0] = 1.0
+    rows = np.random.default_rng(seed).permutation(len(motions))[:FITTED]
+    with one_thread():
+        found = KMeans(codebook_size, n_init=4, random_state=seed).fit(motions[rows] / scale)
+    return lambda given: found.predict(given / scale)[:, None]
 
 
 def _fitted(pairs: Pairs, codebook_size: int, seed: int) -> MotionCodes:

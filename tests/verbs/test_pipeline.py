@@ -18,6 +18,7 @@ from data_pipelines.loader import DataSettings, open_mixture
 from experiments import base
 from lapa_jax import train
 from lapa_jax.runs import examples, loaded
+from lapa_jax.runs.examples import Pairs
 from lapa_jax.studies import control_labels
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_compile")]
@@ -107,6 +108,12 @@ def test_controls_label_the_same_frames_and_carry_nothing_learnt(quantizer, labe
                 assert not np.array_equal(made.labels(rows), true.labels(rows))
                 counts = (np.bincount(x.labels(rows).ravel(), minlength=8) for x in (made, true))
                 np.testing.assert_array_equal(*counts)
+            if kind == "oracle":  # frames of one code move alike
+                pairs = Pairs(run.config, corpus)
+                motions, codes = pairs.actions(pairs.rows), made.labels(pairs.rows[:, 0])[:, 0]
+                means = np.stack([motions[codes == code].mean(axis=0) for code in codes])
+                assert np.square(motions - means).sum() < 0.3 * np.square(motions).sum()
+    np.testing.assert_array_equal(found["oracle", "human"], found["oracle", "robot"])
     hashes = {made.provenance["quantizer_hash"], true.provenance["quantizer_hash"]}
     assert len(hashes) == 2
     assert all(len(np.unique(codes)) > 1 for codes in found.values())
