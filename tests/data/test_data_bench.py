@@ -128,13 +128,13 @@ def test_memory_is_used_again_only_when_nothing_looks_at_it():
 def test_memory_that_a_device_took_over_is_not_used_again():
     """On a CPU JAX copies an array or takes its memory, by where that begins."""
     buffers, put, shared = Buffers(limit=50), [], 0
-    for number in range(50):
-        array = buffers.take((8, 8, 3))
+    arrays = [buffers.take((8, 8, 3)) for _ in range(50)]
+    for number, array in enumerate(arrays):
         array[:] = number
         put.append(jax.block_until_ready(jax.device_put(array)))
         shared += put[-1].unsafe_buffer_pointer() == array.ctypes.data
-    del array
     assert shared > 0
+    del array, arrays
     for _ in range(50):
         buffers.take((8, 8, 3))[:] = 255
     assert [int(one[0, 0, 0]) for one in put] == list(range(50))
