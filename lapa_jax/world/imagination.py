@@ -18,6 +18,7 @@ from absl import logging
 from data_pipelines.normalise import Normaliser
 from lapa_jax.runs import corrections
 from lapa_jax.runs.loaded import LoadedDynamics, LoadedPolicy, LoadedQuantizer, Model, load
+from lapa_jax.world.dynamics import Scene
 
 
 class Imagination:
@@ -90,7 +91,7 @@ class Imagination:
         below 0 or above 1, which no picture has, is set to these. Compiled once for each B. Raises
         ValueError for z of another kind or shape, or out of range.
         """
-        z, count = self.checked(z), len(jax.tree.leaves(state)[-1])
+        z, count = self.checked(z), len(state.frame_BIJC if isinstance(state, Scene) else state)
         if len(z) != count:
             raise ValueError(f"z of {len(z)} frames, and the state is of {count}")
         return self._step(*self._held, state, z)
