@@ -7,7 +7,7 @@ pretrained on their labels; the rank correlation of each, and what every change 
 
     lapa study studies/predictors_metaworld --workdir runs/predictors_metaworld
 
-Cost: 18 models, eight minutes each of one CPU core by what their parts cost elsewhere (`--size
+Cost: 18 models, ten minutes each of one CPU core by what their parts cost elsewhere (`--size
 quick`: 3 models).
 """
 
@@ -56,7 +56,7 @@ def get_study(arg: str | None, workdir: Path) -> Study:
         arg,
         SIZES,
         **dict(models="+".join(MODELS), seeds=1, videos=2000, pairs=2000, tasks=10, rollouts=20),
-        **dict(labels=metaworld.LABELS, quantizer_steps=400, policy_steps=800),
+        **dict(labels=metaworld.LABELS, quantizer_steps=900, policy_steps=1400),
         **dict(finetuning_steps=500),
     )
     models = arg.models.split("+")
