@@ -139,5 +139,5 @@ def test_documents_say_what_was_found():
         old, new = document.splitlines(), filled.splitlines()
         changed = [pair for pair in zip(old, new, strict=False) if len(set(pair)) > 1]
         assert (changed[:1], len(old)) == ([], len(new)), path.name
-        for place in re.findall(r"\(#(results-[\w-]+)\)", document):
+        for place in re.findall(r"\(#(results-[\w.-]+)\)", document):
             assert f'<a id="{place}"></a>' in document, f"{path.name} has no table {place}"
