@@ -23,13 +23,16 @@ NEAREST = 10  # models that a new one is set beside
 
 
 def joined(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Models of which both rows are there: what was measured, and the outcomes of the policy."""
+    """Models of which both are there: the row of what was measured, and those of the policy's
+    outcomes, one a family; "success" is the mean over families."""
     found: dict[tuple, dict[str, Any]] = {}
+    rates: dict[tuple, list[float]] = {}
     for row in rows:
         key = tuple(row[name] for name in VALUES)
         own = found.setdefault(key, dict(zip(VALUES, key, strict=True)))
         if row["what"] == "success":
-            own["success"] = float(np.mean(row["outcomes"]))
+            rates.setdefault(key, []).append(float(np.mean(row["outcomes"])))
+            own["success"] = float(np.mean(rates[key]))
         else:
             own |= {k: x for k, x in row.items() if k not in (*VALUES, "what")} | {"known": True}
     return [own for own in found.values() if "success" in own and own.pop("known", False)]

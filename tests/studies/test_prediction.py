@@ -39,6 +39,10 @@ def test_models_have_both_halves(models):
     assert prediction.measures_of(models) == ["good", "turned", "random"]
     some = [row for row in rows_of() if row["model"] != "k3" or row["what"] == "success"]
     assert len(prediction.joined(some)) == 44
+    more = [
+        row | {"family": "push", "outcomes": [True]} for row in some if row["what"] == "success"
+    ]
+    assert prediction.joined(some + more)[5]["success"] == pytest.approx((0.17 + 1) / 2)
 
 
 def test_ranks_are_those_within_a_setting(models):
