@@ -152,11 +152,13 @@ def nearest(models: Models, measure: str, value: float, count: int = NEAREST) ->
 
 def outlook(report: Mapping[str, Any]) -> str | None:
     """What the models on record (experiments/studies/predictors.py) whose value of the strongest
-    diagnostic was nearest to this report's came to; None where nothing is on record."""
+    diagnostic was nearest to this report's came to; None where fewer than 2 NEAREST are."""
     path = configs.shipped() / "studies" / record.FOLDER / "predictors.json"
     if not path.exists():
         return None
     models = joined(record.read(path)["rows"])
+    if len(models) < 2 * NEAREST:
+        return None
     values = {row["measure"]: row["value"] for row in measures.rows(report)}
     for name, rho in best(models):
         value = values.get(name)

@@ -213,7 +213,8 @@ def filled(
 ) -> str:
     """A document with its tables made anew, each below an anchor "results-STUDY-NAME"; in the place
     of those of a study of which nothing is on record it says so, and above those of an
-    `unfinished` one how many of its cells are done. ValueError for one that is not there."""
+    `unfinished` one, or in their place, how many of its cells are done. ValueError for one that
+    is not there."""
     studies = configs.shipped_files("get_study")
 
     def block(match: re.Match) -> str:
@@ -223,10 +224,12 @@ def filled(
         recorded = any(known.startswith(f"{name.partition('/')[0]}/") for known in tables)
         if study in studies and not recorded:
             return f"{begin}Not run yet (`lapa study {study}`).\n{match[3]}"
-        if name not in tables:
-            raise ValueError(f"the document has a table {name!r}: there are {sorted(tables)}")
         if part := (unfinished or {}).get(name.partition("/")[0]):
             begin += "So far {:,} of {:,} cells are done.\n\n".format(*part)
+            if name not in tables:
+                return f"{begin}None of them is in this table.\n{match[3]}"
+        if name not in tables:
+            raise ValueError(f"the document has a table {name!r}: there are {sorted(tables)}")
         header, *rows = tables[name]
         lines = [header, ["---"] * len(header), *rows]
         return begin + "".join(f"| {' | '.join(row)} |\n" for row in lines) + match[3]

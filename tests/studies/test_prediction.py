@@ -102,6 +102,9 @@ def test_a_new_model_is_set_beside_those_on_record(tmp_path, monkeypatch):
     assert "succeed in 33 to 67 %" in told, told
     assert "perplexity was nearest to 5" in prediction.outlook({"codes": report["codes"]})
     assert prediction.outlook({}) is None
+    few = json.dumps({"rows": rows[:38]})
+    (tmp_path / "studies" / "results" / "predictors.json").write_text(few)
+    assert prediction.outlook(report) is None
 
 
 def test_the_study_shows_them():

@@ -119,6 +119,8 @@ def test_tables_of_a_document_are_filled_and_the_rest_stays():
     partly = record.filled(document, {"one/x": [["arm"]]}, {"one": (3, 1200)})
     assert f"{anchor}So far 3 of 1,200 cells are done.\n\n| arm |" in partly
     assert record.filled(partly, {"one/x": [["arm"]]}, {"one": (3, 1200)}) == partly
+    later = record.filled(document, {"one/y": [["arm"]]}, {"one": (3, 1200)})
+    assert "So far 3 of 1,200 cells are done.\n\nNone of them is in this table.\n<!-- end" in later
     with pytest.raises(ValueError, match="one/x"):
         record.filled(document, {})
     shipped = record.filled(document.replace("one/x", "headline/main"), {})
