@@ -11,7 +11,8 @@ success of kinds of models that it was not chosen on; and what every change cost
 Two settings: videos of hand and robot, and videos in which other things move by themselves. A
 second seed, distractors, and what changes the codes, the size of the model or the videos are each
 had alone. Cost: 60 models, eight minutes each of one CPU core (`--size quick`: 3 models). With
-fewer steps and videos, policies are hardly better than without any (docs/evidence.md).
+half of the steps and a fifth of the videos, policies are hardly better than without any
+(docs/evidence.md).
 """
 
 import dataclasses
@@ -129,6 +130,7 @@ def get_study(arg: str | None, workdir: Path) -> Study:
     for seed in range(arg.seeds):
         for setting in settings:
             for name in models:
+                # One change at a time.
                 more = seed > 0, setting != "clean", name in CLEAN_KINDS
                 if sum(more) > 1:
                     continue

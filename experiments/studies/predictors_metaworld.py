@@ -12,16 +12,13 @@ quick`: 3 models).
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from experiments import base
 from experiments.quantizer import metaworld as quantizer
 from experiments.studies import metaworld, predictors
 from experiments.studies.arms import Tuned
 from experiments.studies.pipeline import Pipeline
-from lapa_jax.report.figures import Picture
 from lapa_jax.studies.study import Study
 
 # As those of the tabletop, at one and a half times its window, with 16 codes where it has 8, as
@@ -78,9 +75,4 @@ def get_study(arg: str | None, workdir: Path) -> Study:
     return Study(workdir, cells)
 
 
-def tables(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[list[str]]]:
-    return predictors.tables(rows)
-
-
-def figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Picture]:
-    return predictors.figures(rows)
+tables, figures = predictors.tables, predictors.figures

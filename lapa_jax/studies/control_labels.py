@@ -2,8 +2,8 @@
 
 What a policy gains from a quantizer's latent actions is what it gains beyond these: "shuffled", the
 labels of a finished set at other frames of the corpus; "random", codes drawn evenly; "kmeans", the
-nearest of K mean changes between the two frames (diagnostics/controls.py). What it could gain at
-most of as many codes is near "oracle": the nearest of K mean true motions between the two frames.
+nearest of K mean changes between the two frames (diagnostics/controls.py). "oracle" tells of the
+true motion what as many codes can: the nearest of K mean motions between the two frames.
 """
 
 from collections.abc import Callable, Mapping
