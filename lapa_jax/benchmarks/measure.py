@@ -1,6 +1,5 @@
 """What a device can do, and how long programs take: what the benchmarks share."""
 
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -13,6 +12,7 @@ from ml_collections import ConfigDict
 
 from lapa_jax import stages
 from lapa_jax.aot.assess import stand_in_assets
+from lapa_jax.machine.memory import peak_resident_bytes
 from lapa_jax.parallel import sharding
 from lapa_jax.parallel.mesh import make_mesh
 from lapa_jax.runs import program as programs
@@ -108,5 +108,4 @@ class Training:
 def peak_memory_gib() -> float:
     """Of the device where it tells, else of this process."""
     stats = jax.devices()[0].memory_stats() or {}
-    process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return round(stats.get("peak_bytes_in_use", process) / 2**30, 3)
+    return round(stats.get("peak_bytes_in_use", peak_resident_bytes()) / 2**30, 3)

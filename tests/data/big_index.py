@@ -79,14 +79,12 @@ def make(directory: Path, episodes: int, steps: int, *, shards: int = 64, action
 
 
 _FIRST_BATCH = """
-import json, re, sys, time
+import json, sys, time
 sys.path.insert(0, sys.argv[1])
 from shards import data_config
 from data_pipelines.loader import Loader
-def peak():
-    with open("/proc/self/status") as file:
-        return int(re.search(r"VmHWM:\\s*(\\d+)", file.read())[1]) >> 10
-before = peak()
+from lapa_jax.machine.memory import peak_resident_bytes
+before = peak_resident_bytes() >> 20
 start = time.perf_counter()
 config = data_config({"a": sys.argv[2]}, size=int(sys.argv[3]), access=sys.argv[5])
 with Loader(config, fields=("frames", "action", "instruction"), global_batch=256, seed=0) as loader:
@@ -95,8 +93,8 @@ with Loader(config, fields=("frames", "action", "instruction"), global_batch=256
     seconds = time.perf_counter() - start
     batches.close()
     state = len(json.dumps(loader.fingerprint(0)))
-print(json.dumps({"seconds": round(seconds, 2), "before_mib": before, "peak_mib": peak(),
-                  "state_bytes": state}))
+print(json.dumps({"seconds": round(seconds, 2), "before_mib": before,
+                  "peak_mib": peak_resident_bytes() >> 20, "state_bytes": state}))
 """
 
 

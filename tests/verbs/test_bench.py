@@ -5,10 +5,12 @@ import subprocess
 import sys
 import types
 
+import numpy as np
 import pytest
 from tiny import lapa, succeed
 
 from lapa_jax.benchmarks import compare, loop, policy, quantizer, side
+from lapa_jax.machine.memory import peak_resident_bytes
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -194,6 +196,13 @@ def test_cpu_time_is_that_of_children_too():
     before = side.cpu_seconds()
     subprocess.run([sys.executable, "-c", code], check=True)
     assert side.cpu_seconds() - before >= 0.05
+
+
+def test_the_peak_of_memory_is_not_that_of_who_started_it():
+    code = "from lapa_jax.machine.memory import peak_resident_bytes; print(peak_resident_bytes())"
+    held = np.ones(2**27)  # 1 GiB
+    child = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert int(child.stdout) < held.nbytes / 2 < held.nbytes < peak_resident_bytes()
 
 
 def test_the_interval_of_a_median():
