@@ -2,11 +2,12 @@
 
 openpi's norm_stats.json, OpenVLA's dataset_statistics.json and LeRobot's meta/stats.json, and our
 own: the assets of runs, and what `lapa data stats --json` writes. The numbers of ours are exact;
-those of openpi and LeRobot themselves are approximate (histograms, envelopes of episodes).
+openpi's quantiles are of a histogram, and LeRobot's are merged from those of episodes: their mean
+(releases 0.4.0 to 0.4.4) or the widest of them (later code).
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ _KEPT = {
     "lerobot": ("min", "max", "mean", "std", "q01", "q10", "q50", "q90", "q99"),
 }
 _CLOSE = 0.05  # of the standard deviation or the range
-_ENVELOPE = 0.25  # of the range: LeRobot's quantiles are the widest of all episodes
+_QUANTILES = ("q01", "q99")
 _ROUNDED = 3e-4  # of a value: what float32 makes of the deviation of a constant
 
 
@@ -138,34 +139,43 @@ def _statistics(group: Any, where: str) -> Normaliser:
         raise ValueError(f"--read {where}: {error}") from error
 
 
-def compare(ours: Normaliser, theirs: Normaliser, path: str, what: str) -> float:
+def compare(ours: Normaliser, theirs: Normaliser, path: str, what: str, form: str) -> float:
     """How far statistics that were read are from those of the corpus, at most, as a share of the
-    standard deviation (mean, std) or the range (the others) of a dimension. Raises OtherDataError
-    where that is more than approximations explain, or they are of another number of dimensions."""
+    standard deviation (mean, std) or the range (the others) of a dimension; of LeRobot's without
+    the quantiles. Raises OtherDataError where that is more than approximations explain, or they are
+    of another number of dimensions."""
     if ours.dim != theirs.dim:
         raise OtherDataError(
             f"--read {path}: its {what} has {theirs.dim} dimensions, that of the corpus {ours.dim}"
         )
     theirs.check_source(ours.source, path)
+    names = [name for name in _NUMBERS if form != "lerobot" or name not in _QUANTILES]
+    worst, told = _apart(ours, theirs, names)
+    if told:
+        raise OtherDataError(f"--read {path}: it is not of this {what}: {told}")
+    return worst
+
+
+def merged_quantiles(ours: Normaliser, theirs: Normaliser) -> str:
+    """What is off in LeRobot's quantiles; empty where nothing is."""
+    return _apart(ours, theirs, _QUANTILES)[1]
+
+
+def _apart(ours: Normaliser, theirs: Normaliser, names: Sequence[str]) -> tuple[float, str]:
+    """The largest distance of those that theirs has, and the first three that are not close."""
     worst, told = 0.0, []
-    for name in _NUMBERS:
+    for name in names:
         values = getattr(theirs, name)
         if values is None:
             continue
         a, b = np.array(getattr(ours, name)), np.array(values)
         spread = np.array(ours.std) if name in ("mean", "std") else np.subtract(ours.max, ours.min)
         least = _ROUNDED * np.maximum(1.0, np.abs(ours.mean))
-        off = np.abs(a - b)
-        share = off / np.maximum(spread, least / _CLOSE)
-        close = _ENVELOPE if name in ("q01", "q99") else _CLOSE
+        share = np.abs(a - b) / np.maximum(spread, least / _CLOSE)
         worst = max(worst, float(share.max()))
         told += [
             f"{name} of dimension {d} is {b[d]:.4g}, not {a[d]:.4g}"
-            for d in np.flatnonzero(share > close)
+            for d in np.flatnonzero(share > _CLOSE)
         ]
-    if told:
-        more = f" and {len(told) - 3} more" if len(told) > 3 else ""
-        raise OtherDataError(
-            f"--read {path}: it is not of this {what}: {'; '.join(told[:3])}{more}"
-        )
-    return worst
+    more = f" and {len(told) - 3} more" if len(told) > 3 else ""
+    return worst, "; ".join(told[:3]) + more

@@ -109,14 +109,34 @@ def test_the_forms_of_others(corpus, tmp_path, capsys):
     path.write_text(json.dumps({"action": of_lerobot, "observation.images.top": image}))
     form, found = stat_files.read(path)
     assert form == "lerobot" and list(found) == ["action"]
-    assert stat_files.compare(Normaliser.fit(x), found["action"], "f", "action") < 0.12
+    assert stat_files.compare(Normaliser.fit(x), found["action"], "f", "action", form) < 0.03
     with pytest.raises(OtherDataError, match="f: it is not of this action: mean of dimension 0"):
-        stat_files.compare(Normaliser.fit(x + 1), found["action"], "f", "action")
+        stat_files.compare(Normaliser.fit(x + 1), found["action"], "f", "action", form)
     content = {"one": {"action": of_lerobot, "num_transitions": 700}, "two": {"action": of_lerobot}}
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"of the data sets \['one', 'two'\]: name one .--name"):
         stat_files.read(path)
     assert stat_files.read(path, "two")[0] == "openvla"
+
+
+def test_quantiles_that_lerobot_merged_are_told_and_refuse_nothing(tmp_path, capsys):
+    """Of episodes at places of their own the mean of their quantiles is no quantile of the data."""
+    folder = tmp_path / "toy"
+    episodes = write_corpus(folder, lengths=LENGTHS, states=4, shards=1)
+    path = tmp_path / "stats.json"
+    run(capsys, folder, "--write", "lerobot", path)
+    content = json.loads(path.read_text())
+    first, last = episodes[0].actions[:-1], episodes[-1].actions[:-1]
+    content["action"]["q99"] = (0.5 * (first.min(0) + last.min(0))).tolist()
+    path.write_text(json.dumps(content))
+    text = run(capsys, folder, "--read", path)
+    told = "action of this corpus, off by 0.00% at most; but its quantiles are of episodes, merged"
+    assert f"{told}: q99 of dimension 0 is " in text
+    assert "state of this corpus, off by 0.00% at most\n" in text
+    content["action"]["max"][0] *= 2
+    path.write_text(json.dumps(content))
+    with pytest.raises(OtherDataError, match="not of this action: max of dimension 0"):
+        data.main(["stats", str(folder), "--read", str(path)])
 
 
 @pytest.mark.parametrize(
@@ -147,7 +167,7 @@ def test_statistics_of_another_corpus_by_its_hash(index):
     ours = Normaliser.fit(index.actions, source=index.hash)
     theirs = dataclasses.replace(ours, source="0" * 32)
     with pytest.raises(OtherDataError, match="statistics of other data"):
-        stat_files.compare(ours, theirs, "action_statistics.json", "action")
+        stat_files.compare(ours, theirs, "action_statistics.json", "action", "lapa")
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def _compared(vectors: dict[str, Vectors], options: Options) -> list[str]:
             if what not in vectors:
                 raise ValueError(f"--read {path}: it is of a {what}, and the corpus has none")
             ours = vectors[what].statistics
-            off = stat_files.compare(ours, one, path, what)
+            off = stat_files.compare(ours, one, path, what, form)
             line = f"{path} ({form}): {what} of this corpus, off by {off:.2%} at most"
             used = stat_files.normalised(ours)
             if form == "openvla" and what == "action" and list(one.mask) != used:
@@ -183,6 +183,8 @@ def _compared(vectors: dict[str, Vectors], options: Options) -> list[str]:
                     f"; but its mask normalises action dimensions {_places(one.mask)}, where "
                     f"{_places(used)} are expected (--gripper)"
                 )
+            if form == "lerobot" and (told := stat_files.merged_quantiles(ours, one)):
+                line += f"; but its quantiles are of episodes, merged: {told}"
             lines.append(line)
     return lines
 
