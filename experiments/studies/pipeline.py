@@ -375,10 +375,16 @@ class Pipeline:
         return self._part(name, lambda: Part(name, work, decides), *before)
 
     def _part(self, name: str, make: Callable[[], Part], *before: Made) -> Made:
-        """Of that name, after those `before`; the one that is there already, where one is."""
+        """Of that name, after those `before`; the one that is there already, where one is.
+        ValueError where that comes after others."""
+        needed = _parts(*before)
         if name not in self._made:
-            self._made[name] = Made(name, (*_parts(*before), make()))
-        return self._made[name]
+            self._made[name] = Made(name, (*needed, make()))
+        made = self._made[name]
+        there, asked = ([part.name for part in parts] for parts in (made.parts[:-1], needed))
+        if there != asked:
+            raise ValueError(f"two parts are called {name}: one after {there}, one after {asked}")
+        return made
 
 
 def _parts(*made: Made) -> tuple[Part, ...]:

@@ -143,7 +143,7 @@ def cells_of(
 ) -> tuple[Cell, Cell]:
     """The two halves of a model's row, of which each can be done alone."""
     arm = Arm("latent", objective=name, other=SETTINGS[setting])
-    made = pipeline.cell(name, arm=arm, seed=seed, labels=arg.labels)
+    made = pipeline.cell(f"{name}_{setting}", arm=arm, seed=seed, labels=arg.labels)
     values = {"model": name, "setting": setting, "seed": seed}
     return _measured(pipeline, arm, values, arg), _succeeded(made, values)
 

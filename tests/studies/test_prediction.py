@@ -132,6 +132,12 @@ def test_cells_share_what_they_can(tmp_path):
         *("teacher_other", "quantizer_features_other_s0", "heldout"),
         "measures_features_distractors_0",
     ]
+    acted = [part.name for part in by_name["['features', 'distractors', 0, 'success']"].parts]
+    assert acted[-3:] == [
+        *("labelled_s0_n50", "policy_latent_vla_features_other_s0_of_s0_n50"),
+        "success_features_distractors_0",
+    ]
+    assert "latent_vla_features_other_s0" in acted and "latent_vla_features_s0" not in acted
     configs = {part.name: part for cell in study.cells for part in cell.parts}
     few = configs["quantizer_few_labels_other_s0"].decides()
     assert few.data.corpora.distractors.action_fraction == 0.025
