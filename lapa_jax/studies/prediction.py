@@ -4,6 +4,7 @@ A model is {"model": its kind, "setting", "seed", "success", and what was measur
 what is resampled, and left out: two seeds of a kind are alike.
 """
 
+import collections
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,29 +55,26 @@ def correlation(models: Models, measure: str) -> Interval | None:
     resampled; None of fewer than LEAST models in a setting, or where one of the two never
     changes."""
     known = [model for model in models if model.get(measure) is not None]
-    settings = {model["setting"] for model in known}
-    x, y = np.zeros(len(known)), np.zeros(len(known))
-    for setting in settings:
-        own = np.array([model["setting"] == setting for model in known])
-        if own.sum() < LEAST:
-            return None
-        for ranks, name in ((x, measure), (y, "success")):
-            values = np.array([model[name] for model in known], np.float64)[own]
-            ranks[own] = _ranks(values)
-    if not settings:
+    sizes = collections.Counter(model["setting"] for model in known)
+    if not known or min(sizes.values()) < LEAST:
         return None
     kinds = np.array([model["model"] for model in known])
-    rho, ends = rank_correlation(x, y, kinds)
+    rho, ends = rank_correlation(*(_ranks(known, key) for key in (measure, "success")), kinds)
     if rho is None:
         return None
     return Interval(rho, *(ends or (-np.inf, np.inf)), 0.95)
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """In 0..1, so that settings of other sizes count alike."""
+def _ranks(models: Models, key: str) -> np.ndarray:
+    """Within each setting, in 0..1, so that settings of other sizes count alike."""
     from scipy.stats import rankdata
 
-    return (rankdata(values) - 0.5) / len(values)
+    settings = np.array([model["setting"] for model in models])
+    values, ranks = np.array([model[key] for model in models], np.float64), np.zeros(len(models))
+    for setting in set(settings):
+        own = settings == setting
+        ranks[own] = (rankdata(values[own]) - 0.5) / own.sum()
+    return ranks
 
 
 def best(models: Models) -> list[tuple[str, Interval]]:
@@ -91,55 +89,58 @@ def fitted(models: Models, measure: str, values: np.ndarray) -> np.ndarray:
     of their rank correlation) gives for values of a measure; between models it is interpolated."""
     from scipy.optimize import isotonic_regression
 
-    rho = correlation(models, measure)
-    x = np.array([model[measure] for model in models], np.float64)
-    y = np.array([model["success"] for model in models], np.float64)
+    x, y = (np.array([model[key] for model in models]) for key in (measure, "success"))
+    ranks = (_ranks(models, key) - 0.5 for key in (measure, "success"))
     order = np.argsort(x, kind="stable")
-    rises = rho is None or rho.estimate >= 0
-    curve = isotonic_regression(y[order], increasing=rises).x
+    curve = isotonic_regression(y[order], increasing=bool(np.dot(*ranks) >= 0)).x
     places, first = np.unique(x[order], return_inverse=True)
     heights = np.bincount(first, curve) / np.bincount(first)
     return np.interp(values, places, heights)
 
 
+def _errors(models: Models, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """By measure, of each model how far off the curve through the models of other kinds is."""
+    kinds = np.array([model["model"] for model in models])
+    found = {name: np.zeros(len(models)) for name in names}
+    for kind in dict.fromkeys(kinds):
+        own, others = ([m for m in models if (m["model"] == kind) == is_own] for is_own in (1, 0))
+        truth = np.array([model["success"] for model in own])
+        for name in names:
+            said = fitted(others, name, np.array([model[name] for model in own]))
+            found[name][kinds == kind] = np.abs(said - truth)
+    return found
+
+
+def best_told(models: Models, names: Sequence[str]) -> tuple[str, float]:
+    """(the measure that tells success best of kinds that are left out, its mean error)."""
+    errors = {name: float(x.mean()) for name, x in _errors(models, names).items()}
+    name = min(errors, key=errors.get)
+    return name, errors[name]
+
+
 def left_out(models: Models) -> dict[str, dict[str, Any]]:
     """How far off each way is on the kinds of models that it has not seen: {name: {error, chosen}},
     mean absolute error of success with kinds resampled. "best" takes, of each kind that is left
-    out, the measure of strongest correlation on the others, which `chosen` counts; "mean" says what
+    out, the measure that does best so among the others, which `chosen` counts; "mean" says what
     the others of the setting reach on average."""
     kinds = list(dict.fromkeys(model["model"] for model in models))
-    if len(kinds) < LEAST:
-        return {}
     names = measures_of(models)
-    errors: dict[str, list[float]] = {name: [] for name in ("mean", "best", *names)}
-    chosen: dict[str, int] = {}
-    which: list[str] = []
+    if len(kinds) < LEAST or not names:
+        return {}
+    errors, chosen = _errors(models, names), collections.Counter()
+    which = np.array([model["model"] for model in models])
+    errors |= {name: np.zeros(len(models)) for name in ("best", "mean")}
     for kind in kinds:
-        own = [model for model in models if model["model"] == kind]
         others = [model for model in models if model["model"] != kind]
-        truth = np.array([model["success"] for model in own])
-        said = {}
-        for name in names:
-            said[name] = fitted(others, name, np.array([model[name] for model in own]))
-        ranked = [name for name, _ in best(others) if name in said]
-        if not ranked:
-            return {}
-        said["best"] = said[ranked[0]]
-        chosen[ranked[0]] = chosen.get(ranked[0], 0) + 1
-        means = [
-            np.mean([m["success"] for m in others if m["setting"] == model["setting"]])
-            for model in own
-        ]
-        said["mean"] = np.array(means)
-        for name, values in said.items():
-            errors[name] += np.abs(values - truth).tolist()
-        which += [kind] * len(own)
+        name, _ = best_told(others, names)
+        chosen[name] += 1
+        errors["best"][which == kind] = errors[name][which == kind]
+        for i in np.flatnonzero(which == kind):
+            near = [m["success"] for m in others if m["setting"] == models[i]["setting"]]
+            errors["mean"][i] = abs(np.mean(near) - models[i]["success"])
     return {
-        name: {
-            "error": bootstrap_ratio(np.array(e), np.ones(len(e)), np.array(which), seed=0),
-            "chosen": chosen.get(name, 0),
-        }
-        for name, e in errors.items()
+        name: {"error": bootstrap_ratio(x, np.ones(len(x)), which, seed=0), "chosen": chosen[name]}
+        for name, x in errors.items()
     }
 
 
@@ -151,25 +152,25 @@ def nearest(models: Models, measure: str, value: float, count: int = NEAREST) ->
 
 
 def outlook(report: Mapping[str, Any]) -> str | None:
-    """What the models on record (experiments/studies/predictors.py) whose value of the strongest
-    diagnostic was nearest to this report's came to; None where fewer than 2 NEAREST are."""
+    """What the models on record (experiments/studies/predictors.py) came to whose value was nearest
+    to this report's of the diagnostic, among those that it has, that tells success best of kinds
+    left out; None where fewer than 2 NEAREST are on record."""
     path = configs.shipped() / "studies" / record.FOLDER / "predictors.json"
     if not path.exists():
         return None
     models = joined(record.read(path)["rows"])
-    if len(models) < 2 * NEAREST:
-        return None
     values = {row["measure"]: row["value"] for row in measures.rows(report)}
-    for name, rho in best(models):
-        value = values.get(name)
-        if value is not None:
-            low, *_, high = nearest(models, name, value)
-            return (
-                f"on the tabletop, of {len(models)} models, the {NEAREST} whose {name} was nearest "
-                f"to {value:.3g} gave policies that succeed in {100 * low:.0f} to "
-                f"{100 * high:.0f} % (rank correlation {record.interval(rho)}; docs/evidence.md)"
-            )
-    return None
+    names = [name for name in measures_of(models) if values.get(name) is not None]
+    if len(models) < 2 * NEAREST or not names:
+        return None
+    name, error = best_told(models, names)
+    low, *_, high = nearest(models, name, values[name])
+    return (
+        f"on the tabletop, of {len(models)} models, the {NEAREST} whose {name} was nearest to "
+        f"{values[name]:.3g} gave policies that succeed in {100 * low:.0f} to {100 * high:.0f} % "
+        f"(by it alone, success of other kinds is told to within {100 * error:.1f} points on "
+        "average; docs/evidence.md)"
+    )
 
 
 def correlation_table(models: Models) -> list[list[str]]:
