@@ -32,6 +32,7 @@ _KEPT = {
 }
 _CLOSE = 0.05  # of the standard deviation or the range
 _QUANTILES = ("q01", "q99")
+_COARSE = 0.25  # of the range: openpi's quantiles are of actions counted once for every chunk
 _ROUNDED = 3e-4  # of a value: what float32 makes of the deviation of a constant
 
 
@@ -150,7 +151,7 @@ def compare(ours: Normaliser, theirs: Normaliser, path: str, what: str, form: st
         )
     theirs.check_source(ours.source, path)
     names = [name for name in _NUMBERS if form != "lerobot" or name not in _QUANTILES]
-    worst, told = _apart(ours, theirs, names)
+    worst, told = _apart(ours, theirs, names, _COARSE)
     if told:
         raise OtherDataError(f"--read {path}: it is not of this {what}: {told}")
     return worst
@@ -158,11 +159,14 @@ def compare(ours: Normaliser, theirs: Normaliser, path: str, what: str, form: st
 
 def merged_quantiles(ours: Normaliser, theirs: Normaliser) -> str:
     """What is off in LeRobot's quantiles; empty where nothing is."""
-    return _apart(ours, theirs, _QUANTILES)[1]
+    return _apart(ours, theirs, _QUANTILES, _CLOSE)[1]
 
 
-def _apart(ours: Normaliser, theirs: Normaliser, names: Sequence[str]) -> tuple[float, str]:
-    """The largest distance of those that theirs has, and the first three that are not close."""
+def _apart(
+    ours: Normaliser, theirs: Normaliser, names: Sequence[str], of_quantiles: float
+) -> tuple[float, str]:
+    """The largest distance of those that theirs has, and the first three that are not close, of
+    quantiles not within `of_quantiles`."""
     worst, told = 0.0, []
     for name in names:
         values = getattr(theirs, name)
@@ -172,10 +176,11 @@ def _apart(ours: Normaliser, theirs: Normaliser, names: Sequence[str]) -> tuple[
         spread = np.array(ours.std) if name in ("mean", "std") else np.subtract(ours.max, ours.min)
         least = _ROUNDED * np.maximum(1.0, np.abs(ours.mean))
         share = np.abs(a - b) / np.maximum(spread, least / _CLOSE)
+        close = of_quantiles if name in _QUANTILES else _CLOSE
         worst = max(worst, float(share.max()))
         told += [
             f"{name} of dimension {d} is {b[d]:.4g}, not {a[d]:.4g}"
-            for d in np.flatnonzero(share > _CLOSE)
+            for d in np.flatnonzero(share > close)
         ]
     more = f" and {len(told) - 3} more" if len(told) > 3 else ""
     return worst, "; ".join(told[:3]) + more
