@@ -8,7 +8,7 @@
 # the schedule has reached 0 it goes on. Nothing says so: training at first looks as if it learnt.
 #
 # It matters where a config changes its optimizer and keeps its other numbers: give Adafactor the
-# decay times the learning rate (here 1e-4), or add optax.add_decayed_weights before the rate.
+# decay times the learning rate (here 1e-4), and none where the rate is 0.
 #
 # optax 0.2.8, jax 0.10.2, Python 3.11. Seen, weights of 1 after ten steps without gradients:
 #   adamw, rate 1e-3, decay 0.1:     0.9990

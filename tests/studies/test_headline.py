@@ -35,6 +35,16 @@ def pipeline(configs, tmp_path_factory):
         yield Pipeline(headline.get_world(ARG), workdir)
 
 
+def test_one_name_is_one_part(tmp_path):
+    """Else an arm of one's own would take over what another of its name came to."""
+    made = Pipeline(headline.get_world(ARG), tmp_path)
+    shown = [arms.Arm("latent", other=other) for other in (False, True)]
+    cell = made.cell("mine", arm=shown[0], seed=0, labels=8)
+    assert made.cell("mine", arm=shown[0], seed=0, labels=8).parts == cell.parts
+    with pytest.raises(ValueError, match="two parts are called success_mine_in_domain_s0_n8: one"):
+        made.cell("mine", arm=shown[1], seed=0, labels=8)
+
+
 LABELS = {"labels": 8, "seed": 0}
 
 
