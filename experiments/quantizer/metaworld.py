@@ -1,7 +1,7 @@
 r"""Meta-World's quantizer: latent actions from pictures of ten tasks, without labels.
 
 Shows: what codes tell of the motion of an arm in three dimensions and of its gripper where
-scripted experts act; docs/evidence.md has what is reached, and what was tried.
+scripted experts act; docs/trials.md has what is reached, and what was tried.
 
     lapa data collect --benchmark metaworld --episodes 2000 --noise 0.3 --out data/metaworld
     lapa data index data/metaworld/robot

@@ -2,7 +2,7 @@ r"""The tabletop's quantizer: latent actions from action-free videos of a human 
 
 Shows: latent actions learnt without labels. The aim: codes that are all used (perplexity at least
 half of the codebook) and predict the later frame better than copying the first (skill above 0.3);
-docs/evidence.md has what is reached.
+docs/trials.md has what is reached.
 
     lapa data collect --out data/tabletop --episodes 1000 --families reach --blocks 4 \
         --horizon 40 --views human,robot

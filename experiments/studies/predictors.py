@@ -12,7 +12,7 @@ Two settings: videos of hand and robot, and videos in which other things move by
 second seed, distractors, and what changes the codes, the size of the model or the videos are each
 had alone. Cost: 60 models, eight minutes each of one CPU core (`--size quick`: 3 models). With
 half of the steps and a fifth of the videos, policies are hardly better than without any
-(docs/evidence.md).
+(docs/trials.md).
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 r"""Does every objective of the zoo keep its codes in use, and what do its latents tell?
 
-Shows: by objective, perplexity of 8 and of 64 codes over seeds beside the aim of docs/evidence.md
+Shows: by objective, perplexity of 8 and of 64 codes over seeds beside the aim of docs/measures.md
 (half of 8, three tenths of 64), what latents tell of the motion (R², linear; of `pose` of the
 camera's), and how much better than a copy of the first frame they draw; docs/zoo.md has the table.
 

@@ -1,7 +1,7 @@
 r"""Do codes stay in use? Codebook size x seed of a shipped quantizer config in its quick form.
 
 Shows: perplexity by codebook size, over three seeds. The aim is half of the codebook for 8 and 16
-codes and three tenths for 64 and 256; docs/evidence.md has what is reached.
+codes and three tenths for 64 and 256; docs/trials.md has what is reached.
 
     lapa sweep experiments/sweeps/no_collapse.py:recipe=tabletop,data=data/tabletop/robot \
         --workdir runs/no_collapse

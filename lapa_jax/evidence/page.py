@@ -93,7 +93,7 @@ def verdict_table(section: Section, found: Mapping[str, Any]) -> None:
     section.table(
         ["check", "passed", "what"],
         [[check["name"], marks[check["passed"]], check["told"]] for check in found["checks"]],
-        "Thresholds, and why they are these, are in docs/evidence.md.",
+        "Thresholds, and why they are these, are in docs/measures.md.",
     )
     if found["notes"]:
         section.notes(found["notes"], "What the verdict rests on")
@@ -104,7 +104,7 @@ def _numbers(section: Section, report: Mapping[str, Any]) -> None:
     section.table(
         ["measure", "value"],
         [[r["measure"], estimate(r["value"], r["low"], r["high"])] for r in found],
-        "Every measure in short; docs/evidence.md says what they are.",
+        "Every measure in short; docs/measures.md says what they are.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Whether a quantizer's latent actions can be used, by named thresholds (docs/evidence.md).
+"""Whether a quantizer's latent actions can be used, by named thresholds (docs/measures.md).
 
 A check compares a number of the report with its threshold. What was not measured is no failure, but
 is named, and so is that training clips were measured.

@@ -144,7 +144,7 @@ def _models(section: Section, reports: Reports) -> None:
         ["model", "what", "z", "window", "weights, M", "GFLOPs a label", "to train", "verdict"],
         rows,
         "GFLOPs of one pair: to read z off it, and of a training example, forward and backward. "
-        "Verdict: docs/evidence.md.",
+        "Verdict: docs/measures.md.",
     )
 
 

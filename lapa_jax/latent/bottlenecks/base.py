@@ -98,7 +98,7 @@ class CodebookBottleneck(Bottleneck):
     In evaluation the decoder receives the nearest code. The codebook is initialised from the
     latents of the first batch, and dead codes are replaced from recent latents, both in
     `after_update`. Quantising late lets the latents find out what there is to say before they must
-    say it in few codes: from the start, the first thing found takes all codes (docs/evidence.md).
+    say it in few codes: from the start, the first thing found takes all codes (docs/trials.md).
     """
 
     trained_codebook = True  # by gradient; False: the subclass updates it
