@@ -20,7 +20,7 @@ import numpy as np
 
 from data_pipelines import keys
 from lapa_jax.envs.drive import call
-from lapa_jax.envs.env import OWN, Environment, EnvSpec, Size
+from lapa_jax.envs.env import OWN, Environment, EnvSpec, Size, clip
 from lapa_jax.envs.execution import Execution
 from lapa_jax.envs.rollout import Episodes, as_chunks, render_states, told
 
@@ -120,6 +120,7 @@ def checked_loop(
     N, every = len(done), check.every if check is not None else how.execute
     length, actions = np.where(done, 0, steps), np.zeros((N, steps, env.spec.action_dim), "float32")
     since, calls, looks, drops = np.full(N, how.execute), *np.zeros((3, N), int)
+    clipped = np.zeros(N, np.int32)
     chunks = None
     for t in range(steps):
         if done.all():
@@ -147,13 +148,15 @@ def checked_loop(
         action = chunks[np.arange(N), np.minimum(since, how.execute - 1)]
         if pushes_NTA is not None:
             action = np.where(np.isnan(pushes_NTA[:, t]), action, pushes_NTA[:, t])
+        action, beyond = clip(env.spec, action)
         actions[:, t] = np.where(done[:, None], np.float32(0), action)
+        clipped += beyond & ~done
         since = np.minimum(since + 1, how.execute)
         now = world.step(actions[:, t], ~done)
         length[now & ~done] = t + 1
         done |= now
     by_then = done[:, None] & (np.arange(steps + 1) >= length[:, None])
-    found = Episodes(None, actions, done, length.astype(np.int32), by_then)
+    found = Episodes(None, actions, clipped, done, length.astype(np.int32), by_then)
     return Checked(found, calls, looks, drops)
 
 

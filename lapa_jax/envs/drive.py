@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lapa_jax.envs.env import GOING_ON, OWN, Environment, Size
+from lapa_jax.envs.env import GOING_ON, OWN, Environment, Size, clip
 from lapa_jax.envs.execution import Chunks, Execution
 from lapa_jax.envs.rollout import EVERY_STEP, Act, Episodes, as_chunks, rollout, told
 
@@ -37,6 +37,7 @@ def drive(
     images = [None] * len(states)
     done = np.array([bool(env.success(state)) for state in states])
     length, taken, chunks = np.where(done, 0, steps), [], Chunks(how)
+    clipped = np.zeros(len(states), np.int32)
     for t in range(steps):
         if done.all():
             break
@@ -52,7 +53,9 @@ def drive(
                 given = given | {GOING_ON: chunks.going_on()}
             found = act(seen, given, jax.random.fold_in(key, t))
             chunks.answered(as_chunks(found), acting=~done)
-        taken.append(np.where(done[:, None], np.float32(0), chunks.next()))
+        action, beyond = clip(spec, chunks.next())
+        taken.append(np.where(done[:, None], np.float32(0), action))
+        clipped += beyond & ~done
         for i in np.flatnonzero(~done):
             states[i] = env.step(states[i], taken[-1][i])
             if env.success(states[i]):
@@ -62,7 +65,7 @@ def drive(
     for t, action in enumerate(taken):
         actions[:, t] = action
     by_then = done[:, None] & (np.arange(steps + 1) >= length[:, None])
-    return Episodes(None, actions, done, length.astype(np.int32), by_then)
+    return Episodes(None, actions, clipped, done, length.astype(np.int32), by_then)
 
 
 def closed_loop(

@@ -114,31 +114,34 @@ def check_action(spec: EnvSpec, action: np.ndarray) -> np.ndarray:
     """float32 (A,); ValueError for an action of another dimension, one that is not finite and one
     beyond the bounds, by more than rounding."""
     action = np.asarray(action, np.float32)
-    if action.shape != (spec.action_dim,):
-        named = (f"{n} ({u})" for n, u in zip(spec.actions, spec.action_units, strict=True))
-        raise ValueError(
-            f"an action of shape {list(action.shape)}: {spec.name} takes {spec.action_dim} "
-            f"numbers, {', '.join(named)}"
-        )
-    low, high = np.float32(spec.action_low), np.float32(spec.action_high)
-    slack = 1e-4 * (high - low)
-    beyond = ~((action >= low - slack) & (action <= high + slack))  # NaN, too
+    beyond = _beyond(spec, action) | np.isnan(action)
     if beyond.any():
-        i = int(np.argmax(beyond))
+        i, low, high = int(np.argmax(beyond)), spec.action_low, spec.action_high
         raise ValueError(
             f"{spec.actions[i]}={action[i]:g} is beyond the bounds of {spec.name}, "
             f"[{low[i]:g}, {high[i]:g}] {spec.action_units[i]}"
         )
-    return np.clip(action, low, high)
+    return np.clip(action, np.float32(spec.action_low), np.float32(spec.action_high))
 
 
-def clip(spec: EnvSpec, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def clip(spec: EnvSpec, action: Any, xp: Any = np) -> tuple[Any, Any]:
     """Actions (..., A) within the bounds, and which were beyond them, by more than rounding, bool
-    (...): for who tells how many these were."""
+    (...): for who tells how many these were. xp may be jax.numpy. ValueError for actions of another
+    dimension."""
+    beyond = _beyond(spec, action).any(-1)
+    return xp.clip(action, np.float32(spec.action_low), np.float32(spec.action_high)), beyond
+
+
+def _beyond(spec: EnvSpec, action: Any) -> Any:
+    if action.shape[-1] != spec.action_dim:
+        named = (f"{n} ({u})" for n, u in zip(spec.actions, spec.action_units, strict=True))
+        raise ValueError(
+            f"an action of shape {list(action.shape[-1:])}: {spec.name} takes {spec.action_dim} "
+            f"numbers, {', '.join(named)}"
+        )
     low, high = np.float32(spec.action_low), np.float32(spec.action_high)
     slack = 1e-4 * (high - low)
-    beyond = (action < low - slack) | (action > high + slack)
-    return np.clip(action, low, high), beyond.any(-1)
+    return (action < low - slack) | (action > high + slack)
 
 
 def missing_packages(needs: Mapping[str, str], mends: str) -> str:

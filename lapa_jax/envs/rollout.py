@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from lapa_jax.envs.env import GOING_ON, OWN, Environment, Size
+from lapa_jax.envs.env import GOING_ON, OWN, Environment, Size, clip
 from lapa_jax.envs.execution import Execution, action_at, going_on
 
 # (images uint8 (N, height, width, 3), prompts, key) → actions (N, A), or chunks of them (N, K, A).
@@ -29,6 +29,7 @@ class Episodes:
 
     states: Any  # State, (N, T+1, ...): state t, and what action t led to at t+1; None if stepped
     actions: jax.Array  # (N, T, A) f32, as executed (noise included)
+    clipped: jax.Array  # (N,) int32, of [0, length) that were to be beyond the bounds
     success: jax.Array  # (N,) bool, at any time
     length: jax.Array  # (N,) int32, actions up to and with the one that succeeded; T if none
     done: jax.Array  # (N, T+1) bool, success at that or an earlier state
@@ -138,15 +139,16 @@ def _scan(env, states0, done0, choose, held0, steps) -> Episodes:
     def body(carry, t):
         state, done, held = carry
         action, held = choose(state, done, t, held)
+        action, beyond = clip(env.spec, action, jnp)
         state = jax.vmap(env.step)(state, action)
-        done = done | jax.vmap(env.success)(state)
-        return (state, done, held), (state, action, done)
+        beyond, done = beyond & ~done, done | jax.vmap(env.success)(state)
+        return (state, done, held), (state, action, beyond, done)
 
     _, rest = jax.lax.scan(body, (states0, done0, held0), jnp.arange(steps))
-    states, actions, done = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rest)
+    states, actions, beyond, done = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rest)
     states, done = jax.tree.map(
         lambda x, y: jnp.concatenate([x[:, None], y], 1), (states0, done0), (states, done)
     )
     success = done[:, -1]
     length = jnp.where(success, jnp.argmax(done, 1), steps).astype(jnp.int32)
-    return Episodes(states, actions, success, length, done)
+    return Episodes(states, actions, beyond.sum(1, dtype=jnp.int32), success, length, done)

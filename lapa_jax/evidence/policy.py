@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from data_pipelines.loader import DataSettings
 from data_pipelines.progress import Progress
@@ -90,7 +91,7 @@ def evaluate_success(
     pushes: Pushes = UNDISTURBED,
 ) -> SuccessEvaluation:
     """Closed-loop success of a policy from the fixed start states of (seed, family), with a Wilson
-    interval.
+    interval. Actions beyond the environment's bounds are clipped to them, and counted.
 
     Actions are the likeliest ones, or drawn at a `temperature` among the `top_k` likeliest; `how`
     chunks of them are acted on; `phrasings` of instructions are as of `envs.words`. Images are
@@ -126,12 +127,18 @@ def evaluate_success(
     else:
         found = closed_loop(*asked, **options)
         calls = -(-np.asarray(found.length) // how.execute)
-    successes = int(np.sum(found.success))
+    successes, clipped = int(np.sum(found.success)), int(np.sum(found.clipped))
+    if clipped:
+        logging.warning(
+            "%s: %d of %d actions were beyond the bounds of %s and were clipped to them",
+            *(family, clipped, np.sum(found.length), env.spec.name),
+        )
     report = {
         "family": family,
         "successes": successes,
         "episodes": episodes,
         "steps": env.spec.horizon,
+        "clipped": clipped,
         "seed": seed,
         "temperature": temperature,
         "top_k": top_k,

@@ -8,9 +8,11 @@ from test_drive import Stepped, towards
 
 from lapa_jax import envs
 from lapa_jax.envs.checked import Pushes, checked_loop
-from lapa_jax.envs.env import OWN
+from lapa_jax.envs.drive import closed_loop
+from lapa_jax.envs.env import OWN, check_action
 from lapa_jax.envs.execution import Execution
 from lapa_jax.envs.rollout import rollout
+from lapa_jax.envs.tabletop import MAX_STEP
 
 STEPS, N, n = 9, 6, 3
 
@@ -83,6 +85,48 @@ def test_without_drops_episodes_are_those_of_the_scan(scene, stepped):
     length = looked.episodes.length
     assert looked.looks.tolist() == (length - looked.calls).tolist()
     assert np.array(check.seen).max(0).tolist() == [min(x, n) - 1 for x in length]
+
+
+class Strict(Stepped):
+    """As simulators of others are, which refuse what is beyond their bounds."""
+
+    def step(self, state, action):
+        return super().step(state, check_action(self.spec, action))
+
+
+def boldly(images, prompts, key):
+    return 1.6 * towards(images, prompts, key)
+
+
+def test_actions_beyond_the_bounds_are_clipped_and_counted(scene):
+    """Alike in the scan, stepped, and checked; where an episode is over nothing counts."""
+    env, states, prompts = scene
+    act, key, strict = jax.tree_util.Partial(boldly), jax.random.key(3), Strict(env.scene)
+    listed = strict.evaluation_states(0, "reach", N)
+    how = dict(steps=STEPS, view="robot", size=(16, 24), how=Execution(execute=n))
+    wanted = rollout(env, act, states, prompts, key, **how)
+    length, said = np.asarray(wanted.length), np.abs(wanted.actions).max(-1)
+    assert said.max() == np.float32(MAX_STEP) and 0 < wanted.success.sum() < N
+    at_bounds = [(said[i, :stop] == np.float32(MAX_STEP)).sum() for i, stop in enumerate(length)]
+    assert np.asarray(wanted.clipped).tolist() == at_bounds and min(at_bounds) >= 1
+    for found in (
+        closed_loop(strict, act, listed, prompts, key, **how),
+        checked_loop(strict, act, listed, prompts, key, **how).episodes,
+        checked_loop(env, act, states, prompts, key, **how).episodes,
+    ):
+        same(found, wanted)
+        np.testing.assert_array_equal(found.clipped, wanted.clipped)
+    assert not np.any(plain(scene, n).clipped)
+
+
+def test_actions_of_another_width_are_refused(scene):
+    """One number is not as many alike."""
+    env, states, prompts = scene
+    narrow = jax.tree_util.Partial(lambda *seen: towards(*seen)[..., :1])
+    how = dict(steps=STEPS, view="robot", size=(16, 24), how=Execution(execute=n))
+    said = r"an action of shape \[1\]: tabletop takes 2 numbers, x \(metres"
+    with pytest.raises(ValueError, match=said):
+        rollout(env, narrow, states, prompts, jax.random.key(3), **how)
 
 
 def test_who_drops_at_each_look_asks_as_often_as_who_executes_one(scene):
