@@ -16,8 +16,8 @@ Two processes share the work (`--index 0 --count 2`, `--index 1 --count 2`), and
 on another day or machine: `--record headline.json`.
 
 `--size cpu` is of the family `reach`, `gpu` of the five pushing families, which policies that are
-trained on a CPU have not learnt (docs/trials.md, "Pushing"). Cost: 5 to 6 hours of two quiet CPU
-cores by the seconds of the demo's parts, and half an hour for the search.
+trained on a CPU have not learnt (docs/trials.md, "Pushing"). Cost: 14 hours of one CPU
+core where others had work for it, too, and half an hour for the search.
 """
 
 import dataclasses
