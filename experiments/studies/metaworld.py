@@ -136,12 +136,16 @@ def get_world(arg: ConfigDict) -> arms.World:
 
 
 def tables(rows: contrasts.Rows) -> dict[str, list[list[str]]]:
-    """Of the study, or of the search: arms beside scratch, the primary contrasts, tasks, words."""
+    """Of the study, or of the search: arms beside scratch, controls beside lapa, the primary
+    contrasts, tasks, words."""
     if any("rest" in row for row in rows):
         return {"search": headline.search_table(rows)}
     own = contrasts.chosen(rows, {"setting": "in_domain"})
+    named = ["lapa", *(name for name, arm in arms.ARMS.items() if arm.control)]
+    controls = [row for row in own if row["arm"] in named]
     return {
         "arms": contrasts.arms_table(own, "scratch", {}),
+        "controls": contrasts.arms_table(controls, "lapa", {}),
         "primary": contrasts.primary_table(own, PRIMARY, {}),
         "tasks": headline.families_table(own, {}),
         "words": _words(rows),
