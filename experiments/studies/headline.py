@@ -239,7 +239,7 @@ def tables(rows: contrasts.Rows) -> dict[str, list[list[str]]]:
     controls = [row for row in inside if row["arm"] in named]
     return {
         "primary": contrasts.primary_table(inside, PRIMARY, at),
-        "expected": _expected(inside, at),
+        "expected": expected_table(inside, at),
         "main": contrasts.rates_table(main, {}),
         "labels": contrasts.labels_table(main, ("lapa", "vpt", "action_vla"), "scratch", 25, {}),
         "arms": contrasts.arms_table(inside, "scratch", at),
@@ -255,7 +255,7 @@ def _primary_labels(rows: contrasts.Rows) -> int:
     return PRIMARY_LABELS if PRIMARY_LABELS in known or not known else known[-1]
 
 
-def _expected(rows: contrasts.Rows, at: contrasts.Which) -> list[list[str]]:
+def expected_table(rows: contrasts.Rows, at: contrasts.Which) -> list[list[str]]:
     """What the paper leads to expect, and whether it is so: yes and no where the whole interval
     says so."""
 

@@ -137,7 +137,7 @@ def get_world(arg: ConfigDict) -> arms.World:
 
 def tables(rows: contrasts.Rows) -> dict[str, list[list[str]]]:
     """Of the study, or of the search: arms beside scratch, controls beside lapa, the primary
-    contrasts, tasks, words."""
+    contrasts, what was expected, tasks, words."""
     if any("rest" in row for row in rows):
         return {"search": headline.search_table(rows)}
     own = contrasts.chosen(rows, {"setting": "in_domain"})
@@ -147,6 +147,7 @@ def tables(rows: contrasts.Rows) -> dict[str, list[list[str]]]:
         "arms": contrasts.arms_table(own, "scratch", {}),
         "controls": contrasts.arms_table(controls, "lapa", {}),
         "primary": contrasts.primary_table(own, PRIMARY, {}),
+        "expected": headline.expected_table(own, {}),
         "tasks": headline.families_table(own, {}),
         "words": _words(rows),
     }
