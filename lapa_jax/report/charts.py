@@ -466,16 +466,18 @@ def measure_curves(
     return _picture(figure, " ".join(said))
 
 
-def dot_plots(rows: Sequence[Mapping[str, Any]], key: str, panels: Mapping[str, str]) -> Picture:
+def dot_plots(
+    rows: Sequence[Mapping[str, Any]], key: str, panels: Mapping[str, str], alike: bool = False
+) -> Picture:
     """What rows[key] are, one below the other, against each measure of `panels` (measure → title),
     with its interval where there is one (MEASURE_low, MEASURE_high); a dashed line at 0. A panel
-    names no row that lacks its measure."""
+    names no row that lacks its measure. `alike`: all panels have one scale."""
     names = [_plain(str(row[key])) for row in rows]
     room = 30 + 6.5 * max(map(len, names))
     columns = min(len(panels), max(1, int((PAGE - room) // 200)))
     deep = -(-len(panels) // columns)
     figure = _figure(PAGE, deep * (70 + 22 * len(rows)))
-    grid = figure.subplots(deep, columns, sharey=True, squeeze=False)
+    grid = figure.subplots(deep, columns, sharey=True, sharex=alike, squeeze=False)
     said = []
     every = list(grid.flat)
     for axes in every[len(panels) :]:

@@ -164,7 +164,7 @@ def success_pictures(rows: contrasts.Rows) -> Pictures:
     shown = dict(zip(settings, settings, strict=True))
     at = "" if budget is None else f" with {budget:,} labels"
     pictures[f"Success of every arm{at}, with 95 % intervals."] = figures.dot_plots(
-        list(dots.values()), "arm", shown
+        list(dots.values()), "arm", shown, alike=True
     )
     return pictures
 

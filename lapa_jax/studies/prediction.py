@@ -234,4 +234,4 @@ def pictures(models: Models) -> dict[str, Picture]:
     if not known:
         return {}
     caption = "Rank correlation of each diagnostic with success, with 95 % intervals over kinds."
-    return {caption: dot_plots(dots, "diagnostic", known)}
+    return {caption: dot_plots(dots, "diagnostic", known, alike=True)}
