@@ -2,13 +2,14 @@
 # Augmentations of dm_pix give every image of a batch the same crop, flip and colour.
 #
 # The guess: random_crop, random_flip_left_right, random_hue and so on, which take B x H x W x C and
-# probability=0.5, draw for each image: about half of a batch is flipped. Seen: one draw is for the whole batch.
-# All images are flipped or none, all crops begin in one place, all colours turn by one angle. Nothing
-# looks wrong, as every picture is a proper augmentation; but a batch of 256 has one.
+# a probability, draw for each image: about half of a batch is flipped. Seen: one draw is for the
+# whole batch. All images are flipped or none, all crops begin in one place, all colours turn by one
+# angle. Nothing looks wrong, as every picture is a proper augmentation; but a batch of 256 has one.
 #
-# It helps to jax.vmap over images and split keys. For the frames of one video one draw is what one wants.
+# It helps to jax.vmap over images and split keys. For the frames of one video one draw is what one
+# wants.
 #
-# dm-pix 0.4.5, jax 0.10.2 on a CPU, Python 3.11. Seen, of 64 equal images, how many differ:
+# dm-pix 0.4.5, jax 0.10.2 on a CPU, Python 3.11. Seen, of 64 equal images, how many kinds come out:
 #   random_crop: 1 of 64, under vmap 47
 #   random_flip_left_right: 1 of 64, under vmap 2
 #   random_hue: 1 of 64, under vmap 64

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# RLDS gives a step the next action at any size of image, the action before up to 182 pixels only.
+# RLDS gives a step the next action at any size of image, the action before up to some 180 pixels.
 #
 # The guess: rlds.transformations.shift_keys(steps, ["action"], -1), which is how the action before
 # comes into a step (a condition of many policies), works wherever +1 does. Seen: it works through

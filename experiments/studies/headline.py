@@ -16,8 +16,8 @@ Two processes share the work (`--index 0 --count 2`, `--index 1 --count 2`), and
 on another day or machine: `--record headline.json`.
 
 `--size cpu` is of the family `reach`, `gpu` of the five pushing families, which policies that are
-trained on a CPU have not learnt (docs/trials.md, "Pushing"). Cost: 14 hours of one CPU
-core where others had work for it, too, and half an hour for the search.
+trained on a CPU have not learnt (docs/trials.md, "Pushing"). Cost: 14 hours of one CPU core
+where others had work for it, too, and half an hour for the search.
 """
 
 import dataclasses
@@ -235,15 +235,13 @@ def tables(rows: contrasts.Rows) -> dict[str, list[list[str]]]:
     labels = _primary_labels(inside)
     at = {"labels": labels}
     main = [row for row in inside if row["arm"] in arms.MAIN]
-    named = ["lapa", *(name for name, arm in arms.ARMS.items() if arm.control)]
-    controls = [row for row in inside if row["arm"] in named]
     return {
         "primary": contrasts.primary_table(inside, PRIMARY, at),
         "expected": expected_table(inside, at),
         "main": contrasts.rates_table(main, {}),
         "labels": contrasts.labels_table(main, ("lapa", "vpt", "action_vla"), "scratch", 25, {}),
         "arms": contrasts.arms_table(inside, "scratch", at),
-        "controls": contrasts.arms_table(controls, "lapa", at),
+        "controls": controls_table(inside, at),
         "settings": _settings(rows, labels),
         "families": families_table(inside, at),
     }
@@ -253,6 +251,12 @@ def _primary_labels(rows: contrasts.Rows) -> int:
     """PRIMARY_LABELS, or of a smaller study the number that it has in their place."""
     known = sorted({row["labels"] for row in rows})
     return PRIMARY_LABELS if PRIMARY_LABELS in known or not known else known[-1]
+
+
+def controls_table(rows: contrasts.Rows, at: contrasts.Which) -> list[list[str]]:
+    """Those with other labels than the quantizer's, beside `lapa`."""
+    named = ["lapa", *(name for name, arm in arms.ARMS.items() if arm.control)]
+    return contrasts.arms_table([row for row in rows if row["arm"] in named], "lapa", at)
 
 
 def expected_table(rows: contrasts.Rows, at: contrasts.Which) -> list[list[str]]:

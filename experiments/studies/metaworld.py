@@ -141,11 +141,9 @@ def tables(rows: contrasts.Rows) -> dict[str, list[list[str]]]:
     if any("rest" in row for row in rows):
         return {"search": headline.search_table(rows)}
     own = contrasts.chosen(rows, {"setting": "in_domain"})
-    named = ["lapa", *(name for name, arm in arms.ARMS.items() if arm.control)]
-    controls = [row for row in own if row["arm"] in named]
     return {
         "arms": contrasts.arms_table(own, "scratch", {}),
-        "controls": contrasts.arms_table(controls, "lapa", {}),
+        "controls": headline.controls_table(own, {}),
         "primary": contrasts.primary_table(own, PRIMARY, {}),
         "expected": headline.expected_table(own, {}),
         "tasks": headline.families_table(own, {}),

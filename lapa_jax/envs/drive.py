@@ -60,8 +60,7 @@ def drive(
             states[i] = env.step(states[i], taken[-1][i])
             if env.success(states[i]):
                 done[i], length[i] = True, t + 1
-    dim = taken[0].shape[1] if taken else spec.action_dim
-    actions = np.zeros((len(states), steps, dim), np.float32)
+    actions = np.zeros((len(states), steps, spec.action_dim), np.float32)
     for t, action in enumerate(taken):
         actions[:, t] = action
     by_then = done[:, None] & (np.arange(steps + 1) >= length[:, None])

@@ -114,6 +114,7 @@ def check_action(spec: EnvSpec, action: np.ndarray) -> np.ndarray:
     """float32 (A,); ValueError for an action of another dimension, one that is not finite and one
     beyond the bounds, by more than rounding."""
     action = np.asarray(action, np.float32)
+    _check_shape(spec, action.shape)
     beyond = _beyond(spec, action) | np.isnan(action)
     if beyond.any():
         i, low, high = int(np.argmax(beyond)), spec.action_low, spec.action_high
@@ -128,17 +129,21 @@ def clip(spec: EnvSpec, action: Any, xp: Any = np) -> tuple[Any, Any]:
     """Actions (..., A) within the bounds, and which were beyond them, by more than rounding, bool
     (...): for who tells how many these were. xp may be jax.numpy. ValueError for actions of another
     dimension."""
+    _check_shape(spec, action.shape[-1:])
     beyond = _beyond(spec, action).any(-1)
     return xp.clip(action, np.float32(spec.action_low), np.float32(spec.action_high)), beyond
 
 
-def _beyond(spec: EnvSpec, action: Any) -> Any:
-    if action.shape[-1] != spec.action_dim:
+def _check_shape(spec: EnvSpec, shape: tuple[int, ...]) -> None:
+    if shape != (spec.action_dim,):
         named = (f"{n} ({u})" for n, u in zip(spec.actions, spec.action_units, strict=True))
         raise ValueError(
-            f"an action of shape {list(action.shape[-1:])}: {spec.name} takes {spec.action_dim} "
-            f"numbers, {', '.join(named)}"
+            f"an action of shape {list(shape)}: {spec.name} takes {spec.action_dim} numbers, "
+            f"{', '.join(named)}"
         )
+
+
+def _beyond(spec: EnvSpec, action: Any) -> Any:
     low, high = np.float32(spec.action_low), np.float32(spec.action_high)
     slack = 1e-4 * (high - low)
     return (action < low - slack) | (action > high + slack)

@@ -120,8 +120,11 @@ def test_actions_beyond_the_bounds_are_clipped_and_counted(scene):
 
 
 def test_actions_of_another_width_are_refused(scene):
-    """One number is not as many alike."""
+    """One number is not as many alike, and several actions are not one."""
     env, states, prompts = scene
+    for shape in ((), (1,), (3,), (2, 2)):
+        with pytest.raises(ValueError, match=rf"shape \[{', '.join(map(str, shape))}\]: tabletop"):
+            check_action(env.spec, np.zeros(shape))
     narrow = jax.tree_util.Partial(lambda *seen: towards(*seen)[..., :1])
     how = dict(steps=STEPS, view="robot", size=(16, 24), how=Execution(execute=n))
     said = r"an action of shape \[1\]: tabletop takes 2 numbers, x \(metres"
