@@ -15,6 +15,7 @@ import numpy as np
 from data_pipelines.convert.conversion import FITS
 from data_pipelines.convert.looks import fit_image
 from lapa_jax.envs.drive import drive
+from lapa_jax.envs.env import EnvSpec
 from lapa_jax.envs.execution import BY_RUN, Chunks, Execution, check_rate
 from lapa_jax.runs.loaded import LoadedPolicy, check_texts
 from lapa_jax.serving import fields
@@ -208,7 +209,8 @@ def rollout(
     asked.reset()
     observation, info = env.reset(seed=seed)
     seen = asked.states if policy.stage.state else ()
-    stepped = _Stepped(env, images, (observation, 0.0, False, False, info), seen)
+    spec = _unbounded(policy.stage.head.describe()["dim"], max_steps)
+    stepped = _Stepped(env, spec, images, (observation, 0.0, False, False, info), seen)
     found = drive(
         stepped,
         lambda seen, texts, key: asked.select_action(seen | {"task": texts}),
@@ -216,8 +218,6 @@ def rollout(
         [instruction],
         jax.random.key(0),  # nothing is drawn
         steps=max_steps,
-        view="all",
-        size=policy.image_size,
     )
     _, _, terminated, truncated, info = stepped.last
     truncated = bool(truncated or not terminated)
@@ -225,16 +225,35 @@ def rollout(
     return Episode(actions, rewards, bool(terminated), truncated, info)
 
 
+def _unbounded(dim: int, steps: int) -> EnvSpec:
+    """Of an environment whose bounds are its own business: no action is clipped for it."""
+    return EnvSpec(
+        name="the environment",
+        tasks=(),
+        actions=tuple(f"action[{i}]" for i in range(dim)),
+        action_low=(-np.inf,) * dim,
+        action_high=(np.inf,) * dim,
+        action_units=("of the data",) * dim,
+        control_hz=0.0,
+        horizon=steps,
+        views=("all",),
+        cameras=("all",),
+        image_size=(0, 0),
+        state=(),
+        traceable=False,
+    )
+
+
 @dataclasses.dataclass
 class _Stepped:
     """A Gymnasium environment as `drive` asks one. Its state is what its `step` said last."""
 
     env: Any
+    spec: EnvSpec
     images: Sequence[str]
     last: tuple[Any, float, bool, bool, dict[str, Any]]
     states: Sequence[str]  # names that the robot's may have; (): it is not asked for
     rewards: list[float] = dataclasses.field(default_factory=list)
-    spec: None = None
 
     def step(self, state: Any, action: np.ndarray) -> Any:
         self.last = self.env.step(action)
