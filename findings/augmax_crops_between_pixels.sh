@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # A crop of augmax is no part of the picture: it lies between the pixels and softens them.
 #
-# The guess: RandomCrop copies a window of pixels, as crops of TensorFlow, PyTorch and dm_pix do; what is
-# not resized is not changed. Seen: the corner is drawn from the reals, and the window interpolated,
-# of uint8 pictures, too (whose values are cut off to whole numbers after it). Fine detail is lost by
-# chance, a different part for every example: of white noise up to half of the spread. CenterCrop does the same where the difference in size is odd, always at half a pixel,
-# the softest place there is: train with RandomCrop and evaluate with CenterCrop and the pictures differ
+# The guess: RandomCrop copies a window of pixels, as crops of TensorFlow, PyTorch and dm_pix do;
+# what is not resized is not changed. Seen: the corner is drawn from the reals, and the window
+# interpolated, of uint8 pictures, too (whose values are cut off to whole numbers after it). Fine
+# detail is lost by chance, a different part for every example: of white noise up to half of the
+# spread. CenterCrop does the same where the difference in size is odd, always at half a pixel, the
+# softest place there is: train with RandomCrop and evaluate with CenterCrop and the pictures differ
 # in sharpness, not only in place.
 #
 # It helps to cut with jax.lax.dynamic_slice, and to let augmax do the colours.
