@@ -29,6 +29,7 @@ INCOMPLETE = ".incomplete"
 DEFAULT_SHARD_BYTES = 256 << 20
 DEFAULT_VERSION = "1.0.0"
 
+_DESCRIPTION = "RLDS corpus from {}."
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 _WORD = re.compile(r"[a-zA-Z][a-zA-Z0-9_]*")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -167,7 +168,7 @@ class Output:
                 os.replace(shard.path, final)
         _sync_directory(directory)
         info = read_info(directory) or {
-            "description": f"RLDS corpus from {spec.source}.",
+            "description": _DESCRIPTION.format(spec.source),
             "fileFormat": "tfrecord",
             "name": name,
             "splits": [],
@@ -303,6 +304,12 @@ def read_info(directory: Path) -> dict | None:
     if missing:
         raise ValueError(f"{path} lacks {missing}; it is not a TFDS dataset_info.json")
     return info
+
+
+def is_from(directory: Path, source: str) -> bool:
+    """Whether it is a corpus that was written here from this `EpisodeSpec.source`."""
+    info = read_info(directory)
+    return info is not None and info.get("description") == _DESCRIPTION.format(source)
 
 
 def features_json(spec: schema.EpisodeSpec) -> dict:

@@ -21,6 +21,7 @@ Models = Sequence[Mapping[str, Any]]
 VALUES = ("model", "setting", "seed")
 LEAST = 4  # models, for a rank to say anything
 NEAREST = 10  # models that a new one is set beside
+UNTRAINED = "untrained"  # the kind beside which success is told
 
 
 def joined(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -154,7 +155,8 @@ def nearest(models: Models, measure: str, value: float, count: int = NEAREST) ->
 def outlook(report: Mapping[str, Any]) -> str | None:
     """What the models on record (experiments/studies/predictors.py) came to whose value was nearest
     to this report's of the diagnostic, among those that it has, that tells success best of kinds
-    left out; None where fewer than 2 NEAREST are on record."""
+    left out; None where fewer than 2 NEAREST are on record. The report is of pairs of the tabletop:
+    values of other videos do not compare."""
     path = configs.shipped() / "studies" / record.FOLDER / "predictors.json"
     if not path.exists():
         return None
@@ -164,12 +166,20 @@ def outlook(report: Mapping[str, Any]) -> str | None:
     if len(models) < 2 * NEAREST or not names:
         return None
     name, error = best_told(models, names)
+    known = [model[name] for model in models if model.get(name) is not None]
+    if not min(known) <= values[name] <= max(known):
+        return (
+            f"{name} {values[name]:.3g} is outside of what {len(models)} models on record had, "
+            f"{min(known):.3g} to {max(known):.3g}: it tells nothing of a policy's success"
+        )
     low, *_, high = nearest(models, name, values[name])
+    floor = [100 * model["success"] for model in models if model["model"] == UNTRAINED]
+    beside = f"; untrained ones gave {min(floor):.0f} to {max(floor):.0f} %" if floor else ""
     return (
         f"on the tabletop, of {len(models)} models, the {NEAREST} whose {name} was nearest to "
-        f"{values[name]:.3g} gave policies that succeed in {100 * low:.0f} to {100 * high:.0f} % "
-        f"(by it alone, success of other kinds is told to within {100 * error:.1f} points on "
-        "average; docs/evidence.md)"
+        f"{values[name]:.3g} gave policies that succeed in {100 * low:.0f} to {100 * high:.0f} %"
+        f"{beside} (by it alone, success of other kinds is told to within {100 * error:.1f} points "
+        "on average; docs/evidence.md)"
     )
 
 

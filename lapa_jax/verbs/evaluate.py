@@ -14,6 +14,8 @@ from typing import Any
 from absl import logging
 
 from data_pipelines.progress import Progress
+from data_pipelines.rlds.writer import is_from
+from data_pipelines.storage import places
 from lapa_jax import envs
 from lapa_jax.envs.checked import Pushes
 from lapa_jax.envs.execution import Execution, check_rate
@@ -156,7 +158,8 @@ def _quantizer(run: Model, corpora: dict[str, dict], args: argparse.Namespace) -
         found[name] = evaluate_quantizer(
             run, corpus, max_pairs=args.max_examples, deep=True, held_out=args.holdout
         )
-        if told := prediction.outlook(found[name].report):
+        of_tabletop = is_from(places.directory(corpus["path"]), "tabletop")
+        if of_tabletop and (told := prediction.outlook(found[name].report)):
             found[name].report["verdict"]["notes"].append(told)
     result: dict[str, Any] = {name: one.report for name, one in found.items()}
     if args.paired:

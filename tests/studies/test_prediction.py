@@ -81,7 +81,7 @@ def test_the_best_is_held_against_kinds_that_it_was_not_chosen_on():
 
 
 def test_a_new_model_is_set_beside_those_on_record(tmp_path, monkeypatch):
-    report = {"codes": {"mean_perplexity": 5.0}, "probe": {"latent_action": {"r2_mean": 0.51}}}
+    report = {"codes": {"mean_perplexity": 2.5}, "probe": {"latent_action": {"r2_mean": 0.51}}}
     monkeypatch.setattr(prediction.configs, "shipped", lambda: tmp_path)
     assert prediction.outlook(report) is None
     rows = []
@@ -100,8 +100,12 @@ def test_a_new_model_is_set_beside_those_on_record(tmp_path, monkeypatch):
     told = prediction.outlook(report)
     assert "of 24 models, the 10 whose probe_r2 was nearest to 0.51" in told
     assert "succeed in 33 to 67 %" in told, told
-    assert "perplexity was nearest to 5" in prediction.outlook({"codes": report["codes"]})
+    assert "perplexity was nearest to 2.5" in prediction.outlook({"codes": report["codes"]})
     assert prediction.outlook({}) is None
+    for value in (1e9, float("nan")):
+        report["probe"]["latent_action"]["r2_mean"] = value
+        told = prediction.outlook(report)
+        assert f"probe_r2 {value:.3g} is outside of what 24 models on record had" in told
     few = json.dumps({"rows": rows[:38]})
     (tmp_path / "studies" / "results" / "predictors.json").write_text(few)
     assert prediction.outlook(report) is None
