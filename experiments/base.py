@@ -50,6 +50,10 @@ def parse_study_arg(
     size = _parse(arg, known).size
     require("size", size, sizes)
     found = _parse(arg, known | dict(sizes[size]))
+    for key, value in found.items():
+        least = 1 if key in ("seeds", "labels", "rollouts", "videos") else 0
+        if type(value) is int and value < least:
+            raise ValueError(f"config argument {key}={value} must be at least {least}")
     found.size, found.quick = size, size == "quick"
     return found
 

@@ -173,11 +173,27 @@ def test_a_study_goes_on_from_its_own_parts_and_record(tmp_path):
 
     path, study = tmp_path / "record.json", opened(tmp_path / "a")
     study.do(study.cells[0].parts[0])  # its labelled episodes
-    record.Record(path, "lapa study", study).write()
+    record.Record(path, "lapa study", study, study.claims).write()
     opened(tmp_path / "a").check()
-    record.Record(path, "lapa study", opened(tmp_path / "b"))
+    other = opened(tmp_path / "b")
+    record.Record(path, "lapa study", other, other.claims)
     kinds = record._unfolded(json.loads(path.read_text())["configs"])
     assert "action_set" not in kinds["vpt"]["data"]["corpora"]["robot"]  # it differs by seed
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("seeds=0", "seeds=0 must be at least 1"),
+        ("rollouts=-1", "rollouts=-1 must be at least 1"),
+        ("others=-1", "others=-1 must be at least 0"),
+        ("budgets=0", "budgets='0' must be numbers from 1 on"),
+        ("budgets=8+x", r"budgets='8\+x' must be numbers from 1 on"),
+    ],
+)
+def test_numbers_that_leave_nothing_are_refused(tmp_path, given, told):
+    with pytest.raises(ValueError, match=told):
+        headline.get_study(f"size=quick,{given}", tmp_path)
 
 
 def row(arm, outcomes, **values):
@@ -196,7 +212,7 @@ def test_tables():
     (_, scratch, vpt) = tables["primary"]
     assert scratch[:3] == ["`lapa` less `scratch`", "2", "50.0 points (35.0 to 65.0)"]
     assert vpt[2] == "0.0 points (0.0 to 0.0)"
-    assert [cells[2] for cells in tables["expected"][1:]] == ["yes", "yes", "yes"]
+    assert [cells[2] for cells in tables["expected"][1:]] == ["yes"] * 4
     assert tables["main"][1] == ["`scratch`", "50.0 % (35.0 to 65.0)"]
     assert [cells[0] for cells in tables["controls"]] == ["arm", "`lapa`", "`kmeans_latents`"]
     assert tables["settings"][0][4] == "cross-task, only shown"
