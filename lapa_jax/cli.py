@@ -213,7 +213,7 @@ def _message(error: Exception) -> str | None:
     ours = module.split(".")[0] in ("lapa_jax", "data_pipelines", "experiments", "launch")
     told = isinstance(error, ValueError | OSError | RuntimeError | ArithmeticError | AssertionError)
     if (ours and told) or (isinstance(error, OSError) and error.filename):
-        return f"{type(error).__name__}: {error}"
+        return "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
     if any(name.startswith("gcsfs.") for name in modules):
         return (
             f"a bucket does not answer as asked ({type(error).__name__}: {error}). Does it exist, "

@@ -61,6 +61,8 @@ def shown(found: Mapping[str, Any]) -> Iterable[list[str]]:
         count = f"{one['parts']}" + (f", {one['done']} done" if one["done"] else "")
         yield [kind, f"{count}; {each}"]
     least = "at least " if found["parts_not_measured"] else ""
-    yield ["hours left of one process", f"{least}{found['hours_left']:.3g}"]
+    known = not least or found["hours_left"] > 0
+    hours = f"{least}{found['hours_left']:.3g}"
+    yield ["hours left of one process", hours if known else "not measured yet"]
     if "price" in found:
-        yield ["price", f"{least}{found['price']:,.2f}"]
+        yield ["price", f"{least}{found['price']:,.2f}" if known else "not known yet"]

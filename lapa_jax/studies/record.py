@@ -31,12 +31,12 @@ class Record:
     """A file of what a study found so far: the rows of cells that are done, here or where an
     earlier process wrote the same file, and what all parts of a kind have in common."""
 
-    def __init__(self, path: Path, command: str, study: Study):
-        """Gives the study the rows that are there, whose cells are not done again. Raises
-        ValueError where these were made by another command or config."""
+    def __init__(self, path: Path, command: str, study: Study, of: Mapping[str, Any]):
+        """Gives the study the rows that are there, whose cells are not done again. `of`: its
+        arguments and size. Raises ValueError where these were made by another study or config."""
         self.path, self.command, self.study = path, command, study
         self._configs, self._work = _common_configs(study), {}
-        self._of = {key: study.claims[key] for key in ("arguments", "size")}
+        self._of = {key: of[key] for key in ("arguments", "size")}
         study.recorded = {}
         if not path.exists():
             places.make(path.parent)  # what cannot be written is told before the work
@@ -57,13 +57,18 @@ class Record:
         logging.info("%s has the rows of %d cells", path, len(study.recorded))
 
     def _check(self, found: dict[str, Any]) -> None:
+        if _file(found.get("command", "")) != _file(self.command):
+            raise ValueError(
+                f"{self.path} is of `{found['command']}`, not of `{self.command}`: choose another "
+                "--record"
+            )
         if not {"configs", "of", "versions", "work"} <= found.keys():
             raise ValueError(
                 f"{self.path} does not say by what configs it was made, so that nothing can be "
                 "added to it: choose another --record"
             )
-        there = _unfolded(found["configs"])
         changes = configs.difference(found["of"], self._of)
+        there = {} if changes else _unfolded(found["configs"])  # which follow from arguments
         for kind in sorted(there.keys() & self._configs.keys()):
             old, new = configs.upgrade(there[kind]), self._configs[kind]
             noted = configs.flatten(there[kind])
@@ -235,6 +240,12 @@ def filled(
         return begin + "".join(f"| {' | '.join(row)} |\n" for row in lines) + match[3]
 
     return _BLOCK.sub(block, document)
+
+
+def _file(command: str) -> str:
+    """The name of the study's file in `lapa study FILE[:args] ...`, from wherever it is called."""
+    named = re.match(r"lapa study ([^\s:]+)", command)
+    return Path(named[1]).stem if named else ""
 
 
 def _study(record: str) -> str:

@@ -9,6 +9,7 @@ needs a part that another is doing, it does its other cells first.
 import csv
 import dataclasses
 import functools
+import json
 import re
 import time
 import uuid
@@ -132,8 +133,8 @@ class Study:
     """The cells of a study under a directory, the files of whose parts are in WORKDIR/parts."""
 
     def __init__(self, workdir: Path, cells: Sequence[Cell]):
-        """Raises ValueError for cells that are the same or share their last part, and for a
-        training that starts from a run which no part before it makes."""
+        """Raises ValueError where there is no cell, for cells that are the same or share their last
+        part, and for a training that starts from a run which no part before it makes."""
         self.workdir, self.cells = workdir, cells
         # Rows of cells by their names, and the versions of the code, of a result of record.
         self.recorded: dict[str, list[dict[str, Any]]] = {}
@@ -143,6 +144,8 @@ class Study:
         places.make(workdir / "parts")
 
     def _check_cells(self) -> None:
+        if not self.cells:
+            raise ValueError("the study has no cell: its arguments leave nothing to compare")
         named: dict[str, Cell] = {}
         last: dict[str, Cell] = {}
         runs_of: dict[Path, str] = {}
@@ -282,8 +285,13 @@ class Study:
         logging.info("=== %s%s ===", part.name, self._place(part))
         start, result, done = time.monotonic(), None, False
         try:
-            result = part.work()
-            done = True
+            given = part.work()
+            if any(cell.parts[-1].name == part.name for cell in self.cells):
+                _check_rows(part.name, given)
+            result, done = given, True
+        except Exception as error:
+            error.add_note(f"in part {part.name!r} of the study in {self.workdir}")
+            raise
         finally:
             # An interrupted part keeps its time: the sum is what the study cost.
             seconds = before["seconds"] + time.monotonic() - start
@@ -317,6 +325,7 @@ class Study:
         for cell in filter(self.is_done, self.cells):
             last, name = cell.parts[-1].name, name_of(cell.values)
             rows = self.result(last) if self.done(last) else self.recorded[name]
+            _check_rows(last, rows)
             found += [cell.values | row for row in rows]
         return found
 
@@ -352,6 +361,18 @@ class Study:
         if not {"done", "seconds", "result"} <= found.keys():
             raise ValueError(f"{path} is not of a part: remove it, and the part is done again")
         return {"versions": [UNKNOWN]} | found
+
+
+def _check_rows(part: str, rows: Any) -> None:
+    """Raises ValueError unless it is what the last part of a cell gives."""
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(
+            f"part {part!r} gives {rows!r:.80}, not the rows of its cell: a list of dicts"
+        )
+    try:
+        json.dumps(rows)
+    except TypeError as error:
+        raise ValueError(f"part {part!r} gives rows that JSON does not hold: {error}") from None
 
 
 def check_seeds(seeds: Mapping[str, int]) -> None:

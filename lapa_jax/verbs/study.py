@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.progress import Progress
+from data_pipelines.storage import places
 from lapa_jax import config as configs
 from lapa_jax.runs import program as programs
 from lapa_jax.studies import page, record
@@ -44,8 +45,11 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     check_flags(args)
     workdir = Path(args.workdir)
-    study = open_study(args.study, args.size, workdir)
-    kept = record.Record(Path(args.record), command(args), study) if args.record else None
+    places.make(workdir)  # what cannot be written is told before the study's file is read
+    sized, size, others = size_of(args.study, args.size)
+    study, of = read_study(sized, workdir), {"arguments": others, "size": size}
+    kept = record.Record(Path(args.record), command(args), study, of) if args.record else None
+    study.claim(of)
     last = time.monotonic()
 
     def write_page() -> None:
@@ -78,14 +82,6 @@ def main(argv: list[str]) -> int:
 def command(args: argparse.Namespace) -> str:
     """What makes the same results anywhere."""
     return f"lapa study {args.study}" + (f" --size {args.size}" if args.size else "")
-
-
-def open_study(spec: str, size: str | None, workdir: Path) -> Study:
-    """The study of a file, under a directory that is claimed for its arguments."""
-    sized, size, others = size_of(spec, size)
-    study = read_study(sized, workdir)
-    study.claim({"arguments": others, "size": size})
-    return study
 
 
 def size_of(spec: str, size: str | None) -> tuple[str, str, str]:

@@ -18,7 +18,7 @@ def test_rows_are_kept(tmp_path):
     study = Study(tmp_path, [Cell({"seed": 3}, (Part("a", lambda: rows),))])
     study.claim({"arguments": "x=1", "size": "cpu"})
     study.run()
-    record.Record(tmp_path / "kept.json", "lapa study mine.py:x=1", study).write()
+    record.Record(tmp_path / "kept.json", "lapa study mine.py:x=1", study, study.claims).write()
     found = record.read(tmp_path / "kept.json")
     assert found["command"] == "lapa study mine.py:x=1"
     assert found["versions"] == [version()] and found["size"] == "cpu"
@@ -50,10 +50,10 @@ def test_a_record_is_added_to_from_anywhere(tmp_path):
     """Whatever two machines without a common disk did of it, one after the other."""
     path, done = tmp_path / "found.json", []
     first = arms_study(tmp_path / "a", done)
-    first.run(0, 2, lambda cell: record.Record(path, "lapa study x", first).write())
+    first.run(0, 2, lambda cell: record.Record(path, "lapa study x", first, first.claims).write())
     assert record.read(path)["cells"] == [2, 4] and done == [("lapa", 0), ("lapa", 1)]
     second = arms_study(tmp_path / "b", done)
-    kept = record.Record(path, "lapa study x", second)
+    kept = record.Record(path, "lapa study x", second, second.claims)
     assert [cell.values["arm"] for cell in second.missing()] == ["vpt", "vpt"]
     second.run()
     kept.write()
@@ -68,7 +68,7 @@ def test_a_record_is_added_to_from_anywhere(tmp_path):
     assert found["configs"][""]["common"] == {"steps": 9, "data": "WORKDIR/data"}
     assert found["configs"][""]["kinds"] == {"success_lapa": {}, "success_vpt": {}}
     again = path.read_bytes()
-    record.Record(path, "lapa study x", second).write()
+    record.Record(path, "lapa study x", second, second.claims).write()
     assert path.read_bytes() == again
 
 
@@ -88,25 +88,28 @@ def test_a_record_of_something_else_is_refused(tmp_path):
     path = tmp_path / "found.json"
     study = arms_study(tmp_path / "a", [])
     study.run()
-    record.Record(path, "lapa study x", study).write()
+    record.Record(path, "lapa study x", study, study.claims).write()
     other = arms_study(tmp_path / "b", [], steps=8)  # which is folded away
     with pytest.raises(ValueError, match=r"\n  success_lapa: steps: 9 there, 8 now\n"):
-        record.Record(path, "lapa study x", other)
+        record.Record(path, "lapa study x", other, other.claims)
     study.claim({"arguments": "x=1"}, replace=True)
     with pytest.raises(ValueError, match=r"\n  arguments: '' there, 'x=1' now$"):
-        record.Record(path, "lapa study x", study)
+        record.Record(path, "lapa study x", study, study.claims)
     with pytest.raises(ValueError, match="a row that is of no cell"):
-        record.Record(path, "lapa study x", arms_study(tmp_path / "c", [], seeds=1))
+        fewer = arms_study(tmp_path / "c", [], seeds=1)
+        record.Record(path, "lapa study x", fewer, fewer.claims)
+    with pytest.raises(ValueError, match="is of `lapa study x`, not of `lapa study studies/y:a=1`"):
+        record.Record(path, "lapa study studies/y:a=1", other, other.claims)
     found = json.loads(path.read_text())
     del found["configs"]
     path.write_text(json.dumps(found))
     with pytest.raises(ValueError, match="does not say by what configs"):
-        record.Record(path, "lapa study x", study)
+        record.Record(path, "lapa study x", study, study.claims)
     path.write_text("{}")
     with pytest.raises(ValueError, match=r"found\.json has no rows"):
-        record.Record(path, "lapa study x", study)
+        record.Record(path, "lapa study x", study, study.claims)
     with pytest.raises(OSError, match="found.json is there, and is no directory"):
-        record.Record(path / "kept.json", "lapa study x", study)
+        record.Record(path / "kept.json", "lapa study x", study, study.claims)
 
 
 def test_tables_of_a_document_are_filled_and_the_rest_stays():

@@ -70,6 +70,30 @@ def test_what_is_interrupted_goes_on_and_keeps_its_time(tmp_path):
     assert study.seconds()["train"] >= 100.0 and study.rows() == [{"seed": 0, "loss": 1.0}]
 
 
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        (None, "part 'success' gives None, not the rows of its cell: a list of dicts"),
+        ({"loss": 1.0}, "not the rows of its cell"),
+        ([{"loss": np.float32(1)}], "rows that JSON does not hold: .*float32"),
+    ],
+)
+def test_what_is_no_row_is_refused_and_done_again(tmp_path, rows, told):
+    found = [rows, [{"loss": 1.0}]]
+    study = Study(tmp_path, [Cell({"seed": 0}, (Part("success", lambda: found.pop(0)),))])
+    with pytest.raises(ValueError, match=told) as raised:
+        study.run()
+    assert raised.value.__notes__ == [f"in part 'success' of the study in {tmp_path}"]
+    assert study.missing()
+    study.run()
+    assert study.rows() == [{"seed": 0, "loss": 1.0}]
+
+
+def test_a_study_of_nothing_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="the study has no cell"):
+        Study(tmp_path, [])
+
+
 @pytest.mark.parametrize("torn", ["", '{"done": tr', "\x00" * 9, "\xff"])
 def test_a_damaged_part_is_named(tmp_path, torn):
     study = Study(tmp_path, two_arms([], {"one": [True]}))
