@@ -286,7 +286,8 @@ class Study:
         start, result, done = time.monotonic(), None, False
         try:
             given = part.work()
-            if any(cell.parts[-1].name == part.name for cell in self.cells):
+            last = any(cell.parts[-1].name == part.name for cell in self.cells)
+            if last and given is not None:  # of who does not ask for rows
                 _check_rows(part.name, given)
             result, done = given, True
         except Exception as error:
@@ -325,6 +326,9 @@ class Study:
         for cell in filter(self.is_done, self.cells):
             last, name = cell.parts[-1].name, name_of(cell.values)
             rows = self.result(last) if self.done(last) else self.recorded[name]
+            if rows is None:
+                path = self._path(last)
+                raise ValueError(f"cell {name} has no rows: remove {path}, and it is done again")
             _check_rows(last, rows)
             found += [cell.values | row for row in rows]
         return found

@@ -73,7 +73,7 @@ def test_what_is_interrupted_goes_on_and_keeps_its_time(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "told"),
     [
-        (None, "part 'success' gives None, not the rows of its cell: a list of dicts"),
+        (5, "part 'success' gives 5, not the rows of its cell: a list of dicts"),
         ({"loss": 1.0}, "not the rows of its cell"),
         ([{"loss": np.float32(1)}], "rows that JSON does not hold: .*float32"),
     ],
@@ -87,6 +87,13 @@ def test_what_is_no_row_is_refused_and_done_again(tmp_path, rows, told):
     assert study.missing()
     study.run()
     assert study.rows() == [{"seed": 0, "loss": 1.0}]
+
+
+def test_a_cell_without_rows_is_named_by_who_asks_for_them(tmp_path):
+    study = Study(tmp_path, [Cell({"seed": 0}, (Part("train", lambda: None),))])
+    study.run()
+    with pytest.raises(ValueError, match=r"cell seed=0 has no rows: remove .*parts/train\.json"):
+        study.rows()
 
 
 def test_a_study_of_nothing_is_refused(tmp_path):
