@@ -56,13 +56,18 @@ def main(argv: list[str]) -> int:
     )
     add("--price", type=flags.number(float, "[0, 1e9]"), help="of a chip's hour, or of a study's")
     add("--json", action="store_true", help="one JSON object in the place of the table")
-    if any(one.partition("=")[0] == "--study" for one in argv):
+    named = {one.partition("=")[0] for one in argv}
+    if "--study" in named:
+        if "--config" in named:
+            parser.error("--study is in the place of --config: give one of them")
         args = parser.parse_args(argv)
         if args.topology:
             parser.error("--topology is of a --config")
         found = of_study(args)
         _show(found, costs.shown(found), args)
         return 0
+    if not named & {"--config", "-h", "--help"}:
+        parser.error("give --config FILE, or --study FILE")
     args, config = configs.parse(parser, argv)
     if args.size or args.workdir:
         parser.error("--size and --workdir are of a --study")

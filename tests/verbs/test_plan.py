@@ -77,8 +77,10 @@ def test_a_study_costs_what_parts_of_its_kind_took(tmp_path):
     for flags, message in (
         (("--topology", "v5e-8"), "--topology is of a --config"),
         (("--workdir", tmp_path / "none"), "no study in"),
-        (("--config", "quantizer/tabletop"), "unrecognized arguments"),
+        (("--config", "quantizer/tabletop"), "--study is in the place of --config"),
     ):
         code, _, error = lapa("plan", "--study", path, *flags)
         assert code == 2 and message in error
+    code, _, error = lapa("plan", "--price", "2")
+    assert code == 2 and "give --config FILE, or --study FILE" in error
     assert "of a --study" in lapa("plan", *CONFIG, "--size", "cpu")[2]
