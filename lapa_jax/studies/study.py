@@ -133,8 +133,8 @@ class Study:
     """The cells of a study under a directory, the files of whose parts are in WORKDIR/parts."""
 
     def __init__(self, workdir: Path, cells: Sequence[Cell]):
-        """Raises ValueError where there is no cell, for cells that are the same or share their last
-        part, and for a training that starts from a run which no part before it makes."""
+        """Raises ValueError for cells that are the same or share their last part, and for a
+        training that starts from a run which no part before it makes."""
         self.workdir, self.cells = workdir, cells
         # Rows of cells by their names, and the versions of the code, of a result of record.
         self.recorded: dict[str, list[dict[str, Any]]] = {}
@@ -144,8 +144,6 @@ class Study:
         places.make(workdir / "parts")
 
     def _check_cells(self) -> None:
-        if not self.cells:
-            raise ValueError("the study has no cell: its arguments leave nothing to compare")
         named: dict[str, Cell] = {}
         last: dict[str, Cell] = {}
         runs_of: dict[Path, str] = {}

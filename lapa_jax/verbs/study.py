@@ -103,6 +103,8 @@ def read_study(spec: str, workdir: Path) -> Study:
     study = configs.call(spec, "get_study", workdir)
     if not isinstance(study, Study):
         raise ValueError(f"get_study of {spec} gives a {type(study).__name__}, not a Study")
+    if not study.cells:
+        raise ValueError(f"{spec} has no cell: its arguments leave nothing to compare")
     return study
 
 

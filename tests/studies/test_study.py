@@ -96,11 +96,6 @@ def test_a_cell_without_rows_is_named_by_who_asks_for_them(tmp_path):
         study.rows()
 
 
-def test_a_study_of_nothing_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="the study has no cell"):
-        Study(tmp_path, [])
-
-
 @pytest.mark.parametrize("torn", ["", '{"done": tr', "\x00" * 9, "\xff"])
 def test_a_damaged_part_is_named(tmp_path, torn):
     study = Study(tmp_path, two_arms([], {"one": [True]}))

@@ -83,3 +83,14 @@ def test_files_that_are_none(study, tmp_path):
     ):
         code, _, error = lapa("study", path, "--workdir", tmp_path / "out")
         assert code == 2 and message in error
+    nothing = "from lapa_jax.studies.study import Study\n\n\ndef get_study(arg, workdir):\n"
+    study.write_text(nothing + "    return Study(workdir, [])\n")
+    assert "has no cell: its arguments leave" in lapa("study", study, "--workdir", tmp_path)[2]
+
+
+def test_a_record_that_is_refused_leaves_the_directory_free(study, tmp_path):
+    kept, out = tmp_path / "kept.json", tmp_path / "out"
+    succeed("study", study, "--workdir", tmp_path / "one", "--record", kept)
+    code, _, error = lapa("study", f"{study}:steps=9", "--workdir", out, "--record", kept)
+    assert code == 2 and "'steps=9' now" in error
+    succeed("study", study, "--workdir", out, "--record", kept)
