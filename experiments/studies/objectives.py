@@ -2,8 +2,8 @@ r"""Do objectives of latent actions do what their papers claim? On the tabletop,
 things that move by themselves.
 
 Shows: by arm and setting, what latents tell of the motion (R², linear), whether they add up, act
-from another frame (RotVLA's Δ), and draw; and four orderings, paired by seed: triplets over pairs,
-a few labels over none and features over pixels under distractors, rotations over free latents.
+from another frame (RotVLA's Δ), and draw; and five orderings, paired by seed: triplets over pairs
+(two), a few labels over none and features over pixels under distractors, rotations over free ones.
 
     lapa study studies/objectives --workdir runs/objectives
 

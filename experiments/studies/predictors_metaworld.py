@@ -8,8 +8,7 @@ and what every change costs or gains.
 
     lapa study studies/predictors_metaworld --workdir runs/predictors_metaworld
 
-Cost: 18 models, ten minutes each of one CPU core by what their parts cost elsewhere (`--size
-quick`: 3 models).
+Cost: six hours of one CPU core for 18 models, on shared cores (`--size quick`: 3 models).
 """
 
 import dataclasses
