@@ -62,7 +62,9 @@ def test_packed_rows_have_the_loss_of_single_ones():
     np.testing.assert_allclose(packed_loss, loss, rtol=1e-5)
     for name in metrics:
         np.testing.assert_allclose(packed_metrics[name], metrics[name], rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), packed_grads, grads)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), packed_grads, grads
+    )
 
 
 @pytest.mark.slow
