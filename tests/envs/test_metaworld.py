@@ -34,6 +34,7 @@ def test_suites_and_sentences():
     sentences = [text for texts in language.SENTENCES.values() for text in texts]
     assert len(language.TASKS) == 50 and len(sentences) == 250 == len(set(sentences))
     assert {len(language.SUITES[name]) for name in ("mw10", "mt10")} == {10}
+    assert {*language.SUITES["mw5"]} < {*language.SUITES["mw10"]}
     assert {*language.SUITES["mw10"], *language.SUITES["mt10"]} < {*language.TASKS}
 
 
