@@ -78,6 +78,10 @@ def get_study(arg: str | None, workdir: Path) -> Study:
     data = workdir / "data"
 
     def collected() -> dict[str, Any]:
+        if not (Path(arg.demo) / "latent_vla").is_dir():  # before the episodes
+            raise FileNotFoundError(
+                f"demo={arg.demo} has no latent_vla: `lapa demo --workdir {arg.demo}` makes it"
+            )
         if not (data / "robot" / "dataset_info.json").exists():
             collect(env, data, views=("robot",), episodes=arg.labels, seed=DATA_SEED, size=(64, 64))
         build_index(data / "robot", progress=False)

@@ -322,6 +322,9 @@ class PolicyStage(Stage):
         config, found = self.config, []
         if 0 < (warm := config.optimizer.get("warmup_steps", 0)) < config.steps:
             found.append((warm, "the loss is below that of the first line"))
+        usual = "token accuracy above that of the usual token and of the first frame"
+        if (saved := config.checkpoint.every_steps) < config.steps and not self.acts:
+            found.append((saved, f"`lapa evaluate` of the first checkpoint: {usual}"))
         if every := config.evaluation.every_steps:
             found.append(
                 (every, "the loss in evaluation.jsonl, which rises where it learns by heart")
@@ -330,7 +333,7 @@ class PolicyStage(Stage):
         if self.acts:
             last += "errors beside the mean action and the one before repeated, and success"
         else:
-            last += "token accuracy above that of the usual token and of the first frame"
+            last += usual
         return [*found, (config.steps, last)]
 
     def batch_spec(self) -> dict[str, jax.ShapeDtypeStruct]:

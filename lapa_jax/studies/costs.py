@@ -16,7 +16,8 @@ def planned(study: Study, spec: str, size: str, price: float | None = None) -> d
     parts = {part.name: part for cell in study.cells for part in cell.parts}
     named = sum(len(cell.parts) for cell in study.cells)
     done = {name for name in parts if study.done(name)}
-    measured = _recorded(spec, size) | study.minutes()
+    (recorded, where), own = _recorded(spec, size), study.minutes()
+    measured = recorded | own
     kinds: dict[str, dict[str, Any]] = {}
     for name in parts:
         one = kinds.setdefault(kind_of(name), {"parts": 0, "done": 0})
@@ -36,18 +37,20 @@ def planned(study: Study, spec: str, size: str, price: float | None = None) -> d
         "kinds": kinds,
         "hours_left": hours,
         "parts_not_measured": sum(count for count, minutes in left if minutes is None),
+        "measured": [where] * bool(recorded) + [f"in {study.workdir}"] * bool(own),
         **({} if price is None else {"price": hours * price}),
     }
 
 
-def _recorded(spec: str, size: str) -> dict[str, list[float]]:
-    """Minutes by kind of the result of record beside the study's file."""
+def _recorded(spec: str, size: str) -> tuple[dict[str, list[float]], str]:
+    """Minutes by kind of the result of record beside the study's file, and what that is."""
     file = configs.locate(spec)
     path = file.parent / record.FOLDER / f"{file.stem}.json"
     if not path.exists():
-        return {}
+        return {}, ""
     found = record.read(path)
-    return found.get("minutes", {}) if found.get("size", "cpu") == size else {}
+    of_size = found.get("size", "cpu") == size
+    return found.get("minutes", {}) if of_size else {}, f"by {path.name} of {found['date']}"
 
 
 def shown(found: Mapping[str, Any]) -> Iterable[list[str]]:
@@ -60,9 +63,12 @@ def shown(found: Mapping[str, Any]) -> Iterable[list[str]]:
         each = "not measured yet" if minutes is None else f"{minutes:.3g} min each"
         count = f"{one['parts']}" + (f", {one['done']} done" if one["done"] else "")
         yield [kind, f"{count}; {each}"]
+    if found["measured"]:
+        yield ["minutes", f"as measured {', else '.join(reversed(found['measured']))}"]
     least = "at least " if found["parts_not_measured"] else ""
     known = not least or found["hours_left"] > 0
     hours = f"{least}{found['hours_left']:.3g}"
     yield ["hours left of one process", hours if known else "not measured yet"]
     if "price" in found:
-        yield ["price", f"{least}{found['price']:,.2f}" if known else "not known yet"]
+        price = f"{least}{found['price']:,.2f}"
+        yield ["price, in the unit of --price", price if known else "not known yet"]

@@ -57,7 +57,8 @@ def test_a_study_costs_what_parts_of_its_kind_took(tmp_path):
         "    return Study(workdir, [cell(x, seed) for seed in range(3) for x in 'ab'])\n"
     )
     (tmp_path / "results").mkdir()
-    record = {"rows": [], "size": "gpu", "minutes": {"success_a": [4, 80.0], "collect": [1, 6.0]}}
+    record = {"rows": [], "size": "gpu", "date": "2026-11-30"}
+    record |= {"minutes": {"success_a": [4, 80.0], "collect": [1, 6.0]}}
     (tmp_path / "results" / "mine.json").write_text(json.dumps(record))
     argv = ("--study", path, "--size", "gpu", "--price", "2")
     found = json.loads(succeed("plan", *argv, "--json"))
@@ -73,6 +74,7 @@ def test_a_study_costs_what_parts_of_its_kind_took(tmp_path):
     assert "6, 5 of them left" in text and "3, 1 done; 30 min each" in text
     assert "at least 1\n" in text and "not measured yet" in text
     assert "collect" in text and "price" in text and "at least 2.00" in text
+    assert f"as measured in {workdir}, else by mine.json of 2026-11-30" in text
     assert json.loads(succeed("plan", "--study", path, "--json"))["hours_left"] == 0  # of size cpu
     for flags, message in (
         (("--topology", "v5e-8"), "--topology is of a --config"),
