@@ -74,15 +74,16 @@ def main(argv: list[str]) -> int:
     if args.price is not None and not args.topology:
         parser.error("--price is of a chip's hour: give --topology")
     settings.check(config)
-    found = counted(config)
-    if args.topology:
+    machine = {}
+    if args.topology:  # first: JAX looks for compilers once, and for none where it has devices
         result = assess(config, parse_topology(args.topology, args.num_slices))
         if not result["fits"]:
             raise ValueError(
                 f"a step does not fit {args.topology}: `lapa compile --search` with the same "
                 "arguments looks for changes that do"
             )
-        found |= on_machine(config, result, args.efficiency, args.price)
+        machine = on_machine(config, result, args.efficiency, args.price)
+    found = counted(config) | machine
     _show(found, shown(found), args)
     return 0
 

@@ -33,8 +33,12 @@ def test_counts_follow_the_config():
 def test_hours_and_money_are_the_bound_over_the_efficiency(monkeypatch):
     bound = {"roofline": {"step_ms": 30.0, "limit": "hbm"}, "mfu_bound": 0.4, "fits": True}
     bound |= {"topology": "v5e-8", "chips": 8, "peak_gib": 3.0, "hbm_gib": 16.0}
-    monkeypatch.setattr(plan, "assess", lambda config, topology: bound)
+    done = []
+    own = plan.counted
+    monkeypatch.setattr(plan, "assess", lambda config, topology: done.append("there") or bound)
+    monkeypatch.setattr(plan, "counted", lambda config: done.append("here") or own(config))
     found = planned("--topology", "v5e-8", "--efficiency", "0.25", "--price", "2")
+    assert done == ["there", "here"]  # JAX that has devices looks for no other machine's compiler
     assert found["hours"] == pytest.approx(60 * 0.03 / 0.25 / 3600)
     assert found["price"] == pytest.approx(found["hours"] * 16)
     monkeypatch.setattr(plan, "assess", lambda config, topology: bound | {"fits": False})
