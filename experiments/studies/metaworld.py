@@ -47,7 +47,7 @@ ARMS = ("scratch", "lapa", "vpt", "action_vla", "kmeans_latents", "shuffled_late
 PRIMARY = (("lapa", "scratch"), ("lapa", "vpt"))
 TOLD = ("scratch", "lapa", "action_vla")  # arms that also act without words, and with others
 LABELLED = "mw5"  # the suite of the labelled episodes across tasks
-ACROSS = arms.MAIN  # arms that also act in tasks that no label is of
+ACROSS = (*arms.MAIN, "frozen_features")  # arms that also act in tasks that no label is of
 
 INVERSE_STEPS = 1000  # of training an inverse dynamics model
 GRID = [Tuned(1000, rest) for rest in (0.0, 0.1, 1.0)]  # of the search
