@@ -47,7 +47,8 @@ ARMS = ("scratch", "lapa", "vpt", "action_vla", "kmeans_latents", "shuffled_late
 PRIMARY = (("lapa", "scratch"), ("lapa", "vpt"))
 TOLD = ("scratch", "lapa", "action_vla")  # arms that also act without words, and with others
 LABELLED = "mw5"  # the suite of the labelled episodes across tasks
-ACROSS = (*arms.MAIN, "frozen_features")  # arms that also act in tasks that no label is of
+ACROSS = (*arms.MAIN, "frozen_features")  # arms that act in tasks that no label is of
+NAMED = tuple(dict.fromkeys((*ARMS, *ACROSS)))
 
 INVERSE_STEPS = 1000  # of training an inverse dynamics model
 GRID = [Tuned(1000, rest) for rest in (0.0, 0.1, 1.0)]  # of the search
@@ -74,7 +75,7 @@ def arguments(arg: str | None) -> ConfigDict:
     return base.parse_study_arg(
         arg,
         SIZES,
-        **dict(arms="+".join(ARMS), tune=False, seeds=SEEDS, rollouts=ROLLOUTS),
+        **dict(arms="+".join(NAMED), tune=False, seeds=SEEDS, rollouts=ROLLOUTS),
         **dict(labels=LABELS, videos=2000, tasks=10),
         **dict(quantizer_steps=900, policy_steps=1400, finetuning_steps=0),
     )
@@ -94,7 +95,8 @@ def _cells(named: Sequence[str], arg: ConfigDict) -> Iterator[dict[str, Any]]:
     """As of `Pipeline.cell`: whatever is done of it compares the same arms fairly."""
     for seed in range(arg.seeds):
         for name in named:
-            yield dict(name=name, seed=seed, labels=arg.labels)
+            if name in ARMS or name not in ACROSS:
+                yield dict(name=name, seed=seed, labels=arg.labels)
     for seed in range(arg.seeds):
         for phrasings in (words.NONE, words.SHUFFLED):
             for name in TOLD:
