@@ -143,7 +143,8 @@ class Training:
         self._evaluate = jax.jit(self._metrics)
 
     def start(self):
-        return jax.jit(self.model.init)(jax.random.key(0))
+        """Not compiled as one program: what its few kinds of operations take is compiled once."""
+        return self.model.init(jax.random.key(0))
 
     def run(self, params, variables, steps):
         """(params, variables, metrics on other squares) after these steps."""
