@@ -96,7 +96,7 @@ def _cells(named: Sequence[str], arg: ConfigDict) -> Iterator[dict[str, Any]]:
     """As of `Pipeline.cell`: whatever is done of it compares the same arms fairly."""
     for seed in range(arg.seeds):
         for name in named:
-            if name in ARMS or name not in ACROSS:
+            if name in ARMS or name not in ACROSS:  # others act across tasks alone
                 yield dict(name=name, seed=seed, labels=arg.labels)
     for seed in range(arg.seeds):
         for phrasings in (words.NONE, words.SHUFFLED):
